@@ -1,0 +1,22 @@
+"""AsyncRL: fully asynchronous off-policy reinforcement learning for language models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
+
+if TYPE_CHECKING:
+    from asyncrl.runtime.launcher import RunResult, run
+
+__version__ = "0.1.0"
+__all__ = ["AsyncRLError", "ConfigError", "RunFailed", "RunResult", "run"]
+
+
+def __getattr__(name: str) -> object:
+    # Lazily: `import asyncrl` must stay light, since every role and every reward process does it.
+    if name in ("RunResult", "run"):
+        from asyncrl.runtime import launcher
+
+        return getattr(launcher, name)
+    raise AttributeError(f"module 'asyncrl' has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""`asyncrl config-docs`: writes the reference of all settings from their schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from asyncrl.config import Config, Section, section_of
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `asyncrl config-docs` from asyncrl/config.py. Do not edit: change the docstrings there. -->
+
+A run is described by one YAML file. Any key can be overridden on the command line, as `key.sub=value`
+(the value in YAML, list items by their number from 0):
+
+    asyncrl-launch --config configs/quickstart.yaml run.seed=1 reward.functions.0.weight=0.5
+
+Unknown keys, wrong types and combinations that cannot work are refused before any process starts.
+`asyncrl-launch --config FILE --dry-run` shows the resolved settings and what they imply.
+
+A key without a default has to be given."""
+
+
+def write(path: Path) -> None:
+    """Write the reference to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(), encoding="utf-8")
+
+
+def render() -> str:
+    """The reference as Markdown: a table for each section."""
+    return "\n".join([_INTRODUCTION, *_tables(Config, "")])
+
+
+def _tables(section: type[Section], prefix: str) -> Iterator[str]:
+    """The section's own keys (lists of sections among them), then its sections."""
+    own = {name: f for name, f in section.model_fields.items() if not _is_section(f)}
+    if own:
+        yield "\n| key | type | default | meaning |\n|---|---|---|---|"
+        yield from (_row(f"{prefix}{name}", field) for name, field in own.items())
+    for name, field in section.model_fields.items():
+        if inner := section_of(field.annotation):
+            key = f"{prefix}{name}" if _is_section(field) else f"{prefix}{name}.N"
+            yield f"\n{'###' if prefix else '##'} `{key}`"
+            yield from _tables(inner, f"{key}.")
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return section_of(field.annotation) is not None and get_origin(field.annotation) is not list
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    default = "" if field.is_required() else f"`{_yaml(field.default)}`"
+    cells = (f"`{key}`", _type(field), default, " ".join((field.description or "").split()))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _type(field: FieldInfo) -> str:
+    words = _type_words(field.annotation)
+    bounds = ", ".join(
+        f"{sign} {value:g}"
+        for sign, name in ((">", "gt"), ("≥", "ge"), ("<", "lt"), ("≤", "le"))
+        for value in (getattr(m, name, None) for m in field.metadata)
+        if value is not None
+    )
+    return f"{words} {bounds}".strip()
+
+
+def _type_words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type_words(a) for a in sorted(arguments, key=lambda a: a is NoneType))
+    if origin is list:
+        return f"list of {_type_words(arguments[0])}s"
+    if origin is tuple:
+        return f"list of {len(arguments)} {_type_words(arguments[0])}s"
+    if hasattr(
+        annotation, "__metadata__"
+    ):  # Annotated[...]: its bounds are checked, the docstring tells them
+        return _type_words(arguments[0])
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
+    return names.get(annotation, "section")
+
+
+def _yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,104 @@
+"""The command `asyncrl-launch`: checks a config and runs it, or shows what it implies."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncrl import __version__
+from asyncrl.errors import AsyncRLError, ConfigError
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
+
+_FLAGS = ("--config", "--gpus", "--dry-run", "--version", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asyncrl-launch` and return its exit status: 0 when the run ended well, 1 when it failed, 2 when a
+    setting is wrong (nothing was started), 130 when it was interrupted."""
+    arguments = _parse(argv)
+    try:
+        _launch(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except AsyncRLError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted: everything is stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from asyncrl.config import load
+
+    config = load(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        from asyncrl.cli.dry_run import show
+        from asyncrl.runtime.preflight import preflight
+
+        show(preflight(config, arguments.gpus))
+    else:
+        from asyncrl.observe.summary import print_summary
+        from asyncrl.runtime.launcher import run
+
+        print_summary(run(config, gpus=arguments.gpus).summary)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="asyncrl-launch",
+        description="Train a language model by asynchronous reinforcement learning.",
+        epilog="example: asyncrl-launch --config configs/quickstart.yaml run.seed=1 run.steps=20\n"
+        "All settings: docs/configuration.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, type=Path, metavar="FILE", help="YAML file with the settings"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="use N GPUs, 0 for the CPU only (default: as many as there are and are of use)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, show the settings and what they imply, start nothing",
+    )
+    parser.add_argument("--version", action="version", version=f"asyncrl {__version__}")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
+    )
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        parser.error("; ".join(_advice(text) for text in unknown))
+    for text in arguments.overrides:
+        if f"--{text.partition('=')[0]}" in _FLAGS:
+            parser.error(f"`{text}` is no setting; write --{text.replace('=', ' ')}")
+    return arguments
+
+
+def _advice(text: str) -> str:
+    """What to write instead of an argument that looks like a flag and is none."""
+    name, _, value = text.partition("=")
+    if close := difflib.get_close_matches(name, _FLAGS, n=1):
+        return f"unknown option {text}; did you mean {close[0]}{' ' * bool(value)}{value}?"
+    from asyncrl.config import keys
+    from asyncrl.config_messages import did_you_mean
+
+    key, valid = name.lstrip("-").replace("-", "_"), list(keys())
+    if key in valid:
+        return f"unknown option {text}; settings have no dashes: write {key}={value or 'VALUE'}"
+    return f"unknown option {text}; settings are given as key.sub=value{did_you_mean(key, valid)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

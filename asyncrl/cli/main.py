@@ -1,0 +1,85 @@
+"""The command `asyncrl`: small tools around a run. `asyncrl-launch` starts one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncrl import __version__
+from asyncrl.errors import AsyncRLError, ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `asyncrl SUBCOMMAND ...` and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except AsyncRLError as error:
+        print(f"asyncrl {arguments.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asyncrl",
+        description="Tools of AsyncRL. Runs are started by `asyncrl-launch --config FILE`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"asyncrl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
+
+    tiny = commands.add_parser(
+        "tiny-model",
+        help="build the quickstart's model and its prompts, from nothing but code",
+        description="Build a tiny Qwen3 model with a byte-level tokenizer, warmed up on a small skill, and "
+        "the prompts that the quickstart trains it on. Takes less than a minute; a complete folder is kept.",
+    )
+    tiny.add_argument(
+        "path",
+        nargs="?",
+        default=Path("models/tiny"),
+        type=Path,
+        metavar="PATH",
+        help="folder to build it in (default: models/tiny)",
+    )
+    tiny.add_argument("--seed", type=int, default=0, help="seed of weights and prompts (default: 0)")
+    tiny.add_argument("--force", action="store_true", help="build anew even where a complete folder is there")
+    tiny.set_defaults(run=_tiny_model)
+
+    docs = commands.add_parser(
+        "config-docs",
+        help="write the reference of all settings, docs/configuration.md",
+        description="Write the reference of all settings from their schema, asyncrl/config.py.",
+    )
+    docs.add_argument(
+        "path",
+        nargs="?",
+        default=Path("docs/configuration.md"),
+        type=Path,
+        metavar="PATH",
+        help="file to write (default: docs/configuration.md)",
+    )
+    docs.set_defaults(run=_config_docs)
+    return parser
+
+
+def _tiny_model(arguments: argparse.Namespace) -> None:
+    from asyncrl.tiny import build
+
+    build(arguments.path, seed=arguments.seed, force=arguments.force)
+    print(f"{arguments.path}: the tiny model, its tokenizer and its prompts (prompts.jsonl)")
+
+
+def _config_docs(arguments: argparse.Namespace) -> None:
+    from asyncrl.cli.config_docs import write
+
+    write(arguments.path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,387 @@
+"""The run's settings: one typed tree, read from YAML and `key.sub=value` overrides, refused with a remedy
+when wrong.
+
+Everything that can be judged without looking at the machine is judged here; what needs the machine (GPUs,
+paths, imports) is judged by `asyncrl.runtime.preflight`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asyncrl import yaml_tree
+from asyncrl.config_messages import explain
+from asyncrl.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+__all__ = ["Config", "ConfigError", "dump", "from_tree", "keys", "load"]
+
+
+class Section(BaseModel):
+    """One section of the tree: unknown keys are refused, values are not coerced across kinds."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        """YAML reads a section whose keys are all commented out as null."""
+        return {} if value is None else value
+
+
+class RunConfig(Section):
+    name: str = "run"
+    """A name for the run; its directory is `run.root/NAME-TIMESTAMP` unless `run.dir` is given."""
+    root: str = "runs"
+    """Folder in which run directories are made."""
+    dir: str | None = None
+    """The run directory itself. It must not hold another run."""
+    seed: int = Field(0, ge=0)
+    """Seeds the order of the prompts and every sampled token."""
+    mode: Literal["async", "inline"] = "async"
+    """`async`: several processes. `inline`: the same components in one process, on a deterministic
+    schedule."""
+    steps: int = Field(100, ge=1)
+    """Training steps (weight versions published after the initial one)."""
+    start_s: float = Field(600.0, gt=0)
+    """Longest start, until a first engine has taken the trainer's first weights."""
+    stall_s: float = Field(300.0, gt=0)
+    """After the start, a run in which no step ends for this long stops, and says who waited for whom."""
+    max_failed_share: float = Field(0.1, ge=0, le=1)
+    """Stop the run when more than this share of the finished groups has failed (judged from 20 groups on)."""
+
+
+class ModelConfig(Section):
+    path: str
+    """A folder with a Hugging Face decoder-only model and its tokenizer, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in, in engine and trainer. The optimizer keeps float32 weights either way."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel of the trainer. The embedded engine always uses `sdpa`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+class DataConfig(Section):
+    path: str
+    """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""
+    split: str = "train"
+    """Split, for datasets that have several."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset that has several."""
+    prompt_column: str = "prompt"
+    """Column with the prompt: a string, or a list of messages (`role`, `content`)."""
+    system_prompt: str | None = None
+    """Put before every prompt that has no system message; makes string prompts conversations."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longer prompts are bad rows."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with rows that cannot be used: refuse the run, or report and leave them out."""
+    shuffle: bool = True
+    """Shuffle anew in every epoch, by `run.seed`."""
+
+
+class PacedEngineConfig(Section):
+    step_base_s: float = Field(0.010, ge=0)
+    """Time of a decode step with nothing in it."""
+    step_per_request_s: float = Field(0.0001, ge=0)
+    """Time that each running request adds to a decode step."""
+    min_new_tokens: int = Field(1, ge=1)
+    """Response lengths are uniform from here to `rollout.max_new_tokens`, by the request's seed."""
+
+
+class VllmEngineConfig(Section):
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that an engine may take, weights included; lower it where the trainer shares
+    the GPU."""
+    cuda_graphs: bool = True
+    """Capture decode steps as CUDA graphs: a slower start, faster steps."""
+    prefill_tokens: int | None = Field(None, ge=1)
+    """Tokens computed in one step, at most (vLLM's `max_num_batched_tokens`); null leaves it to vLLM."""
+    answer_timeout_s: float = Field(120.0, gt=0)
+    """An engine that answers nothing, or generates nothing with requests running, for this long is taken for
+    hung and replaced."""
+
+
+class RolloutConfig(Section):
+    engine: Literal["torch", "vllm", "paced"] = "torch"
+    """`torch`: the embedded engine. `vllm`: vLLM, in processes of its own. `paced`: waits as long as a GPU
+    would take instead of computing (benchmarks)."""
+    workers: int = Field(1, ge=1)
+    """Rollout worker processes, each with an engine of its own."""
+    slots: int = Field(64, ge=1)
+    """Requests that decode at the same time, per worker."""
+    group_size: int = Field(8, ge=1)
+    """Responses sampled for each prompt."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest response."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
+    top_k: int = Field(0, ge=0)
+    """Sample among the k most likely tokens; 0 is off."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = []
+    """Token ids that end a response, besides the model's own end-of-sequence tokens."""
+    kv_on_update: Literal["keep", "recompute"] = "keep"
+    """On a weight update, `keep` the running requests' keys and values of the old weights, or `recompute`
+    them."""
+    max_attempts: int = Field(3, ge=1)
+    """Attempts at a group (after failed rewards or lost workers) before it is counted as failed."""
+    max_restarts: int = Field(5, ge=0)
+    """How often each worker is started again after a death, before the run ends."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engines run."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each worker's engine."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """Ranks over which each vLLM engine splits the model: processes on the CPU, GPUs elsewhere."""
+    vllm: VllmEngineConfig = VllmEngineConfig()
+    paced: PacedEngineConfig = PacedEngineConfig()
+
+
+class RewardFunctionConfig(Section):
+    function: str
+    """`package.module:function` or `path/file.py:function`."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+    name: str | None = None
+    """Name in the metrics; by default the function's own."""
+
+
+class RewardConfig(Section):
+    functions: list[RewardFunctionConfig] = Field(min_length=1)
+    """Reward functions; the reward is their weighted sum."""
+    workers: int = Field(1, ge=1)
+    """Processes per rollout worker in which they run."""
+    timeout_s: float = Field(30.0, gt=0)
+    """Wall-clock limit of one call, from its start (waiting in the queue does not count)."""
+    retries: int = Field(1, ge=0)
+    """Further tries after an exception or a time-out, before the attempt at the group fails."""
+
+
+class StalenessConfig(Section):
+    max_staleness: int = Field(4, ge=0)
+    """η: no token older than this many versions contributes to a gradient. 0 is synchronous, 1 one step
+    off."""
+    on_stale: Literal["wait", "mask", "drop"] = "wait"
+    """A group that would break the bound is waited for in time, loses its old tokens, or is dropped and its
+    prompt sampled again."""
+
+
+class ObjectiveConfig(Section):
+    advantage: Literal["grpo"] = "grpo"
+    """Advantage estimator."""
+    scale_by_std: bool = True
+    """Divide the group's centred rewards by their standard deviation."""
+    policy_loss: Literal["decoupled_ppo"] = "decoupled_ppo"
+    """Policy objective."""
+    clip_eps_low: float = Field(0.2, gt=0, lt=1)
+    """The PPO ratio is clipped below at 1 - this."""
+    clip_eps_high: float = Field(0.2, gt=0)
+    """The PPO ratio is clipped above at 1 + this."""
+    behavior_cap: float | None = Field(2.0, gt=0)
+    """Upper bound of the behaviour correction pi_prox / mu (truncated importance sampling); null leaves it
+    whole."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus."""
+    filter_constant_groups: bool = False
+    """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
+
+
+class PacedTrainerConfig(Section):
+    step_s: float = Field(1.0, ge=0)
+    """Time of a training step."""
+
+
+class TrainerConfig(Section):
+    backend: Literal["torch", "paced"] = "torch"
+    """`torch`: one rank. `paced`: waits as long as a GPU would take instead of computing (benchmarks)."""
+    batch_groups: int = Field(16, ge=1)
+    """Groups in a training step (B)."""
+    mini_batches: int = Field(1, ge=1)
+    """Optimizer updates in a training step."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one forward and backward pass; a longer sequence goes alone."""
+    share_prompts: bool = True
+    """Compute a group's prompt once for all its responses, where the model's attention allows it. Same
+    gradient, less work."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: constant, or down to `lr_min_share` at the last step."""
+    lr_min_share: float = Field(0.0, ge=0, le=1)
+    """Share of `lr` at the end of a linear or cosine schedule."""
+    warmup_steps: int = Field(0, ge=0)
+    """Training steps over which the learning rate rises linearly."""
+    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
+    """AdamW's betas."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    logit_chunk_tokens: int = Field(1024, ge=1)
+    """Tokens whose logits exist at the same time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the trainer runs."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the trainer."""
+    paced: PacedTrainerConfig = PacedTrainerConfig()
+
+
+class WeightsConfig(Section):
+    ack_timeout_s: float = Field(120.0, gt=0)
+    """Longest wait for an engine to take a weight version, before the run ends and names it."""
+    canary: bool = True
+    """After each update, have vLLM engines score a fixed short sequence, and stop the run when the trainer's
+    scores are others: proof that an engine computes with the weights that it was given."""
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(0, ge=0)
+    """Save a model every so many steps; 0 saves the final one only."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig
+    staleness: StalenessConfig = StalenessConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if problems := list(_impossible(self)):
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _impossible(c: Config) -> Iterator[str]:
+    """Combinations of valid values that cannot work, each with its reason and remedy."""
+    if c.trainer.mini_batches > c.trainer.batch_groups:
+        yield (
+            f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
+            f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
+        )
+    if c.rollout.group_size == 1 and c.objective.advantage == "grpo":
+        yield (
+            "rollout.group_size=1 leaves nothing to compare: `grpo` advantages of a group of one are all 0; "
+            "use rollout.group_size >= 2"
+        )
+    if c.rollout.temperature == 0 and c.rollout.group_size > 1:
+        yield (
+            "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
+            "from it; use a temperature above 0"
+        )
+    yield from _impossible_rewards(c.reward)
+    yield from _impossible_backends(c)
+
+
+def _impossible_rewards(reward: RewardConfig) -> Iterator[str]:
+    names = Counter(f.name or f.function.rpartition(":")[2] for f in reward.functions)
+    for name, count in names.items():
+        if count > 1:
+            yield (
+                f"reward.functions has {count} functions called `{name}`, which the metrics could not tell "
+                "apart; give each a `name` of its own"
+            )
+    if all(f.weight == 0 for f in reward.functions):
+        yield "reward.functions: every weight is 0, so every reward would be 0; give one a weight"
+
+
+def _impossible_backends(c: Config) -> Iterator[str]:
+    paced = (c.rollout.engine == "paced", c.trainer.backend == "paced")
+    if c.run.mode == "inline" and c.rollout.engine == "vllm":
+        yield (
+            "run.mode=inline steps the embedded engine by hand, and vLLM schedules by itself; use "
+            "rollout.engine=torch, or run.mode=async"
+        )
+    if c.rollout.tensor_parallel_size > 1 and c.rollout.engine != "vllm":
+        yield (
+            f"rollout.tensor_parallel_size={c.rollout.tensor_parallel_size}: only rollout.engine=vllm splits "
+            f"a model; use it instead of rollout.engine={c.rollout.engine}, or rollout.tensor_parallel_size=1"
+        )
+    if c.run.mode == "inline" and any(paced):
+        yield "run.mode=inline computes and cannot pace an engine or trainer; use run.mode=async"
+    if c.run.mode == "inline" and c.rollout.workers > 1:
+        yield f"run.mode=inline has one engine; use rollout.workers=1, not {c.rollout.workers}"
+    if paced == (False, True):
+        yield (
+            f"trainer.backend=paced trains no model that rollout.engine={c.rollout.engine} could take "
+            "weights from; use rollout.engine=paced with it"
+        )
+    if c.model.attn_implementation == "flash_attention_2" and c.model.dtype == "float32":
+        yield (
+            "model.attn_implementation=flash_attention_2 computes in 16 bits only; use model.dtype=bfloat16, "
+            "or model.attn_implementation=sdpa"
+        )
+    if c.model.attn_implementation == "flash_attention_2" and c.trainer.device == "cpu":
+        yield (
+            "model.attn_implementation=flash_attention_2 needs a GPU, but trainer.device=cpu; "
+            "use model.attn_implementation=sdpa"
+        )
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML). Raises `ConfigError`."""
+    return from_tree(yaml_tree.read(Path(path)), source=str(path), overrides=overrides)
+
+
+def from_tree(tree: Mapping[str, Any], source: str = "config", overrides: Iterable[str] = ()) -> Config:
+    """Build a `Config` from nested mappings and `key.sub=value` overrides. Raises `ConfigError` with one line
+    per wrong
+    key: where it was set (`source`, or the command line for overridden keys), its value, and what would be
+    right."""
+    tree = copy.deepcopy(dict(tree))
+    overridden = [yaml_tree.override(tree, text) for text in overrides]
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = explain(error, valid_keys=list(keys()), source=source, overridden=overridden)
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    return yaml_tree.write(config.model_dump(mode="json"))
+
+
+def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree, sections included; `*` stands for the number of a list's item."""
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        nested = section_of(info.annotation)
+        if nested is not None:
+            star = "*." if get_origin(info.annotation) is list else ""
+            yield from keys(nested, f"{prefix}{name}.{star}")
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that a field's annotation names (directly, in an optional or in a list), if any."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None

@@ -1,0 +1,404 @@
+"""The coordinator: admission, buffer and ledger as one pure state machine.
+
+Events come in as method calls, decisions come back as values; there is no socket, clock, thread or torch in
+here. The same object runs behind the ZMQ service, in `inline` mode and under hypothesis. What must survive a
+crash is handed out by `drain_changes` after each event; whoever hosts the coordinator stores it before
+answering, and `restore` takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Literal, TypeVar
+
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.invariants import InvariantError
+from asyncrl.core.ledger import GroupState, Ledger
+from asyncrl.core.records import GroupSummary
+from asyncrl.core.staleness import Candidate, Choice, admission_limit, choose_batch
+
+P = TypeVar("P")
+"""A finished group's payload: opaque here (arrays, wire frames, ...)."""
+
+OnStale = Literal["wait", "mask", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """The part of the config that the coordinator decides by."""
+
+    batch_groups: int
+    max_staleness: int
+    on_stale: OnStale
+    total_steps: int
+    filter_constant_groups: bool = False
+    max_attempts: int = 3
+
+
+@dataclass(slots=True)
+class GroupEntry:
+    """One group's line in the ledger."""
+
+    group_id: int
+    row: int
+    state: GroupState
+    admitted_version: int
+    """Version of the engine that its current lease was given to: none of its tokens is older."""
+    attempt: int
+    lease_id: int
+    worker: str
+    summary: GroupSummary | None = None
+    step: int | None = None
+    """Training step of the batch that took it."""
+    reason: str | None = None
+    """Why it was dropped, failed, or last given back."""
+    masked_tokens: int = 0
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self.summary.sampled_tokens if self.summary is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A group handed to a worker. (`group_id`, `attempt`) seed its sampling."""
+
+    lease_id: int
+    group_id: int
+    row: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[P]):
+    """The batch of training step `step`, in admission order. Tokens older than `oldest_version` must be
+    masked."""
+
+    step: int
+    version: int
+    oldest_version: int
+    groups: tuple[tuple[GroupEntry, P], ...]
+
+
+class Submission(StrEnum):
+    """What became of a submitted group. The worker is done with it in every case."""
+
+    ACCEPTED = "accepted"
+    DROPPED = "dropped"
+    SETTLED = "settled"
+    """Nothing to do: the lease was settled before (a repeated message), or the group was given to another
+    worker."""
+
+
+@dataclass(slots=True)
+class Changes(Generic[P]):
+    """What the last events changed and a crash must not undo."""
+
+    entries: dict[int, GroupEntry] = field(default_factory=dict)
+    payloads: dict[int, P | None] = field(default_factory=dict)
+    """Payloads to keep, or (None) to forget, by group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Generic[P]):
+    """A coordinator's durable state, the cursor apart, as `restore` takes it."""
+
+    version: int
+    leases_given: int
+    ledger: Ledger
+    live: Mapping[int, tuple[GroupEntry, P | None]]
+
+
+class Coordinator(Generic[P]):
+    """Owns the prompt cursor, the admission rule, the buffer and the ledger."""
+
+    def __init__(self, settings: LoopSettings, cursor: PromptCursor) -> None:
+        self._settings = settings
+        self.cursor = cursor
+        self.ledger = Ledger()
+        self.version = 0
+        """Weight versions published so far, the initial one not counted."""
+        self.leases_given = 0
+        """Leases are numbered from 0, as groups are by `ledger.generated_groups`: no number comes twice."""
+        self.steps_taken = 0
+        """Batches handed to the trainer."""
+        self._live: dict[int, GroupEntry] = {}
+        self._payloads: dict[int, P] = {}
+        self._changes: Changes[P] = Changes()
+
+    # ---- workers -------------------------------------------------------------------------------------------
+
+    def lease(self, worker: str, engine_version: int, limit: int) -> list[Lease]:
+        """Hand out up to `limit` groups to a worker whose engine samples with `engine_version`.
+
+        Groups that were given back go first: they have kept their place. New ones are admitted while
+        invariant 2 allows it at the engine's own version (an engine that lags behind the trainer is bound by
+        what it samples with)."""
+        version = min(engine_version, self.version)
+        queued = [e for e in self._live.values() if e.state is GroupState.QUEUED]
+        eligible = [e for e in queued if e.admitted_version <= version]
+        leases = [self._lease_again(entry, worker, version) for entry in eligible[:limit]]
+        while len(leases) < limit and self._places(version) > 0:
+            leases.append(self._admit(worker, version))
+        self.ledger.check()
+        return leases
+
+    def submit(self, group_id: int, lease_id: int, summary: GroupSummary, payload: P) -> Submission:
+        """A worker delivers a finished, scored group. Submitting twice is harmless, and a lease that was
+        given back (its worker was taken for lost, the coordinator restarted) still counts until the group is
+        leased again."""
+        entry = self._held(group_id, lease_id)
+        if entry is None:
+            return Submission.SETTLED
+        if not summary.tokens_by_version:
+            raise ValueError(f"group {group_id} of {entry.worker} holds no sampled token")
+        if summary.oldest_version < entry.admitted_version or max(summary.tokens_by_version) > self.version:
+            raise InvariantError(
+                6,
+                f"group {group_id} of {entry.worker} was leased at version {entry.admitted_version} and "
+                f"submitted at {self.version}, but has tokens of {sorted(summary.tokens_by_version)}",
+            )
+        entry.summary = summary
+        if self._settings.filter_constant_groups and summary.is_constant:
+            self._drop(entry, "constant")
+            self.ledger.check()
+            return Submission.DROPPED
+        self._payloads[entry.group_id] = payload
+        self._changes.payloads[entry.group_id] = payload
+        self._move(entry, GroupState.READY, entry.sampled_tokens)
+        self.ledger.check()
+        return Submission.ACCEPTED
+
+    def fail(
+        self, group_id: int, lease_id: int, reason: str, detail: str = "", sampled_tokens: int = 0
+    ) -> bool:
+        """A worker gives up an attempt. Returns True when the group will be tried again.
+
+        reason: in few words, the same for failures of a kind: the ledger counts by it. detail: all of it.
+        """
+        entry = self._held(group_id, lease_id)
+        if entry is None or entry.state is not GroupState.LEASED:
+            return False
+        self.ledger.lose(sampled_tokens)
+        self.ledger.failures[reason] = detail or reason
+        entry.attempt += 1
+        again = entry.attempt < self._settings.max_attempts
+        if again:
+            self._requeue(entry, reason)
+        else:
+            self.ledger.returned_leases += 1
+            self.ledger.failed_groups[reason] += 1
+            entry.reason = reason
+            self._finish(entry, GroupState.FAILED)
+        self.ledger.check()
+        return again
+
+    def worker_lost(self, worker: str) -> list[int]:
+        """A worker died: its leases go back. It costs no group an attempt: which of them it was, if any, that
+        brought the worker down is not known. Returns the groups concerned."""
+        lost = [e for e in self._live.values() if e.state is GroupState.LEASED and e.worker == worker]
+        for entry in lost:
+            self._requeue(entry, f"worker {worker} was lost")
+        self.ledger.check()
+        return [entry.group_id for entry in lost]
+
+    def open_places(self, engine_version: int) -> int:
+        """Groups that a worker with such an engine could lease now, were it alone."""
+        queued = self.ledger.groups[GroupState.QUEUED]
+        return queued + max(0, self._places(min(engine_version, self.version)))
+
+    # ---- trainer -------------------------------------------------------------------------------------------
+
+    def take(self, step: int) -> Taken[P] | None:
+        """The batch of training step `step`, or None while it has to wait (see `waits_for`).
+
+        Asking again for the step last taken gives the same batch, so that a lost answer loses nothing.
+        """
+        if step == self.steps_taken - 1 and step >= self.version:
+            return self._batch(step, [e.group_id for e in self._live.values() if e.step == step])
+        if step != self.steps_taken:
+            raise ValueError(f"the trainer asks for step {step}, but step {self.steps_taken} comes next")
+        if self._settings.on_stale != "wait":
+            self._drop_stale(step)
+        batch = self._choose(step).batch
+        if not batch:
+            return None
+        for group_id in batch:
+            entry = self._live[group_id]
+            entry.step = step
+            self._move(entry, GroupState.TAKEN, entry.sampled_tokens)
+        self.steps_taken += 1
+        self.ledger.check()
+        return self._batch(step, batch)
+
+    def published(self, version: int) -> None:
+        """The trainer has trained step `version - 1` and its weights are out. Repeating it is harmless."""
+        if version <= self.version:
+            return
+        if version != self.version + 1 or version > self.steps_taken:
+            raise ValueError(
+                f"version {version} was published after {self.version}, {self.steps_taken} steps taken"
+            )
+        step = self.version
+        oldest = self._oldest_version(step)
+        self.version = version
+        for entry in [e for e in self._live.values() if e.step == step]:
+            assert entry.summary is not None
+            entry.masked_tokens = entry.summary.tokens_older_than(oldest)
+            self.ledger.masked_tokens += entry.masked_tokens
+            self._finish(entry, GroupState.TRAINED)
+        self.ledger.check()
+
+    def waits_for(self) -> list[GroupEntry]:
+        """The unfinished groups that the next batch waits for, oldest first; empty when more must be
+        admitted."""
+        return [self._live[group_id] for group_id in self._choose(self.steps_taken).waits_for]
+
+    @property
+    def finished(self) -> bool:
+        return self.version >= self._settings.total_steps
+
+    # ---- durability ----------------------------------------------------------------------------------------
+
+    def drain_changes(self) -> Changes[P]:
+        """What has changed since the last call."""
+        changes, self._changes = self._changes, Changes()
+        return changes
+
+    @classmethod
+    def restore(cls, settings: LoopSettings, cursor: PromptCursor, saved: Saved[P]) -> Coordinator[P]:
+        """Go on from a durable state. Leases are given back, batches taken but not published become ready
+        again."""
+        coordinator = cls(settings, cursor)
+        coordinator.ledger = saved.ledger
+        coordinator.version = coordinator.steps_taken = saved.version
+        coordinator.leases_given = saved.leases_given
+        for group_id, (entry, payload) in sorted(saved.live.items()):
+            coordinator._live[group_id] = entry
+            if payload is not None:
+                coordinator._payloads[group_id] = payload
+        for entry in list(coordinator._live.values()):
+            if entry.state is GroupState.LEASED:
+                coordinator._requeue(entry, "the coordinator was restarted")
+            elif entry.state is GroupState.TAKEN:
+                entry.step = None
+                coordinator._move(entry, GroupState.READY, entry.sampled_tokens)
+        coordinator.ledger.check()
+        return coordinator
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _places(self, version: int) -> int:
+        """Groups that may be admitted at an engine's version."""
+        s = self._settings
+        # No group beyond those that the run's steps will train on: it could only be thrown away.
+        limit = min(admission_limit(version, s.max_staleness, s.batch_groups), s.total_steps * s.batch_groups)
+        return limit - self.ledger.groups[GroupState.TRAINED] - self.ledger.in_flight
+
+    def _admit(self, worker: str, version: int) -> Lease:
+        entry = GroupEntry(
+            group_id=self.ledger.generated_groups,
+            row=self.cursor.next(),
+            state=GroupState.LEASED,
+            admitted_version=version,
+            attempt=0,
+            lease_id=self.leases_given,
+            worker=worker,
+        )
+        self._live[entry.group_id] = entry
+        self.ledger.admit()
+        return self._lease(entry)
+
+    def _lease_again(self, entry: GroupEntry, worker: str, version: int) -> Lease:
+        entry.lease_id = self.leases_given
+        entry.worker = worker
+        entry.admitted_version = version
+        self._move(entry, GroupState.LEASED)
+        return self._lease(entry)
+
+    def _lease(self, entry: GroupEntry) -> Lease:
+        self.leases_given += 1
+        self._changes.entries[entry.group_id] = entry
+        return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt)
+
+    def _requeue(self, entry: GroupEntry, reason: str) -> None:
+        self.ledger.returned_leases += 1
+        entry.reason = reason
+        self._move(entry, GroupState.QUEUED)
+
+    def _drop(self, entry: GroupEntry, reason: str) -> None:
+        self.ledger.dropped_groups[reason] += 1
+        entry.reason = reason
+        self._finish(entry, GroupState.DROPPED)
+
+    def _finish(self, entry: GroupEntry, state: GroupState) -> None:
+        self._move(entry, state, entry.sampled_tokens)
+        del self._live[entry.group_id]
+        if self._payloads.pop(entry.group_id, None) is not None:
+            self._changes.payloads[entry.group_id] = None
+
+    def _move(self, entry: GroupEntry, state: GroupState, tokens: int = 0) -> None:
+        self.ledger.move(entry.state, state, tokens)
+        entry.state = state
+        self._changes.entries[entry.group_id] = entry
+
+    def _held(self, group_id: int, lease_id: int) -> GroupEntry | None:
+        """The entry that a lease stands for, while no other lease has taken its place."""
+        entry = self._live.get(group_id)
+        if entry is None or entry.lease_id != lease_id:
+            return None
+        return entry if entry.state in (GroupState.LEASED, GroupState.QUEUED) else None
+
+    def _choose(self, step: int) -> Choice:
+        if self._settings.on_stale == "wait":
+            return self._choose_waiting(step)
+        ready = [e.group_id for e in self._live.values() if e.state is GroupState.READY]
+        if len(ready) < self._settings.batch_groups:
+            return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
+        return Choice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
+
+    def _choose_waiting(self, step: int) -> Choice:
+        eta = self._settings.max_staleness
+        candidates = [
+            Candidate(e.group_id, e.admitted_version + eta, e.state is GroupState.READY)
+            for e in self._live.values()
+            if e.state is not GroupState.TAKEN
+        ]
+        late = [c for c in candidates if c.deadline < step and c.ready]
+        if late:
+            raise InvariantError(
+                1, f"groups {[c.group_id for c in late]} were not trained by their last step, {step}"
+            )
+        return choose_batch(candidates, step, self._settings.batch_groups)
+
+    def _drop_stale(self, step: int) -> None:
+        """Drop ready groups that `on_stale` does not let into step `step`; under `drop` their prompts come
+        again."""
+        oldest = self._oldest_version(step)
+        for entry in [e for e in self._live.values() if e.state is GroupState.READY]:
+            assert entry.summary is not None
+            stale = entry.summary.tokens_older_than(oldest)
+            if stale == entry.sampled_tokens or (stale and self._settings.on_stale == "drop"):
+                self.cursor.give_back(entry.row)
+                self._drop(entry, "stale")
+
+    def _batch(self, step: int, group_ids: Iterable[int]) -> Taken[P]:
+        oldest = self._oldest_version(step)
+        groups = tuple((self._live[g], self._payloads[g]) for g in sorted(group_ids))
+        if self._settings.on_stale != "mask":
+            for entry, _ in groups:
+                assert entry.summary is not None
+                if entry.summary.oldest_version < oldest:
+                    raise InvariantError(
+                        1,
+                        f"group {entry.group_id} has tokens of version {entry.summary.oldest_version}, and "
+                        f"step {step} allows none before {oldest}",
+                    )
+        return Taken(step, step, oldest, groups)
+
+    def _oldest_version(self, step: int) -> int:
+        return step - self._settings.max_staleness
+
+    def _unfinished(self) -> list[GroupEntry]:
+        return [e for e in self._live.values() if e.state in (GroupState.QUEUED, GroupState.LEASED)]

@@ -1,0 +1,128 @@
+"""The records that travel through the loop: trajectories, groups and what the coordinator needs to know of
+them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOT_SAMPLED = -1
+"""The token version of a token that no policy sampled (prompt, tool output)."""
+
+
+class FinishReason(StrEnum):
+    """Why a trajectory ended. The end of a sequence is read from here, never inferred from its length."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens `start .. start + length` of a sequence, all sampled by the weights of `version`."""
+
+    start: int
+    length: int
+    version: int
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One sampled sequence. T counts all its tokens, those of the prompt included.
+
+    token_ids: int32[T].
+    loss_mask: bool[T], True where the policy sampled the token.
+    behavior_logprobs: float32[T], the log-probability under the distribution that really sampled the token
+        (after temperature, top-p, ...); 0 where not sampled.
+    versions: run-length token versions over the sampled tokens, in order, not overlapping.
+    reward: the composed reward; `reward_parts` holds its parts by name.
+    """
+
+    token_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    behavior_logprobs: NDArray[np.float32]
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    reward: float = float("nan")
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(span.length for span in self.versions)
+
+    def token_versions(self) -> NDArray[np.int32]:
+        """int32[T]: the version that sampled each token, `NOT_SAMPLED` elsewhere."""
+        versions = np.full(len(self.token_ids), NOT_SAMPLED, dtype=np.int32)
+        for span in self.versions:
+            versions[span.start : span.start + span.length] = span.version
+        return versions
+
+
+@dataclass(slots=True)
+class Group:
+    """One prompt with its sampled trajectories: the unit of admission, of advantage and of training."""
+
+    group_id: int
+    row: int
+    """Index of the prompt in the dataset."""
+    trajectories: list[Trajectory]
+
+    def summary(self) -> GroupSummary:
+        return GroupSummary.of((t.versions for t in self.trajectories), (t.reward for t in self.trajectories))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """What the coordinator knows of a finished group; the arrays pass it by unread."""
+
+    tokens_by_version: dict[int, int]
+    """Number of sampled tokens by token version."""
+    rewards: tuple[float, ...]
+
+    @classmethod
+    def of(cls, versions: Iterable[Iterable[VersionSpan]], rewards: Iterable[float]) -> GroupSummary:
+        """From the version spans and the reward of each trajectory."""
+        tokens: Counter[int] = Counter()
+        for span in chain.from_iterable(versions):
+            tokens[span.version] += span.length
+        return cls(dict(tokens), tuple(rewards))
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.tokens_by_version.values())
+
+    @property
+    def oldest_version(self) -> int:
+        return min(self.tokens_by_version)
+
+    def tokens_older_than(self, version: int) -> int:
+        return sum(n for v, n in self.tokens_by_version.items() if v < version)
+
+    @property
+    def is_constant(self) -> bool:
+        """Every reward equal: under a group-relative advantage such a group carries no gradient."""
+        return len(set(self.rewards)) <= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one training step trains on."""
+
+    step: int
+    """Number of training steps before this one."""
+    version: int
+    """The trainer's policy version: staleness of a token is this minus its token version."""
+    oldest_version: int
+    """Tokens sampled by older versions must not contribute to the gradient (`version - max_staleness`)."""
+    groups: tuple[Group, ...]
+    """In admission order."""

@@ -1,0 +1,66 @@
+"""The staleness bound as pure functions: when a group may be admitted, and which groups make the next batch.
+
+Both sides of the bound live here. Admission keeps the number of groups in flight so small that every group
+*can* be trained in time; the choice of the batch sees to it that every group *is*."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asyncrl.core.invariants import InvariantError
+
+
+def admission_limit(version: int, max_staleness: int, batch_groups: int) -> int:
+    """Groups trained and in flight together stay below this while an engine samples with `version`.
+
+    `(v + η + 1) · B` (AReaL, arXiv 2505.24298, eq. 3) with the groups really trained on one side and
+    everything in flight on the other: groups that were dropped or failed have given their place back."""
+    return (version + max_staleness + 1) * batch_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A group in flight, as the choice of a batch sees it."""
+
+    group_id: int
+    deadline: int
+    """Last training step in which all its tokens are fresh: its admission version + η."""
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Either a batch, or the unfinished groups that the step waits for."""
+
+    batch: tuple[int, ...] = ()
+    waits_for: tuple[int, ...] = ()
+
+
+def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> Choice:
+    """Choose the groups of training step `step` such that no group in flight will ever miss its deadline.
+
+    Ready groups go earliest deadline first, in admission order within a deadline. A younger group may
+    overtake an unfinished older one as long as the steps left suffice for the older: for every deadline `d`,
+    the groups due by `d` that this step leaves behind must fit into the `d - step` steps that follow. When
+    they would not, the step waits for them. Earliest deadline first takes the most groups due by `d` for
+    every `d` at once, so if it does not satisfy the rule, no other choice of ready groups does."""
+    ordered = sorted(candidates, key=lambda c: (c.deadline, c.group_id))
+    ready = [c for c in ordered if c.ready]
+    chosen = ready[:batch_groups]
+    all_deadlines = [c.deadline for c in ordered]
+    chosen_deadlines = [c.deadline for c in chosen]
+    for deadline in sorted(set(all_deadlines)):
+        due = bisect_right(all_deadlines, deadline)
+        places_later = max(0, deadline - step) * batch_groups
+        if due > places_later + batch_groups:
+            raise InvariantError(
+                2,
+                f"{due} groups are due by step {deadline}, too many for steps of {batch_groups} from {step}",
+            )
+        if due - bisect_right(chosen_deadlines, deadline) > places_later:
+            return Choice(waits_for=tuple(c.group_id for c in ordered[:due] if not c.ready))
+    if len(chosen) < batch_groups:
+        return Choice(waits_for=tuple(c.group_id for c in ordered if not c.ready))
+    return Choice(batch=tuple(sorted(c.group_id for c in chosen)))

@@ -1,0 +1,1 @@
+"""Datasets, chat templates, tokenised prompts. This package imports neither torch nor transformers."""

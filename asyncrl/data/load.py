@@ -1,0 +1,107 @@
+"""From a dataset to prompts: read, check, tokenise, and report what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from asyncrl.config import DataConfig
+from asyncrl.data.messages import UnusablePromptError, check_prompt
+from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet
+from asyncrl.data.rows import Row, read_rows
+from asyncrl.data.tokenise import tokenise
+from asyncrl.data.values import UnusableValueError, portable
+from asyncrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SHOWN = 10
+_BATCH_ROWS = 1024
+TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What reward functions get from AsyncRL itself, by keyword."""
+
+
+def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    """Read the dataset `data.path` whole.
+
+    Rows that cannot be used end up in `PromptSet.skipped`; with `on_bad_row: error` in a `ConfigError` that
+    counts them and shows the first ten. `ConfigError` too when there is no such dataset, no usable row, or
+    when conversations meet a tokenizer without a chat template.
+    """
+    prompts: list[Prompt] = []
+    bad: list[BadRow] = []
+    rows = (row if isinstance(row, BadRow) else _check(row, data) for row in read_rows(data))
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        for result in _tokenised(batch, data, tokenizer, first_index=len(prompts)):
+            if isinstance(result, BadRow):
+                bad.append(result)
+            else:
+                prompts.append(result)
+    if not prompts or (bad and data.on_bad_row == "error"):
+        raise ConfigError(_complaint(data, len(prompts), bad))
+    return PromptSet(tuple(prompts), tuple(bad))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    where: str
+    prompt: str | list[Message]
+    columns: dict[str, Any]
+
+
+def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
+    where, values = row
+    if data.prompt_column not in values:
+        found = ", ".join(map(str, values)) or "none"
+        return BadRow(where, f"no column `{data.prompt_column}` (data.prompt_column); its columns: {found}")
+    try:
+        columns = {name: portable(value, f"column `{name}`") for name, value in values.items()}
+        prompt = check_prompt(columns.pop(data.prompt_column), data.system_prompt)
+    except UnusableValueError as error:
+        return BadRow(where, str(error))
+    except UnusablePromptError as error:
+        return BadRow(where, f"`{data.prompt_column}` {error}")
+    for name in TAKEN_NAMES:
+        if name in columns:
+            raise ConfigError(
+                f"{where}: the column `{name}` has the name of an argument that reward functions get from "
+                f"AsyncRL; rename it (taken: {', '.join(TAKEN_NAMES)})"
+            )
+    return _Checked(where, prompt, columns)
+
+
+def _tokenised(
+    rows: Sequence[_Checked | BadRow], data: DataConfig, tokenizer: PreTrainedTokenizerBase, first_index: int
+) -> Iterator[Prompt | BadRow]:
+    """The rows in their order; usable ones numbered on from `first_index`."""
+    usable = [row for row in rows if isinstance(row, _Checked)]
+    token_ids = iter(tokenise([row.prompt for row in usable], tokenizer, data.max_prompt_tokens))
+    index = first_index
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        ids = next(token_ids)
+        if isinstance(ids, UnusablePromptError):
+            yield BadRow(row.where, f"`{data.prompt_column}` {ids}")
+            continue
+        yield Prompt(index, row.prompt, ids, row.columns)
+        index += 1
+
+
+def _complaint(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> str:
+    if not usable and not bad:
+        return f"data.path={data.path}: the dataset has no rows"
+    shown = [f"  {row}" for row in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        shown.append(f"  ... and {len(bad) - _SHOWN:,} more")
+    if not usable:
+        remedy = "none is left to train on: see the reasons above"
+    else:
+        longer = " or raise data.max_prompt_tokens" * any("data.max_prompt_tokens" in b.reason for b in bad)
+        remedy = f"repair them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
+    count = f"{len(bad):,} of {usable + len(bad):,} rows cannot be used"
+    return "\n".join([f"data.path={data.path}: {count}:", *shown, remedy])

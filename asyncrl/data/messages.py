@@ -1,0 +1,58 @@
+"""Prompts as datasets give them: texts and conversations, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncrl.data.prompts import Message
+
+
+class UnusablePromptError(ValueError):
+    """A prompt that cannot be used. The message says what is wrong with it and what would be right."""
+
+
+def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
+    """A row's prompt, with `system_prompt` (if any) put before it. Raises `UnusablePromptError`."""
+    match value:
+        case None:
+            raise UnusablePromptError("is null; it should be a string or a list of messages")
+        case str():
+            if not value.strip():
+                raise UnusablePromptError("is empty")
+            return value if system_prompt is None else [_system(system_prompt), _user(value)]
+        case list():
+            _check_messages(value)
+            if system_prompt is None or value[0]["role"] == "system":
+                return value
+            return [_system(system_prompt), *value]
+    raise UnusablePromptError(
+        f"is of type {type(value).__name__}; it should be a string or a list of messages"
+    )
+
+
+def _check_messages(messages: list[Any]) -> None:
+    if not messages:
+        raise UnusablePromptError("is an empty list of messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise UnusablePromptError(f"message {i} is of type {type(message).__name__}, not an object")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise UnusablePromptError(f"message {i} has no `role` (system, user, ...)")
+        calls_tools = content is None and bool(message.get("tool_calls"))
+        if not isinstance(content, str) and not calls_tools:
+            kind = "missing" if content is None else f"of type {type(content).__name__}"
+            raise UnusablePromptError(f"the `content` of message {i} is {kind}; it should be text")
+    last = messages[-1]
+    if last["role"] == "assistant":
+        raise UnusablePromptError("ends with the assistant's message; a prompt ends before the answer")
+    if not last["content"].strip():
+        raise UnusablePromptError("its last message is empty")
+
+
+def _system(content: str) -> Message:
+    return {"role": "system", "content": content}
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}

@@ -1,0 +1,107 @@
+"""Prompts ready to be sampled from, and their file. Imports neither torch nor transformers: the launcher
+tokenises once, every other process loads the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncrl.errors import AsyncRLError
+
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: `role`, `content` and whatever else the dataset gives it."""
+
+_FORMAT = "asyncrl-prompts-1"
+
+
+class PromptFileError(AsyncRLError):
+    """A file of prepared prompts is broken or of another format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One usable row of the dataset."""
+
+    index: int
+    """Position in its `PromptSet`: what the prompt cursor and `Group.row` count by."""
+    prompt: str | list[Message]
+    """What the policy is asked, the system prompt included; reward functions see it so."""
+    prompt_ids: NDArray[np.int32]
+    """int32[P], P >= 1: the tokens to continue."""
+    columns: dict[str, Any]
+    """The row's other columns, nested ones as they are; reward functions get them by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    where: str
+    """`file:line`, or `file row N` (from 0) where there are no lines."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The usable rows of a dataset, in its order."""
+
+    rows: tuple[Prompt, ...]
+    skipped: tuple[BadRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.rows)
+
+    @property
+    def longest_tokens(self) -> int:
+        return max((len(row.prompt_ids) for row in self.rows), default=0)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as one msgpack file."""
+        data = _File(
+            format=_FORMAT,
+            rows=[_Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns) for r in self.rows],
+            skipped=[(bad.where, bad.reason) for bad in self.skipped],
+        )
+        Path(path).write_bytes(msgspec.msgpack.encode(data))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptSet:
+        """Read what `save` wrote. Raises `PromptFileError`."""
+        try:
+            data = msgspec.msgpack.decode(Path(path).read_bytes(), type=_File)
+        except (msgspec.DecodeError, OSError) as error:
+            raise PromptFileError(f"cannot read the prepared prompts {path}: {error}") from None
+        if data.format != _FORMAT:
+            raise PromptFileError(f"{path} has the format {data.format!r}, this version reads {_FORMAT!r}")
+        rows = tuple(
+            Prompt(i, row.prompt, np.frombuffer(row.prompt_ids, dtype="<i4").astype(np.int32), row.columns)
+            for i, row in enumerate(data.rows)
+        )
+        return cls(rows, tuple(BadRow(where, reason) for where, reason in data.skipped))
+
+
+class _Row(msgspec.Struct, array_like=True):
+    prompt: str | list[Message]
+    prompt_ids: bytes
+    columns: dict[str, Any]
+
+
+class _File(msgspec.Struct):
+    format: str
+    rows: list[_Row]
+    skipped: list[tuple[str, str]]

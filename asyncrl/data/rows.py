@@ -1,0 +1,142 @@
+"""Rows of a dataset, wherever it lies: each a mapping with the place it came from, or why it is broken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from asyncrl.config import DataConfig
+from asyncrl.data.prompts import BadRow
+from asyncrl.errors import ConfigError
+
+Row: TypeAlias = tuple[str, dict[str, Any]]
+"""Where a row came from, and the row."""
+
+_HUB = "hub:"
+_BATCH_ROWS = 1024
+
+
+def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
+    """Every row of `data.path`, in order. Raises `ConfigError` when there is no such dataset."""
+    if data.path.startswith(_HUB):
+        return _hub(data)
+    path = Path(data.path).expanduser()
+    if path.is_dir():
+        return _saved_by_datasets(path, data)
+    if not path.exists():
+        raise ConfigError(
+            f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()}); "
+            f"a dataset of the Hugging Face hub is written hub:OWNER/NAME"
+        )
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _jsonl(path)
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    raise ConfigError(
+        f"data.path={data.path}: `{path.suffix or path.name}` files are not read; valid: a .jsonl file (one "
+        "JSON object per line), a .parquet file, a folder saved by Hugging Face `datasets`, hub:OWNER/NAME"
+    )
+
+
+def _jsonl(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _json_row(f"{path}:{number}", line.rstrip(b"\r\n"))
+    except OSError as error:
+        raise ConfigError(f"data.path={path}: cannot read it: {error.strerror}") from None
+
+
+def _json_row(where: str, line: bytes) -> Row | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRow(where, f"not UTF-8: {error.reason} at byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        return BadRow(where, f"not JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return BadRow(where, "not usable: nested too deeply")
+    if not isinstance(row, dict):
+        return BadRow(where, f"not a JSON object but {_json_kind(row)}")
+    return where, row
+
+
+def _json_kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+def _parquet(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise _needs_datasets(str(path), "a Parquet file") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{path} row {number}", row
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"data.path={path}: not a readable Parquet file: {error}") from None
+
+
+def _saved_by_datasets(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
+    has_splits = (path / "dataset_dict.json").is_file()
+    if not has_splits and not (path / "state.json").is_file():
+        raise ConfigError(
+            f"data.path={data.path}: this folder was not saved by Hugging Face `datasets` (`save_to_disk`); "
+            "name a .jsonl or .parquet file in it"
+        )
+    try:
+        import datasets
+    except ImportError:
+        raise _needs_datasets(data.path, "a folder saved by Hugging Face `datasets`") from None
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.path={data.path}: `datasets` cannot load it: {error}") from None
+    if has_splits:
+        if data.split not in loaded:
+            raise ConfigError(f"data.split={data.split}: {data.path} has the splits {', '.join(loaded)}")
+        loaded = loaded[data.split]
+    return _dataset_rows(loaded, str(path))
+
+
+def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
+    try:
+        import datasets
+    except ImportError:
+        raise _needs_datasets(data.path, "a hub dataset") from None
+    name = data.path.removeprefix(_HUB)
+    try:
+        loaded = datasets.load_dataset(name, data.subset, split=data.split)
+    except (
+        Exception
+    ) as error:  # the hub's client, its HTTP library and `datasets` each raise kinds of their own
+        raise ConfigError(
+            f"data.path={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
+            f"cannot load it: {type(error).__name__}: {error}"
+        ) from error
+    return _dataset_rows(loaded, data.path)
+
+
+def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
+    """Rows of a `datasets.Dataset`, through its Arrow table: nothing is decoded (images stay bytes)."""
+    number = 0
+    for batch in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        for row in batch.to_pylist():
+            yield f"{name} row {number}", row
+            number += 1
+
+
+def _needs_datasets(path: str, kind: str) -> ConfigError:
+    return ConfigError(
+        f"data.path={path}: reading {kind} needs the package `datasets`: pip install 'asyncrl[data]' "
+        "(a .jsonl file needs nothing)"
+    )

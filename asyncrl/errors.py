@@ -1,0 +1,14 @@
+"""The errors that AsyncRL raises for people to read. Everything else that escapes is a defect of AsyncRL."""
+
+
+class AsyncRLError(Exception):
+    """Base of all of them: its message says what was wrong, where, and what would be right."""
+
+
+class ConfigError(AsyncRLError, ValueError):
+    """A setting cannot be used. The message says which, where it was set, and what would be right."""
+
+
+class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name
+    """A run that had started could not go on. The message says which role failed, why, and where its log
+    is."""

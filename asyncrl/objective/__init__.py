@@ -1,0 +1,1 @@
+"""Pure tensor functions: advantages, policy objectives, normalisation and diagnostics. Nothing but torch."""

@@ -1,0 +1,73 @@
+"""Where the wall clock of a loop went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+OTHER = "other"
+"""The phase of whatever happens outside every named phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpent:
+    """How one stretch of wall clock divides into phases. Whole nanoseconds, so that the phases add up
+    exactly."""
+
+    phases_ns: dict[str, int]
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.phases_ns.values()) / 1e9
+
+    def seconds(self, phase: str) -> float:
+        """Seconds in a phase; 0 for one that did not occur."""
+        return self.phases_ns.get(phase, 0) / 1e9
+
+    def share(self, phase: str) -> float:
+        """Share of the stretch, in [0, 1]; 0 when no time has passed."""
+        return self.phases_ns.get(phase, 0) / (sum(self.phases_ns.values()) or 1)
+
+
+class TimeShares:
+    """Attributes every moment of a loop to exactly one phase, so that idle shares add up to the wall clock.
+
+    A phase inside another interrupts it. For one thread (or one task that alone enters phases); the clock
+    starts at construction and gives nanoseconds.
+
+        clock = TimeShares()
+        for ...:
+            with clock.phase("wait"):
+                ...
+            spent = clock.lap()  # since the last lap
+    """
+
+    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._now_ns = now_ns
+        self._phase = OTHER
+        self._since_ns = now_ns()
+        self._phases_ns: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Attribute the body's time to `name`, also when it raises."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def lap(self) -> TimeSpent:
+        """The time since the last lap, up to now; may be taken inside a phase."""
+        self._switch(self._phase)
+        spent, self._phases_ns = self._phases_ns, {}
+        return TimeSpent(spent)
+
+    def _switch(self, name: str) -> str:
+        """Book the time since the last switch, go on in phase `name`, and return the phase that ended."""
+        now_ns, ended = self._now_ns(), self._phase
+        self._phases_ns[ended] = self._phases_ns.get(ended, 0) + now_ns - self._since_ns
+        self._since_ns, self._phase = now_ns, name
+        return ended

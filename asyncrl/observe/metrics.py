@@ -1,0 +1,198 @@
+"""`metrics.jsonl`: one JSON object a training step, written by the trainer and read by everybody else."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from asyncrl.core.invariants import InvariantError
+from asyncrl.errors import AsyncRLError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FILE_NAME = "metrics.jsonl"
+BOARD_NAME = "tensorboard"
+
+REQUIRED_KEYS: Mapping[str, str] = {
+    "step": "training steps done, this one included: counts from 1",
+    "version": "policy version that this step published",
+    "wall_s": "seconds since the run started, at the end of the step",
+    "reward/mean": "mean reward of the trained trajectories",
+    "reward/std": "standard deviation of their rewards",
+    "staleness/mean": "mean staleness of the trained tokens, in versions",
+    "staleness/max": "largest staleness of a trained token, in versions",
+    "ess": "effective sample size of the behaviour correction, as a share of the tokens, from the raw ratios",
+    "ratio/mean": "mean of pi_prox / mu over the trained tokens",
+    "kl/behavior": "estimated KL divergence between behaviour and proximal policy",
+    "clip_frac": "share of trained tokens whose PPO ratio was clipped",
+    "entropy": "mean entropy of the policy at the trained tokens, in nats",
+    "response_tokens/mean": "mean number of sampled tokens of a trajectory",
+    "throughput/generated_tokens_per_s": "sampled tokens of all workers per second, over the step",
+    "throughput/trained_tokens_per_s": "sampled tokens that were trained on per second, over the step",
+    "idle/trainer": "share of the step in which the trainer waited for groups",
+    "idle/rollout": "share of the step in which the engines had nothing to decode",
+    "weights/publish_s": "seconds that publishing the version took",
+    "weights/pause_s": "seconds that an engine paused for its last weight update, mean over engines",
+    "ledger/generated_groups": "groups admitted since the run started",
+    "ledger/trained_groups": "of them: trained on",
+    "ledger/failed_groups": "of them: failed, every attempt of them",
+    "ledger/dropped_groups": "of them: dropped, for whatever reason",
+    "ledger/in_flight_groups": "of them: queued, leased, ready or in training",
+}
+"""The keys that every line has, with what they mean. Lines may have more; the ones with numbers go to
+TensorBoard."""
+
+Value = float | int | str | list[str] | None
+
+
+class MetricsError(AsyncRLError, ValueError):
+    """A line of metrics is wrong; the message says which, and what is wrong with it."""
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` in the run directory and mirrors its numbers to `tensorboard/`.
+
+    Each line is with the operating system when `write` returns: killing the process loses none. A line that
+    a crash cut short is removed on opening.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        path = Path(run_dir) / FILE_NAME
+        _cut_partial_line(path)
+        self._file = path.open("ab")
+        self._board = _open_board(Path(run_dir) / BOARD_NAME)
+        self._last_step = 0
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one step. Values are numbers (also numpy's and tensors of one element), strings or lists
+        of strings; numbers that are not finite are written as null.
+
+        Raises `MetricsError` when a required key is missing or the step does not rise, and `InvariantError`
+        when the ledger does not close.
+        """
+        values = {key: _plain(key, value) for key, value in line.items()}
+        step = _check_line(values, self._last_step)
+        self._file.write(msgspec.json.encode(values) + b"\n")
+        self._file.flush()
+        self._last_step = step
+        for key, value in values.items():
+            if key != "step" and isinstance(value, int | float):
+                self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MetricsTail:
+    """Reads a growing `metrics.jsonl` from where the last poll ended. The file need not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._offset = 0
+        self._lines = 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The lines finished since the last poll; a line without its end waits for the next. Null reads as
+        NaN.
+
+        Raises `MetricsError` for a line that is no JSON object.
+        """
+        try:
+            if self._path.stat().st_size == self._offset:
+                return []
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new, _, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        if not new:
+            return []
+        self._offset += len(new) + 1
+        return [self._parse(line) for line in new.split(b"\n")]
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        self._lines += 1
+        try:
+            values = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise MetricsError(f"{self._path}, line {self._lines}, is no line of metrics: {error}") from None
+        return {key: math.nan if value is None else value for key, value in values.items()}
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Every finished line, null as NaN. A last line that a crash cut short is left out.
+
+    Raises `FileNotFoundError`, and `MetricsError` for a line that is no JSON object.
+    """
+    path = Path(path)
+    path.stat()
+    return MetricsTail(path).poll()
+
+
+def _plain(key: str, value: Any) -> Value:
+    """A value as JSON has it."""
+    if hasattr(value, "item"):  # numpy scalars, tensors
+        value = value.item()
+    if isinstance(value, numbers.Integral):  # bool too: TensorBoard and readers want a number
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return list(value)
+    raise MetricsError(f"metric `{key}` is {value!r}; it should be a number, a string or a list of strings")
+
+
+def _check_line(values: Mapping[str, Value], last_step: int) -> int:
+    """Returns the line's step."""
+    missing = [key for key in REQUIRED_KEYS if key not in values]
+    if missing:
+        raise MetricsError(f"a line of metrics lacks {', '.join(f'`{key}`' for key in missing)}")
+    step = values["step"]
+    if not isinstance(step, int) or step <= last_step:
+        raise MetricsError(f"metric `step` is {step!r} after {last_step}; steps are whole and rise from 1")
+    generated = values["ledger/generated_groups"]
+    parts = {name: values[f"ledger/{name}_groups"] for name in ("trained", "dropped", "failed", "in_flight")}
+    if any(not isinstance(count, int) or count < 0 for count in (generated, *parts.values())):
+        raise MetricsError(f"step {step}: the ledger's counts are no counts: generated={generated}, {parts}")
+    total = sum(parts.values())  # type: ignore[arg-type]  # all ints, as just checked
+    if total != generated:
+        terms = " + ".join(f"{count} {name}" for name, count in parts.items())
+        raise InvariantError(3, f"at step {step}, {generated} generated groups, but {terms} = {total}")
+    return step
+
+
+def _cut_partial_line(path: Path) -> None:
+    """Truncate after the last line end."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
+
+
+def _open_board(folder: Path) -> SummaryWriter:
+    # Imported here: it pulls torch, which readers of metrics do not need.
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), flush_secs=10)

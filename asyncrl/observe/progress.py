@@ -1,0 +1,85 @@
+"""How far a run is, from its lines of metrics and what its supervisor says: pure, for the live views to
+show."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CHARTED_KEYS = (
+    "reward/mean",
+    "throughput/generated_tokens_per_s",
+    "throughput/trained_tokens_per_s",
+    "staleness/mean",
+    "idle/trainer",
+    "idle/rollout",
+)
+"""The metrics whose whole course is kept."""
+PACE_STEPS = 20
+"""The pace that the ETA assumes is that of so many last steps."""
+OVERDUE_PACES, OVERDUE_S = 5, 10.0
+"""A step is overdue when it has taken so many times the pace, and so many seconds."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """A run as seen from outside. `..._s` are seconds of the watcher's monotonic clock."""
+
+    name: str
+    total_steps: int
+    max_staleness: int
+    started_s: float
+    status: str = ""
+    """What the run is doing or waiting for."""
+    last: Mapping[str, Any] = field(default_factory=dict)
+    """The newest line of metrics; empty before the first."""
+    last_line_s: float = math.nan
+    """When it was read."""
+    series: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in CHARTED_KEYS})
+    _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS + 1))
+    """Step and wall time of the last lines."""
+
+    def add(self, line: Mapping[str, Any], now_s: float) -> None:
+        self.last, self.last_line_s = line, now_s
+        self._recent.append((int(line["step"]), float(line["wall_s"])))
+        for key, values in self.series.items():
+            values.append(self.number(key))
+
+    @property
+    def steps(self) -> int:
+        """Training steps done."""
+        return int(self.last.get("step", 0))
+
+    @property
+    def is_done(self) -> bool:
+        return self.steps >= self.total_steps
+
+    def number(self, key: str) -> float:
+        """A number of the newest line; NaN when it has none of that name."""
+        value = self.last.get(key)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    def pace_s(self) -> float | None:
+        """Seconds a step takes lately; None while unknown."""
+        if len(self._recent) < 2 or self._recent[-1][0] <= self._recent[0][0]:
+            return None
+        (first_step, first_s), (last_step, last_s) = self._recent[0], self._recent[-1]
+        return (last_s - first_s) / (last_step - first_step)
+
+    def eta_s(self, now_s: float) -> float | None:
+        """Seconds to the end of the last step; None while unknown."""
+        pace_s = self.pace_s()
+        if self.is_done or pace_s is None:
+            return 0.0 if self.is_done else None
+        return max(0.0, (self.total_steps - self.steps) * pace_s - (now_s - self.last_line_s))
+
+    def overdue_s(self, now_s: float) -> float | None:
+        """How long the current step has taken, when that is far beyond the pace; None otherwise."""
+        pace_s = self.pace_s()
+        if self.is_done or pace_s is None:
+            return None
+        quiet_s = now_s - self.last_line_s
+        return quiet_s if quiet_s > max(OVERDUE_S, OVERDUE_PACES * pace_s) else None

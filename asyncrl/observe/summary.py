@@ -1,0 +1,120 @@
+"""What a finished run amounts to, from its run directory."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
+from asyncrl.observe.words import duration, number, percent
+
+FIRST_STEPS, LAST_STEPS = 3, 5
+"""The rewards at the start and the end are means over so many steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Means are over steps; rates and idle shares are weighted by the steps' durations, so that they are
+    those of the whole run. Quantities that were never finite are NaN."""
+
+    run_dir: Path
+    steps: int
+    wall_s: float
+    reward_first: float
+    reward_last: float
+    generated_tokens_per_s: float
+    trained_tokens_per_s: float
+    staleness_mean: float
+    staleness_max: float
+    idle_trainer: float
+    idle_rollout: float
+    generated_groups: int
+    trained_groups: int
+    dropped_groups: int
+    failed_groups: int
+    in_flight_groups: int
+    checkpoint: Path | None
+    """The newest model, as `AutoModelForCausalLM.from_pretrained` takes it; None when none was saved."""
+
+    @property
+    def board_command(self) -> str:
+        return f"tensorboard --logdir {shlex.quote(str(self.run_dir / BOARD_NAME))}"
+
+
+def summarise(run_dir: str | Path) -> Summary:
+    """Raises `FileNotFoundError` when there are no metrics, `MetricsError` when no step was finished."""
+    run_dir = Path(run_dir)
+    lines = read_metrics(run_dir / FILE_NAME)
+    if not lines:
+        raise MetricsError(f"{run_dir / FILE_NAME} holds no finished training step; see {run_dir / 'logs'}")
+    last = lines[-1]
+    ends_s = [0.0, *(line["wall_s"] for line in lines)]
+    durations_s = [max(0.0, end - start) for start, end in pairwise(ends_s)]
+
+    def column(key: str) -> list[float]:
+        return [line[key] for line in lines]
+
+    def whole_run(key: str) -> float:
+        return _mean(column(key), durations_s)
+
+    return Summary(
+        run_dir=run_dir,
+        steps=last["step"],
+        wall_s=last["wall_s"],
+        reward_first=_mean(column("reward/mean")[:FIRST_STEPS]),
+        reward_last=_mean(column("reward/mean")[-LAST_STEPS:]),
+        generated_tokens_per_s=whole_run("throughput/generated_tokens_per_s"),
+        trained_tokens_per_s=whole_run("throughput/trained_tokens_per_s"),
+        staleness_mean=_mean(column("staleness/mean")),
+        staleness_max=max((v for v in column("staleness/max") if not math.isnan(v)), default=math.nan),
+        idle_trainer=whole_run("idle/trainer"),
+        idle_rollout=whole_run("idle/rollout"),
+        generated_groups=last["ledger/generated_groups"],
+        trained_groups=last["ledger/trained_groups"],
+        dropped_groups=last["ledger/dropped_groups"],
+        failed_groups=last["ledger/failed_groups"],
+        in_flight_groups=last["ledger/in_flight_groups"],
+        checkpoint=newest_checkpoint(run_dir),
+    )
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The model written last, of those in `checkpoints/*/hf`."""
+    return max(run_dir.glob("checkpoints/*/hf"), key=lambda folder: folder.stat().st_mtime_ns, default=None)
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """To standard output by default. Paths are never broken over lines, so that they can be copied."""
+    console = console or Console()
+    for label, text in _rows(summary):
+        console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
+
+
+def _rows(s: Summary) -> Iterator[tuple[str, str]]:
+    first = f"{number(s.reward_first, 3)} (first {min(FIRST_STEPS, s.steps)} steps)"
+    last = f"{number(s.reward_last, 3)} (last {min(LAST_STEPS, s.steps)} steps)"
+    rates = f"{number(s.generated_tokens_per_s)} generated, {number(s.trained_tokens_per_s)} trained"
+    fates = f"{s.trained_groups:,} trained, {s.dropped_groups:,} dropped, {s.failed_groups:,} failed"
+    yield "reward", f"{first} to {last}"
+    yield "steps", f"{s.steps:,} in {duration(s.wall_s)}"
+    yield "tokens per second", rates
+    yield "staleness", f"mean {number(s.staleness_mean, 2)}, max {number(s.staleness_max)}"
+    yield "idle", f"trainer {percent(s.idle_trainer)}, rollout {percent(s.idle_rollout)}"
+    yield "groups", f"{s.generated_groups:,} admitted: {fates}, {s.in_flight_groups:,} in flight at the end"
+    yield "run directory", str(s.run_dir)
+    yield "model", str(s.checkpoint) if s.checkpoint else "no checkpoint was saved"
+    yield "curves", s.board_command
+
+
+def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Weighted mean of the values that are not NaN; NaN when nothing is left to average."""
+    pairs = [(v, w) for v, w in zip(values, weights or [1.0] * len(values), strict=True) if not math.isnan(v)]
+    total = math.fsum(w for _, w in pairs)
+    return math.fsum(v * w for v, w in pairs) / total if total > 0 else math.nan

@@ -1,0 +1,182 @@
+"""Reward functions in killable child processes, used from a rollout worker's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncrl.config import ConfigError, RewardConfig
+from asyncrl.reward import wire
+from asyncrl.reward.child import ChildDied, RewardChild
+from asyncrl.reward.score import Part, RewardError, Score, ScoreRequest, compose
+
+START_TIMEOUT_S = 120.0
+"""For a child to start and import the functions; user modules may import a great deal."""
+KILL_TIMEOUT_S = 10.0
+"""For a process to be gone after SIGKILL."""
+
+
+class RewardPool:
+    """`config.workers` processes that score one group each at a time, first come first served.
+
+    A call that raises, runs into `config.timeout_s` (counted from its start in an idle process), or loses its
+    process is tried `config.retries` times more, then the group's scoring fails: there is no made-up reward.
+    Waiting calls need no bound of their own: each is a leased group, and each call before it ends within its
+    deadlines.
+    """
+
+    def __init__(
+        self, config: RewardConfig, *, max_steps: int, start_timeout_s: float = START_TIMEOUT_S
+    ) -> None:
+        """Raises `ConfigError` when two functions have one name."""
+        self._config = config
+        self._max_steps = max_steps
+        self._start_timeout_s = start_timeout_s
+        self._names = function_names(config)
+        self._seats = asyncio.Semaphore(config.workers)
+        self._idle: list[RewardChild] = []
+        self._children: set[RewardChild] = set()
+        """All that may still have a process."""
+        self._metrics: dict[str, tuple[float, int]] = {}
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
+        leaves no process then."""
+        starting = [asyncio.create_task(self._spawn()) for _ in range(self._config.workers)]
+        try:
+            self._idle += await asyncio.gather(*starting)
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await self.close()
+            raise
+
+    async def score(self, request: ScoreRequest) -> list[Score]:
+        """One score a completion, in their order. Raises `RewardError`. When cancelled, the process at work
+        is killed and another takes its place."""
+        async with self._seats:
+            results = [await self._call(i, request) for i in range(len(self._names))]
+        parts = [
+            Part(name, function.weight, result.values, result.extra)
+            for name, function, result in zip(self._names, self._config.functions, results, strict=True)
+        ]
+        try:
+            scores = compose(parts)
+        except ValueError as error:
+            raise RewardError(" + ".join(self._names), str(error), 1) from None
+        self._keep_metrics(results)
+        return scores
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of the values logged by `log_metric` since the last drain, by name."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    async def close(self) -> None:
+        """Kill every process and wait until they are gone. Calls under way fail."""
+        self._closed = True
+        self._idle.clear()
+        children = list(self._children)
+        for child in children:
+            child.kill()
+        if children:
+            _, left = await asyncio.wait([child.exited for child in children], timeout=KILL_TIMEOUT_S)
+            if left:
+                raise RuntimeError(f"{len(left)} reward processes outlive SIGKILL by {KILL_TIMEOUT_S:g} s")
+
+    async def _call(self, function: int, request: ScoreRequest) -> wire.Result:
+        name = self._names[function]
+        try:
+            message = wire.frame(self._call_message(function, request))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RewardError(name, f"its arguments cannot be sent to its process: {error}", 1) from error
+        attempts = 1 + self._config.retries
+        reason = ""
+        for attempt in range(1, attempts + 1):
+            outcome = await self._attempt(message)
+            if isinstance(outcome, wire.Result):
+                return outcome
+            if self._closed:
+                raise RewardError(name, "the pool was closed", attempt)
+            reason = outcome
+        raise RewardError(name, reason, attempts)
+
+    async def _attempt(self, message: bytes) -> wire.Result | str:
+        """The result, or why there is none."""
+        limit_s = self._config.timeout_s
+        try:
+            child = await self._take_child()
+            reply = await child.ask(message, limit_s)
+        except TimeoutError:
+            return f"it took longer than reward.timeout_s={limit_s:g} and its process was killed"
+        except ChildDied as death:
+            return f"its process died ({death})"
+        except (ConfigError, OSError) as error:
+            return f"there is no process to run it: {error}"
+        self._idle.append(child)
+        if isinstance(reply, wire.Raised):
+            return f"{reply.message}\n{reply.traceback}".strip()
+        assert isinstance(reply, wire.Result)
+        return reply
+
+    async def _take_child(self) -> RewardChild:
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+        return await self._spawn()
+
+    async def _spawn(self) -> RewardChild:
+        """A process that is ready. Raises `ConfigError`, or `OSError` when the system gives no process."""
+        if self._closed:
+            raise ChildDied("the pool was closed")
+        child = RewardChild()
+        self._children.add(child)
+        child.exited.add_done_callback(lambda _: self._children.discard(child))
+        specs = [function.function for function in self._config.functions]
+        try:
+            reply = await child.start(specs, self._start_timeout_s)
+        except TimeoutError:
+            raise ConfigError(
+                f"reward functions {', '.join(specs)}: not imported after {self._start_timeout_s:g} s; "
+                f"do less while the module is imported"
+            ) from None
+        except ChildDied as death:
+            raise ConfigError(
+                f"reward functions {', '.join(specs)}: the process died ({death}) while it imported them; "
+                f"its last words are in the log above"
+            ) from None
+        if isinstance(reply, wire.SetupFailed):
+            child.kill()
+            raise ConfigError(reply.message)
+        return child
+
+    def _call_message(self, function: int, request: ScoreRequest) -> wire.Call:
+        return wire.Call(
+            function=function,
+            prompt=request.prompt,
+            completions=list(request.completions),
+            completion_ids=[list(ids) for ids in request.completion_ids],
+            columns=dict(request.columns),
+            version=request.version,
+            max_steps=self._max_steps,
+            timeout_s=self._config.timeout_s,
+        )
+
+    def _keep_metrics(self, results: list[wire.Result]) -> None:
+        for result in results:
+            for name, values in result.metrics.items():
+                total, count = self._metrics.get(name, (0.0, 0))
+                self._metrics[name] = (total + sum(values), count + len(values))
+
+
+def function_names(config: RewardConfig) -> list[str]:
+    """The functions' names in the metrics. Raises `ConfigError` when two are the same."""
+    names = [f.name or f.function.rpartition(":")[2] for f in config.functions]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"reward.functions: two are called `{name}` in the metrics; give one another `name:`"
+            )
+    return names

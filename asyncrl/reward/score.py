@@ -1,0 +1,121 @@
+"""What is scored, and what comes of it: requests, scores, and their composition from several functions."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncrl.errors import AsyncRLError
+
+Message = dict[str, Any]
+
+
+class RewardError(AsyncRLError):
+    """A group could not be scored: no reward is made up for it."""
+
+    def __init__(self, function: str, reason: str, attempts: int) -> None:
+        tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"reward function `{function}` failed after {tries}: {reason}")
+        self.function = function
+        self.reason = reason
+        self.attempts = attempts
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One prompt with all its completions, to be scored together."""
+
+    prompt: str | list[Message]
+    completions: Sequence[str]
+    completion_ids: Sequence[Sequence[int]]
+    """The completions' token ids, stop tokens included."""
+    columns: Mapping[str, Any]
+    """The prompt row's other columns; their values must be representable in MessagePack."""
+    version: int
+    """The policy version, shown to functions as `trainer_state.global_step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score of one completion."""
+
+    reward: float
+    """The weighted sum of `parts`; finite."""
+    parts: dict[str, float]
+    """Unweighted, by function name; functions that did not apply (None) are left out."""
+    extra: dict[str, Any]
+    """What functions kept with `log_extra`, by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one function made of a group of N completions."""
+
+    name: str
+    weight: float
+    values: Sequence[float | None]
+    """N finite numbers, or None where the function does not apply."""
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Column -> N values."""
+
+
+def compose(parts: Sequence[Part]) -> list[Score]:
+    """The scores of a group's N completions; of two equal `extra` columns the later function's stays.
+
+    Raises `ValueError` where no function applies to a completion, or where the sum is not finite.
+    """
+    return [_compose_one(parts, i) for i in range(len(parts[0].values))]
+
+
+def _compose_one(parts: Sequence[Part], i: int) -> Score:
+    values = {part.name: value for part in parts if (value := part.values[i]) is not None}
+    if not values:
+        raise ValueError(
+            f"completion {i} has no reward: every function returned None for it; "
+            f"return a number from at least one"
+        )
+    reward = sum(part.weight * values[part.name] for part in parts if part.name in values)
+    if not math.isfinite(reward):
+        raise ValueError(f"the weighted sum for completion {i} is {reward}; its parts are {values}")
+    extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
+    return Score(reward, values, extra)
+
+
+def checked_values(returned: Any, n: int) -> list[float | None]:
+    """What a reward function returned for `n` completions, as finite floats and None.
+
+    Takes lists, tuples, arrays and tensors. Raises `ValueError` that says what is wrong with which result.
+    """
+    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    if not isinstance(values, list | tuple):
+        raise ValueError(
+            f"it returned {_shown(returned)}; it should return a list with one number or None a completion"
+        )
+    if len(values) != n:
+        raise ValueError(f"it returned {len(values)} results for {n} completions; one each is needed")
+    return [_checked_value(value, i) for i, value in enumerate(values)]
+
+
+def _checked_value(value: Any, i: int) -> float | None:
+    if value is None:
+        return None
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, numbers.Real):
+        raise ValueError(f"result {i} is {_shown(value)}; it should be a number or None")
+    try:
+        result = float(number)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(
+            f"result {i} is {result}: a reward must be finite; return None where the function does not apply"
+        )
+    return result
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

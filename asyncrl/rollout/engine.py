@@ -1,0 +1,102 @@
+"""The protocol between a rollout worker and an engine. Every engine passes `tests/conformance/`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.weights.source import WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. Temperature 0 is greedy; `top_p` 1 and `top_k` 0 are off."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+    """Seeds this request alone: its tokens do not depend on what else is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    request_id: str
+    prompt_ids: NDArray[np.int32]
+    """int32[P], P >= 1. Requests with equal prompts that wait together share one prefill."""
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """Tokens that follow the ones already streamed for a request.
+
+    token_ids: int32[N]. logprobs: float32[N], under the distribution sampled from (after temperature, top-p,
+    top-k, renormalised). versions: the weights that sampled each, `start` counted within this chunk. A stop
+    token is part of the output. `finish_reason` is set on the last chunk only.
+    """
+
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    versions: tuple[VersionSpan, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What a weight update cost. `stage_s` overlaps with decoding; during `pause_s` nothing decodes."""
+
+    version: int
+    stage_s: float
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Totals since the start, except `running` and `waiting` (requests, now)."""
+
+    version: int
+    running: int
+    waiting: int
+    generated_tokens: int
+    busy_s: float
+    """Wall time with at least one request running."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on (a broken model, a failed step); the worker that owns it must be replaced."""
+
+
+class Engine(Protocol):
+    """Continuous batching over one set of weights, each token stamped with version and logprob at the step
+    that sampled it."""
+
+    capacity: int
+    """Requests that can decode at the same time."""
+
+    async def run(self) -> None:
+        """Drive the engine until cancelled; raises `EngineError` when it breaks."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+        """Stream the request's tokens. Chunk sizes are the engine's choice. Raises `ValueError` at once for
+        a request that can never run (empty prompt, prompt plus `max_new_tokens` over the engine's
+        length)."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request early: its stream ends with what it has and `FinishReason.ABORT`. Unknown ids are
+        ignored."""
+
+    async def update_weights(self, source: WeightSource) -> UpdateReport:
+        """Swap to `source`'s version between two decode steps. Requests are neither aborted nor restarted.
+        On any error the old weights and version stay in force."""
+
+    def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...

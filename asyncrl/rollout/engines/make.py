@@ -1,0 +1,83 @@
+"""The engine that a config names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from asyncrl.config import Config
+from asyncrl.rollout.engine import Engine
+
+if TYPE_CHECKING:
+    from asyncrl.rollout.engines.torch import TorchEngine
+    from asyncrl.rollout.engines.vllm.engine import VllmEngine
+
+
+def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
+    """Build `rollout.engine`. Its weights are not worth sampling from before the first update."""
+    c = config.rollout
+    if c.engine == "paced":
+        from asyncrl.rollout.engines.paced import PacedEngine
+
+        return PacedEngine(
+            capacity=c.slots,
+            step_base_s=c.paced.step_base_s,
+            step_per_request_s=c.paced.step_per_request_s,
+            min_new_tokens=c.paced.min_new_tokens,
+        )
+    if c.engine == "vllm":
+        return _make_vllm_engine(config, longest_prompt_tokens)
+    return make_torch_engine(config, longest_prompt_tokens)
+
+
+def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
+    """Starts vLLM and waits until it is up: call it from the main thread (see `launch`)."""
+    from asyncrl.rollout.engines.torch import stop_token_ids
+    from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+    from asyncrl.rollout.engines.vllm.engine import VllmEngine
+    from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
+
+    c, model = config.rollout, config.model
+    max_length = longest_prompt_tokens + c.max_new_tokens
+    settings = LaunchSettings(
+        model.path,
+        model.dtype,
+        capacity=c.slots,
+        max_length=max_length,
+        device=_device(config),
+        threads=c.threads,
+        tensor_parallel_size=c.tensor_parallel_size,
+        gpu_memory_utilization=c.vllm.gpu_memory_utilization,
+        cuda_graphs=c.vllm.cuda_graphs,
+        prefill_tokens=c.vllm.prefill_tokens,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return VllmEngine(
+        launch(settings),
+        ExpectedWeights(model.path, model.dtype, model.trust_remote_code),
+        capacity=c.slots,
+        max_length=max_length,
+        kv_on_update=c.kv_on_update,
+        stop_token_ids=stop_token_ids(model),
+        answer_timeout_s=c.vllm.answer_timeout_s,
+    )
+
+
+def _device(config: Config) -> Literal["cpu", "cuda"]:
+    import torch
+
+    chosen = config.rollout.device
+    return "cuda" if chosen == "cuda" or (chosen == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def make_torch_engine(config: Config, longest_prompt_tokens: int) -> TorchEngine:
+    """The embedded engine."""
+    from asyncrl.rollout.engines.torch import TorchEngine, build_model, stop_token_ids
+
+    c = config.rollout
+    return TorchEngine(
+        build_model(config.model, _device(config)),
+        capacity=c.slots,
+        max_length=longest_prompt_tokens + c.max_new_tokens,
+        kv_on_update=c.kv_on_update,
+        stop_token_ids=stop_token_ids(config.model),
+    )

@@ -1,0 +1,195 @@
+"""Continuous batching: which request sits in which row, step by step. Synchronous and deterministic."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from asyncrl.core.records import FinishReason
+from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.requests import refuse_impossible
+from asyncrl.rollout.engines.torch.decoder import Decoder
+from asyncrl.rollout.engines.torch.model import refuse_unsupported
+from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key
+from asyncrl.rollout.engines.torch.probe import refuse_if_inexact
+from asyncrl.rollout.engines.torch.sampling import SamplingBatch, sample
+from asyncrl.rollout.engines.torch.slots import Slots
+from asyncrl.rollout.engines.torch.weights import LiveWeights
+
+Finished = tuple[GenerationRequest, TokenChunk]
+
+
+class ContinuousBatch:
+    """`submit` requests, `step` until `idle`; `swap` weights between two steps.
+
+    A row's first token, like every other, is sampled in a decode step: prefill only fills keys and values, of
+    all tokens but the last. So a token is stamped with the weights that are live in its own step, whatever
+    filled its cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        capacity: int,
+        max_length: int,
+        kv_on_update: Literal["keep", "recompute"],
+        stop_token_ids: tuple[int, ...],
+        version: int,
+        prefill_tokens: int,
+    ) -> None:
+        refuse_unsupported(model, max_length)
+        model.eval().requires_grad_(False)
+        self.capacity = capacity
+        self.max_length = max_length
+        self.version = version
+        self.generated_tokens = 0
+        self.weights = LiveWeights(model)
+        self._decoder = Decoder(model, capacity, max_length)
+        refuse_if_inexact(self._decoder)
+        self._slots = Slots(capacity, max_length)
+        self._waiting: deque[GenerationRequest] = deque()
+        self._resident: list[bytes | None] = [None] * capacity
+        """The prompt whose keys and values lie whole in a row, running or not, computed by the live
+        weights."""
+        self._sampling: SamplingBatch | None = None
+        self._recompute = kv_on_update == "recompute"
+        self._stop_token_ids = stop_token_ids
+        self._prefill_tokens = prefill_tokens
+
+    @property
+    def running(self) -> int:
+        return self._slots.running
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and self.running == 0
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request, first come first served. Raises `ValueError` when it can never run."""
+        refuse_impossible(request, self._decoder.vocab_size, self.max_length)
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> Finished | None:
+        """End a waiting or running request; None when there is no such request."""
+        for i, request in enumerate(self._waiting):
+            if request.request_id == request_id:
+                del self._waiting[i]
+                return request, TokenChunk(
+                    np.empty(0, np.int32), np.empty(0, np.float32), (), FinishReason.ABORT
+                )
+        row = self._slots.find(request_id)
+        return None if row is None else self._slots.finish(row, FinishReason.ABORT)
+
+    def step(self) -> list[Finished]:
+        """Refill the empty rows, then decode one token in every running row. Returns the requests that
+        finished."""
+        self._admit()
+        self._close_holes()
+        slots = self._slots
+        if slots.active == 0:
+            return []
+        tokens, positions, uniform = slots.inputs()
+        with torch.inference_mode():
+            logits = self._decoder.decode(tokens, positions)
+            choice = torch.from_numpy(uniform).to(logits.device, non_blocking=True)
+            sampled = sample(logits, choice, self._how())
+        drawn, logprobs = (part.cpu().numpy() for part in sampled)  # the step's one wait for the device
+        if np.isnan(logprobs).any():
+            raise FloatingPointError(
+                f"the weights of version {self.version} give logits that are not numbers"
+            )
+        done = slots.record(drawn, logprobs, self.version)
+        self.generated_tokens += slots.active
+        return [slots.finish(int(row)) for row in done]
+
+    def swap(self, staged: Mapping[str, Tensor], version: int) -> float:
+        """Exchange the weights for tensors that `weights.stage` returned. Returns the seconds it took (with
+        `recompute`, the running rows' keys and values under the new weights included)."""
+        started = time.perf_counter()
+        self.weights.adopt(staged)
+        self.version = version
+        self._close_holes()
+        recomputed = self._slots.active if self._recompute else 0
+        self._resident[recomputed:] = [None] * (self.capacity - recomputed)
+        if recomputed:
+            self._refill()
+        if self._decoder.device.type == "cuda":
+            torch.cuda.synchronize(self._decoder.device)
+        return time.perf_counter() - started
+
+    def _admit(self) -> None:
+        slots = self._slots
+        if not self._waiting or slots.running == self.capacity:
+            return
+        rows = [*sorted(slots.holes), *range(slots.active, self.capacity)]
+        plan = plan_prefill(self._waiting, rows, self._resident, self._prefill_tokens)
+        for row, request in plan.placed:
+            self._waiting.popleft()
+            slots.admit(row, request, self._stop_token_ids)
+        self._prefill(plan)
+        self._sampling = None
+
+    def _prefill(self, plan: Prefill) -> None:
+        self._copy(plan.copies)
+        if plan.fills:
+            self._fill(plan.fills)
+        self._copy(plan.shares)
+        for row, request in plan.placed:
+            self._resident[row] = prompt_key(request)
+
+    def _fill(self, rows: list[int]) -> None:
+        """Compute keys and values of all tokens but the last of each row."""
+        lengths = self._slots.length[rows] - 1
+        tokens = self._slots.tokens[rows, : lengths.max()]
+        # What lies past a row's length is another request's leftover: any valid id will do as padding.
+        self._decoder.fill(np.asarray(rows), tokens)
+
+    def _refill(self) -> None:
+        """Recompute the running rows' keys and values, within the prefill budget per forward."""
+        lengths = self._slots.length[: self._slots.active] - 1
+        order = [int(row) for row in lengths.argsort(kind="stable") if lengths[row] > 0]
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * lengths[order[count]] <= self._prefill_tokens:
+                count += 1
+            self._fill(order[:count])
+            order = order[count:]
+
+    def _copy(self, pairs: list[tuple[int, int, int]]) -> None:
+        if pairs:
+            sources, targets, widths = zip(*pairs, strict=True)
+            self._decoder.copy(list(sources), list(targets), max(widths))
+
+    def _close_holes(self) -> None:
+        if not self._slots.holes:
+            return
+        moves = self._slots.close_holes()
+        if moves:
+            self._copy([(source, target, int(self._slots.length[target])) for source, target in moves])
+            for source, target in moves:
+                self._resident[target] = self._resident[source]
+        self._sampling = None
+
+    def _how(self) -> SamplingBatch:
+        if self._sampling is None:
+            active, slots = slice(0, self._slots.active), self._slots
+            self._sampling = SamplingBatch.of(
+                slots.temperature[active],
+                slots.top_k[active],
+                slots.top_p[active],
+                self._decoder.vocab_size,
+                self._decoder.device,
+            )
+        return self._sampling

@@ -1,0 +1,138 @@
+"""The slot KV cache: a row per running request, a position per row; the model's `past_key_values`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer keeps per token."""
+
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+
+
+class _Fill:
+    """Tokens 0 .. T of some rows, attending to each other only: `rows` int64[N]."""
+
+    query_offset = 0
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def kv_length(self, query_length: int) -> int:
+        return query_length
+
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        store[:, :, : new.shape[2]].index_copy_(0, self._rows, new)
+        return new
+
+
+class _Decode:
+    """One token of each row 0 .. A at its own position (int64[A]), attending to all before it in its row."""
+
+    def __init__(self, positions: Tensor, width: int, max_length: int) -> None:
+        self.query_offset = positions[:, None]
+        self._active = len(positions)
+        self._width = width
+        self._row_starts = torch.arange(self._active, device=positions.device)[:, None] * max_length
+        self._max_length = max_length
+        self._lines: dict[int, Tensor] = {}
+
+    def kv_length(self, query_length: int) -> int:
+        return self._width
+
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        heads, dim = store.shape[1], store.shape[3]
+        store.view(-1, dim).index_copy_(0, self._flat_index(heads), new.reshape(-1, dim))
+        return store[: self._active, :, : self._width]
+
+    def _flat_index(self, heads: int) -> Tensor:
+        """int64[A * heads]: the lines of `store.view(-1, dim)` that the new tokens take. Layers alike share
+        it."""
+        if heads not in self._lines:
+            head_starts = torch.arange(heads, device=self.query_offset.device) * self._max_length
+            self._lines[heads] = (self._row_starts * heads + head_starts + self.query_offset).reshape(-1)
+        return self._lines[heads]
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, [slots, heads, max_length, dim], allocated up front: memory does not grow
+    later.
+
+    Zeroed once, since what lies past a row's position is read (with weight 0) and must be finite.
+    """
+
+    is_sliding = False
+
+    def __init__(self, shape: LayerShape, slots: int, max_length: int, like: Tensor) -> None:
+        super().__init__()
+        self.keys: Tensor = like.new_zeros(slots, shape.key_heads, max_length, shape.key_dim)
+        self.values: Tensor = like.new_zeros(slots, shape.value_heads, max_length, shape.value_dim)
+        self.is_initialized = True
+        self.access: _Fill | _Decode
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the layer is allocated when it is made."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        access = self.access
+        return access.write(self.keys, key_states), access.write(self.values, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.access.kv_length(query_length), 0
+
+    def get_seq_length(self) -> int | Tensor:  # type: ignore[override]  # one per row
+        return self.access.query_offset
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+class SlotCache(Cache):
+    """Before a forward pass, say with `fill` or `decode` which rows and positions its tokens belong to."""
+
+    layers: list[_SlotLayer]  # type: ignore[assignment]  # transformers' annotation allows any layer
+
+    def __init__(self, shapes: Sequence[LayerShape], slots: int, max_length: int, like: Tensor) -> None:
+        """`like` gives dtype and device."""
+        super().__init__(layers=[_SlotLayer(shape, slots, max_length, like) for shape in shapes])
+        self.slots = slots
+        self.max_length = max_length
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+    def fill(self, rows: Tensor) -> None:
+        """The next forward's tokens [N, T] are the first T of `rows` (int64[N]); they attend to each other
+        only."""
+        self._set(_Fill(rows))
+
+    def decode(self, positions: Tensor, width: int) -> None:
+        """The next forward's tokens [A, 1] belong to rows 0 .. A, at `positions` (int64[A]), all less than
+        `width`."""
+        self._set(_Decode(positions, width, self.max_length))
+
+    def copy(self, sources: Tensor, targets: Tensor, width: int) -> None:
+        """Copy the first `width` tokens of rows `sources` to rows `targets` (both int64[N]), as if all at
+        once."""
+        for layer in self.layers:
+            for store in (layer.keys, layer.values):
+                part = store[:, :, :width]
+                part.index_copy_(0, targets, part.index_select(0, sources))
+
+    def _set(self, access: _Fill | _Decode) -> None:
+        for layer in self.layers:
+            layer.access = access

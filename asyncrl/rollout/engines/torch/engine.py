@@ -1,0 +1,174 @@
+"""The embedded engine: continuous batching in the event loop, behind the `Engine` protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from asyncrl.rollout.engine import (
+    EngineError,
+    EngineStats,
+    GenerationRequest,
+    TokenChunk,
+    UpdateReport,
+)
+from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
+from asyncrl.weights.source import WeightSource
+
+
+class TorchEngine:
+    """`Engine` over a transformers model in this process, on its CPU or GPU.
+
+    Everything but the staging of new weights happens in the event loop's thread, so a swap always falls
+    between two decode steps. `run` repeats `step`; a caller that wants a deterministic schedule calls `step`
+    itself instead. A request's output comes as one chunk when it ends. The order of admission is the order of
+    the calls of `generate`.
+
+    model: becomes the engine's own (evaluation mode, attention, weights). Its weights serve as `version`
+        until the first update. Raises `UnsupportedModelError` for a model that cannot run exactly.
+    capacity: requests that decode at the same time. Their key-value cache is allocated up front.
+    max_length: longest prompt plus output, in tokens.
+    kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
+        Prompts are never shared across versions in either case.
+    stop_token_ids: end every request, besides its own.
+    prefill_tokens: prompt tokens (padding included) that are computed between two decode steps, unless one
+        prompt alone is longer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        capacity: int,
+        max_length: int,
+        kv_on_update: Literal["keep", "recompute"] = "keep",
+        stop_token_ids: tuple[int, ...] = (),
+        device: torch.device | str | None = None,
+        version: int = 0,
+        prefill_tokens: int = 4096,
+    ) -> None:
+        if capacity < 1 or max_length < 2:
+            raise ValueError(
+                f"capacity={capacity}, max_length={max_length}; needed: capacity >= 1, max_length >= 2"
+            )
+        self.capacity = capacity
+        self._batch = ContinuousBatch(
+            model if device is None else model.to(device),
+            capacity=capacity,
+            max_length=max_length,
+            kv_on_update=kv_on_update,
+            stop_token_ids=stop_token_ids,
+            version=version,
+            prefill_tokens=prefill_tokens,
+        )
+        self._streams = Streams(self.abort)
+        self._work = asyncio.Event()
+        self._updating = asyncio.Lock()
+        self._broken: EngineError | None = None
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+
+    async def run(self) -> None:
+        while self._broken is None:
+            if self._batch.idle:
+                self._work.clear()
+                await self._work.wait()
+            else:
+                self.step()
+                await asyncio.sleep(0)
+        raise self._broken
+
+    def step(self) -> None:
+        """Refill the free slots and decode one token of every running request; nothing when there is none.
+        Raises `EngineError`, as do all calls after it, when the step fails."""
+        if self._broken is not None:
+            raise self._broken
+        self._mark_busy()
+        try:
+            finished = self._batch.step()
+        except Exception as error:
+            raise self._break(f"decode step failed: {type(error).__name__}: {error}") from error
+        for end in finished:
+            self._deliver(end)
+        self._mark_busy()
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+        """Queues the request at once, not at the first iteration; it runs whether or not somebody iterates.
+        Cancelling or closing the iteration aborts it."""
+        if self._broken is not None:
+            raise self._broken
+        self._streams.refuse_duplicate(request.request_id)
+        self._batch.submit(request)
+        self._work.set()
+        return self._streams.open(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._streams:
+            end = self._batch.abort(request_id)
+            assert end is not None, f"request {request_id!r} is pending and in no queue"
+            self._deliver(end)
+            self._mark_busy()
+
+    async def update_weights(self, source: WeightSource) -> UpdateReport:
+        """Updates that overlap are applied one after the other. While one is staged the engine holds two sets
+        of weights."""
+        async with self._updating:
+            started = time.perf_counter()
+            staged = await asyncio.to_thread(lambda: self._batch.weights.stage(source.tensors()))
+            stage_s = time.perf_counter() - started
+            return UpdateReport(source.version, stage_s, self._swap(staged, source.version))
+
+    def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
+        """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
+        copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
+        not fit the model."""
+        return self._swap(self._batch.weights.stage(tensors), version)
+
+    def stats(self) -> EngineStats:
+        busy_s = self._busy_s
+        if self._busy_since is not None:
+            busy_s += time.perf_counter() - self._busy_since
+        batch = self._batch
+        return EngineStats(batch.version, batch.running, batch.waiting, batch.generated_tokens, busy_s)
+
+    async def close(self) -> None:
+        """End `run` and every pending stream with `EngineError`. May be called more than once."""
+        if self._broken is None:
+            self._break("the engine was closed")
+
+    def _swap(self, staged: Mapping[str, Tensor], version: int) -> float:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return self._batch.swap(staged, version)
+        except Exception as error:
+            raise self._break(
+                f"update to version {version} failed half-way: {type(error).__name__}: {error}"
+            ) from error
+
+    def _deliver(self, end: Finished) -> None:
+        request, chunk = end
+        self._streams.end(request.request_id, chunk)
+
+    def _break(self, reason: str) -> EngineError:
+        self._broken = EngineError(reason)
+        self._streams.fail(reason)
+        self._mark_busy()
+        self._work.set()
+        return self._broken
+
+    def _mark_busy(self) -> None:
+        """Keep the clock of the time with requests running or about to run."""
+        busy = self._broken is None and not self._batch.idle
+        if busy and self._busy_since is None:
+            self._busy_since = time.perf_counter()
+        elif not busy and self._busy_since is not None:
+            self._busy_s += time.perf_counter() - self._busy_since
+            self._busy_since = None

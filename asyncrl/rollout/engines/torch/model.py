@@ -1,0 +1,97 @@
+"""The engine's model: the structure of a Hugging Face decoder, without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from asyncrl.config import ModelConfig
+
+
+def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model that `config.path` describes, in `config.dtype` on `device`, with random weights: the real
+    ones come with the first weight version. Raises `UnsupportedModelError` for what the engine cannot run."""
+    structure = _read_config(config)
+    _refuse_by_config(structure, config.path)
+    try:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                structure,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation="sdpa",
+                trust_remote_code=config.trust_remote_code,
+            )
+    except ValueError as error:  # transformers: not a causal LM, or one without scaled-dot-product attention
+        raise UnsupportedModelError(f"model.path={config.path}: {_first_sentence(error)}") from error
+    return model.eval()
+
+
+def stop_token_ids(config: ModelConfig) -> tuple[int, ...]:
+    """The end-of-sequence tokens that the model's own generation settings name, else its configuration."""
+    try:
+        named = GenerationConfig.from_pretrained(config.path).eos_token_id
+    except OSError:  # the model comes without generation settings
+        named = None
+    if named is None:
+        named = _read_config(config).get_text_config().eos_token_id
+    if named is None:
+        return ()
+    return (named,) if isinstance(named, int) else tuple(named)
+
+
+def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
+    """Raise `UnsupportedModelError` for what a model's class and configuration tell. The rest is for the
+    probe."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; the engine runs decoder-only models")
+    if model._is_stateful:
+        raise UnsupportedModelError(f"{name} keeps a recurrent state, which a slot KV cache cannot hold")
+    if not model._supports_sdpa or not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{name} does not take its attention from transformers' attention interface (sdpa)"
+        )
+    text = model.config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and max_length > limit:
+        raise UnsupportedModelError(
+            f"max_length={max_length} is over the {limit} positions of {name} (max_position_embeddings)"
+        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    switch = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and switch is not None and max_length > switch:
+        raise UnsupportedModelError(
+            f"{name} changes all its rotary frequencies once a sequence passes {switch} tokens (longrope), "
+            f"so cached keys "
+            f"would go wrong: lower max_length={max_length} to {switch}"
+        )
+
+
+def _read_config(config: ModelConfig) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        kind = (
+            "has no usable config.json"
+            if Path(config.path).exists()
+            else "is neither a folder nor on the hub"
+        )
+        raise UnsupportedModelError(f"model.path={config.path} {kind}: {_first_sentence(error)}") from error
+
+
+def _refuse_by_config(structure: PreTrainedConfig, path: str) -> None:
+    if structure.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"model.path={path}: {structure.model_type} is an encoder-decoder; the engine runs decoder-only "
+            f"models"
+        )
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0]

@@ -1,0 +1,94 @@
+"""Sampling: from logits to tokens and the log-probabilities they were really sampled with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """How each row samples. A field is None when no row needs it, and costs nothing then.
+
+    temperature: float32[A, 1], 1 for greedy rows. top_k: int64[A, 1], the vocabulary's size where off. top_p:
+    float32[A, 1], infinity where off (1 would cut what rounding leaves past a sum of 1). greedy: bool[A].
+    """
+
+    temperature: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+    greedy: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        temperature: NDArray[np.float32],
+        top_k: NDArray[np.int64],
+        top_p: NDArray[np.float32],
+        vocab_size: int,
+        device: torch.device,
+    ) -> SamplingBatch:
+        """From per-row settings as in `SamplingParams` (each [A]). Greedy rows ignore `top_k` and `top_p`."""
+        greedy = temperature == 0
+        k = np.where(greedy | (top_k == 0), vocab_size, top_k)
+        p = np.where(greedy | (top_p == 1), np.float32(np.inf), top_p)
+        t = np.where(greedy, np.float32(1), temperature)
+
+        def column(array: NDArray, needed: np.bool_) -> Tensor | None:
+            return torch.from_numpy(array).to(device)[:, None] if needed else None
+
+        return cls(
+            temperature=column(t, (t != 1).any()),
+            top_k=column(k, (k < vocab_size).any()),
+            top_p=column(p, (p < np.inf).any()),
+            greedy=torch.from_numpy(greedy).to(device) if greedy.any() else None,
+        )
+
+
+def uniforms(seed: int, count: int) -> NDArray[np.float64]:
+    """float64[count] in [0, 1): one per token of a request, fixed by its seed alone (NumPy's Philox)."""
+    return np.random.Generator(np.random.Philox(seed)).random(count)
+
+
+def sample(logits: Tensor, uniform: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution at `uniform`.
+
+    logits: [A, V], any float dtype. uniform: float64[A] in [0, 1). Returns tokens int64[A] and logprobs
+    float32[A]: under the processed distribution (temperature, then top-k, then top-p, renormalised), or, for
+    greedy rows, under the plain softmax. A token of probability 0 is never drawn: the first token is taken at
+    which the cumulative sum exceeds `uniform` times the total. A row with NaN logits gets a NaN logprob.
+    """
+    logits = logits.float()
+    if batch.temperature is not None:
+        logits = logits / batch.temperature
+    if batch.top_k is not None or batch.top_p is not None:
+        logits = filtered(logits, batch.top_k, batch.top_p)
+    logprobs = logits.log_softmax(-1)
+    # float64: in float32 the sum's rounding would move boundaries by more than many a token's probability.
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    tokens.clamp_(max=logits.shape[-1] - 1)  # only NaN rows get there
+    if batch.greedy is not None:
+        tokens = torch.where(batch.greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+
+
+def filtered(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """Logits [A, V] with -inf outside the `top_k` likeliest tokens, and among those outside the smallest set
+    of likeliest tokens that holds `top_p` of their mass. Equal logits rank by token id."""
+    ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        rank = torch.arange(logits.shape[-1], device=logits.device)
+        ranked = ranked.masked_fill(rank >= top_k, float("-inf"))
+    if top_p is not None:
+        probabilities = ranked.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        outside = before >= top_p
+        outside[:, 0] = False
+        ranked = ranked.masked_fill(outside, float("-inf"))
+    return torch.empty_like(logits).scatter_(-1, order, ranked)

@@ -1,0 +1,138 @@
+"""The host's side of the running requests: what each row holds, and what it becomes when it ends.
+
+Arrays with a row per slot, so that a decode step records all its tokens with a few NumPy calls.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.torch.sampling import uniforms
+
+_NO_TOKEN = -1
+
+
+class Slots:
+    """Rows 0 .. `active` are running. tokens int64[S, T] holds prompt and output, `length` int64[S] how many
+    of them; logprobs float32[S, T] and versions int32[S, T] stand beside the sampled ones."""
+
+    def __init__(self, slots: int, max_length: int) -> None:
+        self.active = 0
+        self.holes: list[int] = []
+        """Rows below `active` whose request has ended."""
+        self.requests: list[GenerationRequest | None] = [None] * slots
+        self.tokens = np.zeros((slots, max_length), np.int64)
+        self.length = np.zeros(slots, np.int64)
+        self.temperature = np.ones(slots, np.float32)
+        self.top_k = np.zeros(slots, np.int64)
+        self.top_p = np.ones(slots, np.float32)
+        self._logprobs = np.zeros((slots, max_length), np.float32)
+        self._versions = np.zeros((slots, max_length), np.int32)
+        self._uniforms = np.zeros((slots, max_length), np.float64)
+        self._limit = np.zeros(slots, np.int64)
+        self._stop = np.full((slots, 1), _NO_TOKEN, np.int64)
+        self._rows = np.arange(slots)
+
+    def admit(self, row: int, request: GenerationRequest, stop_token_ids: tuple[int, ...]) -> None:
+        """Put a request into a hole, or into the row `active`."""
+        sampling, prompt = request.sampling, len(request.prompt_ids)
+        limit = prompt + sampling.max_new_tokens
+        self.requests[row] = request
+        self.tokens[row, :prompt] = request.prompt_ids
+        self.length[row] = prompt
+        self._limit[row] = limit
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = sampling.top_k
+        self.top_p[row] = sampling.top_p
+        self._uniforms[row, prompt:limit] = uniforms(sampling.seed, sampling.max_new_tokens)
+        stops = sorted({*stop_token_ids, *sampling.stop_token_ids})
+        if (missing := len(stops) - self._stop.shape[1]) > 0:
+            self._stop = np.pad(self._stop, ((0, 0), (0, missing)), constant_values=_NO_TOKEN)
+        self._stop[row] = _NO_TOKEN
+        self._stop[row, : len(stops)] = stops
+        if row < self.active:
+            self.holes.remove(row)
+        self.active = max(self.active, row + 1)
+
+    def inputs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """For the next decode step: each row's last token, that token's position, and the uniform for the one
+        after."""
+        rows, length = self._rows[: self.active], self.length[: self.active]
+        return self.tokens[rows, length - 1], length - 1, self._uniforms[rows, length]
+
+    def record(
+        self, tokens: NDArray[np.int64], logprobs: NDArray[np.float32], version: int
+    ) -> NDArray[np.int64]:
+        """Append one sampled token per row, all by `version`'s weights. Returns the rows that are done."""
+        rows, length = self._rows[: self.active], self.length[: self.active]
+        self.tokens[rows, length] = tokens
+        self._logprobs[rows, length] = logprobs
+        self._versions[rows, length] = version
+        length += 1
+        stopped = (tokens[:, None] == self._stop[: self.active]).any(1)
+        return (stopped | (length == self._limit[: self.active])).nonzero()[0]
+
+    def finish(self, row: int, reason: FinishReason | None = None) -> tuple[GenerationRequest, TokenChunk]:
+        """Empty a row: it becomes a hole, to be admitted into or closed. `reason` overrides what the row
+        itself tells."""
+        request = self.requests[row]
+        assert request is not None, f"row {row} is not running"
+        span = slice(len(request.prompt_ids), int(self.length[row]))
+        if reason is None:
+            stopped = self.tokens[row, span.stop - 1] in self._stop[row]
+            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        self.requests[row] = None
+        self.holes.append(row)
+        return request, TokenChunk(
+            token_ids=self.tokens[row, span].astype(np.int32),
+            logprobs=self._logprobs[row, span].copy(),
+            versions=version_spans(self._versions[row, span]),
+            finish_reason=reason,
+        )
+
+    @property
+    def running(self) -> int:
+        return self.active - len(self.holes)
+
+    def close_holes(self) -> list[tuple[int, int]]:
+        """Make the running rows contiguous by moving the last ones into the holes. Returns (source, target)
+        rows."""
+        running, holes = self.running, sorted(self.holes)
+        movers = [row for row in range(running, self.active) if self.requests[row] is not None]
+        moves = list(zip(movers, holes, strict=False))
+        for source, target in moves:
+            self._move(source, target)
+        self.active = running
+        self.holes.clear()
+        return moves
+
+    def find(self, request_id: str) -> int | None:
+        """The row of a running request."""
+        for row, request in enumerate(self.requests[: self.active]):
+            if request is not None and request.request_id == request_id:
+                return row
+        return None
+
+    def _move(self, source: int, target: int) -> None:
+        self.requests[target], self.requests[source] = self.requests[source], None
+        for per_row in (self.length, self._limit, self.temperature, self.top_k, self.top_p, self._stop):
+            per_row[target] = per_row[source]
+        known, limit = int(self.length[source]), int(self._limit[source])
+        for per_token in (self.tokens, self._logprobs, self._versions):
+            per_token[target, :known] = per_token[source, :known]
+        self._uniforms[target, known:limit] = self._uniforms[source, known:limit]
+
+
+def version_spans(versions: NDArray[np.int32]) -> tuple[VersionSpan, ...]:
+    """Run-length code of per-token versions [N]."""
+    if len(versions) == 0:
+        return ()
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(versions)) + 1))
+    lengths = np.diff(np.append(starts, len(versions)))
+    return tuple(
+        VersionSpan(int(start), int(length), int(versions[start]))
+        for start, length in zip(starts, lengths, strict=True)
+    )

@@ -1,0 +1,326 @@
+"""vLLM behind the `Engine` protocol: AsyncLLM in the rollout worker's process, its engine core in another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from asyncrl.rollout.engine import (
+    EngineError,
+    EngineStats,
+    GenerationRequest,
+    TokenChunk,
+    UpdateReport,
+)
+from asyncrl.rollout.engines.requests import refuse_impossible
+from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+from asyncrl.rollout.engines.vllm.generation import Generation, score
+from asyncrl.rollout.engines.vllm.notices import in_shared_memory
+from asyncrl.weights.canary import Canary, CanaryError
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.source import WeightsError, WeightSource
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+STAGING_POLL_S = 0.002
+HEALTH_POLL_S = 0.2
+LAYERS_NAMED = 8
+"""In the message of a failed canary."""
+
+
+class VllmEngine:
+    """`Engine` over a started AsyncLLM, which becomes the engine's own.
+
+    vLLM schedules by itself, in a process of its own; `run` only watches over it. A request's output comes as
+    one chunk when it ends. Log-probabilities and token versions are those that vLLM stamps.
+
+    llm: started by `launch`.
+    expected: what a weight version must look like.
+    capacity, max_length: as `llm` was started with.
+    kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
+        Prompts are never shared across versions in either case.
+    stop_token_ids: end every request, besides its own.
+    answer_timeout_s: longest wait for vLLM to answer, or to end a decode step, before it is taken for hung.
+    """
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        expected: ExpectedWeights,
+        *,
+        capacity: int,
+        max_length: int,
+        kv_on_update: Literal["keep", "recompute"] = "keep",
+        stop_token_ids: tuple[int, ...] = (),
+        version: int = 0,
+        answer_timeout_s: float = 120.0,
+    ) -> None:
+        self.capacity = capacity
+        self.llm = llm
+        self._expected = expected
+        self._max_length = max_length
+        self._kv_on_update = kv_on_update
+        self._stop_token_ids = stop_token_ids
+        self._version = version
+        self._answer_timeout_s = answer_timeout_s
+        self._streams = Streams(self.abort)
+        self._generations: dict[str, Generation] = {}
+        self._updating = asyncio.Lock()
+        self._held = False
+        self._unproven: WeightNotice | None = None
+        self._withheld: deque[tuple[str, TokenChunk | EngineError]] = deque()
+        self._broken: EngineError | CanaryError | None = None
+        self._breaking = asyncio.Event()
+        self._generated_tokens = 0
+        self._last_progress_s = 0.0
+        self._busy_s = 0.0
+        self._busy_since: float | None = None
+        self._tell_lifeline = True
+
+    async def run(self) -> None:
+        """Raises `EngineError` when vLLM has died, or hangs."""
+        while self._broken is None:
+            if self.llm.errored:
+                self._break("vLLM's engine process has died; the reason is in this role's log")
+            elif self._stalled_s() > self._answer_timeout_s:
+                self._break(f"vLLM has generated nothing for {self._stalled_s():.0f} s with requests running")
+            else:
+                try:
+                    await asyncio.wait_for(self._breaking.wait(), HEALTH_POLL_S)
+                except TimeoutError:
+                    continue
+        assert self._broken is not None
+        raise self._broken
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+        """Queues the request at once, not at the first iteration; it runs whether or not somebody iterates.
+        Cancelling or closing the iteration aborts it."""
+        if self._broken is not None:
+            raise self._broken
+        self._streams.refuse_duplicate(request.request_id)
+        refuse_impossible(request, self._expected.vocab_size, self._max_length)
+        stream = self._streams.open(request.request_id)
+        self._mark_busy()
+        generation = Generation(self.llm, request, self._stop_ids(request), self._count)
+        self._generations[request.request_id] = generation
+        generation.start(self._version, self._deliver)
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        if (generation := self._generations.get(request_id)) is not None:
+            generation.abort()
+
+    async def update_weights(self, source: WeightSource) -> UpdateReport:
+        """Staged inside vLLM's workers beside the decoding; between two steps, loaded. Updates that overlap
+        are applied one after the other. A version that does not fit or match its checksum raises
+        `WeightsError` and changes nothing; what fails later breaks the engine, so that no half-loaded weights
+        are ever sampled from. Raises `CanaryError`, and breaks, when the engine turns out to compute
+        something else than the trainer; no output of these weights has been delivered then."""
+        async with self._updating:
+            started = time.perf_counter()
+            with in_shared_memory(source) as notice:
+                await self._stage(notice)
+                stage_s = time.perf_counter() - started
+                # Not to be given up half-way, whoever waits for it.
+                pause_s = await asyncio.shield(asyncio.ensure_future(self._swap(notice)))
+                if not self._held:
+                    await self._prove()
+            return UpdateReport(source.version, stage_s, pause_s)
+
+    async def hold(self) -> None:
+        """Stop decoding between two steps until `release`; requests stay, updates go on."""
+        self._held = True
+        await self._pause(clear_cache=False)
+
+    async def release(self) -> None:
+        self._held = False
+        await self._resume()
+        await self._prove()
+
+    def stats(self) -> EngineStats:
+        busy_s = self._busy_s
+        if self._busy_since is not None:
+            busy_s += time.perf_counter() - self._busy_since
+        open_requests = len(self._generations)
+        running = min(open_requests, self.capacity)
+        return EngineStats(self._version, running, open_requests - running, self._generated_tokens, busy_s)
+
+    async def close(self) -> None:
+        """End `run`, every pending stream with `EngineError`, and vLLM's processes. May be called more than
+        once."""
+        if self._broken is None:
+            self._break("the engine was closed")
+        for generation in list(self._generations.values()):
+            await generation.cancel()
+        self._generations.clear()
+        await asyncio.to_thread(self.llm.shutdown)
+
+    # ---- weights -------------------------------------------------------------------------------------------
+
+    async def _stage(self, notice: WeightNotice) -> None:
+        self._expected.refuse_other(notice.manifest)
+        if self._tell_lifeline:
+            await self._call("asyncrl_end_with_parent", os.getpid())
+            self._tell_lifeline = False
+        await self._call("asyncrl_stage", msgspec.msgpack.encode(notice))
+        deadline = time.monotonic() + self._answer_timeout_s
+        while True:
+            states = await self._call("asyncrl_staged")
+            if refusals := [state["refusal"] for state in states if state["refusal"]]:
+                raise WeightsError(refusals[0])
+            if all(state["done"] for state in states):
+                return
+            if time.monotonic() > deadline:
+                raise self._break(
+                    f"reading weight version {notice.version} took over {self._answer_timeout_s:.0f} s"
+                )
+            await asyncio.sleep(STAGING_POLL_S)
+
+    async def _swap(self, notice: WeightNotice) -> float:
+        started = time.perf_counter()
+        version = notice.version
+        recompute = self._kv_on_update == "recompute"
+        await self._pause(clear_cache=recompute)
+        try:
+            await self._call("asyncrl_load", version)
+        except EngineError as error:
+            raise self._break(f"update to version {version} failed half-way: {error}") from error
+        await self._answer(self.llm.update_weight_version(str(version)), "to take the version's number")
+        self._version = version
+        self._unproven = notice if notice.canary is not None else None
+        if not recompute:
+            await self._start_again_what_has_not_started()
+        if not self._held:
+            await self._resume()
+        return time.perf_counter() - started
+
+    async def _start_again_what_has_not_started(self) -> None:
+        """Requests without a token belong to the old version's prefix cache (see `Generation`), though the
+        new weights will compute them."""
+        for generation in list(self._generations.values()):
+            if not generation.has_started:
+                await generation.cancel()
+                generation.start(self._version, self._deliver)
+
+    async def _prove(self) -> None:
+        """Let the engine score the canary among its other requests. Outputs wait for it."""
+        notice = self._unproven
+        if notice is None or notice.canary is None:
+            return
+        canary = notice.canary
+        scored = await self._answer(score(self.llm, canary.token_ids), "to score the canary")
+        if (difference := canary.difference(scored)) <= canary.tolerance:
+            self._unproven = None
+            while self._withheld:
+                self._deliver(*self._withheld.popleft())
+            return
+        raise self._break(CanaryError(await self._explain(notice, canary, difference)))
+
+    async def _explain(self, notice: WeightNotice, canary: Canary, difference: float) -> str:
+        await self._pause(clear_cache=False)
+        findings = await self._call("asyncrl_wrong_layers", msgspec.msgpack.encode(notice))
+        layers = list(dict.fromkeys(name for finding in findings for name in finding["layers"]))
+        dtype = findings[0]["dtype"]
+        where = (
+            f"{len(layers)} layers had not taken the new weights: {', '.join(layers[:LAYERS_NAMED])}"
+            f"{', ...' * (len(layers) > LAYERS_NAMED)}"
+            if layers
+            else "loading them again changes no layer, so the two compute differently"
+        )
+        return (
+            f"weight version {notice.version}: the engine's log-probabilities of the canary differ by "
+            f"{difference:.2g} on average from the trainer's, over {canary.tolerance:g} (trainer in "
+            f"{canary.dtype}, engine in {dtype}). {where}. Set weights.canary=false to go on all the same"
+        )
+
+    async def _resume(self) -> None:
+        self._last_progress_s = time.monotonic()
+        await self._answer(self.llm.resume_generation(), "to resume")
+
+    async def _pause(self, *, clear_cache: bool) -> None:
+        # The public `pause_generation` waits another 20 ms for outputs to arrive, which nothing here needs.
+        core = self.llm.engine_core
+        await self._answer(core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "to pause")
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of `WeightReceiver` in every worker."""
+        return await self._answer(self.llm.collective_rpc(method, args=args), f"{method} in its workers")
+
+    async def _answer(self, call: Awaitable[T], what: str) -> T:
+        """Await vLLM's answer; not for ever, and not beyond its death, after which no answer would come."""
+        answer = asyncio.ensure_future(call)
+        deadline = time.monotonic() + self._answer_timeout_s
+        while not answer.done():
+            await asyncio.wait([answer], timeout=HEALTH_POLL_S)
+            if answer.done():
+                break
+            if self.llm.errored:
+                answer.cancel()
+                raise self._break("vLLM's engine process has died; the reason is in this role's log")
+            if time.monotonic() > deadline:
+                answer.cancel()
+                raise self._break(
+                    f"vLLM was asked {what} and has not answered within {self._answer_timeout_s:.0f} s"
+                )
+        try:
+            return answer.result()
+        except Exception as error:
+            raise EngineError(f"vLLM was asked {what}: {type(error).__name__}: {error}") from error
+
+    # ---- requests ------------------------------------------------------------------------------------------
+
+    def _stop_ids(self, request: GenerationRequest) -> list[int]:
+        """Ids beyond the vocabulary can never be sampled, and vLLM refuses them."""
+        ids = {*self._stop_token_ids, *request.sampling.stop_token_ids}
+        return sorted(i for i in ids if i < self._expected.vocab_size)
+
+    def _count(self, tokens: int) -> None:
+        self._generated_tokens += tokens
+        self._last_progress_s = time.monotonic()
+
+    def _deliver(self, request_id: str, outcome: TokenChunk | EngineError) -> None:
+        if self._broken is not None:
+            return
+        if self._unproven is not None:
+            self._withheld.append((request_id, outcome))
+            return
+        del self._generations[request_id]
+        self._mark_busy()
+        if isinstance(outcome, EngineError):
+            self._break(str(outcome))
+        else:
+            self._streams.end(request_id, outcome)
+
+    def _stalled_s(self) -> float:
+        """Time without a new token though there should have been some."""
+        if not self._generations or self._held or self._updating.locked():
+            self._last_progress_s = time.monotonic()
+        return time.monotonic() - self._last_progress_s
+
+    def _break(self, reason: str | CanaryError) -> EngineError | CanaryError:
+        if self._broken is None:
+            self._broken = EngineError(reason) if isinstance(reason, str) else reason
+            self._streams.fail(str(reason))
+            self._breaking.set()
+            self._mark_busy()
+        return self._broken
+
+    def _mark_busy(self) -> None:
+        """Keep the clock of the time with requests running or about to run."""
+        busy = self._broken is None and bool(self._generations)
+        if busy and self._busy_since is None:
+            self._busy_since = time.perf_counter()
+            self._last_progress_s = time.monotonic()
+        elif not busy and self._busy_since is not None:
+            self._busy_s += time.perf_counter() - self._busy_since
+            self._busy_since = None

@@ -1,0 +1,170 @@
+"""Starts vLLM's AsyncLLM the way a rollout worker needs it, and fast."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from asyncrl.rollout.engine import EngineError
+from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
+from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.weights.canary import CANARY_TOKENS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = logging.getLogger(__name__)
+
+RECEIVER = "asyncrl.rollout.engines.vllm.receiver.WeightReceiver"
+CPU_PREFILL_TOKENS = 2048
+"""Tokens computed in one step on the CPU, at most, unless one sequence alone is longer."""
+SPARE_KV_BLOCKS = 64
+"""KV blocks beyond those of a full engine on the CPU: for prompts that stay cached, and vLLM's null block."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSettings:
+    """What an engine is started with.
+
+    capacity: requests that decode at the same time. max_length: longest prompt plus output, in tokens.
+    threads: CPU threads of the model (CPU build). gpu_memory_utilization: share of each GPU's memory that the
+    engine may take, weights included. prefill_tokens: prompt and output tokens computed in one step, None for
+    vLLM's choice. report_every_tokens: how often a running request's progress reaches `Engine.stats`.
+    receiver: the worker extension, a `WeightReceiver`.
+    """
+
+    model_path: str
+    dtype: Literal["float32", "bfloat16"]
+    capacity: int
+    max_length: int
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    cuda_graphs: bool = True
+    prefill_tokens: int | None = None
+    trust_remote_code: bool = False
+    report_every_tokens: int = 16
+    receiver: str = RECEIVER
+
+
+def launch(settings: LaunchSettings) -> AsyncLLM:
+    """Start an engine with random weights (the first weight version replaces them). Blocks until it is up.
+    Call it from the main thread: the engine's process ends with the thread that started it.
+
+    Raises `ConfigError` for a vLLM that is missing or unsupported, `EngineError` when the start fails.
+    """
+    refuse_unsupported(settings.device)
+    _prepare_environment(settings)
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    try:
+        config = _arguments(settings).create_engine_config()
+        if settings.device == "cpu":
+            config.cache_config.kv_cache_memory_bytes = _kv_cache_bytes(config, settings)
+            _choose_start_method(settings)
+        with _children_end_with_us():
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    except Exception as error:
+        raise EngineError(
+            f"vLLM did not start on model.path={settings.model_path}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _prepare_environment(settings: LaunchSettings) -> None:
+    """vLLM reads much of what it does from the environment, some of it on import. What is set already
+    stays."""
+    wanted = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_HOST_IP": "127.0.0.1",
+    }
+    if settings.device == "cpu":
+        wanted |= {
+            # One process computes: another one per rank would import everything again.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if settings.tensor_parallel_size > 1 else "0",
+            # Pinning is the system's business: by default every engine binds the same first core.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(settings.threads),
+            # Or ranks of logprobs are compiled at the first request: seconds, with all requests waiting.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    if settings.device == "cpu":
+        import torch._dynamo
+
+        # It has read its variable already when anything before has imported it.
+        torch._dynamo.config.disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    longest = max(settings.max_length, CANARY_TOKENS + 1)
+    optional: dict[str, Any] = {}
+    if settings.prefill_tokens is not None or settings.device == "cpu":
+        optional["max_num_batched_tokens"] = max(settings.prefill_tokens or CPU_PREFILL_TOKENS, longest)
+    if settings.device == "cpu":
+        # vLLM rewinds the random generator of a request whose prompt it has cut; those of the CPU cannot be
+        # rewound, and the engine would die of it.
+        optional["enable_chunked_prefill"] = False
+    return AsyncEngineArgs(
+        model=settings.model_path,
+        skip_tokenizer_init=True,
+        dtype=settings.dtype,
+        load_format="dummy",
+        trust_remote_code=settings.trust_remote_code,
+        max_model_len=longest,
+        max_num_seqs=settings.capacity,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enforce_eager=settings.device == "cpu" or not settings.cuda_graphs,
+        logprobs_mode="processed_logprobs",
+        enable_prefix_caching=True,
+        generation_config="vllm",  # the model's own sampling defaults must not come in by the back door
+        stream_interval=settings.report_every_tokens,
+        worker_extension_cls=settings.receiver,
+        **optional,
+    )
+
+
+def _kv_cache_bytes(config: VllmConfig, settings: LaunchSettings) -> int:
+    """Room for `capacity` sequences of `max_length`, so that none is ever preempted."""
+    model, parallel, block = config.model_config, config.parallel_config, config.cache_config.block_size
+    heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
+    token_bytes = 2 * layers * heads * model.get_head_size() * model.dtype.itemsize
+    blocks = settings.capacity * -(-settings.max_length // block) + SPARE_KV_BLOCKS
+    return blocks * block * token_bytes
+
+
+def _choose_start_method(settings: LaunchSettings) -> None:
+    """Fork the engine's process where that is safe: a spawned one imports torch and vLLM a second time.
+
+    Forking is safe while OpenMP has no second thread in this process: the child would wait for threads that
+    do not exist in it. vLLM sets the method to spawn when it makes its configuration, so this comes after.
+    """
+    forks = settings.threads == 1 and settings.tensor_parallel_size == 1
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork" if forks else "spawn"
+
+
+class _Registration:
+    """Something that multiprocessing can refer to weakly."""
+
+
+@contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """Processes forked meanwhile are killed when the thread that runs this ends, as it does with the process.
+    Spawned ones have to be told once they are up."""
+    parent = os.getpid()
+    registration = _Registration()  # lasts as long as this object
+    multiprocessing.util.register_after_fork(registration, lambda _: end_with_parent(parent))
+    yield
+    del registration

@@ -1,0 +1,109 @@
+"""The end of a weight update inside vLLM's own processes: a worker extension, whose methods vLLM's
+`collective_rpc` calls in every worker (one per rank of tensor parallelism)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from asyncrl.rollout.engines.vllm.diagnosis import wrong_layers
+from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.source import WeightsError
+from asyncrl.weights.subscriber import ShmWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Staging(threading.Thread):
+    """Reads a version out of shared memory beside the decoding: copying and checksums release the GIL."""
+
+    def __init__(self, notice: WeightNotice) -> None:
+        super().__init__(name="weights", daemon=True)
+        self.version = notice.version
+        self.tensors: Mapping[str, Tensor] = {}
+        self.refusal: str | None = None
+        self._weights = ShmWeights(notice, threads=1)
+
+    def run(self) -> None:
+        try:
+            self.tensors = self._weights.tensors()
+        except WeightsError as error:
+            self.refusal = str(error)
+        except Exception as error:  # noqa: BLE001 - the engine hears of it, which this thread's end would hide
+            self.refusal = f"{type(error).__name__}: {error}"
+
+
+class WeightReceiver:
+    """Mixed into vLLM's worker class. Its names must not be among the worker's own, hence the prefix."""
+
+    asyncrl_staging: Staging | None = None
+    reload_weights: Any
+    model_runner: Any
+
+    def asyncrl_end_with_parent(self, parent: int) -> None:
+        end_with_parent(parent)
+
+    def asyncrl_stage(self, notice: bytes) -> None:
+        """Begin to read the version of an encoded `WeightNotice`. What was staged before is forgotten."""
+        self.asyncrl_staging = Staging(msgspec.msgpack.decode(notice, type=WeightNotice))
+        self.asyncrl_staging.start()
+
+    def asyncrl_staged(self) -> dict[str, Any]:
+        """{"done": whether the reading has ended, "refusal": why nothing may be loaded, or None}."""
+        staging = self.asyncrl_staging
+        assert staging is not None
+        return {"done": not staging.is_alive(), "refusal": staging.refusal}
+
+    def asyncrl_load(self, version: int) -> float:
+        """Load the staged version into the model; returns the seconds. The scheduler must be paused."""
+        staging, self.asyncrl_staging = self.asyncrl_staging, None
+        if staging is None or staging.is_alive() or staging.refusal or staging.version != version:
+            raise RuntimeError(f"weight version {version} is not staged")
+        # It warns, at every load, of modules that have no weights, or tied ones.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+        started = time.perf_counter()
+        self.asyncrl_apply(staging.tensors)
+        return time.perf_counter() - started
+
+    def asyncrl_apply(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make `tensors` the model's weights."""
+        load(self, tensors)
+
+    def asyncrl_wrong_layers(self, notice: bytes) -> dict[str, Any]:
+        """{"layers": names of those that do not hold a version's weights, "dtype": the model's own}. They do
+        afterwards. The scheduler must be paused."""
+        tensors = ShmWeights(msgspec.msgpack.decode(notice, type=WeightNotice), threads=1).tensors()
+        model = self.model_runner.get_model()
+        layers = wrong_layers(model, lambda: load(self, tensors))
+        return {"layers": layers, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
+
+
+def load(worker: WeightReceiver, tensors: Mapping[str, Tensor]) -> None:
+    """Load a checkpoint's tensors through vLLM's own reloading, which fuses and splits them."""
+    worker.reload_weights(weights_iterator=iter(tensors.items()))
+    repack_tied_heads(worker.model_runner.get_model())
+
+
+def repack_tied_heads(model: nn.Module) -> None:
+    """Give every output head that is tied to the embeddings the new weights.
+
+    vLLM's CPU build keeps a packed copy of the weights in each linear layer. A reload renews it for the
+    layers that tensors were loaded into; a tied head gets none of its own, and would go on with the old copy.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    embeddings = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
+    }
+    for head in model.modules():
+        if isinstance(head, ParallelLMHead) and id(head.weight) in embeddings and hasattr(head, "cpu_linear"):
+            head.quant_method.process_weights_after_loading(head)

@@ -1,0 +1,147 @@
+"""The single checks of the preflight. Each raises a `ConfigError` that names key, value and remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from asyncrl.config import Config
+from asyncrl.data.prompts import PromptSet
+from asyncrl.errors import ConfigError
+from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
+from asyncrl.rollout.engines.vllm import distribution
+from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.outline import Outline, shared_weights_bytes
+from asyncrl.runtime.resources import Machine, Placement
+from asyncrl.units import format_bytes
+
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
+"""Files whose presence shows that a folder holds a run."""
+
+
+def run_dir(config: Config) -> None:
+    """The run directory holds no run yet, and can be made."""
+    key, value = ("run.root", config.run.root) if config.run.dir is None else ("run.dir", config.run.dir)
+    path = Path(value).expanduser()
+    held = [name for name in _RUN_FILES if (path / name).exists()]
+    if key == "run.dir" and held:
+        raise ConfigError(
+            f"{key}={value}: this folder already holds a run ({', '.join(held)}); name another one, "
+            "or move it away"
+        )
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{key}={value}: {nearest} is a file, not a folder; name another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={value}: no permission to write into {nearest}; name another place")
+
+
+def reward_functions(config: Config) -> dict[str, RewardFunction]:
+    """The reward functions, imported, by what the config calls them."""
+    return {function.function: resolve(function.function) for function in config.reward.functions}
+
+
+def reward_columns(functions: Mapping[str, RewardFunction], prompts: PromptSet) -> None:
+    """Every row has the columns that the reward functions cannot do without."""
+    for columns, row in {frozenset(row.columns): row for row in reversed(prompts.rows)}.items():
+        for spec, function in functions.items():
+            if missing := missing_columns(function, columns):
+                raise ConfigError(
+                    f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
+                    f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
+                )
+
+
+def engine(config: Config, placement: Placement) -> None:
+    """The engine is installed, for the device that the engines compute on."""
+    if config.rollout.engine == "vllm":
+        distribution.refuse_unsupported(placement.rollout[0].device)
+
+
+def attention(config: Config, placement: Placement) -> None:
+    """The trainer's attention kernel runs where the trainer runs."""
+    if config.model.attn_implementation != "flash_attention_2":
+        return
+    setting, other = "model.attn_implementation=flash_attention_2", "model.attn_implementation=sdpa"
+    if placement.trainer.gpu is None:
+        raise ConfigError(f"{setting}: it needs a GPU, and the trainer has none; use {other}")
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(f"{setting}: needs the package flash-attn: pip install flash-attn, or use {other}")
+
+
+def shared_memory(config: Config, model: ModelFacts, machine: Machine) -> None:
+    """Two versions of the weights fit into shared memory."""
+    free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
+    if config.run.mode == "async" and free is not None and needed > free:
+        raise ConfigError(
+            f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
+            f"shared memory, and /dev/shm has {format_bytes(free)} free; make it larger (for a container: "
+            f"--shm-size={needed // 10**9 + 2}g)"
+        )
+
+
+def prompts_fit(config: Config, model: ModelFacts, prompts: PromptSet) -> None:
+    """The model knows every position and every token that it will be given."""
+    longest, new = prompts.longest_tokens, config.rollout.max_new_tokens
+    if model.max_positions is not None and longest + new > model.max_positions:
+        room = model.max_positions - longest
+        remedy = f"at most rollout.max_new_tokens={room}, or " if room > 0 else ""
+        raise ConfigError(
+            f"rollout.max_new_tokens={new}: after the longest prompt ({longest} tokens) this makes "
+            f"{longest + new}, over the {model.max_positions} positions of the model {config.model.path}; "
+            f"use {remedy}a lower data.max_prompt_tokens with data.on_bad_row=skip"
+        )
+    largest = max(int(row.prompt_ids.max()) for row in prompts)
+    if largest >= model.vocab_size:
+        raise ConfigError(
+            f"model.path={config.model.path}: its tokenizer gives the token id {largest}, but the model "
+            f"knows only {model.vocab_size} tokens; the tokenizer is another model's"
+        )
+
+
+def warnings(
+    config: Config,
+    machine: Machine,
+    placement: Placement,
+    implied: Outline,
+    prompts: PromptSet,
+    eos_token_id: int | None,
+) -> Iterator[str]:
+    """What works but may surprise."""
+    if prompts.skipped:
+        count = len(prompts.skipped)
+        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
+    if implied.threads > machine.cores:
+        yield (
+            f"{implied.threads} computing threads on {machine.cores} cores; lower trainer.threads, "
+            "rollout.threads or rollout.workers"
+        )
+    if implied.host_memory_bytes > machine.memory_bytes:
+        yield (
+            f"about {format_bytes(implied.host_memory_bytes)} of memory are needed and the machine has "
+            f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
+        )
+    if placement.shares_gpu:
+        yield "trainer and engines share one GPU: its memory must hold them all"
+    if placement.idle_gpus:
+        yield f"{placement.idle_gpus} of the GPUs asked for stay idle; raise rollout.workers to use them"
+    if implied.slots > implied.max_responses_outstanding:
+        yield (
+            f"only {implied.max_responses_outstanding} of {implied.slots} slots can be in use: no more "
+            f"responses may be outstanding with staleness.max_staleness={config.staleness.max_staleness}"
+        )
+    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
+        yield (
+            "rollout.top_p and rollout.top_k renormalise what is sampled from, and the trainer's policy is "
+            "not cut: "
+            "ratios come out low even on policy"
+        )
+    if config.trainer.warmup_steps >= config.run.steps:
+        yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
+    if eos_token_id is None and not config.rollout.stop_token_ids:
+        yield (
+            "neither the tokenizer nor rollout.stop_token_ids names a token that ends a response: all will "
+            f"have {config.rollout.max_new_tokens} tokens"
+        )

@@ -1,0 +1,285 @@
+"""The coordinator as a process: the pure state machine behind ZMQ, with its file and its clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator, Lease, Taken
+from asyncrl.data.prompts import PromptSet
+from asyncrl.errors import RunFailed
+from asyncrl.observe.rollout_meter import RolloutMeter
+from asyncrl.runtime import messages as m
+from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
+from asyncrl.runtime.state import rollout_task
+from asyncrl.runtime.store import LedgerStore
+from asyncrl.runtime.wire import WireGroup, decode_header
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STALL_POLL_S = 0.5
+
+
+@dataclass(slots=True)
+class _Worker:
+    peer: bytes
+    engine_version: int | None = None
+    """None until its engine has taken a first version: it must not sample before."""
+    last_heard_s: float = field(default_factory=time.monotonic)
+
+
+class CoordinatorService:
+    """Answers `runtime.messages`. Everything that an event changes is stored before the event is answered."""
+
+    def __init__(
+        self,
+        config: Config,
+        prompts: PromptSet,
+        coordinator: Coordinator[WireGroup],
+        store: LedgerStore[WireGroup],
+    ) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._coordinator = coordinator
+        self._store = store
+        self._server = RpcServer(self._handle)
+        self._meter = RolloutMeter(time.monotonic)
+        self._workers: dict[str, _Worker] = {}
+        self._notice: bytes | None = None
+        self._changed = asyncio.Event()
+        self._started = False
+        """An engine has taken the first weights: from here on steps are due."""
+        self._last_step_s = time.monotonic()
+        self._last_taken_s = time.monotonic()
+        self._leased_s: dict[int, float] = {}
+
+    def bind(self) -> str:
+        return self._server.bind()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises `RunFailed` when the run cannot go on."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._server.serve())
+                tasks.create_task(self._watch_for_stalls())
+        except* RunFailed as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._server.close()
+
+    async def _handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
+        name = peer.decode(errors="replace")
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.last_heard_s = time.monotonic()
+        match request:
+            case m.LeaseRequest():
+                return await self._lease(name, request), ()
+            case m.Submit():
+                self._meter.report(name, request.stats)
+                self._submit(request.header, frames)
+            case m.Fail():
+                self._fail(request)
+            case m.Report():
+                self._meter.report(name, request.stats)
+                self._meter.rewards(request.reward_metrics)
+            case m.Hello():
+                self._lost(name)
+                self._workers[name] = _Worker(peer)
+                return m.Welcome(self._notice), ()
+            case m.WorkerLost():
+                self._lost(request.worker)
+            case m.Applied():
+                self._known(name).engine_version = request.report.version
+                self._meter.updated(name, request.report)
+                if not self._started:
+                    self._started, self._last_step_s = True, time.monotonic()
+                self._changed_now()
+            case m.Take():
+                return await self._take(request)
+            case m.Publish():
+                return await self._publish(request), ()
+            case m.AwaitApplied():
+                await self._await_applied(request.version)
+        return m.Done(), ()
+
+    # ---- workers -------------------------------------------------------------------------------------------
+
+    async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
+        worker = self._known(name)
+
+        def leases() -> list[Lease] | None:
+            if self._workers.get(name) is not worker:
+                raise RpcError(f"{name} has been replaced")
+            if self._coordinator.finished:
+                return []
+            if worker.engine_version is None:
+                return None
+            # Many places at once, as a synchronous step has them, are for all workers and not for the first
+            # to ask: a batch is done when its busiest engine is.
+            places = self._coordinator.open_places(worker.engine_version)
+            fair_share = math.ceil(places / self._config.rollout.workers)
+            limit = min(request.limit, max(1, fair_share))
+            return self._coordinator.lease(name, worker.engine_version, limit) or None
+
+        granted = await self._until(leases, request.wait_s) or []
+        if granted:
+            self._store.save(self._coordinator)
+            now = time.monotonic()
+            self._leased_s |= {lease.group_id: now for lease in granted}
+        return m.Leases([rollout_task(lease, self._prompts) for lease in granted], self._coordinator.finished)
+
+    def _submit(self, header: bytes, frames: Frames) -> None:
+        try:
+            group = decode_header(header)
+        except msgspec.DecodeError as error:
+            raise RpcError(f"not a group: {error}") from None
+        payload = WireGroup(header, tuple(frames))
+        self._coordinator.submit(group.group_id, group.lease_id, group.summary(), payload)
+        self._leased_s.pop(group.group_id, None)
+        self._changed_now()
+
+    def _fail(self, request: m.Fail) -> None:
+        again = self._coordinator.fail(
+            request.group_id, request.lease_id, request.reason, request.detail, request.sampled_tokens
+        )
+        log.warning(
+            "group %d failed (%s): %s",
+            *(request.group_id, "to be tried again" if again else "given up", request.detail),
+        )
+        self._changed_now()
+        self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
+
+    def _lost(self, name: str) -> None:
+        self._workers.pop(name, None)
+        self._meter.lost(name)
+        groups = self._coordinator.worker_lost(name)
+        if groups:
+            log.warning("%s was lost; its %d leases go back: groups %s", name, len(groups), groups)
+        self._changed_now()
+
+    def _known(self, name: str) -> _Worker:
+        worker = self._workers.get(name)
+        if worker is None:
+            raise RpcError(f"{name} has not said hello, or was taken for lost")
+        return worker
+
+    # ---- trainer -------------------------------------------------------------------------------------------
+
+    async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
+        dropped = self._coordinator.ledger.dropped_groups
+
+        def batch() -> Taken[WireGroup] | None:
+            before = dropped.total()
+            taken = self._coordinator.take(request.step)
+            if dropped.total() != before:
+                self._changed_now()  # their places are free
+            return taken
+
+        taken = await self._until(batch, request.wait_s)
+        if taken is None:
+            return m.Done(), ()
+        self._last_taken_s = time.monotonic()
+        self._changed_now()
+        headers = [payload.header for _, payload in taken.groups]
+        frames = [frame for _, payload in taken.groups for frame in payload.frames]
+        return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
+
+    async def _publish(self, request: m.Publish) -> m.Published:
+        self._coordinator.published(request.version)
+        self._notice = request.notice
+        self._last_step_s = time.monotonic()
+        self._changed_now()
+        for worker in list(self._workers.values()):
+            await self._server.notify(worker.peer, m.NewWeights(request.notice))
+        cursor = {"data/epoch": self._coordinator.cursor.epoch}
+        return m.Published(self._coordinator.ledger.metrics() | self._meter.metrics() | cursor)
+
+    async def _await_applied(self, version: int) -> None:
+        def behind() -> list[str]:
+            return [
+                name
+                for name, worker in self._workers.items()
+                if worker.engine_version is not None and worker.engine_version < version
+            ]
+
+        timeout_s = self._config.weights.ack_timeout_s
+        if not await self._until(lambda: not behind() or None, timeout_s):
+            raise RpcError(
+                f"{', '.join(behind())} did not take weight version {version} within "
+                f"weights.ack_timeout_s={timeout_s:.0f}"
+            )
+
+    # ---- waiting -------------------------------------------------------------------------------------------
+
+    def _changed_now(self) -> None:
+        """Make the event durable, then let everybody who waits look again."""
+        self._store.save(self._coordinator)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _until(self, look: Callable[[], T | None], wait_s: float) -> T | None:
+        """What `look` gives once it is not None, looking again after every event; None after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while (found := look()) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                return None
+        return found
+
+    async def _watch_for_stalls(self) -> None:
+        run = self._config.run
+        while True:
+            await asyncio.sleep(STALL_POLL_S)
+            silent_s = time.monotonic() - self._last_step_s
+            if not self._started and silent_s > run.start_s:
+                raise RunFailed(
+                    f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}"
+                )
+            if self._started and silent_s > run.stall_s and not self._coordinator.finished:
+                raise RunFailed(
+                    f"no training step has ended for {silent_s:.0f} s (run.stall_s={run.stall_s:g}). "
+                    f"{self._explain()}"
+                )
+
+    def _explain(self) -> str:
+        """Who waits for whom, for what, since when."""
+        now = time.monotonic()
+        version, taken = self._coordinator.version, self._coordinator.steps_taken
+        if self._notice is None:
+            trainer = "has not published its first weights"
+        elif taken > version:
+            trainer = f"has had the batch of step {version} for {now - self._last_taken_s:.0f} s"
+        else:
+            trainer = f"has waited for the batch of step {version} for {now - self._last_step_s:.0f} s"
+        lines = [f"The trainer {trainer}."]
+        for entry in self._coordinator.waits_for()[:10]:
+            since_s = now - self._leased_s.get(entry.group_id, now)
+            before = f" (attempt {entry.attempt + 1}; last: {entry.reason})" if entry.reason else ""
+            lines.append(
+                f"Group {entry.group_id} is {entry.state} to {entry.worker} for {since_s:.0f} s{before}."
+            )
+        for name, worker in self._workers.items():
+            has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
+            lines.append(f"{name} has {has} and was heard {now - worker.last_heard_s:.0f} s ago.")
+        if not self._workers:
+            lines.append("No rollout worker is connected.")
+        ledger = self._coordinator.ledger
+        if ledger.dropped_groups:
+            lines.append(f"Groups dropped so far: {dict(ledger.dropped_groups)}.")
+        lines += [f"The latest failed attempt: {detail}" for detail in list(ledger.failures.values())[-1:]]
+        return " ".join(lines)

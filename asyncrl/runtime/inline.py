@@ -1,0 +1,183 @@
+"""`inline` mode: the components of an `async` run in one process, on a schedule that depends on nothing but
+the seeds.
+
+The trainer's `take` drives the rollout: it leases, steps the engine and delivers until a batch is there.
+Every wait is a barrier (scores are waited for between two engine steps), so no outcome depends on how fast
+anything is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.records import Batch, Group
+from asyncrl.data.prompts import PromptSet
+from asyncrl.errors import RunFailed
+from asyncrl.observe.rollout_meter import RolloutMeter
+from asyncrl.reward.pool import RewardPool
+from asyncrl.rollout.engine import UpdateReport
+from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.rollout.worker import AttemptFailed, GroupRollout
+from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.state import open_state, rollout_task
+from asyncrl.runtime.store import LedgerStore
+from asyncrl.runtime.train_loop import TrainLoop
+from asyncrl.runtime.wire import WireGroup, pack, unpack
+from asyncrl.trainer.backend import make_trainer
+from asyncrl.weights.source import LocalWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asyncrl.core.coordinator import Lease
+    from asyncrl.rollout.engines.torch import TorchEngine
+    from asyncrl.weights.canary import Canary
+
+log = logging.getLogger(__name__)
+
+WORKER = "inline"
+SCORING_POLL_S = 0.0005
+
+
+class InlineLink:
+    """The trainer's link to a coordinator and an engine in its own process."""
+
+    def __init__(
+        self,
+        config: Config,
+        prompts: PromptSet,
+        store: LedgerStore[WireGroup],
+        coordinator: Coordinator[WireGroup],
+        engine: TorchEngine,
+        rewards: RewardPool,
+        rollout: GroupRollout,
+    ) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._store = store
+        self._coordinator = coordinator
+        self._engine = engine
+        self._rewards = rewards
+        self._rollout = rollout
+        self._meter = RolloutMeter(time.monotonic)
+        self._running: dict[asyncio.Task[Group], Lease] = {}
+
+    async def take(self, step: int) -> Batch:
+        """Roll out until the step has its batch."""
+        stall_s = self._config.run.stall_s
+        deadline_s = time.monotonic() + stall_s
+        while (taken := self._coordinator.take(step)) is None:
+            if time.monotonic() > deadline_s:
+                raise RunFailed(
+                    f"step {step} has waited for its batch for {stall_s:g} s (run.stall_s); the ledger: "
+                    f"{self._coordinator.ledger.metrics()}"
+                )
+            self._lease()
+            await self._settle()
+            self._engine.step()
+            await asyncio.sleep(0)  # whoever shows the run, or interrupts it, gets a turn
+            await self._settle()
+            self._deliver()
+        self._store.save(self._coordinator)
+        groups = tuple(unpack(wire.header, wire.frames) for _, wire in taken.groups)
+        return Batch(taken.step, taken.version, taken.oldest_version, groups)
+
+    async def publish(
+        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
+    ) -> dict[str, float]:
+        started_s = time.monotonic()
+        copies = LocalWeights(version, weights).tensors()
+        pause_s = self._engine.swap(copies, version)
+        self._coordinator.published(version)
+        self._store.save(self._coordinator)
+        self._meter.report(WORKER, self._engine.stats())
+        self._meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
+        self._meter.rewards(self._rewards.drain_metrics())
+        return {
+            **self._coordinator.ledger.metrics(),
+            **self._meter.metrics(),
+            "data/epoch": self._coordinator.cursor.epoch,
+            "weights/publish_s": time.monotonic() - started_s,
+        }
+
+    def _lease(self) -> None:
+        room = self._rollout.room
+        if room < 1:
+            return
+        for lease in self._coordinator.lease(WORKER, self._engine.stats().version, room):
+            task = asyncio.create_task(self._rollout(rollout_task(lease, self._prompts)))
+            self._running[task] = lease
+        self._store.save(self._coordinator)
+
+    async def _settle(self) -> None:
+        """Until every group is finished or waits for the engine, and every response that waits is in the
+        engine."""
+        while True:
+            left = [
+                self._rollout.responses_left(g.lease_id) for t, g in self._running.items() if not t.done()
+            ]
+            stats = self._engine.stats()
+            sampled = sum(left) == stats.running + stats.waiting
+            if sampled and all(left):
+                return
+            # Scores come from other processes: no need to turn in circles while nothing but them is missing.
+            await asyncio.sleep(SCORING_POLL_S if sampled else 0)
+
+    def _deliver(self) -> None:
+        """Hand in the finished groups, in the order of their admission."""
+        done = sorted((t for t in self._running if t.done()), key=lambda t: self._running[t].group_id)
+        for task in done:
+            lease = self._running.pop(task)
+            try:
+                group = task.result()
+            except AttemptFailed as failure:
+                log.warning("group %d failed: %s", lease.group_id, failure.detail)
+                self._coordinator.fail(
+                    lease.group_id, lease.lease_id, failure.reason, failure.detail, failure.sampled_tokens
+                )
+                self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
+            else:
+                wire = pack(group, lease.lease_id)
+                self._coordinator.submit(lease.group_id, lease.lease_id, group.summary(), wire)
+        if done:
+            self._store.save(self._coordinator)
+
+
+async def run_inline(config: Config, run_dir: RunDir) -> None:
+    """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
+    with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
+        engine = make_torch_engine(config, prompts.longest_tokens)
+        trainer = make_trainer(config)
+        rewards = RewardPool(config.reward, max_steps=config.run.steps)
+        await rewards.start()
+        try:
+            with ThreadPoolExecutor(1) as executor:
+                rollout = GroupRollout(
+                    engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
+                )
+                link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
+                await TrainLoop(config, trainer, link, run_dir.path, executor=executor, prefetch=False).run()
+        finally:
+            await rewards.close()
+            await engine.close()
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

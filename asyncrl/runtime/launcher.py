@@ -1,0 +1,236 @@
+"""`asyncrl.run`: from settings to a finished run. What `asyncrl-launch` does, with exceptions instead of
+exits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from asyncrl import config as settings
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.observe.live import LiveView
+from asyncrl.observe.summary import Summary, summarise
+from asyncrl.runtime import checks
+from asyncrl.runtime.inline import run_inline
+from asyncrl.runtime.layout import SHARED_MEMORY_PREFIX, RunDir
+from asyncrl.runtime.preflight import Prepared, preflight
+from asyncrl.runtime.resources import Place
+from asyncrl.runtime.supervisor import STOP_GRACE_S, TICK_S, RoleSpec, Supervisor
+from asyncrl.runtime.train_loop import checkpoint_dir
+from asyncrl.weights.segment import sweep, sweep_abandoned
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    run_dir: Path
+    checkpoint: Path
+    """The final model, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    summary: Summary
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Run to the end and return what came of it.
+
+    config: a `Config`, a nested mapping, or the path of a YAML file. overrides: `key.sub=value`, as on the
+    command line. gpus: how many to use; None takes what is there. progress: show the live view (plain lines
+    when stdout is no terminal).
+
+    Raises `ConfigError` before anything is started, `RunFailed` when the run cannot go on, and
+    `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
+    notebook).
+    """
+    config = _resolve(config, overrides)
+    if progress:
+        print("checking settings, model and data ...", flush=True)
+    prepared = preflight(config, gpus)
+    with _created(prepared) as run_dir:
+        view = (
+            LiveView(run_dir.path, config.run.steps, config.staleness.max_staleness)
+            if progress
+            else Silence()
+        )
+        view.start()
+        try:
+            for warning in prepared.warnings:
+                view.event(warning)
+            with _no_shared_memory_left(run_dir):
+                _run_loop(_run(prepared, run_dir, view))
+        finally:
+            view.stop()
+    checkpoint = checkpoint_dir(run_dir.path, config.run.steps)
+    return RunResult(run_dir.path, checkpoint, summarise(run_dir.path))
+
+
+def _resolve(config: Config | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> Config:
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: give a list such as [{overrides!r}], not one text")
+    if isinstance(config, str | Path):
+        return settings.load(config, overrides)
+    tree = config.model_dump(mode="json") if isinstance(config, Config) else config
+    return settings.from_tree(tree, overrides=overrides)
+
+
+class Silence:
+    """A view of nothing."""
+
+    def start(self) -> None: ...
+
+    def poll(self, status: str = "") -> None: ...
+
+    def event(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def _created(prepared: Prepared) -> Iterator[RunDir]:
+    """The run directory, with the settings and the prompts of the run in it, held against other runs."""
+    c = prepared.config.run
+    if c.dir:
+        path = Path(c.dir).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+    else:
+        path = _make_new(Path(c.root).expanduser() / f"{c.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    run_dir = RunDir(path)
+    with run_dir.held():
+        # Only now is it certain that no other run has begun here since the preflight looked.
+        checks.run_dir(prepared.config)
+        run_dir.config.write_text(settings.dump(prepared.config))
+        prepared.prompts.save(run_dir.prompts)
+        yield run_dir
+
+
+def _make_new(path: Path) -> Path:
+    """Make `path`, or the first of `path-2`, ... that does not exist: several runs may start in a second."""
+    for name in itertools.chain([path.name], (f"{path.name}-{i}" for i in itertools.count(2))):
+        try:
+            path.with_name(name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path.with_name(name)
+    raise AssertionError("unreachable")
+
+
+async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
+    if prepared.config.run.mode == "inline":
+        await _while_showing(run_inline(prepared.config, run_dir), view)
+    else:
+        await Supervisor(run_dir, _roles(prepared), view).run()
+
+
+def _roles(prepared: Prepared) -> list[RoleSpec]:
+    c = prepared.config
+    restarts = c.rollout.max_restarts
+    workers = [RoleSpec(place.role, _environment(place), restarts) for place in prepared.placement.rollout]
+    trainer = prepared.placement.trainer
+    return [RoleSpec("coordinator", {}), RoleSpec("trainer-0", _environment(trainer)), *workers]
+
+
+def _environment(place: Place) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(place.threads),
+        # A thread that waits must not spin: trainer and engines share the cores.
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "" if place.gpu is None else _visible_gpu(place.gpu),
+    }
+
+
+def _visible_gpu(index: int) -> str:
+    """The name of the GPU that is the launcher's number `index`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
+
+
+async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None:
+    task = asyncio.ensure_future(run)
+    try:
+        while not task.done():
+            view.poll("running inline")
+            await asyncio.wait([task], timeout=TICK_S)
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def _no_shared_memory_left(run_dir: RunDir) -> Iterator[None]:
+    """Whatever kills the trainer: its shared memory goes, and that of runs whose launcher was killed as
+    well."""
+    sweep_abandoned(SHARED_MEMORY_PREFIX)
+    try:
+        yield
+    finally:
+        sweep(run_dir.weights_prefix)
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run an event loop to the end of `main`: in a thread of its own where this one has a loop already."""
+    if _loop_is_running():
+        _run_in_thread(main)
+    else:
+        asyncio.run(_terminable(main))
+
+
+def _run_in_thread(main: Coroutine[Any, Any, None]) -> None:
+    """Whatever interrupts the caller ends `main` in good order first."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def tell() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        await main
+
+    with ThreadPoolExecutor(1, thread_name_prefix="asyncrl") as executor:
+        done = executor.submit(asyncio.run, tell())
+        try:
+            done.result()
+        except BaseException:
+            if not done.done():
+                loop, task = started.result(timeout=STOP_GRACE_S)
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _terminable(main: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM ends `main` as Ctrl-C does: in good order, and with `KeyboardInterrupt`."""
+    if threading.current_thread() is not threading.main_thread():
+        return await main
+    task = asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""What lies where in a run directory."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncrl.errors import ConfigError, RunFailed
+
+SHARED_MEMORY_PREFIX = "asyncrl-"
+"""Begins the names of all runs' shared memory."""
+
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of a run directory: `config.yaml`, `metrics.jsonl`, `tensorboard/`, `ledger.db`, `logs/`,
+    `checkpoints/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def prompts(self) -> Path:
+        """The usable rows of the dataset, tokenised."""
+        return self.path / "prompts.msgpack"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.db"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, role: str) -> Path:
+        return self.logs / f"{role}.log"
+
+    @property
+    def weights_prefix(self) -> str:
+        """Names the run's shared memory; the same for the same run directory."""
+        digest = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6)
+        return SHARED_MEMORY_PREFIX + digest.hexdigest()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other run out of this directory. Raises `ConfigError` when one is in it."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run.dir={self.path}: another run is using this directory; name another one"
+                ) from None
+            yield
+
+    @property
+    def _endpoint(self) -> Path:
+        return self.path / ".coordinator"
+
+    def announce_endpoint(self, endpoint: str) -> None:
+        """Say where the coordinator listens; whole or not at all."""
+        aside = self._endpoint.with_suffix(".new")
+        aside.write_text(endpoint)
+        aside.rename(self._endpoint)
+
+    def forget_endpoint(self) -> None:
+        self._endpoint.unlink(missing_ok=True)
+
+    @property
+    def has_endpoint(self) -> bool:
+        return self._endpoint.exists()
+
+    async def await_endpoint(self, timeout_s: float) -> str:
+        """Where the coordinator listens. Raises `RunFailed` when it does not say so in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.has_endpoint:
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise RunFailed(
+                f"the coordinator did not come up within {timeout_s:.0f} s; see {self.log('coordinator')}"
+            ) from None
+        return self._endpoint.read_text()

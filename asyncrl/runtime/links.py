@@ -1,0 +1,153 @@
+"""The workers' and the trainer's way to the coordinator in `async` mode: ZMQ, and weights in shared
+memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch, Group
+from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.worker import AttemptFailed
+from asyncrl.runtime import messages as m
+from asyncrl.runtime.rpc import RpcClient
+from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.source import WeightsError
+from asyncrl.weights.subscriber import ShmWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 30.0
+"""For requests that the coordinator answers at once."""
+POLL_S = 5.0
+"""How long the coordinator may keep a request that waits for something."""
+REPORT_S = 0.25
+UPDATE_TRIES = 5
+
+
+class ZmqWorkerLink:
+    """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
+    date."""
+
+    def __init__(self, client: RpcClient, name: str, engine: Engine) -> None:
+        self._client = client
+        self._name = name
+        self._engine = engine
+        self._newest: WeightNotice | None = None
+        self._news = asyncio.Event()
+
+    def on_notice(self, notice: m.Notice) -> None:
+        self._announce(notice.notice)
+
+    async def hello(self) -> None:
+        welcome = await self._ask(m.Hello(self._name))
+        if welcome.notice is not None:
+            self._announce(welcome.notice)
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        answer, _ = await self._client.request(
+            m.LeaseRequest(limit, POLL_S), timeout_s=POLL_S + ANSWER_TIMEOUT_S
+        )
+        return None if answer.finished else answer.tasks
+
+    async def submit(self, group: Group, lease_id: int) -> None:
+        wire = pack(group, lease_id)
+        request = m.Submit(wire.header, self._engine.stats())
+        await self._client.request(request, wire.frames, timeout_s=ANSWER_TIMEOUT_S)
+
+    async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
+        await self._ask(
+            m.Fail(task.group_id, task.lease_id, failure.reason, failure.detail, failure.sampled_tokens)
+        )
+
+    async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
+        """Report for ever. `reward_metrics` gives what has come together since its last call."""
+        while True:
+            await self._ask(m.Report(self._engine.stats(), reward_metrics()))
+            await asyncio.sleep(REPORT_S)
+
+    async def follow_weights(self) -> None:
+        """Give the engine every new version, skipping those that are out of date already."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._ask(m.Applied(await self._update()))
+
+    async def _update(self) -> m.UpdateReport:
+        for attempt in range(1, UPDATE_TRIES + 1):
+            notice = self._newest
+            assert notice is not None
+            try:
+                return await self._engine.update_weights(ShmWeights(notice))
+            except WeightsError as error:
+                # Usually overtaken by a newer version, whose notice is on its way.
+                log.warning("weight version %d, try %d: %s", notice.version, attempt, error)
+                if attempt == UPDATE_TRIES:
+                    raise
+                if self._newest is notice:
+                    await asyncio.sleep(0.05 * attempt)
+        raise AssertionError("unreachable")
+
+    def _announce(self, encoded: bytes) -> None:
+        notice = msgspec.msgpack.decode(encoded, type=WeightNotice)
+        if self._newest is None or notice.version > self._newest.version:
+            self._newest = notice
+            self._news.set()
+
+    async def _ask(self, request: m.Request) -> m.Answer:
+        answer, _ = await self._client.request(request, timeout_s=ANSWER_TIMEOUT_S)
+        return answer
+
+
+class ZmqTrainerLink:
+    """The trainer's link. `publisher` copies in `executor`, off the loop."""
+
+    def __init__(
+        self, client: RpcClient, publisher: ShmPublisher, config: Config, executor: Executor
+    ) -> None:
+        self._client = client
+        self._publisher = publisher
+        self._config = config
+        self._executor = executor
+
+    async def take(self, step: int) -> Batch:
+        while True:
+            answer, frames = await self._client.request(
+                m.Take(step, POLL_S), timeout_s=POLL_S + ANSWER_TIMEOUT_S
+            )
+            if isinstance(answer, m.Batch):
+                break
+        groups = [
+            unpack(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
+            for i, header in enumerate(answer.headers)
+        ]
+        return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
+
+    async def publish(
+        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
+    ) -> dict[str, float]:
+        started_s = time.monotonic()
+        # The buffer holds version - 2. An engine that has that version may be reading the other buffer, not
+        # this one.
+        ack_timeout_s = self._config.weights.ack_timeout_s
+        await self._client.request(m.AwaitApplied(version - 2), timeout_s=ack_timeout_s + ANSWER_TIMEOUT_S)
+        loop = asyncio.get_running_loop()
+        notice = await loop.run_in_executor(self._executor, self._publisher.publish, version, weights, canary)
+        answer, _ = await self._client.request(
+            m.Publish(version, msgspec.msgpack.encode(notice)), timeout_s=ANSWER_TIMEOUT_S
+        )
+        return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}

@@ -1,0 +1,176 @@
+"""What can be known of a model without loading its weights; refuses what cannot be trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncrl.config import ModelConfig
+from asyncrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    model_type: str
+    parameters: int
+    """Tied ones counted once."""
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    kv_bytes_per_token: int
+    """Keys and values of all layers for one token, in the run's dtype."""
+    max_positions: int | None
+    """Longest sequence that the model's positions allow, None where the model sets no limit."""
+
+
+def inspect_model(model: ModelConfig) -> tuple[ModelFacts, PreTrainedTokenizerBase]:
+    """The facts of `model.path` and its tokenizer. Raises `ConfigError` when it is not there, or is not a
+    decoder-only language model with weights and a tokenizer."""
+    folder = _find(model.path)
+    config = _config(model)
+    _check_decoder_only(model, config)
+    if folder is not None:
+        _check_weights_exist(model, folder)
+    tokenizer = _tokenizer(model, folder)
+    return _facts(model, config), tokenizer
+
+
+def _find(path: str) -> Path | None:
+    """The model's folder, or None when it is on the hub."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.path={path}: the folder holds no Hugging Face model (no config.json in it)"
+            )
+        return folder
+    advice = (
+        "if it is the quickstart's model, build it with `asyncrl tiny-model "
+        f"{path}`; else give a folder with a Hugging Face model, or a hub name such as Qwen/Qwen3-0.6B"
+    )
+    if folder.is_file():
+        raise ConfigError(
+            f"model.path={path}: this is a file, not a model's folder; name the folder that holds it"
+        )
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+    if looks_local or (folder.parent != Path() and folder.parent.is_dir()):
+        raise ConfigError(f"model.path={path}: there is no folder {folder.absolute()}; {advice}")
+    reason = _why_not_on_hub(path)
+    if reason is not None:
+        raise ConfigError(
+            f"model.path={path}: there is no folder {folder.absolute()}, and no model of that name on the "
+            f"Hugging Face hub that can be reached ({reason}); {advice}"
+        )
+    return None
+
+
+def _why_not_on_hub(name: str) -> str | None:
+    """Why the hub's model cannot be had, None when it can: cached, or one request within a deadline."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 - its HTTP library's errors share no base; each is shown
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return None
+
+
+def _config(model: ModelConfig) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.path={model.path}: its config.json cannot be used: {_first_line(error)}"
+        ) from None
+
+
+def _check_decoder_only(model: ModelConfig, config: PreTrainedConfig) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    declared = config.architectures or []
+    if (
+        config.is_encoder_decoder
+        or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        or (declared and not known & set(declared))
+    ):
+        kind = ", ".join(declared) or config.model_type
+        raise ConfigError(
+            f"model.path={model.path}: {kind} is no decoder-only language model; only those can be trained "
+            "(`...ForCausalLM`: Qwen, Llama, Mistral, Gemma, ...)"
+        )
+
+
+def _check_weights_exist(model: ModelConfig, folder: Path) -> None:
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+            if missing:
+                raise ConfigError(
+                    f"model.path={model.path}: {len(missing)} of {len(shards)} weight files are missing "
+                    f"({missing[0]}, ...); download the model again"
+                )
+            return
+    if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        raise ConfigError(
+            f"model.path={model.path}: the folder has a config.json but no weights (model.safetensors); "
+            "download or save the model again"
+        )
+
+
+def _tokenizer(model: ModelConfig, folder: Path | None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        # Some classes come up empty where they find no file, instead of failing.
+        files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
+        if folder is not None and not any((folder / name).is_file() for name in files):
+            raise OSError(f"the folder has none of {', '.join(sorted(files))}")
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"model.path={model.path}: no tokenizer could be loaded from it: {_first_line(error)}; "
+            "save the model's tokenizer into the folder"
+        ) from None
+    return tokenizer
+
+
+def _facts(model: ModelConfig, config: PreTrainedConfig) -> ModelFacts:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelFacts(
+        model_type=config.model_type,
+        parameters=sum(parameter.numel() for parameter in shell.parameters()),
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * DTYPE_BYTES[model.dtype],
+        max_positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

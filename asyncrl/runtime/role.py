@@ -1,0 +1,103 @@
+"""What every role's process does around its work: settings, log, an end in good order. Started by the
+supervisor as
+
+python -m asyncrl.runtime.role NAME --run-dir DIR --supervisor PID
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from asyncrl import config as settings
+from asyncrl.errors import AsyncRLError, RunFailed
+
+FATAL = "fatal: "
+"""Starts the last message of a role that ends with an error meant for people."""
+
+PAST_HELP = 3
+"""Exit status of a role that would fail again if it were started again."""
+
+ORPHAN_POLL_S = 0.5
+ORPHAN_GRACE_S = 5.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="asyncrl.runtime.role")
+    parser.add_argument("name")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--supervisor", type=int, required=True, metavar="PID")
+    args = parser.parse_args(argv)
+    faulthandler.enable()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    _end_with(args.supervisor)
+    try:
+        asyncio.run(_until_terminated(args.name, args.run_dir))
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
+    except RunFailed as error:
+        print(f"{FATAL}{error}", file=sys.stderr)
+        return PAST_HELP
+    except AsyncRLError as error:
+        print(f"{FATAL}{error}", file=sys.stderr)
+        return 1
+    except BaseExceptionGroup as group:
+        readable, defects = group.split(AsyncRLError)
+        if defects is not None:
+            traceback.print_exception(defects)
+        for error in _leaves(readable):
+            print(f"{FATAL}{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _until_terminated(name: str, run_dir: Path) -> None:
+    from asyncrl.runtime import roles
+
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    config = settings.load(run_dir / "config.yaml")
+    await roles.entry(name)(config, run_dir, name)
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        yield error
+
+
+def _end_with(supervisor: int) -> None:
+    """End this process when the supervisor is gone, however it went and however early: in good order, or hard
+    after a grace time."""
+
+    def watch() -> None:
+        while os.getppid() == supervisor:
+            time.sleep(ORPHAN_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a training step that is still computing in its thread must not hold up the end.
+    os._exit(code)

@@ -1,0 +1,106 @@
+"""The roles of an `async` run, each as the coroutine that its process runs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from asyncrl.config import Config
+from asyncrl.data.prompts import PromptSet
+from asyncrl.runtime.layout import RunDir
+
+ENDPOINT_TIMEOUT_S = 60.0
+
+Role = Callable[[Config, Path, str], Awaitable[None]]
+
+
+def entry(name: str) -> Role:
+    """The role that a process name such as `rollout-1` stands for."""
+    roles: dict[str, Role] = {"coordinator": coordinator, "rollout": rollout, "trainer": trainer}
+    return roles[name.partition("-")[0]]
+
+
+async def coordinator(config: Config, path: Path, name: str) -> None:
+    from asyncrl.runtime.coordinator_service import CoordinatorService
+    from asyncrl.runtime.state import open_state
+
+    run_dir = RunDir(path)
+    with open_state(config, run_dir) as (prompts, store, state):
+        service = CoordinatorService(config, prompts, state, store)
+        run_dir.announce_endpoint(service.bind())
+        await service.run()
+
+
+async def rollout(config: Config, path: Path, name: str) -> None:
+    from asyncrl.reward.pool import RewardPool
+    from asyncrl.rollout.engines.make import make_engine
+    from asyncrl.rollout.tokenizer import load_tokenizer
+    from asyncrl.rollout.worker import GroupRollout, RolloutWorker
+    from asyncrl.runtime.links import ZmqWorkerLink
+    from asyncrl.runtime.rpc import RpcClient
+
+    run_dir = RunDir(path)
+    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
+    engine = make_engine(config, PromptSet.load(run_dir.prompts).longest_tokens)
+    tokenizer = load_tokenizer(config.model)
+    pool = RewardPool(config.reward, max_steps=config.run.steps)
+    await pool.start()
+    spare_the_collector()
+    try:
+        client = RpcClient(endpoint, name)
+        async with client:
+            link = ZmqWorkerLink(client, name, engine)
+            client.on_notice = link.on_notice
+            await link.hello()
+            group_rollout = GroupRollout(engine, pool, tokenizer, config.rollout, seed=config.run.seed)
+            worker = RolloutWorker(group_rollout, link)
+            work = asyncio.create_task(worker.run(), name="work")
+            services = [engine.run(), link.follow_weights(), link.reports(pool.drain_metrics)]
+            await _while_serving(work, services)
+    finally:
+        await pool.close()
+        await engine.close()
+
+
+async def trainer(config: Config, path: Path, name: str) -> None:
+    from asyncrl.runtime.links import ZmqTrainerLink
+    from asyncrl.runtime.rpc import RpcClient
+    from asyncrl.runtime.train_loop import TrainLoop
+    from asyncrl.trainer.backend import make_trainer
+    from asyncrl.weights.publisher import ShmPublisher
+
+    run_dir = RunDir(path)
+    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+    made = await asyncio.get_running_loop().run_in_executor(executor, make_trainer, config)
+    publisher = ShmPublisher(run_dir.weights_prefix)
+    spare_the_collector()
+    try:
+        async with RpcClient(endpoint, name) as client:
+            link = ZmqTrainerLink(client, publisher, config, executor)
+            await TrainLoop(config, made, link, path, executor=executor, prefetch=True).run()
+    finally:
+        publisher.close()
+
+
+def spare_the_collector() -> None:
+    """Take what a role starts with out of the garbage collector's sight: looking through the many objects of
+    torch and transformers again and again would stop decoding and training for a tenth of a second a time."""
+    gc.collect()
+    gc.freeze()
+
+
+async def _while_serving(work: asyncio.Task[None], services: list[Awaitable[None]]) -> None:
+    """Await `work`; the services run for ever beside it, and the first of them to fail ends everything."""
+    tasks = [work, *(asyncio.ensure_future(service) for service in services)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

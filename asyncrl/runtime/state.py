@@ -1,0 +1,57 @@
+"""Opens the durable state of a run: its prompts, its ledger file, and the coordinator restored from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator, Lease, LoopSettings
+from asyncrl.data.prompts import PromptSet
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.store import LedgerStore
+from asyncrl.runtime.wire import WireGroup
+
+
+def loop_settings(config: Config) -> LoopSettings:
+    """What the coordinator decides by."""
+    return LoopSettings(
+        batch_groups=config.trainer.batch_groups,
+        max_staleness=config.staleness.max_staleness,
+        on_stale=config.staleness.on_stale,
+        total_steps=config.run.steps,
+        filter_constant_groups=config.objective.filter_constant_groups,
+        max_attempts=config.rollout.max_attempts,
+    )
+
+
+@contextmanager
+def open_state(
+    config: Config, run_dir: RunDir
+) -> Iterator[tuple[PromptSet, LedgerStore[WireGroup], Coordinator[WireGroup]]]:
+    """Prompts, store and coordinator; the store is closed at the end."""
+    prompts = PromptSet.load(run_dir.prompts)
+    store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
+    try:
+        yield (
+            prompts,
+            store,
+            store.load(loop_settings(config), len(prompts), config.run.seed, shuffle=config.data.shuffle),
+        )
+    finally:
+        store.close()
+
+
+def rollout_task(lease: Lease, prompts: PromptSet) -> RolloutTask:
+    """A lease with its prompt."""
+    prompt = prompts[lease.row]
+    return RolloutTask(
+        lease.lease_id,
+        lease.group_id,
+        lease.attempt,
+        lease.row,
+        prompt.prompt,
+        prompt.prompt_ids.tolist(),
+        prompt.columns,
+    )

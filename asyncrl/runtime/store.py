@@ -1,0 +1,189 @@
+"""The coordinator's durable state: one SQLite file (WAL), which a person can query while the run goes on.
+
+sqlite3 RUN_DIR/ledger.db "select state, reason, count(*), sum(sampled_tokens) from groups group by 1, 2"
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.ledger import GroupState, Ledger
+from asyncrl.core.records import GroupSummary
+
+P = TypeVar("P")
+
+_SCHEMA = """
+create table if not exists groups (
+    group_id integer primary key,
+    row integer not null,                -- index of the prompt in the dataset
+    state text not null,                 -- queued, leased, ready, taken | trained, dropped, failed
+    reason text,                         -- why it was dropped, failed, or last given back
+    admitted_version integer not null,   -- engine version at its lease: none of its tokens is older
+    attempt integer not null,
+    lease_id integer not null,
+    worker text not null,
+    step integer,                        -- training step that took it
+    sampled_tokens integer not null,
+    masked_tokens integer not null,
+    tokens_by_version text,              -- JSON {version: tokens}
+    rewards text                         -- JSON [reward of each trajectory]
+);
+create table if not exists payloads (group_id integer primary key, payload blob not null);
+create table if not exists meta (key text primary key, value text not null);
+"""
+
+
+class LedgerStore(Generic[P]):
+    """Keeps what `Coordinator.drain_changes` hands out, one transaction per call of `save`."""
+
+    def __init__(self, path: Path, encode: Callable[[P], bytes], decode: Callable[[bytes], P]) -> None:
+        self._encode = encode
+        self._decode = decode
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+        self._db.execute("pragma journal_mode = wal")
+        # Survives the death of any process; only a power cut can lose the last transactions, never the file.
+        self._db.execute("pragma synchronous = normal")
+        self._db.executescript(_SCHEMA)
+
+    def save(self, coordinator: Coordinator[P]) -> None:
+        """Store everything that changed since the last call. Returns once it is safe."""
+        changes = coordinator.drain_changes()
+        self._db.execute("begin immediate")
+        try:
+            self._db.executemany(
+                "insert or replace into groups values (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                [_to_row(entry) for entry in changes.entries.values()],
+            )
+            for group_id, payload in changes.payloads.items():
+                if payload is None:
+                    self._db.execute("delete from payloads where group_id = ?", (group_id,))
+                else:
+                    self._db.execute(
+                        "insert or replace into payloads values (?, ?)", (group_id, self._encode(payload))
+                    )
+            self._db.executemany("insert or replace into meta values (?, ?)", _meta(coordinator).items())
+            self._db.execute("commit")
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+
+    def load(self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool) -> Coordinator[P]:
+        """The coordinator as it was last saved, or a new one when the file is."""
+        meta = {key: json.loads(value) for key, value in self._db.execute("select key, value from meta")}
+        if not meta:
+            return Coordinator(settings, PromptCursor(rows, seed, shuffle=shuffle))
+        cursor = PromptCursor(
+            rows, seed, shuffle=shuffle, position=meta["cursor_position"], returned=meta["returned_rows"]
+        )
+        saved: Saved[P] = Saved(
+            version=meta["version"],
+            leases_given=meta["leases_given"],
+            ledger=self._ledger(meta),
+            live=self._live(),
+        )
+        return Coordinator.restore(settings, cursor, saved)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _live(self) -> dict[int, tuple[GroupEntry, P | None]]:
+        states = [state.value for state in GroupState if state.in_flight]
+        rows = self._db.execute(
+            "select groups.*, payload from groups left join payloads using (group_id) "
+            f"where state in ({','.join('?' * len(states))}) order by group_id",
+            states,
+        )
+        return {
+            row[0]: (_from_row(row[:-1]), None if row[-1] is None else self._decode(row[-1])) for row in rows
+        }
+
+    def _ledger(self, meta: dict[str, int]) -> Ledger:
+        ledger = Ledger(returned_leases=meta["returned_leases"])
+        sums = "count(*), sum(sampled_tokens), sum(masked_tokens)"
+        reasons = {GroupState.DROPPED: ledger.dropped_groups, GroupState.FAILED: ledger.failed_groups}
+        for name, reason, groups, tokens, masked in self._db.execute(
+            f"select state, reason, {sums} from groups group by 1, 2"
+        ):
+            state = GroupState(name)
+            ledger.generated_groups += groups
+            ledger.generated_tokens += tokens
+            ledger.groups[state] += groups
+            ledger.tokens[state] += tokens
+            ledger.masked_tokens += masked
+            reasons.get(state, Counter())[reason] += groups
+        ledger.lose(meta["lost_tokens"])
+        return ledger
+
+
+def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
+    ledger, cursor = coordinator.ledger, coordinator.cursor
+    values = {
+        "version": coordinator.version,
+        "leases_given": coordinator.leases_given,
+        "cursor_position": cursor.position,
+        "returned_rows": list(cursor.returned),
+        "returned_leases": ledger.returned_leases,
+        "lost_tokens": ledger.tokens[GroupState.FAILED],
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def _to_row(e: GroupEntry) -> tuple[object, ...]:
+    by_version = json.dumps(e.summary.tokens_by_version) if e.summary else None
+    rewards = json.dumps(e.summary.rewards) if e.summary else None
+    return (
+        *(
+            e.group_id,
+            e.row,
+            e.state.value,
+            e.reason,
+            e.admitted_version,
+            e.attempt,
+            e.lease_id,
+            e.worker,
+            e.step,
+        ),
+        *(e.sampled_tokens, e.masked_tokens, by_version, rewards),
+    )
+
+
+def _from_row(row: tuple[Any, ...]) -> GroupEntry:
+    (
+        group_id,
+        row_index,
+        state,
+        reason,
+        version,
+        attempt,
+        lease_id,
+        worker,
+        step,
+        _,
+        masked,
+        by_version,
+        rewards,
+    ) = row
+    summary = None
+    if by_version is not None:
+        tokens = {int(v): n for v, n in json.loads(by_version).items()}
+        summary = GroupSummary(tokens, tuple(json.loads(rewards)))
+    return GroupEntry(
+        group_id=group_id,
+        row=row_index,
+        state=GroupState(state),
+        admitted_version=version,
+        attempt=attempt,
+        lease_id=lease_id,
+        worker=worker,
+        summary=summary,
+        step=step,
+        reason=reason,
+        masked_tokens=masked,
+    )

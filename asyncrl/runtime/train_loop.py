@@ -1,0 +1,135 @@
+"""The trainer's loop: take a batch, train on it, publish the weights, write the step's line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.observe.clock import OTHER, TimeShares
+from asyncrl.observe.metrics import MetricsWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asyncrl.trainer.backend import Trainer
+    from asyncrl.weights.canary import Canary
+
+
+PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
+"""Of a step's wall clock; they add up to it."""
+
+
+class TrainerLink(Protocol):
+    """The trainer's way to the coordinator and the engines."""
+
+    async def take(self, step: int) -> Batch:
+        """The batch of a training step, as soon as there is one."""
+
+    async def publish(
+        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
+    ) -> dict[str, float]:
+        """Make a weight version available to the engines. Returns the metrics that the coordinator and the
+        engines have to give, `weights/publish_s` among them."""
+
+
+class TrainLoop:
+    """Runs `config.run.steps` training steps.
+
+    executor: where the trainer computes, so that the next batch arrives meanwhile.
+    prefetch: ask for the next batch before training on this one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trainer: Trainer,
+        link: TrainerLink,
+        run_dir: Path,
+        *,
+        executor: Executor,
+        prefetch: bool,
+    ) -> None:
+        self._config = config
+        self._trainer = trainer
+        self._link = link
+        self._run_dir = run_dir
+        self._executor = executor
+        self._prefetch = prefetch
+        self._shares = TimeShares()
+
+    async def run(self) -> None:
+        """Returns after the last step, its weights published and its model saved."""
+        await self._publish(0)
+        started_s = time.monotonic()
+        self._shares.lap()
+        fetch = self._fetch(0)
+        try:
+            with MetricsWriter(self._run_dir) as writer:
+                for step in range(self._config.run.steps):
+                    with self._shares.phase("wait"):
+                        batch = await fetch
+                    if self._prefetch:
+                        fetch = self._fetch(step + 1)
+                    metrics = await self._step(batch)
+                    writer.write(self._line(step + 1, time.monotonic() - started_s, metrics))
+                    if not self._prefetch:
+                        fetch = self._fetch(step + 1)
+        finally:
+            fetch.cancel()
+
+    async def _step(self, batch: Batch) -> dict[str, float]:
+        """Train, publish and save; returns everybody's metrics."""
+        done = batch.step + 1
+        with self._shares.phase("train"):
+            metrics = await self._in_executor(self._trainer.step, batch)
+        with self._shares.phase("publish"):
+            metrics |= await self._publish(done)
+        every = self._config.checkpoint.every_steps
+        if done == self._config.run.steps or (every and done % every == 0):
+            with self._shares.phase("checkpoint"):
+                await self._in_executor(self._trainer.save, checkpoint_dir(self._run_dir, done))
+        return metrics
+
+    async def _publish(self, version: int) -> dict[str, float]:
+        c = self._config
+        # The embedded engine computes with the very tensors that it is given: nothing to prove.
+        wanted = c.weights.canary and c.rollout.engine == "vllm"
+        canary = await self._in_executor(self._trainer.canary) if wanted else None
+        return await self._link.publish(version, self._trainer.weights(), canary)
+
+    def _fetch(self, step: int) -> asyncio.Task[Batch]:
+        # One step more than there are is never asked for: the coordinator would wait for it in vain.
+        wanted = self._link.take(step) if step < self._config.run.steps else _nothing()
+        return asyncio.create_task(wanted, name=f"fetch the batch of step {step}")
+
+    async def _in_executor(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def _line(self, step: int, wall_s: float, metrics: dict[str, float]) -> dict[str, float]:
+        spent = self._shares.lap()
+        trained = metrics["trained_tokens"]
+        return {
+            "step": step,
+            "version": step,
+            "wall_s": wall_s,
+            **metrics,
+            **{f"time/{phase}_s": spent.seconds(phase) for phase in PHASES},
+            "time/step_s": spent.total_s,
+            "idle/trainer": spent.share("wait"),
+            "throughput/trained_tokens_per_s": trained / spent.total_s if spent.total_s else 0.0,
+        }
+
+
+async def _nothing() -> Batch:
+    raise AssertionError("the batch after the last was awaited")
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Folder of a step's model, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    return run_dir / "checkpoints" / f"step_{step}" / "hf"

@@ -1,0 +1,65 @@
+"""The tiny model's task, sorting letters; the sloppy teacher it was warmed up by; and the reward function.
+
+`exact_match` is an example for reward functions of your own: plain Python, named in the config as
+`package.module:function` or `path/file.py:function`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+ALPHABET = "abcdefghijklmnop"
+MIN_LETTERS = 6
+MAX_LETTERS = 10
+
+TEACHER_IS_RIGHT = 0.25
+"""How often the teacher's demonstration is right. The model takes over the mistakes as well, so that its
+first rewards are about this much: the right behaviour is one among several, for RL to single out."""
+
+
+def exact_match(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """Reward 1 for a response that is exactly the row's `answer`, else 0.
+
+    A reward function is called once for each prompt, with all its completions. Every column of the dataset
+    arrives as an argument of its name, one value a completion (here `answer`); `**_` takes what is not
+    needed. A completion is a string, or a list of messages when the prompt is one.
+    """
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    letters: str
+    """Distinct lowercase letters, in random order."""
+
+    @property
+    def answer(self) -> str:
+        return "".join(sorted(self.letters))
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The dataset row: a conversation and the right answer."""
+        return {"prompt": [{"role": "user", "content": f"sort {self.letters}"}], "answer": self.answer}
+
+
+def sample_problem(rng: random.Random) -> Problem:
+    """A random problem of `MIN_LETTERS` to `MAX_LETTERS` letters."""
+    return Problem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
+
+
+def demonstrate(problem: Problem, rng: random.Random) -> str:
+    """The sloppy teacher's response: right, in descending order, with a letter left out, or with two
+    swapped."""
+    answer = problem.answer
+    if rng.random() < TEACHER_IS_RIGHT:
+        return answer
+    i = rng.randrange(len(answer) - 1)
+    mistakes = (
+        answer[::-1],
+        answer[:i] + answer[i + 1 :],
+        answer[:i] + answer[i + 1] + answer[i] + answer[i + 2 :],
+    )
+    return rng.choice(mistakes)

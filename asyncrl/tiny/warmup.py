@@ -1,0 +1,64 @@
+"""Warming the tiny model up: plain supervised learning from the sloppy teacher, a fresh batch every step."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+from asyncrl.tiny.skill import demonstrate, sample_problem
+
+STEPS = 300
+BATCH = 64
+PEAK_LR = 4e-3
+WARMUP_STEPS = 30
+NOT_A_TARGET = -100
+
+
+def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
+    """Train `model` in place on `STEPS` batches of demonstrations."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share)
+    model.train()
+    for _ in range(STEPS):
+        token_ids, targets = _batch(tokenizer, rng)
+        hidden = model.model(token_ids, use_cache=False).last_hidden_state
+        wanted = targets != NOT_A_TARGET
+        loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _lr_share(step: int) -> float:
+    """Linearly up over `WARMUP_STEPS`, then linearly down to 2%."""
+    return min((step + 1) / WARMUP_STEPS, max(0.02, 1 - step / STEPS))
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Token ids int64[BATCH, L] and, where the next token is one of the response, that token, else
+    `NOT_A_TARGET`.
+
+    Padding is on the right, where a causal model's other positions do not see it.
+    """
+    problems = [sample_problem(rng) for _ in range(BATCH)]
+    prompts = tokenizer.apply_chat_template(
+        [problem.row["prompt"] for problem in problems], add_generation_prompt=True, return_dict=False
+    )
+    responses = tokenizer([demonstrate(problem, rng) + tokenizer.eos_token for problem in problems])[
+        "input_ids"
+    ]
+    length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    token_ids = torch.full((BATCH, length), tokenizer.pad_token_id)
+    targets = torch.full((BATCH, length), NOT_A_TARGET)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        start, end = len(prompt), len(prompt) + len(response)
+        token_ids[row, :end] = torch.tensor(prompt + response)
+        targets[row, start - 1 : end - 1] = torch.tensor(response)
+    return token_ids, targets

@@ -1,0 +1,44 @@
+"""What the loop knows of a trainer, and the choice of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asyncrl.weights.canary import Canary
+
+
+class Trainer(Protocol):
+    """Holds the policy's weights and improves them batch by batch. Not thread-safe."""
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Train on a batch; the step's metrics. Raises `AsyncRLError` for a batch that cannot be trained on,
+        `InvariantError` when a token is too old."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights as they are now, by `state_dict` name, tied tensors once under their first name. These
+        are the live tensors: the next `step` changes them."""
+
+    def canary(self) -> Canary | None:
+        """What the weights as they are now make of a fixed sequence; None where nothing is computed."""
+
+    def save(self, path: Path) -> None:
+        """Write the policy as a folder; whole or not at all."""
+
+
+def make_trainer(config: Config) -> Trainer:
+    """The trainer that `trainer.backend` names. Loads the model where there is one."""
+    if config.trainer.backend == "paced":
+        from asyncrl.trainer.paced import PacedTrainer
+
+        return PacedTrainer(config)
+    from asyncrl.trainer.torch_backend import TorchTrainer
+
+    return TorchTrainer(config)

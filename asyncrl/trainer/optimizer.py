@@ -1,0 +1,106 @@
+"""AdamW over float32 master weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from asyncrl.config import TrainerConfig
+from asyncrl.errors import AsyncRLError
+
+MAX_SKIPPED_UPDATES = 3
+"""So many updates in a row without a finite gradient end the run; fewer are skipped and counted."""
+
+
+class NonFiniteGradientError(AsyncRLError):
+    """Several gradients in a row were not finite: the run has diverged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What became of an update. grad_norm: global norm before clipping. Not `applied` when that is not
+    finite."""
+
+    grad_norm: float
+    applied: bool
+
+
+class MasterAdamW:
+    """AdamW whose state, weights and gradient sums are float32 whatever the model's dtype.
+
+    Small updates vanish in bfloat16 (8 bits of mantissa), so a bfloat16 model gets a float32 master copy:
+    each backward pass adds its gradients to the master's as they appear, and an update is copied back. A
+    float32 model is its own master. Weight decay spares vectors (norms, biases).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: TrainerConfig) -> None:
+        self._max_grad_norm = config.max_grad_norm
+        self._skipped = 0
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        for parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            master: Tensor = parameter
+            if parameter.dtype != torch.float32:
+                master = parameter.detach().float()
+                parameter.register_post_accumulate_grad_hook(_AddTo(master))
+            self._pairs.append((parameter, master))
+        matrices = [m for _, m in self._pairs if m.ndim > 1]
+        vectors = [m for _, m in self._pairs if m.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float, training_step: int) -> Update:
+        """Clip the gradients summed since the last update to `max_grad_norm`, update the weights, forget the
+        gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in a row."""
+        masters = [master for _, master in self._pairs if master.grad is not None]
+        norm = nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
+        grad_norm = float(norm)
+        applied = bool(torch.isfinite(norm))
+        self._count_skips(applied, grad_norm, training_step)
+        if applied:
+            for group in self._adamw.param_groups:
+                group["lr"] = lr
+            self._adamw.step()
+            for parameter, master in self._pairs:
+                if parameter is not master:
+                    parameter.copy_(master)
+        self._adamw.zero_grad(set_to_none=True)
+        return Update(grad_norm, applied)
+
+    def _count_skips(self, applied: bool, grad_norm: float, training_step: int) -> None:
+        self._skipped = 0 if applied else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED_UPDATES:
+            raise NonFiniteGradientError(
+                f"training step {training_step}: the gradient norm is {grad_norm}, and {self._skipped} "
+                "updates in a row had to be skipped (the weights are those before them); lower trainer.lr, "
+                "or set model.dtype=float32"
+            )
+
+
+class _AddTo:
+    """Autograd hook that moves a parameter's gradient, once it is complete, into its master's float32 sum."""
+
+    def __init__(self, master: Tensor) -> None:
+        self._master = master
+
+    def __call__(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None  # the hook runs right after it was accumulated
+        if self._master.grad is None:
+            self._master.grad = parameter.grad.float()
+        else:
+            self._master.grad += parameter.grad
+        parameter.grad = None

@@ -1,0 +1,54 @@
+"""A trainer that takes the time a GPU would take and computes nothing: for measuring the loop around it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.trainer.batch import check_staleness, flatten
+from asyncrl.trainer.metrics import batch_metrics
+
+WEIGHT_ELEMENTS = 1024
+NOT_COMPUTED = ("ess", "ratio/mean", "kl/behavior", "clip_frac", "entropy")
+"""Metrics that every line has, and that need a policy."""
+
+
+class PacedTrainer:
+    """Checks and counts each batch as a real trainer does, then waits until `trainer.paced.step_s` have
+    passed.
+
+    Its weights are one small tensor filled with the number of steps taken, so that each version differs.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._step_s = config.trainer.paced.step_s
+        self._max_staleness = config.staleness.max_staleness
+        self._weights = {"paced.weight": torch.zeros(WEIGHT_ELEMENTS)}
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        end = time.monotonic() + self._step_s
+        flat = flatten(batch)
+        check_staleness(flat, self._max_staleness)
+        metrics = dict(batch_metrics(batch, flat)) | dict.fromkeys(NOT_COMPUTED, math.nan)
+        self._weights["paced.weight"] += 1
+        time.sleep(max(0.0, end - time.monotonic()))
+        return metrics
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._weights
+
+    def canary(self) -> None:
+        return None
+
+    def save(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        steps = int(self._weights["paced.weight"][0])
+        (path / "paced.json").write_text(json.dumps({"steps": steps}) + "\n")

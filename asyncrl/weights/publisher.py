@@ -1,0 +1,81 @@
+"""The trainer's end: puts weight versions into shared memory."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from asyncrl.weights import blocks
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.manifest import Manifest, WeightNotice
+from asyncrl.weights.segment import BUFFERS, create, segment_path
+from asyncrl.weights.source import WeightsError
+
+
+class ShmPublisher:
+    """Publishes weight versions to this host, version v into buffer v % 2.
+
+    Whoever publishes version v makes sure first that no engine is still reading version v - 2; a reader that
+    is overtaken all the same finds out by the checksum. One thread at a time may publish.
+
+    threads: threads for the checksum; by default those that torch has.
+    """
+
+    def __init__(self, prefix: str, threads: int | None = None) -> None:
+        self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
+        self._threads = threads or torch.get_num_threads()
+        self._maps: dict[int, mmap.mmap] = {}
+        self._manifest: Manifest | None = None
+        self._version: int | None = None
+        self._closed = False
+
+    def publish(
+        self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None = None
+    ) -> WeightNotice:
+        """Copy the tensors (any device, dtype and strides; tied ones once) into the version's buffer, and let
+        `canary` go along in the notice.
+
+        Raises `ValueError` when names, dtypes or shapes differ from the first version's or the version does
+        not rise, `WeightsError` when there is no shared memory left.
+        """
+        started = time.perf_counter()
+        manifest = self._checked(version, tensors)
+        payload = self._payload(version % BUFFERS, manifest.n_bytes)
+        with torch.no_grad():
+            for name, view in manifest.views(payload).items():
+                view.copy_(tensors[name])
+        checksums = blocks.checksums(payload.numpy(), self._threads)
+        self._manifest, self._version = manifest, version
+        path = self._paths[version % BUFFERS]
+        return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)
+
+    def close(self) -> None:
+        """Unlink the segments. Engines that are reading finish undisturbed; later ones get `WeightsError`."""
+        self._closed = True
+        for buffer in self._maps:
+            self._paths[buffer].unlink(missing_ok=True)
+        self._maps.clear()  # a mapping goes with the last tensor over it
+
+    def _checked(self, version: int, tensors: Mapping[str, Tensor]) -> Manifest:
+        if self._closed:
+            raise WeightsError(f"cannot publish version {version}: the publisher is closed")
+        if version < 0 or (self._version is not None and version <= self._version):
+            raise ValueError(f"cannot publish version {version} after {self._version}: versions rise from 0")
+        manifest = Manifest.of(tensors)
+        if not manifest.n_bytes:
+            raise ValueError(f"version {version} has no weights in it")
+        if self._manifest is not None and (difference := self._manifest.difference(manifest)):
+            raise ValueError(
+                f"version {version} does not have the layout of version {self._version}: {difference}"
+            )
+        return manifest
+
+    def _payload(self, buffer: int, n_bytes: int) -> Tensor:
+        """uint8[n_bytes] over the segment."""
+        if buffer not in self._maps:
+            self._maps[buffer] = create(self._paths[buffer], n_bytes)
+        return torch.frombuffer(self._maps[buffer], dtype=torch.uint8)
