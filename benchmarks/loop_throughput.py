@@ -1,0 +1,267 @@
+"""Time of a whole training step of 128 rollouts: synchronous, asynchronous, and the ideal, in one run.
+
+    python benchmarks/loop_throughput.py [--cases computed,paced] [--repeats 3] [--steps 40] [--out FILE]
+
+computed  the tiny model, trained for real on two cores (one thread each for engine and trainer). The ideal is
+          the slower of generation alone (one worker's engine kept full, rewards included, no coordinator and
+          no trainer) and training alone (the trainer stepping on one batch over and over), each with a core
+          for itself.
+paced     8 workers and a trainer that wait as long as a GPU would take (a decode step takes a + b·n with n
+          requests running) and compute nothing: what is left above the ideal is the loop's own overhead. The
+          ideal is known from the pace: every slot busy in every step, or every training step right after the
+          last. Generation-bound: the trainer needs 0.75 of what generation needs; training-bound: the other
+          way round. (With both equal, no buffer is deep enough to hide all their chance variations.)
+
+Synchronous is `staleness.max_staleness=0`, asynchronous 4: nothing else differs. Step times are taken from
+`metrics.jsonl` after the first 10 steps. Repetitions are interleaved; median and range.
+
+Prediction: paced, asynchronous within 5% of the ideal and synchronous near the sum of generation (drained to
+its longest response) and training. Computed, the asynchronous run gains what two busy cores give over one
+busy at a time, less what their shared memory bandwidth costs: a factor of 1.4 to 1.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import asyncrl
+import asyncrl.tiny
+from asyncrl import config as settings
+from asyncrl.config import Config
+from asyncrl.core.records import Batch, Group
+from asyncrl.data.load import load_prompts
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.reward.pool import RewardPool
+from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.rollout.worker import AttemptFailed, GroupRollout, RolloutWorker
+from asyncrl.runtime.roles import spare_the_collector
+from asyncrl.trainer.backend import make_trainer
+
+DEFAULT_OUT = Path(__file__).parent / "results" / "loop_throughput.json"
+WARM_UP_STEPS = 10
+GROUPS, GROUP_SIZE = 16, 8
+WORKERS, SLOTS = 8, 32
+STEP_BASE_S, STEP_PER_REQUEST_S = 0.020, 0.0005
+MIN_TOKENS, MAX_TOKENS = 32, 96
+SYNCHRONOUS, ASYNCHRONOUS = 0, 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds a step, one value a repetition."""
+
+    case: str
+    what: str
+    step_s: list[float]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.step_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", default="computed,paced")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="measured steps of each run")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    args = parser.parse_args()
+    results: list[Measured] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = asyncrl.tiny.build(Path(scratch, "tiny"))
+        for case in args.cases.split(","):
+            measure = {"computed": measure_computed, "paced": measure_paced}[case]
+            results += measure(model, Path(scratch), args.repeats, args.steps)
+    report(results)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    record = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    record["step_s"] = {f"{m.case}/{m.what}": m.step_s for m in results}
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+def make_config(model: Path, run_dir: Path, steps: int, **sections: dict[str, Any]) -> Config:
+    """The run that all cases vary: 16 groups of 8 on the tiny model's task."""
+    tree: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(run_dir), "steps": WARM_UP_STEPS + steps},
+        "model": {"path": str(model)},
+        "data": {"path": str(model / "prompts.jsonl"), "max_prompt_tokens": 64},
+        # Enough of them that no engine ever waits for a score: what is measured is sampling and training.
+        "reward": {"functions": [{"function": "asyncrl.tiny.skill:exact_match"}], "workers": 4},
+        "rollout": {"group_size": GROUP_SIZE, "slots": 64, "max_new_tokens": 24},
+        "trainer": {"batch_groups": GROUPS, "lr": 1e-4},
+    }
+    for section, values in sections.items():
+        tree.setdefault(section, {}).update(values)
+    return settings.from_tree(tree)
+
+
+def run_step_s(config: Config) -> float:
+    """Mean seconds a step of a whole run, warmed up."""
+    lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
+    return (lines[-1]["wall_s"] - lines[WARM_UP_STEPS - 1]["wall_s"]) / (len(lines) - WARM_UP_STEPS)
+
+
+# ---- computed --------------------------------------------------------------------------------------------
+
+
+def measure_computed(model: Path, scratch: Path, repeats: int, steps: int) -> list[Measured]:
+    alone: list[tuple[float, float]] = []
+    runs: dict[int, list[float]] = {SYNCHRONOUS: [], ASYNCHRONOUS: []}
+    for i in range(repeats):
+        config = make_config(model, scratch / f"alone-{i}", steps)
+        alone.append(asyncio.run(generate_and_train_alone(config, steps)))
+        for eta, step_s in runs.items():
+            run_dir = scratch / f"computed-{eta}-{i}"
+            step_s.append(run_step_s(make_config(model, run_dir, steps, staleness={"max_staleness": eta})))
+    return [
+        Measured("computed", "generation alone", [generation for generation, _ in alone]),
+        Measured("computed", "training alone", [training for _, training in alone]),
+        Measured("computed", "ideal", [max(both) for both in alone]),
+        Measured("computed", "synchronous", runs[SYNCHRONOUS]),
+        Measured("computed", "asynchronous", runs[ASYNCHRONOUS]),
+    ]
+
+
+class Collector:
+    """A `WorkerLink` without a coordinator: tasks without end, groups kept as they come."""
+
+    def __init__(self, tasks: list[RolloutTask], wanted: int) -> None:
+        self._tasks = tasks
+        self._wanted = wanted
+        self._leased = 0
+        self.groups: list[Group] = []
+        self.finished_s: list[float] = []
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        if len(self.groups) >= self._wanted:
+            return None
+        first, self._leased = self._leased, self._leased + limit
+        rows = (self._tasks[i % len(self._tasks)] for i in range(first, first + limit))
+        return [replace(task, lease_id=first + i, group_id=first + i) for i, task in enumerate(rows)]
+
+    async def submit(self, group: Group, lease_id: int) -> None:
+        self.groups.append(group)
+        self.finished_s.append(time.perf_counter())
+
+    async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
+        raise failure
+
+
+async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, float]:
+    """Seconds for 128 rollouts with the engine kept full, and for a training step on them."""
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(config.model)
+    prompts = load_prompts(config.data, tokenizer)
+    tasks = [
+        RolloutTask(0, 0, 0, row.index, row.prompt, row.prompt_ids.tolist(), row.columns) for row in prompts
+    ]
+    engine, trainer = make_torch_engine(config, prompts.longest_tokens), make_trainer(config)
+    engine.swap({name: weight.detach().clone() for name, weight in trainer.weights().items()}, 0)
+    rewards = RewardPool(config.reward, max_steps=steps)
+    await rewards.start()
+    spare_the_collector()  # as the roles of a run do
+    collector = Collector(tasks, GROUPS * (WARM_UP_STEPS + steps))
+    driver = asyncio.create_task(engine.run())
+    try:
+        await RolloutWorker(GroupRollout(engine, rewards, tokenizer, config.rollout, seed=0), collector).run()
+    finally:
+        driver.cancel()
+        await rewards.close()
+    times = collector.finished_s[GROUPS * WARM_UP_STEPS : GROUPS * (WARM_UP_STEPS + steps)]
+    generation_s = (times[-1] - times[0]) / (len(times) - 1) * GROUPS
+    return generation_s, train_alone(trainer, collector.groups[-GROUPS:], steps)
+
+
+def train_alone(trainer: Any, groups: list[Group], steps: int) -> float:
+    for step in range(WARM_UP_STEPS + steps):
+        if step == WARM_UP_STEPS:
+            started = time.perf_counter()
+        # As if sampled by the weights that train: how old the tokens are does not change the work.
+        trainer.step(Batch(step, 0, 0, tuple(groups)))
+    return (time.perf_counter() - started) / steps
+
+
+# ---- paced -----------------------------------------------------------------------------------------------
+
+
+def measure_paced(model: Path, scratch: Path, repeats: int, steps: int) -> list[Measured]:
+    generation_s = ideal_generation_s()
+    results = []
+    for case, training_s in (("generation", 0.75 * generation_s), ("training", generation_s / 0.75)):
+        runs: dict[int, list[float]] = {SYNCHRONOUS: [], ASYNCHRONOUS: []}
+        for i in range(repeats):
+            for eta, step_s in runs.items():
+                run_dir = scratch / f"paced-{case}-{eta}-{i}"
+                step_s.append(run_step_s(paced_config(model, run_dir, steps, eta, training_s)))
+        name = f"paced, {case}-bound"
+        results += [
+            Measured(name, "generation alone", [generation_s]),
+            Measured(name, "training alone", [training_s]),
+            Measured(name, "ideal", [max(generation_s, training_s)]),
+            Measured(name, "synchronous", runs[SYNCHRONOUS]),
+            Measured(name, "asynchronous", runs[ASYNCHRONOUS]),
+        ]
+    return results
+
+
+def ideal_generation_s() -> float:
+    """Seconds for 128 responses with every slot of every worker busy in every decode step."""
+    mean_tokens = (MIN_TOKENS + MAX_TOKENS) / 2
+    tokens_per_s = WORKERS * SLOTS / (STEP_BASE_S + STEP_PER_REQUEST_S * SLOTS)
+    return GROUPS * GROUP_SIZE * mean_tokens / tokens_per_s
+
+
+def paced_config(model: Path, run_dir: Path, steps: int, eta: int, training_s: float) -> Config:
+    return make_config(
+        model,
+        run_dir,
+        steps,
+        rollout={
+            "engine": "paced",
+            "workers": WORKERS,
+            "slots": SLOTS,
+            "max_new_tokens": MAX_TOKENS,
+            "paced": {
+                "step_base_s": STEP_BASE_S,
+                "step_per_request_s": STEP_PER_REQUEST_S,
+                "min_new_tokens": MIN_TOKENS,
+            },
+        },
+        trainer={"backend": "paced", "paced": {"step_s": training_s}},
+        staleness={"max_staleness": eta},
+    )
+
+
+def report(results: list[Measured]) -> None:
+    ideal = {m.case: m.median_s for m in results if m.what == "ideal"}
+    table = Table("case", "", "s a step", "range", "of the ideal", title="128 rollouts a step")
+    for m in results:
+        table.add_row(
+            m.case,
+            m.what,
+            f"{m.median_s:.3f}",
+            f"{min(m.step_s):.3f} to {max(m.step_s):.3f}",
+            f"{m.median_s / ideal[m.case]:.2f}",
+            end_section=m.what == "asynchronous",
+        )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
