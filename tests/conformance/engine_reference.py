@@ -1,0 +1,101 @@
+"""What an engine's outputs should be, written from the definitions, apart from any engine's code."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from asyncrl.core.records import FinishReason
+from asyncrl.rollout.engine import GenerationRequest, SamplingParams, TokenChunk
+
+
+@dataclass
+class Output:
+    """A finished request: ids, logprobs and versions per token."""
+
+    ids: list[int]
+    logprobs: np.ndarray
+    versions: list[int]
+    finish_reason: FinishReason
+
+
+async def collect(stream: AsyncIterator[TokenChunk]) -> Output:
+    """Join a request's chunks, and check what every stream of chunks must satisfy."""
+    chunks = [chunk async for chunk in stream]
+    assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+    assert chunks[-1].finish_reason is not None
+    versions: list[int] = []
+    for chunk in chunks:
+        assert chunk.token_ids.dtype == np.int32
+        assert chunk.logprobs.dtype == np.float32
+        assert len(chunk.token_ids) == len(chunk.logprobs)
+        start = 0
+        for span in chunk.versions:
+            assert span.start == start and span.length > 0
+            versions += [span.version] * span.length
+            start += span.length
+        assert start == len(chunk.token_ids)
+    return Output(
+        [int(i) for chunk in chunks for i in chunk.token_ids],
+        np.concatenate([chunk.logprobs for chunk in chunks]),
+        versions,
+        chunks[-1].finish_reason,
+    )
+
+
+def processed_logprobs(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
+    """float64[V]: log-probabilities that `sampling` draws from, given logits [V]; greedy reports the plain
+    softmax."""
+    scores = logits.astype(np.float64) / (sampling.temperature or 1.0)
+    keep = np.ones(len(scores), bool)
+    if sampling.temperature > 0:
+        ranking = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+        if sampling.top_k:
+            keep[ranking[sampling.top_k :]] = False
+        weights = np.where(keep, np.exp(scores - scores.max()), 0)
+        probabilities = weights / weights.sum()
+        mass = 0.0
+        for token in ranking:
+            if mass >= sampling.top_p and sampling.top_p < 1:
+                keep[token] = False
+            mass += probabilities[token]
+    scores = np.where(keep, scores, -np.inf)
+    return scores - scores.max() - np.log(np.exp(scores - scores.max()).sum())
+
+
+@torch.no_grad()
+def recomputed(
+    models: Mapping[int, PreTrainedModel], request: GenerationRequest, output: Output
+) -> np.ndarray:
+    """Logprob of each output token by a forward over the whole sequence, under the version it is stamped
+    with."""
+    sequence = torch.tensor([*request.prompt_ids.tolist(), *output.ids])[None]
+    logits = {v: models[v](sequence, use_cache=False).logits[0].numpy() for v in set(output.versions)}
+    first = len(request.prompt_ids) - 1
+    return np.array(
+        [
+            processed_logprobs(logits[version][first + i], request.sampling)[token]
+            for i, (token, version) in enumerate(zip(output.ids, output.versions, strict=True))
+        ]
+    )
+
+
+@torch.no_grad()
+def stitched(models: Mapping[int, PreTrainedModel], request: GenerationRequest, output: Output) -> np.ndarray:
+    """Logprob of each output token, one forward of one token at a time over a plain growing cache: keys and
+    values stay those of the weights that were live when the token went through."""
+    cache = DynamicCache()
+    *before, last = request.prompt_ids.tolist()
+    if before:
+        models[output.versions[0]](torch.tensor([before]), past_key_values=cache, use_cache=True)
+    logprobs = []
+    for token, version in zip(output.ids, output.versions, strict=True):
+        logits = models[version](torch.tensor([[last]]), past_key_values=cache, use_cache=True).logits
+        logprobs.append(processed_logprobs(logits[0, -1].numpy(), request.sampling)[token])
+        last = token
+    return np.array(logprobs)

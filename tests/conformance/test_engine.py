@@ -1,0 +1,443 @@
+"""The conformance suite: what every engine behind the `Engine` protocol does, against plain transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import numpy as np
+import pytest
+import torch
+from engine_reference import Output, collect, processed_logprobs, recomputed, stitched
+
+from asyncrl.core.records import FinishReason
+from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.weights.source import LocalWeights, WeightsError
+
+VOCAB = 97
+
+
+def request(name: str, prompt: int | list[int], new_tokens: int = 16, **sampling) -> GenerationRequest:
+    """A request of random prompt tokens (their number given) or given ones."""
+    if isinstance(prompt, int):
+        prompt = np.random.default_rng(len(name) * 1000 + sum(map(ord, name))).integers(2, VOCAB, prompt)
+    return GenerationRequest(
+        name, np.asarray(prompt, np.int32), SamplingParams(max_new_tokens=new_tokens, **sampling)
+    )
+
+
+async def generate(harness, engine, requests) -> list[Output]:
+    streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+    await harness.progress(engine, sys.maxsize)
+    return await asyncio.gather(*streams)
+
+
+def test_greedy_tokens_equal_generate(run, harness, make_qwen3):
+    model = make_qwen3()
+    requests = [request(f"r{i}", 3 + 4 * i, 20, temperature=0.0) for i in range(5)]
+    engine = harness.make(model, stop_token_ids=(1,))
+    outputs = run(generate(harness, engine, requests))
+    for r, output in zip(requests, outputs, strict=True):
+        ids = torch.from_numpy(r.prompt_ids.astype(np.int64))[None]
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20
+        )
+        assert output.ids == expected[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 0.9, "top_k": 12, "top_p": 0.6},
+        {"temperature": 0.0, "top_k": 5, "top_p": 0.5},
+    ],
+    ids=str,
+)
+def test_logprobs_are_of_the_distribution_sampled_from(run, harness, make_qwen3, sampling):
+    model = make_qwen3()
+    requests = [request(f"r{i}", 1 + 5 * i, 24, seed=i, **sampling) for i in range(6)]
+    outputs = run(generate(harness, harness.make(model), requests))
+    for r, output in zip(requests, outputs, strict=True):
+        expected = recomputed({0: model}, r, output)
+        assert np.isfinite(expected).all(), "sampled outside the filters"
+        assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
+
+
+def test_different_sampling_side_by_side(run, harness, make_qwen3):
+    model = make_qwen3()
+    kinds = [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_p": 0.7}, {"top_k": 3}]
+    requests = [request(f"r{i}", 4 + i, 20, seed=i, **kind) for i, kind in enumerate(kinds)]
+    outputs = run(generate(harness, harness.make(model), requests))
+    for r, output in zip(requests, outputs, strict=True):
+        assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
+
+
+@pytest.mark.parametrize(
+    ("kv_on_update", "expected_logprobs"), [("recompute", recomputed), ("keep", stitched)]
+)
+def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update, expected_logprobs):
+    """16 running requests, ragged, four versions: every token has the logprob of the version that it is
+    stamped with."""
+    models = {v: make_qwen3(seed=v) for v in range(4)}
+    lengths = np.random.default_rng(0).integers(48, 90, 16)
+    requests = [
+        request(f"r{i}", 1 + (7 * i) % 23, int(n), seed=i, temperature=0.9) for i, n in enumerate(lengths)
+    ]
+    requests += [request("first", [5, 6, 7, 8], 30, seed=50), request("equal", [5, 6, 7, 8], 40, seed=51)]
+    engine = harness.make(models[0], capacity=18, kv_on_update=kv_on_update)
+
+    async def scenario() -> list[Output]:
+        streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+        for version in (1, 2, 3):
+            await harness.progress(engine, 5 * len(requests))
+            assert engine.stats().running == len(requests)
+            report = await engine.update_weights(LocalWeights(version, models[version].state_dict()))
+            assert report.version == version
+            assert engine.stats().version == version
+        await harness.progress(engine, sys.maxsize)
+        return await asyncio.gather(*streams)
+
+    for r, output in zip(requests, run(scenario()), strict=True):
+        assert len(output.ids) == r.sampling.max_new_tokens
+        assert output.finish_reason is FinishReason.LENGTH
+        assert output.versions == sorted(output.versions)
+        assert set(output.versions) == {0, 1, 2, 3}
+        error = np.abs(output.logprobs - expected_logprobs(models, r, output)).max()
+        assert error < harness.logprob_tolerance
+
+
+def test_the_two_references_differ(make_qwen3):
+    """Guards the test above: keeping and recomputing the cache can be told apart."""
+    models = {v: make_qwen3(seed=v) for v in range(2)}
+    r = request("r", 6)
+    output = Output([9] * 12, np.zeros(12, np.float32), [0] * 6 + [1] * 6, FinishReason.LENGTH)
+    difference = np.abs(recomputed(models, r, output) - stitched(models, r, output))
+    assert difference[:6].max() < 1e-4
+    assert difference[6:].min() > 1e-2
+
+
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+def test_prompts_are_not_shared_across_versions(run, harness, make_qwen3, kv_on_update):
+    """An equal prompt that comes after an update is computed by the new weights, though the old one still
+    runs."""
+    models = {v: make_qwen3(seed=v) for v in range(2)}
+    engine = harness.make(models[0], kv_on_update=kv_on_update)
+    prompt = list(range(3, 20))
+
+    async def scenario() -> Output:
+        old = asyncio.ensure_future(collect(engine.generate(request("old", prompt, 40))))
+        await harness.progress(engine, 10)
+        await engine.update_weights(LocalWeights(1, models[1].state_dict()))
+        new = asyncio.ensure_future(collect(engine.generate(request("new", prompt, 12, seed=3))))
+        await harness.progress(engine, sys.maxsize)
+        await old
+        return await new
+
+    output = run(scenario())
+    assert set(output.versions) == {1}
+    expected = recomputed(models, request("new", prompt, 12, seed=3), output)
+    assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("kv_on_update", "expected_logprobs"), [("recompute", recomputed), ("keep", stitched)]
+)
+def test_random_traffic(run, harness, make_qwen3, kv_on_update, expected_logprobs, seed):
+    """Requests of few prompts arrive, end, are aborted and see weights change in any order; all exact."""
+    models = {v: make_qwen3(seed=v) for v in range(8)}
+    rng = np.random.default_rng(seed)
+    engine = harness.make(models[0], capacity=int(rng.integers(1, 5)), kv_on_update=kv_on_update)
+    prompts = [[int(i) for i in rng.integers(2, VOCAB, n)] for n in (1, 2, 7, 7, 19)]
+
+    async def scenario() -> list[tuple[GenerationRequest, Output]]:
+        requests, streams = [], []
+        version = 0
+        for _ in range(60):
+            event = rng.choice(["arrive", "arrive", "work", "abort", "publish"])
+            if event == "arrive":
+                prompt, tokens = prompts[rng.integers(len(prompts))], int(rng.integers(1, 14))
+                requests.append(request(f"r{len(requests)}", prompt, tokens, seed=len(requests)))
+                streams.append(asyncio.ensure_future(collect(engine.generate(requests[-1]))))
+            elif event == "abort" and requests and rng.random() < 0.3:
+                engine.abort(f"r{rng.integers(len(requests))}")
+            elif event == "publish" and version < 7:
+                version += 1
+                await engine.update_weights(LocalWeights(version, models[version].state_dict()))
+            else:
+                await harness.progress(engine, int(rng.integers(1, 9)))
+        await harness.progress(engine, sys.maxsize)
+        return list(zip(requests, await asyncio.gather(*streams), strict=True))
+
+    results = run(scenario())
+    assert len({v for _, output in results for v in output.versions}) > 3
+    for r, output in results:
+        if output.finish_reason is not FinishReason.ABORT:
+            assert len(output.ids) == r.sampling.max_new_tokens
+        if output.ids:
+            error = np.abs(output.logprobs - expected_logprobs(models, r, output)).max()
+            assert error < harness.logprob_tolerance
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(run, harness, make_qwen3):
+    model = make_qwen3()
+    one = request("one", 9, 30, seed=7, top_p=0.9)
+    crowd = [request(f"r{i}", 2 + i, 10 + 3 * i, seed=i, top_k=i) for i in range(9)]
+    alone = run(generate(harness, harness.make(model), [one]))[0]
+    among = run(generate(harness, harness.make(model), [*crowd[:5], one, *crowd[5:]]))[5]
+    assert among.ids == alone.ids
+    assert np.abs(among.logprobs - alone.logprobs).max() < harness.logprob_tolerance
+
+
+def test_different_seeds_differ(run, harness, make_qwen3):
+    requests = [request(f"r{seed}", [4, 5, 6], 12, seed=seed) for seed in range(8)]
+    outputs = run(generate(harness, harness.make(make_qwen3(), capacity=8), requests))
+    assert len({tuple(output.ids) for output in outputs}) == 8
+
+
+def test_first_tokens_follow_the_softmax(run, harness, make_qwen3):
+    """Chi-square over the likeliest tokens and the rest together; the seeds are fixed, so the outcome is
+    too."""
+    model = make_qwen3()
+    draws = 2000
+    requests = [request(f"r{i}", [4, 5, 6], 1, seed=i) for i in range(draws)]
+    outputs = run(generate(harness, harness.make(model, capacity=64), requests))
+    with torch.no_grad():
+        logits = model(torch.tensor([[4, 5, 6]])).logits[0, -1].numpy()
+    probabilities = np.exp(processed_logprobs(logits, SamplingParams(1)))
+    counts = np.bincount([output.ids[0] for output in outputs], minlength=VOCAB)
+    likely = probabilities * draws >= 10
+    assert likely.sum() >= 4
+    expected = np.append(probabilities[likely], probabilities[~likely].sum()) * draws
+    observed = np.append(counts[likely], counts[~likely].sum())
+    chi_square = float(((observed - expected) ** 2 / expected).sum())
+    degrees = len(expected) - 1
+    assert chi_square < degrees + 4 * np.sqrt(2 * degrees)
+
+
+def test_stop_tokens_end_the_output_and_belong_to_it(run, harness, make_qwen3):
+    model = make_qwen3()
+    free = run(generate(harness, harness.make(model), [request("free", 5, 40, seed=1)]))[0]
+    stop = free.ids[10]
+    expected = free.ids[: free.ids.index(stop) + 1]
+
+    own = request("own", 5, 40, seed=1, stop_token_ids=(stop, VOCAB + 5))
+    own = GenerationRequest("own", request("free", 5).prompt_ids, own.sampling)
+    by_request = run(generate(harness, harness.make(model), [own]))[0]
+    plain = GenerationRequest("plain", own.prompt_ids, SamplingParams(40, seed=1))
+    by_engine = run(generate(harness, harness.make(model, stop_token_ids=(stop,)), [plain]))[0]
+    for output in (by_request, by_engine):
+        assert output.ids == expected
+        assert output.finish_reason is FinishReason.STOP
+
+
+def test_a_stop_token_at_the_limit_is_a_stop(run, harness, make_qwen3):
+    model = make_qwen3()
+    free = run(generate(harness, harness.make(model), [request("r", 5, 8, seed=1)]))[0]
+    count = free.ids.index(free.ids[7]) + 1
+    again = request("r", 5, count, seed=1, stop_token_ids=(free.ids[7],))
+    assert run(generate(harness, harness.make(model), [again]))[0].finish_reason is FinishReason.STOP
+    assert free.finish_reason is FinishReason.LENGTH
+
+
+def test_more_requests_than_slots(run, harness, make_qwen3):
+    """Slots are refilled as they finish, in the order of the requests, and each result is as if alone."""
+    model = make_qwen3()
+    requests = [request(f"r{i}", 1 + (5 * i) % 17, 1 + (11 * i) % 29, seed=i) for i in range(23)]
+    engine = harness.make(model, capacity=3)
+    outputs = run(generate(harness, engine, requests))
+    for r, output in zip(requests, outputs, strict=True):
+        assert len(output.ids) == r.sampling.max_new_tokens
+        assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
+
+    async def totals():
+        return engine.stats()
+
+    stats = run(totals())
+    assert (stats.running, stats.waiting) == (0, 0)
+    assert stats.generated_tokens == sum(len(output.ids) for output in outputs)
+    assert stats.busy_s > 0
+
+
+def test_admission_is_first_come_first_served(run, harness, make_qwen3):
+    engine = harness.make(make_qwen3(), capacity=1)
+    finished: list[str] = []
+
+    async def scenario() -> None:
+        async def note(r: GenerationRequest) -> None:
+            await collect(engine.generate(r))
+            finished.append(r.request_id)
+
+        notes = [asyncio.ensure_future(note(request(f"r{i}", 2 + i, 9 - i))) for i in range(8)]
+        await asyncio.sleep(0)
+        await harness.progress(engine, sys.maxsize)
+        await asyncio.gather(*notes)
+
+    run(scenario())
+    assert finished == [f"r{i}" for i in range(8)]
+
+
+@pytest.mark.parametrize("capacity", [2, 8])
+def test_equal_prompts_give_what_they_give_alone(run, harness, make_qwen3, capacity):
+    model = make_qwen3()
+    prompt = list(range(2, 31))
+    group = [request(f"r{i}", prompt, 8 + i, seed=i) for i in range(6)]
+    other = request("other", 11, 12, seed=99)
+    outputs = run(generate(harness, harness.make(model, capacity=capacity), [*group[:3], other, *group[3:]]))
+    for r, output in zip([*group[:3], other, *group[3:]], outputs, strict=True):
+        alone = run(generate(harness, harness.make(model, capacity=1), [r]))[0]
+        assert output.ids == alone.ids
+        assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (request("bad", []), "empty prompt"),
+        (request("bad", 100, 29), "max_length=128"),
+        (request("bad", 3, 0), "max_new_tokens=0"),
+        (request("bad", [3, VOCAB]), "vocabulary"),
+        (request("bad", [3, -1]), "vocabulary"),
+        (request("bad", 3, temperature=-0.5), "temperature"),
+        (request("bad", 3, top_p=0.0), "top_p"),
+        (GenerationRequest("bad", np.ones((1, 3), np.int32), SamplingParams(4)), "prompt_ids"),
+        (GenerationRequest("bad", np.ones(3, np.float32), SamplingParams(4)), "prompt_ids"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_impossible_requests_are_refused_at_once(run, harness, make_qwen3, bad, says):
+    engine = harness.make(make_qwen3())
+
+    async def scenario() -> Output:
+        with pytest.raises(ValueError, match=says) as refusal:
+            engine.generate(bad)
+        assert "'bad'" in str(refusal.value)
+        return (await generate(harness, engine, [request("good", 100, 28)]))[0]
+
+    assert len(run(scenario()).ids) == 28
+
+
+def test_a_running_request_id_is_refused(run, harness, make_qwen3):
+    engine = harness.make(make_qwen3())
+
+    async def scenario() -> None:
+        first = asyncio.ensure_future(collect(engine.generate(request("same", 3))))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="same"):
+            engine.generate(request("same", 4))
+        await harness.progress(engine, sys.maxsize)
+        await first
+
+    run(scenario())
+
+
+def test_abort_gives_what_there_is(run, harness, make_qwen3):
+    model = make_qwen3()
+    requests = [request(f"r{i}", 3 + i, 60, seed=i) for i in range(3)]
+    engine = harness.make(model, capacity=2)
+
+    async def scenario() -> list[Output]:
+        streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+        await asyncio.sleep(0)
+        await harness.progress(engine, 20)
+        engine.abort("r2")  # waiting
+        engine.abort("r0")  # running
+        engine.abort("nobody")
+        engine.abort("r0")
+        await harness.progress(engine, sys.maxsize)
+        return await asyncio.gather(*streams)
+
+    aborted, whole, waiting = run(scenario())
+    assert aborted.finish_reason is waiting.finish_reason is FinishReason.ABORT
+    assert waiting.ids == []
+    assert 0 < len(aborted.ids) < 60
+    assert len(whole.ids) == 60
+    for r, output in zip(requests[:2], (aborted, whole), strict=True):
+        assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
+
+
+def test_a_cancelled_consumer_frees_its_slot(run, harness, make_qwen3):
+    engine = harness.make(make_qwen3(), capacity=1)
+
+    async def scenario() -> Output:
+        gone = asyncio.ensure_future(collect(engine.generate(request("gone", 3, 100))))
+        next_one = asyncio.ensure_future(collect(engine.generate(request("next", 3, 5))))
+        await asyncio.sleep(0)
+        await harness.progress(engine, 3)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await harness.progress(engine, 5)
+        return await next_one
+
+    assert len(run(scenario()).ids) == 5
+
+
+def _without(weights: dict, name: str) -> dict:
+    return {key: value for key, value in weights.items() if key != name}
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda w: _without(w, NORM), NORM),
+        (lambda w: {**w, "model.extra": torch.zeros(3)}, "model.extra"),
+        (lambda w: {**w, NORM: torch.zeros(3)}, NORM),
+        (lambda w: {**w, NORM: w[NORM].to(torch.float64)}, NORM),
+    ],
+    ids=["missing", "unknown", "shape", "dtype"],
+)
+def test_a_failed_update_leaves_the_old_weights(run, harness, make_qwen3, damage, says):
+    models = {v: make_qwen3(seed=v) for v in range(3)}
+    engine = harness.make(models[0])
+    r = request("r", 5, 30, seed=2)
+
+    async def scenario() -> Output:
+        stream = asyncio.ensure_future(collect(engine.generate(r)))
+        await harness.progress(engine, 8)
+        with pytest.raises(WeightsError, match=says):
+            await engine.update_weights(LocalWeights(1, damage(models[1].state_dict())))
+        assert engine.stats().version == 0
+        await harness.progress(engine, 8)
+        await engine.update_weights(LocalWeights(2, models[2].state_dict()))
+        await harness.progress(engine, sys.maxsize)
+        return await stream
+
+    output = run(scenario())
+    assert set(output.versions) == {0, 2}
+    assert np.abs(output.logprobs - stitched(models, r, output)).max() < harness.logprob_tolerance
+
+
+def test_run_drives_the_engine(run, harness, make_qwen3):
+    """Under `run`, requests come and go, weights change, and everything holds; then `close` ends what is
+    open."""
+    models = {v: make_qwen3(seed=v) for v in range(3)}
+    engine = harness.make(models[0], capacity=4, kv_on_update="recompute")
+    requests = [request(f"r{i}", 2 + i, 40, seed=i) for i in range(12)]
+
+    async def scenario() -> list[Output]:
+        running = asyncio.create_task(engine.run())
+        streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+        for version in (1, 2):
+            await engine.update_weights(LocalWeights(version, models[version].state_dict()))
+        outputs = await asyncio.gather(*streams)
+        late = asyncio.ensure_future(collect(engine.generate(request("late", 3, 100))))
+        await asyncio.sleep(0)
+        await engine.close()
+        for task in (late, running):
+            with pytest.raises(EngineError, match="closed"):
+                await task
+        with pytest.raises(EngineError, match="closed"):
+            engine.generate(request("later", 3))
+        return outputs
+
+    for r, output in zip(requests, run(scenario()), strict=True):
+        assert len(output.ids) == 40
+        assert np.abs(output.logprobs - recomputed(models, r, output)).max() < harness.logprob_tolerance

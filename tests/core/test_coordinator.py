@@ -1,0 +1,339 @@
+"""Invariants 1, 2, 3 and 7 under random interleavings of everything that can happen to the coordinator."""
+
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.invariants import InvariantError
+from asyncrl.core.ledger import GroupState, TooManyFailures
+from asyncrl.core.records import GroupSummary
+from asyncrl.runtime.store import LedgerStore
+
+ROWS = 7
+
+
+class Loop(RuleBasedStateMachine):
+    """Workers with engines that lag behind, a trainer, crashes of all of them, and books kept apart.
+
+    The coordinator is restored from its SQLite file by `crash`, which may come after every single event.
+    """
+
+    @initialize(
+        eta=st.integers(0, 16),
+        batch=st.integers(1, 3),
+        on_stale=st.sampled_from(["wait", "mask", "drop"]),
+        filtering=st.booleans(),
+        attempts=st.integers(1, 3),
+        steps=st.sampled_from([2, 1000]),
+    )
+    def start(self, eta, batch, on_stale, filtering, attempts, steps):
+        self.settings = LoopSettings(batch, eta, on_stale, steps, filtering, attempts)
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = self.open()
+        self.coordinator = self.load()
+        self.engines = {"a": 0, "b": 0, "c": 0}
+        self.leases = {}  # lease id -> (worker, Lease, engine version at the lease)
+        self.settled = []  # submissions that were answered, to be repeated
+        self.trainer_version = 0
+        self.batch = None
+        self.delivered = {}  # group id -> payload, as the workers know it
+        self.trained = Counter()
+        self.admitted_rows = Counter()
+        self.returned_rows = 0
+
+    def open(self):
+        return LedgerStore(Path(self.folder.name) / "ledger.db", encode=str.encode, decode=bytes.decode)
+
+    def load(self):
+        return self.store.load(self.settings, ROWS, seed=3, shuffle=True)
+
+    def teardown(self):
+        if hasattr(self, "store"):
+            self.store.close()
+            self.folder.cleanup()
+
+    # ---- events ----
+
+    @rule(worker=st.sampled_from("abc"), limit=st.integers(1, 5))
+    def lease(self, worker, limit):
+        before = self.coordinator.ledger.generated_groups
+        places = self.coordinator.open_places(self.engines[worker])
+        leased = self.coordinator.lease(worker, self.engines[worker], limit)
+        assert len(leased) <= min(limit, places)
+        for lease in leased:
+            self.leases[lease.lease_id] = (worker, lease, self.engines[worker])
+        self.store.save(self.coordinator)
+        assert self.coordinator.ledger.generated_groups - before <= limit
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), constant=st.booleans())
+    def submit(self, data, constant):
+        lease_id = data.draw(st.sampled_from(sorted(self.leases)))
+        worker, lease, first = self.leases.pop(lease_id)
+        versions = data.draw(st.lists(st.integers(first, self.engines[worker]), min_size=1, max_size=4))
+        summary = GroupSummary(dict(Counter(versions)), (1.0, 1.0 if constant else 0.0))
+        payload = f"group {lease.group_id} lease {lease_id}"
+        outcome = self.coordinator.submit(lease.group_id, lease_id, summary, payload)
+        self.store.save(self.coordinator)
+        if outcome is Submission.ACCEPTED:
+            self.delivered[lease.group_id] = payload
+        self.settled.append((lease.group_id, lease_id, summary, payload))
+
+    @precondition(lambda self: self.settled)
+    @rule(data=st.data())
+    def submit_again(self, data):
+        again = data.draw(st.sampled_from(self.settled))
+        assert self.coordinator.submit(*again) is Submission.SETTLED
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), tokens=st.integers(0, 5))
+    def fail(self, data, tokens):
+        lease_id = data.draw(st.sampled_from(sorted(self.leases)))
+        _, lease, _ = self.leases.pop(lease_id)
+        self.coordinator.fail(lease.group_id, lease_id, "the reward function broke", sampled_tokens=tokens)
+        self.store.save(self.coordinator)
+
+    @rule(worker=st.sampled_from("abc"), really=st.booleans())
+    def lose(self, worker, really):
+        self.coordinator.worker_lost(worker)
+        self.store.save(self.coordinator)
+        if really:  # otherwise it was only taken for lost, and its groups still arrive
+            self.leases = {k: v for k, v in self.leases.items() if v[0] != worker}
+            self.engines[worker] = self.trainer_version
+
+    @rule(worker=st.sampled_from("abc"))
+    def update_engine(self, worker):
+        self.engines[worker] = self.trainer_version
+
+    @precondition(lambda self: self.batch is None and not self.coordinator.finished)
+    @rule()
+    def take(self):
+        step = self.trainer_version
+        taken = self.coordinator.take(step)
+        self.store.save(self.coordinator)
+        if taken is None:
+            return
+        assert len(taken.groups) == self.settings.batch_groups
+        assert taken.step == taken.version == step
+        ids = [entry.group_id for entry, _ in taken.groups]
+        assert ids == sorted(set(ids))
+        for entry, payload in taken.groups:
+            assert payload == self.delivered[entry.group_id]
+            fresh = [v for v in entry.summary.tokens_by_version if v >= taken.oldest_version]
+            assert fresh
+            if self.settings.on_stale != "mask":
+                assert step - entry.summary.oldest_version <= self.settings.max_staleness
+        self.batch = ids
+
+    @precondition(lambda self: self.batch is not None)
+    @rule()
+    def take_again(self):
+        again = self.coordinator.take(self.trainer_version)
+        assert [entry.group_id for entry, _ in again.groups] == self.batch
+
+    @precondition(lambda self: self.batch is not None)
+    @rule()
+    def publish(self):
+        self.trainer_version += 1
+        self.coordinator.published(self.trainer_version)
+        self.store.save(self.coordinator)
+        self.trained.update(self.batch)
+        self.batch = None
+
+    @rule()
+    def crash(self):
+        """The coordinator is killed and starts from its file; the trainer asks for its batch anew."""
+        self.store.close()
+        self.store = self.open()
+        self.coordinator = self.load()
+        self.batch = None
+
+    # ---- what must hold after every event ----
+
+    @invariant()
+    def invariants(self):
+        if not hasattr(self, "coordinator"):
+            return
+        ledger, s = self.coordinator.ledger, self.settings
+        ledger.check()
+        line = ledger.metrics()
+        assert line["ledger/generated_groups"] == (
+            line["ledger/trained_groups"]
+            + line["ledger/failed_groups"]
+            + line["ledger/dropped_groups"]
+            + line["ledger/in_flight_groups"]
+        )
+        assert line["ledger/generated_tokens"] == sum(
+            line[f"ledger/{where}_tokens"]
+            for where in ("trained", "masked", "dropped", "failed", "in_flight")
+        )
+        # 2: nothing was admitted beyond the bound.
+        bound = (self.coordinator.version + s.max_staleness + 1) * s.batch_groups
+        assert line["ledger/trained_groups"] + line["ledger/in_flight_groups"] <= bound
+        # 7: every group trained once, exactly those that the trainer published.
+        assert line["ledger/trained_groups"] == len(self.trained) == self.coordinator.version * s.batch_groups
+        assert all(n == 1 for n in self.trained.values())
+
+    @invariant()
+    def no_prompt_is_skipped(self):
+        if not hasattr(self, "coordinator"):
+            return
+        cursor = self.coordinator.cursor
+        returned = self.coordinator.ledger.dropped_groups["stale"]
+        handed_out = cursor.position + returned - len(cursor.returned)
+        assert self.coordinator.ledger.generated_groups == handed_out
+
+
+Loop.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestLoop = Loop.TestCase
+
+
+class Simulation:
+    """Drives a coordinator to the end of a run with workers of random speed, and records what was trained."""
+
+    def __init__(self, settings: LoopSettings, seed: int, workers: int = 4) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings
+        self.coordinator = Coordinator(settings, PromptCursor(50, seed))
+        self.engines = [0] * workers
+        self.running = []
+        self.oldest_trained = 0
+        self.events = 0
+
+    def run(self, constant_share=0.0, straggler_share=0.0, fail_share=0.0):
+        step, taken = 0, None
+        while not self.coordinator.finished:
+            self.events += 1
+            assert self.events < 200_000, f"no progress: waiting for {self.coordinator.waits_for()}"
+            worker = self.rng.randrange(len(self.engines))
+            if self.rng.random() < 0.5:
+                self.engines[worker] = self.coordinator.version
+            for lease in self.coordinator.lease(str(worker), self.engines[worker], self.rng.randint(1, 4)):
+                slow = self.rng.random() < straggler_share
+                self.running.append((lease, worker, self.engines[worker], 400 if slow else 5))
+            self.advance(constant_share, fail_share)
+            if taken is None:
+                taken = self.coordinator.take(step)
+            elif self.rng.random() < 0.2:
+                for entry, _ in taken.groups:
+                    fresh = [v for v in entry.summary.tokens_by_version if v >= taken.oldest_version]
+                    self.oldest_trained = max(self.oldest_trained, step - min(fresh))
+                step += 1
+                self.coordinator.published(step)
+                taken = None
+
+    def advance(self, constant_share, fail_share):
+        still = []
+        for lease, worker, first, left in self.running:
+            if left > 0 and self.rng.random() < 0.9:
+                still.append((lease, worker, first, left - 1))
+            elif self.rng.random() < fail_share:
+                self.coordinator.fail(lease.group_id, lease.lease_id, "broken", sampled_tokens=3)
+            else:
+                tokens = {first: 2, self.engines[worker]: 1}
+                rewards = (1.0, 1.0) if self.rng.random() < constant_share else (0.0, 1.0)
+                self.coordinator.submit(lease.group_id, lease.lease_id, GroupSummary(tokens, rewards), None)
+        self.running = still
+
+
+@pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
+def test_dynamic_filtering_does_not_inflate_the_bound(on_stale):
+    """The peers' failing case: B=8, half of the groups filtered, eta=1, 60 steps. They reached age 32."""
+    loop = Simulation(LoopSettings(8, 1, on_stale, 60, filter_constant_groups=True), seed=1)
+    loop.run(constant_share=0.5)
+    ledger = loop.coordinator.ledger
+    assert loop.oldest_trained == 1
+    assert ledger.groups[GroupState.TRAINED] == 480
+    assert ledger.dropped_groups["constant"] > 300
+
+
+@pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
+@pytest.mark.parametrize("eta", [0, 1, 4])
+def test_stragglers_and_failures_neither_break_the_bound_nor_stop_the_loop(on_stale, eta):
+    loop = Simulation(LoopSettings(4, eta, on_stale, 40), seed=2)
+    loop.run(straggler_share=0.05, fail_share=0.1)
+    assert loop.oldest_trained <= eta
+    assert loop.coordinator.ledger.groups[GroupState.TRAINED] == 160
+
+
+def test_waiting_never_drops_a_group():
+    loop = Simulation(LoopSettings(4, 2, "wait", 40), seed=3)
+    loop.run(straggler_share=0.2)
+    assert loop.coordinator.ledger.groups[GroupState.DROPPED] == 0
+
+
+def test_no_group_is_admitted_that_the_run_will_not_train():
+    loop = Simulation(LoopSettings(4, 8, "wait", 10), seed=4)
+    loop.run()
+    assert loop.coordinator.ledger.generated_groups == 40
+
+
+def test_a_lagging_engine_is_bound_by_its_own_version():
+    coordinator = Coordinator(LoopSettings(2, 0, "wait", 10), PromptCursor(5, 0))
+    for lease in coordinator.lease("w", 0, 2):
+        coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    assert coordinator.take(0) is not None
+    coordinator.published(1)
+    assert coordinator.lease("w", 0, 2) == []
+    assert len(coordinator.lease("w", 1, 9)) == 2
+
+
+def test_a_token_older_than_its_lease_is_refused():
+    coordinator = Coordinator(LoopSettings(1, 1, "wait", 10), PromptCursor(5, 0))
+    first, _ = coordinator.lease("w", 0, 2)
+    coordinator.submit(first.group_id, first.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    coordinator.take(0)
+    coordinator.published(1)
+    coordinator.worker_lost("w")
+    (again,) = coordinator.lease("w", 1, 1)
+    with pytest.raises(InvariantError, match=r"invariant 6 \(versions are true\)"):
+        coordinator.submit(again.group_id, again.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+
+
+def test_what_the_trainer_waits_for_is_named():
+    coordinator = Coordinator(LoopSettings(2, 0, "wait", 10), PromptCursor(5, 0))
+    first, second = coordinator.lease("rollout-0", 0, 2)
+    coordinator.submit(first.group_id, first.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    (waits_for,) = coordinator.waits_for()
+    assert (waits_for.group_id, waits_for.worker) == (second.group_id, "rollout-0")
+
+
+def test_a_group_that_always_fails_ends_as_failed_and_not_as_reward_zero():
+    coordinator = Coordinator(LoopSettings(1, 0, "wait", 10, max_attempts=2), PromptCursor(5, 0))
+    (lease,) = coordinator.lease("w", 0, 1)
+    assert coordinator.fail(lease.group_id, lease.lease_id, "boom")
+    (again,) = coordinator.lease("w", 0, 1)
+    assert (again.group_id, again.attempt) == (lease.group_id, 1)
+    assert not coordinator.fail(again.group_id, again.lease_id, "boom")
+    assert coordinator.ledger.failed_groups == {"boom": 1}
+
+
+def test_lost_workers_cost_a_group_no_attempt():
+    coordinator = Coordinator(LoopSettings(1, 0, "wait", 10, max_attempts=1), PromptCursor(5, 0))
+    for i in range(5):
+        (lease,) = coordinator.lease(f"w{i}", 0, 1)
+        assert (lease.group_id, lease.attempt) == (0, 0)
+        assert coordinator.worker_lost(f"w{i}") == [0]
+    assert coordinator.ledger.failed_groups.total() == 0
+    assert coordinator.ledger.returned_leases == 5
+
+
+def test_too_many_failures_end_the_run_with_their_reasons():
+    coordinator = Coordinator(LoopSettings(1, 0, "wait", 10, max_attempts=1), PromptCursor(5, 0))
+    for _ in range(19):
+        (lease,) = coordinator.lease("w", 0, 1)
+        coordinator.fail(lease.group_id, lease.lease_id, "ValueError", f"ValueError: boom {lease.group_id}")
+        coordinator.ledger.judge_failures(0.5)
+    (lease,) = coordinator.lease("w", 0, 1)
+    coordinator.fail(lease.group_id, lease.lease_id, "TimeoutError")
+    coordinator.ledger.judge_failures(1.0)
+    with pytest.raises(TooManyFailures, match=r"20 of 20.*0.5:\n  19 x ValueError\n(?s:.*)boom 18"):
+        coordinator.ledger.judge_failures(0.5)

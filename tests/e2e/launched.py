@@ -1,0 +1,73 @@
+"""A run through the real command, to be watched and killed."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import psutil
+
+from asyncrl.config import dump
+from asyncrl.observe.metrics import read_metrics
+
+LONG_S = 120.0
+
+
+class Launched:
+    """`asyncrl-launch` on a config, in a process of its own."""
+
+    def __init__(self, config, tmp_path, assert_nothing_left):
+        self.assert_nothing_left = assert_nothing_left
+        self.run_dir = tmp_path / "run"
+        path = tmp_path / "resolved.yaml"
+        path.write_text(dump(config))
+        self.output = tmp_path / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asyncrl.cli.launch", "--config", str(path)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def roles(self, name):
+        """The living processes of a role."""
+        wanted = ["asyncrl.runtime.role", name]
+        alive = [p for p in self.family() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in alive if p.as_dict(["cmdline"], ad_value=[])["cmdline"][2:4] == wanted]
+
+    def role(self, name):
+        (found,) = self.roles(name)
+        return found
+
+    def family(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def steps(self):
+        path = self.run_dir / "metrics.jsonl"
+        return len(read_metrics(path)) if path.exists() else 0
+
+    def wait_for_steps(self, n):
+        self.wait(lambda: self.steps() >= n, f"{n} steps")
+
+    def wait(self, condition, what, timeout_s=LONG_S):
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, f"ended while waiting for {what}:\n{self.output.read_text()}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.output.read_text()}"
+            time.sleep(0.05)
+
+    def end(self, timeout_s):
+        """Exit status; the whole family must be gone with it."""
+        family = self.family()
+        status = self.process.wait(timeout_s)
+        _, alive = psutil.wait_procs(family, timeout=1.0)
+        assert alive == [], f"left running: {[p.cmdline() for p in alive]}"
+        self.assert_nothing_left(self.run_dir)
+        return status
+
+    def leased(self):
+        with sqlite3.connect(self.run_dir / "ledger.db") as db:
+            return db.execute("select count(*) from groups where state = 'leased'").fetchone()[0]

@@ -1,0 +1,80 @@
+"""Whole runs of several processes through `asyncrl.run`."""
+
+import sqlite3
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import asyncrl
+from asyncrl.observe.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("eta", "on_stale", "extra"),
+    [
+        (0, "wait", []),
+        (1, "wait", []),
+        (3, "wait", ["rollout.workers=2", "rollout.slots=8"]),
+        (2, "mask", ["trainer.mini_batches=2", "rollout.kv_on_update=recompute"]),
+        (2, "drop", ["objective.filter_constant_groups=true"]),
+    ],
+)
+def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
+    make_config, assert_nothing_left, eta, on_stale, extra
+):
+    config = make_config(
+        f"staleness.max_staleness={eta}", f"staleness.on_stale={on_stale}", "checkpoint.every_steps=4", *extra
+    )
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert max(line["staleness/max"] for line in lines) <= eta
+    if eta > 0:
+        assert max(line["staleness/mean"] for line in lines) > 0
+    for line in lines:
+        assert line["ledger/generated_groups"] == sum(
+            line[f"ledger/{where}_groups"] for where in ("trained", "failed", "dropped", "in_flight")
+        )
+        assert line["ledger/trained_groups"] == 4 * line["step"]
+        phases = [value for key, value in line.items() if key.startswith("time/") and key != "time/step_s"]
+        assert sum(phases) == pytest.approx(line["time/step_s"])
+    for name in ("config.yaml", "ledger.db", "logs/trainer-0.log", "logs/rollout-0.log", "tensorboard"):
+        assert (result.run_dir / name).exists()
+    for step in (4, 6):
+        folder = result.run_dir / "checkpoints" / f"step_{step}" / "hf"
+        AutoModelForCausalLM.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+    with sqlite3.connect(result.run_dir / "ledger.db") as db:
+        assert db.execute("select count(*) from groups where state = 'trained'").fetchone() == (24,)
+        assert db.execute("select count(*) from payloads").fetchone() == (0,)
+    assert_nothing_left(result.run_dir)
+
+
+def test_a_reward_that_always_fails_ends_the_run_with_the_reason(make_config, assert_nothing_left, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")
+    config = make_config(
+        f"reward.functions.0.function={broken}:broken", "rollout.max_attempts=1", "reward.retries=0"
+    )
+    with pytest.raises(asyncrl.RunFailed, match=r"(?s)finished groups failed.*KeyError.*no such answer"):
+        asyncrl.run(config, progress=False)
+    with sqlite3.connect(tmp_path / "run" / "ledger.db") as db:
+        assert db.execute("select count(*) from groups where state = 'trained'").fetchone() == (0,)
+        (failed,) = db.execute("select count(*) from groups where state = 'failed'").fetchone()
+        assert failed >= 20
+    assert_nothing_left(tmp_path / "run")
+
+
+def test_a_reward_that_hangs_is_explained_and_not_waited_for(make_config, assert_nothing_left, tmp_path):
+    hanging = tmp_path / "hanging.py"
+    hanging.write_text("import time\ndef hanging(completions, **_):\n    time.sleep(3600)\n")
+    config = make_config(
+        f"reward.functions.0.function={hanging}:hanging", "reward.timeout_s=3000", "run.stall_s=10"
+    )
+    with pytest.raises(
+        asyncrl.RunFailed, match=r"(?s)no training step.*trainer has waited for the batch of step 0.*leased"
+    ):
+        asyncrl.run(config, progress=False)
+    assert_nothing_left(tmp_path / "run")

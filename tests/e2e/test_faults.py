@@ -1,0 +1,110 @@
+"""Roles killed in the middle of a run, by the real signals, through the real command."""
+
+import os
+import signal
+import sqlite3
+
+import psutil
+import pytest
+import yaml
+from launched import LONG_S
+
+from asyncrl.observe.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_killed_rollout_worker_is_replaced_and_its_leases_go_back(launch):
+    run = launch("run.steps=30")
+    run.wait_for_steps(3)
+    first = run.role("rollout-0")
+    first.send_signal(signal.SIGSTOP)  # so that it surely holds leases when it dies
+    run.wait(lambda: run.leased() > 0, "a lease")
+    first.kill()
+    run.wait(lambda: any(p.pid != first.pid for p in run.roles("rollout-0")), "a new worker", 10)
+    assert run.end(LONG_S) == 0
+    lines = read_metrics(run.run_dir / "metrics.jsonl")
+    assert len(lines) == 30
+    last = lines[-1]
+    assert last["ledger/returned_leases"] > 0
+    assert last["ledger/trained_groups"] == 120
+    assert last["ledger/failed_groups"] == 0
+    assert max(line["staleness/max"] for line in lines) <= 2
+    assert "rollout-0 was killed by SIGKILL; starting it again" in run.output.read_text()
+
+
+@pytest.mark.parametrize("role", ["coordinator", "trainer-0"])
+def test_any_other_killed_role_ends_the_run_clearly_within_ten_seconds(launch, role):
+    run = launch("run.steps=100000")
+    run.wait_for_steps(3)
+    run.role(role).kill()
+    assert run.end(10.0) == 1
+    assert f"{role} was killed by SIGKILL" in run.output.read_text()
+    with sqlite3.connect(run.run_dir / "ledger.db") as db:
+        assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+        assert db.execute("select count(*) from groups where state = 'trained'").fetchone()[0] >= 12
+    assert len(read_metrics(run.run_dir / "metrics.jsonl")) >= 3
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_an_interrupt_ends_everything_within_ten_seconds(launch, number, status):
+    run = launch("run.steps=100000", "rollout.workers=2", "rollout.slots=8")
+    run.wait_for_steps(2)
+    run.process.send_signal(number)
+    assert run.end(10.0) == status
+    assert "Traceback" not in run.output.read_text()
+
+
+def test_the_roles_end_when_the_launcher_itself_is_killed(launch, assert_nothing_left):
+    run = launch("run.steps=100000")
+    run.wait_for_steps(2)
+    family = run.family()
+    run.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=10.0)
+    assert alive == []
+    assert_nothing_left(run.run_dir)
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run(launch, tmp_path):
+    suicidal = tmp_path / "suicidal.py"
+    suicidal.write_text(
+        "import os, signal\n"
+        "def suicidal(completions, **_):\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    run = launch(f"reward.functions.0.function={suicidal}:suicidal", "rollout.max_restarts=1")
+    assert run.end(LONG_S) == 1
+    assert "rollout-0 was killed by SIGKILL after 1 restarts" in run.output.read_text()
+
+
+def test_what_a_reward_function_has_started_does_not_outlive_its_worker(launch, tmp_path):
+    command = ["sleep", f"3571.{os.getpid()}"]  # so that it can be told from another session's
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        "import functools, subprocess\n"
+        f"start = functools.cache(lambda: subprocess.Popen({command}, start_new_session=True))\n"
+        "def starter(completions, **_):\n"
+        "    start()\n"
+        "    return [0.0] * len(completions)\n"
+    )
+
+    def sleeping():
+        return {p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == command}
+
+    run = launch(f"reward.functions.0.function={starter}:starter", "run.steps=100000")
+    run.wait_for_steps(1)
+    first = sleeping()
+    run.role("rollout-0").kill()
+    run.wait(lambda: sleeping() - first, "the new worker's reward process")
+    assert not sleeping() & first
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(10.0) == 130
+    assert sleeping() == set()
+
+
+def test_the_resolved_settings_are_kept(launch):
+    run = launch("run.steps=1")
+    assert run.end(LONG_S) == 0
+    kept = yaml.safe_load((run.run_dir / "config.yaml").read_text())
+    assert kept["run"]["steps"] == 1

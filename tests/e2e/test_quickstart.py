@@ -1,0 +1,33 @@
+"""The quickstart as a newcomer runs it: its model, its config, the real command. The reward must rise."""
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncrl.observe.metrics import REQUIRED_KEYS, read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_quickstart_learns(warmed_up_model, tmp_path):
+    model = warmed_up_model
+    command = [
+        *(sys.executable, "-m", "asyncrl.cli.launch", "--config", str(ROOT / "configs" / "quickstart.yaml")),
+        *(f"model.path={model}", f"data.path={model / 'prompts.jsonl'}", f"run.dir={tmp_path / 'run'}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(key in line for line in lines for key in REQUIRED_KEYS)
+    rewards = [line["reward/mean"] for line in lines]
+    assert statistics.mean(rewards[:3]) <= 0.45
+    assert statistics.mean(rewards[-5:]) >= 0.85
+    assert max(line["staleness/max"] for line in lines) <= 4
+    assert statistics.mean(line["staleness/mean"] for line in lines) > 0
+    assert "tensorboard --logdir" in done.stdout
+    assert str(tmp_path / "run") in done.stdout

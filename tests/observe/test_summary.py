@@ -1,0 +1,116 @@
+import io
+import json
+import math
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from asyncrl.observe.metrics import MetricsError
+from asyncrl.observe.summary import newest_checkpoint, print_summary, summarise
+
+
+@pytest.fixture
+def run_dir(tmp_path, make_line):
+    """Eight steps that end at 1, 2, ... 7 and 20 s; the last one is slow, idle and without generation."""
+
+    def line(step: int) -> dict:
+        changes = {
+            "wall_s": float(step),
+            "reward/mean": step / 10,
+            "staleness/mean": 1.0,
+            "staleness/max": 2 if step == 4 else 1,
+            "idle/trainer": 0.0,
+            "idle/rollout": None,
+            "throughput/generated_tokens_per_s": 2000.0,
+        }
+        slow = {"wall_s": 20.0, "idle/trainer": 1.0, "throughput/generated_tokens_per_s": 0.0}
+        return make_line(step) | changes | (slow if step == 8 else {})
+
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line(step)) + "\n" for step in range(1, 9)))
+    return tmp_path
+
+
+def add_checkpoint(run_dir: Path, name: str, time_s: int) -> Path:
+    folder = run_dir / "checkpoints" / name / "hf"
+    folder.mkdir(parents=True)
+    os.utime(folder, (time_s, time_s))
+    return folder
+
+
+def test_numbers(run_dir):
+    s = summarise(run_dir)
+    assert (s.steps, s.wall_s) == (8, 20.0)
+    assert s.reward_first == pytest.approx(0.2)  # steps 1 to 3
+    assert s.reward_last == pytest.approx(0.6)  # steps 4 to 8
+    assert (s.staleness_mean, s.staleness_max) == (1.0, 2)
+    assert (s.generated_groups, s.trained_groups, s.dropped_groups, s.failed_groups, s.in_flight_groups) == (
+        168,
+        128,
+        5,
+        3,
+        32,
+    )
+
+
+def test_shares_and_rates_are_those_of_the_wall_clock_not_of_the_steps(run_dir):
+    s = summarise(run_dir)
+    assert s.idle_trainer == pytest.approx(13 / 20)
+    assert s.generated_tokens_per_s == pytest.approx(2000 * 7 / 20)
+    assert s.trained_tokens_per_s == pytest.approx(2500)
+
+
+def test_what_was_never_known_is_nan(run_dir):
+    assert math.isnan(summarise(run_dir).idle_rollout)
+
+
+def test_fewer_steps_than_the_windows(tmp_path, make_line):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(make_line(1)) + "\n")
+    s = summarise(tmp_path)
+    assert s.reward_first == s.reward_last == pytest.approx(0.31)
+
+
+def test_the_newest_whole_checkpoint_is_the_model(run_dir):
+    assert summarise(run_dir).checkpoint is None
+    add_checkpoint(run_dir, "step_9", 1000)
+    newest = add_checkpoint(run_dir, "step_10", 2000)
+    (run_dir / "checkpoints" / "step_11" / "hf.unfinished").mkdir(parents=True)
+    assert newest_checkpoint(run_dir) == newest == summarise(run_dir).checkpoint
+
+
+def test_the_board_command_can_be_pasted_into_a_shell(run_dir, tmp_path_factory):
+    spaced = tmp_path_factory.mktemp("my runs")
+    (spaced / "metrics.jsonl").write_bytes((run_dir / "metrics.jsonl").read_bytes())
+    command = summarise(spaced).board_command
+    assert shlex.split(command) == ["tensorboard", "--logdir", str(spaced / "tensorboard")]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_printed_summary_keeps_paths_and_commands_whole(run_dir, width):
+    folder = add_checkpoint(run_dir, "step_8", 1000)
+    out = io.StringIO()
+    print_summary(summarise(run_dir), Console(file=out, width=width))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    for ending in (
+        "0.200 (first 3 steps) to 0.600 (last 5 steps)",
+        "8 in 0:20",
+        "700 generated, 2,500 trained",
+        "mean 1.00, max 2",
+        "trainer 65%, rollout -",
+        "168 admitted: 128 trained, 5 dropped, 3 failed, 32 in flight at the end",
+        str(run_dir),
+        str(folder),
+        f"tensorboard --logdir {run_dir / 'tensorboard'}",
+    ):
+        assert any(line.endswith(ending) for line in lines), ending
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_run_without_a_finished_step_says_where_to_look(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        summarise(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(MetricsError, match=r"no finished training step; see .*logs"):
+        summarise(tmp_path)

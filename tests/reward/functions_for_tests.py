@@ -1,0 +1,159 @@
+"""Reward functions, good and bad, that real child processes import."""
+
+import asyncio
+import ctypes
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def length(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+
+def matches(completions, answer):
+    """Takes two keywords only."""
+    return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def everything(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, answer, **others):
+    log_metric("steps_left", trainer_state.max_steps - trainer_state.global_step)
+    log_metric("calls", 1)
+    log_metric("calls", 3)
+    log_extra("seen_prompt", prompts)
+    log_extra("seen_completion", completions)
+    log_extra("seen_ids", completion_ids)
+    log_extra("seen_others", [sorted(others)] * len(completions))
+    return [float(len(a)) for a in answer]
+
+
+async def slow_but_async(completions, **kwargs):
+    await asyncio.sleep(0)
+    return [0.5 for _ in completions]
+
+
+def runs_a_loop_of_its_own(completions, **kwargs):
+    async def value():
+        return 0.25
+
+    return [asyncio.run(value()) for _ in completions]
+
+
+def not_applicable(completions, **kwargs):
+    return [None for _ in completions]
+
+
+def first_only(completions, **kwargs):
+    return [1.0] + [None] * (len(completions) - 1)
+
+
+def nan(completions, **kwargs):
+    return [1.0, math.nan]
+
+
+def wrong_count(completions, **kwargs):
+    return [1.0]
+
+
+def says_yes(completions, **kwargs):
+    return ["yes" for _ in completions]
+
+
+def broken(completions, **kwargs):
+    raise KeyError("the_missing_key")
+
+
+def exits(completions, **kwargs):
+    sys.exit(3)
+
+
+def dies(completions, **kwargs):
+    os._exit(7)
+
+
+def segfaults(completions, **kwargs):
+    ctypes.string_at(0)
+
+
+def sleeps_in_c(completions, **kwargs):
+    time.sleep(3600)
+
+
+def spins(completions, **kwargs):
+    while True:
+        pass
+
+
+def say_at_work(marker):
+    """Make the file `MARKER.at_work`, with this process's id in it."""
+    at_work = Path(marker + ".at_work")
+    at_work.with_suffix(".tmp").write_text(str(os.getpid()))
+    at_work.with_suffix(".tmp").rename(at_work)
+
+
+def holds_the_gil(completions, marker, **kwargs):
+    """A C call that never gives the interpreter back."""
+    say_at_work(marker[0])
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def hangs_at_first(completions, marker, **kwargs):
+    """Hangs until the file named by the row exists, which its first call makes."""
+    if not Path(marker[0]).exists():
+        Path(marker[0]).touch()
+        time.sleep(3600)
+    return [1.0 for _ in completions]
+
+
+def fails_at_first(completions, marker, **kwargs):
+    if not Path(marker[0]).exists():
+        Path(marker[0]).touch()
+        raise RuntimeError("the first call always fails")
+    return [1.0 for _ in completions]
+
+
+def waits_for_file(completions, marker, **kwargs):
+    """Says that it is at work and goes on when the file named by the row exists."""
+    say_at_work(marker[0])
+    while not Path(marker[0]).exists():
+        time.sleep(0.005)
+    return [1.0 for _ in completions]
+
+
+def starts_a_process_and_hangs(completions, marker, **kwargs):
+    child = subprocess.Popen(["sleep", "3600"])
+    Path(marker[0]).write_text(str(child.pid))
+    time.sleep(3600)
+
+
+def chatters(completions, **kwargs):
+    print("a line from print")
+    sys.stdout.write("no newline")
+    os.write(1, b"raw bytes to descriptor 1\n")
+    subprocess.run(["echo", "from a subprocess"], check=True)
+    assert sys.stdin.read() == ""
+    return [1.0 for _ in completions]
+
+
+def process_id(completions, **kwargs):
+    return [float(os.getpid()) for _ in completions]
+
+
+def unsendable_extra(completions, log_extra, **kwargs):
+    log_extra("object", [object() for _ in completions])
+    return [1.0 for _ in completions]
+
+
+def numpy_values(completions, log_metric, log_extra, **kwargs):
+    import numpy as np
+
+    log_metric("array_mean", np.float32(0.5))
+    log_extra("vector", np.arange(2 * len(completions)).reshape(-1, 2))
+    return np.arange(len(completions), dtype=np.float32)
+
+
+def surrogate_error(completions, **kwargs):
+    raise ValueError("a lone surrogate \ud800")

@@ -1,0 +1,83 @@
+"""Composition of scores, and what is taken for a reward."""
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from asyncrl.reward.score import Part, Score, checked_values, compose
+
+
+def test_weighted_sum_keeps_unweighted_parts():
+    parts = [Part("a", 2.0, [1.0, 0.5]), Part("b", -0.5, [3.0, 4.0])]
+    assert compose(parts) == [
+        Score(2.0 - 1.5, {"a": 1.0, "b": 3.0}, {}),
+        Score(1.0 - 2.0, {"a": 0.5, "b": 4.0}, {}),
+    ]
+
+
+def test_none_is_left_out_of_that_completions_sum_only():
+    scores = compose([Part("a", 1.0, [1.0, None]), Part("b", 1.0, [None, 0.25])])
+    assert [s.reward for s in scores] == [1.0, 0.25]
+    assert [s.parts for s in scores] == [{"a": 1.0}, {"b": 0.25}]
+
+
+def test_a_completion_that_no_function_applies_to_is_refused():
+    with pytest.raises(ValueError, match="completion 1 has no reward"):
+        compose([Part("a", 1.0, [1.0, None]), Part("b", 1.0, [1.0, None])])
+
+
+def test_a_sum_that_overflows_is_refused():
+    with pytest.raises(ValueError, match="weighted sum for completion 0 is inf"):
+        compose([Part("a", 10.0, [1e308])])
+
+
+def test_extra_columns_are_split_over_completions():
+    first = Part("a", 1.0, [0.0, 0.0], {"x": [1, 2]})
+    scores = compose([first, Part("b", 1.0, [0.0, 0.0], {"y": ["p", "q"]})])
+    assert [s.extra for s in scores] == [{"x": 1, "y": "p"}, {"x": 2, "y": "q"}]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 0.5, None],
+        (True, Fraction(1, 2), None),
+        [np.float32(1), np.float64(0.5), None],
+        [torch.tensor(1.0), torch.tensor([0.5]), None],
+    ],
+)
+def test_numbers_of_any_kind_are_rewards(returned):
+    assert checked_values(returned, 3) == [1.0, 0.5, None]
+
+
+@pytest.mark.parametrize("returned", [np.array([1, 2]), torch.tensor([1.0, 2.0])])
+def test_arrays_are_lists(returned):
+    assert checked_values(returned, 2) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan"), 10**400])
+def test_what_is_not_finite_is_refused_with_its_index(value):
+    with pytest.raises(ValueError, match=r"result 1 is (nan|-?inf): a reward must be finite"):
+        checked_values([0.0, value], 2)
+
+
+@pytest.mark.parametrize("value", ["1.0", [1.0], Decimal(1), {}, object()])
+def test_what_is_no_number_is_refused_with_its_index(value):
+    with pytest.raises(ValueError, match=r"result 1 is .*; it should be a number or None"):
+        checked_values([0.0, value], 2)
+
+
+@pytest.mark.parametrize("returned", [[], [1.0], [1.0] * 3])
+def test_a_wrong_number_of_results_is_refused(returned):
+    with pytest.raises(ValueError, match=f"{len(returned)} results for 2 completions"):
+        checked_values(returned, 2)
+
+
+@pytest.mark.parametrize("returned", [1.0, None, "ab", {0: 1.0, 1: 2.0}, iter([1.0, 2.0]), np.float64(1)])
+def test_what_is_no_list_is_refused(returned):
+    with pytest.raises(ValueError, match="it should return a list"):
+        checked_values(returned, 2)

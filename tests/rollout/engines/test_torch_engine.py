@@ -1,0 +1,277 @@
+"""The embedded engine beyond the conformance suite: stepping by hand, sharing, swaps, failures, memory."""
+
+import asyncio
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.weights.source import LocalWeights, WeightsError
+
+
+def request(name: str, prompt: list[int], new_tokens: int = 8, **sampling) -> GenerationRequest:
+    return GenerationRequest(name, np.asarray(prompt, np.int32), SamplingParams(new_tokens, **sampling))
+
+
+def copies(model) -> dict[str, torch.Tensor]:
+    return dict(LocalWeights(0, model.state_dict()).tensors())
+
+
+async def finish(engine: TorchEngine) -> None:
+    while engine.stats().running + engine.stats().waiting:
+        engine.step()
+        await asyncio.sleep(0)
+
+
+def record_fills(engine: TorchEngine, monkeypatch) -> list[int]:
+    """The number of rows of each prefill, as they come."""
+    decoder = engine._batch._decoder
+    fill, fills = decoder.fill, []
+    monkeypatch.setattr(
+        decoder, "fill", lambda rows, tokens: (fills.append(len(rows)), fill(rows, tokens))[1]
+    )
+    return fills
+
+
+def test_a_group_costs_one_prefill_even_when_its_members_start_one_by_one(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    fills = record_fills(engine, monkeypatch)
+
+    async def scenario():
+        streams = [engine.generate(request(f"r{i}", [5, 6, 7, 8], 3 + i, seed=i)) for i in range(6)]
+        await finish(engine)
+        return [await anext(stream) for stream in streams]
+
+    assert [len(chunk.token_ids) for chunk in asyncio.run(scenario())] == [3, 4, 5, 6, 7, 8]
+    assert fills == [1]
+
+
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute", None])
+def test_a_prompt_is_not_found_where_another_row_was_moved_to(make_qwen3, kv_on_update):
+    """The first of two rows ends and the second takes its place, before or in an update: the first prompt is
+    gone."""
+
+    def scenario_of(requests, update):
+        engine = TorchEngine(make_qwen3(), capacity=3, max_length=64, kv_on_update=kv_on_update or "keep")
+
+        async def scenario():
+            streams = [engine.generate(r) for r in requests[:-1]]
+            for _ in range(3):
+                engine.step()
+            if update:
+                engine.swap(copies(make_qwen3(seed=1)), 1)
+            else:
+                engine.step()
+            streams.append(engine.generate(requests[-1]))
+            await finish(engine)
+            return [await anext(stream) for stream in streams]
+
+        return asyncio.run(scenario())[-1]
+
+    first, second = [5, 6, 7, 8, 9], [15, 16, 17, 18, 19]
+    ends, runs, comes = request("ends", first, 3), request("runs", second, 20), request("comes", first, 9)
+    update = kv_on_update is not None
+    chunk, alone = scenario_of([ends, runs, comes], update), scenario_of([comes], update)
+    assert chunk.token_ids.tolist() == alone.token_ids.tolist()
+    assert np.abs(chunk.logprobs - alone.logprobs).max() < 1e-4
+
+
+def test_the_prefill_budget_holds_back_new_requests(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=4, max_length=64, prefill_tokens=20)
+    fills = record_fills(engine, monkeypatch)
+
+    async def scenario():
+        for i in range(4):
+            engine.generate(request(f"r{i}", [10 + i] * 11, 8))
+        engine.step()
+        assert (engine.stats().running, engine.stats().waiting) == (2, 2)
+        engine.step()
+        assert (engine.stats().running, engine.stats().waiting) == (4, 0)
+        await finish(engine)
+
+    asyncio.run(scenario())
+    assert fills == [2, 2]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_swap_adopts_the_tensors_and_keeps_ties(make_qwen3, tie):
+    model, new = make_qwen3(tie=tie), make_qwen3(seed=1, tie=tie)
+    engine = TorchEngine(model, capacity=2, max_length=64)
+    tensors = copies(new)
+    assert ("lm_head.weight" in tensors) is not tie
+    pause_s = engine.swap(tensors, 7)
+    assert pause_s > 0
+    assert engine.stats().version == 7
+    assert model.model.embed_tokens.weight.data_ptr() == tensors["model.embed_tokens.weight"].data_ptr()
+    same = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert same is tie
+    ids = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids, use_cache=False).logits, new(ids, use_cache=False).logits)
+
+
+def test_a_tied_tensor_given_twice_is_refused(make_qwen3):
+    model = make_qwen3()
+    engine = TorchEngine(model, capacity=2, max_length=64)
+    twice = {name: tensor.clone() for name, tensor in make_qwen3(seed=1).state_dict().items()}
+    before = model.lm_head.weight.clone()
+    with pytest.raises(WeightsError, match=r"lm_head\.weight"):
+        engine.swap(twice, 1)
+    assert engine.stats().version == 0
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_weights_that_give_nan_break_the_engine_and_say_so(make_qwen3):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    bad = copies(make_qwen3())
+    bad["model.norm.weight"].fill_(float("nan"))
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        streams = [engine.generate(request(f"r{i}", [3, 4], 30)) for i in range(3)]
+        engine.swap(bad, 5)
+        with pytest.raises(EngineError, match="version 5 give"):
+            await running
+        for stream in streams:
+            with pytest.raises(EngineError, match="version 5 give"):
+                await anext(stream)
+        with pytest.raises(EngineError):
+            engine.generate(request("later", [3]))
+        with pytest.raises(EngineError):
+            engine.step()
+        with pytest.raises(EngineError):
+            await engine.update_weights(LocalWeights(6, make_qwen3().state_dict()))
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_step_that_raises_breaks_the_engine(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+
+    def explode(*args):
+        raise MemoryError("no more of it")
+
+    async def scenario():
+        stream = engine.generate(request("r", [3, 4]))
+        monkeypatch.setattr(engine._batch._decoder, "decode", explode)
+        with pytest.raises(EngineError, match="MemoryError: no more of it"):
+            engine.step()
+        with pytest.raises(EngineError, match="MemoryError"):
+            await anext(stream)
+
+    asyncio.run(scenario())
+
+
+def test_a_recomputation_that_fails_half_way_breaks_the_engine(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64, kv_on_update="recompute")
+
+    def explode(*args):
+        raise MemoryError("no more of it")
+
+    async def scenario():
+        stream = engine.generate(request("r", [3, 4]))
+        engine.step()
+        monkeypatch.setattr(engine._batch._decoder, "fill", explode)
+        with pytest.raises(EngineError, match="version 3 failed half-way"):
+            engine.swap(copies(make_qwen3(seed=1)), 3)
+        with pytest.raises(EngineError, match="half-way"):
+            await anext(stream)
+
+    asyncio.run(scenario())
+
+
+def test_recomputing_in_several_forwards_equals_one(make_qwen3, monkeypatch):
+    def outputs(prefill_tokens: int):
+        engine = TorchEngine(make_qwen3(), capacity=6, max_length=64, kv_on_update="recompute")
+
+        async def scenario():
+            streams = [
+                engine.generate(request(f"r{i}", list(range(2, 3 + 3 * i)), 30, seed=i)) for i in range(6)
+            ]
+            engine.step()
+            assert engine.stats().running == 6
+            engine._batch._prefill_tokens = prefill_tokens
+            fills = record_fills(engine, monkeypatch)
+            engine.swap(copies(make_qwen3(seed=1)), 1)
+            await finish(engine)
+            return fills, [await anext(stream) for stream in streams]
+
+        return asyncio.run(scenario())
+
+    one, whole = outputs(4096)
+    several, split = outputs(40)
+    assert one == [6]
+    assert len(several) > 1 and sum(several) == 6
+    for a, b in zip(whole, split, strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist()
+        assert np.abs(a.logprobs - b.logprobs).max() < 1e-4
+
+
+def test_overlapping_updates_apply_in_order(make_qwen3):
+    models = [make_qwen3(seed=i) for i in range(4)]
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+
+    async def scenario():
+        updates = [engine.update_weights(LocalWeights(v, models[v].state_dict())) for v in (1, 2, 3)]
+        return await asyncio.gather(*updates)
+
+    assert [report.version for report in asyncio.run(scenario())] == [1, 2, 3]
+    assert engine.stats().version == 3
+
+
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+def test_two_hundred_updates_leave_no_memory_behind(make_qwen3, kv_on_update):
+    """A version that stayed would be 1.2 MB a time; 180 of them 220 MB."""
+    new = make_qwen3(seed=1, hidden=128)
+    megabyte = 1 << 20
+    assert megabyte < sum(p.nbytes for p in new.parameters())
+    engine = TorchEngine(make_qwen3(hidden=128), capacity=4, max_length=256, kv_on_update=kv_on_update)
+
+    async def scenario() -> int:
+        process = psutil.Process()
+        before = 0
+        for i in range(4):
+            engine.generate(request(f"r{i}", [3 + i] * 20, 230, seed=i))
+        for version in range(200):
+            engine.step()
+            await engine.update_weights(LocalWeights(version, new.state_dict()))
+            if version == 20:
+                before = process.memory_info().rss
+        await finish(engine)
+        return process.memory_info().rss - before
+
+    assert asyncio.run(scenario()) < 40 * megabyte
+
+
+def test_settings_that_cannot_work_are_refused(make_qwen3):
+    with pytest.raises(ValueError, match="capacity=0"):
+        TorchEngine(make_qwen3(), capacity=0, max_length=64)
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+@pytest.mark.parametrize("max_length", [2, 3, 5])
+def test_small_engines_work(make_qwen3, capacity, max_length):
+    engine = TorchEngine(make_qwen3(), capacity=capacity, max_length=max_length)
+
+    async def scenario():
+        streams = [engine.generate(request(f"r{i}", [4], max_length - 1)) for i in range(4)]
+        await finish(engine)
+        return [await anext(stream) for stream in streams]
+
+    assert [len(chunk.token_ids) for chunk in asyncio.run(scenario())] == [max_length - 1] * 4
+
+
+def test_closing_a_stream_that_nobody_iterates_frees_its_slot(make_qwen3):
+    engine = TorchEngine(make_qwen3(), capacity=1, max_length=64)
+
+    async def scenario():
+        stream = engine.generate(request("r", [4], 30))
+        engine.step()
+        await stream.aclose()
+        assert engine.stats().running == 0
+        assert [chunk async for chunk in stream] == []
+
+    asyncio.run(scenario())

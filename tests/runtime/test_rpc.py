@@ -1,0 +1,142 @@
+import asyncio
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from asyncrl.runtime import messages as m
+from asyncrl.runtime.rpc import RpcClient, RpcError, RpcServer
+
+HELLO = msgspec.msgpack.encode(m.Hello("x"))
+
+
+def serve(handler):
+    """An async context: a server and one client."""
+
+    class Both:
+        async def __aenter__(self):
+            self.server = RpcServer(handler)
+            self.endpoint = self.server.bind()
+            self.task = asyncio.create_task(self.server.serve())
+            self.client = RpcClient(self.endpoint, "someone")
+            await self.client.__aenter__()
+            return self
+
+        async def __aexit__(self, *error):
+            await self.client.__aexit__(*error)
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+            self.server.close()
+
+    return Both()
+
+
+def test_answers_find_their_requests_in_any_order_and_frames_travel():
+    first_may_answer = asyncio.Event()
+
+    async def handler(peer, request, frames):
+        if request.step == 1:
+            await first_may_answer.wait()
+        else:
+            first_may_answer.set()
+        return m.Batch(request.step, 0, 0, []), [bytes(frame)[::-1] for frame in frames]
+
+    async def main():
+        async with serve(handler) as both:
+            answers = await asyncio.gather(
+                both.client.request(m.Take(1, 1.0), [b"abc", b""], timeout_s=10),
+                both.client.request(m.Take(2, 1.0), timeout_s=10),
+            )
+        assert [(a.step, frames) for a, frames in answers] == [(1, [b"cba", b""]), (2, [])]
+
+    asyncio.run(main())
+
+
+def test_a_refusal_reaches_the_caller_and_the_server_goes_on():
+    async def handler(peer, request, frames):
+        if request.worker == "stranger":
+            raise RpcError("stranger has not said hello")
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            with pytest.raises(RpcError, match="stranger has not said hello"):
+                await both.client.request(m.WorkerLost("stranger"), timeout_s=10)
+            answer, _ = await both.client.request(m.WorkerLost("friend"), timeout_s=10)
+            assert answer == m.Done()
+
+    asyncio.run(main())
+
+
+def test_a_wait_ends_at_its_deadline_and_says_what_for():
+    async def handler(peer, request, frames):
+        await asyncio.sleep(3600)
+
+    async def main():
+        async with serve(handler) as both:
+            with pytest.raises(RpcError, match="someone waited 0 s for the answer to Hello"):
+                await both.client.request(m.Hello("x"), timeout_s=0.05)
+
+    asyncio.run(main())
+
+
+def test_messages_that_are_none_of_ours_are_counted_and_do_no_harm():
+    async def handler(peer, request, frames):
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            stranger = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.connect(both.endpoint)
+            for message in (
+                [b"x"],
+                [b"x", b""],
+                [b"x" * 8, b"\x81\xa4type\xa3Bad"],
+                [b"", b"\xc1"],
+                [b"a"] * 9,
+                [b"x" * 9, HELLO],
+            ):
+                await stranger.send_multipart(message)
+            async with asyncio.timeout(10):
+                while both.server.refused_frames < 6:
+                    await both.client.request(m.Hello("x"), timeout_s=10)
+            stranger.close()
+            assert not both.task.done()
+
+    asyncio.run(main())
+
+
+def test_a_defect_in_a_handler_ends_the_server_instead_of_hanging_its_client():
+    async def handler(peer, request, frames):
+        raise KeyError("defect")
+
+    async def main():
+        async with serve(handler) as both:
+            with pytest.raises(RpcError):
+                await both.client.request(m.Hello("x"), timeout_s=0.2)
+            async with asyncio.timeout(10):
+                with pytest.raises(ExceptionGroup) as caught:
+                    await both.task
+            assert caught.value.subgroup(KeyError)
+
+    asyncio.run(main())
+
+
+def test_notices_reach_the_client():
+    peers = []
+
+    async def handler(peer, request, frames):
+        peers.append(peer)
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            heard = asyncio.get_running_loop().create_future()
+            both.client.on_notice = heard.set_result
+            await both.client.request(m.Hello("x"), timeout_s=10)
+            await both.server.notify(peers[0], m.NewWeights(b"v1"))
+            assert await asyncio.wait_for(heard, 10) == m.NewWeights(b"v1")
+
+    asyncio.run(main())

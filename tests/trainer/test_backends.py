@@ -1,0 +1,100 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.batch import BatchError
+from asyncrl.trainer.model_checks import ModelError
+
+
+@pytest.fixture
+def trainer(make_qwen3, save_model, make_config):
+    path = save_model(make_qwen3())
+    return make_trainer(make_config(path, trainer={"lr": 1e-2}))
+
+
+def test_weights_are_the_live_tensors_with_tied_ones_once_under_their_first_name(trainer, random_batch):
+    weights = trainer.weights()
+    assert "model.embed_tokens.weight" in weights
+    assert "lm_head.weight" not in weights
+    assert not any(tensor.requires_grad for tensor in weights.values())
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    trainer.step(random_batch(0))
+    changed = [name for name, tensor in weights.items() if not torch.equal(tensor, before[name])]
+    assert set(changed) == set(weights)
+
+
+def test_an_untied_head_is_published(make_qwen3, save_model, make_config):
+    trainer = make_trainer(make_config(save_model(make_qwen3(tie=False))))
+    assert "lm_head.weight" in trainer.weights()
+
+
+def test_a_saved_model_loads_in_transformers_and_replaces_an_older_one_whole(trainer, random_batch, tmp_path):
+    path = tmp_path / "checkpoints" / "final"
+    trainer.save(path)
+    trainer.step(random_batch(0))
+    (path / "leftover").touch()
+    trainer.save(path)
+    assert not (path / "leftover").exists()
+    assert [p.name for p in path.parent.iterdir()] == ["final"]
+    assert list(path.glob("*.safetensors"))
+    loaded = AutoModelForCausalLM.from_pretrained(path).state_dict()
+    for name, tensor in trainer.weights().items():
+        assert torch.equal(loaded[name], tensor), name
+    assert AutoTokenizer.from_pretrained(path).convert_tokens_to_ids("w5") == 5
+
+
+def test_a_model_without_a_tokenizer_is_refused_when_it_is_loaded(make_qwen3, tmp_path, make_config):
+    make_qwen3().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="tokenizer"):
+        make_trainer(make_config(tmp_path))
+
+
+def test_a_batch_that_cannot_be_trained_on_leaves_the_trainer_usable(trainer, random_batch):
+    broken = random_batch(0)
+    broken.groups[1].trajectories[2].reward = float("nan")
+    with pytest.raises(BatchError, match="group 13, trajectory 2"):
+        trainer.step(broken)
+    assert trainer.step(random_batch(1))["trained_tokens"] > 0
+
+
+def test_a_paced_trainer_takes_its_time_counts_its_batch_and_makes_new_weights(
+    make_config, random_batch, tmp_path
+):
+    trainer = make_trainer(
+        make_config(rollout={"engine": "paced"}, trainer={"backend": "paced", "paced": {"step_s": 0.2}})
+    )
+    before = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+    start = time.monotonic()
+    metrics = trainer.step(random_batch(0, oldest_version=1))
+    assert time.monotonic() - start >= 0.2
+    assert metrics["trained_tokens"] > 0
+    assert metrics["masked_tokens"] > 0
+    assert all(not torch.equal(trainer.weights()[name], old) for name, old in before.items())
+    trainer.save(tmp_path / "final")
+    assert (tmp_path / "final/paced.json").read_text() == '{"steps": 1}\n'
+
+
+def test_a_paced_trainer_refuses_what_a_real_one_refuses(make_config, random_batch):
+    trainer = make_trainer(
+        make_config(rollout={"engine": "paced"}, trainer={"backend": "paced", "paced": {"step_s": 0.0}})
+    )
+    broken = random_batch(0)
+    broken.groups[0].trajectories[0].reward = float("inf")
+    with pytest.raises(BatchError, match="the reward is inf"):
+        trainer.step(broken)
+
+
+def test_imports_stay_light():
+    code = (
+        "import sys, asyncrl.trainer.backend; assert 'torch' not in sys.modules; "
+        "import asyncrl.trainer.paced; assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,124 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asyncrl.trainer.logprob import token_logprobs
+
+
+def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):
+    g = torch.Generator().manual_seed(0)
+    h = (torch.randn(n, hidden, generator=g) * scale).to(dtype)
+    w = torch.randn(vocabulary, hidden, generator=g).to(dtype)
+    b = torch.randn(vocabulary, generator=g).to(dtype)
+    return h, w, b, torch.randint(vocabulary, (n,), generator=g)
+
+
+def naive(hidden, weight, bias, targets, temperature):
+    log_probs = (torch.nn.functional.linear(hidden, weight, bias).float() / temperature).log_softmax(-1)
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
+
+
+def gradients(function, tensors, use_entropy):
+    leaves = [t.detach().clone().requires_grad_() for t in tensors if t is not None]
+    logprobs, entropy = function(*leaves)
+    weights = torch.linspace(-1, 2, len(logprobs))
+    loss = (weights * logprobs).sum()
+    if use_entropy:
+        loss = loss + (weights.flip(0) * entropy).sum()
+    loss.backward()
+    return logprobs.detach(), entropy.detach(), [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 37, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("use_entropy", [False, True])
+def test_values_and_gradients_equal_the_naive_head(chunk, temperature, with_bias, use_entropy):
+    h, w, b, targets = inputs()
+
+    def fused(h, w, b=None):
+        return token_logprobs(h, w, targets, head_bias=b, temperature=temperature, chunk_tokens=chunk)
+
+    def plain(h, w, b=None):
+        return naive(h, w, b, targets, temperature)
+
+    tensors = (h, w, b if with_bias else None)
+    for got, expected in zip(
+        gradients(fused, tensors, use_entropy), gradients(plain, tensors, use_entropy), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradcheck_in_double():
+    h, w, b, targets = inputs(5, 4, 7, torch.float64)
+    for t in (h, w, b):
+        t.requires_grad_()
+
+    def f(h, w, b):
+        return token_logprobs(h, w, targets[:5], head_bias=b, temperature=0.8, chunk_tokens=2)
+
+    assert torch.autograd.gradcheck(f, (h, w, b))
+
+
+def test_bfloat16_gives_float32_results_as_near_the_truth_as_the_naive_head():
+    h, w, b, targets = inputs(200, 32, 101, torch.bfloat16)
+    exact = gradients(lambda h, w, b: naive(h, w, b, targets, 1.0), (h.float(), w.float(), b.float()), True)
+    plain = gradients(lambda h, w, b: naive(h, w, b, targets, 1.0), (h, w, b), True)
+    fused = gradients(
+        lambda h, w, b: token_logprobs(h, w, targets, head_bias=b, chunk_tokens=64), (h, w, b), True
+    )
+    assert fused[0].dtype == fused[1].dtype == torch.float32
+    assert all(g.dtype == torch.bfloat16 for g in fused[2])
+
+    def error(got):
+        flat = [got[0], got[1], *got[2]]
+        truth = [exact[0], exact[1], *exact[2]]
+        return [float((a.float() - b).norm() / b.norm()) for a, b in zip(flat, truth, strict=True)]
+
+    for ours, theirs in zip(error(fused), error(plain), strict=True):
+        assert ours <= 1.2 * theirs + 1e-6
+
+
+def test_large_logits_keep_the_precision_of_float32():
+    h, w, b, targets = inputs(scale=200.0)
+    exact = naive(h.double(), w.double(), b.double(), targets, 1.0)
+    got = token_logprobs(h, w, targets, head_bias=b, chunk_tokens=8)
+    torch.testing.assert_close(got[1], exact[1].float(), rtol=1e-3, atol=1e-3)
+    assert (got[1] >= 0).all()
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    h, w, _, targets = inputs()
+    h.requires_grad_()
+    token_logprobs(h, w, targets, chunk_tokens=8)[1].sum().backward()
+    assert h.grad is not None
+    assert w.grad is None
+
+
+def test_no_tokens_are_fine():
+    h, w, _, targets = inputs()
+    h.requires_grad_()
+    logprobs, entropy = token_logprobs(h[:0], w, targets[:0])
+    assert logprobs.shape == entropy.shape == (0,)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert (h.grad == 0).all()
+
+
+def test_greedy_sampling_has_no_log_probabilities():
+    h, w, _, targets = inputs()
+    with pytest.raises(ValueError, match="temperature is 0"):
+        token_logprobs(h, w, targets, temperature=0)
+
+
+def test_the_memory_benchmark_runs():
+    script = Path(__file__).parents[2] / "benchmarks/logprob_memory.py"
+    sizes = ["--tokens", "512", "--vocabulary", "4000", "--hidden", "32", "--chunk-tokens", "64"]
+    done = subprocess.run(
+        [sys.executable, script, *sizes], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fused" in done.stdout
+    assert "naive" in done.stdout

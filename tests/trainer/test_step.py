@@ -1,0 +1,294 @@
+"""The whole training step on a tiny model: its gradient, its invariants and its metrics."""
+
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from asyncrl.core.invariants import InvariantError
+from asyncrl.core.records import NOT_SAMPLED
+from asyncrl.objective.advantages import grpo
+from asyncrl.trainer.model import Policy
+from asyncrl.trainer.optimizer import MasterAdamW
+from asyncrl.trainer.step import TrainStep
+
+
+@pytest.fixture
+def make_step(make_qwen3, make_config):
+    def make(
+        *,
+        attention="sdpa",
+        objective=None,
+        row_tokens=None,
+        sharing=True,
+        dtype=torch.float32,
+        temperature=1.0,
+        **trainer,
+    ):
+        model = make_qwen3(dtype=dtype)
+        model.set_attn_implementation(attention)
+        config = make_config(
+            run={"steps": 10},
+            objective=objective or {},
+            rollout={"temperature": temperature},
+            trainer={"lr": 1e-2, "warmup_steps": 0, **trainer},
+        )
+        policy = Policy(model, temperature=temperature, chunk_tokens=16)
+        policy.row_tokens = row_tokens or policy.row_tokens
+        policy.shares_prefixes = sharing
+        return model, TrainStep(policy, MasterAdamW(model.parameters(), config.trainer), config)
+
+    return make
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def with_true_logprobs(batch, model, noise=0.3, seed=0):
+    """The batch with behaviour logprobs near the model's own, as an engine a few versions back gives them."""
+    rng = np.random.default_rng(seed)
+    for group in batch.groups:
+        for t in group.trajectories:
+            logits = model(input_ids=torch.from_numpy(t.token_ids).long()[None]).logits[0, :-1].detach()
+            own = logits.log_softmax(-1).gather(-1, torch.from_numpy(t.token_ids[1:]).long()[:, None])[:, 0]
+            noisy = np.concatenate([[0], own.numpy()]) + rng.normal(0, noise, len(t.token_ids))
+            t.behavior_logprobs = np.where(t.loss_mask, noisy, 0).astype(np.float32)
+    return batch
+
+
+def reference_step(
+    model, batch, *, eps=0.2, cap=2.0, lr=1e-2, max_grad_norm=1.0, entropy_coef=0.0, temperature=1.0
+):
+    """One update, sequence by sequence, from the formulas alone; loss and the token counts."""
+    trajectories = [(g.group_id, t) for g in batch.groups for t in g.trajectories]
+    rewards = torch.tensor([t.reward for _, t in trajectories], dtype=torch.float64)
+    advantages = grpo(rewards, torch.tensor([g for g, _ in trajectories]))
+    terms, entropies = [], []
+    for (_, t), advantage in zip(trajectories, advantages.tolist(), strict=True):
+        ids = torch.from_numpy(t.token_ids).long()
+        log_probs = (model(input_ids=ids[None]).logits[0] / temperature).log_softmax(-1)
+        for at, version in enumerate(t.token_versions().tolist()):
+            if version == NOT_SAMPLED or version < batch.oldest_version:
+                continue
+            logprob = log_probs[at - 1, ids[at]]
+            correction = min(math.exp(logprob.item() - float(t.behavior_logprobs[at])), cap)
+            u = (logprob - logprob.detach()).exp()
+            terms.append(-correction * torch.min(u * advantage, u.clamp(1 - eps, 1 + eps) * advantage))
+            entropies.append(-(log_probs[at - 1].exp() * log_probs[at - 1]).sum())
+    loss = torch.stack(terms).mean() - entropy_coef * torch.stack(entropies).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0)
+    optimizer.step()
+    return loss.item(), norm.item(), len(terms)
+
+
+@pytest.mark.parametrize(("entropy_coef", "temperature"), [(0.0, 1.0), (0.05, 0.7)])
+def test_one_step_equals_the_formulas_applied_sequence_by_sequence(
+    make_step, make_qwen3, random_batch, entropy_coef, temperature
+):
+    batch = with_true_logprobs(random_batch(0, oldest_version=1), make_qwen3())
+    model, step = make_step(
+        micro_batch_tokens=60, objective={"entropy_coef": entropy_coef}, temperature=temperature
+    )
+    other = make_qwen3()
+    loss, norm, tokens = reference_step(other, batch, entropy_coef=entropy_coef, temperature=temperature)
+    metrics = step(batch)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert metrics["trained_tokens"] == tokens
+    assert (weights(model) - weights(other)).norm() < 1e-5 * weights(other).norm()
+
+
+def test_invariant_5_the_weights_do_not_depend_on_budget_packing_attention_or_group_order(
+    make_step, random_batch, make_qwen3
+):
+    start = make_qwen3()
+    batches = [
+        with_true_logprobs(random_batch(seed, groups=6, step=seed), start, seed=seed) for seed in range(3)
+    ]
+
+    def train(order=None, **options):
+        model, step = make_step(lr=1e-3, eps=1e-4, mini_batches=2, **options)
+        for batch in batches:
+            groups = batch.groups if order is None else tuple(batch.groups[i] for i in order)
+            step(dataclasses.replace(batch, groups=groups))
+        return weights(model)
+
+    expected = train()
+    moved = (expected - weights(start)).norm()
+    assert moved > 1e-3 * expected.norm()
+    variants = [
+        {"micro_batch_tokens": 1},
+        {"sharing": False},
+        {"micro_batch_tokens": 37},
+        {"micro_batch_tokens": 100, "row_tokens": 1},
+        {"micro_batch_tokens": 300, "row_tokens": 10**9, "sharing": False},
+        {"attention": "eager"},
+        {"attention": "eager", "sharing": False, "micro_batch_tokens": 90},
+        {"order": [3, 0, 5, 1, 4, 2]},
+        {"micro_batch_tokens": 64, "order": [5, 4, 3, 2, 1, 0]},
+    ]
+    for options in variants:
+        assert (train(**options) - expected).norm() < 1e-5 * expected.norm(), options
+
+
+def test_the_same_batches_give_bit_identical_weights(make_step, random_batch):
+    results = []
+    for _ in range(2):
+        model, step = make_step(mini_batches=2, micro_batch_tokens=80)
+        for seed in range(3):
+            step(random_batch(seed, step=seed))
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+def test_a_single_mini_batch_needs_no_extra_forward_pass_for_the_proximal_policy(make_step, random_batch):
+    """Detached current logprobs equal recomputed ones bit for bit, so the update is the same."""
+    batch = random_batch(0)
+    model, step = make_step(micro_batch_tokens=80)
+    calls = count_forwards(step)
+    metrics = step(batch)
+    forwards = len(calls)
+
+    other, explicit = make_step(micro_batch_tokens=80)
+    calls = count_forwards(explicit)
+    explicit_tokens(explicit)
+    explicit_metrics = explicit(batch)
+    assert len(calls) == 2 * forwards
+    assert torch.equal(weights(model), weights(other))
+    assert metrics == explicit_metrics
+
+
+def count_forwards(step):
+    calls = []
+    step._policy.backbone.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def explicit_tokens(step):
+    """Make a step recompute proximal logprobs even where it need not."""
+    accumulate = step._accumulate_gradient
+
+    def recomputed(mini, tokens, diagnostics):
+        prox = step._logprobs([mini], tokens)
+        return accumulate(mini, dataclasses.replace(tokens, prox_logprobs=prox), diagnostics)
+
+    step._accumulate_gradient = recomputed
+
+
+def test_proximal_logprobs_are_those_before_the_first_update(make_step, random_batch):
+    batch = random_batch(0, groups=4)
+    model, step = make_step(mini_batches=4, lr=0.05)
+    before = copy.deepcopy(model)
+    seen = []
+    policy_loss = step._policy_loss
+    step._policy_loss = lambda tokens: seen.append(tokens) or policy_loss(tokens)
+    metrics = step(batch)
+    assert torch.equal(seen[0].prox_logprobs, seen[0].logprobs)  # nothing has moved yet, to the last bit
+    assert not torch.allclose(seen[-1].prox_logprobs, seen[-1].logprobs, atol=1e-3)
+    probe, again = make_step(mini_batches=1)
+    probe.load_state_dict(before.state_dict())
+    seen_again = []
+    again._policy_loss = lambda tokens: seen_again.append(tokens) or policy_loss(tokens)
+    again(batch)
+    a = torch.cat([t.prox_logprobs for t in seen]).sort().values
+    b = torch.cat([t.logprobs.detach() for t in seen_again]).sort().values
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert metrics["clip_frac"] > 0
+
+
+def test_tokens_that_are_too_old_change_nothing(make_step, random_batch):
+    batch = random_batch(4, oldest_version=2)
+    changed = copy.deepcopy(batch)
+    for group in changed.groups:
+        for t in group.trajectories:
+            old = (t.token_versions() != NOT_SAMPLED) & (t.token_versions() < 2)
+            t.behavior_logprobs[old] = -1e-9
+    results = []
+    for b in (batch, changed):
+        model, step = make_step()
+        metrics = step(b)
+        assert metrics["staleness/max"] <= 1
+        assert metrics["masked_tokens"] > 0
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+def test_a_batch_with_nothing_fresh_enough_leaves_the_weights_alone(make_step, random_batch):
+    batch = random_batch(0, version=3, oldest_version=4)
+    model, step = make_step()
+    before = weights(model)
+    metrics = step(dataclasses.replace(batch, version=4))
+    assert torch.equal(weights(model), before)
+    assert metrics["trained_tokens"] == metrics["ess"] == metrics["loss"] == metrics["grad_norm"] == 0
+    assert all(math.isfinite(v) for v in metrics.values())
+
+
+def test_a_batch_that_claims_too_much_breaks_invariant_1_and_changes_nothing(make_step, random_batch):
+    model, step = make_step()  # max_staleness is 4
+    before = weights(model)
+    with pytest.raises(InvariantError, match="invariant 1"):
+        step(random_batch(0, version=8, oldest_version=2))
+    assert torch.equal(weights(model), before)
+
+
+def test_constant_groups_carry_no_gradient(make_step, random_batch):
+    batch = random_batch(0)
+    for group in batch.groups:
+        for t in group.trajectories:
+            t.reward = 0.1 + 0.2
+    model, step = make_step()
+    before = weights(model)
+    metrics = step(batch)
+    assert torch.equal(weights(model), before)
+    assert metrics["adv/zero_groups_frac"] == 1
+    assert metrics["grad_norm"] == 0
+
+
+def test_bfloat16_learns_the_direction_of_float32(make_step, random_batch, make_qwen3):
+    batch = with_true_logprobs(random_batch(0), make_qwen3())
+    start = weights(make_qwen3())
+    moves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, step = make_step(dtype=dtype, lr=10.0, eps=1.0, micro_batch_tokens=80)
+        step(batch)
+        moves.append(weights(model).float() - start.to(dtype).float())
+    assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.8
+
+
+def test_metrics_say_what_was_trained_on(make_step, random_batch):
+    batch = random_batch(7, oldest_version=1)
+    trajectories = [t for g in batch.groups for t in g.trajectories]
+    _, step = make_step(mini_batches=2, lr_schedule="linear")
+    metrics = step(batch)
+    versions = np.concatenate([t.token_versions() for t in trajectories])
+    ages = batch.version - versions[versions >= 1]
+    rewards = [t.reward for t in trajectories]
+    lengths = [t.sampled_tokens for t in trajectories]
+    expected = {
+        "reward/mean": np.mean(rewards),
+        "reward/std": np.std(rewards),
+        "reward/accuracy/mean": np.mean([t.reward_parts["accuracy"] for t in trajectories]),
+        "staleness/mean": ages.mean(),
+        "staleness/max": ages.max(),
+        "response_tokens/mean": np.mean(lengths),
+        "response_tokens/max": max(lengths),
+        "truncated_frac": np.mean([t.finish_reason == "length" for t in trajectories]),
+        "trained_tokens": len(ages),
+        "masked_tokens": (versions == 0).sum(),
+        "adv/zero_groups_frac": 0,
+        "skipped_updates": 0,
+        "lr": 1e-2 * (1 - 3 / 9),
+        **{f"age/{k}/tokens": (ages == k).sum() for k in range(3)},
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(float(value)), name
+    others = {"ess", "ratio/mean", "ratio/max", "kl/behavior", "clip_frac", "entropy", "loss", "grad_norm"}
+    by_age = {f"age/{k}/{n}" for k in range(3) for n in ("ratio_mean", "kl", "clip_frac", "entropy")}
+    assert set(metrics) == set(expected) | others | by_age
+    assert all(type(v) is float for v in metrics.values())
