@@ -206,9 +206,22 @@ class PacedTrainerConfig(Section):
     """Time of a training step."""
 
 
+class DeepSpeedConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What the ranks share out among each other: 0 nothing, 1 the optimizer's state, 2 the gradients too, 3
+    the weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory."""
+    offload_parameters: bool = False
+    """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
+
+
 class TrainerConfig(Section):
-    backend: Literal["torch", "paced"] = "torch"
-    """`torch`: one rank. `paced`: waits as long as a GPU would take instead of computing (benchmarks)."""
+    backend: Literal["torch", "deepspeed", "paced"] = "torch"
+    """`torch`: one rank. `deepspeed`: any number, by ZeRO. `paced`: waits as long as a GPU would take instead
+    of computing (benchmarks)."""
+    ranks: int = Field(1, ge=1)
+    """Trainer processes, one a GPU; on the CPU each computes with `trainer.threads`."""
     batch_groups: int = Field(16, ge=1)
     """Groups in a training step (B)."""
     mini_batches: int = Field(1, ge=1)
@@ -242,6 +255,7 @@ class TrainerConfig(Section):
     """Where the trainer runs."""
     threads: int = Field(1, ge=1)
     """CPU threads of the trainer."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     paced: PacedTrainerConfig = PacedTrainerConfig()
 
 
@@ -298,6 +312,26 @@ def _impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_rewards(c.reward)
     yield from _impossible_backends(c)
+    yield from _impossible_ranks(c)
+
+
+def _impossible_ranks(c: Config) -> Iterator[str]:
+    trainer = c.trainer
+    if trainer.ranks > 1 and trainer.backend != "deepspeed":
+        yield (
+            f"trainer.ranks={trainer.ranks}: trainer.backend={trainer.backend} has one rank; use "
+            "trainer.backend=deepspeed, or trainer.ranks=1"
+        )
+    if trainer.deepspeed.offload_parameters and trainer.deepspeed.zero_stage != 3:
+        yield (
+            f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
+            f"{trainer.deepspeed.zero_stage}: the lower stages keep whole weights on every rank"
+        )
+    if trainer.backend == "deepspeed" and c.run.mode == "inline":
+        yield (
+            "run.mode=inline computes in one process, and trainer.backend=deepspeed has ranks of its own; "
+            "use trainer.backend=torch, or run.mode=async"
+        )
 
 
 def _impossible_rewards(reward: RewardConfig) -> Iterator[str]:
