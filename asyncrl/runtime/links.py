@@ -6,9 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,13 +20,11 @@ from asyncrl.runtime import messages as m
 from asyncrl.runtime.rpc import RpcClient
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
 from asyncrl.weights.canary import Canary
+from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.publisher import ShmPublisher
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.subscriber import ShmWeights
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +134,7 @@ class ZmqTrainerLink:
         ]
         return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
 
-    async def publish(
-        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
-    ) -> dict[str, float]:
+    async def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> dict[str, float]:
         started_s = time.monotonic()
         # The buffer holds version - 2. An engine that has that version may be reading the other buffer, not
         # this one.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,10 +14,9 @@ from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from asyncrl.trainer.backend import Trainer
     from asyncrl.weights.canary import Canary
+    from asyncrl.weights.live import LiveWeights
 
 
 PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
@@ -31,9 +29,7 @@ class TrainerLink(Protocol):
     async def take(self, step: int) -> Batch:
         """The batch of a training step, as soon as there is one."""
 
-    async def publish(
-        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
-    ) -> dict[str, float]:
+    async def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> dict[str, float]:
         """Make a weight version available to the engines. Returns the metrics that the coordinator and the
         engines have to give, `weights/publish_s` among them."""
 

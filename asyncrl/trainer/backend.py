@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,9 +9,8 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from asyncrl.weights.canary import Canary
+    from asyncrl.weights.live import LiveWeights
 
 
 class Trainer(Protocol):
@@ -22,7 +20,7 @@ class Trainer(Protocol):
         """Train on a batch; the step's metrics. Raises `AsyncRLError` for a batch that cannot be trained on,
         `InvariantError` when a token is too old."""
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> LiveWeights:
         """The weights as they are now, by `state_dict` name, tied tensors once under their first name. These
         are the live tensors: the next `step` changes them."""
 

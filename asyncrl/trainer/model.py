@@ -15,15 +15,40 @@ from asyncrl.trainer.logprob import token_logprobs
 from asyncrl.trainer.model_checks import ModelError, check_head, check_packing, masks_work, model_name
 from asyncrl.trainer.packing import MicroBatch
 from asyncrl.trainer.prefix import attention_bias
+from asyncrl.trainer.shares import Packing
 
 MASKED_ROW_TOKENS = 128
 """Rows shorter than this cost more in padding than they save in attention."""
 
 
-class Policy:
+class FusedHead(nn.Module):
+    """The model's output head as log-probabilities and entropies, without the logits. It shares the head's
+    parameters, and is a module so that DeepSpeed gathers them for it."""
+
+    def __init__(self, head: nn.Linear, *, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self._temperature = temperature
+        self._chunk_tokens = chunk_tokens
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]."""
+        return token_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            head_bias=self.bias,
+            temperature=self._temperature,
+            chunk_tokens=self._chunk_tokens,
+        )
+
+
+class Policy(nn.Module):
     """Log-probabilities and entropies of packed tokens under the model, at the sampling temperature."""
 
     def __init__(self, model: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError(
@@ -31,16 +56,27 @@ class Policy:
                 "need a plain linear layer"
             )
         self.model = model
-        self.backbone = model.base_model
-        self.head = head
+        self.fused_head = FusedHead(head, temperature=temperature, chunk_tokens=chunk_tokens)
         self.row_tokens = _row_tokens(model)
         self.shares_prefixes = _takes_masks(model)
-        self._temperature = temperature
-        self._chunk_tokens = chunk_tokens
+
+    # Properties, since a module that is reached by two names would be hooked twice.
+    @property
+    def backbone(self) -> nn.Module:
+        return self.model.base_model
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()
 
     @property
     def device(self) -> torch.device:
         return self.head.weight.device
+
+    def packing(self, max_tokens: int) -> Packing:
+        """How to pack micro-batches of `max_tokens` for this model."""
+        hidden_size = self.model.config.get_text_config().hidden_size
+        return Packing(max_tokens, self.row_tokens, self.shares_prefixes, hidden_size, self.device)
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None
@@ -53,17 +89,10 @@ class Policy:
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
 
-    def token_logprobs(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(logprobs, entropy), float32[N] each, of the micro-batch's trained tokens `targets` (int64[N])."""
         hidden = self.hidden_states(micro.input_ids, micro.position_ids, micro.attention_mask)
-        return token_logprobs(
-            hidden.flatten(0, 1)[micro.predicted_from],
-            self.head.weight,
-            targets,
-            head_bias=self.head.bias,
-            temperature=self._temperature,
-            chunk_tokens=self._chunk_tokens,
-        )
+        return self.fused_head(hidden.flatten(0, 1)[micro.predicted_from], targets)
 
 
 def load_policy(config: Config) -> Policy:

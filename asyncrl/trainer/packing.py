@@ -56,6 +56,14 @@ class MicroBatch:
         )
 
 
+def empty() -> MicroBatch:
+    """A forward pass for a rank that has nothing left to compute while others have: one token, none
+    trained."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    token = torch.zeros((1, 1), dtype=torch.int64)
+    return MicroBatch(token, token, None, nothing, nothing)
+
+
 def row_capacity(longest: int, max_tokens: int, min_row_tokens: int) -> int:
     """Length of rows that hold an item of `longest` tokens: at least `min_row_tokens`, so that short items
     share rows, but no more than the budget `max_tokens` unless the item itself is longer."""

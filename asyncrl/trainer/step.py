@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.config import Config
@@ -18,32 +16,11 @@ from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.objective.normalise import token_mean
 from asyncrl.objective.policy import PolicyTokens, make_policy_loss
 from asyncrl.trainer.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
+from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.optimizer import Update
-from asyncrl.trainer.packing import MicroBatch, assemble, pack, row_capacity
-from asyncrl.trainer.prefix import shared_units, single_units
+from asyncrl.trainer.ranks import OneRank, Ranks
 from asyncrl.trainer.schedule import learning_rate
-
-
-class Policy(Protocol):
-    """The model as the step sees it (`asyncrl.trainer.model.Policy`)."""
-
-    row_tokens: int
-    """Shortest rows into which to pack."""
-    shares_prefixes: bool
-    """Whether sequences that begin alike may be computed together."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def token_logprobs(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class Optimizer(Protocol):
-    """Updates the policy's weights from the gradients summed so far
-    (`asyncrl.trainer.optimizer.MasterAdamW`)."""
-
-    def step(self, lr: float, training_step: int) -> Update: ...
+from asyncrl.trainer.shares import MiniBatch, Packing, mini_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +37,13 @@ class TokenTensors:
     prox_logprobs: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MiniBatch:
-    """The share of the batch that one optimizer update sees."""
-
-    micros: list[MicroBatch]
-    trained_tokens: int
-
-
 class TrainStep:
-    """Runs training steps on a policy and its optimizer, by the config's objective and batch sizes."""
+    """Runs training steps on a policy, by the config's objective and batch sizes."""
 
-    def __init__(self, policy: Policy, optimizer: Optimizer, config: Config) -> None:
+    def __init__(self, policy: Learner, packing: Packing, config: Config, ranks: Ranks | None = None) -> None:
         self._policy = policy
-        self._optimizer = optimizer
+        self._packing = packing
+        self._ranks = ranks or OneRank()
         self._trainer = config.trainer
         self._objective = config.objective
         self._max_staleness = config.staleness.max_staleness
@@ -81,45 +51,36 @@ class TrainStep:
         self._policy_loss = make_policy_loss(config.objective.policy_loss, config.objective.model_dump())
 
     def __call__(self, batch: Batch) -> dict[str, float]:
-        """Advantages, proximal logprobs, then one optimizer update a mini-batch. Returns the step's
-        metrics."""
+        """Train on a batch of records; the step's metrics."""
         flat = flatten(batch)
+        return dict(batch_metrics(batch, flat)) | self.train(flat, batch.step)
+
+    def train(self, flat: FlatBatch, step: int) -> dict[str, float]:
+        """Advantages, proximal logprobs, then one optimizer update a mini-batch. Every rank gives the whole
+        batch; returns the metrics of the whole batch, the same on all ranks."""
         check_staleness(flat, self._max_staleness)
         advantages = grpo(
             torch.from_numpy(flat.rewards), torch.from_numpy(flat.group_ids), self._objective.scale_by_std
         )
-        tokens = _token_tensors(flat, advantages, self._policy.device)
-        minis = [self._mini_batch(flat, part) for part in split_groups(flat, self._trainer.mini_batches)]
-        minis = [mini for mini in minis if mini.trained_tokens]
+        tokens = _token_tensors(flat, advantages, self._packing.device)
+        parts = [part for part in split_groups(flat, self._trainer.mini_batches) if count_trained(flat, part)]
+        minis = [mini_batch(flat, part, self._packing, self._ranks) for part in parts]
         if len(minis) > 1:
             tokens = replace(tokens, prox_logprobs=self._logprobs(minis, tokens))
-        lr = self._learning_rate(batch.step)
+        lr = self._learning_rate(step)
         diagnostics = Diagnostics()
         losses, updates = [], []
         for mini in minis:
             losses.append(self._accumulate_gradient(mini, tokens, diagnostics))
-            updates.append(self._optimizer.step(lr, batch.step))
+            updates.append(self._policy.update(lr, step))
         return {
-            **dict(batch_metrics(batch, flat)),
             **dict(diagnostics.metrics()),
-            "loss": _mean(losses),
+            "loss": _mean(self._ranks.sum(torch.tensor(losses, dtype=torch.float64)).tolist()),
             "grad_norm": _mean([update.grad_norm for update in updates]),
             "skipped_updates": float(sum(not update.applied for update in updates)),
             "lr": lr,
             "adv/zero_groups_frac": _zero_groups(flat, advantages),
         }
-
-    def _mini_batch(self, flat: FlatBatch, sequences: NDArray[np.int64]) -> MiniBatch:
-        lengths = np.zeros(flat.sequences, dtype=np.int64)
-        lengths[sequences] = flat.trained_lengths()[sequences]
-        budget, row_tokens = self._trainer.micro_batch_tokens, self._policy.row_tokens
-        if self._policy.shares_prefixes:
-            units = shared_units(flat, lengths, row_capacity(int(lengths.max()), budget, row_tokens))
-        else:
-            units = single_units(lengths)
-        layouts = pack([unit.tokens for unit in units], budget, row_tokens)
-        micros = [assemble(flat, lengths, units, layout).to(self._policy.device) for layout in layouts]
-        return MiniBatch(micros, count_trained(flat, sequences))
 
     @torch.no_grad()
     def _logprobs(self, minis: Sequence[MiniBatch], tokens: TokenTensors) -> Tensor:
@@ -129,16 +90,16 @@ class TrainStep:
         for mini in minis:
             for micro in mini.micros:
                 at = micro.token_index
-                logprobs[at] = self._policy.token_logprobs(micro, tokens.ids[at])[0]
-        return logprobs
+                logprobs[at] = self._policy(micro, tokens.ids[at])[0]
+        return self._ranks.sum(logprobs)
 
     def _accumulate_gradient(self, mini: MiniBatch, tokens: TokenTensors, diagnostics: Diagnostics) -> float:
-        """Add the gradient of the mini-batch's loss to the parameters, micro-batch by micro-batch; the
-        loss."""
+        """Add the gradient of the mini-batch's loss to the parameters, micro-batch by micro-batch; this
+        rank's share of the loss."""
         loss = 0.0
         for micro in mini.micros:
             at = micro.token_index
-            logprobs, entropy = self._policy.token_logprobs(micro, tokens.ids[at])
+            logprobs, entropy = self._policy(micro, tokens.ids[at])
             seen = PolicyTokens(
                 logprobs=logprobs,
                 prox_logprobs=logprobs.detach() if tokens.prox_logprobs is None else tokens.prox_logprobs[at],
@@ -151,7 +112,7 @@ class TrainStep:
             if self._objective.entropy_coef:
                 bonus = token_mean(entropy, seen.mask, mini.trained_tokens)
                 share = share - self._objective.entropy_coef * bonus
-            share.backward()
+            self._policy.backward(share)
             loss += float(share.detach())
             # Of the policy that the step starts from: what its own updates add is no staleness.
             diagnostics.add(

@@ -12,9 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import load_policy
 from asyncrl.trainer.model_checks import ModelError
-from asyncrl.trainer.optimizer import MasterAdamW
 from asyncrl.trainer.step import TrainStep
 from asyncrl.weights.canary import Canary, make_canary
 from asyncrl.weights.source import untied
@@ -31,8 +31,8 @@ class TorchTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         self._policy = load_policy(config)
         self._tokenizer = _load_tokenizer(config)
-        optimizer = MasterAdamW(self._policy.model.parameters(), config.trainer)
-        self._step = TrainStep(self._policy, optimizer, config)
+        packing = self._policy.packing(config.trainer.micro_batch_tokens)
+        self._step = TrainStep(TorchLearner(self._policy, config.trainer), packing, config)
 
     def step(self, batch: Batch) -> dict[str, float]:
         return self._step(batch)

@@ -6,7 +6,8 @@ Both are plain dataclasses of numbers and strings, so that msgspec carries them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,16 +47,18 @@ class Manifest:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Lay tensors out in their order, tied ones once, under their first name."""
+        return cls.lay_out((name, t.dtype, tuple(t.shape)) for name, t in untied(tensors).items())
+
+    @classmethod
+    def lay_out(cls, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> Self:
+        """The same from names, dtypes and shapes."""
         entries = []
         end = 0
-        for name, tensor in untied(tensors).items():
+        for name, dtype, shape in tensors:
             offset = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            entries.append(
-                TensorEntry(
-                    name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset, tensor.nbytes
-                )
-            )
-            end = offset + tensor.nbytes
+            n_bytes = math.prod(shape) * dtype.itemsize
+            entries.append(TensorEntry(name, str(dtype).removeprefix("torch."), shape, offset, n_bytes))
+            end = offset + n_bytes
         return cls(tuple(entries), end)
 
     def views(self, payload: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncrl.weights import blocks
 from asyncrl.weights.canary import Canary
+from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import Manifest, WeightNotice
 from asyncrl.weights.segment import BUFFERS, create, segment_path
 from asyncrl.weights.source import WeightsError
@@ -33,21 +34,21 @@ class ShmPublisher:
         self._version: int | None = None
         self._closed = False
 
-    def publish(
-        self, version: int, tensors: Mapping[str, Tensor], canary: Canary | None = None
-    ) -> WeightNotice:
-        """Copy the tensors (any device, dtype and strides; tied ones once) into the version's buffer, and let
+    def publish(self, version: int, weights: LiveWeights, canary: Canary | None = None) -> WeightNotice:
+        """Copy the weights (any device, dtype and strides; tied ones once) into the version's buffer, and let
         `canary` go along in the notice.
 
         Raises `ValueError` when names, dtypes or shapes differ from the first version's or the version does
         not rise, `WeightsError` when there is no shared memory left.
         """
         started = time.perf_counter()
-        manifest = self._checked(version, tensors)
+        whole = isinstance(weights, Mapping)
+        manifest = self._checked(version, Manifest.of(weights) if whole else weights.manifest)
         payload = self._payload(version % BUFFERS, manifest.n_bytes)
         with torch.no_grad():
-            for name, view in manifest.views(payload).items():
-                view.copy_(tensors[name])
+            views = manifest.views(payload)
+            for name, tensor in ((n, weights[n]) for n in views) if whole else weights.parts():
+                views[name].copy_(tensor)
         checksums = blocks.checksums(payload.numpy(), self._threads)
         self._manifest, self._version = manifest, version
         path = self._paths[version % BUFFERS]
@@ -60,12 +61,11 @@ class ShmPublisher:
             self._paths[buffer].unlink(missing_ok=True)
         self._maps.clear()  # a mapping goes with the last tensor over it
 
-    def _checked(self, version: int, tensors: Mapping[str, Tensor]) -> Manifest:
+    def _checked(self, version: int, manifest: Manifest) -> Manifest:
         if self._closed:
             raise WeightsError(f"cannot publish version {version}: the publisher is closed")
         if version < 0 or (self._version is not None and version <= self._version):
             raise ValueError(f"cannot publish version {version} after {self._version}: versions rise from 0")
-        manifest = Manifest.of(tensors)
         if not manifest.n_bytes:
             raise ValueError(f"version {version} has no weights in it")
         if self._manifest is not None and (difference := self._manifest.difference(manifest)):

@@ -100,7 +100,7 @@ def test_other_architectures_pass_and_their_log_probabilities_are_right(make, ra
     [layout] = pack([unit.tokens for unit in units], 4096, 64)
     micro = assemble(flat, lengths, units, layout)
     with torch.no_grad():
-        got, _ = policy.token_logprobs(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
+        got, _ = policy(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
         for token, logprob in zip(micro.token_index.tolist(), got.tolist(), strict=True):
             start = flat.offsets[flat.offsets <= token].max()
             ids = torch.from_numpy(flat.token_ids[start : token + 1])
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_is_really_on(
         policy = load_policy(make_config(path, trainer={"gradient_checkpointing": checkpointing}))
         calls = []
         policy.backbone.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        logprobs, _ = policy.token_logprobs(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
+        logprobs, _ = policy(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
         logprobs.sum().backward()
         forwards.append(len(calls))
         gradients.append([p.grad for p in policy.model.parameters()])

@@ -127,7 +127,7 @@ def test_packed_equals_separate_in_logprobs_and_gradients(
     for layout in pack([unit.tokens for unit in units], budget, row):
         micro = assemble(flat, lengths, units, layout)
         targets = torch.from_numpy(flat.token_ids)[micro.token_index]
-        logprobs, entropy = policy.token_logprobs(micro, targets)
+        logprobs, entropy = policy(micro, targets)
         objective(logprobs, entropy, micro.token_index).backward()
         got.update(zip(micro.token_index.tolist(), logprobs.tolist(), strict=True))
 

@@ -11,8 +11,8 @@ import torch
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import grpo
+from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
-from asyncrl.trainer.optimizer import MasterAdamW
 from asyncrl.trainer.step import TrainStep
 
 
@@ -39,7 +39,8 @@ def make_step(make_qwen3, make_config):
         policy = Policy(model, temperature=temperature, chunk_tokens=16)
         policy.row_tokens = row_tokens or policy.row_tokens
         policy.shares_prefixes = sharing
-        return model, TrainStep(policy, MasterAdamW(model.parameters(), config.trainer), config)
+        packing = policy.packing(config.trainer.micro_batch_tokens)
+        return model, TrainStep(TorchLearner(policy, config.trainer), packing, config)
 
     return make
 
@@ -166,7 +167,7 @@ def test_a_single_mini_batch_needs_no_extra_forward_pass_for_the_proximal_policy
 
 def count_forwards(step):
     calls = []
-    step._policy.backbone.register_forward_hook(lambda *_: calls.append(1))
+    step._policy._model.backbone.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
