@@ -214,6 +214,8 @@ class DeepSpeedConfig(Section):
     """Keep the optimizer's state in host memory."""
     offload_parameters: bool = False
     """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
+    zero: dict[str, Any] = {}
+    """Further settings of DeepSpeed's `zero_optimization`, by DeepSpeed's own names."""
 
 
 class TrainerConfig(Section):

@@ -64,6 +64,11 @@ class RunDir:
             yield
 
     @property
+    def rendezvous(self) -> Path:
+        """Where the trainer's ranks find each other."""
+        return self.path / ".ranks"
+
+    @property
     def _endpoint(self) -> Path:
         return self.path / ".coordinator"
 
@@ -73,8 +78,9 @@ class RunDir:
         aside.write_text(endpoint)
         aside.rename(self._endpoint)
 
-    def forget_endpoint(self) -> None:
-        self._endpoint.unlink(missing_ok=True)
+    def forget_endpoints(self) -> None:
+        for path in (self._endpoint, self.rendezvous):
+            path.unlink(missing_ok=True)
 
     @property
     def has_endpoint(self) -> bool:

@@ -69,13 +69,17 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.runtime.links import ZmqTrainerLink
     from asyncrl.runtime.rpc import RpcClient
     from asyncrl.runtime.train_loop import TrainLoop
-    from asyncrl.trainer.backend import make_trainer
+    from asyncrl.trainer.backend import make_rank, make_trainer
     from asyncrl.weights.publisher import ShmPublisher
 
     run_dir = RunDir(path)
-    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
     executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
-    made = await asyncio.get_running_loop().run_in_executor(executor, make_trainer, config)
+    loop = asyncio.get_running_loop()
+    if rank := int(name.rpartition("-")[2]):
+        follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
+        return await loop.run_in_executor(executor, follower.follow)
+    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
+    made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
     publisher = ShmPublisher(run_dir.weights_prefix)
     spare_the_collector()
     try:

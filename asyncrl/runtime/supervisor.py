@@ -74,14 +74,14 @@ class Supervisor:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
         ends, no process is left."""
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
-        self.run_dir.forget_endpoint()
+        self.run_dir.forget_endpoints()
         try:
             for spec in self.specs:
                 await self._start(spec)
             await self._watch()
         finally:
             await self._stop_all()
-            self.run_dir.forget_endpoint()
+            self.run_dir.forget_endpoints()
 
     async def _watch(self) -> None:
         while True:
@@ -96,10 +96,10 @@ class Supervisor:
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
         name, status = role.spec.name, role.ended.result()
-        if name.startswith("trainer") and status == 0:
+        if name == "trainer-0" and status == 0:
             return True
-        if name.startswith("rollout") and status == 0:
-            del self._roles[name]  # the coordinator has no more work for it
+        if name.startswith(("rollout", "trainer")) and status == 0:
+            del self._roles[name]  # the coordinator, or rank 0, has no more work for it
             return False
         if role.restarts < role.spec.max_restarts and status != PAST_HELP:
             self.view.event(f"{name} {_how(status)}; starting it again")

@@ -78,6 +78,7 @@ class TrainLoop:
                         fetch = self._fetch(step + 1)
         finally:
             fetch.cancel()
+        await self._in_executor(self._trainer.close)
 
     async def _step(self, batch: Batch) -> dict[str, float]:
         """Train, publish and save; returns everybody's metrics."""

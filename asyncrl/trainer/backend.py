@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +10,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 
 if TYPE_CHECKING:
+    from asyncrl.trainer.deepspeed.backend import DeepSpeedTrainer
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.live import LiveWeights
 
@@ -30,13 +32,30 @@ class Trainer(Protocol):
     def save(self, path: Path) -> None:
         """Write the policy as a folder; whole or not at all."""
 
+    def close(self) -> None:
+        """The end of a run that went well: other ranks end too."""
 
-def make_trainer(config: Config) -> Trainer:
-    """The trainer that `trainer.backend` names. Loads the model where there is one."""
+
+def make_trainer(config: Config, rendezvous: Path | None = None) -> Trainer:
+    """The trainer that `trainer.backend` names. Loads the model where there is one. `rendezvous`: where its
+    ranks find each other, a file that does not exist yet."""
     if config.trainer.backend == "paced":
         from asyncrl.trainer.paced import PacedTrainer
 
         return PacedTrainer(config)
+    if config.trainer.backend == "deepspeed":
+        assert rendezvous is not None
+        return make_rank(config, 0, rendezvous)
     from asyncrl.trainer.torch_backend import TorchTrainer
 
     return TorchTrainer(config)
+
+
+def make_rank(config: Config, rank: int, rendezvous: Path) -> DeepSpeedTrainer:
+    """One of the ranks of `trainer.backend=deepspeed`. Returns when all are there."""
+    from asyncrl.trainer.model import trainer_device
+
+    os.environ["DS_ACCELERATOR"] = trainer_device(config).type  # DeepSpeed reads it when it is imported
+    from asyncrl.trainer.deepspeed.backend import DeepSpeedTrainer
+
+    return DeepSpeedTrainer(config, rank, rendezvous)

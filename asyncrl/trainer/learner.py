@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from asyncrl.config import TrainerConfig
 from asyncrl.trainer.optimizer import MasterAdamW, Update
 from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.ranks import Ranks
 
 
 class Learner(Protocol):
@@ -25,11 +26,11 @@ class Learner(Protocol):
 
 
 class TorchLearner:
-    """One rank, in plain torch."""
+    """Plain torch: each rank has all of the model and the optimizer's state, and the gradients are summed."""
 
-    def __init__(self, model: nn.Module, config: TrainerConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainerConfig, ranks: Ranks | None = None) -> None:
         self._model = model
-        self._optimizer = MasterAdamW(model.parameters(), config)
+        self._optimizer = MasterAdamW(model.parameters(), config, ranks)
 
     def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
         return self._model(micro, *inputs)

@@ -109,7 +109,7 @@ def load_policy(config: Config) -> Policy:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load model.path={config.model.path!r}: {error}") from error
-    model = model.to(_device(config.trainer.device)).eval()
+    model = model.to(trainer_device(config)).eval()
     policy = Policy(
         model, temperature=config.rollout.temperature, chunk_tokens=config.trainer.logit_chunk_tokens
     )
@@ -141,7 +141,9 @@ def _takes_masks(model: PreTrainedModel) -> bool:
     return not windowed and model.config._attn_implementation in ("sdpa", "eager")
 
 
-def _device(setting: str) -> torch.device:
+def trainer_device(config: Config) -> torch.device:
+    """Where this trainer process computes."""
+    setting = config.trainer.device
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(setting)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import AsyncRLError
+from asyncrl.trainer.ranks import OneRank, Ranks
 
 MAX_SKIPPED_UPDATES = 3
 """So many updates in a row without a finite gradient end the run; fewer are skipped and counted."""
@@ -28,17 +29,52 @@ class Update:
     applied: bool
 
 
+class SkipCounter:
+    """Counts updates in a row that were skipped since their gradient was not finite."""
+
+    def __init__(self) -> None:
+        self._skipped = 0
+
+    def count(self, applied: bool, grad_norm: float, training_step: int) -> None:
+        """Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in a row."""
+        self._skipped = 0 if applied else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED_UPDATES:
+            raise NonFiniteGradientError(
+                f"training step {training_step}: the gradient norm is {grad_norm}, and {self._skipped} "
+                "updates in a row had to be skipped (the weights are those before them); lower trainer.lr, "
+                "or set model.dtype=float32"
+            )
+
+
+def adamw(parameters: Sequence[Tensor], config: TrainerConfig) -> torch.optim.AdamW:
+    """torch's AdamW over these. Weight decay spares vectors (norms, biases)."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
 class MasterAdamW:
     """AdamW whose state, weights and gradient sums are float32 whatever the model's dtype.
 
     Small updates vanish in bfloat16 (8 bits of mantissa), so a bfloat16 model gets a float32 master copy:
     each backward pass adds its gradients to the master's as they appear, and an update is copied back. A
-    float32 model is its own master. Weight decay spares vectors (norms, biases).
+    float32 model is its own master.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: TrainerConfig) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: TrainerConfig, ranks: Ranks | None = None
+    ) -> None:
+        self._ranks = ranks or OneRank()
         self._max_grad_norm = config.max_grad_norm
-        self._skipped = 0
+        self._skips = SkipCounter()
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
         for parameter in parameters:
             if not parameter.requires_grad:
@@ -48,29 +84,20 @@ class MasterAdamW:
                 master = parameter.detach().float()
                 parameter.register_post_accumulate_grad_hook(_AddTo(master))
             self._pairs.append((parameter, master))
-        matrices = [m for _, m in self._pairs if m.ndim > 1]
-        vectors = [m for _, m in self._pairs if m.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        self._adamw = adamw([master for _, master in self._pairs], config)
 
     @torch.no_grad()
     def step(self, lr: float, training_step: int) -> Update:
-        """Clip the gradients summed since the last update to `max_grad_norm`, update the weights, forget the
-        gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in a row."""
+        """Clip the gradients summed since the last update, over all ranks, to `max_grad_norm`, update the
+        weights, forget the gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in
+        a row."""
         masters = [master for _, master in self._pairs if master.grad is not None]
+        for master in masters:
+            self._ranks.sum(master.grad)
         norm = nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
         grad_norm = float(norm)
         applied = bool(torch.isfinite(norm))
-        self._count_skips(applied, grad_norm, training_step)
+        self._skips.count(applied, grad_norm, training_step)
         if applied:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
@@ -80,15 +107,6 @@ class MasterAdamW:
                     parameter.copy_(master)
         self._adamw.zero_grad(set_to_none=True)
         return Update(grad_norm, applied)
-
-    def _count_skips(self, applied: bool, grad_norm: float, training_step: int) -> None:
-        self._skipped = 0 if applied else self._skipped + 1
-        if self._skipped >= MAX_SKIPPED_UPDATES:
-            raise NonFiniteGradientError(
-                f"training step {training_step}: the gradient norm is {grad_norm}, and {self._skipped} "
-                "updates in a row had to be skipped (the weights are those before them); lower trainer.lr, "
-                "or set model.dtype=float32"
-            )
 
 
 class _AddTo:

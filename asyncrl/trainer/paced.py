@@ -52,3 +52,5 @@ class PacedTrainer:
         path.mkdir(parents=True, exist_ok=True)
         steps = int(self._weights["paced.weight"][0])
         (path / "paced.json").write_text(json.dumps({"steps": steps}) + "\n")
+
+    def close(self) -> None: ...

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from batches import with_true_logprobs
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED
@@ -47,18 +48,6 @@ def make_step(make_qwen3, make_config):
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def with_true_logprobs(batch, model, noise=0.3, seed=0):
-    """The batch with behaviour logprobs near the model's own, as an engine a few versions back gives them."""
-    rng = np.random.default_rng(seed)
-    for group in batch.groups:
-        for t in group.trajectories:
-            logits = model(input_ids=torch.from_numpy(t.token_ids).long()[None]).logits[0, :-1].detach()
-            own = logits.log_softmax(-1).gather(-1, torch.from_numpy(t.token_ids[1:]).long()[:, None])[:, 0]
-            noisy = np.concatenate([[0], own.numpy()]) + rng.normal(0, noise, len(t.token_ids))
-            t.behavior_logprobs = np.where(t.loss_mask, noisy, 0).astype(np.float32)
-    return batch
 
 
 def reference_step(

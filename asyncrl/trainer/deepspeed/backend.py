@@ -1,0 +1,92 @@
+"""The trainer of several ranks: rank 0 is the run's trainer, the others follow its orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.trainer.batch import flatten
+from asyncrl.trainer.deepspeed.group import Group, Order, TrainOrder
+from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
+from asyncrl.trainer.deepspeed.weights import GatheredWeights
+from asyncrl.trainer.learner import Learner, TorchLearner
+from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.model import load_policy
+from asyncrl.trainer.saving import load_tokenizer, save_model
+from asyncrl.trainer.step import TrainStep
+from asyncrl.weights.canary import Canary, make_canary
+
+
+class DeepSpeedTrainer:
+    """One rank of the trainer. Rank 0 is a `Trainer`; the others `follow` it.
+
+    rendezvous: a file that does not exist yet, by which the ranks find each other.
+    """
+
+    def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
+        disable_progress_bar()  # one belongs on a terminal, not into a log
+        policy = load_policy(config)
+        self._model = policy.model
+        self._tokenizer = load_tokenizer(config)
+        idle_timeout_s = config.run.start_s + config.run.stall_s
+        self._group = Group(rank, config.trainer.ranks, rendezvous, policy.device, idle_timeout_s)
+        packing = policy.packing(config.trainer.micro_batch_tokens)
+        self._step = TrainStep(_learner(policy, config, self._group), packing, config, self._group)
+        self._scattered = config.trainer.deepspeed.zero_stage == 3
+        self._gathered = GatheredWeights(self._model, self._scattered)
+        self.manifest = self._gathered.manifest
+
+    def follow(self) -> None:
+        """Do what rank 0 does, until it is done."""
+        while (order := self._group.next_order()) is not Order.END:
+            if isinstance(order, TrainOrder):
+                self._step.train(order.batch, order.step)
+            elif order is Order.GATHER:
+                for _ in self._gathered.parts():
+                    pass
+            else:
+                make_canary(self._model)
+        self._group.close()
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        # What is wrong with a batch is found before the others take part in it.
+        flat = flatten(batch)
+        self._group.tell(TrainOrder(batch.step, flat))
+        return dict(batch_metrics(batch, flat)) | self._step.train(flat, batch.step)
+
+    def weights(self) -> DeepSpeedTrainer:
+        return self
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """`ScatteredWeights`."""
+        self._tell_if_scattered(Order.GATHER)
+        return self._gathered.parts()
+
+    def canary(self) -> Canary:
+        self._tell_if_scattered(Order.SCORE_CANARY)
+        return make_canary(self._model)
+
+    def save(self, path: Path) -> None:
+        weights = {name: tensor.cpu().clone() for name, tensor in self.parts()}
+        save_model(path, self._model, self._tokenizer, weights)
+
+    def close(self) -> None:
+        self._group.tell(Order.END)
+        self._group.close()
+
+    def _tell_if_scattered(self, order: Order) -> None:
+        """Where every rank holds whole weights, nobody else is needed to read them."""
+        if self._scattered:
+            self._group.tell(order)
+
+
+def _learner(model: nn.Module, config: Config, group: Group) -> Learner:
+    """With nothing to share out, plain torch does what DeepSpeed would."""
+    if config.trainer.deepspeed.zero_stage == 0:
+        return TorchLearner(model, config.trainer, group)
+    return DeepSpeedLearner(model, config)

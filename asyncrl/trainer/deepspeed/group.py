@@ -1,0 +1,110 @@
+"""The process group of the trainer's ranks, and the orders by which rank 0 makes the others do what it
+does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncrl.trainer.batch import FlatBatch
+
+COLLECTIVE_TIMEOUT_S = 300.0
+"""Longest wait for the other ranks in one collective, all of whom are under way to it."""
+
+
+class Order(IntEnum):
+    """What rank 0 is about to do, so that all have to."""
+
+    TRAIN = 1
+    GATHER = 2
+    SCORE_CANARY = 3
+    END = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOrder:
+    step: int
+    batch: FlatBatch
+
+
+class Group:
+    """`Ranks` over torch.distributed: gloo on the CPU, NCCL on GPUs.
+
+    rendezvous: a file that does not exist yet, the same for all ranks. idle_timeout_s: longest wait of the
+    other ranks for rank 0's next order, during which rank 0 waits for a batch.
+    """
+
+    def __init__(
+        self, rank: int, size: int, rendezvous: Path, device: torch.device, idle_timeout_s: float
+    ) -> None:
+        self.rank, self.size = rank, size
+        # DeepSpeed reads these, and one process has one GPU.
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.FileStore(str(rendezvous), size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        )
+        # Batches lie in host memory, and an order may be long in coming.
+        self._orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=idle_timeout_s))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def tell(self, order: Order | TrainOrder) -> None:
+        """On rank 0."""
+        if isinstance(order, Order):
+            self._broadcast(torch.tensor([order, 0]))
+            return
+        self._broadcast(torch.tensor([Order.TRAIN, order.step]))
+        self._broadcast_batch(order.batch)
+
+    def next_order(self) -> Order | TrainOrder:
+        """On every other rank: the next order of rank 0."""
+        header = self._broadcast(torch.zeros(2, dtype=torch.int64))
+        kind, step = Order(int(header[0])), int(header[1])
+        return TrainOrder(step, self._broadcast_batch(None)) if kind is Order.TRAIN else kind
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        dist.broadcast(tensor, 0, group=self._orders)
+        return tensor
+
+    def _broadcast_batch(self, batch: FlatBatch | None) -> FlatBatch:
+        """Rank 0 gives the batch, the others None; all get it."""
+        sizes = torch.zeros(3, dtype=torch.int64)
+        if batch is not None:
+            sizes = torch.tensor([len(batch.token_ids), batch.sequences, batch.sampled_tokens])
+        tokens, sequences, sampled_tokens = self._broadcast(sizes).tolist()
+        lengths = {"offsets": sequences + 1, "group_ids": sequences, "rewards": sequences}
+        arrays = {}
+        for name, dtype in _DTYPES.items():
+            mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
+            arrays[name] = self._broadcast(torch.from_numpy(np.ascontiguousarray(mine))).numpy()
+        return FlatBatch(**arrays, sampled_tokens=sampled_tokens)
+
+
+_DTYPES: dict[str, type] = {
+    "token_ids": np.int64,
+    "loss_mask": np.bool_,
+    "behavior_logprobs": np.float32,
+    "ages": np.int64,
+    "offsets": np.int64,
+    "group_ids": np.int64,
+    "rewards": np.float64,
+}
+"""The arrays of a `FlatBatch`."""
+assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, "sampled_tokens"}
