@@ -201,6 +201,34 @@ class ObjectiveConfig(Section):
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
 
 
+class CriticConfig(Section):
+    path: str | None = None
+    """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name: the critic's backbone
+    at the start. null takes another copy of `model.path`."""
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate of the critic; it has the schedule of `trainer.lr`."""
+    value_clip: float | None = Field(0.5, gt=0)
+    """An update gains nothing from moving a value further than this from what it was; null is off."""
+    warmup_steps: int = Field(0, ge=0)
+    """Training steps at the start in which only the critic learns."""
+    updates_per_policy_step: int = Field(1, ge=1)
+    """Passes of the critic over each batch, of `trainer.mini_batches` updates each."""
+
+
+class ReferenceConfig(Section):
+    path: str | None = None
+    """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name. null takes
+    `model.path`: the initial policy."""
+    kl_coef: float = Field(0.001, gt=0)
+    """Weight of the KL divergence of the policy from the reference."""
+    where: Literal["reward", "loss"] = "loss"
+    """`reward`: each token's k1 is taken off its reward. `loss`: the estimate is added to the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k2"
+    """Of the KL in the loss (docs/objectives.md); in the reward it is k1 always."""
+    offload: bool = False
+    """Keep the reference in host memory while it does not compute."""
+
+
 class PacedTrainerConfig(Section):
     step_s: float = Field(1.0, ge=0)
     """Time of a training step."""
@@ -285,6 +313,10 @@ class Config(Section):
     staleness: StalenessConfig = StalenessConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     trainer: TrainerConfig = TrainerConfig()
+    critic: CriticConfig | None = None
+    """The critic, for the advantages `gae` and `vtrace`; null is none."""
+    reference: ReferenceConfig | None = None
+    """A frozen policy to stay close to; null is none."""
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

@@ -101,7 +101,7 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(config_file
         ("rollout.paced.step=1", "`rollout.paced.step_base_s`"),
         ("reward.functions.1.weigth=1", "`reward.functions.1.weight`"),
         ("trainer.max_staleness=1", "`staleness.max_staleness`"),
-        ("lr=1", "`trainer.lr`"),
+        ("lr=1", "`trainer.lr` or `critic.lr`"),
         ("workers=1", "`rollout.workers` or `reward.workers`"),
     ],
 )

@@ -16,6 +16,7 @@ from asyncrl.trainer.prefix import branch_mask
 
 if TYPE_CHECKING:
     from asyncrl.trainer.model import Policy
+    from asyncrl.trainer.packed import PackedModel
 
 _REFUSED = "this model cannot be trained by trainer.backend=torch"
 
@@ -64,42 +65,42 @@ def check_head(policy: Policy) -> None:
 
 
 @torch.no_grad()
-def check_packing(policy: Policy) -> None:
+def check_packing(model: PackedModel) -> None:
     """Two sequences in one row must give what each gives alone.
 
     Models with a recurrent state, or without position ids, mix packed sequences without a word. Raises
     `ModelError`.
     """
-    a, b = _probe_ids(policy, 5), _probe_ids(policy, 12)[:, 5:]
-    positions = [torch.arange(ids.shape[1], device=policy.device)[None] for ids in (a, b)]
-    packed = policy.hidden_states(torch.cat([a, b], 1), torch.cat(positions, 1))
-    alone = torch.cat([policy.hidden_states(a, positions[0]), policy.hidden_states(b, positions[1])], 1)
+    a, b = _probe_ids(model, 5), _probe_ids(model, 12)[:, 5:]
+    positions = [torch.arange(ids.shape[1], device=model.device)[None] for ids in (a, b)]
+    packed = model.hidden_states(torch.cat([a, b], 1), torch.cat(positions, 1))
+    alone = torch.cat([model.hidden_states(a, positions[0]), model.hidden_states(b, positions[1])], 1)
     if _difference(packed, alone) > _tolerance(packed.dtype):
         raise ModelError(
-            f"{model_name(policy.model)} does not keep sequences apart that are packed into one row with "
-            f"restarting position ids (attention {policy.model.config._attn_implementation!r}), so their "
+            f"{model_name(model.model)} does not keep sequences apart that are packed into one row with "
+            f"restarting position ids (attention {model.model.config._attn_implementation!r}), so their "
             f"log-probabilities would be wrong; {_REFUSED}"
         )
 
 
 @torch.no_grad()
-def masks_work(policy: Policy) -> bool:
+def masks_work(model: PackedModel) -> bool:
     """Whether two sequences that share their prefix under a mask give what each gives alone."""
-    ids = _probe_ids(policy, 12)
+    ids = _probe_ids(model, 12)
     prefix, a, b = ids[:, :5], ids[:, 5:9], ids[:, 9:]
-    positions = torch.tensor([[*range(9), 5, 6, 7]], device=policy.device)
-    branches = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3], device=policy.device)
-    shared = policy.hidden_states(ids, positions, branch_mask(torch.zeros_like(branches), branches))
-    first = policy.hidden_states(torch.cat([prefix, a], 1), positions[:, :9])
-    second = policy.hidden_states(torch.cat([prefix, b], 1), positions[:, :8])
+    positions = torch.tensor([[*range(9), 5, 6, 7]], device=model.device)
+    branches = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3], device=model.device)
+    shared = model.hidden_states(ids, positions, branch_mask(torch.zeros_like(branches), branches))
+    first = model.hidden_states(torch.cat([prefix, a], 1), positions[:, :9])
+    second = model.hidden_states(torch.cat([prefix, b], 1), positions[:, :8])
     alone = torch.cat([first, second[:, 5:]], 1)
     return _difference(shared, alone) <= _tolerance(shared.dtype)
 
 
-def _probe_ids(policy: Policy, length: int) -> Tensor:
+def _probe_ids(model: PackedModel, length: int) -> Tensor:
     """int64[1, length]: arbitrary, mostly different tokens."""
-    vocabulary = policy.model.get_input_embeddings().num_embeddings
-    return (torch.arange(length, device=policy.device) * 7919 + 11)[None] % vocabulary
+    vocabulary = model.model.get_input_embeddings().num_embeddings
+    return (torch.arange(length, device=model.device) * 7919 + 11)[None] % vocabulary
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

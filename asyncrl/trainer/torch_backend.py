@@ -12,6 +12,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import load_policy
+from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.saving import load_tokenizer, save_model
 from asyncrl.trainer.step import TrainStep
 from asyncrl.weights.canary import Canary, make_canary
@@ -29,7 +30,7 @@ class TorchTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         self._policy = load_policy(config)
         self._tokenizer = load_tokenizer(config)
-        packing = self._policy.packing(config.trainer.micro_batch_tokens)
+        packing = common_packing([self._policy], config.trainer.micro_batch_tokens)
         self._step = TrainStep(TorchLearner(self._policy, config.trainer), packing, config)
 
     def step(self, batch: Batch) -> dict[str, float]:

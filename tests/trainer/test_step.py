@@ -14,6 +14,7 @@ from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import grpo
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
+from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.step import TrainStep
 
 
@@ -40,7 +41,7 @@ def make_step(make_qwen3, make_config):
         policy = Policy(model, temperature=temperature, chunk_tokens=16)
         policy.row_tokens = row_tokens or policy.row_tokens
         policy.shares_prefixes = sharing
-        packing = policy.packing(config.trainer.micro_batch_tokens)
+        packing = common_packing([policy], config.trainer.micro_batch_tokens)
         return model, TrainStep(TorchLearner(policy, config.trainer), packing, config)
 
     return make

@@ -17,6 +17,7 @@ from asyncrl.trainer.deepspeed.weights import GatheredWeights
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.model import load_policy
+from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.saving import load_tokenizer, save_model
 from asyncrl.trainer.step import TrainStep
 from asyncrl.weights.canary import Canary, make_canary
@@ -35,7 +36,7 @@ class DeepSpeedTrainer:
         self._tokenizer = load_tokenizer(config)
         idle_timeout_s = config.run.start_s + config.run.stall_s
         self._group = Group(rank, config.trainer.ranks, rendezvous, policy.device, idle_timeout_s)
-        packing = policy.packing(config.trainer.micro_batch_tokens)
+        packing = common_packing([policy], config.trainer.micro_batch_tokens)
         self._step = TrainStep(_learner(policy, config, self._group), packing, config, self._group)
         self._scattered = config.trainer.deepspeed.zero_stage == 3
         self._gathered = GatheredWeights(self._model, self._scattered)

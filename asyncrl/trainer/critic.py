@@ -1,0 +1,38 @@
+"""The critic: a decoder of its own with a scalar head, which predicts what a response will be worth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from asyncrl.config import Config
+from asyncrl.trainer.packed import PackedModel, load_decoder
+from asyncrl.trainer.packing import MicroBatch
+
+
+class Critic(PackedModel):
+    """V(s): the expected return after the tokens before a sampled one.
+
+    The head starts at zero, so that the first values are all equal and the first advantages are no noise of
+    an untrained head.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model.base_model)
+        hidden_size = model.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, device=model.device, dtype=model.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, micro: MicroBatch) -> Tensor:
+        """float32[N]: V before each of the micro-batch's trained tokens."""
+        return self.value_head(self.predicting_states(micro)).squeeze(-1).float()
+
+
+def load_critic(config: Config) -> Critic:
+    """Load `critic.path`, or another copy of the initial policy. Raises `ModelError`."""
+    assert config.critic is not None
+    path = config.critic.path or config.model.path
+    critic = Critic(load_decoder("critic.path", path, config))
+    critic.prepare(config)
+    return critic
