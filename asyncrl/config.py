@@ -55,6 +55,10 @@ class RunConfig(Section):
     schedule."""
     steps: int = Field(100, ge=1)
     """Training steps (weight versions published after the initial one)."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """GPU hours that the run may spend: all GPUs that it holds, times wall-clock time. It ends, with a
+    checkpoint and its learning-rate schedule complete, before another step would overspend them. null is no
+    limit."""
     start_s: float = Field(600.0, gt=0)
     """Longest start, until a first engine has taken the trainer's first weights."""
     stall_s: float = Field(300.0, gt=0)

@@ -60,6 +60,15 @@ def engine(config: Config, placement: Placement) -> None:
         distribution.refuse_unsupported(placement.rollout[0].device)
 
 
+def budget(config: Config, placement: Placement) -> None:
+    """A budget of GPU hours needs GPUs that spend it."""
+    if config.run.gpu_hours is not None and not placement.gpus:
+        raise ConfigError(
+            f"run.gpu_hours={config.run.gpu_hours:g}: this run holds no GPU, so it spends none; set "
+            "run.steps instead"
+        )
+
+
 def attention(config: Config, placement: Placement) -> None:
     """The trainer's attention kernel runs where the trainer runs."""
     if config.model.attn_implementation != "flash_attention_2":

@@ -167,7 +167,7 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
                     engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
                 )
                 link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
-                await TrainLoop(config, trainer, link, run_dir.path, executor=executor, prefetch=False).run()
+                await TrainLoop(config, trainer, link, run_dir, executor=executor, prefetch=False).run()
         finally:
             await rewards.close()
             await engine.close()

@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.runtime import checks
+from asyncrl.runtime.budget import Usage
 from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place
 from asyncrl.runtime.supervisor import STOP_GRACE_S, TICK_S, RoleSpec, Supervisor
-from asyncrl.runtime.train_loop import checkpoint_dir
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
 
@@ -76,8 +77,9 @@ def run(
                 _run_loop(_run(prepared, run_dir, view))
         finally:
             view.stop()
-    checkpoint = checkpoint_dir(run_dir.path, config.run.steps)
-    return RunResult(run_dir.path, checkpoint, summarise(run_dir.path))
+    summary = summarise(run_dir.path)
+    assert summary.checkpoint is not None
+    return RunResult(run_dir.path, summary.checkpoint, summary)
 
 
 def _resolve(config: Config | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> Config:
@@ -116,6 +118,7 @@ def _created(prepared: Prepared) -> Iterator[RunDir]:
         checks.run_dir(prepared.config)
         run_dir.config.write_text(settings.dump(prepared.config))
         prepared.prompts.save(run_dir.prompts)
+        Usage(prepared.placement.gpus, time.time()).save(run_dir.usage)
         yield run_dir
 
 

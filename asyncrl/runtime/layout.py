@@ -39,6 +39,11 @@ class RunDir:
         return self.path / "ledger.db"
 
     @property
+    def usage(self) -> Path:
+        """What the run holds (`asyncrl.runtime.budget.Usage`)."""
+        return self.path / "usage.json"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

@@ -45,6 +45,7 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     )
     checks.engine(config, placement)
     checks.attention(config, placement)
+    checks.budget(config, placement)
     checks.shared_memory(config, model, machine)
     prompts = load_prompts(config.data, tokenizer)
     checks.reward_columns(functions, prompts)

@@ -55,6 +55,11 @@ class Placement:
         return (self.trainer, *self.rollout)
 
     @property
+    def gpus(self) -> int:
+        """GPUs that the run holds."""
+        return len({place.gpu for place in self.places if place.gpu is not None}) + self.idle_gpus
+
+    @property
     def shares_gpu(self) -> bool:
         gpus = [place.gpu for place in self.places if place.gpu is not None]
         return len(set(gpus)) < len(gpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -12,12 +13,16 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.runtime.budget import Budget, Usage
+from asyncrl.runtime.layout import RunDir
 
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Trainer
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.live import LiveWeights
 
+
+log = logging.getLogger(__name__)
 
 PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
 """Of a step's wall clock; they add up to it."""
@@ -46,7 +51,7 @@ class TrainLoop:
         config: Config,
         trainer: Trainer,
         link: TrainerLink,
-        run_dir: Path,
+        run_dir: RunDir,
         *,
         executor: Executor,
         prefetch: bool,
@@ -55,25 +60,32 @@ class TrainLoop:
         self._trainer = trainer
         self._link = link
         self._run_dir = run_dir
+        self._budget = Budget(Usage.load(run_dir.usage), config.run.gpu_hours, config.run.steps)
         self._executor = executor
         self._prefetch = prefetch
         self._shares = TimeShares()
 
     async def run(self) -> None:
-        """Returns after the last step, its weights published and its model saved."""
+        """Returns after the last step, its weights published and its model saved; the budget may make that an
+        earlier one than the config says."""
         await self._publish(0)
         started_s = time.monotonic()
         self._shares.lap()
         fetch = self._fetch(0)
         try:
-            with MetricsWriter(self._run_dir) as writer:
+            with MetricsWriter(self._run_dir.path) as writer:
                 for step in range(self._config.run.steps):
                     with self._shares.phase("wait"):
                         batch = await fetch
                     if self._prefetch:
                         fetch = self._fetch(step + 1)
                     metrics = await self._step(batch)
-                    writer.write(self._line(step + 1, time.monotonic() - started_s, metrics))
+                    line = self._line(step + 1, time.monotonic() - started_s, metrics)
+                    self._budget.stepped(line["time/step_s"])
+                    writer.write(line | dict(self._budget.metrics(step + 1)))
+                    if self._budget.is_spent:
+                        await self._end_early(step + 1)
+                        break
                     if not self._prefetch:
                         fetch = self._fetch(step + 1)
         finally:
@@ -84,14 +96,31 @@ class TrainLoop:
         """Train, publish and save; returns everybody's metrics."""
         done = batch.step + 1
         with self._shares.phase("train"):
-            metrics = await self._in_executor(self._trainer.step, batch)
+            total_steps = self._budget.total_steps(batch.step)
+            metrics = await self._in_executor(self._trainer.step, batch, total_steps)
         with self._shares.phase("publish"):
             metrics |= await self._publish(done)
         every = self._config.checkpoint.every_steps
         if done == self._config.run.steps or (every and done % every == 0):
-            with self._shares.phase("checkpoint"):
-                await self._in_executor(self._trainer.save, checkpoint_dir(self._run_dir, done))
+            await self._save(done)
         return metrics
+
+    async def _save(self, done: int) -> None:
+        with self._shares.phase("checkpoint"):
+            await self._in_executor(self._trainer.save, checkpoint_dir(self._run_dir.path, done))
+
+    async def _end_early(self, done: int) -> None:
+        if done < self._config.run.steps:
+            log.warning(
+                "%.2f GPU hours are spent and another step would exceed run.gpu_hours=%g: the run ends after "
+                "%d of %d steps",
+                self._budget.spent_gpu_hours,
+                self._config.run.gpu_hours,
+                done,
+                self._config.run.steps,
+            )
+            if not checkpoint_dir(self._run_dir.path, done).exists():
+                await self._save(done)
 
     async def _publish(self, version: int) -> dict[str, float]:
         c = self._config

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Trainer(Protocol):
     """Holds the policy's weights and improves them batch by batch. Not thread-safe."""
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        """Train on a batch; the step's metrics. Raises `AsyncRLError` for a batch that cannot be trained on,
-        `InvariantError` when a token is too old."""
+    def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
+        """Train on a batch; the step's metrics. `total_steps`: how many the run is expected to have, for the
+        learning-rate schedule; by default `run.steps`. Raises `AsyncRLError` for a batch that cannot be
+        trained on, `InvariantError` when a token is too old."""
 
     def weights(self) -> LiveWeights:
         """The weights as they are now, by `state_dict` name, tied tensors once under their first name. These

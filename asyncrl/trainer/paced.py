@@ -33,7 +33,7 @@ class PacedTrainer:
         self._max_staleness = config.staleness.max_staleness
         self._weights = {"paced.weight": torch.zeros(WEIGHT_ELEMENTS)}
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         end = time.monotonic() + self._step_s
         flat = flatten(batch)
         check_staleness(flat, self._max_staleness)

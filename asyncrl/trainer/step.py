@@ -50,12 +50,12 @@ class TrainStep:
         self._total_steps = config.run.steps
         self._policy_loss = make_policy_loss(config.objective.policy_loss, config.objective.model_dump())
 
-    def __call__(self, batch: Batch) -> dict[str, float]:
-        """Train on a batch of records; the step's metrics."""
+    def __call__(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
+        """Train on a batch of records; the step's metrics. total_steps: as for `Trainer.step`."""
         flat = flatten(batch)
-        return dict(batch_metrics(batch, flat)) | self.train(flat, batch.step)
+        return dict(batch_metrics(batch, flat)) | self.train(flat, batch.step, total_steps)
 
-    def train(self, flat: FlatBatch, step: int) -> dict[str, float]:
+    def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Advantages, proximal logprobs, then one optimizer update a mini-batch. Every rank gives the whole
         batch; returns the metrics of the whole batch, the same on all ranks."""
         check_staleness(flat, self._max_staleness)
@@ -67,7 +67,7 @@ class TrainStep:
         minis = [mini_batch(flat, part, self._packing, self._ranks) for part in parts]
         if len(minis) > 1:
             tokens = replace(tokens, prox_logprobs=self._logprobs(minis, tokens))
-        lr = self._learning_rate(step)
+        lr = self._learning_rate(step, total_steps or self._total_steps)
         diagnostics = Diagnostics()
         losses, updates = [], []
         for mini in minis:
@@ -120,13 +120,13 @@ class TrainStep:
             )
         return loss
 
-    def _learning_rate(self, step: int) -> float:
+    def _learning_rate(self, step: int, total_steps: int) -> float:
         return learning_rate(
             step,
             peak=self._trainer.lr,
             schedule=self._trainer.lr_schedule,
             warmup_steps=self._trainer.warmup_steps,
-            total_steps=self._total_steps,
+            total_steps=total_steps,
             min_share=self._trainer.lr_min_share,
         )
 

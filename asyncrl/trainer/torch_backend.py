@@ -33,8 +33,8 @@ class TorchTrainer:
         packing = common_packing([self._policy], config.trainer.micro_batch_tokens)
         self._step = TrainStep(TorchLearner(self._policy, config.trainer), packing, config)
 
-    def step(self, batch: Batch) -> dict[str, float]:
-        return self._step(batch)
+    def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
+        return self._step(batch, total_steps)
 
     def weights(self) -> Mapping[str, Tensor]:
         return untied(self._policy.model.state_dict())

@@ -34,6 +34,7 @@ class DeepSpeedTrainer:
         policy = load_policy(config)
         self._model = policy.model
         self._tokenizer = load_tokenizer(config)
+        self._total_steps = config.run.steps
         idle_timeout_s = config.run.start_s + config.run.stall_s
         self._group = Group(rank, config.trainer.ranks, rendezvous, policy.device, idle_timeout_s)
         packing = common_packing([policy], config.trainer.micro_batch_tokens)
@@ -46,7 +47,7 @@ class DeepSpeedTrainer:
         """Do what rank 0 does, until it is done."""
         while (order := self._group.next_order()) is not Order.END:
             if isinstance(order, TrainOrder):
-                self._step.train(order.batch, order.step)
+                self._train(order)
             elif order is Order.GATHER:
                 for _ in self._gathered.parts():
                     pass
@@ -54,11 +55,15 @@ class DeepSpeedTrainer:
                 make_canary(self._model)
         self._group.close()
 
-    def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         # What is wrong with a batch is found before the others take part in it.
         flat = flatten(batch)
-        self._group.tell(TrainOrder(batch.step, flat))
-        return dict(batch_metrics(batch, flat)) | self._step.train(flat, batch.step)
+        order = TrainOrder(batch.step, total_steps or self._total_steps, flat)
+        self._group.tell(order)
+        return dict(batch_metrics(batch, flat)) | self._train(order)
+
+    def _train(self, order: TrainOrder) -> dict[str, float]:
+        return self._step.train(order.batch, order.step, order.total_steps)
 
     def weights(self) -> DeepSpeedTrainer:
         return self

@@ -32,6 +32,7 @@ class Order(IntEnum):
 @dataclass(frozen=True, slots=True)
 class TrainOrder:
     step: int
+    total_steps: int
     batch: FlatBatch
 
 
@@ -65,16 +66,17 @@ class Group:
     def tell(self, order: Order | TrainOrder) -> None:
         """On rank 0."""
         if isinstance(order, Order):
-            self._broadcast(torch.tensor([order, 0]))
+            self._broadcast(torch.tensor([order, 0, 0]))
             return
-        self._broadcast(torch.tensor([Order.TRAIN, order.step]))
+        self._broadcast(torch.tensor([Order.TRAIN, order.step, order.total_steps]))
         self._broadcast_batch(order.batch)
 
     def next_order(self) -> Order | TrainOrder:
         """On every other rank: the next order of rank 0."""
-        header = self._broadcast(torch.zeros(2, dtype=torch.int64))
-        kind, step = Order(int(header[0])), int(header[1])
-        return TrainOrder(step, self._broadcast_batch(None)) if kind is Order.TRAIN else kind
+        kind, step, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
+        if kind != Order.TRAIN:
+            return Order(kind)
+        return TrainOrder(step, total_steps, self._broadcast_batch(None))
 
     def close(self) -> None:
         dist.destroy_process_group()
