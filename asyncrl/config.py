@@ -183,6 +183,15 @@ class StalenessConfig(Section):
     on_stale: Literal["wait", "mask", "drop"] = "wait"
     """A group that would break the bound is waited for in time, loses its old tokens, or is dropped and its
     prompt sampled again."""
+    fixed_lag: int | None = Field(None, ge=0)
+    """For experiments: hold groups until all their tokens are exactly this many versions old (in the first
+    steps: of version 0), however fast anything is. Each step waits until its version's weights have sampled
+    their share, so sampling and training do not overlap; null lets them."""
+
+    @property
+    def bound(self) -> int:
+        """Largest staleness of a trained token."""
+        return self.max_staleness if self.fixed_lag is None else self.fixed_lag
 
 
 class ObjectiveConfig(Section):
@@ -348,6 +357,7 @@ def _impossible(c: Config) -> Iterator[str]:
             "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
             "from it; use a temperature above 0"
         )
+    yield from _impossible_staleness(c.staleness)
     yield from _impossible_rewards(c.reward)
     yield from _impossible_backends(c)
     yield from _impossible_ranks(c)
@@ -369,6 +379,20 @@ def _impossible_ranks(c: Config) -> Iterator[str]:
         yield (
             "run.mode=inline computes in one process, and trainer.backend=deepspeed has ranks of its own; "
             "use trainer.backend=torch, or run.mode=async"
+        )
+
+
+def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
+    lag = staleness.fixed_lag
+    if lag is not None and lag > staleness.max_staleness:
+        yield (
+            f"staleness.fixed_lag={lag} makes every token too old for staleness.max_staleness="
+            f"{staleness.max_staleness}; use staleness.max_staleness={lag}, or a smaller lag"
+        )
+    if lag is not None and staleness.on_stale != "wait":
+        yield (
+            f"staleness.on_stale={staleness.on_stale} has nothing to decide with staleness.fixed_lag={lag}, "
+            "under which no token is ever too old; use staleness.on_stale=wait"
         )
 
 

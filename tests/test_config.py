@@ -150,7 +150,7 @@ def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
             "`rollout.stop_token_ids.0` is -1; it should be greater than or equal to 0",
         ),
         ("reward.functions=[]", "`reward.functions` is []; it should have at least 1 item"),
-        ("staleness=2", "`staleness` is 2; it is a section with the keys max_staleness, on_stale"),
+        ("staleness=2", "`staleness` is 2; it is a section with the keys max_staleness, on_stale, fixed_lag"),
         ("reward=", "`reward.functions` is missing, and has no default"),
     ],
 )
@@ -279,6 +279,12 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
+        (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
+        (
+            ["staleness.fixed_lag=2", "staleness.on_stale=drop"],
+            "has nothing to decide",
+            "use staleness.on_stale=wait",
+        ),
         (["run.mode=inline", "rollout.workers=2"], "has one engine", "use rollout.workers=1"),
         (["run.mode=inline", "rollout.engine=paced"], "cannot pace", "use run.mode=async"),
         (["trainer.backend=paced"], "trains no model", "use rollout.engine=paced"),

@@ -70,9 +70,12 @@ def _threads(p: Processes) -> str:
 
 
 def _implied(config: Config, o: Outline) -> list[tuple[str, str]]:
-    eta, batch, size = config.staleness.max_staleness, config.trainer.batch_groups, config.rollout.group_size
+    eta, batch, size = config.staleness.bound, config.trainer.batch_groups, config.rollout.group_size
     kinds = {0: "synchronous", 1: "one step off"}
     kind = kinds.get(eta, f"on_stale: {config.staleness.on_stale}")
+    staleness = f"at most {_versions(eta)} ({kind})"
+    if config.staleness.fixed_lag:
+        staleness = f"exactly {_versions(eta)} (before step {eta}: sampled by version 0)"
     updates = f"{o.updates_per_step} of {o.groups_per_update:g} groups, {o.total_updates:,} in all"
     outstanding = f"{o.max_groups_outstanding:,}, {o.max_responses_outstanding:,} responses"
     decoding = min(o.slots, o.max_responses_outstanding)
@@ -82,7 +85,7 @@ def _implied(config: Config, o: Outline) -> list[tuple[str, str]]:
         ("response tokens a step", f"at most {o.max_response_tokens_per_step:,}"),
         ("tokens a step, prompts included", f"at most {o.max_tokens_per_step:,}"),
         ("optimizer updates a step", updates),
-        ("staleness of a trained token", f"at most {_versions(eta)} ({kind})"),
+        ("staleness of a trained token", staleness),
         ("the same in optimizer updates", f"at most {o.max_staleness_updates:,}"),
         ("groups outstanding", f"at most {outstanding}"),
         ("responses decoding at once", f"at most {decoding:,} in {o.slots:,} slots"),

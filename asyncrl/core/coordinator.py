@@ -34,6 +34,13 @@ class LoopSettings:
     total_steps: int
     filter_constant_groups: bool = False
     max_attempts: int = 3
+    fixed_lag: int | None = None
+    """Every token of step v has staleness min(fixed_lag, v), neither more nor less."""
+
+    @property
+    def bound(self) -> int:
+        """Largest staleness of a trained token."""
+        return self.max_staleness if self.fixed_lag is None else self.fixed_lag
 
 
 @dataclass(slots=True)
@@ -293,7 +300,7 @@ class Coordinator(Generic[P]):
         """Groups that may be admitted at an engine's version."""
         s = self._settings
         # No group beyond those that the run's steps will train on: it could only be thrown away.
-        limit = min(admission_limit(version, s.max_staleness, s.batch_groups), s.total_steps * s.batch_groups)
+        limit = min(admission_limit(version, s.bound, s.batch_groups), s.total_steps * s.batch_groups)
         return limit - self.ledger.groups[GroupState.TRAINED] - self.ledger.in_flight
 
     def _admit(self, worker: str, version: int) -> Lease:
@@ -351,6 +358,8 @@ class Coordinator(Generic[P]):
         return entry if entry.state in (GroupState.LEASED, GroupState.QUEUED) else None
 
     def _choose(self, step: int) -> Choice:
+        if self._settings.fixed_lag is not None and not self._sampled_out(step):
+            return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
         if self._settings.on_stale == "wait":
             return self._choose_waiting(step)
         ready = [e.group_id for e in self._live.values() if e.state is GroupState.READY]
@@ -358,10 +367,18 @@ class Coordinator(Generic[P]):
             return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
         return Choice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
 
+    def _sampled_out(self, step: int) -> bool:
+        """Version `step` is out, and everything that its weights may sample is finished.
+
+        Under a fixed lag k no step is taken before. So no group sees two versions, version 0 samples the
+        first k + 1 batches and every later one a single batch, of which the earliest deadlines are those of
+        version `step - k`: the bound of k is reached by every token."""
+        return self.version == step and self._places(step) <= 0 and not self._unfinished()
+
     def _choose_waiting(self, step: int) -> Choice:
-        eta = self._settings.max_staleness
+        bound = self._settings.bound
         candidates = [
-            Candidate(e.group_id, e.admitted_version + eta, e.state is GroupState.READY)
+            Candidate(e.group_id, e.admitted_version + bound, e.state is GroupState.READY)
             for e in self._live.values()
             if e.state is not GroupState.TAKEN
         ]
@@ -384,21 +401,30 @@ class Coordinator(Generic[P]):
                 self._drop(entry, "stale")
 
     def _batch(self, step: int, group_ids: Iterable[int]) -> Taken[P]:
-        oldest = self._oldest_version(step)
         groups = tuple((self._live[g], self._payloads[g]) for g in sorted(group_ids))
-        if self._settings.on_stale != "mask":
-            for entry, _ in groups:
-                assert entry.summary is not None
-                if entry.summary.oldest_version < oldest:
-                    raise InvariantError(
-                        1,
-                        f"group {entry.group_id} has tokens of version {entry.summary.oldest_version}, and "
-                        f"step {step} allows none before {oldest}",
-                    )
-        return Taken(step, step, oldest, groups)
+        for entry, _ in groups:
+            self._check_age(entry, step)
+        return Taken(step, step, self._oldest_version(step), groups)
+
+    def _check_age(self, entry: GroupEntry, step: int) -> None:
+        """Invariant 1, on a group of step `step`'s batch."""
+        assert entry.summary is not None
+        oldest, versions = self._oldest_version(step), sorted(entry.summary.tokens_by_version)
+        if self._settings.on_stale != "mask" and versions[0] < oldest:
+            raise InvariantError(
+                1,
+                f"group {entry.group_id} has tokens of version {versions[0]}, and step {step} allows none "
+                f"before {oldest}",
+            )
+        if self._settings.fixed_lag is not None and versions[-1] > max(0, oldest):
+            raise InvariantError(
+                1,
+                f"group {entry.group_id} has tokens of version {versions[-1]}, and under the fixed lag "
+                f"{self._settings.fixed_lag} step {step} trains on version {max(0, oldest)} only",
+            )
 
     def _oldest_version(self, step: int) -> int:
-        return step - self._settings.max_staleness
+        return step - self._settings.bound
 
     def _unfinished(self) -> list[GroupEntry]:
         return [e for e in self._live.values() if e.state in (GroupState.QUEUED, GroupState.LEASED)]

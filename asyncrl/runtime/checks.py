@@ -139,7 +139,7 @@ def warnings(
     if implied.slots > implied.max_responses_outstanding:
         yield (
             f"only {implied.max_responses_outstanding} of {implied.slots} slots can be in use: no more "
-            f"responses may be outstanding with staleness.max_staleness={config.staleness.max_staleness}"
+            f"responses may be outstanding with a staleness of at most {config.staleness.bound}"
         )
     if config.rollout.top_p < 1 or config.rollout.top_k > 0:
         yield (

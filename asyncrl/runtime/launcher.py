@@ -64,11 +64,7 @@ def run(
         print("checking settings, model and data ...", flush=True)
     prepared = preflight(config, gpus)
     with _created(prepared) as run_dir:
-        view = (
-            LiveView(run_dir.path, config.run.steps, config.staleness.max_staleness)
-            if progress
-            else Silence()
-        )
+        view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
         view.start()
         try:
             for warning in prepared.warnings:

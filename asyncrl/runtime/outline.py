@@ -60,7 +60,7 @@ class Outline:
     max_staleness_updates: int
     """The staleness bound in optimizer updates: versions times updates per step."""
     max_groups_outstanding: int
-    """Groups admitted and not yet trained on, at most: (max_staleness + 1) * batch_groups."""
+    """Groups admitted and not yet trained on, at most: (bound + 1) * batch_groups."""
     max_responses_outstanding: int
     slots: int
     """Responses that all engines can decode at the same time."""
@@ -79,7 +79,7 @@ def outline(
     config: Config, placement: Placement, model: ModelFacts, rows: int, longest_prompt_tokens: int
 ) -> Outline:
     """What `config` implies for `rows` usable prompts of up to `longest_prompt_tokens` tokens."""
-    trainer, rollout, eta = config.trainer, config.rollout, config.staleness.max_staleness
+    trainer, rollout, eta = config.trainer, config.rollout, config.staleness.bound
     responses = trainer.batch_groups * rollout.group_size
     response_tokens = responses * rollout.max_new_tokens
     outstanding = (eta + 1) * trainer.batch_groups

@@ -23,6 +23,7 @@ def loop_settings(config: Config) -> LoopSettings:
         total_steps=config.run.steps,
         filter_constant_groups=config.objective.filter_constant_groups,
         max_attempts=config.rollout.max_attempts,
+        fixed_lag=config.staleness.fixed_lag,
     )
 
 

@@ -33,9 +33,12 @@ class Loop(RuleBasedStateMachine):
         filtering=st.booleans(),
         attempts=st.integers(1, 3),
         steps=st.sampled_from([2, 1000]),
+        lag=st.none() | st.integers(0, 3),
     )
-    def start(self, eta, batch, on_stale, filtering, attempts, steps):
-        self.settings = LoopSettings(batch, eta, on_stale, steps, filtering, attempts)
+    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag):
+        if lag is not None:
+            eta, on_stale = eta + lag, "wait"
+        self.settings = LoopSettings(batch, eta, on_stale, steps, filtering, attempts, lag)
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open()
         self.coordinator = self.load()
@@ -131,6 +134,8 @@ class Loop(RuleBasedStateMachine):
             assert fresh
             if self.settings.on_stale != "mask":
                 assert step - entry.summary.oldest_version <= self.settings.max_staleness
+            if self.settings.fixed_lag is not None:
+                assert set(entry.summary.tokens_by_version) == {max(0, step - self.settings.fixed_lag)}
         self.batch = ids
 
     @precondition(lambda self: self.batch is not None)
@@ -176,7 +181,7 @@ class Loop(RuleBasedStateMachine):
             for where in ("trained", "masked", "dropped", "failed", "in_flight")
         )
         # 2: nothing was admitted beyond the bound.
-        bound = (self.coordinator.version + s.max_staleness + 1) * s.batch_groups
+        bound = (self.coordinator.version + s.bound + 1) * s.batch_groups
         assert line["ledger/trained_groups"] + line["ledger/in_flight_groups"] <= bound
         # 7: every group trained once, exactly those that the trainer published.
         assert line["ledger/trained_groups"] == len(self.trained) == self.coordinator.version * s.batch_groups
@@ -206,6 +211,7 @@ class Simulation:
         self.engines = [0] * workers
         self.running = []
         self.oldest_trained = 0
+        self.trained_versions = []  # of each step's tokens
         self.events = 0
 
     def run(self, constant_share=0.0, straggler_share=0.0, fail_share=0.0):
@@ -223,6 +229,9 @@ class Simulation:
             if taken is None:
                 taken = self.coordinator.take(step)
             elif self.rng.random() < 0.2:
+                self.trained_versions.append(
+                    {v for e, _ in taken.groups for v in e.summary.tokens_by_version}
+                )
                 for entry, _ in taken.groups:
                     fresh = [v for v in entry.summary.tokens_by_version if v >= taken.oldest_version]
                     self.oldest_trained = max(self.oldest_trained, step - min(fresh))
@@ -268,6 +277,34 @@ def test_waiting_never_drops_a_group():
     loop = Simulation(LoopSettings(4, 2, "wait", 40), seed=3)
     loop.run(straggler_share=0.2)
     assert loop.coordinator.ledger.groups[GroupState.DROPPED] == 0
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3, 9])
+def test_under_a_fixed_lag_every_token_of_every_batch_has_that_age(lag):
+    settings = LoopSettings(4, 9, "wait", 30, filter_constant_groups=True, fixed_lag=lag)
+    loop = Simulation(settings, seed=5)
+    loop.run(constant_share=0.3, straggler_share=0.05, fail_share=0.1)
+    assert loop.trained_versions == [{max(0, step - lag)} for step in range(30)]
+    assert loop.coordinator.ledger.groups[GroupState.TRAINED] == 120
+    assert loop.coordinator.ledger.in_flight == 0
+    assert loop.coordinator.waits_for() == []
+
+
+def test_under_a_fixed_lag_a_step_waits_for_all_that_its_version_samples():
+    coordinator = Coordinator(LoopSettings(1, 2, "wait", 10, fixed_lag=1), PromptCursor(5, 0))
+    first, second = coordinator.lease("w", 0, 9)
+    coordinator.submit(first.group_id, first.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    assert coordinator.take(0) is None
+    assert [entry.group_id for entry in coordinator.waits_for()] == [second.group_id]
+    coordinator.submit(second.group_id, second.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    assert coordinator.take(0) is not None
+    assert coordinator.take(1) is None, "version 1, which has its share to sample, is not out"
+    coordinator.published(1)
+    assert coordinator.take(1) is None
+    (third,) = coordinator.lease("w", 1, 9)
+    coordinator.submit(third.group_id, third.lease_id, GroupSummary({1: 1}, (1.0,)), None)
+    ((entry, _),) = coordinator.take(1).groups
+    assert entry.group_id == second.group_id
 
 
 def test_no_group_is_admitted_that_the_run_will_not_train():

@@ -52,6 +52,13 @@ def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
     assert_nothing_left(result.run_dir)
 
 
+def test_a_fixed_lag_is_exact_however_fast_the_workers_are(make_config):
+    config = make_config("staleness.fixed_lag=2", "rollout.workers=2", "rollout.slots=8")
+    lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
+    assert [line["staleness/mean"] for line in lines] == [0, 1, 2, 2, 2, 2]
+    assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2, 2]
+
+
 def test_a_reward_that_always_fails_ends_the_run_with_the_reason(make_config, assert_nothing_left, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")

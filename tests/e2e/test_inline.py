@@ -101,3 +101,26 @@ def test_inline_runs_repeat_bit_by_bit_also_when_stale(make_config, one_thread, 
     assert prints[0] == prints[1]
     lines = read_metrics(tmp_path / "0" / "metrics.jsonl")
     assert max(line["staleness/max"] for line in lines) in (1, 2, 3)
+
+
+def test_a_fixed_lag_is_the_age_of_every_token_and_repeats_bit_by_bit(
+    make_config, one_thread, trained, tmp_path
+):
+    prints = []
+    for i in range(2):
+        config = make_config(
+            *("run.mode=inline", "staleness.fixed_lag=2", "trainer.mini_batches=2", "rollout.slots=6"),
+            f"run.dir={tmp_path / str(i)}",
+        )
+        lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
+        prints.append(fingerprint(trained[-1]))
+        assert [line["staleness/mean"] for line in lines] == [0, 1, 2, 2, 2, 2]
+        assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2, 2]
+        assert lines[-1]["ledger/generated_groups"] == lines[-1]["ledger/trained_groups"]
+    assert prints[0] == prints[1]
+
+
+def test_a_fixed_lag_of_0_is_synchronous(make_config, one_thread, trained, tmp_path):
+    for i, setting in enumerate(("staleness.max_staleness=0", "staleness.fixed_lag=0")):
+        asyncrl.run(make_config("run.mode=inline", setting, f"run.dir={tmp_path / str(i)}"), progress=False)
+    assert fingerprint(trained[0]) == fingerprint(trained[1])

@@ -45,6 +45,11 @@ def test_the_staleness_bound_in_groups_and_optimizer_updates(eta, groups, update
     assert o.max_responses_outstanding == 4 * groups
 
 
+def test_a_fixed_lag_is_the_bound():
+    o = implied(staleness={"max_staleness": 16, "fixed_lag": 2})
+    assert (o.max_groups_outstanding, o.max_staleness_updates) == (18, 8)
+
+
 def test_processes():
     assert [(p.role, p.count, p.threads, p.gpus) for p in implied().processes] == [
         ("launcher", 1, 0, ()),
