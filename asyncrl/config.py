@@ -13,14 +13,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from asyncrl import yaml_tree
 from asyncrl.config_messages import explain
 from asyncrl.errors import ConfigError
+from asyncrl.objective.catalogue import (
+    COMPARE_WITHIN_GROUPS,
+    GROUP_ADVANTAGES,
+    POLICY_LOSSES,
+    is_own,
+)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 __all__ = ["Config", "ConfigError", "dump", "from_tree", "keys", "load"]
+
+
+def _named(catalogue: Iterable[str]) -> AfterValidator:
+    """Refuses what is neither a name of the catalogue nor looks like a user's own function."""
+
+    def check(name: str) -> str:
+        if not is_own(name) and name not in catalogue:
+            raise ValueError(
+                f"there are {', '.join(catalogue)}, and your own as package.module:function or "
+                "path/file.py:function"
+            )
+        return name
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):
@@ -195,23 +215,58 @@ class StalenessConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    advantage: Literal["grpo"] = "grpo"
-    """Advantage estimator."""
-    scale_by_std: bool = True
-    """Divide the group's centred rewards by their standard deviation."""
-    policy_loss: Literal["decoupled_ppo"] = "decoupled_ppo"
-    """Policy objective."""
-    clip_eps_low: float = Field(0.2, gt=0, lt=1)
-    """The PPO ratio is clipped below at 1 - this."""
-    clip_eps_high: float = Field(0.2, gt=0)
-    """The PPO ratio is clipped above at 1 + this."""
-    behavior_cap: float | None = Field(2.0, gt=0)
-    """Upper bound of the behaviour correction pi_prox / mu (truncated importance sampling); null leaves it
+    """What null means everywhere here: the objective's own default, which its signature declares."""
+
+    advantage: Annotated[str, _named(GROUP_ADVANTAGES)] = "grpo"
+    """Advantage estimator (docs/objectives.md), or your own: `package.module:function` or
+    `path/file.py:function`."""
+    policy_loss: Annotated[str, _named(POLICY_LOSSES)] = "decoupled_ppo"
+    """Policy objective (docs/objectives.md), or your own: `package.module:function` or
+    `path/file.py:function`."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] | None = None
+    """How the tokens' losses become one number: the mean over tokens; the mean over sequences of each one's
+    mean; the sum over `rollout.max_new_tokens` for each sequence."""
+    settings: dict[str, Any] = {}
+    """Keyword arguments of your own objective or advantage."""
+    clip_eps_low: float | None = Field(None, gt=0, lt=1)
+    """PPO's ratio is clipped below at 1 - this."""
+    clip_eps_high: float | None = Field(None, gt=0)
+    """PPO's ratio is clipped above at 1 + this."""
+    dual_clip: float | None = Field(None, gt=1, allow_inf_nan=True)
+    """Tokens with a negative advantage A lose at most this times |A| (dual clip); .inf is off."""
+    behavior_cap: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """Upper bound of the behaviour correction pi_prox / mu (truncated importance sampling); .inf leaves it
     whole."""
+    ratio_low: float | None = Field(None, ge=0)
+    """Lower bound of the importance ratio: below it the ratio is clipped or its token left out, as the
+    objective does."""
+    ratio_high: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """Upper bound of the importance ratio."""
+    max_second_moment: float | None = Field(None, ge=0)
+    """`m2po` leaves out tokens until the mean of (log pi_prox / mu)² is at most this."""
+    prob_delta: float | None = Field(None, gt=0, le=1)
+    """`dppo` leaves out tokens whose probability has moved further than this."""
+    tau_pos: float | None = Field(None, gt=0)
+    """`sapo`: sharpness of the gate for tokens with a positive advantage."""
+    tau_neg: float | None = Field(None, gt=0)
+    """`sapo`: sharpness of the gate for other tokens."""
+    max_reward: float | None = None
+    """`ngrpo`: the greatest reward that there is."""
+    success_above: float | None = None
+    """`nsr`: a response with a greater reward than this succeeded."""
+    positive_weight: float | None = Field(None, ge=0)
+    """`nsr`: advantage of a success; that of a failure is -1."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     filter_constant_groups: bool = False
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """What is set, other than by default, of the settings of the policy loss or advantage `name`."""
+        if is_own(name):
+            return self.settings
+        entry = {**POLICY_LOSSES, **GROUP_ADVANTAGES}[name]
+        return {key: value for key in entry.settings if (value := getattr(self, key)) is not None}
 
 
 class CriticConfig(Section):
@@ -347,10 +402,10 @@ def _impossible(c: Config) -> Iterator[str]:
             f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
-    if c.rollout.group_size == 1 and c.objective.advantage == "grpo":
+    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS:
         yield (
-            "rollout.group_size=1 leaves nothing to compare: `grpo` advantages of a group of one are all 0; "
-            "use rollout.group_size >= 2"
+            f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
+            "group of one are all 0; use rollout.group_size >= 2"
         )
     if c.rollout.temperature == 0 and c.rollout.group_size > 1:
         yield (
@@ -358,6 +413,7 @@ def _impossible(c: Config) -> Iterator[str]:
             "from it; use a temperature above 0"
         )
     yield from _impossible_staleness(c.staleness)
+    yield from _impossible_objective(c.objective)
     yield from _impossible_rewards(c.reward)
     yield from _impossible_backends(c)
     yield from _impossible_ranks(c)
@@ -393,6 +449,28 @@ def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
         yield (
             f"staleness.on_stale={staleness.on_stale} has nothing to decide with staleness.fixed_lag={lag}, "
             "under which no token is ever too old; use staleness.on_stale=wait"
+        )
+
+
+def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
+    """Settings that neither the policy loss nor the advantage has."""
+    chosen = {
+        f"objective.policy_loss={objective.policy_loss}": POLICY_LOSSES.get(objective.policy_loss),
+        f"objective.advantage={objective.advantage}": GROUP_ADVANTAGES.get(objective.advantage),
+    }
+    has = {name: entry.settings if entry else ("settings",) for name, entry in chosen.items()}
+    entries = {**POLICY_LOSSES, **GROUP_ADVANTAGES}
+    for key in dict.fromkeys(key for entry in entries.values() for key in entry.settings):
+        value = getattr(objective, key)
+        if value is None or any(key in settings for settings in has.values()):
+            continue
+        others = ", ".join(name for name, entry in entries.items() if key in entry.settings)
+        having = "; ".join(f"{name} has {', '.join(keys) or 'none'}" for name, keys in has.items())
+        yield f"objective.{key}={value} is a setting of {others}, and not of what is chosen: {having}"
+    if objective.settings and all(chosen.values()):
+        yield (
+            f"objective.settings={objective.settings} are for an objective or advantage of your own "
+            f"(package.module:function), and {' and '.join(chosen)} are not; set their own keys"
         )
 
 

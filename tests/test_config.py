@@ -1,5 +1,6 @@
 """Settings: what is read, what is refused, and whether the refusal helps."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl import yaml_tree
-from asyncrl.config import Config, ConfigError, Section, dump, from_tree, keys, load, section_of
+from asyncrl.config import (
+    Config,
+    ConfigError,
+    ObjectiveConfig,
+    Section,
+    dump,
+    from_tree,
+    keys,
+    load,
+    section_of,
+)
 from asyncrl.errors import AsyncRLError
+from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES
 
 MINIMAL = """\
 model:
@@ -57,7 +69,8 @@ def test_overrides_are_yaml_values(config_file):
         [
             "run.seed=7",
             "trainer.lr=1e-4",
-            "objective.behavior_cap=null",
+            "objective.behavior_cap=.inf",
+            "objective.clip_eps_low=null",
             "run.dir=",
             "data.shuffle=false",
             "trainer.betas=[0.8, 0.9]",
@@ -66,7 +79,8 @@ def test_overrides_are_yaml_values(config_file):
         ],
     )
     assert (config.run.seed, config.trainer.lr, config.run.dir) == (7, 1e-4, None)
-    assert (config.objective.behavior_cap, config.data.shuffle) == (None, False)
+    assert (config.objective.behavior_cap, config.objective.clip_eps_low) == (math.inf, None)
+    assert config.data.shuffle is False
     assert config.trainer.betas == (0.8, 0.9)
     assert config.data.system_prompt == "Think, then answer"
     assert config.rollout.paced.step_base_s == 0
@@ -278,6 +292,19 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
+        (
+            ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
+            "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, sapo, and not of what",
+            "objective.policy_loss=ppo has clip_eps_low, clip_eps_high, dual_clip; "
+            "objective.advantage=grpo has none",
+        ),
+        (["objective.max_reward=2"], "is a setting of ngrpo, and not", "objective.advantage=grpo has none"),
+        (
+            ["objective.policy_loss=my.losses:loss", "objective.clip_eps_low=0.1"],
+            "not of what is chosen",
+            "objective.policy_loss=my.losses:loss has settings",
+        ),
+        (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
         (
@@ -314,6 +341,36 @@ def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(
 def test_all_impossible_combinations_are_reported_at_once(config_file):
     message = refusal(config_file(), "trainer.mini_batches=17", "rollout.group_size=1")
     assert len(message.split("\n")) == 2
+
+
+def test_an_unknown_objective_is_refused_with_those_there_are(config_file):
+    message = refusal(config_file(), "objective.policy_loss=decoupled", "objective.advantage=gae2")
+    assert "`objective.policy_loss` is 'decoupled'; there are ppo, decoupled_ppo, tis, icepop" in message
+    assert "`objective.advantage` is 'gae2'; there are grpo, dr_grpo, rloo" in message
+    assert "your own as package.module:function or path/file.py:function" in message
+
+
+def test_the_settings_of_objectives_reach_them_and_survive_a_dump(config_file, tmp_path):
+    config = load(
+        config_file(),
+        [
+            "objective.policy_loss=icepop",
+            "objective.ratio_high=.inf",
+            "objective.advantage=my/own.py:advantage",
+            "objective.settings={beta: 1e-3, deep: {list: [1, null]}}",
+        ],
+    )
+    assert config.objective.settings_of("icepop") == {"ratio_high": math.inf}
+    own = {"beta": 1e-3, "deep": {"list": [1, None]}}
+    assert config.objective.settings_of("my/own.py:advantage") == own
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+def test_every_setting_of_an_objective_is_a_key_that_defaults_to_its_own():
+    for entry in (*POLICY_LOSSES.values(), *GROUP_ADVANTAGES.values()):
+        for key in entry.settings:
+            assert ObjectiveConfig.model_fields[key].default is None
 
 
 def sections(section: type[Section] = Config):

@@ -80,6 +80,8 @@ def _type_words(annotation: Any) -> str:
         return " or ".join(_type_words(a) for a in sorted(arguments, key=lambda a: a is NoneType))
     if origin is list:
         return f"list of {_type_words(arguments[0])}s"
+    if origin is dict:
+        return "mapping"
     if origin is tuple:
         return f"list of {len(arguments)} {_type_words(arguments[0])}s"
     if hasattr(

@@ -1,6 +1,11 @@
-"""Advantages of trajectories, from their rewards."""
+"""Advantages of trajectories, from their rewards and those of the others.
+
+Each is a function of `Outcomes` that returns float[S] of the rewards' dtype. All are computed in float64.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,42 +15,202 @@ CONSTANT_STD = 1e-6
 is left is float noise, and dividing by it would make huge advantages out of nothing."""
 
 
-def grpo(rewards: Tensor, group_ids: Tensor, scale_by_std: bool = True) -> Tensor:
-    """Group-relative advantages: A_i = (r_i - mean of i's group) / standard deviation of i's group.
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What is known of the S trajectories of a batch.
 
-    rewards: float[S], one a trajectory. group_ids: int[S], which group each belongs to, in any order and any
-    group sizes. Returns float[S] of the rewards' dtype; constant groups (groups of one included) are exactly
-    0, and with `scale_by_std` no |A_i| exceeds sqrt(group size - 1), since the deviation is the
-    population's.
+    rewards: float[S]. group_ids: int[S], which group each belongs to, in any order and any group sizes.
+    lengths: int[S], trained tokens of each.
 
-    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300); without the deviation ("Dr. GRPO"):
-    Liu et al. 2025 (arXiv 2503.20783). Raises `ValueError` for rewards that are not finite.
+    Raises `ValueError` for other shapes, and for rewards that are not finite.
     """
-    if rewards.shape != group_ids.shape or rewards.ndim != 1:
-        raise ValueError(f"expected rewards[S] and group_ids[S], got {rewards.shape} and {group_ids.shape}")
-    if not torch.isfinite(rewards).all():
-        bad = int((~torch.isfinite(rewards)).nonzero()[0])
-        raise ValueError(
-            f"the reward of trajectory {bad} (group {int(group_ids[bad])}) is {float(rewards[bad])}; "
-            "only finite rewards can be compared"
-        )
-    sizes, group = _groups(group_ids)
-    magnitude = torch.ones(len(sizes), dtype=torch.float64, device=rewards.device)
-    magnitude = magnitude.scatter_reduce(0, group, rewards.double().abs(), "amax")[group]
-    relative = rewards.double() / magnitude
-    centred = relative - _group_mean(relative, group, sizes)
-    std = _group_mean(centred.square(), group, sizes).sqrt()
-    advantages = centred / std.clamp(min=CONSTANT_STD) if scale_by_std else centred * magnitude
-    return torch.where(std > CONSTANT_STD, advantages, 0.0).to(rewards.dtype)
+
+    rewards: Tensor
+    group_ids: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.rewards, self.group_ids, self.lengths)]
+        if len(set(shapes)) > 1 or self.rewards.ndim != 1:
+            raise ValueError(f"expected rewards[S], group_ids[S] and lengths[S], got {shapes}")
+        self.refuse(~torch.isfinite(self.rewards), "only finite rewards can be compared")
+
+    def refuse(self, bad: Tensor, why: str) -> None:
+        """Raise `ValueError` that names the first trajectory where `bad` (bool[S])."""
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            raise ValueError(
+                f"the reward of trajectory {i} (group {int(self.group_ids[i])}) is {float(self.rewards[i])}; "
+                f"{why}"
+            )
 
 
-def _groups(group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Size of each group [K], and the dense index 0..K-1 of each trajectory's group [S]."""
-    _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    return sizes, group
+def grpo(outcomes: Outcomes) -> Tensor:
+    """Group-relative advantages.
+
+        A_i = (r_i - mean of i's group) / standard deviation of i's group
+
+    Constant groups (groups of one included) are exactly 0, and no |A_i| exceeds sqrt(group size - 1), since
+    the deviation is the population's.
+
+    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
+    """
+    groups = _Groups(outcomes)
+    return groups.unless_constant(groups.centred / groups.std.clamp(min=CONSTANT_STD))
 
 
-def _group_mean(values: Tensor, group: Tensor, sizes: Tensor) -> Tensor:
-    """The mean over its group, for each trajectory [S]."""
-    sums = torch.zeros(len(sizes), dtype=values.dtype, device=values.device).index_add(0, group, values)
-    return (sums / sizes)[group]
+def dr_grpo(outcomes: Outcomes) -> Tensor:
+    """Group-relative advantages, not divided by the deviation, so that easy and hard prompts weigh the same.
+
+        A_i = r_i - mean of i's group
+
+    Dr. GRPO also divides by no response's length: `objective.aggregation: constant_length`.
+
+    Source: Liu et al. 2025 (arXiv 2503.20783).
+    """
+    groups = _Groups(outcomes)
+    return groups.unless_constant(groups.centred * groups.unit)
+
+
+def rloo(outcomes: Outcomes) -> Tensor:
+    """Leave one out: the baseline of a response is the mean of the others, and so does not depend on it.
+
+        A_i = r_i - mean of the others of i's group = n / (n - 1) · (r_i - mean of i's group)
+
+    A group of one has no baseline, and the advantage 0.
+
+    Source: Kool et al. 2019; for language models, Ahmadian et al. 2024 (arXiv 2402.14740).
+    """
+    groups = _Groups(outcomes)
+    others = (groups.sizes - 1).clamp(min=1)
+    return groups.unless_constant(groups.centred * groups.unit * groups.sizes / others)
+
+
+def opo(outcomes: Outcomes) -> Tensor:
+    """The baseline of least variance when a response's gradient grows with its length l.
+
+        A_i = r_i - sum of l_j·r_j / sum of l_j over i's group
+
+    Source: OPO, Hao et al. 2025 (arXiv 2505.23585).
+    """
+    groups = _Groups(outcomes)
+    lengths = outcomes.lengths.double()
+    shift = groups.sum(lengths * groups.centred) / groups.sum(lengths).clamp(min=1)
+    return groups.unless_constant((groups.centred - shift) * groups.unit)
+
+
+def max_rl(outcomes: Outcomes) -> Tensor:
+    """Maximum likelihood RL: the gradient of the log of the success rate, to the order that the group allows.
+
+        A_i = (r_i - mean of i's group) / mean of i's group
+
+    Hard prompts weigh more. For rewards in {0, 1}; others must at least not be negative (`ValueError`).
+
+    Source: Tajwar et al. 2026 (arXiv 2602.02710).
+    """
+    outcomes.refuse(
+        outcomes.rewards < 0, "max_rl divides by the mean reward, and needs rewards of at least 0"
+    )
+    groups = _Groups(outcomes)
+    mean = groups.mean(groups.relative)
+    return groups.unless_constant(groups.centred / torch.where(mean > 0, mean, 1.0))
+
+
+def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0) -> Tensor:
+    """GRPO with a virtual response of the greatest reward in each group, so that groups in which all failed
+    push away from what was tried.
+
+        A_i = (r_i - mean) / standard deviation, both of i's group and one more reward of `max_reward`
+
+    Groups in which every reward is `max_reward` are exactly 0. Raises `ValueError` for a greater reward.
+
+    Source: NGRPO, Nan et al. 2025 (arXiv 2509.18851).
+    """
+    outcomes.refuse(outcomes.rewards > max_reward, f"ngrpo was told that max_reward={max_reward}")
+    groups = _Groups(outcomes, at_least=abs(max_reward))
+    virtual = max_reward / groups.unit
+    mean = (groups.sum(groups.relative) + virtual) / (groups.sizes + 1)
+    centred = groups.relative - mean
+    std = ((groups.sum(centred.square()) + (virtual - mean).square()) / (groups.sizes + 1)).sqrt()
+    advantages = torch.where(std > CONSTANT_STD, centred / std.clamp(min=CONSTANT_STD), 0.0)
+    return advantages.to(outcomes.rewards.dtype)
+
+
+def nsr(outcomes: Outcomes, *, success_above: float = 0.5, positive_weight: float = 0.1) -> Tensor:
+    """Negative sample reinforcement: failures are pushed down, successes only a little up.
+
+        A_i = positive_weight where r_i > success_above, -1 elsewhere
+
+    With `positive_weight` 0, failures only (NSR); in the paper 0.1 (weighted REINFORCE) keeps most diversity.
+    Compares with no other response, so it works with groups of one.
+
+    Source: Zhu et al. 2025 (arXiv 2506.01347).
+    """
+    success = outcomes.rewards > success_above
+    return torch.where(success, outcomes.rewards.new_tensor(positive_weight), -1.0)
+
+
+def reinforce_pp(outcomes: Outcomes) -> Tensor:
+    """REINFORCE++: rewards whitened over the whole batch, as if it were one group.
+
+        A_i = (r_i - mean) / standard deviation, over the batch's tokens (each has its trajectory's reward)
+
+    Works with groups of one. A constant batch is exactly 0.
+
+    Source: Hu et al. 2025 (arXiv 2501.03262).
+    """
+    return _whitened(outcomes.rewards.double(), outcomes.lengths).to(outcomes.rewards.dtype)
+
+
+def reinforce_pp_baseline(outcomes: Outcomes) -> Tensor:
+    """REINFORCE++ with a baseline: the group's mean is taken off first, then the batch is whitened.
+
+        A_i = (r_i - mean of i's group) / standard deviation of that over the batch's tokens
+
+    Source: Hu et al. 2025 (arXiv 2501.03262).
+    """
+    groups = _Groups(outcomes)
+    centred = groups.unless_constant(groups.centred * groups.unit).double()
+    return _whitened(centred, outcomes.lengths).to(outcomes.rewards.dtype)
+
+
+class _Groups:
+    """Sums and means over groups, for each of the S trajectories.
+
+    Rewards are taken relative to `unit`: max(1, largest |reward| of the group), so that no square overflows
+    and what counts as constant does not depend on the scale.
+    """
+
+    def __init__(self, outcomes: Outcomes, at_least: float = 1.0) -> None:
+        self._dtype = outcomes.rewards.dtype
+        rewards = outcomes.rewards.double()
+        _, self._index, counts = torch.unique(outcomes.group_ids, return_inverse=True, return_counts=True)
+        self._zeros = torch.zeros(len(counts), dtype=torch.float64, device=rewards.device)
+        largest = self._zeros.scatter_reduce(0, self._index, rewards.abs(), "amax")
+        self.sizes: Tensor = counts[self._index]
+        self.unit = largest.clamp(min=max(1.0, at_least))[self._index]
+        self.relative = rewards / self.unit
+        self.centred = self.relative - self.mean(self.relative)
+        self.std = self.mean(self.centred.square()).sqrt()
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self._zeros.index_add(0, self._index, values)[self._index]
+
+    def mean(self, values: Tensor) -> Tensor:
+        return self.sum(values) / self.sizes
+
+    def unless_constant(self, advantages: Tensor) -> Tensor:
+        """The advantages, exactly 0 in constant groups."""
+        return torch.where(self.std > CONSTANT_STD, advantages, 0.0).to(self._dtype)
+
+
+def _whitened(values: Tensor, weights: Tensor) -> Tensor:
+    """values (float64[S]) with weighted mean 0 and deviation 1; exactly 0 when they are constant."""
+    if not len(values):
+        return values
+    unit = values.abs().max().clamp(min=1.0)
+    share = weights.double() / weights.double().sum().clamp(min=1)
+    relative = values / unit
+    centred: Tensor = relative - (share * relative).sum()
+    std = (share * centred.square()).sum().sqrt()
+    return torch.where(std > CONSTANT_STD, centred / std.clamp(min=CONSTANT_STD), 0.0)

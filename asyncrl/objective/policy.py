@@ -1,16 +1,15 @@
-"""Policy objectives, by name.
+"""What every policy objective is given and gives, and the ratios that they are made of.
 
-An objective is a function of `PolicyTokens` whose settings are keyword-only and named as the keys of the
-config's section `objective`. It returns the loss of each token; `asyncrl.objective.normalise` makes one
-number of them.
+An objective is a function of `PolicyTokens` with keyword-only settings. It returns the loss of each token;
+`asyncrl.objective.normalise` makes one number of them. `asyncrl.objective.catalogue` lists the objectives.
+
+Throughout, `u = pi_theta / pi_prox`, `w = pi_prox / mu` and `r = pi_theta / mu` are ratios of the
+probabilities of the sampled token, A is its advantage, and `sg` stops the gradient.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,13 +22,17 @@ log-probabilities gives an infinite loss or gradient. Beyond it the gradient thr
 
 @dataclass(frozen=True, slots=True)
 class PolicyTokens:
-    """What a policy objective sees: float[N] each, but `mask` (bool[N]).
+    """What a policy objective sees of N tokens. Sequences are whole: all tokens of a sequence come in one
+    call, in order.
 
-    logprobs: of the sampled tokens under the policy being trained (carries the gradient).
-    prox_logprobs: under the policy at the start of the training step, the centre of the clip.
-    behavior_logprobs: under the distribution that sampled them.
-    advantages: of each token.
-    mask: which tokens count; elsewhere the other values may be anything (NaN and infinities too).
+    logprobs: float[N], of the sampled tokens under the policy being trained (carries the gradient).
+    prox_logprobs: float[N], under the proximal policy, the centre of the clip.
+    behavior_logprobs: float[N], under the distribution that sampled them (mu).
+    advantages: float[N], of each token.
+    mask: bool[N], which tokens count; elsewhere the other values may be anything (NaN and infinities too).
+    sequences: int64[N], a number for the sequence that each token belongs to.
+    ages: int64[N], staleness in versions.
+    kept: bool[N], the objective's `batch_mask` at these tokens; None for objectives that have none.
     """
 
     logprobs: Tensor
@@ -37,73 +40,66 @@ class PolicyTokens:
     behavior_logprobs: Tensor
     advantages: Tensor
     mask: Tensor
+    sequences: Tensor
+    ages: Tensor
+    kept: Tensor | None = None
+
+    @property
+    def known_advantages(self) -> Tensor:
+        """float[N]: `advantages`, and 0 where masked."""
+        return torch.where(self.mask, self.advantages, 0.0)
 
 
 class PolicyTerms(NamedTuple):
-    """loss: float[N], 0 where masked. clipped: bool[N], the tokens whose gradient the clip cut to 0."""
+    """loss: float[N], 0 where masked. clipped: bool[N], the tokens whose gradient a clip or mask of the
+    objective cut to 0."""
 
     loss: Tensor
     clipped: Tensor
 
 
-PolicyLoss = Callable[[PolicyTokens], PolicyTerms]
-_REGISTRY: dict[str, Callable[..., PolicyTerms]] = {}
-
-
-def register(name: str) -> Callable[[Callable[..., PolicyTerms]], Callable[..., PolicyTerms]]:
-    """Make an objective available as `objective.policy_loss: NAME`."""
-
-    def add(function: Callable[..., PolicyTerms]) -> Callable[..., PolicyTerms]:
-        if name in _REGISTRY:
-            raise ValueError(f"a policy objective named {name!r} is registered already")
-        _REGISTRY[name] = function
-        return function
-
-    return add
-
-
-def make_policy_loss(name: str, settings: Mapping[str, object]) -> PolicyLoss:
-    """The objective `name`, with the settings that it declares taken from `settings` (others are left alone).
-
-    Raises `ValueError` for a name that is not registered, `KeyError` for a setting that is not there.
-    """
-    if name not in _REGISTRY:
-        raise ValueError(f"no policy objective is named {name!r}; there are: {', '.join(sorted(_REGISTRY))}")
-    function = _REGISTRY[name]
-    parameters = inspect.signature(function).parameters.values()
-    declared = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return partial(function, **{key: settings[key] for key in declared})
-
-
 def ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """exp(logprobs - other) [N], with the log-ratio clamped to ± `MAX_LOG_RATIO`; 1, without gradient, where
     masked."""
-    return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return _log_ratio(logprobs, other, mask).exp()
 
 
-@register("decoupled_ppo")
-def decoupled_ppo(
-    tokens: PolicyTokens, *, clip_eps_low: float, clip_eps_high: float, behavior_cap: float | None
-) -> PolicyTerms:
-    """Decoupled PPO: the clip is centred on the proximal policy, the sampling corrected to the behaviour
-    policy.
+def u_ratio(tokens: PolicyTokens) -> Tensor:
+    """u = pi_theta / pi_prox [N], with the gradient of pi_theta."""
+    return ratio(tokens.logprobs, tokens.prox_logprobs.detach(), tokens.mask)
 
-        loss = -sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
-        w = pi_prox / mu,   u = pi_theta / pi_prox
 
-    `sg` stops the gradient. The correction w is always applied; `behavior_cap` truncates it, None leaves it
-    whole.
+def w_ratio(tokens: PolicyTokens) -> Tensor:
+    """w = pi_prox / mu [N], without gradient."""
+    return ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens.mask).detach()
 
-    Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), and Fu et al. 2025 (AReaL, arXiv 2505.24298);
-    separate clip bounds: Yu et al. 2025 (DAPO, arXiv 2503.14476).
+
+def r_ratio(tokens: PolicyTokens) -> Tensor:
+    """r = pi_theta / mu [N], with the gradient of pi_theta."""
+    return ratio(tokens.logprobs, tokens.behavior_logprobs.detach(), tokens.mask)
+
+
+def sequence_log_ratio(logprobs: Tensor, other: Tensor, tokens: PolicyTokens, *, mean: bool) -> Tensor:
+    """float64[N], without gradient: the sum (or `mean`) of logprobs - other over the unmasked tokens of the
+    sequence, at each of its tokens. Each token's part is clamped to ± `MAX_LOG_RATIO`."""
+    parts = _log_ratio(logprobs.detach(), other.detach(), tokens.mask).double()
+    _, index = torch.unique(tokens.sequences, return_inverse=True)
+    zeros = parts.new_zeros(len(parts))
+    totals = zeros.index_add(0, index, parts)
+    if mean:
+        totals = totals / zeros.index_add(0, index, tokens.mask.double()).clamp(min=1)
+    return totals[index]
+
+
+def score(tokens: PolicyTokens) -> Tensor:
+    """float[N]: 1 in value, with the gradient of log pi_theta.
+
+    So -c·A·score has the gradient of the score-function loss -c·A·log pi_theta, and a value on the scale of
+    the other objectives' losses.
     """
-    mask = tokens.mask
-    advantages = torch.where(mask, tokens.advantages, 0.0)
-    correction = ratio(tokens.prox_logprobs, tokens.behavior_logprobs, mask).detach()
-    if behavior_cap is not None:
-        correction = correction.clamp(max=behavior_cap)
-    u = ratio(tokens.logprobs, tokens.prox_logprobs.detach(), mask)
-    bounded = u.clamp(1 - clip_eps_low, 1 + clip_eps_high)
-    clipped = bounded * advantages < u * advantages
-    surrogate = torch.where(clipped, bounded, u) * advantages
-    return PolicyTerms(-correction * surrogate, clipped)
+    logprobs = torch.where(tokens.mask, tokens.logprobs, 0.0)
+    return (logprobs - logprobs.detach()).exp()
+
+
+def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

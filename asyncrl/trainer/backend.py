@@ -54,7 +54,7 @@ def make_trainer(config: Config, rendezvous: Path | None = None) -> Trainer:
 
 def make_rank(config: Config, rank: int, rendezvous: Path) -> DeepSpeedTrainer:
     """One of the ranks of `trainer.backend=deepspeed`. Returns when all are there."""
-    from asyncrl.trainer.model import trainer_device
+    from asyncrl.trainer.packed import trainer_device
 
     os.environ["DS_ACCELERATOR"] = trainer_device(config).type  # DeepSpeed reads it when it is imported
     from asyncrl.trainer.deepspeed.backend import DeepSpeedTrainer

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
-from asyncrl.objective.advantages import grpo
+from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.diagnostics import Diagnostics
-from asyncrl.objective.normalise import token_mean
-from asyncrl.objective.policy import PolicyTokens, make_policy_loss
+from asyncrl.objective.make import make_group_advantage, make_policy_objective
+from asyncrl.objective.normalise import Totals, aggregate
+from asyncrl.objective.policy import PolicyTokens
 from asyncrl.trainer.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
@@ -28,13 +29,17 @@ class TokenTensors:
     """What the loss reads of a `FlatBatch`, on the policy's device: [T] each, at the token's own index.
 
     prox_logprobs: float32; None while the policy still is the proximal policy (a step's only update).
+    kept: bool; None when the objective leaves no token of the batch out.
     """
 
     ids: Tensor
     ages: Tensor
+    sequences: Tensor
     behavior_logprobs: Tensor
     advantages: Tensor
+    trained: Tensor
     prox_logprobs: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class TrainStep:
@@ -48,7 +53,12 @@ class TrainStep:
         self._objective = config.objective
         self._max_staleness = config.staleness.max_staleness
         self._total_steps = config.run.steps
-        self._policy_loss = make_policy_loss(config.objective.policy_loss, config.objective.model_dump())
+        self._max_length = config.rollout.max_new_tokens
+        chosen = config.objective
+        self._advantage = make_group_advantage(chosen.advantage, chosen.settings_of(chosen.advantage))
+        objective = make_policy_objective(chosen.policy_loss, chosen.settings_of(chosen.policy_loss))
+        self._policy_loss, self._batch_mask = objective.loss, objective.batch_mask
+        self._aggregation = chosen.aggregation or objective.aggregation
 
     def __call__(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         """Train on a batch of records; the step's metrics. total_steps: as for `Trainer.step`."""
@@ -59,14 +69,15 @@ class TrainStep:
         """Advantages, proximal logprobs, then one optimizer update a mini-batch. Every rank gives the whole
         batch; returns the metrics of the whole batch, the same on all ranks."""
         check_staleness(flat, self._max_staleness)
-        advantages = grpo(
-            torch.from_numpy(flat.rewards), torch.from_numpy(flat.group_ids), self._objective.scale_by_std
-        )
+        advantages = self._advantage(_outcomes(flat))
         tokens = _token_tensors(flat, advantages, self._packing.device)
         parts = [part for part in split_groups(flat, self._trainer.mini_batches) if count_trained(flat, part)]
         minis = [mini_batch(flat, part, self._packing, self._ranks) for part in parts]
-        if len(minis) > 1:
+        if len(minis) > 1 or self._batch_mask is not None:
             tokens = replace(tokens, prox_logprobs=self._logprobs(minis, tokens))
+        if self._batch_mask is not None and tokens.prox_logprobs is not None:
+            log_ratio = tokens.prox_logprobs - tokens.behavior_logprobs
+            tokens = replace(tokens, kept=self._batch_mask(log_ratio, tokens.advantages, tokens.trained))
         lr = self._learning_rate(step, total_steps or self._total_steps)
         diagnostics = Diagnostics()
         losses, updates = [], []
@@ -97,6 +108,7 @@ class TrainStep:
         """Add the gradient of the mini-batch's loss to the parameters, micro-batch by micro-batch; this
         rank's share of the loss."""
         loss = 0.0
+        totals = Totals(mini.trained_tokens, mini.trained_sequences, self._max_length)
         for micro in mini.micros:
             at = micro.token_index
             logprobs, entropy = self._policy(micro, tokens.ids[at])
@@ -105,13 +117,16 @@ class TrainStep:
                 prox_logprobs=logprobs.detach() if tokens.prox_logprobs is None else tokens.prox_logprobs[at],
                 behavior_logprobs=tokens.behavior_logprobs[at],
                 advantages=tokens.advantages[at],
-                mask=torch.ones_like(at, dtype=torch.bool),
+                mask=tokens.trained[at],
+                sequences=tokens.sequences[at],
+                ages=tokens.ages[at],
+                kept=None if tokens.kept is None else tokens.kept[at],
             )
             terms = self._policy_loss(seen)
-            share = token_mean(terms.loss, seen.mask, mini.trained_tokens)
+            loss_of_tokens = terms.loss
             if self._objective.entropy_coef:
-                bonus = token_mean(entropy, seen.mask, mini.trained_tokens)
-                share = share - self._objective.entropy_coef * bonus
+                loss_of_tokens = loss_of_tokens - self._objective.entropy_coef * entropy
+            share = aggregate(self._aggregation, loss_of_tokens, seen.mask, seen.sequences, totals)
             self._policy.backward(share)
             loss += float(share.detach())
             # Of the policy that the step starts from: what its own updates add is no staleness.
@@ -131,11 +146,18 @@ class TrainStep:
         )
 
 
+def _outcomes(flat: FlatBatch) -> Outcomes:
+    trained = np.add.reduceat(flat.loss_mask, flat.offsets[:-1], dtype=np.int64)
+    return Outcomes(*(torch.from_numpy(a) for a in (flat.rewards, flat.group_ids, trained)))
+
+
 def _token_tensors(flat: FlatBatch, advantages: Tensor, device: torch.device) -> TokenTensors:
     per_token = torch.repeat_interleave(advantages.float(), torch.from_numpy(np.diff(flat.offsets)))
     return TokenTensors(
         ids=torch.from_numpy(flat.token_ids).to(device),
         ages=torch.from_numpy(flat.ages).to(device),
+        sequences=torch.from_numpy(np.repeat(np.arange(flat.sequences), np.diff(flat.offsets))).to(device),
+        trained=torch.from_numpy(flat.loss_mask).to(device),
         behavior_logprobs=torch.from_numpy(flat.behavior_logprobs).to(device),
         advantages=per_token.to(device),
     )

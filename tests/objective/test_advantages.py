@@ -1,45 +1,137 @@
+"""Every advantage of trajectories against its formula, group by group in plain numpy, and its invariances."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.objective.advantages import grpo
+from asyncrl.objective.advantages import Outcomes, dr_grpo, grpo, max_rl, ngrpo, nsr, reinforce_pp
+from asyncrl.objective.catalogue import COMPARE_WITHIN_GROUPS, GROUP_ADVANTAGES
+from asyncrl.objective.make import make_group_advantage
+
+NAMES = sorted(GROUP_ADVANTAGES)
+WITHIN_GROUPS = sorted(COMPARE_WITHIN_GROUPS)
 
 
-def reference(rewards, group_ids, scale_by_std):
-    """Group by group, in plain numpy."""
-    out = np.zeros(len(rewards))
-    for group in set(group_ids):
-        members = [i for i, g in enumerate(group_ids) if g == group]
-        r = np.array([rewards[i] for i in members], dtype=np.float64)
-        if r.max() == r.min():
-            continue
-        centred = r - r.mean()
-        out[members] = centred / r.std() if scale_by_std else centred
-    return out
+def outcomes(rewards, group_ids=None, lengths=None):
+    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    ones = torch.ones(len(rewards), dtype=torch.int64)
+    return Outcomes(
+        rewards,
+        torch.zeros_like(ones) if group_ids is None else torch.as_tensor(group_ids),
+        ones if lengths is None else torch.as_tensor(lengths),
+    )
 
 
-@pytest.mark.parametrize("scale_by_std", [True, False])
-def test_agrees_with_group_by_group_reference_on_ragged_shuffled_groups(scale_by_std):
+def zero_if(condition, values):
+    return np.zeros_like(values) if condition else values
+
+
+def whitened(values, lengths):
+    mean = np.average(values, weights=lengths)
+    std = np.sqrt(np.average((values - mean) ** 2, weights=lengths))
+    return zero_if(std < 1e-9, (values - mean) / (std or 1.0))
+
+
+def virtual(r, most):
+    more = np.append(r, most)
+    return zero_if(more.std() == 0, (r - more.mean()) / (more.std() or 1.0))
+
+
+REFERENCES = {
+    "grpo": lambda r, n: (r - r.mean()) / r.std(),
+    "dr_grpo": lambda r, n: r - r.mean(),
+    "rloo": lambda r, n: np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))]),
+    "opo": lambda r, n: r - (n * r).sum() / n.sum(),
+    "max_rl": lambda r, n: (r - r.mean()) / r.mean(),
+}
+
+
+def reference(name, r, groups, lengths, settings):
+    if name == "nsr":
+        weight = settings.get("positive_weight", 0.1)
+        return np.where(r > settings.get("success_above", 0.5), weight, -1.0)
+    if name == "reinforce_pp":
+        return whitened(r, lengths)
+    out = np.zeros(len(r))
+    for group in np.unique(groups):
+        at = groups == group
+        if name == "ngrpo":
+            out[at] = virtual(r[at], settings.get("max_reward", 1.0))
+        elif np.ptp(r[at]) > 0:
+            formula = REFERENCES["dr_grpo" if name == "reinforce_pp_baseline" else name]
+            out[at] = formula(r[at], lengths[at])
+    return whitened(out, lengths) if name == "reinforce_pp_baseline" else out
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in NAMES),
+        ("ngrpo", {"max_reward": 3.5}),
+        ("nsr", {"success_above": 0.2, "positive_weight": 0.7}),
+    ],
+)
+def test_agrees_with_its_formula_on_ragged_shuffled_groups(name, settings):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        group_ids = rng.integers(-5, 5, rng.integers(1, 40)) * 1000
-        rewards = rng.normal(size=len(group_ids)) * 10 ** rng.uniform(-2, 3)
+        groups = rng.integers(-5, 5, rng.integers(2, 40)) * 1000
+        rewards = rng.random(len(groups))
+        if name in WITHIN_GROUPS:
+            rewards *= 10 ** rng.uniform(-2, 3)
         if rng.random() < 0.3:
-            rewards[group_ids == group_ids[0]] = 0.1 + 0.2
-        got = grpo(torch.from_numpy(rewards), torch.from_numpy(group_ids), scale_by_std)
-        np.testing.assert_allclose(got, reference(rewards, group_ids, scale_by_std), rtol=1e-9, atol=1e-12)
+            rewards[groups == groups[0]] = rng.choice([0.0, 1.0, 0.1 + 0.2])
+        lengths = rng.integers(1, 30, len(groups))
+        got = make_group_advantage(name, settings)(outcomes(rewards, groups, lengths))
+        expected = reference(name, rewards, groups, lengths, settings)
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_leftover_rows_of_another_group_do_not_explode():
-    # AReaL #1419: striding by a fixed group size left 3 rows, and a normalised reward of 1e5.
-    rewards = torch.tensor([1.0, 0, 1, 0, 0.7, 0.7, 0.7])
-    advantages = grpo(rewards, torch.tensor([0, 0, 0, 0, 9, 9, 9]), True)
-    assert advantages.tolist() == [1, -1, 1, -1, 0, 0, 0]
+rewards_and_groups = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(0, 3), st.integers(1, 9)),
+    min_size=1,
+    max_size=20,
+)
 
 
-@pytest.mark.parametrize("scale_by_std", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+@given(rows=rewards_and_groups, seed=st.integers(0, 99))
+def test_it_follows_a_permutation_and_the_names_of_groups_do_not_matter(name, rows, seed):
+    rewards, groups, lengths = (np.array(x) for x in zip(*rows, strict=True))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    advantage = make_group_advantage(name, {})
+    whole = advantage(outcomes(rewards, groups, lengths))
+    other = advantage(outcomes(rewards[order], -7 * groups[order], lengths[order]))
+    torch.testing.assert_close(other, whole[order], rtol=1e-9, atol=1e-9)
+
+
+SHIFT = {"grpo", "dr_grpo", "rloo", "opo", "reinforce_pp", "reinforce_pp_baseline"}
+SCALE = {
+    "grpo": 0,
+    "reinforce_pp": 0,
+    "reinforce_pp_baseline": 0,
+    "max_rl": 0,
+    "dr_grpo": 1,
+    "rloo": 1,
+    "opo": 1,
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCALE))
+@given(rows=rewards_and_groups, scale=st.sampled_from([0.5, 3.0, 100.0]), shift=st.integers(-9, 9))
+def test_scaling_and_shifting_the_rewards(name, rows, scale, shift):
+    """What divides by a deviation or a mean keeps its advantages, the others scale; a shift changes nothing
+    (but for max_rl, which is about rates)."""
+    rewards, groups, lengths = (np.array(x) for x in zip(*rows, strict=True))
+    advantage = make_group_advantage(name, {})
+    before = advantage(outcomes(rewards, groups, lengths))
+    moved = scale * rewards + (shift if name in SHIFT else 0)
+    after = advantage(outcomes(moved, groups, lengths))
+    torch.testing.assert_close(after, before * scale ** SCALE[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", WITHIN_GROUPS)
 @pytest.mark.parametrize(
     "rewards",
     [
@@ -47,34 +139,75 @@ def test_leftover_rows_of_another_group_do_not_explode():
         [float(np.float32(0.1)) + k * 1e-8 for k in range(4)],  # equal but for the last bit of a float32
         [1e6, 1e6 + 1e-4, 1e6, 1e6],
         [0.1 + 0.2 - 0.3, 0.0, 0.0, 0.0],
+        [0.0, 0.0],
         [5.0],
     ],
 )
-def test_a_constant_group_is_exactly_zero_even_with_float_noise(rewards, scale_by_std):
-    got = grpo(torch.tensor(rewards, dtype=torch.float64), torch.zeros(len(rewards)), scale_by_std)
-    assert got.tolist() == [0.0] * len(rewards)
+def test_a_constant_group_is_exactly_zero_even_with_float_noise(name, rewards):
+    assert make_group_advantage(name, {})(outcomes(rewards)).tolist() == [0.0] * len(rewards)
 
 
-@given(
-    st.lists(st.tuples(st.floats(-1e100, 1e100), st.integers(0, 4)), min_size=1, max_size=30),
-    st.integers(0, 2**32 - 1),
-)
-def test_finite_rewards_give_bounded_advantages_that_follow_a_permutation(rows, seed):
-    rewards = torch.tensor([r for r, _ in rows], dtype=torch.float64)
+def test_a_constant_batch_is_exactly_zero_when_it_is_whitened():
+    assert reinforce_pp(outcomes([0.1 + 0.2, 0.3, 0.1 * 3], [0, 1, 2])).tolist() == [0.0] * 3
+
+
+@given(st.lists(st.tuples(st.floats(-1e100, 1e100), st.integers(0, 4)), min_size=1, max_size=30))
+def test_finite_rewards_give_bounded_grpo_advantages(rows):
     group_ids = torch.tensor([g for _, g in rows])
-    advantages = grpo(rewards, group_ids)
+    advantages = grpo(outcomes([r for r, _ in rows], group_ids))
     sizes = torch.bincount(group_ids)[group_ids]
     assert (advantages.abs() <= (sizes - 1).sqrt() * (1 + 1e-6)).all()
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
-    torch.testing.assert_close(grpo(rewards[order], group_ids[order]), advantages[order])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(rewards=st.lists(st.floats(0, 1e100), min_size=1, max_size=10), groups=st.integers(1, 3))
+def test_finite_rewards_give_finite_advantages(name, rewards, groups):
+    settings = {"max_reward": 1e100} if name == "ngrpo" else {}
+    ids = np.arange(len(rewards)) % groups
+    assert torch.isfinite(make_group_advantage(name, settings)(outcomes(rewards, ids))).all()
+
+
+def test_leftover_rows_of_another_group_do_not_explode():
+    # AReaL #1419: striding by a fixed group size left 3 rows, and a normalised reward of 1e5.
+    advantages = grpo(outcomes([1.0, 0, 1, 0, 0.7, 0.7, 0.7], [0, 0, 0, 0, 9, 9, 9]))
+    assert advantages.tolist() == [1, -1, 1, -1, 0, 0, 0]
+
+
+def test_groups_that_all_failed_learn_with_ngrpo_and_nsr_only():
+    failed = outcomes([0.0, 0.0, 0.0], lengths=[1, 2, 3])
+    assert (ngrpo(failed) < 0).all()
+    assert (nsr(failed) == -1).all()
+    for name in WITHIN_GROUPS:
+        assert (make_group_advantage(name, {})(failed) == 0).all(), name
+    assert (ngrpo(outcomes([1.0, 1.0])) == 0).all()
+
+
+def test_a_hard_prompt_weighs_more_with_max_rl():
+    one_of_eight, six_of_eight = (max_rl(outcomes([1.0] * k + [0.0] * (8 - k))) for k in (1, 6))
+    assert one_of_eight[0] == pytest.approx(7.0)
+    assert six_of_eight[0] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_rewards_that_are_not_finite_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=r"trajectory 1 \(group 7\)"):
-        grpo(torch.tensor([0.0, bad]), torch.tensor([7, 7]))
+        outcomes([0.0, bad], [7, 7])
+
+
+def test_rewards_that_an_advantage_cannot_take_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"trajectory 1 \(group 7\) is -1.0; max_rl .* at least 0"):
+        max_rl(outcomes([0.0, -1.0], [7, 7]))
+    with pytest.raises(ValueError, match=r"trajectory 0 \(group 7\) is 2.0; ngrpo .* max_reward=1.0"):
+        ngrpo(outcomes([2.0, -1.0], [7, 7]))
 
 
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="group_ids"):
-        grpo(torch.zeros(3), torch.zeros(2))
+        Outcomes(torch.zeros(3), torch.zeros(2), torch.zeros(3))
+
+
+def test_the_dtype_of_the_rewards_is_kept():
+    for name in NAMES:
+        single = Outcomes(torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), torch.tensor([3, 4]))
+        assert make_group_advantage(name, {})(single).dtype == torch.float32, name
+    assert dr_grpo(single).tolist() == [-0.5, 0.5]

@@ -11,7 +11,7 @@ from batches import with_true_logprobs
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED
-from asyncrl.objective.advantages import grpo
+from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.packed import common_packing
@@ -57,7 +57,8 @@ def reference_step(
     """One update, sequence by sequence, from the formulas alone; loss and the token counts."""
     trajectories = [(g.group_id, t) for g in batch.groups for t in g.trajectories]
     rewards = torch.tensor([t.reward for _, t in trajectories], dtype=torch.float64)
-    advantages = grpo(rewards, torch.tensor([g for g, _ in trajectories]))
+    groups = torch.tensor([g for g, _ in trajectories])
+    advantages = grpo(Outcomes(rewards, groups, torch.ones_like(groups)))
     terms, entropies = [], []
     for (_, t), advantage in zip(trajectories, advantages.tolist(), strict=True):
         ids = torch.from_numpy(t.token_ids).long()
@@ -126,6 +127,41 @@ def test_invariant_5_the_weights_do_not_depend_on_budget_packing_attention_or_gr
     ]
     for options in variants:
         assert (train(**options) - expected).norm() < 1e-5 * expected.norm(), options
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"policy_loss": "gspo"},
+        {"policy_loss": "topr", "advantage": "opo"},
+        {"policy_loss": "m2po", "aggregation": "constant_length"},
+        {"policy_loss": "icepop", "aggregation": "sequence_mean", "advantage": "reinforce_pp"},
+    ],
+)
+def test_invariant_5_also_holds_for_objectives_of_whole_sequences_and_batches(
+    objective, make_step, random_batch, make_qwen3
+):
+    batch = with_true_logprobs(random_batch(0, groups=6), make_qwen3())
+
+    def train(**options):
+        model, step = make_step(lr=1e-3, eps=1e-4, mini_batches=2, objective=objective, **options)
+        step(batch)
+        return weights(model)
+
+    expected = train()
+    assert (expected - weights(make_qwen3())).norm() > 1e-4 * expected.norm()
+    for options in ({"micro_batch_tokens": 1}, {"micro_batch_tokens": 50, "sharing": False}):
+        assert (train(**options) - expected).norm() < 1e-5 * expected.norm(), options
+
+
+def test_m2po_leaves_tokens_of_the_whole_batch_out(make_step, random_batch, make_qwen3):
+    batch = with_true_logprobs(random_batch(0), make_qwen3(), noise=0.5)
+    metrics = {}
+    for limit in (0.0, 0.04, 1e9):
+        objective = {"policy_loss": "m2po", "max_second_moment": limit}
+        _, step = make_step(objective=objective, micro_batch_tokens=40)
+        metrics[limit] = step(batch)["clip_frac"]
+    assert metrics[1e9] == 0 < metrics[0.04] < metrics[0.0]
 
 
 def test_the_same_batches_give_bit_identical_weights(make_step, random_batch):

@@ -1,0 +1,79 @@
+"""Which objectives, advantages and so on there are, by the names that the config gives them.
+
+Only names: this imports no torch, so that a config is judged without it. The functions' docstrings have the
+formulas and the sources; `docs/objectives.md` shows them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_HERE = "asyncrl.objective"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A function of this package that a config can name."""
+
+    function: str
+    """Where it is, `module:function`."""
+    settings: tuple[str, ...] = ()
+    """Its keyword-only settings, of the section `objective`; their defaults are in its signature."""
+    aggregation: str = "token_mean"
+    """Policy losses: how the tokens' losses become one number, unless the config says otherwise."""
+    batch_mask: str | None = None
+    """Policy losses: the function that decides over the whole batch which tokens are kept, `module:function`.
+    Its settings are among `settings`."""
+
+
+_CLIP = ("clip_eps_low", "clip_eps_high")
+
+POLICY_LOSSES: Mapping[str, Entry] = {
+    "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip")),
+    "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", (*_CLIP, "dual_clip", "behavior_cap")),
+    "tis": Entry(f"{_HERE}.ppo:tis", (*_CLIP, "dual_clip", "behavior_cap")),
+    "icepop": Entry(f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high")),
+    "gspo": Entry(f"{_HERE}.ppo:gspo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
+    "sapo": Entry(
+        f"{_HERE}.trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"
+    ),
+    "m2po": Entry(
+        f"{_HERE}.trust_region:m2po", ("max_second_moment",), batch_mask=f"{_HERE}.trust_region:m2po_mask"
+    ),
+    "dppo": Entry(f"{_HERE}.trust_region:dppo", ("prob_delta", "ratio_high")),
+    "cispo": Entry(f"{_HERE}.weighted:cispo", ("ratio_low", "ratio_high")),
+    "topr": Entry(f"{_HERE}.weighted:topr", ("ratio_low", "ratio_high")),
+    "reinforce": Entry(f"{_HERE}.weighted:reinforce"),
+}
+"""Functions of `policy.PolicyTokens`."""
+
+GROUP_ADVANTAGES: Mapping[str, Entry] = {
+    "grpo": Entry(f"{_HERE}.advantages:grpo"),
+    "dr_grpo": Entry(f"{_HERE}.advantages:dr_grpo"),
+    "rloo": Entry(f"{_HERE}.advantages:rloo"),
+    "opo": Entry(f"{_HERE}.advantages:opo"),
+    "max_rl": Entry(f"{_HERE}.advantages:max_rl"),
+    "ngrpo": Entry(f"{_HERE}.advantages:ngrpo", ("max_reward",)),
+    "nsr": Entry(f"{_HERE}.advantages:nsr", ("success_above", "positive_weight")),
+    "reinforce_pp": Entry(f"{_HERE}.advantages:reinforce_pp"),
+    "reinforce_pp_baseline": Entry(f"{_HERE}.advantages:reinforce_pp_baseline"),
+}
+"""Functions of `advantages.Outcomes`: one advantage for each trajectory."""
+
+TOKEN_ADVANTAGES: Mapping[str, Entry] = {
+    "gae": Entry(f"{_HERE}.gae:gae", ("gamma", "lam")),
+    "vtrace": Entry(f"{_HERE}.gae:vtrace", ("gamma", "lam", "rho_bar", "c_bar")),
+}
+"""One advantage for each token, from a critic's values."""
+
+COMPARE_WITHIN_GROUPS = frozenset({"grpo", "dr_grpo", "rloo", "opo", "max_rl", "reinforce_pp_baseline"})
+"""Advantages that are 0 for a group of one."""
+
+AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
+"""See `normalise`."""
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` is a user's own function, `package.module:function` or `path/file.py:function`."""
+    return ":" in name

@@ -1,0 +1,158 @@
+"""Objectives with PPO's clip: naive, decoupled with each kind of correction, and by sequence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from asyncrl.objective.policy import (
+    MAX_LOG_RATIO,
+    PolicyTerms,
+    PolicyTokens,
+    r_ratio,
+    score,
+    sequence_log_ratio,
+    u_ratio,
+    w_ratio,
+)
+
+
+def clipped_surrogate(
+    ratios: Tensor, advantages: Tensor, clip_eps_low: float, clip_eps_high: float, dual_clip: float
+) -> tuple[Tensor, Tensor]:
+    """min(ratio·A, clip(ratio, 1 - clip_eps_low, 1 + clip_eps_high)·A) [N], and for A < 0 at least
+    dual_clip·A; which tokens were clipped [N], and so have no gradient."""
+    bounded = ratios.clamp(1 - clip_eps_low, 1 + clip_eps_high)
+    clipped = bounded * advantages < ratios * advantages
+    surrogate = torch.where(clipped, bounded, ratios) * advantages
+    lowest = dual_clip * advantages
+    too_low = (advantages < 0) & (surrogate < lowest)
+    return torch.where(too_low, lowest, surrogate), clipped | too_low
+
+
+def ppo(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float = math.inf,
+) -> PolicyTerms:
+    """PPO with the behaviour policy as the centre of the clip, as if the data were fresh.
+
+        loss = -min(r·A, clip(r, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    Stale tokens lie outside the clip from the start: half of them lose their gradient. The baseline that
+    shows what staleness costs. `dual_clip` bounds the loss of tokens with A < 0 by dual_clip·|A|.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347); dual clip: Ye et al. 2020 (arXiv 1912.09729).
+    """
+    advantages = tokens.known_advantages
+    surrogate, clipped = clipped_surrogate(
+        r_ratio(tokens), advantages, clip_eps_low, clip_eps_high, dual_clip
+    )
+    return PolicyTerms(-surrogate, clipped)
+
+
+def decoupled_ppo(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float = math.inf,
+    behavior_cap: float = 2.0,
+) -> PolicyTerms:
+    """Decoupled PPO: the clip is centred on the proximal policy, the sampling corrected to the behaviour
+    policy.
+
+        loss = -sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    The correction w is always applied; `behavior_cap` truncates it, infinity leaves it whole. `dual_clip`
+    as in `ppo`, on u.
+
+    Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), and Fu et al. 2025 (AReaL, arXiv 2505.24298);
+    separate clip bounds: Yu et al. 2025 (DAPO, arXiv 2503.14476).
+    """
+    surrogate, clipped = clipped_surrogate(
+        u_ratio(tokens), tokens.known_advantages, clip_eps_low, clip_eps_high, dual_clip
+    )
+    return PolicyTerms(-w_ratio(tokens).clamp(max=behavior_cap) * surrogate, clipped)
+
+
+def tis(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float = math.inf,
+    behavior_cap: float = 2.0,
+) -> PolicyTerms:
+    """Truncated importance sampling: PPO's term, weighted by the truncated ratio of trainer to sampler.
+
+        loss = -sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    The same formula as `decoupled_ppo`, under the name by which it is known for the mismatch of engine and
+    trainer.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training";
+    truncation: Espeholt et al. 2018 (arXiv 1802.01561).
+    """
+    return decoupled_ppo(
+        tokens,
+        clip_eps_low=clip_eps_low,
+        clip_eps_high=clip_eps_high,
+        dual_clip=dual_clip,
+        behavior_cap=behavior_cap,
+    )
+
+
+def icepop(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float = math.inf,
+    ratio_low: float = 0.5,
+    ratio_high: float = 2.0,
+) -> PolicyTerms:
+    """IcePop, masked importance sampling: tokens on which trainer and sampler disagree too much are left out.
+
+        loss = -sg(w if ratio_low <= w <= ratio_high else 0)
+               · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    Tokens left out stay in the denominator of the mean.
+
+    Source: Ling Team 2025, "Every step evolves" (arXiv 2510.18855).
+    """
+    w = w_ratio(tokens)
+    outside = (w < ratio_low) | (w > ratio_high)
+    surrogate, clipped = clipped_surrogate(
+        u_ratio(tokens), tokens.known_advantages, clip_eps_low, clip_eps_high, dual_clip
+    )
+    return PolicyTerms(-torch.where(outside, 0.0, w) * surrogate, clipped | outside)
+
+
+def gspo(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 3e-4,
+    clip_eps_high: float = 4e-4,
+    behavior_cap: float = 2.0,
+) -> PolicyTerms:
+    """GSPO: the clip acts on whole sequences, by the geometric mean of their tokens' ratios.
+
+        s = exp(mean over the sequence of log u)
+        loss = -sg(min(w, behavior_cap)) · min(s·A, clip(s, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    In the form of its equation 14 (GSPO-token), in which the gradient of s at a token is
+    s·grad log pi_theta: the same gradient under `sequence_mean` when a sequence has one advantage. The paper
+    is on policy up to its mini-batches; w corrects for what is older. With `objective.proximal: behavior`
+    w is 1 and this is the paper's formula.
+
+    Source: Zheng et al. 2025 (arXiv 2507.18071).
+    """
+    log_s = sequence_log_ratio(tokens.logprobs, tokens.prox_logprobs, tokens, mean=True)
+    s = log_s.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().to(tokens.logprobs.dtype) * score(tokens)
+    surrogate, clipped = clipped_surrogate(s, tokens.known_advantages, clip_eps_low, clip_eps_high, math.inf)
+    return PolicyTerms(-w_ratio(tokens).clamp(max=behavior_cap) * surrogate, clipped)

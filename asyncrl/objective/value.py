@@ -1,0 +1,91 @@
+"""The critic's loss, and how much of the returns it explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ValueTerms(NamedTuple):
+    """loss: float[N], 0 where masked. clipped: bool[N], the tokens whose gradient the clip cut to 0."""
+
+    loss: Tensor
+    clipped: Tensor
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor, *, value_clip: float = 0.5
+) -> ValueTerms:
+    """Squared error of the critic, clipped as PPO's implementations clip it. All arguments are [N].
+
+        bounded = old + clip(V - old, -value_clip, value_clip)
+        loss = max((V - target)², (bounded - target)²) / 2
+
+    So a value gains nothing from moving further than `value_clip` from what it was (`old_values`) when the
+    targets were computed; infinity turns that off. Where masked, the arguments may be anything.
+
+    Source: Dhariwal et al. 2017 (OpenAI Baselines); whether it helps: Engstrom et al. 2020
+    (arXiv 2005.12729).
+    """
+    values = torch.where(mask, values, 0.0)
+    old, targets = (torch.where(mask, x.detach(), 0.0) for x in (old_values, targets))
+    bounded = old + (values - old).clamp(-value_clip, value_clip)
+    error, bounded_error = (values - targets).square(), (bounded - targets).square()
+    clipped = ((values - old).abs() > value_clip) & (bounded_error > error)
+    return ValueTerms(torch.where(clipped, bounded_error, error) / 2, clipped)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueStats:
+    """Sums over tokens, of the parts of a batch or of the whole."""
+
+    tokens: int = 0
+    sum_target: float = 0.0
+    sum_target2: float = 0.0
+    sum_error: float = 0.0
+    sum_error2: float = 0.0
+    clipped: int = 0
+
+    def __add__(self, other: ValueStats) -> ValueStats:
+        return ValueStats.from_tensor(self.to_tensor() + other.to_tensor())
+
+    def to_tensor(self) -> Tensor:
+        """float64[6]; those of the parts add up to that of the whole."""
+        sums = (self.sum_target, self.sum_target2, self.sum_error, self.sum_error2)
+        return torch.tensor([self.tokens, *sums, self.clipped], dtype=torch.float64)
+
+    @staticmethod
+    def from_tensor(sums: Tensor) -> ValueStats:
+        tokens, target, target2, error, error2, clipped = sums.tolist()
+        return ValueStats(int(tokens), target, target2, error, error2, int(clipped))
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - Var(target - V) / Var(target): 1 for a perfect critic, 0 for a constant one; 0 when the targets
+        are all equal."""
+        if not self.tokens:
+            return 0.0
+        mean, error = self.sum_target / self.tokens, self.sum_error / self.tokens
+        variance = self.sum_target2 / self.tokens - mean**2
+        unexplained = self.sum_error2 / self.tokens - error**2
+        return 1 - unexplained / variance if variance > 1e-12 * max(1.0, mean**2) else 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean of (V - target)² / 2, without the clip."""
+        return self.sum_error2 / self.tokens / 2 if self.tokens else 0.0
+
+    @property
+    def clip_frac(self) -> float:
+        return self.clipped / self.tokens if self.tokens else 0.0
+
+
+def value_stats(values: Tensor, targets: Tensor, clipped: Tensor, mask: Tensor) -> ValueStats:
+    """The sums over the tokens where `mask` (bool[N]) is set. values, targets: float[N]; clipped: bool[N]."""
+    target = targets.detach()[mask].double()
+    error = target - values.detach()[mask].double()
+    sums = (target.sum(), target.square().sum(), error.sum(), error.square().sum())
+    return ValueStats.from_tensor(torch.stack([mask.sum(), *sums, (clipped & mask).sum()]).double())

@@ -1,0 +1,57 @@
+"""Objectives with the gradient of c·A·log pi_theta: the advantage of each token, weighted by a ratio that
+carries no gradient. Nothing is clipped away: every token keeps a gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from asyncrl.objective.policy import (
+    MAX_LOG_RATIO,
+    PolicyTerms,
+    PolicyTokens,
+    r_ratio,
+    score,
+    sequence_log_ratio,
+)
+
+
+def reinforce(tokens: PolicyTokens) -> PolicyTerms:
+    """REINFORCE without any correction, as if the data were fresh.
+
+        gradient of -A·log pi_theta
+
+    Source: Williams 1992; for language models, Ahmadian et al. 2024 (arXiv 2402.14740).
+    """
+    return PolicyTerms(-tokens.known_advantages * score(tokens), torch.zeros_like(tokens.mask))
+
+
+def cispo(tokens: PolicyTokens, *, ratio_low: float = 0.0, ratio_high: float = 5.0) -> PolicyTerms:
+    """CISPO: the importance ratio is clipped, the gradient is not.
+
+        gradient of -sg(clip(r, ratio_low, ratio_high))·A·log pi_theta
+
+    The paper tunes the upper bound only; 5 is within the range that Khatri et al. 2025 (ScaleRL, arXiv
+    2510.13786) found not to matter.
+
+    Source: MiniMax 2025 (arXiv 2506.13585).
+    """
+    weight = r_ratio(tokens).detach().clamp(ratio_low, ratio_high)
+    return PolicyTerms(-weight * tokens.known_advantages * score(tokens), torch.zeros_like(tokens.mask))
+
+
+def topr(tokens: PolicyTokens, *, ratio_low: float = 0.0, ratio_high: float = 1.0) -> PolicyTerms:
+    """TOPR: good responses are learnt from as they are, bad ones as far as the policy still gives them.
+
+        R = product of r over the sequence
+        gradient of -c·A·log pi_theta,   c = 1 where A > 0, sg(clip(R, ratio_low, ratio_high)) elsewhere
+
+    R is the trajectory's ratio, as in the paper, so that a response that the policy has left loses its
+    weight as a whole.
+
+    Source: Le Roux et al. 2025 (arXiv 2503.14286).
+    """
+    advantages = tokens.known_advantages
+    log_ratio = sequence_log_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, mean=False)
+    tapered = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(ratio_low, ratio_high)
+    weight = torch.where(advantages > 0, 1.0, tapered.to(advantages.dtype))
+    return PolicyTerms(-weight * advantages * score(tokens), torch.zeros_like(tokens.mask))

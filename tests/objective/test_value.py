@@ -1,0 +1,95 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.objective.value import ValueStats, value_loss, value_stats
+
+
+def random_values(seed, n=80):
+    rng = np.random.default_rng(seed)
+    old = rng.normal(size=n)
+    arrays = (old + rng.normal(0, 0.7, n), old, rng.normal(size=n), rng.random(n) < 0.7)
+    values, old, targets, mask = map(torch.from_numpy, arrays)
+    return values.requires_grad_(), old, targets, mask
+
+
+def reference(values, old, targets, mask, clip):
+    out = []
+    for v, o, y, m in zip(*(x.tolist() for x in (values, old, targets, mask)), strict=True):
+        bounded = o + min(max(v - o, -clip), clip)
+        cut = (bounded - y) ** 2 > (v - y) ** 2 and bounded != v
+        loss = max((v - y) ** 2, (bounded - y) ** 2) / 2
+        out.append((loss, 0.0 if cut else v - y, cut) if m else (0.0, 0.0, False))
+    return [np.array(column) for column in zip(*out, strict=True)]
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.1, math.inf])
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_its_formula_in_value_and_gradient(clip, seed):
+    values, old, targets, mask = random_values(seed)
+    terms = value_loss(values, old, targets, mask, value_clip=clip)
+    terms.loss.sum().backward()
+    loss, gradient, clipped = reference(values, old, targets, mask, clip)
+    np.testing.assert_allclose(terms.loss.detach(), loss, rtol=1e-12)
+    np.testing.assert_allclose(values.grad, gradient, rtol=1e-12)
+    assert terms.clipped.tolist() == clipped.tolist()
+    assert terms.clipped.any() == (clip < math.inf)
+
+
+def test_values_that_have_not_moved_are_not_clipped():
+    values, _, targets, mask = random_values(0)
+    assert not value_loss(values, values, targets, mask).clipped.any()
+
+
+@pytest.mark.parametrize("placeholder", [float("nan"), float("inf")])
+def test_masked_tokens_have_exactly_no_part_whatever_they_hold(placeholder):
+    values, old, targets, mask = random_values(1)
+    with torch.no_grad():
+        for x in (values, old, targets):
+            x[~mask] = placeholder
+    loss = value_loss(values, old, targets, mask).loss
+    loss.sum().backward()
+    assert (loss[~mask] == 0).all()
+    assert (values.grad[~mask] == 0).all()
+    assert torch.isfinite(values.grad).all()
+
+
+moderate = st.floats(-(2.0**50), 2.0**50, width=32)
+
+
+@given(st.lists(st.tuples(moderate, moderate, moderate), min_size=1, max_size=8))
+def test_no_finite_input_gives_a_non_finite_loss_or_gradient(rows):
+    values, old, targets = (torch.tensor(x, dtype=torch.float32) for x in zip(*rows, strict=True))
+    values.requires_grad_()
+    loss = value_loss(values, old, targets, torch.ones(len(rows)) > 0).loss
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(values.grad).all()
+
+
+@given(st.lists(st.integers(1, 79), max_size=4))
+def test_explained_variance_of_merged_parts_is_that_of_the_whole(cuts):
+    values, old, targets, mask = random_values(2)
+    targets = targets + 3
+    clipped = value_loss(values, old, targets, mask).clipped
+    stats = ValueStats()
+    for a, b in itertools.pairwise(sorted({0, *cuts, 80})):
+        part = value_stats(values[a:b], targets[a:b], clipped[a:b], mask[a:b])
+        stats = stats + ValueStats.from_tensor(part.to_tensor())
+    y, v = targets[mask].numpy(), values.detach()[mask].numpy()
+    assert stats.explained_variance == pytest.approx(1 - np.var(y - v) / np.var(y))
+    assert stats.loss == pytest.approx(np.mean((y - v) ** 2) / 2)
+    assert stats.clip_frac == pytest.approx(clipped[mask].double().mean().item())
+
+
+def test_explained_variance_at_its_ends():
+    y, mask, none = torch.randn(50, dtype=torch.float64), torch.ones(50) > 0, torch.zeros(50) > 0
+    assert value_stats(y, y, none, mask).explained_variance == pytest.approx(1)
+    assert value_stats(torch.zeros(50), y, none, mask).explained_variance == pytest.approx(0)
+    assert value_stats(y, torch.ones(50), none, mask).explained_variance == 0
+    assert ValueStats().explained_variance == 0
