@@ -22,6 +22,7 @@ from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
     POLICY_LOSSES,
+    TOKEN_ADVANTAGES,
     is_own,
 )
 
@@ -217,7 +218,7 @@ class StalenessConfig(Section):
 class ObjectiveConfig(Section):
     """What null means everywhere here: the objective's own default, which its signature declares."""
 
-    advantage: Annotated[str, _named(GROUP_ADVANTAGES)] = "grpo"
+    advantage: Annotated[str, _named((*GROUP_ADVANTAGES, *TOKEN_ADVANTAGES))] = "grpo"
     """Advantage estimator (docs/objectives.md), or your own: `package.module:function` or
     `path/file.py:function`."""
     policy_loss: Annotated[str, _named(POLICY_LOSSES)] = "decoupled_ppo"
@@ -256,6 +257,16 @@ class ObjectiveConfig(Section):
     """`nsr`: a response with a greater reward than this succeeded."""
     positive_weight: float | None = Field(None, ge=0)
     """`nsr`: advantage of a success; that of a failure is -1."""
+    gamma: float | None = Field(None, gt=0, le=1)
+    """`gae`, `vtrace`: discount of a token's later rewards."""
+    lam: float | None = Field(None, ge=0, le=1)
+    """`gae`, `vtrace`: how far ahead rewards are taken as they came (1), rather than from the critic (0)."""
+    rho_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """`vtrace`: upper bound of a token's importance ratio in its own error; .inf leaves it whole."""
+    c_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """`vtrace`: upper bound of the ratio by which later errors reach a token."""
+    whiten: bool = False
+    """Advantages of tokens (`gae`, `vtrace`) less their mean, over their deviation, in each batch."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     filter_constant_groups: bool = False
@@ -265,7 +276,7 @@ class ObjectiveConfig(Section):
         """What is set, other than by default, of the settings of the policy loss or advantage `name`."""
         if is_own(name):
             return self.settings
-        entry = {**POLICY_LOSSES, **GROUP_ADVANTAGES}[name]
+        entry = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}[name]
         return {key: value for key in entry.settings if (value := getattr(self, key)) is not None}
 
 
@@ -414,6 +425,7 @@ def _impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
+    yield from _impossible_critic(c)
     yield from _impossible_rewards(c.reward)
     yield from _impossible_backends(c)
     yield from _impossible_ranks(c)
@@ -452,14 +464,34 @@ def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
         )
 
 
+def _impossible_critic(c: Config) -> Iterator[str]:
+    advantage, needed = c.objective.advantage, ", ".join(TOKEN_ADVANTAGES)
+    if advantage in TOKEN_ADVANTAGES and c.critic is None:
+        yield (
+            f"objective.advantage={advantage} takes its values from a critic, and there is none; add a "
+            "section `critic:` (it may be empty: `critic: {}`), or use objective.advantage=grpo"
+        )
+    if c.critic is not None and advantage not in TOKEN_ADVANTAGES:
+        yield (
+            f"critic: objective.advantage={advantage} asks no critic; leave the section out, or use "
+            f"objective.advantage={needed.replace(', ', ' or ')}"
+        )
+    if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
+        yield f"objective.whiten is for {needed}, and objective.advantage={advantage}; leave it out"
+    for key, section in (("critic", c.critic), ("reference", c.reference)):
+        if section is not None and c.trainer.backend == "paced":
+            yield f"{key}: trainer.backend=paced computes nothing; leave the section out"
+
+
 def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
     """Settings that neither the policy loss nor the advantage has."""
+    advantages = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
     chosen = {
         f"objective.policy_loss={objective.policy_loss}": POLICY_LOSSES.get(objective.policy_loss),
-        f"objective.advantage={objective.advantage}": GROUP_ADVANTAGES.get(objective.advantage),
+        f"objective.advantage={objective.advantage}": advantages.get(objective.advantage),
     }
     has = {name: entry.settings if entry else ("settings",) for name, entry in chosen.items()}
-    entries = {**POLICY_LOSSES, **GROUP_ADVANTAGES}
+    entries = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
     for key in dict.fromkeys(key for entry in entries.values() for key in entry.settings):
         value = getattr(objective, key)
         if value is None or any(key in settings for settings in has.values()):

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from asyncrl.errors import ConfigError
 from asyncrl.objective.advantages import Outcomes
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, Entry, is_own
+from asyncrl.objective.catalogue import (
+    GROUP_ADVANTAGES,
+    POLICY_LOSSES,
+    TOKEN_ADVANTAGES,
+    Entry,
+    is_own,
+)
 from asyncrl.objective.policy import PolicyTerms, PolicyTokens
 from asyncrl.resolve import resolve
 
@@ -44,6 +50,13 @@ def make_group_advantage(name: str, settings: Mapping[str, object]) -> Callable[
     """The advantage `name` of whole trajectories; else as `make_policy_objective`."""
     entry = _entry(name, GROUP_ADVANTAGES, "objective.advantage")
     return _bind(entry.function, settings, "objective.advantage")
+
+
+def make_token_advantage(name: str, settings: Mapping[str, object]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The advantage `name` of tokens, from a critic's values (`asyncrl.objective.gae`)."""
+    return _bind(
+        _entry(name, TOKEN_ADVANTAGES, "objective.advantage").function, settings, "objective.advantage"
+    )
 
 
 def declared_settings(function: Callable[..., Any]) -> dict[str, bool]:

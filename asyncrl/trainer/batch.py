@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED, Batch, Group, Trajectory
@@ -52,6 +54,10 @@ class FlatBatch:
     @property
     def trained_tokens(self) -> int:
         return int(self.loss_mask.sum())
+
+    def sequence_index(self) -> Tensor:
+        """int64[T]: the sequence that each token belongs to."""
+        return torch.from_numpy(np.repeat(np.arange(self.sequences), np.diff(self.offsets)))
 
     def trained_lengths(self) -> NDArray[np.int64]:
         """int64[S]: tokens of each sequence that a forward pass needs, which is up to the one before its

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asyncrl.objective.normalise import Totals
 from asyncrl.trainer.batch import FlatBatch, count_trained
 from asyncrl.trainer.packing import Layout, MicroBatch, assemble, empty, pack, row_capacity
 from asyncrl.trainer.prefix import shared_units, single_units
@@ -37,13 +38,15 @@ class MiniBatch:
     """What one optimizer update sees: this rank's micro-batches, and counts over all ranks."""
 
     micros: list[MicroBatch]
-    trained_tokens: int
-    trained_sequences: int
+    totals: Totals
 
 
-def mini_batch(flat: FlatBatch, sequences: NDArray[np.int64], packing: Packing, ranks: Ranks) -> MiniBatch:
-    """This rank's share of `sequences` (int64, indices into the batch). Every rank gets the same number of
-    micro-batches, since all must take part in every forward and backward pass."""
+def mini_batch(
+    flat: FlatBatch, sequences: NDArray[np.int64], packing: Packing, ranks: Ranks, max_length: int
+) -> MiniBatch:
+    """This rank's share of `sequences` (int64, indices into the batch). `max_length`: as in `Totals`. Every
+    rank gets the same number of micro-batches, since all must take part in every forward and backward
+    pass."""
     needed = flat.trained_lengths()
     lengths = np.zeros(flat.sequences, dtype=np.int64)
     lengths[sequences] = needed[sequences]
@@ -57,11 +60,8 @@ def mini_batch(flat: FlatBatch, sequences: NDArray[np.int64], packing: Packing, 
     mine = [assemble(flat, lengths, units, layouts[i]) for i in dealt[ranks.rank]]
     most = max(map(len, dealt))
     mine += [empty() for _ in range(most - len(mine))]
-    return MiniBatch(
-        [micro.to(packing.device) for micro in mine],
-        count_trained(flat, sequences),
-        int((lengths > 0).sum()),
-    )
+    totals = Totals(count_trained(flat, sequences), int((lengths > 0).sum()), max_length)
+    return MiniBatch([micro.to(packing.device) for micro in mine], totals)
 
 
 def cost(layout: Layout, hidden_size: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,51 +12,77 @@ from torch import Tensor
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
-from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.diagnostics import Diagnostics
-from asyncrl.objective.make import make_group_advantage, make_policy_objective
-from asyncrl.objective.normalise import Totals, aggregate
+from asyncrl.objective.make import make_policy_objective
+from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.trainer.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
+from asyncrl.trainer.credit import Assigned, Credit, Evidence
+from asyncrl.trainer.critic_step import CriticStep
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.shares import MiniBatch, Packing, mini_batch
 
 
 @dataclass(frozen=True, slots=True)
-class TokenTensors:
-    """What the loss reads of a `FlatBatch`, on the policy's device: [T] each, at the token's own index.
-
-    prox_logprobs: float32; None while the policy still is the proximal policy (a step's only update).
-    kept: bool; None when the objective leaves no token of the batch out.
-    """
+class Tokens:
+    """The batch's T tokens on the policy's device, [T] each: int64, but `trained` (bool) and
+    `behavior_logprobs` (float32)."""
 
     ids: Tensor
     ages: Tensor
     sequences: Tensor
-    behavior_logprobs: Tensor
-    advantages: Tensor
     trained: Tensor
+    behavior_logprobs: Tensor
+
+    @classmethod
+    def of(cls, flat: FlatBatch, device: torch.device) -> Self:
+        arrays = (flat.token_ids, flat.ages, flat.sequence_index().numpy(), flat.loss_mask)
+        ids, ages, sequences, trained = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(ids, ages, sequences, trained, torch.from_numpy(flat.behavior_logprobs).to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What the batch's tokens are to teach: float32[T] each.
+
+    prox_logprobs: None while the policy itself is the proximal policy (a step's only update). kept: bool[T];
+    None when the objective leaves no token of the batch out. reference_logprobs: None without a KL in the
+    loss.
+    """
+
+    advantages: Tensor
     prox_logprobs: Tensor | None = None
     kept: Tensor | None = None
+    reference_logprobs: Tensor | None = None
 
 
 class TrainStep:
-    """Runs training steps on a policy, by the config's objective and batch sizes."""
+    """Runs training steps on a policy, and on a critic where there is one, by the config's objective and
+    batch sizes."""
 
-    def __init__(self, policy: Learner, packing: Packing, config: Config, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        policy: Learner,
+        packing: Packing,
+        config: Config,
+        ranks: Ranks | None = None,
+        *,
+        critic: Learner | None = None,
+        reference: Reference | None = None,
+    ) -> None:
         self._policy = policy
         self._packing = packing
         self._ranks = ranks or OneRank()
-        self._trainer = config.trainer
-        self._objective = config.objective
-        self._max_staleness = config.staleness.max_staleness
-        self._total_steps = config.run.steps
-        self._max_length = config.rollout.max_new_tokens
+        self._critic = None if critic is None else CriticStep(critic, config, self._ranks)
+        self._reference = reference
+        self._config = config
         chosen = config.objective
-        self._advantage = make_group_advantage(chosen.advantage, chosen.settings_of(chosen.advantage))
+        self._credit = Credit(config)
         objective = make_policy_objective(chosen.policy_loss, chosen.settings_of(chosen.policy_loss))
         self._policy_loss, self._batch_mask = objective.loss, objective.batch_mask
         self._aggregation = chosen.aggregation or objective.aggregation
@@ -66,23 +93,60 @@ class TrainStep:
         return dict(batch_metrics(batch, flat)) | self.train(flat, batch.step, total_steps)
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
-        """Advantages, proximal logprobs, then one optimizer update a mini-batch. Every rank gives the whole
-        batch; returns the metrics of the whole batch, the same on all ranks."""
-        check_staleness(flat, self._max_staleness)
-        advantages = self._advantage(_outcomes(flat))
-        tokens = _token_tensors(flat, advantages, self._packing.device)
-        parts = [part for part in split_groups(flat, self._trainer.mini_batches) if count_trained(flat, part)]
-        minis = [mini_batch(flat, part, self._packing, self._ranks) for part in parts]
-        if len(minis) > 1 or self._batch_mask is not None:
-            tokens = replace(tokens, prox_logprobs=self._logprobs(minis, tokens))
-        if self._batch_mask is not None and tokens.prox_logprobs is not None:
-            log_ratio = tokens.prox_logprobs - tokens.behavior_logprobs
-            tokens = replace(tokens, kept=self._batch_mask(log_ratio, tokens.advantages, tokens.trained))
-        lr = self._learning_rate(step, total_steps or self._total_steps)
+        """Advantages and proximal logprobs, then one optimizer update a mini-batch. Every rank gives the
+        whole batch; returns the metrics of the whole batch, the same on all ranks."""
+        trainer, total_steps = self._config.trainer, total_steps or self._config.run.steps
+        check_staleness(flat, self._config.staleness.max_staleness)
+        tokens = Tokens.of(flat, self._packing.device)
+        parts = [part for part in split_groups(flat, trainer.mini_batches) if count_trained(flat, part)]
+        max_length = self._config.rollout.max_new_tokens
+        minis = [mini_batch(flat, part, self._packing, self._ranks, max_length) for part in parts]
+        if not minis:  # all that was sampled is too old
+            return self._train_policy(
+                [], tokens, Lessons(torch.zeros_like(tokens.behavior_logprobs)), 0.0, step
+            )
+        lessons, assigned, evidence = self._prepare(flat, minis, tokens)
+        metrics = _credit_metrics(flat, assigned)
+        lr = self._learning_rate(trainer.lr, step, total_steps)
+        if self._critic is not None:
+            assert self._config.critic is not None
+            if step < self._config.critic.warmup_steps:
+                lr = 0.0
+            critic_lr = self._learning_rate(self._config.critic.lr, step, total_steps)
+            metrics |= self._critic.train(minis, evidence.values, assigned.targets, critic_lr, step)
+        return metrics | self._train_policy(minis, tokens, lessons, lr, step)
+
+    def _prepare(
+        self, flat: FlatBatch, minis: Sequence[MiniBatch], tokens: Tokens
+    ) -> tuple[Lessons, Assigned, Evidence]:
+        """What is computed of the whole batch before any update."""
+        chosen, size = self._config.reference, len(tokens.ids)
+        reference = None if self._reference is None else self._reference.logprobs(minis, tokens.ids)
+        prox = log_ratio = token_rewards = None
+        penalised = chosen is not None and chosen.where == "reward"
+        if len(minis) > 1 or self._batch_mask is not None or self._credit.needs_ratios or penalised:
+            prox = over_tokens(
+                minis, size, self._ranks, lambda micro: self._policy(micro, tokens.ids[micro.token_index])[0]
+            )
+            log_ratio = torch.where(tokens.trained, prox - tokens.behavior_logprobs, 0.0)
+        if penalised:
+            token_rewards = -chosen.kl_coef * (prox - reference)
+        values = self._critic.values(minis, size) if self._critic is not None else None
+        evidence = Evidence(values, log_ratio, token_rewards)
+        assigned = self._credit.assign(flat, evidence, self._packing.device)
+        kept = None
+        if self._batch_mask is not None:
+            kept = self._batch_mask(log_ratio, assigned.advantages, tokens.trained)
+        in_loss = None if penalised else reference
+        return Lessons(assigned.advantages, prox, kept, in_loss), assigned, evidence
+
+    def _train_policy(
+        self, minis: Sequence[MiniBatch], tokens: Tokens, lessons: Lessons, lr: float, step: int
+    ) -> dict[str, float]:
         diagnostics = Diagnostics()
         losses, updates = [], []
         for mini in minis:
-            losses.append(self._accumulate_gradient(mini, tokens, diagnostics))
+            losses.append(self._accumulate_gradient(mini, tokens, lessons, diagnostics))
             updates.append(self._policy.update(lr, step))
         return {
             **dict(diagnostics.metrics()),
@@ -90,84 +154,67 @@ class TrainStep:
             "grad_norm": _mean([update.grad_norm for update in updates]),
             "skipped_updates": float(sum(not update.applied for update in updates)),
             "lr": lr,
-            "adv/zero_groups_frac": _zero_groups(flat, advantages),
         }
 
-    @torch.no_grad()
-    def _logprobs(self, minis: Sequence[MiniBatch], tokens: TokenTensors) -> Tensor:
-        """float32[T]: of all trained tokens under the policy as it is, 0 elsewhere. In the training pass's
-        own packing, so that the first update's ratios are exactly 1."""
-        logprobs = torch.zeros_like(tokens.behavior_logprobs)
-        for mini in minis:
-            for micro in mini.micros:
-                at = micro.token_index
-                logprobs[at] = self._policy(micro, tokens.ids[at])[0]
-        return self._ranks.sum(logprobs)
-
-    def _accumulate_gradient(self, mini: MiniBatch, tokens: TokenTensors, diagnostics: Diagnostics) -> float:
+    def _accumulate_gradient(
+        self, mini: MiniBatch, tokens: Tokens, lessons: Lessons, diagnostics: Diagnostics
+    ) -> float:
         """Add the gradient of the mini-batch's loss to the parameters, micro-batch by micro-batch; this
         rank's share of the loss."""
         loss = 0.0
-        totals = Totals(mini.trained_tokens, mini.trained_sequences, self._max_length)
         for micro in mini.micros:
             at = micro.token_index
             logprobs, entropy = self._policy(micro, tokens.ids[at])
             seen = PolicyTokens(
                 logprobs=logprobs,
-                prox_logprobs=logprobs.detach() if tokens.prox_logprobs is None else tokens.prox_logprobs[at],
+                prox_logprobs=logprobs.detach()
+                if lessons.prox_logprobs is None
+                else lessons.prox_logprobs[at],
                 behavior_logprobs=tokens.behavior_logprobs[at],
-                advantages=tokens.advantages[at],
+                advantages=lessons.advantages[at],
                 mask=tokens.trained[at],
                 sequences=tokens.sequences[at],
                 ages=tokens.ages[at],
-                kept=None if tokens.kept is None else tokens.kept[at],
+                kept=None if lessons.kept is None else lessons.kept[at],
             )
             terms = self._policy_loss(seen)
-            loss_of_tokens = terms.loss
-            if self._objective.entropy_coef:
-                loss_of_tokens = loss_of_tokens - self._objective.entropy_coef * entropy
-            share = aggregate(self._aggregation, loss_of_tokens, seen.mask, seen.sequences, totals)
+            of_tokens = terms.loss
+            if self._config.objective.entropy_coef:
+                of_tokens = of_tokens - self._config.objective.entropy_coef * entropy
+            share = aggregate(self._aggregation, of_tokens, seen.mask, seen.sequences, mini.totals)
             self._policy.backward(share)
             loss += float(share.detach())
             # Of the policy that the step starts from: what its own updates add is no staleness.
             diagnostics.add(
-                tokens.ages[at], seen.prox_logprobs, seen.behavior_logprobs, terms.clipped, entropy, seen.mask
+                seen.ages, seen.prox_logprobs, seen.behavior_logprobs, terms.clipped, entropy, seen.mask
             )
         return loss
 
-    def _learning_rate(self, step: int, total_steps: int) -> float:
+    def _learning_rate(self, peak: float, step: int, total_steps: int) -> float:
+        trainer = self._config.trainer
         return learning_rate(
             step,
-            peak=self._trainer.lr,
-            schedule=self._trainer.lr_schedule,
-            warmup_steps=self._trainer.warmup_steps,
+            peak=peak,
+            schedule=trainer.lr_schedule,
+            warmup_steps=trainer.warmup_steps,
             total_steps=total_steps,
-            min_share=self._trainer.lr_min_share,
+            min_share=trainer.lr_min_share,
         )
 
 
-def _outcomes(flat: FlatBatch) -> Outcomes:
-    trained = np.add.reduceat(flat.loss_mask, flat.offsets[:-1], dtype=np.int64)
-    return Outcomes(*(torch.from_numpy(a) for a in (flat.rewards, flat.group_ids, trained)))
-
-
-def _token_tensors(flat: FlatBatch, advantages: Tensor, device: torch.device) -> TokenTensors:
-    per_token = torch.repeat_interleave(advantages.float(), torch.from_numpy(np.diff(flat.offsets)))
-    return TokenTensors(
-        ids=torch.from_numpy(flat.token_ids).to(device),
-        ages=torch.from_numpy(flat.ages).to(device),
-        sequences=torch.from_numpy(np.repeat(np.arange(flat.sequences), np.diff(flat.offsets))).to(device),
-        trained=torch.from_numpy(flat.loss_mask).to(device),
-        behavior_logprobs=torch.from_numpy(flat.behavior_logprobs).to(device),
-        advantages=per_token.to(device),
-    )
-
-
-def _zero_groups(flat: FlatBatch, advantages: Tensor) -> float:
-    """Share of the groups in which no trajectory has an advantage."""
-    groups = np.unique(flat.group_ids)
-    with_signal = np.unique(flat.group_ids[advantages.numpy() != 0])
-    return 1.0 - len(with_signal) / len(groups)
+def _credit_metrics(flat: FlatBatch, assigned: Assigned) -> dict[str, float]:
+    """Over the trained tokens; `adv/zero_groups_frac` is the share of the groups that teach nothing."""
+    trained = torch.from_numpy(flat.loss_mask)
+    advantages = assigned.advantages.cpu()[trained].double()
+    with_signal = flat.group_ids[flat.sequence_index()[trained][advantages != 0].unique().numpy()]
+    metrics = {
+        "adv/zero_groups_frac": 1.0 - len(np.unique(with_signal)) / len(np.unique(flat.group_ids)),
+        "adv/mean": float(advantages.mean()),
+        "adv/std": float(advantages.std(correction=0)),
+    }
+    if assigned.targets is not None:
+        metrics["critic/target_mean"] = float(assigned.targets.cpu()[trained].mean())
+    return metrics
 
 
 def _mean(values: Sequence[float]) -> float:

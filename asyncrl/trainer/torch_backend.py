@@ -11,10 +11,9 @@ from transformers.utils.logging import disable_progress_bar
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.model import load_policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.parts import load_models, make_step
+from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import load_tokenizer, save_model
-from asyncrl.trainer.step import TrainStep
 from asyncrl.weights.canary import Canary, make_canary
 from asyncrl.weights.source import untied
 
@@ -28,21 +27,21 @@ class TorchTrainer:
 
     def __init__(self, config: Config) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
-        self._policy = load_policy(config)
+        models = load_models(config)
+        self._model = models.policy.model
         self._tokenizer = load_tokenizer(config)
-        packing = common_packing([self._policy], config.trainer.micro_batch_tokens)
-        self._step = TrainStep(TorchLearner(self._policy, config.trainer), packing, config)
+        self._step = make_step(config, models, OneRank(), lambda model: TorchLearner(model, config.trainer))
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         return self._step(batch, total_steps)
 
     def weights(self) -> Mapping[str, Tensor]:
-        return untied(self._policy.model.state_dict())
+        return untied(self._model.state_dict())
 
     def canary(self) -> Canary:
-        return make_canary(self._policy.model)
+        return make_canary(self._model)
 
     def save(self, path: Path) -> None:
-        save_model(path, self._policy.model, self._tokenizer)
+        save_model(path, self._model, self._tokenizer)
 
     def close(self) -> None: ...

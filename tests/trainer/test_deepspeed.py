@@ -32,6 +32,12 @@ VARIANTS = {
     "zero-3-permuted": {"ranks": 2, "deepspeed": SCATTERED, "micro_batch_tokens": 300},
 }
 """`trainer` sections by name."""
+SUMMED = ("loss", "grad_norm", "critic/", "adv/", "reward/", "trained_tokens")
+PPO = {
+    "objective": {"advantage": "vtrace", "whiten": True},
+    "critic": {"lr": 1e-3},
+    "reference": {"where": "reward", "kl_coef": 0.01},
+}
 
 
 def train(config, path: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -64,7 +70,7 @@ def test_invariant_5_the_weights_do_not_depend_on_ranks_zero_stage_packing_or_or
 
     def config(**trainer):
         common = {"lr": 1e-3, "eps": 1e-4, "mini_batches": 2, "micro_batch_tokens": 64}
-        return make_config(path, run={"steps": 10}, trainer=common | trainer)
+        return make_config(path, run={"steps": 10}, trainer=common | trainer, **PPO)
 
     expected, metrics = train(config(), tmp_path / "torch.yaml")
     moved = flat(expected) - flat(dict(model.named_parameters()))
@@ -74,7 +80,9 @@ def test_invariant_5_the_weights_do_not_depend_on_ranks_zero_stage_packing_or_or
         assert found.keys() == expected.keys(), name
         assert (flat(found) - flat(expected)).norm() < 1e-5 * flat(expected).norm(), name
         for ours, theirs in zip(found_metrics, metrics, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5), name
+            assert {k: v for k, v in ours.items() if k.startswith(SUMMED)} == pytest.approx(
+                {k: v for k, v in theirs.items() if k.startswith(SUMMED)}, rel=1e-3, abs=1e-5
+            ), name
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
         assert all(torch.equal(saved[key], tensor) for key, tensor in found.items())
 

@@ -15,6 +15,8 @@ from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.passes import over_tokens
+from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.step import TrainStep
 
 
@@ -201,9 +203,14 @@ def explicit_tokens(step):
     """Make a step recompute proximal logprobs even where it need not."""
     accumulate = step._accumulate_gradient
 
-    def recomputed(mini, tokens, diagnostics):
-        prox = step._logprobs([mini], tokens)
-        return accumulate(mini, dataclasses.replace(tokens, prox_logprobs=prox), diagnostics)
+    def recomputed(mini, tokens, lessons, diagnostics):
+        prox = over_tokens(
+            [mini],
+            len(tokens.ids),
+            OneRank(),
+            lambda micro: step._policy(micro, tokens.ids[micro.token_index])[0],
+        )
+        return accumulate(mini, tokens, dataclasses.replace(lessons, prox_logprobs=prox), diagnostics)
 
     step._accumulate_gradient = recomputed
 
@@ -316,6 +323,7 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(float(value)), name
     others = {"ess", "ratio/mean", "ratio/max", "kl/behavior", "clip_frac", "entropy", "loss", "grad_norm"}
+    others |= {"adv/mean", "adv/std"}
     by_age = {f"age/{k}/{n}" for k in range(3) for n in ("ratio_mean", "kl", "clip_frac", "entropy")}
     assert set(metrics) == set(expected) | others | by_age
     assert all(type(v) is float for v in metrics.values())

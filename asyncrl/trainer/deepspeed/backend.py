@@ -16,10 +16,8 @@ from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.deepspeed.weights import GatheredWeights
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.model import load_policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.parts import load_models, make_step
 from asyncrl.trainer.saving import load_tokenizer, save_model
-from asyncrl.trainer.step import TrainStep
 from asyncrl.weights.canary import Canary, make_canary
 
 
@@ -31,14 +29,15 @@ class DeepSpeedTrainer:
 
     def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
-        policy = load_policy(config)
-        self._model = policy.model
+        models = load_models(config)
+        self._model = models.policy.model
         self._tokenizer = load_tokenizer(config)
         self._total_steps = config.run.steps
         idle_timeout_s = config.run.start_s + config.run.stall_s
-        self._group = Group(rank, config.trainer.ranks, rendezvous, policy.device, idle_timeout_s)
-        packing = common_packing([policy], config.trainer.micro_batch_tokens)
-        self._step = TrainStep(_learner(policy, config, self._group), packing, config, self._group)
+        self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, idle_timeout_s)
+        self._step = make_step(
+            config, models, self._group, lambda model: _learner(model, config, self._group)
+        )
         self._scattered = config.trainer.deepspeed.zero_stage == 3
         self._gathered = GatheredWeights(self._model, self._scattered)
         self.manifest = self._gathered.manifest

@@ -1,0 +1,66 @@
+"""The critic's part of a training step: values of a batch, and updates toward their targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from asyncrl.config import Config
+from asyncrl.objective.normalise import token_mean
+from asyncrl.objective.value import ValueStats, value_loss, value_stats
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.optimizer import Update
+from asyncrl.trainer.passes import over_tokens
+from asyncrl.trainer.ranks import Ranks
+from asyncrl.trainer.shares import MiniBatch
+
+
+class CriticStep:
+    """Values are always those of the critic as it is when a batch is consumed, never of when it was sampled:
+    how stale a batch is makes no difference to them."""
+
+    def __init__(self, critic: Learner, config: Config, ranks: Ranks) -> None:
+        assert config.critic is not None
+        self._critic = critic
+        self._config = config.critic
+        self._ranks = ranks
+
+    def values(self, minis: Sequence[MiniBatch], tokens: int) -> Tensor:
+        """float32[T]: V before each trained token of the batch, 0 elsewhere."""
+        return over_tokens(minis, tokens, self._ranks, self._critic)
+
+    def train(
+        self, minis: Sequence[MiniBatch], old_values: Tensor, targets: Tensor, lr: float, step: int
+    ) -> dict[str, float]:
+        """Update the critic toward `targets` (float[T]) from where it gave `old_values` (float[T]); metrics.
+        The explained variance is that of the old values, before the critic has seen the batch."""
+        value_clip = math.inf if self._config.value_clip is None else self._config.value_clip
+        before, seen = ValueStats(), ValueStats()
+        updates: list[Update] = []
+        for epoch in range(self._config.updates_per_policy_step):
+            for mini in minis:
+                for micro in mini.micros:
+                    at = micro.token_index
+                    values = self._critic(micro)
+                    everything = torch.ones_like(at, dtype=torch.bool)
+                    terms = value_loss(values, old_values[at], targets[at], everything, value_clip=value_clip)
+                    self._critic.backward(token_mean(terms.loss, everything, mini.totals.tokens))
+                    seen += value_stats(values, targets[at], terms.clipped, everything)
+                    if epoch == 0:
+                        unclipped = torch.zeros_like(everything)
+                        before += value_stats(old_values[at], targets[at], unclipped, everything)
+                updates.append(self._critic.update(lr, step))
+        before, seen = (
+            ValueStats.from_tensor(self._ranks.sum(stats.to_tensor())) for stats in (before, seen)
+        )
+        return {
+            "critic/loss": seen.loss,
+            "critic/explained_variance": before.explained_variance,
+            "critic/clip_frac": seen.clip_frac,
+            "critic/grad_norm": sum(u.grad_norm for u in updates) / len(updates),
+            "critic/skipped_updates": float(sum(not u.applied for u in updates)),
+            "critic/lr": lr,
+        }

@@ -1,0 +1,45 @@
+"""The models of a trainer and its training step, put together by the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from asyncrl.config import Config
+from asyncrl.trainer.critic import Critic, load_critic
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.model import Policy, load_policy
+from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.ranks import Ranks
+from asyncrl.trainer.reference import load_reference
+from asyncrl.trainer.step import TrainStep
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models that are trained."""
+
+    policy: Policy
+    critic: Critic | None
+
+
+def load_models(config: Config) -> Models:
+    """Raises `ModelError` for models that this backend would not train right, or not together."""
+    return Models(load_policy(config), None if config.critic is None else load_critic(config))
+
+
+def make_step(
+    config: Config, models: Models, ranks: Ranks, learner: Callable[[nn.Module], Learner]
+) -> TrainStep:
+    """The training step of these models. `learner`: puts a model under an optimizer."""
+    together = [models.policy] if models.critic is None else [models.policy, models.critic]
+    return TrainStep(
+        learner(models.policy),
+        common_packing(together, config.trainer.micro_batch_tokens),
+        config,
+        ranks,
+        critic=None if models.critic is None else learner(models.critic),
+        reference=None if config.reference is None else load_reference(config, ranks),
+    )

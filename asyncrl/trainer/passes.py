@@ -1,0 +1,31 @@
+"""Forward passes over a whole batch without a gradient: one number for each trained token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.ranks import Ranks
+from asyncrl.trainer.shares import MiniBatch
+
+
+@torch.no_grad()
+def over_tokens(
+    minis: Sequence[MiniBatch], tokens: int, ranks: Ranks, compute: Callable[[MicroBatch], Tensor]
+) -> Tensor:
+    """float32[T]: `compute` (float[N]) of every trained token of the batch of T `tokens`, 0 elsewhere.
+
+    In the training pass's own packing, so that what is computed again there is the same to the last bit.
+    """
+    result = None
+    for mini in minis:
+        for micro in mini.micros:
+            values = compute(micro).float()
+            if result is None:
+                result = torch.zeros(tokens, device=values.device)
+            result[micro.token_index] = values
+    assert result is not None
+    return ranks.sum(result)

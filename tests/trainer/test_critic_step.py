@@ -1,0 +1,149 @@
+"""PPO with a critic: values of the very batch, targets by GAE and V-trace, updates toward them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from batches import with_true_logprobs
+
+from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.model import Policy
+from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.step import TrainStep
+
+
+@pytest.fixture
+def make_step(make_qwen3, make_config):
+    def make(*, objective=None, critic=None, sharing=True, head=0.3, **trainer):
+        config = make_config(
+            run={"steps": 10},
+            objective={"advantage": "gae", **(objective or {})},
+            critic=critic or {"lr": 1e-3},
+            trainer={"lr": 1e-3, "eps": 1e-4, "mini_batches": 2, "micro_batch_tokens": 64, **trainer},
+        )
+        policy = Policy(make_qwen3(), temperature=1.0, chunk_tokens=16)
+        value_model = Critic(make_qwen3(seed=1))
+        torch.manual_seed(2)
+        torch.nn.init.normal_(value_model.value_head.weight, std=head)
+        policy.shares_prefixes = sharing
+        packing = common_packing([policy, value_model], config.trainer.micro_batch_tokens)
+        learners = [TorchLearner(model, config.trainer) for model in (policy, value_model)]
+        return value_model, TrainStep(learners[0], packing, config, critic=learners[1])
+
+    return make
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def own_values(critic, trajectory):
+    """V before each token, by one plain forward pass."""
+    hidden = critic.model(input_ids=torch.from_numpy(trajectory.token_ids).long()[None]).last_hidden_state
+    values = critic.value_head(hidden)[0, :, 0].detach().double().numpy()
+    return np.concatenate([[0.0], values[:-1]])
+
+
+def reference_gae(values, at, reward, gamma, lam):
+    """Advantages and targets at the sampled positions `at`, by the recursion itself."""
+    advantages, following, next_value = np.zeros(len(at)), 0.0, 0.0
+    for i in reversed(range(len(at))):
+        r = reward if i == len(at) - 1 else 0.0
+        delta = r + gamma * next_value - values[at[i]]
+        following = delta + gamma * lam * following
+        advantages[i], next_value = following, values[at[i]]
+    return advantages, advantages + values[at]
+
+
+def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, random_batch):
+    batch = random_batch(0)
+    critic, step = make_step(objective={"gamma": 0.9, "lam": 0.8}, critic={"lr": 1e-9})
+    seen = {}
+    train = step._critic.train
+
+    def spy(minis, old_values, targets, lr, number):
+        seen.update(values=old_values.clone(), targets=targets.clone())
+        return train(minis, old_values, targets, lr, number)
+
+    step._critic.train = spy
+    step(batch)
+    offset, checked = 0, 0
+    for group in sorted(batch.groups, key=lambda g: g.group_id):
+        for t in group.trajectories:
+            values, at = own_values(critic, t), np.flatnonzero(t.loss_mask)
+            _, targets = reference_gae(values, at, t.reward, 0.9, 0.8)
+            here = torch.from_numpy(offset + at)
+            np.testing.assert_allclose(seen["values"][here].numpy(), values[at], atol=1e-5)
+            np.testing.assert_allclose(seen["targets"][here].numpy(), targets, atol=1e-5)
+            offset += len(t.token_ids)
+            checked += len(at)
+    assert checked > 50
+
+
+def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_qwen3):
+    start = make_qwen3()
+    batches = [with_true_logprobs(random_batch(s, groups=6, step=s), start, seed=s) for s in range(3)]
+
+    def train(order=None, **options):
+        critic, step = make_step(objective={"advantage": "vtrace", "whiten": True, "lam": 0.9}, **options)
+        for batch in batches:
+            groups = batch.groups if order is None else tuple(batch.groups[i] for i in order)
+            step(dataclasses.replace(batch, groups=groups))
+        return torch.cat([weights(critic), weights(step._policy._model)])
+
+    expected = train()
+    for options in ({"micro_batch_tokens": 1}, {"sharing": False}, {"order": [5, 3, 1, 0, 2, 4]}):
+        assert (train(**options) - expected).norm() < 1e-5 * expected.norm(), options
+
+
+def test_vtrace_on_policy_trains_as_gae_does(make_step, random_batch, make_qwen3):
+    batch = with_true_logprobs(random_batch(0), make_qwen3(), noise=0.0)
+    trained = []
+    for advantage in ("gae", "vtrace"):
+        critic, step = make_step(objective={"advantage": advantage, "lam": 0.95})
+        step(batch)
+        trained.append(torch.cat([weights(critic), weights(step._policy._model)]))
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
+
+
+def test_a_critic_learns_what_responses_are_worth(make_step, random_batch):
+    """Rewards that the last prompt token tells: a critic must find them."""
+    batch = random_batch(0, groups=8)
+    for group in batch.groups:
+        for t in group.trajectories:
+            t.reward = float(group.group_id % 2)
+    _, step = make_step(critic={"lr": 3e-3, "value_clip": None, "updates_per_policy_step": 2})
+    history = [step(dataclasses.replace(batch, step=i))["critic/explained_variance"] for i in range(12)]
+    assert history[-1] > 0.5 > history[0]
+
+
+def test_in_the_warm_up_only_the_critic_learns(make_step, random_batch):
+    critic, step = make_step(critic={"lr": 1e-3, "warmup_steps": 1})
+    policy = step._policy._model
+    before = weights(policy), weights(critic)
+    assert step(random_batch(0, step=0))["lr"] == 0.0
+    assert torch.equal(weights(policy), before[0])
+    assert not torch.equal(weights(critic), before[1])
+    step(random_batch(1, step=1))
+    assert not torch.equal(weights(policy), before[0])
+
+
+def test_the_critic_starts_as_another_copy_of_the_policy_with_values_of_zero(
+    make_qwen3, save_model, make_config, random_batch
+):
+    config = make_config(save_model(make_qwen3()), objective={"advantage": "gae"}, critic={})
+    trainer = make_trainer(config)
+    metrics = trainer.step(random_batch(0))
+    assert metrics["critic/loss"] > 0
+    assert abs(metrics["critic/explained_variance"]) < 1e-6
+    assert metrics["critic/lr"] == config.critic.lr
+
+
+def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config):
+    with pytest.raises(ValueError, match="there is none; add a section `critic:`"):
+        make_config(objective={"advantage": "gae"})
+    with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo asks no critic"):
+        make_config(critic={})
