@@ -70,6 +70,12 @@ TOKEN_ADVANTAGES: Mapping[str, Entry] = {
 COMPARE_WITHIN_GROUPS = frozenset({"grpo", "dr_grpo", "rloo", "opo", "max_rl", "reinforce_pp_baseline"})
 """Advantages that are 0 for a group of one."""
 
+PROXIMALS = ("recompute", "loglinear", "behavior", "ewma")
+"""See `proximal`."""
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+"""See `kl`."""
+
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
 """See `normalise`."""
 

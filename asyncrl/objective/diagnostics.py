@@ -1,109 +1,127 @@
-"""How far the trained policy is from the one that sampled, over all tokens and by token age.
+"""How far the trained policy is from the one that sampled, by token age.
 
 Everything is kept as sums over tokens, so that the parts of a batch (micro-batches, ranks) combine to what
-the whole batch would have given.
+the whole batch would have given. The ratios are w = pi_prox / mu, never clamped, and summed in the log
+domain, so that no outlier overflows or hides.
+
+Tokens of age 0 were sampled from the weights that the trainer has: what differs there is the mismatch of
+engine and trainer, which is numerical. The drift is what older tokens show.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_SUMS = ("tokens", "clipped", "kl", "entropy", "square", "absolute")
+_MAXIMA = ("log_w", "absolute")
 _LARGEST_EXPONENT = 700.0
+
+SMALLEST_LOG_RATIO = 1e-6
+"""Smaller |log w| fall into the histogram's middle bin."""
+BINS_PER_DECADE = 16
+"""So a quantile of |log w| is known within a factor of 10^(1/32), 7.5%."""
+_BINS_PER_SIGN = 8 * BINS_PER_DECADE  # up to |log w| = 100
+_BINS = 2 * _BINS_PER_SIGN + 1
+COLUMNS = len(_SUMS) + 2 + len(_MAXIMA) + _BINS
+"""Columns of `Diagnostics.table`: plain sums, the logarithms of Σw and Σw², maxima, histogram of log w."""
+_LOGS = slice(len(_SUMS), len(_SUMS) + 2)
+_TOPS = slice(_LOGS.stop, _LOGS.stop + len(_MAXIMA))
+_HISTOGRAM = slice(_TOPS.stop, COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Sums over a set of tokens, of the raw importance ratios w = pi_theta / mu among others.
+    """Statistics of a set of tokens. Without tokens, all are 0."""
 
-    The ratios are never clamped, and summed in the log domain, so that no outlier overflows or hides.
-    """
+    row: Tensor
+    """float64[COLUMNS]."""
 
-    tokens: int = 0
-    log_sum_w: float = -math.inf
-    log_sum_w2: float = -math.inf
-    max_log_w: float = -math.inf
-    sum_kl: float = 0.0
-    clipped: int = 0
-    sum_entropy: float = 0.0
-
-    def __add__(self, other: TokenStats) -> TokenStats:
-        return TokenStats(
-            self.tokens + other.tokens,
-            _log_add(self.log_sum_w, other.log_sum_w),
-            _log_add(self.log_sum_w2, other.log_sum_w2),
-            max(self.max_log_w, other.max_log_w),
-            self.sum_kl + other.sum_kl,
-            self.clipped + other.clipped,
-            self.sum_entropy + other.sum_entropy,
-        )
+    @property
+    def tokens(self) -> int:
+        return int(self.row[0])
 
     @property
     def ess(self) -> float:
-        """Effective sample size as a share of the tokens: (Σw)² / (N Σw²), in (0, 1]; 0 without tokens.
+        """Effective sample size as a share of the tokens: (Σw)² / (N Σw²), in (0, 1].
 
         Source: Kong 1992. 1 on policy; 1/N when one token outweighs all others.
         """
         if not self.tokens:
             return 0.0
-        return math.exp(2 * self.log_sum_w - self.log_sum_w2 - math.log(self.tokens))
+        log_sum_w, log_sum_w2 = self.row[_LOGS].tolist()
+        return math.exp(2 * log_sum_w - log_sum_w2 - math.log(self.tokens))
 
     @property
     def ratio_mean(self) -> float:
         """Mean of w: about 1 when mu's log-probabilities are right, whatever the policies."""
-        return _exp(self.log_sum_w - math.log(self.tokens)) if self.tokens else 0.0
+        return _exp(float(self.row[_LOGS][0]) - math.log(self.tokens)) if self.tokens else 0.0
 
     @property
     def ratio_max(self) -> float:
-        return _exp(self.max_log_w) if self.tokens else 0.0
+        return _exp(self._maximum("log_w")) if self.tokens else 0.0
+
+    def ratio_quantile(self, q: float) -> float:
+        """The least w that at least a share q of the tokens do not exceed, as exactly as the histogram
+        tells."""
+        if not self.tokens:
+            return 0.0
+        reached = self.row[_HISTOGRAM].cumsum(0) >= q * self.tokens
+        steps = int(reached.to(torch.uint8).argmax()) - _BINS_PER_SIGN
+        if not steps:
+            return 1.0
+        size = SMALLEST_LOG_RATIO * 10 ** ((abs(steps) - 0.5) / BINS_PER_DECADE)
+        return _exp(math.copysign(size, steps))
 
     @property
     def kl(self) -> float:
-        """KL(mu ‖ pi_theta) in nats a token, by the k3 estimator w - 1 - log w on tokens sampled from mu:
+        """KL(mu ‖ pi_prox) in nats a token, by the k3 estimator w - 1 - log w on tokens sampled from mu:
         unbiased and never negative. Source: Schulman 2020, "Approximating KL divergence"."""
-        return self.sum_kl / self.tokens if self.tokens else 0.0
+        return self._mean("kl")
+
+    @property
+    def second_moment(self) -> float:
+        """Mean of (log w)², which M2PO bounds (`trust_region.m2po_mask`)."""
+        return self._mean("square")
+
+    @property
+    def abs_log_ratio(self) -> float:
+        """Mean of |log w|."""
+        return self._mean("absolute")
+
+    @property
+    def max_abs_log_ratio(self) -> float:
+        return self._maximum("absolute") if self.tokens else 0.0
 
     @property
     def clip_frac(self) -> float:
-        return self.clipped / self.tokens if self.tokens else 0.0
+        return self._mean("clipped")
 
     @property
     def entropy(self) -> float:
         """Mean entropy of the trained policy's next-token distribution, in nats."""
-        return self.sum_entropy / self.tokens if self.tokens else 0.0
+        return self._mean("entropy")
+
+    def _mean(self, name: str) -> float:
+        return float(self.row[_SUMS.index(name)]) / self.tokens if self.tokens else 0.0
+
+    def _maximum(self, name: str) -> float:
+        return float(self.row[_TOPS][_MAXIMA.index(name)])
 
 
-def token_stats(logprobs: Tensor, behavior_logprobs: Tensor, clipped: Tensor, entropy: Tensor) -> TokenStats:
-    """The sums over N tokens: float[N] each, `clipped` bool[N]. Computed in float64, on the tensors'
-    device."""
-    if not len(logprobs):
-        return TokenStats()
-    log_w = logprobs.detach().double() - behavior_logprobs.double()
-    sums = torch.stack(
-        [
-            log_w.logsumexp(0),
-            (2 * log_w).logsumexp(0),
-            log_w.max(),
-            (torch.expm1(log_w.clamp(max=_LARGEST_EXPONENT)) - log_w).sum(),
-            clipped.double().sum(),
-            entropy.detach().double().sum(),
-        ]
-    ).tolist()
-    log_sum_w, log_sum_w2, max_log_w, sum_kl, clipped_tokens, sum_entropy = sums
-    return TokenStats(
-        len(logprobs), log_sum_w, log_sum_w2, max_log_w, sum_kl, int(clipped_tokens), sum_entropy
-    )
-
-
-@dataclass(slots=True)
 class Diagnostics:
-    """`TokenStats` by token age (staleness: trainer's version minus the version that sampled the token)."""
+    """`TokenStats` by token age (staleness: trainer's version minus the version that sampled the token).
 
-    by_age: dict[int, TokenStats] = field(default_factory=dict)
+    ages: how many there are, 0 among them: `staleness.max_staleness` + 1.
+    """
+
+    def __init__(self, ages: int) -> None:
+        self._ages = ages
+        self._table = _nothing(ages)
 
     def add(
         self,
@@ -114,42 +132,104 @@ class Diagnostics:
         entropy: Tensor,
         mask: Tensor,
     ) -> None:
-        """Count the tokens where `mask` (bool[N]) is set. ages: int[N]; the rest as for `token_stats`."""
-        for age in torch.unique(ages[mask]).tolist():
-            here = mask & (ages == age)
-            stats = token_stats(logprobs[here], behavior_logprobs[here], clipped[here], entropy[here])
-            self.by_age[age] = self.by_age.get(age, TokenStats()) + stats
+        """Count the tokens where `mask` is set. ages: int64[N]; logprobs (of the proximal policy),
+        behavior_logprobs and entropy: float[N]; clipped and mask: bool[N]. Computed in float64 on their
+        device."""
+        age = ages[mask]
+        log_w = logprobs.detach()[mask].double() - behavior_logprobs[mask].double()
+        seen = _nothing(self._ages).to(log_w.device)
+        if len(log_w):
+            sums = [
+                torch.ones_like(log_w),
+                clipped[mask].double(),
+                torch.expm1(log_w.clamp(max=_LARGEST_EXPONENT)) - log_w,
+                entropy.detach()[mask].double(),
+                log_w.square(),
+                log_w.abs(),
+            ]
+            seen[:, : len(_SUMS)].index_add_(0, age, torch.stack(sums, dim=1))
+            for column, values in zip(range(_TOPS.start, _TOPS.stop), (log_w, log_w.abs()), strict=True):
+                seen[:, column].scatter_reduce_(0, age, values, "amax")
+            top = seen[:, _TOPS.start]
+            relative = (log_w - top[age]).exp()
+            for power in (1, 2):
+                of_age = torch.zeros_like(top).index_add(0, age, relative**power)
+                seen[:, _LOGS.start + power - 1] = power * top + of_age.log()
+            seen.view(-1).index_add_(0, age * COLUMNS + _HISTOGRAM.start + _bin(log_w), sums[0])
+        self._table = _merged(self._table.to(seen.device), seen)
 
-    def merge(self, other: Diagnostics) -> None:
-        """Count in what another micro-batch or rank has seen."""
-        for age, stats in other.by_age.items():
-            self.by_age[age] = self.by_age.get(age, TokenStats()) + stats
+    def to_tensor(self) -> Tensor:
+        """float64[ages, COLUMNS]: all that was counted, for `merge` in another process."""
+        return self._table.clone()
 
-    @property
-    def total(self) -> TokenStats:
-        return sum((self.by_age[age] for age in sorted(self.by_age)), TokenStats())
+    def merge(self, table: Tensor) -> None:
+        """Count in what another rank has seen, by its `to_tensor`."""
+        self._table = _merged(self._table, table.to(self._table.device))
 
     def metrics(self) -> Iterator[tuple[str, float]]:
-        """Names and values for the run's metrics, over all tokens and as `age/K/...`."""
-        total = self.total
+        """Names and values for the run's metrics: over all tokens, those of age 0 (`mismatch/`), the older
+        ones (`drift/`), and by age (`age/K/`)."""
+        table = self._table.cpu()
+        total = TokenStats(_total(table))
         yield "ess", total.ess
         yield "ratio/mean", total.ratio_mean
         yield "ratio/max", total.ratio_max
+        for percent in (1, 50, 99):
+            yield f"ratio/p{percent:02}", total.ratio_quantile(percent / 100)
+        yield "log_ratio/second_moment", total.second_moment
         yield "kl/behavior", total.kl
         yield "clip_frac", total.clip_frac
         yield "entropy", total.entropy
-        for age, stats in sorted(self.by_age.items()):
-            yield f"age/{age}/tokens", float(stats.tokens)
-            yield f"age/{age}/ratio_mean", stats.ratio_mean
-            yield f"age/{age}/kl", stats.kl
-            yield f"age/{age}/clip_frac", stats.clip_frac
-            yield f"age/{age}/entropy", stats.entropy
+        fresh, stale = TokenStats(table[0]), TokenStats(_total(table[1:]))
+        if fresh.tokens:
+            yield "mismatch/abs_log_ratio", fresh.abs_log_ratio
+            yield "mismatch/max_abs_log_ratio", fresh.max_abs_log_ratio
+            yield "mismatch/kl", fresh.kl
+        if stale.tokens:
+            yield "drift/ess", stale.ess
+            yield "drift/second_moment", stale.second_moment
+            yield "drift/kl", stale.kl
+        for age, row in enumerate(table):
+            stats = TokenStats(row)
+            if stats.tokens:
+                yield f"age/{age}/tokens", float(stats.tokens)
+                yield f"age/{age}/ess", stats.ess
+                yield f"age/{age}/ratio_mean", stats.ratio_mean
+                yield f"age/{age}/ratio_p01", stats.ratio_quantile(0.01)
+                yield f"age/{age}/ratio_p99", stats.ratio_quantile(0.99)
+                yield f"age/{age}/second_moment", stats.second_moment
+                yield f"age/{age}/kl", stats.kl
+                yield f"age/{age}/clip_frac", stats.clip_frac
+                yield f"age/{age}/entropy", stats.entropy
 
 
-def _log_add(a: float, b: float) -> float:
-    """log(e^a + e^b)."""
-    high, low = max(a, b), min(a, b)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+def _nothing(ages: int) -> Tensor:
+    """The table of no tokens at all."""
+    table = torch.zeros(ages, COLUMNS, dtype=torch.float64)
+    table[:, _LOGS.start : _TOPS.stop] = -math.inf
+    return table
+
+
+def _merged(a: Tensor, b: Tensor) -> Tensor:
+    merged = a + b
+    merged[..., _LOGS] = torch.logaddexp(a[..., _LOGS], b[..., _LOGS])
+    merged[..., _TOPS] = torch.maximum(a[..., _TOPS], b[..., _TOPS])
+    return merged
+
+
+def _total(table: Tensor) -> Tensor:
+    """One row for all."""
+    total = _nothing(1)[0]
+    for row in table:
+        total = _merged(total, row)
+    return total
+
+
+def _bin(log_w: Tensor) -> Tensor:
+    """int64[N]: the histogram's bin of each log-ratio; evenly many to a decade of |log w|, in both signs."""
+    decades = (log_w.abs() / SMALLEST_LOG_RATIO).log10()
+    steps = (decades * BINS_PER_DECADE).floor().clamp(-1, _BINS_PER_SIGN - 1).long() + 1
+    return _BINS_PER_SIGN + torch.where(log_w < 0, -steps, steps)
 
 
 def _exp(x: float) -> float:

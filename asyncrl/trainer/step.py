@@ -143,7 +143,7 @@ class TrainStep:
     def _train_policy(
         self, minis: Sequence[MiniBatch], tokens: Tokens, lessons: Lessons, lr: float, step: int
     ) -> dict[str, float]:
-        diagnostics = Diagnostics()
+        diagnostics = Diagnostics(self._config.staleness.max_staleness + 1)
         losses, updates = [], []
         for mini in minis:
             losses.append(self._accumulate_gradient(mini, tokens, lessons, diagnostics))

@@ -12,6 +12,7 @@ from batches import with_true_logprobs
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import Outcomes, grpo
+from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.packed import common_packing
@@ -322,8 +323,12 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(float(value)), name
-    others = {"ess", "ratio/mean", "ratio/max", "kl/behavior", "clip_frac", "entropy", "loss", "grad_norm"}
-    others |= {"adv/mean", "adv/std"}
-    by_age = {f"age/{k}/{n}" for k in range(3) for n in ("ratio_mean", "kl", "clip_frac", "entropy")}
-    assert set(metrics) == set(expected) | others | by_age
+    diagnostics = Diagnostics(5)
+    diagnostics.add(
+        ages=torch.arange(3),
+        **dict.fromkeys(("logprobs", "behavior_logprobs", "entropy"), torch.zeros(3)),
+        **dict.fromkeys(("clipped", "mask"), torch.ones(3, dtype=torch.bool)),
+    )
+    others = {"loss", "grad_norm", "adv/mean", "adv/std", *dict(diagnostics.metrics())}
+    assert set(metrics) == set(expected) | others
     assert all(type(v) is float for v in metrics.values())
