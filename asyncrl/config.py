@@ -499,6 +499,9 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
         others = ", ".join(name for name, entry in entries.items() if key in entry.settings)
         having = "; ".join(f"{name} has {', '.join(keys) or 'none'}" for name, keys in has.items())
         yield f"objective.{key}={value} is a setting of {others}, and not of what is chosen: {having}"
+    low, high = objective.ratio_low, objective.ratio_high
+    if low is not None and high is not None and low > high:
+        yield f"objective.ratio_low={low} is above objective.ratio_high={high}: no ratio lies between them"
     if objective.settings and all(chosen.values()):
         yield (
             f"objective.settings={objective.settings} are for an objective or advantage of your own "

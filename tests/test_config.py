@@ -304,6 +304,11 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
             "not of what is chosen",
             "objective.policy_loss=my.losses:loss has settings",
         ),
+        (
+            ["objective.policy_loss=icepop", "objective.ratio_low=2", "objective.ratio_high=1"],
+            "objective.ratio_low=2.0 is above objective.ratio_high=1.0",
+            "no ratio lies between them",
+        ),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),

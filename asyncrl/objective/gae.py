@@ -35,8 +35,10 @@ class Steps:
 def gae(steps: Steps, *, gamma: float = 1.0, lam: float = 1.0) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation: (advantages, value targets), float[T] each, 0 where not sampled.
 
-        delta_t = r_t + gamma·V_{t+1} - V_t
+        delta_t = R_t + gamma·V_{t+1} - V_t
         A_t = delta_t + gamma·lam·A_{t+1},   target_t = V_t + A_t
+
+    R_t is the reward at t.
 
     Source: Schulman et al. 2016 (arXiv 1506.02438).
     """

@@ -59,6 +59,22 @@ def make_token_advantage(name: str, settings: Mapping[str, object]) -> Callable[
     )
 
 
+def check_own(chosen: Mapping[str, str], settings: Mapping[str, object]) -> None:
+    """That a user's own functions can be made with `settings`, and that each of these has a taker.
+
+    chosen: the functions by the keys that name them. Raises `ConfigError`.
+    """
+    declared: list[str] = []
+    for key, spec in chosen.items():
+        declared += declared_settings(_bind(spec, settings, key).func)
+    if unknown := [name for name in settings if name not in declared]:
+        has = f"there are {', '.join(declared)}" if declared else "there are none"
+        raise ConfigError(
+            f"objective.settings.{unknown[0]}: {' and '.join(chosen.values())} have no such setting (a "
+            f"keyword-only argument, after the `*`); {has}"
+        )
+
+
 def declared_settings(function: Callable[..., Any]) -> dict[str, bool]:
     """The keyword-only settings of a function, and whether each has a default."""
     parameters = inspect.signature(function).parameters.values()
@@ -76,7 +92,7 @@ def _entry(name: str, catalogue: Mapping[str, Entry], key: str) -> Entry:
     return catalogue[name]
 
 
-def _bind(spec: str, settings: Mapping[str, object], key: str) -> Callable[..., Any]:
+def _bind(spec: str, settings: Mapping[str, object], key: str) -> partial[Any]:
     function = resolve(spec, what=key)
     declared = declared_settings(function)
     missing = [name for name, has_default in declared.items() if not has_default and name not in settings]

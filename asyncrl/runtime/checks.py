@@ -10,6 +10,7 @@ from pathlib import Path
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import ConfigError
+from asyncrl.objective.catalogue import is_own
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.rollout.engines.vllm import distribution
 from asyncrl.runtime.model_facts import ModelFacts
@@ -41,6 +42,19 @@ def run_dir(config: Config) -> None:
 def reward_functions(config: Config) -> dict[str, RewardFunction]:
     """The reward functions, imported, by what the config calls them."""
     return {function.function: resolve(function.function) for function in config.reward.functions}
+
+
+def objective(config: Config) -> None:
+    """The user's own objective and advantage can be imported, and take the settings that they are given."""
+    chosen = {
+        "objective.policy_loss": config.objective.policy_loss,
+        "objective.advantage": config.objective.advantage,
+    }
+    own = {key: name for key, name in chosen.items() if is_own(name)}
+    if own:
+        from asyncrl.objective.make import check_own  # imports torch
+
+        check_own(own, config.objective.settings)
 
 
 def reward_columns(functions: Mapping[str, RewardFunction], prompts: PromptSet) -> None:

@@ -37,10 +37,11 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     independent checks found wrong, each with its key, value and remedy.
     """
     machine = probe()
-    _, placement, functions, (model, tokenizer) = _all_of(
+    _, placement, functions, _, (model, tokenizer) = _all_of(
         lambda: checks.run_dir(config),
         lambda: assign(config, gpus, machine.gpus),
         lambda: checks.reward_functions(config),
+        lambda: checks.objective(config),
         lambda: inspect_model(config.model),
     )
     checks.engine(config, placement)

@@ -172,6 +172,18 @@ def test_reward_functions_that_cannot_be_imported(run):
     assert "reward function `no.such.module:f`" in refusal(run(reward={"functions": functions}))
 
 
+def test_what_is_wrong_with_an_objective_of_ones_own_is_found(run):
+    source = "def loss(tokens, *, beta, gamma=1.0): ...\ndef advantage(outcomes, *, alpha=1.0): ..."
+    (run.path / "own.py").write_text(source)
+    loss, advantage = {"policy_loss": "own.py:loss"}, {"advantage": "own.py:advantage"}
+    assert "objective.policy_loss `own.py:lost`: " in refusal(run(objective={"policy_loss": "own.py:lost"}))
+    assert "`beta` has no default; set objective.settings.beta" in refusal(run(objective=loss))
+    message = refusal(run(objective=loss | advantage | {"settings": {"beta": 1.0, "bets": 2.0}}))
+    assert "objective.settings.bets: own.py:loss and own.py:advantage have no such setting" in message
+    assert "there are beta, gamma, alpha" in message
+    assert preflight(run(objective=loss | advantage | {"settings": {"beta": 1.0, "alpha": 2.0}}))
+
+
 def test_a_reward_function_that_needs_a_column_which_a_row_has_not(run):
     with (run.path / "rows.jsonl").open("a") as file:
         file.write('\n{"prompt": "no answer here"}')
