@@ -166,7 +166,8 @@ class RolloutConfig(Section):
     max_attempts: int = Field(3, ge=1)
     """Attempts at a group (after failed rewards or lost workers) before it is counted as failed."""
     max_restarts: int = Field(5, ge=0)
-    """How often each worker is started again after a death, before the run ends."""
+    """How often each worker is started again after deaths within an hour, at once at first and then with
+    growing delays, before the run ends."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engines run."""
     threads: int = Field(1, ge=1)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,7 @@ import psutil
 from asyncrl.errors import RunFailed
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.restarts import WINDOW_S, Restarts
 from asyncrl.runtime.role import FATAL, PAST_HELP
 from asyncrl.runtime.rpc import RpcClient, RpcError
 
@@ -50,7 +52,7 @@ class RoleSpec:
     name: str
     env: Mapping[str, str]
     max_restarts: int = 0
-    """How often it is started again after a death, over the whole run."""
+    """How often it is started again after a death, within any hour (`asyncrl.runtime.restarts`)."""
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class _Running:
     spec: RoleSpec
     process: asyncio.subprocess.Process
     ended: asyncio.Task[int]
-    restarts: int = 0
+    restarts: Restarts
 
 
 @dataclass(slots=True)
@@ -69,6 +71,8 @@ class Supervisor:
     specs: list[RoleSpec]
     view: View
     _roles: dict[str, _Running] = field(default_factory=dict)
+    _due: dict[str, tuple[float, _Running]] = field(default_factory=dict)
+    """Dead roles that are to be started again, and when (`time.monotonic`)."""
 
     async def run(self) -> None:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
@@ -77,7 +81,7 @@ class Supervisor:
         self.run_dir.forget_endpoints()
         try:
             for spec in self.specs:
-                await self._start(spec)
+                await self._start(spec, Restarts(spec.max_restarts))
             await self._watch()
         finally:
             await self._stop_all()
@@ -92,6 +96,10 @@ class Supervisor:
             for role in sorted((tasks[task] for task in done), key=lambda r: r.spec.name):
                 if await self._ended(role):
                     return
+            for name, (due_s, role) in list(self._due.items()):
+                if time.monotonic() >= due_s:
+                    del self._due[name]
+                    await self._start(role.spec, role.restarts)
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
@@ -101,16 +109,19 @@ class Supervisor:
         if name.startswith(("rollout", "trainer")) and status == 0:
             del self._roles[name]  # the coordinator, or rank 0, has no more work for it
             return False
-        if role.restarts < role.spec.max_restarts and status != PAST_HELP:
-            self.view.event(f"{name} {_how(status)}; starting it again")
-            _kill_tagged([self._tag(name)])
-            await self._give_leases_back(name)
-            await self._start(role.spec, role.restarts + 1)
-            return False
-        often = f" after {role.restarts} restarts" if role.restarts else ""
-        raise RunFailed(f"{name} {_how(status)}{often}. {self._last_words(name)}")
+        recent = role.restarts.recent(time.monotonic())
+        delay_s = None if status == PAST_HELP else role.restarts.after_death(time.monotonic())
+        if delay_s is None:
+            often = f" after {recent} restarts within {WINDOW_S:.0f} s" if recent else ""
+            raise RunFailed(f"{name} {_how(status)}{often}. {self._last_words(name)}")
+        self.view.event(f"{name} {_how(status)}; starting it again{f' in {delay_s:g} s' if delay_s else ''}")
+        del self._roles[name]
+        _kill_tagged([self._tag(name)])
+        await self._give_leases_back(name)
+        self._due[name] = time.monotonic() + delay_s, role
+        return False
 
-    async def _start(self, spec: RoleSpec, restarts: int = 0) -> None:
+    async def _start(self, spec: RoleSpec, restarts: Restarts) -> None:
         with self.run_dir.log(spec.name).open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "asyncrl.runtime.role", spec.name),
