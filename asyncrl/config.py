@@ -228,6 +228,15 @@ class ObjectiveConfig(Section):
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] | None = None
     """How the tokens' losses become one number: the mean over tokens; the mean over sequences of each one's
     mean; the sum over `rollout.max_new_tokens` for each sequence."""
+    proximal: Literal["recompute", "loglinear", "ewma", "behavior"] = "recompute"
+    """Where the centre of the clip comes from: the policy at the step's start, by a forward pass; between the
+    behaviour policy and the present one, without a pass (A-3PO); an average of past weights (PPO-EWMA); the
+    behaviour policy itself."""
+    ewma_decay: float = Field(8 / 9, gt=0, lt=1)
+    """`proximal: ewma`: what the average keeps of itself at each update."""
+    step_size: Literal["constant", "vcpo"] = "constant"
+    """`vcpo` multiplies the learning rate by sqrt(ESS / B), over the batch's trajectories: smaller steps on
+    batches of which little counts."""
     settings: dict[str, Any] = {}
     """Keyword arguments of your own objective or advantage."""
     clip_eps_low: float | None = Field(None, gt=0, lt=1)
@@ -476,6 +485,11 @@ def _impossible_critic(c: Config) -> Iterator[str]:
         yield (
             f"critic: objective.advantage={advantage} asks no critic; leave the section out, or use "
             f"objective.advantage={needed.replace(', ', ' or ')}"
+        )
+    if c.objective.proximal == "ewma" and c.trainer.backend == "deepspeed":
+        yield (
+            "objective.proximal=ewma keeps a second copy of whole weights, which trainer.backend=deepspeed "
+            "shares out; use trainer.backend=torch, or objective.proximal=recompute"
         )
     if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
         yield f"objective.whiten is for {needed}, and objective.advantage={advantage}; leave it out"

@@ -9,6 +9,7 @@ from torch import nn
 
 from asyncrl.config import Config
 from asyncrl.trainer.critic import Critic, load_critic
+from asyncrl.trainer.ewma import AveragedPolicy
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.model import Policy, load_policy
 from asyncrl.trainer.packed import common_packing
@@ -42,4 +43,7 @@ def make_step(
         ranks,
         critic=None if models.critic is None else learner(models.critic),
         reference=None if config.reference is None else load_reference(config, ranks),
+        averaged=AveragedPolicy(models.policy, config.objective.ewma_decay)
+        if config.objective.proximal == "ewma"
+        else None,
     )

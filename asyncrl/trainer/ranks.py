@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,10 @@ class OneRank:
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
+
+
+def gathered(ranks: Ranks, tensor: Tensor) -> Tensor:
+    """[size, ...]: the tensors of all ranks, on each of them."""
+    slots = torch.zeros(ranks.size, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    slots[ranks.rank] = tensor
+    return ranks.sum(slots)

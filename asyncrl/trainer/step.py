@@ -13,16 +13,21 @@ from torch import Tensor
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.objective.diagnostics import Diagnostics
+from asyncrl.objective.kl import k1_penalty, kl_loss
 from asyncrl.objective.make import make_policy_objective
 from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens
+from asyncrl.objective.proximal import WITHOUT_PASS
+from asyncrl.objective.step_size import sequence_sums, vcpo_lr_scale
 from asyncrl.trainer.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
 from asyncrl.trainer.credit import Assigned, Credit, Evidence
 from asyncrl.trainer.critic_step import CriticStep
+from asyncrl.trainer.ewma import AveragedPolicy
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.model import Policy
 from asyncrl.trainer.passes import over_tokens
-from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.ranks import OneRank, Ranks, gathered
 from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.shares import MiniBatch, Packing, mini_batch
@@ -50,12 +55,14 @@ class Tokens:
 class Lessons:
     """What the batch's tokens are to teach: float32[T] each.
 
-    prox_logprobs: None while the policy itself is the proximal policy (a step's only update). kept: bool[T];
-    None when the objective leaves no token of the batch out. reference_logprobs: None without a KL in the
-    loss.
+    start_logprobs: under the policy that the step starts from; None where no pass has computed them.
+    prox_logprobs: under the proximal policy; None where it is the policy itself (a step's only update), or
+    made of what the token brings along. kept: bool[T]; None when the objective leaves no token of the batch
+    out. reference_logprobs: None without a KL in the loss.
     """
 
     advantages: Tensor
+    start_logprobs: Tensor | None = None
     prox_logprobs: Tensor | None = None
     kept: Tensor | None = None
     reference_logprobs: Tensor | None = None
@@ -74,12 +81,14 @@ class TrainStep:
         *,
         critic: Learner | None = None,
         reference: Reference | None = None,
+        averaged: AveragedPolicy | None = None,
     ) -> None:
         self._policy = policy
         self._packing = packing
         self._ranks = ranks or OneRank()
         self._critic = None if critic is None else CriticStep(critic, config, self._ranks)
         self._reference = reference
+        self._averaged = averaged
         self._config = config
         chosen = config.objective
         self._credit = Credit(config)
@@ -108,6 +117,10 @@ class TrainStep:
         lessons, assigned, evidence = self._prepare(flat, minis, tokens)
         metrics = _credit_metrics(flat, assigned)
         lr = self._learning_rate(trainer.lr, step, total_steps)
+        if self._config.objective.step_size == "vcpo":
+            assert evidence.log_ratio is not None
+            units = sequence_sums(evidence.log_ratio, tokens.sequences, tokens.trained)
+            lr *= vcpo_lr_scale(units)
         if self._critic is not None:
             assert self._config.critic is not None
             if step < self._config.critic.warmup_steps:
@@ -120,36 +133,64 @@ class TrainStep:
         self, flat: FlatBatch, minis: Sequence[MiniBatch], tokens: Tokens
     ) -> tuple[Lessons, Assigned, Evidence]:
         """What is computed of the whole batch before any update."""
-        chosen, size = self._config.reference, len(tokens.ids)
-        reference = None if self._reference is None else self._reference.logprobs(minis, tokens.ids)
-        prox = log_ratio = token_rewards = None
-        penalised = chosen is not None and chosen.where == "reward"
-        if len(minis) > 1 or self._batch_mask is not None or self._credit.needs_ratios or penalised:
-            prox = over_tokens(
-                minis, size, self._ranks, lambda micro: self._policy(micro, tokens.ids[micro.token_index])[0]
+        size = len(tokens.ids)
+
+        def logprobs_of(policy: Learner | Policy) -> Tensor:
+            return over_tokens(
+                minis, size, self._ranks, lambda micro: policy(micro, tokens.ids[micro.token_index])[0]
             )
-            log_ratio = torch.where(tokens.trained, prox - tokens.behavior_logprobs, 0.0)
-        if penalised:
-            token_rewards = -chosen.kl_coef * (prox - reference)
+
+        start = logprobs_of(self._policy) if self._needs_start(len(minis)) else None
+        prox = {"recompute": start, "ewma": self._averaged and logprobs_of(self._averaged.average)}.get(
+            self._config.objective.proximal
+        )
+        log_ratio = None
+        if start is not None:
+            log_ratio = torch.where(tokens.trained, start - tokens.behavior_logprobs, 0.0)
+        reference = None if self._reference is None else self._reference.logprobs(minis, tokens.ids)
+        token_rewards = None
+        if self._penalised:
+            penalty = k1_penalty(start, reference, tokens.trained)
+            token_rewards = -self._config.reference.kl_coef * penalty
         values = self._critic.values(minis, size) if self._critic is not None else None
         evidence = Evidence(values, log_ratio, token_rewards)
         assigned = self._credit.assign(flat, evidence, self._packing.device)
         kept = None
         if self._batch_mask is not None:
             kept = self._batch_mask(log_ratio, assigned.advantages, tokens.trained)
-        in_loss = None if penalised else reference
-        return Lessons(assigned.advantages, prox, kept, in_loss), assigned, evidence
+        return Lessons(assigned.advantages, start, prox, kept, reference), assigned, evidence
+
+    @property
+    def _penalised(self) -> bool:
+        """Whether a KL to the reference is taken off the rewards."""
+        return self._config.reference is not None and self._config.reference.where == "reward"
+
+    def _needs_start(self, updates: int) -> bool:
+        """Whether the step must know what the policy is before its first update, of the whole batch."""
+        chosen = self._config.objective
+        return (
+            (chosen.proximal == "recompute" and updates > 1)
+            or self._batch_mask is not None
+            or self._credit.needs_ratios
+            or self._penalised
+            or chosen.step_size == "vcpo"
+        )
 
     def _train_policy(
         self, minis: Sequence[MiniBatch], tokens: Tokens, lessons: Lessons, lr: float, step: int
     ) -> dict[str, float]:
-        diagnostics = Diagnostics(self._config.staleness.max_staleness + 1)
+        ages = self._config.staleness.max_staleness + 1
+        diagnostics, everything = Diagnostics(ages), Diagnostics(ages)
         losses, updates = [], []
         for mini in minis:
             losses.append(self._accumulate_gradient(mini, tokens, lessons, diagnostics))
             updates.append(self._policy.update(lr, step))
+            if self._averaged is not None:
+                self._averaged.follow()
+        for table in gathered(self._ranks, diagnostics.to_tensor()):
+            everything.merge(table)
         return {
-            **dict(diagnostics.metrics()),
+            **dict(everything.metrics()),
             "loss": _mean(self._ranks.sum(torch.tensor(losses, dtype=torch.float64)).tolist()),
             "grad_norm": _mean([update.grad_norm for update in updates]),
             "skipped_updates": float(sum(not update.applied for update in updates)),
@@ -165,30 +206,42 @@ class TrainStep:
         for micro in mini.micros:
             at = micro.token_index
             logprobs, entropy = self._policy(micro, tokens.ids[at])
+            mu, ages = tokens.behavior_logprobs[at], tokens.ages[at]
             seen = PolicyTokens(
                 logprobs=logprobs,
-                prox_logprobs=logprobs.detach()
-                if lessons.prox_logprobs is None
-                else lessons.prox_logprobs[at],
-                behavior_logprobs=tokens.behavior_logprobs[at],
+                prox_logprobs=self._proximal(lessons, at, logprobs.detach(), mu, ages),
+                behavior_logprobs=mu,
                 advantages=lessons.advantages[at],
                 mask=tokens.trained[at],
                 sequences=tokens.sequences[at],
-                ages=tokens.ages[at],
+                ages=ages,
                 kept=None if lessons.kept is None else lessons.kept[at],
             )
             terms = self._policy_loss(seen)
             of_tokens = terms.loss
             if self._config.objective.entropy_coef:
                 of_tokens = of_tokens - self._config.objective.entropy_coef * entropy
+            if self._config.reference is not None and not self._penalised:
+                chosen, ref = self._config.reference, lessons.reference_logprobs[at]
+                of_tokens = of_tokens + chosen.kl_coef * kl_loss(
+                    chosen.estimator, logprobs, ref, mu, seen.mask
+                )
             share = aggregate(self._aggregation, of_tokens, seen.mask, seen.sequences, mini.totals)
             self._policy.backward(share)
             loss += float(share.detach())
-            # Of the policy that the step starts from: what its own updates add is no staleness.
-            diagnostics.add(
-                seen.ages, seen.prox_logprobs, seen.behavior_logprobs, terms.clipped, entropy, seen.mask
-            )
+            # Of the policy that the step starts from, where it is known: its own updates add no staleness.
+            start = logprobs if lessons.start_logprobs is None else lessons.start_logprobs[at]
+            diagnostics.add(ages, start, mu, terms.clipped, entropy, seen.mask)
         return loss
+
+    def _proximal(
+        self, lessons: Lessons, at: Tensor, logprobs: Tensor, behavior_logprobs: Tensor, ages: Tensor
+    ) -> Tensor:
+        """float32[N]: log pi_prox of a micro-batch's tokens."""
+        if lessons.prox_logprobs is not None:
+            return lessons.prox_logprobs[at]
+        without_pass = WITHOUT_PASS.get(self._config.objective.proximal)
+        return logprobs if without_pass is None else without_pass(logprobs, behavior_logprobs, ages)
 
     def _learning_rate(self, peak: float, step: int, total_steps: int) -> float:
         trainer = self._config.trainer

@@ -32,7 +32,6 @@ VARIANTS = {
     "zero-3-permuted": {"ranks": 2, "deepspeed": SCATTERED, "micro_batch_tokens": 300},
 }
 """`trainer` sections by name."""
-SUMMED = ("loss", "grad_norm", "critic/", "adv/", "reward/", "trained_tokens")
 PPO = {
     "objective": {"advantage": "vtrace", "whiten": True},
     "critic": {"lr": 1e-3},
@@ -80,9 +79,7 @@ def test_invariant_5_the_weights_do_not_depend_on_ranks_zero_stage_packing_or_or
         assert found.keys() == expected.keys(), name
         assert (flat(found) - flat(expected)).norm() < 1e-5 * flat(expected).norm(), name
         for ours, theirs in zip(found_metrics, metrics, strict=True):
-            assert {k: v for k, v in ours.items() if k.startswith(SUMMED)} == pytest.approx(
-                {k: v for k, v in theirs.items() if k.startswith(SUMMED)}, rel=1e-3, abs=1e-5
-            ), name
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
         assert all(torch.equal(saved[key], tensor) for key, tensor in found.items())
 
