@@ -8,6 +8,7 @@ paths, imports) is judged by `asyncrl.runtime.preflight`.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -178,24 +179,115 @@ class RolloutConfig(Section):
     paced: PacedEngineConfig = PacedEngineConfig()
 
 
-class RewardFunctionConfig(Section):
-    function: str
-    """`package.module:function` or `path/file.py:function`."""
+class RewardPartConfig(Section):
+    """What every part of the reward has: how it enters the sum, in this order."""
+
     weight: float = 1.0
     """Its weight in the sum."""
     name: str | None = None
-    """Name in the metrics; by default the function's own."""
+    """Name in the metrics; by default the function's own, or the last folder of the model's path."""
+    standardise: bool = False
+    """Subtract the mean and divide by the standard deviation of this part over the batches so far."""
+    cap: float | None = None
+    """Clip of Gao et al. 2024: min(value - cap, 0), so that nothing is won above the cap."""
+    clip: tuple[float, float] | None = Field(None, strict=False)
+    """Lowest and highest value that enters the sum."""
+    gate: str | None = None
+    """Name of a reward function: where that gave 0 or less, this part adds nothing (P-GRPO)."""
+
+
+class RewardFunctionConfig(RewardPartConfig):
+    function: str
+    """`package.module:function` or `path/file.py:function`."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the metrics, and wherever the config refers to it."""
+        return self.name or self.function.rpartition(":")[2]
+
+
+class RewardModelConfig(RewardPartConfig):
+    path: str
+    """A folder with a Hugging Face sequence-classification model of one output and its tokenizer, or a hub
+    name."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the model computes in; its head always computes in float32."""
+    sigmoid: bool = False
+    """Map the score to 0..1, before anything else: the chance to beat a response of score 0."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens scored in one forward pass, padding included; a longer pair goes alone."""
+    timeout_s: float = Field(120.0, gt=0)
+    """A forward pass that takes longer is taken for hung, and the process replaced."""
+    max_restarts: int = Field(5, ge=0)
+    """How often its process is started again after deaths within an hour, before the run ends."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; on a GPU of its own where there are several."""
+    share_gpu_with: str | None = None
+    """Share the GPU of this process instead: `trainer`, `rollout-0`, ..."""
+    gpu_memory: float = Field(1.0, gt=0, le=1)
+    """Share of its GPU's memory that it may take."""
+    threads: int = Field(1, ge=1)
+    """CPU threads that it computes with."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the metrics, and wherever the config refers to it."""
+        return self.name or Path(self.path).name
+
+
+class RewardRouteConfig(Section):
+    column: str | None = None
+    """Column of the dataset that says what scores a row, with dots into nested ones: `reward_model.style`.
+    Null: everything scores every row."""
+    parts: dict[str, list[str]] = {}
+    """For each value of the column, names of functions and models. A part that is named nowhere scores every
+    row."""
+
+
+class OverlongConfig(Section):
+    buffer_tokens: int = Field(0, ge=0)
+    """Soft overlong punishment (DAPO): over the last so many tokens before `rollout.max_new_tokens` the part
+    `overlong` falls from 0 to -1. 0 is off."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum."""
+
+
+class FormatConfig(Section):
+    pattern: str | None = None
+    """Regular expression that a whole response has to match (`.` matches line ends too): the part `format` is
+    0 where it does, else -1. Null is off."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum."""
 
 
 class RewardConfig(Section):
-    functions: list[RewardFunctionConfig] = Field(min_length=1)
-    """Reward functions; the reward is their weighted sum."""
+    functions: list[RewardFunctionConfig] = []
+    """Reward functions; the reward is the weighted sum of all parts."""
+    models: list[RewardModelConfig] = []
+    """Reward models, each in a process of its own; a response is scored as soon as it is finished."""
+    route: RewardRouteConfig = RewardRouteConfig()
+    overlong: OverlongConfig = OverlongConfig()
+    format: FormatConfig = FormatConfig()
+    standardise_decay: float = Field(1.0, gt=0, le=1)
+    """What the statistics behind `standardise` keep of their weight at each training step: 1 counts the whole
+    run alike, 0.99 mostly the last hundred steps."""
     workers: int = Field(1, ge=1)
-    """Processes per rollout worker in which they run."""
+    """Processes per rollout worker in which the functions run."""
     timeout_s: float = Field(30.0, gt=0)
-    """Wall-clock limit of one call, from its start (waiting in the queue does not count)."""
+    """Wall-clock limit of one call of a function, from its start (waiting in the queue does not count)."""
     retries: int = Field(1, ge=0)
-    """Further tries after an exception or a time-out, before the attempt at the group fails."""
+    """Further tries after an exception, a time-out or a lost process, before the attempt at the group
+    fails."""
+
+    @property
+    def part_names(self) -> list[str]:
+        """Names of all parts, in the order of the sum."""
+        shaping = {"overlong": self.overlong.buffer_tokens > 0, "format": self.format.pattern is not None}
+        return [part.label for part in (*self.functions, *self.models)] + [
+            n for n, on in shaping.items() if on
+        ]
 
 
 class StalenessConfig(Section):
@@ -436,7 +528,7 @@ def _impossible(c: Config) -> Iterator[str]:
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_critic(c)
-    yield from _impossible_rewards(c.reward)
+    yield from _impossible_rewards(c)
     yield from _impossible_backends(c)
     yield from _impossible_ranks(c)
 
@@ -524,16 +616,60 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
         )
 
 
-def _impossible_rewards(reward: RewardConfig) -> Iterator[str]:
-    names = Counter(f.name or f.function.rpartition(":")[2] for f in reward.functions)
-    for name, count in names.items():
+def _impossible_rewards(c: Config) -> Iterator[str]:
+    reward = c.reward
+    scoring = {f"reward.functions.{i}": f for i, f in enumerate(reward.functions)}
+    scoring |= {f"reward.models.{i}": m for i, m in enumerate(reward.models)}
+    if not scoring:
+        yield "reward: nothing scores a response; give reward.functions or reward.models"
+    elif all(part.weight == 0 for part in scoring.values()):
+        yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
+    for name, count in Counter(reward.part_names).items():
         if count > 1:
             yield (
-                f"reward.functions has {count} functions called `{name}`, which the metrics could not tell "
-                "apart; give each a `name` of its own"
+                f"reward has {count} parts called `{name}`, which the metrics could not tell apart; give "
+                "each a `name` of its own"
             )
-    if all(f.weight == 0 for f in reward.functions):
-        yield "reward.functions: every weight is 0, so every reward would be 0; give one a weight"
+    functions = {f.label for f in reward.functions}
+    for key, part in scoring.items():
+        if part.clip is not None and part.clip[0] >= part.clip[1]:
+            yield f"{key}.clip={list(part.clip)}: write the lower bound first, then a higher one"
+        if part.gate is not None and part.gate not in functions - {part.label}:
+            yield f"{key}.gate={part.gate}: no other reward function of that name; {_there_are(functions)}"
+    yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
+    for i, model in enumerate(reward.models):
+        roles = {"trainer", *(f"rollout-{n}" for n in range(c.rollout.workers))}
+        if model.share_gpu_with is not None and model.share_gpu_with not in roles:
+            yield (
+                f"reward.models.{i}.share_gpu_with={model.share_gpu_with}: no such process; "
+                f"{_there_are(roles)}"
+            )
+    if reward.overlong.buffer_tokens > c.rollout.max_new_tokens:
+        yield (
+            f"reward.overlong.buffer_tokens={reward.overlong.buffer_tokens} is longer than any response "
+            f"(rollout.max_new_tokens={c.rollout.max_new_tokens})"
+        )
+    if reward.format.pattern is not None:
+        try:
+            re.compile(reward.format.pattern)
+        except re.error as error:
+            yield f"reward.format.pattern={reward.format.pattern!r} is no regular expression: {error}"
+
+
+def _impossible_routes(route: RewardRouteConfig, names: set[str]) -> Iterator[str]:
+    if route.parts and route.column is None:
+        yield "reward.route.parts needs reward.route.column: the column whose value chooses among them"
+    if route.column is not None and not route.parts:
+        yield f"reward.route.column={route.column} needs reward.route.parts: what scores which of its values"
+    for value, parts in route.parts.items():
+        for name in parts:
+            if name not in names:
+                known = _there_are(names)
+                yield f"reward.route.parts.{value}: no function or model is called `{name}`; {known}"
+
+
+def _there_are(names: Iterable[str]) -> str:
+    return f"there are {', '.join(f'`{name}`' for name in sorted(names)) or 'none'}"
 
 
 def _impossible_backends(c: Config) -> Iterator[str]:

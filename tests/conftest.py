@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from asyncrl.tiny import build
+from asyncrl.tiny.tokenizer import byte_tokenizer
 
 
 def tiny_qwen3(
@@ -43,6 +44,37 @@ def tiny_qwen3(
 def warmed_up_model(tmp_path_factory) -> Path:
     """The quickstart's model, warmed up in full: all tests share it, since it takes a while."""
     return build(tmp_path_factory.mktemp("models") / "tiny", threads=torch.get_num_threads())
+
+
+def save_reward_model(folder: Path, *, seed: int = 0, labels: int = 1, pad: bool = True) -> Path:
+    """A random byte-level Qwen3 with a classification head, whose scores differ widely, and its tokenizer."""
+    tokenizer = byte_tokenizer(512)
+    if not pad:
+        tokenizer.pad_token = None
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(byte_tokenizer(512)),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=labels,
+        initializer_range=0.2,
+    )
+    Qwen3ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_reward_model():
+    return save_reward_model
 
 
 @pytest.fixture

@@ -163,9 +163,7 @@ def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
             "rollout.stop_token_ids=[-1]",
             "`rollout.stop_token_ids.0` is -1; it should be greater than or equal to 0",
         ),
-        ("reward.functions=[]", "`reward.functions` is []; it should have at least 1 item"),
         ("staleness=2", "`staleness` is 2; it is a section with the keys max_staleness, on_stale, fixed_lag"),
-        ("reward=", "`reward.functions` is missing, and has no default"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_would_be_right(override, complaint, config_file):
@@ -218,7 +216,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 def test_missing_sections_are_named_with_their_keys(config_file):
     message = refusal(config_file("data: {path: x}\n"))
     assert "the section `model` is missing (its keys: path, dtype," in message
-    assert "the section `reward` is missing (its keys: functions, workers," in message
+    assert "the section `reward` is missing (its keys: functions, models," in message
 
 
 @pytest.mark.parametrize(
@@ -326,12 +324,39 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
             "needs a GPU",
             "model.attn_implementation=sdpa",
         ),
-        (["reward.functions.0.function=other:short"], "2 functions called `short`", "a `name` of its own"),
+        (["reward.functions.0.function=other:short"], "2 parts called `short`", "a `name` of its own"),
         (
             ["reward.functions.0.weight=0", "reward.functions.1.weight=0"],
             "every weight is 0",
-            "give one a weight",
+            "give a function or model a weight",
         ),
+        (["reward="], "nothing scores a response", "give reward.functions or reward.models"),
+        (["reward.functions.0.clip=[1, -1]"], "reward.functions.0.clip=[1.0, -1.0]", "lower bound first"),
+        (
+            ["reward.functions.0.gate=right"],
+            "no other reward function of that name",
+            "there are `right`, `short`",
+        ),
+        (["reward.models=[{path: a/b, gate: b}]"], "reward.models.0.gate=b", "there are `right`, `short`"),
+        (
+            ["reward.models=[{path: a/b, share_gpu_with: rollout-1}]"],
+            "reward.models.0.share_gpu_with=rollout-1: no such process",
+            "there are `rollout-0`, `trainer`",
+        ),
+        (["reward.models=[{path: a/right}]"], "2 parts called `right`", "a `name` of its own"),
+        (
+            ["reward.route={column: kind, parts: {x: [rigth]}}"],
+            "reward.route.parts.x: no function or model is called `rigth`",
+            "there are `right`, `short`",
+        ),
+        (["reward.route.column=kind"], "reward.route.column=kind", "needs reward.route.parts"),
+        (["reward.route.parts={x: [right]}"], "reward.route.parts", "needs reward.route.column"),
+        (
+            ["reward.overlong.buffer_tokens=300"],
+            "reward.overlong.buffer_tokens=300 is longer than any response",
+            "rollout.max_new_tokens=256",
+        ),
+        (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is no regular expression"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(

@@ -41,7 +41,7 @@ class RolloutMeter:
         self._updates[worker] = report
 
     def rewards(self, sums: Mapping[str, tuple[float, int]]) -> None:
-        """Sums and counts of what reward functions logged."""
+        """Sums and counts of what the rewards had to tell, by metric."""
         for name, (total, count) in sums.items():
             self._rewards[name][0] += total
             self._rewards[name][1] += count
@@ -61,7 +61,7 @@ class RolloutMeter:
         busy = min(1.0, (self._busy_s - last_busy_s) / (elapsed_s * workers)) if elapsed_s > 0 else 0.0
         rate = (self._generated_tokens - last_tokens) / elapsed_s if elapsed_s > 0 else 0.0
         pauses = [update.pause_s for update in self._updates.values()] or [0.0]
-        rewards = {f"reward_log/{name}": total / n for name, (total, n) in self._rewards.items() if n}
+        rewards = {name: total / n for name, (total, n) in self._rewards.items() if n}
         self._rewards.clear()
         return {
             "throughput/generated_tokens_per_s": rate,

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from typing import cast
 
 from asyncrl.reward import wire
@@ -33,8 +32,8 @@ class RewardChild(asyncio.SubprocessProtocol):
     def alive(self) -> bool:
         return not self._doomed and not self.exited.done()
 
-    async def start(self, functions: Sequence[str], timeout_s: float) -> wire.Reply:
-        """Start the process and let it import `functions`: `Ready` or `SetupFailed`. Raises `TimeoutError`,
+    async def start(self, setup: wire.Setup, timeout_s: float) -> wire.Reply:
+        """Start the process and let it import its functions: `Ready` or `SetupFailed`. Raises `TimeoutError`,
         `ChildDied` or `OSError`."""
         try:
             await asyncio.get_running_loop().subprocess_exec(
@@ -48,7 +47,7 @@ class RewardChild(asyncio.SubprocessProtocol):
                 self.exited.set_result(None)
             self.kill()
             raise
-        return await self.ask(wire.frame(wire.Setup(list(functions))), timeout_s)
+        return await self.ask(wire.frame(setup), timeout_s)
 
     async def ask(self, request: bytes, timeout_s: float) -> wire.Reply:
         """Send a framed request; the answer. Raises `TimeoutError` after `timeout_s` seconds, or `ChildDied`;

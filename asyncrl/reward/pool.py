@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 
 from asyncrl.config import ConfigError, RewardConfig
 from asyncrl.reward import wire
 from asyncrl.reward.child import ChildDied, RewardChild
-from asyncrl.reward.score import Part, RewardError, Score, ScoreRequest, compose
+from asyncrl.reward.compose import FORMAT
+from asyncrl.reward.score import Part, RewardError, ScoreRequest
 
 START_TIMEOUT_S = 120.0
 """For a child to start and import the functions; user modules may import a great deal."""
@@ -27,11 +30,10 @@ class RewardPool:
     def __init__(
         self, config: RewardConfig, *, max_steps: int, start_timeout_s: float = START_TIMEOUT_S
     ) -> None:
-        """Raises `ConfigError` when two functions have one name."""
         self._config = config
         self._max_steps = max_steps
         self._start_timeout_s = start_timeout_s
-        self._names = function_names(config)
+        self._names = [f.label for f in config.functions] + [FORMAT] * (config.format.pattern is not None)
         self._seats = asyncio.Semaphore(config.workers)
         self._idle: list[RewardChild] = []
         self._children: set[RewardChild] = set()
@@ -42,6 +44,8 @@ class RewardPool:
     async def start(self) -> None:
         """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
         leaves no process then."""
+        if not self._names:
+            return
         starting = [asyncio.create_task(self._spawn()) for _ in range(self._config.workers)]
         try:
             self._idle += await asyncio.gather(*starting)
@@ -52,24 +56,27 @@ class RewardPool:
             await self.close()
             raise
 
-    async def score(self, request: ScoreRequest) -> list[Score]:
-        """One score a completion, in their order. Raises `RewardError`. When cancelled, the process at work
-        is killed and another takes its place."""
+    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[Part]:
+        """What each of the functions `names` makes of a group, and the format where one is asked for. Raises
+        `RewardError`. When cancelled, the process at work is killed and another takes its place."""
+        calls = [i for i, name in enumerate(self._names) if name in names or name == FORMAT]
+        if not calls:
+            return []
+        asked_s = time.monotonic()
         async with self._seats:
-            results = [await self._call(i, request) for i in range(len(self._names))]
-        parts = [
-            Part(name, function.weight, result.values, result.extra)
-            for name, function, result in zip(self._names, self._config.functions, results, strict=True)
-        ]
-        try:
-            scores = compose(parts)
-        except ValueError as error:
-            raise RewardError(" + ".join(self._names), str(error), 1) from None
+            started_s = time.monotonic()
+            results = [await self._call(i, request) for i in calls]
         self._keep_metrics(results)
-        return scores
+        self._add("reward_time/functions/wait_s", started_s - asked_s)
+        self._add("reward_time/functions/score_s", time.monotonic() - started_s)
+        return [
+            Part(self._names[i], result.values, result.extra)
+            for i, result in zip(calls, results, strict=True)
+        ]
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
-        """Sum and count of the values logged by `log_metric` since the last drain, by name."""
+        """Sum and count since the last drain, by metric: what functions logged with `log_metric`, and the
+        seconds that groups waited for a process and were scored in one."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
@@ -136,7 +143,7 @@ class RewardPool:
         child.exited.add_done_callback(lambda _: self._children.discard(child))
         specs = [function.function for function in self._config.functions]
         try:
-            reply = await child.start(specs, self._start_timeout_s)
+            reply = await child.start(wire.Setup(specs, self._config.format.pattern), self._start_timeout_s)
         except TimeoutError:
             raise ConfigError(
                 f"reward functions {', '.join(specs)}: not imported after {self._start_timeout_s:g} s; "
@@ -167,16 +174,8 @@ class RewardPool:
     def _keep_metrics(self, results: list[wire.Result]) -> None:
         for result in results:
             for name, values in result.metrics.items():
-                total, count = self._metrics.get(name, (0.0, 0))
-                self._metrics[name] = (total + sum(values), count + len(values))
+                self._add(f"reward_log/{name}", sum(values), len(values))
 
-
-def function_names(config: RewardConfig) -> list[str]:
-    """The functions' names in the metrics. Raises `ConfigError` when two are the same."""
-    names = [f.name or f.function.rpartition(":")[2] for f in config.functions]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"reward.functions: two are called `{name}` in the metrics; give one another `name:`"
-            )
-    return names
+    def _add(self, metric: str, value: float, count: int = 1) -> None:
+        total, n = self._metrics.get(metric, (0.0, 0))
+        self._metrics[metric] = (total + value, n + count)

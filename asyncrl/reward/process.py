@@ -28,6 +28,7 @@ from asyncrl.config import ConfigError
 from asyncrl.reward import wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
 from asyncrl.reward.score import checked_values
+from asyncrl.reward.shaping import format_function
 
 PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
@@ -80,6 +81,8 @@ def main() -> None:
     assert isinstance(setup, wire.Setup)
     try:
         functions = [resolve(spec) for spec in setup.functions]
+        if setup.format_pattern is not None:
+            functions.append(format_function(setup.format_pattern))
     except ConfigError as error:
         send(replies, wire.SetupFailed(readable(str(error))))
         inbox.get()  # the parent answers by killing this process

@@ -1,4 +1,4 @@
-"""What is scored, and what comes of it: requests, scores, and their composition from several functions."""
+"""What is scored, and what comes of it: requests, scores, and what is taken for a score."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ Message = dict[str, Any]
 class RewardError(AsyncRLError):
     """A group could not be scored: no reward is made up for it."""
 
-    def __init__(self, function: str, reason: str, attempts: int) -> None:
+    def __init__(self, part: str, reason: str, attempts: int, kind: str = "function") -> None:
+        """part: its name in the metrics. kind: `function` or `model`."""
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-        super().__init__(f"reward function `{function}` failed after {tries}: {reason}")
-        self.function = function
+        super().__init__(f"reward {kind} `{part}` failed after {tries}: {reason}")
+        self.part = part
+        self.kind = kind
         self.reason = reason
         self.attempts = attempts
 
@@ -43,9 +45,9 @@ class Score:
     """The score of one completion."""
 
     reward: float
-    """The weighted sum of `parts`; finite."""
+    """What the `parts` compose to (`asyncrl.reward.compose`); finite."""
     parts: dict[str, float]
-    """Unweighted, by function name; functions that did not apply (None) are left out."""
+    """As they were scored, by name; parts that do not apply are left out."""
     extra: dict[str, Any]
     """What functions kept with `log_extra`, by column."""
 
@@ -55,33 +57,10 @@ class Part:
     """What one function made of a group of N completions."""
 
     name: str
-    weight: float
     values: Sequence[float | None]
     """N finite numbers, or None where the function does not apply."""
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Column -> N values."""
-
-
-def compose(parts: Sequence[Part]) -> list[Score]:
-    """The scores of a group's N completions; of two equal `extra` columns the later function's stays.
-
-    Raises `ValueError` where no function applies to a completion, or where the sum is not finite.
-    """
-    return [_compose_one(parts, i) for i in range(len(parts[0].values))]
-
-
-def _compose_one(parts: Sequence[Part], i: int) -> Score:
-    values = {part.name: value for part in parts if (value := part.values[i]) is not None}
-    if not values:
-        raise ValueError(
-            f"completion {i} has no reward: every function returned None for it; "
-            f"return a number from at least one"
-        )
-    reward = sum(part.weight * values[part.name] for part in parts if part.name in values)
-    if not math.isfinite(reward):
-        raise ValueError(f"the weighted sum for completion {i} is {reward}; its parts are {values}")
-    extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
-    return Score(reward, values, extra)
 
 
 def checked_values(returned: Any, n: int) -> list[float | None]:

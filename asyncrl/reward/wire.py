@@ -15,6 +15,8 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
 
     functions: list[str]
     """As in the config: `package.module:function` or `path/file.py:function`."""
+    format_pattern: str | None = None
+    """Where there is one, `asyncrl.reward.shaping.format_function` comes after them."""
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):

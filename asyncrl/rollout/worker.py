@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from asyncrl.config import RolloutConfig
 from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError, ScoreRequest
 from asyncrl.rollout.engine import Engine, GenerationRequest, SamplingParams, TokenChunk
 from asyncrl.rollout.task import RolloutTask
@@ -54,13 +55,25 @@ class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may 
         self.sampled_tokens = sampled_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A finished response."""
+
+    trajectory: Trajectory
+    text: str
+    model_scores: dict[str, float]
+    failure: RewardError | None
+    """Why a model has not scored it."""
+
+
 class GroupRollout:
-    """Carries out one task at a time: `group_size` responses side by side, then their rewards together."""
+    """Carries out one task at a time: `group_size` responses side by side, each scored by the reward models
+    as soon as it is finished, then all together by the reward functions."""
 
     def __init__(
         self,
         engine: Engine,
-        rewards: RewardPool,
+        rewards: Rewards,
         detokenizer: Detokenizer,
         config: RolloutConfig,
         *,
@@ -82,9 +95,9 @@ class GroupRollout:
                 sampled = [samples.create_task(self._sample(task, i)) for i in range(n)]
         finally:
             del self._left[task.lease_id]
-        trajectories = [sample.result() for sample in sampled]
-        await self._score(task, trajectories)
-        return Group(task.group_id, task.row, trajectories)
+        samples_done = [sample.result() for sample in sampled]
+        await self._score(task, samples_done)
+        return Group(task.group_id, task.row, [sample.trajectory for sample in samples_done])
 
     @property
     def room(self) -> int:
@@ -97,7 +110,7 @@ class GroupRollout:
         """Responses of a group that are still being sampled."""
         return self._left.get(lease_id, 0)
 
-    async def _sample(self, task: RolloutTask, index: int) -> Trajectory:
+    async def _sample(self, task: RolloutTask, index: int) -> _Sample:
         c = self._config
         prompt_ids = np.asarray(task.prompt_ids, dtype=np.int32)
         request = GenerationRequest(
@@ -114,24 +127,34 @@ class GroupRollout:
         )
         chunks = [chunk async for chunk in self._engine.generate(request)]
         self._left[task.lease_id] -= 1
-        return assemble(prompt_ids, chunks)
+        trajectory = assemble(prompt_ids, chunks)
+        text = self._detokenizer.decode(_response_ids(trajectory), skip_special_tokens=True)
+        if _broken(trajectory):
+            return _Sample(trajectory, text, {}, None)
+        try:
+            scores = await self._rewards.score_response(task.prompt, text, task.columns)
+        except RewardError as error:
+            # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
+            return _Sample(trajectory, text, {}, error)
+        return _Sample(trajectory, text, scores, None)
 
-    async def _score(self, task: RolloutTask, trajectories: Sequence[Trajectory]) -> None:
+    async def _score(self, task: RolloutTask, samples: Sequence[_Sample]) -> None:
+        trajectories = [sample.trajectory for sample in samples]
         tokens = sum(t.sampled_tokens for t in trajectories)
-        broken = [t for t in trajectories if t.finish_reason in (FinishReason.ABORT, FinishReason.ERROR)]
-        if broken:
-            reason = f"a response ended with {broken[0].finish_reason}"
+        for trajectory in filter(_broken, trajectories):
+            reason = f"a response ended with {trajectory.finish_reason}"
             raise AttemptFailed(reason, reason, tokens)
-        responses = [t.token_ids[t.loss_mask].tolist() for t in trajectories]
         request = ScoreRequest(
             prompt=task.prompt,
-            completions=[self._detokenizer.decode(r, skip_special_tokens=True) for r in responses],
-            completion_ids=responses,
+            completions=[sample.text for sample in samples],
+            completion_ids=[_response_ids(t) for t in trajectories],
             columns=task.columns,
             version=max(span.version for t in trajectories for span in t.versions),
         )
         try:
-            scores = await self._rewards.score(request)
+            for failure in (sample.failure for sample in samples if sample.failure is not None):
+                raise failure
+            scores = await self._rewards.score(request, [sample.model_scores for sample in samples])
         except RewardError as error:
             raise AttemptFailed(_kind(error), str(error), tokens) from error
         for trajectory, score in zip(trajectories, scores, strict=True):
@@ -173,10 +196,19 @@ class RolloutWorker:
             await self._link.submit(group, task.lease_id)
 
 
+def _broken(trajectory: Trajectory) -> bool:
+    return trajectory.finish_reason in (FinishReason.ABORT, FinishReason.ERROR)
+
+
+def _response_ids(trajectory: Trajectory) -> list[int]:
+    ids: list[int] = trajectory.token_ids[trajectory.loss_mask].tolist()
+    return ids
+
+
 def _kind(error: RewardError) -> str:
     """What sort of failure it was, without the parts that differ from one to the next."""
     first_line = error.reason.partition("\n")[0]
-    return f"reward function `{error.function}`: {first_line.partition(':')[0][:100]}"
+    return f"reward {error.kind} `{error.part}`: {first_line.partition(':')[0][:100]}"
 
 
 def sampling_seed(run_seed: int, group_id: int, attempt: int, index: int) -> int:

@@ -12,6 +12,7 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
+from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.outline import Outline, shared_weights_bytes
@@ -57,11 +58,21 @@ def objective(config: Config) -> None:
         check_own(own, config.objective.settings)
 
 
-def reward_columns(functions: Mapping[str, RewardFunction], prompts: PromptSet) -> None:
-    """Every row has the columns that the reward functions cannot do without."""
-    for columns, row in {frozenset(row.columns): row for row in reversed(prompts.rows)}.items():
-        for spec, function in functions.items():
-            if missing := missing_columns(function, columns):
+def reward_routes(config: Config, functions: Mapping[str, RewardFunction], prompts: PromptSet) -> None:
+    """Every row is scored by something, and has the columns that the reward functions that score it cannot do
+    without."""
+    seen = set()
+    for row in prompts:
+        try:
+            names = scoring_parts(config.reward, row.columns)
+        except RouteError as error:
+            raise ConfigError(f"usable row {row.index} of the dataset: {error}; correct either") from None
+        columns = frozenset(row.columns)
+        if (columns, *names) in seen:
+            continue
+        seen.add((columns, *names))
+        for spec in (f.function for f in config.reward.functions if f.label in names):
+            if missing := missing_columns(functions[spec], columns):
                 raise ConfigError(
                     f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
@@ -147,7 +158,7 @@ def warnings(
             f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
         )
     if placement.shares_gpu:
-        yield "trainer and engines share one GPU: its memory must hold them all"
+        yield "several processes share a GPU: its memory must hold them all"
     if placement.idle_gpus:
         yield f"{placement.idle_gpus} of the GPUs asked for stay idle; raise rollout.workers to use them"
     if implied.slots > implied.max_responses_outstanding:
@@ -155,6 +166,13 @@ def warnings(
             f"only {implied.max_responses_outstanding} of {implied.slots} slots can be in use: no more "
             f"responses may be outstanding with a staleness of at most {config.staleness.bound}"
         )
+    for model in config.reward.models:
+        if model.gate is not None and not model.sigmoid and (model.clip is None or model.clip[0] < 0):
+            yield (
+                f"reward model `{model.label}` counts only where `{model.gate}` gave more than 0, and its "
+                "scores may be negative: a response that passes may then earn less than one that fails; set "
+                "its `sigmoid: true`, or a `clip` from 0 on"
+            )
     if config.rollout.top_p < 1 or config.rollout.top_k > 0:
         yield (
             "rollout.top_p and rollout.top_k renormalise what is sampled from, and the trainer's policy is "

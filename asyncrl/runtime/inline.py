@@ -24,7 +24,8 @@ from asyncrl.core.records import Batch, Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.observe.rollout_meter import RolloutMeter
-from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.model import LocalRewardModel, load_scorer
+from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engine import UpdateReport
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ class InlineLink:
         store: LedgerStore[WireGroup],
         coordinator: Coordinator[WireGroup],
         engine: TorchEngine,
-        rewards: RewardPool,
+        rewards: Rewards,
         rollout: GroupRollout,
     ) -> None:
         self._config = config
@@ -159,7 +160,12 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
     with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         engine = make_torch_engine(config, prompts.longest_tokens)
         trainer = make_trainer(config)
-        rewards = RewardPool(config.reward, max_steps=config.run.steps)
+        models = {
+            model.label: LocalRewardModel(model.label, load_scorer(model)) for model in config.reward.models
+        }
+        rewards = Rewards(
+            config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
+        )
         await rewards.start()
         try:
             with ThreadPoolExecutor(1) as executor:

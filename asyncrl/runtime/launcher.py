@@ -140,8 +140,12 @@ def _roles(prepared: Prepared) -> list[RoleSpec]:
     c = prepared.config
     restarts = c.rollout.max_restarts
     workers = [RoleSpec(place.role, _environment(place), restarts) for place in prepared.placement.rollout]
+    models = [
+        RoleSpec(place.role, _environment(place), model.max_restarts)
+        for place, model in zip(prepared.placement.reward, c.reward.models, strict=True)
+    ]
     trainer = prepared.placement.trainer
-    return [RoleSpec("coordinator", {}), RoleSpec("trainer-0", _environment(trainer)), *workers]
+    return [RoleSpec("coordinator", {}), RoleSpec("trainer-0", _environment(trainer)), *models, *workers]
 
 
 def _environment(place: Place) -> dict[str, str]:

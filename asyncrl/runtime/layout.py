@@ -73,32 +73,34 @@ class RunDir:
         """Where the trainer's ranks find each other."""
         return self.path / ".ranks"
 
-    @property
-    def _endpoint(self) -> Path:
-        return self.path / ".coordinator"
-
-    def announce_endpoint(self, endpoint: str) -> None:
-        """Say where the coordinator listens; whole or not at all."""
-        aside = self._endpoint.with_suffix(".new")
+    def announce_endpoint(self, role: str, endpoint: str) -> None:
+        """Say where a role listens; whole or not at all."""
+        path = self._endpoint(role)
+        aside = path.with_suffix(".new")
         aside.write_text(endpoint)
-        aside.rename(self._endpoint)
+        aside.rename(path)
 
-    def forget_endpoints(self) -> None:
-        for path in (self._endpoint, self.rendezvous):
-            path.unlink(missing_ok=True)
+    def forget_endpoint(self, role: str) -> None:
+        self._endpoint(role).unlink(missing_ok=True)
 
-    @property
-    def has_endpoint(self) -> bool:
-        return self._endpoint.exists()
+    def endpoint(self, role: str) -> str | None:
+        """Where a role listens; None as long as it does not."""
+        try:
+            return self._endpoint(role).read_text()
+        except FileNotFoundError:
+            return None
 
-    async def await_endpoint(self, timeout_s: float) -> str:
-        """Where the coordinator listens. Raises `RunFailed` when it does not say so in time."""
+    async def await_endpoint(self, role: str, timeout_s: float) -> str:
+        """Where a role listens. Raises `RunFailed` when it does not say so in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.has_endpoint:
+                while (endpoint := self.endpoint(role)) is None:
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise RunFailed(
-                f"the coordinator did not come up within {timeout_s:.0f} s; see {self.log('coordinator')}"
+                f"the {role} did not come up within {timeout_s:.0f} s; see {self.log(role)}"
             ) from None
-        return self._endpoint.read_text()
+        return endpoint
+
+    def _endpoint(self, role: str) -> Path:
+        return self.path / f".{role}"

@@ -3,6 +3,8 @@ refused."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from asyncrl.rollout.engine import EngineStats, UpdateReport
@@ -60,7 +62,18 @@ class Report(Message):
 
     stats: EngineStats
     reward_metrics: dict[str, tuple[float, int]]
-    """Sum and count of what reward functions logged since the last report, by name."""
+    """Sum and count of what the rewards have to tell since the last report, by metric."""
+
+
+# ---- from a rollout worker to a reward model
+# -----------------------------------------------------------------
+
+
+class Score(Message):
+    """Score a response. Answered by `Scored`, or by `Refused` where the model cannot read it."""
+
+    prompt: str | list[dict[str, Any]]
+    response: str
 
 
 # ---- from the trainer --------------------------------------------------------------------------------------
@@ -125,6 +138,12 @@ class Published(Message):
     """The coordinator's share of the step's metrics: ledger, rollout totals, reward metrics."""
 
 
+class Scored(Message):
+    score: float
+    scoring_s: float
+    """Seconds that the forward pass took, of the whole batch that it was in."""
+
+
 class Done(Message):
     pass
 
@@ -142,6 +161,18 @@ class NewWeights(Message):
     notice: bytes
 
 
-Request = Hello | LeaseRequest | Submit | Fail | Applied | Report | Take | Publish | AwaitApplied | WorkerLost
-Answer = Welcome | Leases | Batch | Published | Done | Refused
+Request = (
+    Hello
+    | LeaseRequest
+    | Submit
+    | Fail
+    | Applied
+    | Report
+    | Score
+    | Take
+    | Publish
+    | AwaitApplied
+    | WorkerLost
+)
+Answer = Welcome | Leases | Batch | Published | Scored | Done | Refused
 Notice = NewWeights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,43 +32,64 @@ class ModelFacts:
     """Longest sequence that the model's positions allow, None where the model sets no limit."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that the settings name."""
+
+    key: str
+    """The setting, for messages."""
+    path: str
+    trust_remote_code: bool
+    advice: str
+    """What to do where there is no such model."""
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.path}"
+
+
 def inspect_model(model: ModelConfig) -> tuple[ModelFacts, PreTrainedTokenizerBase]:
     """The facts of `model.path` and its tokenizer. Raises `ConfigError` when it is not there, or is not a
     decoder-only language model with weights and a tokenizer."""
-    folder = _find(model.path)
-    config = _config(model)
-    _check_decoder_only(model, config)
-    if folder is not None:
-        _check_weights_exist(model, folder)
-    tokenizer = _tokenizer(model, folder)
+    advice = (
+        f"if it is the quickstart's model, build it with `asyncrl tiny-model {model.path}`; else give a "
+        "folder with a Hugging Face model, or a hub name such as Qwen/Qwen3-0.6B"
+    )
+    source = ModelSource("model.path", model.path, model.trust_remote_code, advice)
+    config, tokenizer = read_model(source, _check_decoder_only)
     return _facts(model, config), tokenizer
 
 
-def _find(path: str) -> Path | None:
+def read_model(
+    source: ModelSource, check: Callable[[ModelSource, PreTrainedConfig], None]
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """What a model's `config.json` says, checked by `check`, and its tokenizer. Raises `ConfigError` when the
+    model, its weights or its tokenizer are not there."""
+    folder = _find(source)
+    config = _config(source)
+    check(source, config)
+    if folder is not None:
+        _check_weights_exist(source, folder)
+    return config, _tokenizer(source, folder)
+
+
+def _find(source: ModelSource) -> Path | None:
     """The model's folder, or None when it is on the hub."""
+    path = source.path
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"model.path={path}: the folder holds no Hugging Face model (no config.json in it)"
-            )
+            raise ConfigError(f"{source}: the folder holds no Hugging Face model (no config.json in it)")
         return folder
-    advice = (
-        "if it is the quickstart's model, build it with `asyncrl tiny-model "
-        f"{path}`; else give a folder with a Hugging Face model, or a hub name such as Qwen/Qwen3-0.6B"
-    )
     if folder.is_file():
-        raise ConfigError(
-            f"model.path={path}: this is a file, not a model's folder; name the folder that holds it"
-        )
+        raise ConfigError(f"{source}: this is a file, not a model's folder; name the folder that holds it")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
     if looks_local or (folder.parent != Path() and folder.parent.is_dir()):
-        raise ConfigError(f"model.path={path}: there is no folder {folder.absolute()}; {advice}")
+        raise ConfigError(f"{source}: there is no folder {folder.absolute()}; {source.advice}")
     reason = _why_not_on_hub(path)
     if reason is not None:
         raise ConfigError(
-            f"model.path={path}: there is no folder {folder.absolute()}, and no model of that name on the "
-            f"Hugging Face hub that can be reached ({reason}); {advice}"
+            f"{source}: there is no folder {folder.absolute()}, and no model of that name on the "
+            f"Hugging Face hub that can be reached ({reason}); {source.advice}"
         )
     return None
 
@@ -85,21 +107,19 @@ def _why_not_on_hub(name: str) -> str | None:
     return None
 
 
-def _config(model: ModelConfig) -> PreTrainedConfig:
+def _config(source: ModelSource) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"model.path={model.path}: its config.json cannot be used: {_first_line(error)}"
-        ) from None
+        raise ConfigError(f"{source}: its config.json cannot be used: {_first_line(error)}") from None
 
 
-def _check_decoder_only(model: ModelConfig, config: PreTrainedConfig) -> None:
+def _check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if model.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+    if source.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     declared = config.architectures or []
@@ -110,41 +130,41 @@ def _check_decoder_only(model: ModelConfig, config: PreTrainedConfig) -> None:
     ):
         kind = ", ".join(declared) or config.model_type
         raise ConfigError(
-            f"model.path={model.path}: {kind} is no decoder-only language model; only those can be trained "
+            f"{source}: {kind} is no decoder-only language model; only those can be trained "
             "(`...ForCausalLM`: Qwen, Llama, Mistral, Gemma, ...)"
         )
 
 
-def _check_weights_exist(model: ModelConfig, folder: Path) -> None:
+def _check_weights_exist(source: ModelSource, folder: Path) -> None:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             shards = set(json.loads((folder / index).read_text())["weight_map"].values())
             missing = sorted(shard for shard in shards if not (folder / shard).is_file())
             if missing:
                 raise ConfigError(
-                    f"model.path={model.path}: {len(missing)} of {len(shards)} weight files are missing "
+                    f"{source}: {len(missing)} of {len(shards)} weight files are missing "
                     f"({missing[0]}, ...); download the model again"
                 )
             return
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
         raise ConfigError(
-            f"model.path={model.path}: the folder has a config.json but no weights (model.safetensors); "
+            f"{source}: the folder has a config.json but no weights (model.safetensors); "
             "download or save the model again"
         )
 
 
-def _tokenizer(model: ModelConfig, folder: Path | None) -> PreTrainedTokenizerBase:
+def _tokenizer(source: ModelSource, folder: Path | None) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
         # Some classes come up empty where they find no file, instead of failing.
         files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
         if folder is not None and not any((folder / name).is_file() for name in files):
             raise OSError(f"the folder has none of {', '.join(sorted(files))}")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ConfigError(
-            f"model.path={model.path}: no tokenizer could be loaded from it: {_first_line(error)}; "
+            f"{source}: no tokenizer could be loaded from it: {_first_line(error)}; "
             "save the model's tokenizer into the folder"
         ) from None
     return tokenizer

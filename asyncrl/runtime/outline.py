@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from asyncrl.config import Config
+from asyncrl.config import Config, RewardModelConfig
 from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
 from asyncrl.runtime.resources import Place, Placement
+from asyncrl.runtime.reward_facts import RewardModelFacts
 
 SHARED_WEIGHTS = "shared weights"
 """The `Memory.role` of what the trainer publishes weight versions in."""
@@ -76,14 +77,19 @@ class Outline:
 
 
 def outline(
-    config: Config, placement: Placement, model: ModelFacts, rows: int, longest_prompt_tokens: int
+    config: Config,
+    placement: Placement,
+    model: ModelFacts,
+    rows: int,
+    longest_prompt_tokens: int,
+    reward_models: Sequence[RewardModelFacts] = (),
 ) -> Outline:
     """What `config` implies for `rows` usable prompts of up to `longest_prompt_tokens` tokens."""
     trainer, rollout, eta = config.trainer, config.rollout, config.staleness.bound
     responses = trainer.batch_groups * rollout.group_size
     response_tokens = responses * rollout.max_new_tokens
     outstanding = (eta + 1) * trainer.batch_groups
-    memory = estimate_memory(config, model, longest_prompt_tokens)
+    memory = estimate_memory(config, model, longest_prompt_tokens, reward_models)
     return Outline(
         processes=tuple(_processes(config, placement)),
         memory=memory,
@@ -113,7 +119,10 @@ def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
         yield Processes("coordinator", 1, 0)
         yield Processes("rollout", len(workers), workers[0].threads, _gpus(workers))
         yield Processes("trainer", 1, trainer.threads, _gpus([trainer]))
-    yield Processes("reward", len(workers) * config.reward.workers, 0)
+        for place in placement.reward:
+            yield Processes(place.role, 1, place.threads, _gpus([place]))
+    if config.reward.functions or config.reward.format.pattern is not None:
+        yield Processes("reward functions", len(workers) * config.reward.workers, 0)
 
 
 def _gpus(places: Iterable[Place]) -> tuple[int, ...]:
@@ -130,13 +139,22 @@ def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
     return 0 if config.trainer.backend == "paced" else 2 * weights_bytes(config, model)
 
 
-def estimate_memory(config: Config, model: ModelFacts, longest_prompt_tokens: int) -> tuple[Memory, ...]:
+def estimate_memory(
+    config: Config,
+    model: ModelFacts,
+    longest_prompt_tokens: int,
+    reward_models: Sequence[RewardModelFacts] = (),
+) -> tuple[Memory, ...]:
     """Rough estimates by role, of what grows with model and settings; what a process takes for Python and
     torch (0.3 to 0.6 GB) comes on top."""
     sequence_tokens = longest_prompt_tokens + config.rollout.max_new_tokens
     return (
         Memory("trainer", _trainer_parts(config, model)),
         Memory("rollout", _rollout_parts(config, model, sequence_tokens)),
+        *(
+            Memory(f"reward-{i}", _reward_model_parts(settings, facts))
+            for i, (settings, facts) in enumerate(zip(config.reward.models, reward_models, strict=True))
+        ),
         Memory(SHARED_WEIGHTS, {"two versions": shared_weights_bytes(config, model)}),
     )
 
@@ -169,7 +187,17 @@ def _rollout_parts(config: Config, model: ModelFacts, sequence_tokens: int) -> d
     }
 
 
+def _reward_model_parts(settings: RewardModelConfig, facts: RewardModelFacts) -> dict[str, int]:
+    value_bytes = DTYPE_BYTES[settings.dtype]
+    layer = settings.batch_tokens * facts.hidden_size * value_bytes
+    return {
+        "weights": facts.parameters * value_bytes,
+        "activations": _VALUES_PER_TOKEN_AND_LAYER * layer,
+    }
+
+
 def _host_bytes(memory: Iterable[Memory], placement: Placement) -> int:
-    on_cpu = Counter(place.role.partition("-")[0] for place in placement.places if place.gpu is None)
+    roles = [place.role for place in placement.places if place.gpu is None]
+    on_cpu = Counter(role if role.startswith("reward") else role.partition("-")[0] for role in roles)
     on_cpu[SHARED_WEIGHTS] = 1
     return sum(m.total_bytes * on_cpu[m.role] for m in memory)

@@ -14,6 +14,7 @@ from asyncrl.runtime import checks
 from asyncrl.runtime.model_facts import ModelFacts, inspect_model
 from asyncrl.runtime.outline import Outline, outline
 from asyncrl.runtime.resources import Machine, Placement, assign, probe
+from asyncrl.runtime.reward_facts import check_pairs, inspect_reward_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,23 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     independent checks found wrong, each with its key, value and remedy.
     """
     machine = probe()
-    _, placement, functions, _, (model, tokenizer) = _all_of(
+    _, placement, functions, _, (model, tokenizer), reward_models = _all_of(
         lambda: checks.run_dir(config),
         lambda: assign(config, gpus, machine.gpus),
         lambda: checks.reward_functions(config),
         lambda: checks.objective(config),
         lambda: inspect_model(config.model),
+        lambda: inspect_reward_models(config),
     )
     checks.engine(config, placement)
     checks.attention(config, placement)
     checks.budget(config, placement)
     checks.shared_memory(config, model, machine)
     prompts = load_prompts(config.data, tokenizer)
-    checks.reward_columns(functions, prompts)
+    checks.reward_routes(config, functions, prompts)
+    check_pairs(config, reward_models, prompts)
     checks.prompts_fit(config, model, prompts)
-    implied = outline(config, placement, model, len(prompts), prompts.longest_tokens)
+    implied = outline(config, placement, model, len(prompts), prompts.longest_tokens, reward_models)
     warnings = checks.warnings(config, machine, placement, implied, prompts, tokenizer.eos_token_id)
     return Prepared(config, prompts, model, machine, placement, implied, tuple(warnings))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 import psutil
 
-from asyncrl.config import Config
+from asyncrl.config import Config, RewardModelConfig
 from asyncrl.errors import ConfigError
 
 _SHM = Path("/dev/shm")
@@ -35,7 +35,7 @@ class Place:
     """Where one role computes."""
 
     role: str
-    """`trainer` or `rollout-N`."""
+    """`trainer`, `rollout-N` or `reward-N`."""
     device: Literal["cpu", "cuda"]
     gpu: int | None
     """Index of its GPU among the visible ones, None on the CPU."""
@@ -47,12 +47,14 @@ class Place:
 class Placement:
     trainer: Place
     rollout: tuple[Place, ...]
+    reward: tuple[Place, ...] = ()
+    """Of the reward models."""
     idle_gpus: int = 0
     """GPUs that were asked for and that nothing uses."""
 
     @property
     def places(self) -> tuple[Place, ...]:
-        return (self.trainer, *self.rollout)
+        return (self.trainer, *self.rollout, *self.reward)
 
     @property
     def gpus(self) -> int:
@@ -90,16 +92,20 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     trainer_device = "cpu" if config.trainer.backend == "paced" else config.trainer.device
     rollout_device = "cpu" if config.rollout.engine == "paced" else config.rollout.device
     usable = _usable(asked, available)
-    for key, device in (("trainer.device", trainer_device), ("rollout.device", rollout_device)):
+    models = config.reward.models
+    devices = {"trainer.device": trainer_device, "rollout.device": rollout_device}
+    devices |= {f"reward.models.{i}.device": model.device for i, model in enumerate(models)}
+    for key, device in devices.items():
         if device == "cuda" and not usable:
             reason = "--gpus 0 allows none" if available else "this machine has no GPU that CUDA can use"
             raise ConfigError(f"{key}=cuda: {reason}; use {key}=auto or {key}=cpu")
-    if asked and trainer_device == rollout_device == "cpu":
+    if asked and set(devices.values()) == {"cpu"}:
         raise ConfigError(
-            f"--gpus {asked}: no role would use a GPU: trainer and rollout are set to the CPU, or paced; set "
+            f"--gpus {asked}: no role would use a GPU: all are set to the CPU, or paced; set "
             "trainer.device=auto or rollout.device=auto, or leave --gpus out"
         )
-    free = _gpus_for(config.rollout.workers, trainer_device != "cpu", rollout_device != "cpu", usable)
+    own = sum(model.device != "cpu" and model.share_gpu_with is None for model in models)
+    free = _gpus_for(config.rollout.workers, trainer_device != "cpu", rollout_device != "cpu", own, usable)
 
     def place(role: str, device: str, threads: int) -> Place:
         gpu = None if device == "cpu" else next(free, None)
@@ -112,6 +118,7 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
             for i in range(config.rollout.workers)
         ),
     )
+    placement = replace(placement, reward=tuple(_reward_places(models, placement, place)))
     used = {place.gpu for place in placement.places if place.gpu is not None}
     return replace(placement, idle_gpus=(asked or len(used)) - len(used))
 
@@ -129,15 +136,38 @@ def _usable(asked: int | None, available: int) -> int:
     return asked
 
 
-def _gpus_for(workers: int, trainer_wants: bool, rollout_wants: bool, usable: int) -> Iterator[int]:
+def _reward_places(
+    models: Sequence[RewardModelConfig], others: Placement, place: Callable[[str, str, int], Place]
+) -> Iterator[Place]:
+    """Each model on a GPU of its own, or on that of the process it shares with, or on the CPU."""
+    theirs = {other.role: other for other in others.places}
+    for i, model in enumerate(models):
+        role = f"reward-{i}"
+        if model.share_gpu_with is None or model.device == "cpu":
+            yield place(role, model.device, model.threads)
+            continue
+        shared = theirs[model.share_gpu_with]
+        if shared.gpu is None and model.device == "cuda":
+            raise ConfigError(
+                f"reward.models.{i}.share_gpu_with={model.share_gpu_with}: that process computes on the CPU; "
+                f"leave it out, or use reward.models.{i}.device=auto"
+            )
+        yield replace(shared, role=role, threads=model.threads)
+
+
+def _gpus_for(
+    workers: int, trainer_wants: bool, rollout_wants: bool, models: int, usable: int
+) -> Iterator[int]:
     """The GPUs for the roles that want one, in turn: one each, or the only one for all."""
-    needed = trainer_wants + workers * rollout_wants
+    needed = trainer_wants + workers * rollout_wants + models
     if usable <= 1:
         return repeat(0, needed * usable)
     if needed > usable:
+        left = usable - trainer_wants - models
+        remedy = f"use rollout.workers={left}, or " if left > 0 else "use "
         raise ConfigError(
             f"rollout.workers={workers}: {needed} GPUs are needed, one for each worker"
-            f"{' and one for the trainer' * trainer_wants}, and there are {usable}; use rollout.workers="
-            f"{usable - trainer_wants}, or --gpus 1 to let all share one"
+            f"{' and one for the trainer' * trainer_wants}{' and one for each reward model' * (models > 0)}, "
+            f"and there are {usable}; {remedy}--gpus 1 to let all share one"
         )
     return iter(range(needed))

@@ -19,7 +19,12 @@ Role = Callable[[Config, Path, str], Awaitable[None]]
 
 def entry(name: str) -> Role:
     """The role that a process name such as `rollout-1` stands for."""
-    roles: dict[str, Role] = {"coordinator": coordinator, "rollout": rollout, "trainer": trainer}
+    roles: dict[str, Role] = {
+        "coordinator": coordinator,
+        "reward": reward,
+        "rollout": rollout,
+        "trainer": trainer,
+    }
     return roles[name.partition("-")[0]]
 
 
@@ -30,24 +35,28 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
     run_dir = RunDir(path)
     with open_state(config, run_dir) as (prompts, store, state):
         service = CoordinatorService(config, prompts, state, store)
-        run_dir.announce_endpoint(service.bind())
+        run_dir.announce_endpoint(name, service.bind())
         await service.run()
 
 
 async def rollout(config: Config, path: Path, name: str) -> None:
-    from asyncrl.reward.pool import RewardPool
+    from asyncrl.reward.rewards import Rewards
     from asyncrl.rollout.engines.make import make_engine
     from asyncrl.rollout.tokenizer import load_tokenizer
     from asyncrl.rollout.worker import GroupRollout, RolloutWorker
     from asyncrl.runtime.links import ZmqWorkerLink
+    from asyncrl.runtime.reward_link import reward_links
     from asyncrl.runtime.rpc import RpcClient
 
     run_dir = RunDir(path)
-    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
+    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     engine = make_engine(config, PromptSet.load(run_dir.prompts).longest_tokens)
     tokenizer = load_tokenizer(config.model)
-    pool = RewardPool(config.reward, max_steps=config.run.steps)
-    await pool.start()
+    models = reward_links(config, run_dir, name)
+    rewards = Rewards(
+        config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
+    )
+    await rewards.start()
     spare_the_collector()
     try:
         client = RpcClient(endpoint, name)
@@ -55,14 +64,26 @@ async def rollout(config: Config, path: Path, name: str) -> None:
             link = ZmqWorkerLink(client, name, engine)
             client.on_notice = link.on_notice
             await link.hello()
-            group_rollout = GroupRollout(engine, pool, tokenizer, config.rollout, seed=config.run.seed)
+            group_rollout = GroupRollout(engine, rewards, tokenizer, config.rollout, seed=config.run.seed)
             worker = RolloutWorker(group_rollout, link)
             work = asyncio.create_task(worker.run(), name="work")
-            services = [engine.run(), link.follow_weights(), link.reports(pool.drain_metrics)]
+            services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]
+            services += [model.follow() for model in models.values()]
             await _while_serving(work, services)
     finally:
-        await pool.close()
+        await rewards.close()
         await engine.close()
+
+
+async def reward(config: Config, path: Path, name: str) -> None:
+    from asyncrl.reward.model import load_scorer
+    from asyncrl.runtime.reward_service import RewardModelService
+
+    model = config.reward.models[int(name.partition("-")[2])]
+    service = RewardModelService(load_scorer(model), model)
+    spare_the_collector()
+    RunDir(path).announce_endpoint(name, service.bind())
+    await service.run()
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
@@ -78,7 +99,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     if rank := int(name.rpartition("-")[2]):
         follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
         return await loop.run_in_executor(executor, follower.follow)
-    endpoint = await run_dir.await_endpoint(ENDPOINT_TIMEOUT_S)
+    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
     publisher = ShmPublisher(run_dir.weights_prefix)
     spare_the_collector()

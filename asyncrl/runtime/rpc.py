@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,6 +38,10 @@ Frames = Sequence[bytes]
 
 class RpcError(AsyncRLError):
     """A request was refused, or not answered in time."""
+
+
+class RpcRefused(RpcError):  # noqa: N818 - says what happened
+    """The server answered that it cannot carry out the request."""
 
 
 class RpcServer:
@@ -108,6 +114,7 @@ class RpcClient:
         self._socket.connect(endpoint)
         self._ids = itertools.count(_NOTICE_ID + 1)
         self._open: dict[int, asyncio.Future[tuple[Any, list[bytes]]]] = {}
+        self._heard_s = -math.inf
         self._receiver: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> RpcClient:
@@ -122,10 +129,13 @@ class RpcClient:
         self._socket.close()
 
     async def request(
-        self, request: Any, frames: Frames = (), *, timeout_s: float
+        self, request: Any, frames: Frames = (), *, timeout_s: float, queued: bool = False
     ) -> tuple[Any, list[bytes]]:
-        """Returns the answer and its frames. Raises `RpcError` when it is refused or does not come in
-        time."""
+        """Returns the answer and its frames. Raises `RpcRefused`, or `RpcError` when it does not come in
+        time.
+
+        queued: the server answers one request after another, so the time runs anew from each of its answers.
+        """
         request_id = next(self._ids)
         future = asyncio.get_running_loop().create_future()
         self._open[request_id] = future
@@ -133,7 +143,14 @@ class RpcClient:
             await self._socket.send_multipart(
                 [request_id.to_bytes(_ID_BYTES), _ENCODER.encode(request), *frames], copy=False
             )
-            answer, out = await asyncio.wait_for(future, timeout_s)
+            asked_s = time.monotonic()
+            while not future.done():
+                since_s = max(asked_s, self._heard_s) if queued else asked_s
+                left_s = since_s + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait([future], timeout=left_s)
+            answer, out = future.result()
         except TimeoutError:
             raise RpcError(
                 f"{self._name} waited {timeout_s:.0f} s for the answer to {type(request).__name__}"
@@ -141,12 +158,19 @@ class RpcClient:
         finally:
             del self._open[request_id]
         if isinstance(answer, Refused):
-            raise RpcError(answer.reason)
+            raise RpcRefused(answer.reason)
         return answer, out
+
+    def give_up(self, reason: str) -> None:
+        """Fail every open request with an `RpcError`: the server is known to be gone."""
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(RpcError(reason))
 
     async def _receive(self) -> None:
         while True:
             head, body, *frames = await self._socket.recv_multipart()
+            self._heard_s = time.monotonic()
             request_id = int.from_bytes(head)
             if request_id == _NOTICE_ID:
                 if self.on_notice is not None:

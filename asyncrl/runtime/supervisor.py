@@ -78,14 +78,14 @@ class Supervisor:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
         ends, no process is left."""
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
-        self.run_dir.forget_endpoints()
+        self._forget_endpoints()
         try:
             for spec in self.specs:
                 await self._start(spec, Restarts(spec.max_restarts))
             await self._watch()
         finally:
             await self._stop_all()
-            self.run_dir.forget_endpoints()
+            self._forget_endpoints()
 
     async def _watch(self) -> None:
         while True:
@@ -117,7 +117,9 @@ class Supervisor:
         self.view.event(f"{name} {_how(status)}; starting it again{f' in {delay_s:g} s' if delay_s else ''}")
         del self._roles[name]
         _kill_tagged([self._tag(name)])
-        await self._give_leases_back(name)
+        self.run_dir.forget_endpoint(name)
+        if name.startswith("rollout"):
+            await self._give_leases_back(name)
         self._due[name] = time.monotonic() + delay_s, role
         return False
 
@@ -137,14 +139,19 @@ class Supervisor:
 
     async def _give_leases_back(self, worker: str) -> None:
         """At once, for other workers to take; its successor's hello gives them back as well."""
-        if not self.run_dir.has_endpoint:
+        endpoint = self.run_dir.endpoint("coordinator")
+        if endpoint is None:
             return
         try:
-            endpoint = await self.run_dir.await_endpoint(GIVE_BACK_TIMEOUT_S)
             async with RpcClient(endpoint, f"supervisor for {worker}") as client:
                 await client.request(m.WorkerLost(worker), timeout_s=GIVE_BACK_TIMEOUT_S)
         except RpcError as error:
             log.warning("could not tell the coordinator that %s was lost: %s", worker, error)
+
+    def _forget_endpoints(self) -> None:
+        self.run_dir.rendezvous.unlink(missing_ok=True)
+        for spec in self.specs:
+            self.run_dir.forget_endpoint(spec.name)
 
     def _tag(self, name: str) -> str:
         return f"{self.run_dir.path.resolve()}:{name}"
@@ -164,7 +171,7 @@ class Supervisor:
         self._roles.clear()
 
     def _status(self) -> str:
-        if not self.run_dir.has_endpoint:
+        if self.run_dir.endpoint("coordinator") is None:
             return "starting the coordinator"
         return f"{', '.join(sorted(self._roles))} running; the first steps take a few seconds"
 

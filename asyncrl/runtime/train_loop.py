@@ -13,6 +13,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.layout import RunDir
 
@@ -63,6 +64,7 @@ class TrainLoop:
         self._budget = Budget(Usage.load(run_dir.usage), config.run.gpu_hours, config.run.steps)
         self._executor = executor
         self._prefetch = prefetch
+        self._scaler = RewardScaler(config.reward)
         self._shares = TimeShares()
 
     async def run(self) -> None:
@@ -97,7 +99,7 @@ class TrainLoop:
         done = batch.step + 1
         with self._shares.phase("train"):
             total_steps = self._budget.total_steps(batch.step)
-            metrics = await self._in_executor(self._trainer.step, batch, total_steps)
+            metrics = self._scaler(batch) | await self._in_executor(self._trainer.step, batch, total_steps)
         with self._shares.phase("publish"):
             metrics |= await self._publish(done)
         every = self._config.checkpoint.every_steps

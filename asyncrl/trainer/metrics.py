@@ -25,6 +25,7 @@ def batch_metrics(batch: Batch, flat: FlatBatch) -> Iterator[tuple[str, float]]:
             parts[name].append(value)
     for name, values in sorted(parts.items()):
         yield f"reward/{name}/mean", float(np.mean(values))
+        yield f"reward/{name}/std", float(np.std(values))
     lengths = [t.sampled_tokens for t in trajectories]
     yield "response_tokens/mean", float(np.mean(lengths))
     yield "response_tokens/max", float(max(lengths))

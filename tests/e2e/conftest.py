@@ -82,8 +82,8 @@ def one_thread():
 def launch(make_config, assert_nothing_left, tmp_path):
     started = []
 
-    def launch(*overrides):
-        started.append(Launched(make_config(*overrides), tmp_path, assert_nothing_left))
+    def launch(*overrides, config=None):
+        started.append(Launched(config or make_config(*overrides), tmp_path, assert_nothing_left))
         return started[-1]
 
     yield launch

@@ -1,4 +1,4 @@
-"""Reward pools over real child processes, and waiting for what happens in them."""
+"""Rewards over real child processes, and waiting for what happens in them."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from asyncrl.config import RewardConfig
-from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ScoreRequest
 
 FUNCTIONS = Path(__file__).with_name("functions_for_tests.py")
@@ -22,7 +22,7 @@ def reward_config(*names: str, **settings) -> RewardConfig:
 
 @asynccontextmanager
 async def running_pool(*names: str, **settings):
-    pool = RewardPool(reward_config(*names, **settings), max_steps=100)
+    pool = Rewards(reward_config(*names, **settings), {}, max_steps=100, max_tokens=10)
     await pool.start()
     try:
         yield pool

@@ -1,4 +1,4 @@
-"""Composition of scores, and what is taken for a reward."""
+"""What is taken for a reward."""
 
 import math
 from decimal import Decimal
@@ -8,37 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from asyncrl.reward.score import Part, Score, checked_values, compose
-
-
-def test_weighted_sum_keeps_unweighted_parts():
-    parts = [Part("a", 2.0, [1.0, 0.5]), Part("b", -0.5, [3.0, 4.0])]
-    assert compose(parts) == [
-        Score(2.0 - 1.5, {"a": 1.0, "b": 3.0}, {}),
-        Score(1.0 - 2.0, {"a": 0.5, "b": 4.0}, {}),
-    ]
-
-
-def test_none_is_left_out_of_that_completions_sum_only():
-    scores = compose([Part("a", 1.0, [1.0, None]), Part("b", 1.0, [None, 0.25])])
-    assert [s.reward for s in scores] == [1.0, 0.25]
-    assert [s.parts for s in scores] == [{"a": 1.0}, {"b": 0.25}]
-
-
-def test_a_completion_that_no_function_applies_to_is_refused():
-    with pytest.raises(ValueError, match="completion 1 has no reward"):
-        compose([Part("a", 1.0, [1.0, None]), Part("b", 1.0, [1.0, None])])
-
-
-def test_a_sum_that_overflows_is_refused():
-    with pytest.raises(ValueError, match="weighted sum for completion 0 is inf"):
-        compose([Part("a", 10.0, [1e308])])
-
-
-def test_extra_columns_are_split_over_completions():
-    first = Part("a", 1.0, [0.0, 0.0], {"x": [1, 2]})
-    scores = compose([first, Part("b", 1.0, [0.0, 0.0], {"y": ["p", "q"]})])
-    assert [s.extra for s in scores] == [{"x": 1, "y": "p"}, {"x": 2, "y": "q"}]
+from asyncrl.reward.score import checked_values
 
 
 @pytest.mark.parametrize(

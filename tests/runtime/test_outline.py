@@ -56,12 +56,12 @@ def test_processes():
         ("coordinator", 1, 0, ()),
         ("rollout", 3, 1, ()),
         ("trainer", 1, 2, ()),
-        ("reward", 6, 0, ()),
+        ("reward functions", 6, 0, ()),
     ]
     assert implied().threads == 5
     assert [p.gpus for p in implied(gpus=4).processes] == [(), (), (1, 2, 3), (0,), ()]
     inline = implied(run={"mode": "inline"}, rollout={"workers": 1}).processes
-    assert [(p.role, p.count) for p in inline] == [("inline", 1), ("reward", 2)]
+    assert [(p.role, p.count) for p in inline] == [("inline", 1), ("reward functions", 2)]
 
 
 def memory(o):

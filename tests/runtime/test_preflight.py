@@ -259,3 +259,104 @@ def test_a_plain_run_gives_no_warning(run):
     )
     assert "of memory are needed and the machine has 1.0 MB" in no_end[0]
     assert "names a token that ends a response" in no_end[1]
+
+
+def judged(**model):
+    """A reward section with a function and a reward model in the folder `judge`."""
+    return {
+        "functions": [{"function": "rewards.py:right"}],
+        "models": [{"path": "judge", "device": "cpu"} | model],
+    }
+
+
+def test_a_run_with_a_reward_model_is_prepared_without_its_weights(run, make_reward_model):
+    make_reward_model("judge")
+    (run.path / "judge/model.safetensors").write_bytes(b"not looked into")
+    prepared = preflight(run(reward=judged(threads=2)))
+    assert [(p.role, p.device, p.threads) for p in prepared.placement.reward] == [("reward-0", "cpu", 2)]
+    assert ("reward-0", 1, 2) in [(p.role, p.count, p.threads) for p in prepared.outline.processes]
+    (memory,) = [m for m in prepared.outline.memory if m.role == "reward-0"]
+    parameters = 259 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 16 * 2 + 3 * 32 * 64 + 2 * 32) + 32 + 32
+    assert memory.parts["weights"] == 2 * parameters  # bfloat16
+
+
+def test_reward_models_that_give_no_score(run, make_reward_model):
+    key = "reward.models.0.path=judge"
+    assert f"{key}: there is no folder {run.path}" in refusal(run(reward=judged()))
+    make_reward_model("judge", labels=3)
+    message = refusal(run(reward=judged()))
+    assert f"{key}: it has 3 outputs, and a score is a single one; give a folder with" in message
+    assert "`asyncrl train-reward`" in message
+    assert "reward.models.0.path=model: Qwen3ForCausalLM gives no score" in refusal(
+        run(reward=judged(path="model"))
+    )
+    make_reward_model("judge")
+    (run.path / "judge/model.safetensors").unlink()
+    assert f"{key}: the folder has a config.json but no weights" in refusal(run(reward=judged()))
+
+
+def test_a_reward_model_whose_tokenizer_has_no_chat_template(run, make_reward_model):
+    make_reward_model("judge")
+    tokenizer = byte_tokenizer(512)
+    tokenizer.chat_template = None
+    (run.path / "judge/chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained("judge")
+    message = refusal(run(reward=judged()))
+    assert message.startswith("reward.models.0.path=judge: its tokenizer has no chat template")
+    assert "put the chat_template.jinja that it was trained with into the folder" in message
+
+
+def test_every_wrong_reward_model_is_reported_with_whatever_else_is_wrong(run):
+    models = [{"path": "no/such/one"}, {"path": "nor/such/another"}]
+    message = refusal(run(model={"path": "./none"}, reward={"functions": [], "models": models}))
+    assert [line.partition(":")[0] for line in message.split("\n")] == [
+        "model.path=./none",
+        "reward.models.0.path=no/such/one",
+        "reward.models.1.path=nor/such/another",
+    ]
+
+
+def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):
+    key = "reward.models.0.path=judge"
+    make_reward_model("judge")
+    message = refusal(run(reward=judged(), rollout={"max_new_tokens": 500}))
+    assert f"{key}: usable row" in message
+    assert "over the model's 512 positions" in message
+    picky = byte_tokenizer(512)
+    picky.chat_template = "{{ raise_exception('no system role') if messages[0].role == 'system' }}x"
+    picky.save_pretrained("judge")
+    preflight(run(reward=judged()))
+    message = refusal(run(reward=judged(), data={"system_prompt": "be brief"}))
+    assert f"{key}: its chat template refuses the conversation: no system role" in message
+    assert "usable row 0" in message
+
+
+def test_rows_without_a_route_to_a_reward(run, make_reward_model):
+    make_reward_model("judge")
+    styles = [{"style": style} for style in ("model", "rule", "both")]
+    rows = [{"prompt": f"{i}", "reward_model": style} for i, style in enumerate(styles)]
+    rows[1]["answer"] = "1"
+    (run.path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = {"model": ["judge"], "rule": ["right"]}
+    reward = judged() | {"route": {"column": "reward_model.style", "parts": parts}}
+    message = refusal(run(reward=reward))
+    assert (
+        "usable row 2 of the dataset: its `reward_model.style` is 'both', for which reward.route" in message
+    )
+    assert "has no entry (there are model, rule)" in message
+    parts["both"] = ["judge"]
+    assert preflight(run(reward=reward)), "the rows that are for the model need no column `answer`"
+    parts["both"] = ["right"]
+    assert "needs the column `answer`, which usable row 2 of" in refusal(run(reward=reward))
+
+
+def test_a_gate_on_scores_that_may_be_negative_is_warned_of(run, make_reward_model):
+    make_reward_model("judge")
+
+    def warned(**model):
+        warnings = preflight(run(rollout={"slots": 16}, reward=judged(gate="right", **model))).warnings
+        return any("a response that passes may then earn less than one that fails" in w for w in warnings)
+
+    assert warned()
+    assert not warned(sigmoid=True)
+    assert not warned(clip=[0.0, 5.0])

@@ -12,7 +12,7 @@ def config(workers=1, **settings):
     tree = {
         "model": {"path": "m"},
         "data": {"path": "d"},
-        "reward": {"functions": [{"function": "a:b"}]},
+        "reward": {"functions": [{"function": "a:b"}], "models": list(settings.get("models", []))},
         "rollout": {"workers": workers, "device": settings.get("rollout", "auto"), "threads": 3,
                     "engine": settings.get("engine", "torch")},
         "trainer": {"device": settings.get("trainer", "auto"), "threads": 2,
@@ -48,6 +48,17 @@ def test_a_single_gpu_is_shared_by_all():
         assert placement.shares_gpu
 
 
+def test_reward_models_have_gpus_of_their_own_or_share_one_or_none():
+    models = [{"path": "x"}, {"path": "y", "device": "cpu"}, {"path": "z", "share_gpu_with": "rollout-0"}]
+    placement = assign(config(models=models), None, 8)
+    assert gpus(placement) == [0, 1, 2, None, 1]
+    assert [p.role for p in placement.reward] == ["reward-0", "reward-1", "reward-2"]
+    assert placement.shares_gpu
+    assert gpus(assign(config(models=models), None, 0)) == [None] * 5
+    assert gpus(assign(config(models=models), None, 1)) == [0, 0, 0, None, 0]
+    assert gpus(assign(config(trainer="cpu", rollout="cpu", models=models[:1]), 1, 2)) == [None, None, 0]
+
+
 def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
     assert gpus(assign(config(2, trainer="cpu"), None, 4)) == [None, 0, 1]
     assert gpus(assign(config(2, rollout="cpu"), None, 4)) == [0, None, None]
@@ -68,6 +79,14 @@ def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
          "the trainer, and there are 4; use rollout.workers=3, or --gpus 1 to let all share one"),
         ({"workers": 8, "trainer": "cpu"}, 4, 8, "8 GPUs are needed, one for each worker, and there are 4; "
          "use rollout.workers=4"),
+        ({"models": [{"path": "x"}]}, None, 2,
+         "3 GPUs are needed, one for each worker and one for the trainer and "
+         "one for each reward model, and there are 2; use --gpus 1 to let all share one"),
+        ({"models": [{"path": "x", "device": "cuda"}]}, None, 0, "reward.models.0.device=cuda: this "
+         "machine has no GPU that CUDA can use; use reward.models.0.device=auto"),
+        ({"trainer": "cpu", "models": [{"path": "x", "device": "cuda", "share_gpu_with": "trainer"}]},
+         None, 2,
+         "reward.models.0.share_gpu_with=trainer: that process computes on the CPU; leave it out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_count_and_the_remedy(settings, asked, available, message):

@@ -309,6 +309,7 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
         "reward/mean": np.mean(rewards),
         "reward/std": np.std(rewards),
         "reward/accuracy/mean": np.mean([t.reward_parts["accuracy"] for t in trajectories]),
+        "reward/accuracy/std": np.std([t.reward_parts["accuracy"] for t in trajectories]),
         "staleness/mean": ages.mean(),
         "staleness/max": ages.max(),
         "response_tokens/mean": np.mean(lengths),

@@ -1,0 +1,104 @@
+"""Everything that scores the responses of a rollout worker: models, functions, shaping, and their
+composition."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from asyncrl.config import RewardConfig
+from asyncrl.reward.compose import OVERLONG, compose, part_rules
+from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.route import scoring_parts
+from asyncrl.reward.score import Message, Part, RewardError, Score, ScoreRequest
+from asyncrl.reward.shaping import soft_overlong
+
+
+class RewardModel(Protocol):
+    """A reward model, wherever it runs."""
+
+    async def score(self, prompt: str | list[Message], response: str) -> float:
+        """Raises `RewardError` when there is no score."""
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """Sum and count since the last drain, by metric."""
+
+
+class Rewards:
+    """Scores each response by the models as soon as it is finished, and then the group by the functions.
+
+    models: by name, one for each of `config.models`. max_tokens: the longest response,
+    `rollout.max_new_tokens`.
+    """
+
+    def __init__(
+        self, config: RewardConfig, models: Mapping[str, RewardModel], *, max_steps: int, max_tokens: int
+    ) -> None:
+        self._config = config
+        self._models = models
+        self._max_tokens = max_tokens
+        self._rules = part_rules(config)
+        self._pool = RewardPool(config, max_steps=max_steps)
+
+    async def start(self) -> None:
+        """Start the processes of the functions. Raises `ConfigError`."""
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """Kill them. Calls under way fail."""
+        await self._pool.close()
+
+    async def score_response(
+        self, prompt: str | list[Message], response: str, columns: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """What the models that score a row with these columns give a response, by name; all are asked at the
+        same time. Raises `RewardError`."""
+        names = [name for name in scoring_parts(self._config, columns) if name in self._models]
+        if not names:
+            return {}
+        answers = await asyncio.gather(
+            *(self._models[name].score(prompt, response) for name in names), return_exceptions=True
+        )
+        scores = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if not math.isfinite(answer):
+                raise RewardError(name, f"the score is {answer}", 1, kind="model")
+            scores[name] = answer
+        return scores
+
+    async def score(
+        self, request: ScoreRequest, model_scores: Sequence[Mapping[str, float]] | None = None
+    ) -> list[Score]:
+        """One score for each of a group's completions, in their order.
+
+        model_scores: what `score_response` gave for each. Raises `RewardError`.
+        """
+        parts = await self._pool.score(request, scoring_parts(self._config, request.columns))
+        given = model_scores or [{}] * len(request.completions)
+        return [self._compose(i, request, parts, given[i]) for i in range(len(request.completions))]
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """Sum and count since the last drain, by metric."""
+        metrics = self._pool.drain_metrics()
+        for model in self._models.values():
+            metrics |= model.drain_metrics()
+        return metrics
+
+    def _compose(
+        self, i: int, request: ScoreRequest, parts: Sequence[Part], model_scores: Mapping[str, float]
+    ) -> Score:
+        values = {part.name: value for part in parts if (value := part.values[i]) is not None}
+        values |= model_scores
+        if buffer_tokens := self._config.overlong.buffer_tokens:
+            values[OVERLONG] = soft_overlong(len(request.completion_ids[i]), self._max_tokens, buffer_tokens)
+        try:
+            reward = compose(values, self._rules)
+        except ValueError as error:
+            names = " + ".join(rule.name for rule in self._rules)
+            raise RewardError(names, f"completion {i} has no reward: {error}", 1) from None
+        extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
+        return Score(reward, values, extra)

@@ -1,0 +1,106 @@
+"""Running means and standard deviations of the parts that are standardised.
+
+They live in the trainer, beside the optimizer, and are updated once a training step from the parts that every
+trajectory carries. Workers come, go and restart; there the same score would be worth something else with
+every worker. In the trainer all groups of a batch are measured alike, in an order of its own, and the state
+is saved with the model that it belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from asyncrl.config import RewardConfig
+from asyncrl.core.records import Batch, Trajectory
+from asyncrl.reward.compose import Scale, compose, part_rules, squashed
+
+EPS = 1e-6
+"""Added to standard deviations, so that a part without variance becomes 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Weighted mean and variance, merged batch by batch (Chan et al. 1979)."""
+
+    weight: float = 0.0
+    mean: float = 0.0
+    m2: float = 0.0
+    """Weighted sum of squared deviations from the mean."""
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Moments:
+        """Each value with the weight 1."""
+        if not values:
+            return Moments()
+        array = np.asarray(values, dtype=np.float64)
+        return Moments(float(len(array)), float(array.mean()), float(array.var() * len(array)))
+
+    def decayed(self, decay: float) -> Moments:
+        """The same mean and variance with less weight against what follows."""
+        return Moments(self.weight * decay, self.mean, self.m2 * decay)
+
+    def merged(self, other: Moments) -> Moments:
+        """Of both samples together."""
+        weight = self.weight + other.weight
+        if weight == 0:
+            return self
+        shift = other.mean - self.mean
+        return Moments(
+            weight,
+            self.mean + shift * other.weight / weight,
+            self.m2 + other.m2 + shift * shift * self.weight * other.weight / weight,
+        )
+
+    @property
+    def std(self) -> float:
+        """Of the population."""
+        return math.sqrt(self.m2 / self.weight) if self.weight else 0.0
+
+
+class RewardScaler:
+    """Recomposes the rewards of each batch with the statistics up to and including that batch. Does nothing
+    where no part is standardised."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._rules = part_rules(config)
+        self._decay = config.standardise_decay
+        self._moments = {rule.name: Moments() for rule in self._rules if rule.standardise}
+
+    def __call__(self, batch: Batch) -> dict[str, float]:
+        """Update the statistics, and every trajectory's `reward` in place. Returns the statistics as
+        metrics."""
+        if not self._moments:
+            return {}
+        # Sorted: sums of floats depend on the order.
+        groups = sorted(batch.groups, key=lambda group: group.group_id)
+        trajectories = [t for group in groups for t in group.trajectories]
+        self._update(trajectories)
+        scales = {name: Scale(m.mean, m.std + EPS) for name, m in self._moments.items()}
+        for trajectory in trajectories:
+            trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+        return {
+            f"reward/{name}/running_{what}": value
+            for name, m in self._moments.items()
+            for what, value in (("mean", m.mean), ("std", m.std))
+        }
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """For a checkpoint: numbers by part."""
+        return {name: asdict(moments) for name, moments in self._moments.items()}
+
+    def load(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on from what `state` returned. Parts that are standardised anew start without statistics."""
+        self._moments |= {name: Moments(**state[name]) for name in self._moments if name in state}
+
+    def _update(self, trajectories: Iterable[Trajectory]) -> None:
+        rules = {rule.name: rule for rule in self._rules if rule.standardise}
+        values: dict[str, list[float]] = {name: [] for name in rules}
+        for trajectory in trajectories:
+            for name in rules.keys() & trajectory.reward_parts.keys():
+                values[name].append(squashed(trajectory.reward_parts[name], rules[name]))
+        for name, seen in values.items():
+            self._moments[name] = self._moments[name].decayed(self._decay).merged(Moments.of(seen))

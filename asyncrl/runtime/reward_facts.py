@@ -1,0 +1,126 @@
+"""What can be known of a reward model without loading its weights; refuses what gives no scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asyncrl.config import Config, RewardModelConfig
+from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.errors import ConfigError
+from asyncrl.reward.route import scoring_parts
+from asyncrl.reward.template import UnreadablePairError, pair_ids
+from asyncrl.runtime.model_facts import ModelSource, read_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+ADVICE = (
+    "give a folder with a sequence-classification model of one output, such as `asyncrl train-reward` makes, "
+    "or a hub name such as Skywork/Skywork-Reward-V2-Llama-3.1-8B"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelFacts:
+    parameters: int
+    vocab_size: int
+    hidden_size: int
+    max_positions: int | None
+    """Longest pair that the model's positions allow, None where the model sets no limit."""
+    tokenizer: PreTrainedTokenizerBase
+
+
+def inspect_reward_models(config: Config) -> list[RewardModelFacts]:
+    """The facts of all `reward.models`. Raises `ConfigError` with everything that is wrong with them."""
+    facts, problems = [], []
+    for i, model in enumerate(config.reward.models):
+        try:
+            facts.append(_inspect(i, model))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return facts
+
+
+def check_pairs(config: Config, models: list[RewardModelFacts], prompts: PromptSet) -> None:
+    """Each reward model can read the prompts that it is to score responses to. Raises `ConfigError`.
+
+    Looked at are the longest prompt and one of every succession of roles, since that is what templates
+    refuse.
+    """
+    for i, (model, facts) in enumerate(zip(config.reward.models, models, strict=True)):
+        rows = [row for row in prompts if model.label in scoring_parts(config.reward, row.columns)]
+        key = f"reward.models.{i}.path={model.path}"
+        for row in _telling(rows):
+            _check_pair(key, facts, row, config.rollout.max_new_tokens)
+
+
+def _inspect(i: int, model: RewardModelConfig) -> RewardModelFacts:
+    source = ModelSource(f"reward.models.{i}.path", model.path, model.trust_remote_code, ADVICE)
+    config, tokenizer = read_model(source, _check_scores)
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            f"{source}: its tokenizer has no chat template, so nothing says how it reads a prompt and a "
+            "response; put the chat_template.jinja that it was trained with into the folder"
+        )
+    text = config.get_text_config()
+    return RewardModelFacts(
+        parameters=_parameters(config, model.trust_remote_code),
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        max_positions=getattr(text, "max_position_embeddings", None),
+        tokenizer=tokenizer,
+    )
+
+
+def _check_scores(source: ModelSource, config: PreTrainedConfig) -> None:
+    declared = config.architectures or []
+    if not any("SequenceClassification" in name or "RewardModel" in name for name in declared):
+        raise ConfigError(
+            f"{source}: {', '.join(declared) or config.model_type} gives no score; {source.advice}"
+        )
+    if config.num_labels != 1:
+        raise ConfigError(
+            f"{source}: it has {config.num_labels} outputs, and a score is a single one; {source.advice}"
+        )
+
+
+def _parameters(config: PreTrainedConfig, trust_remote_code: bool) -> int:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        shell = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(parameter.numel() for parameter in shell.parameters())
+
+
+def _telling(rows: list[Prompt]) -> list[Prompt]:
+    by_roles = {}
+    for row in rows:
+        roles = () if isinstance(row.prompt, str) else tuple(message["role"] for message in row.prompt)
+        by_roles.setdefault(roles, row)
+    return [*by_roles.values(), *sorted(rows, key=lambda row: -len(row.prompt_ids))[:1]]
+
+
+def _check_pair(key: str, facts: RewardModelFacts, row: Prompt, max_new_tokens: int) -> None:
+    try:
+        ids = pair_ids(facts.tokenizer, row.prompt, "yes")
+    except UnreadablePairError as error:
+        raise ConfigError(
+            f"{key}: {error} (usable row {row.index} of the dataset); use a model whose template takes its "
+            "messages, or change them (data.system_prompt)"
+        ) from None
+    longest = len(ids) + max_new_tokens
+    if facts.max_positions is not None and longest > facts.max_positions:
+        raise ConfigError(
+            f"{key}: usable row {row.index} of the dataset and a response of rollout.max_new_tokens="
+            f"{max_new_tokens} make about {longest} tokens, over the model's {facts.max_positions} "
+            "positions; use a lower rollout.max_new_tokens or data.max_prompt_tokens"
+        )
+    if max(ids) >= facts.vocab_size:
+        raise ConfigError(
+            f"{key}: its tokenizer gives the token id {max(ids)}, but the model knows only "
+            f"{facts.vocab_size} tokens; the tokenizer is another model's"
+        )
