@@ -83,10 +83,7 @@ def read(path: Path) -> dict[str, Any]:
 def override(tree: dict[str, Any], text: str) -> str:
     """Apply one `key.sub=value` (the value in YAML; a number steps into a list) to `tree`, in place, and
     return the key. Raises `ConfigError`."""
-    key, equals, value_text = text.partition("=")
-    key = key.strip()
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"{COMMAND_LINE}: cannot read `{text}`: write a setting as key.sub=value")
+    key, value_text = _setting(text)
     try:
         value = yaml.load(value_text, _Loader)
     except yaml.YAMLError as error:
@@ -102,6 +99,29 @@ def override(tree: dict[str, Any], text: str) -> str:
         node = node[index]
     node[_index(node, last, key, parents)] = value
     return key
+
+
+def values(text: str) -> tuple[str, list[str]]:
+    """`key.sub=value,value,...`: the key, and the text of each value as `override` takes it. A comma inside
+    brackets or quotes separates nothing. Raises `ConfigError`."""
+    key, values_text = _setting(text)
+    try:
+        items = yaml.compose(f"[{values_text}]", _Loader).value
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(
+            f"{COMMAND_LINE}: `{key}`: {values_text!r} are no YAML values separated by commas: {problem}"
+        ) from None
+    return key, [values_text[i.start_mark.index - 1 : i.end_mark.index - 1].strip() for i in items]
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """Key and value of `key.sub=value`."""
+    key, equals, value_text = text.partition("=")
+    key = key.strip()
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ConfigError(f"{COMMAND_LINE}: cannot read `{text}`: write a setting as key.sub=value")
+    return key, value_text
 
 
 def _index(node: Any, part: str, key: str, path: list[str]) -> str | int:

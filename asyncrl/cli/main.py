@@ -8,20 +8,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
+from asyncrl.cli import sweep
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `asyncrl SUBCOMMAND ...` and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except AsyncRLError as error:
         print(f"asyncrl {arguments.command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes overrides in one place only; like `asyncrl-launch`, we take them between options as well.
+    between = [text for text in rest if not text.startswith("-")] if "overrides" in arguments else []
+    if unknown := [text for text in rest if text not in between]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if between:
+        arguments.overrides = [*arguments.overrides, *between]
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +77,18 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write (default: docs/configuration.md)",
     )
     docs.set_defaults(run=_config_docs)
+
+    sweeps = commands.add_parser(
+        "sweep",
+        help="run a config over a grid of settings and seeds, and make a table of it",
+        description="Run a config with every combination of some settings' values, several seeds each. "
+        "Finished runs are never repeated: after an interruption, the same command goes on.",
+        epilog="example: asyncrl sweep --config my.yaml --grid staleness.max_staleness=0,1,4 "
+        "--grid trainer.lr=1e-6,2e-6 --seeds 3 run.steps=50",
+        allow_abbrev=False,
+    )
+    sweep.add_arguments(sweeps)
+    sweeps.set_defaults(run=sweep.run)
     return parser
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
-import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,11 +20,12 @@ from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage
+from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.preflight import Prepared, preflight
-from asyncrl.runtime.resources import Place
-from asyncrl.runtime.supervisor import STOP_GRACE_S, TICK_S, RoleSpec, Supervisor
+from asyncrl.runtime.resources import Place, visible_gpu
+from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
 
@@ -70,7 +67,7 @@ def run(
             for warning in prepared.warnings:
                 view.event(warning)
             with _no_shared_memory_left(run_dir):
-                _run_loop(_run(prepared, run_dir, view))
+                run_to_end(_run(prepared, run_dir, view))
         finally:
             view.stop()
     summary = summarise(run_dir.path)
@@ -154,14 +151,8 @@ def _environment(place: Place) -> dict[str, str]:
         # A thread that waits must not spin: trainer and engines share the cores.
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "" if place.gpu is None else _visible_gpu(place.gpu),
+        "CUDA_VISIBLE_DEVICES": "" if place.gpu is None else visible_gpu(place.gpu),
     }
-
-
-def _visible_gpu(index: int) -> str:
-    """The name of the GPU that is the launcher's number `index`."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index] if visible else str(index)
 
 
 async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None:
@@ -185,55 +176,3 @@ def _no_shared_memory_left(run_dir: RunDir) -> Iterator[None]:
         yield
     finally:
         sweep(run_dir.weights_prefix)
-
-
-def _run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run an event loop to the end of `main`: in a thread of its own where this one has a loop already."""
-    if _loop_is_running():
-        _run_in_thread(main)
-    else:
-        asyncio.run(_terminable(main))
-
-
-def _run_in_thread(main: Coroutine[Any, Any, None]) -> None:
-    """Whatever interrupts the caller ends `main` in good order first."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
-
-    async def tell() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        started.set_result((asyncio.get_running_loop(), task))
-        await main
-
-    with ThreadPoolExecutor(1, thread_name_prefix="asyncrl") as executor:
-        done = executor.submit(asyncio.run, tell())
-        try:
-            done.result()
-        except BaseException:
-            if not done.done():
-                loop, task = started.result(timeout=STOP_GRACE_S)
-                loop.call_soon_threadsafe(task.cancel)
-            raise
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-async def _terminable(main: Coroutine[Any, Any, None]) -> None:
-    """SIGTERM ends `main` as Ctrl-C does: in good order, and with `KeyboardInterrupt`."""
-    if threading.current_thread() is not threading.main_thread():
-        return await main
-    task = asyncio.ensure_future(main)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)

@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from asyncrl.errors import ConfigError, RunFailed
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
 """Begins the names of all runs' shared memory."""
+
+LOCK = ".lock"
+"""A file in a folder that somebody holds."""
 
 _POLL_S = 0.02
 
@@ -56,17 +59,9 @@ class RunDir:
         digest = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6)
         return SHARED_MEMORY_PREFIX + digest.hexdigest()
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Keep every other run out of this directory. Raises `ConfigError` when one is in it."""
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"run.dir={self.path}: another run is using this directory; name another one"
-                ) from None
-            yield
+        return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
 
     @property
     def rendezvous(self) -> Path:
@@ -104,3 +99,15 @@ class RunDir:
 
     def _endpoint(self, role: str) -> Path:
         return self.path / f".{role}"
+
+
+@contextmanager
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep everybody else who asks out of `folder`; the system lets go of it when this process ends. Raises
+    `ConfigError` with the text `refusal` when somebody is in it."""
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(refusal) from None
+        yield

@@ -81,6 +81,12 @@ def probe() -> Machine:
     )
 
 
+def visible_gpu(index: int) -> str:
+    """The name in `CUDA_VISIBLE_DEVICES` of the GPU that is this process's number `index`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
+
+
 def assign(config: Config, asked: int | None, available: int) -> Placement:
     """Give every role that computes its device. With several GPUs no two roles share one, with a single one
     all do.

@@ -13,23 +13,19 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.errors import AsyncRLError, RunFailed
+from asyncrl.runtime.lifeline import end_with
 
 FATAL = "fatal: "
 """Starts the last message of a role that ends with an error meant for people."""
 
 PAST_HELP = 3
 """Exit status of a role that would fail again if it were started again."""
-
-ORPHAN_POLL_S = 0.5
-ORPHAN_GRACE_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    _end_with(args.supervisor)
+    end_with(args.supervisor)
     try:
         asyncio.run(_until_terminated(args.name, args.run_dir))
     except asyncio.CancelledError:
@@ -79,20 +75,6 @@ def _leaves(error: BaseException | None) -> Iterator[BaseException]:
             yield from _leaves(inner)
     elif error is not None:
         yield error
-
-
-def _end_with(supervisor: int) -> None:
-    """End this process when the supervisor is gone, however it went and however early: in good order, or hard
-    after a grace time."""
-
-    def watch() -> None:
-        while os.getppid() == supervisor:
-            time.sleep(ORPHAN_POLL_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ORPHAN_GRACE_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 if __name__ == "__main__":

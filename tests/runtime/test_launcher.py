@@ -1,7 +1,4 @@
-"""The launcher apart from the run itself: which settings, which directory, and how it is interrupted."""
-
-import asyncio
-import threading
+"""The launcher apart from the run itself: which settings and which directory."""
 
 import pytest
 
@@ -40,37 +37,3 @@ def test_a_directory_holds_one_run_at_a_time(tmp_path):
             second.__enter__()
     with RunDir(tmp_path).held():
         pass
-
-
-def test_an_interrupt_reaches_a_run_beside_a_running_loop(monkeypatch):
-    """As in a notebook: the loop of the caller goes on, the run has one in a thread."""
-    running, cleaned_up = threading.Event(), threading.Event()
-
-    async def main():
-        try:
-            running.set()
-            await asyncio.sleep(3600)
-        finally:
-            cleaned_up.set()
-
-    class Interrupted(launcher.ThreadPoolExecutor):
-        def submit(self, *args):
-            future = super().submit(*args)
-            wait = future.result
-
-            def result(timeout=None):
-                assert running.wait(10)
-                monkeypatch.setattr(future, "result", wait)
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(future, "result", result)
-            return future
-
-    monkeypatch.setattr(launcher, "ThreadPoolExecutor", Interrupted)
-
-    async def notebook():
-        with pytest.raises(KeyboardInterrupt):
-            launcher._run_loop(main())
-
-    asyncio.run(notebook())
-    assert cleaned_up.is_set()

@@ -18,7 +18,7 @@ def test_the_exit_status_tells_whether_to_start_it_again(monkeypatch, tmp_path, 
     async def fail(config, path, name):
         raise error
 
-    monkeypatch.setattr(role, "_end_with", lambda supervisor: None)
+    monkeypatch.setattr(role, "end_with", lambda supervisor: None)
     monkeypatch.setattr(role.faulthandler, "enable", lambda: None)  # it wants a real stderr
     monkeypatch.setattr(role.settings, "load", lambda path: None)
     monkeypatch.setattr(roles, "entry", lambda name: fail)

@@ -1,0 +1,72 @@
+"""`asyncrl sweep`: a config over a grid of settings and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXIT_FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", required=True, type=Path, metavar="FILE", help="YAML file with the settings"
+    )
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="a setting and the values to try, in YAML; may be given several times: every combination is run",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs of each combination (default: 1)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the sweep (default: run.root/run.name-sweep)"
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for each run, 0 for the CPU only")
+    parser.add_argument(
+        "--target", type=float, metavar="REWARD", help="tell when runs first reached this reward"
+    )
+    parser.add_argument(
+        "--last", type=int, metavar="N", help="steps over which rewards are averaged (default: 10)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's in all runs"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit status: 0 when every cell is finished, 1 when one failed."""
+    from asyncrl.sweep import Sweep, plot, run_sweep
+
+    sweep = Sweep(
+        config=arguments.config,
+        grid=arguments.grid,
+        overrides=arguments.overrides,
+        seeds=arguments.seeds,
+        jobs=arguments.jobs,
+        out=arguments.out,
+        gpus=arguments.gpus,
+        target=arguments.target,
+        last=arguments.last,
+    )
+    try:
+        result = run_sweep(sweep)
+    except KeyboardInterrupt:
+        print("interrupted: everything is stopped; the same command goes on where it ended", file=sys.stderr)
+        raise
+    folder = result.folder
+    print(f"\n{folder.table_md.read_text()}")
+    print(f"written to {folder.path}: table.csv, table.md, runs.csv{', plot.png' * folder.plot.exists()}")
+    if not plot.is_possible():
+        print(plot.MISSING, file=sys.stderr)
+    if result.failed:
+        names = "\n".join(f"  {cell.name}: {folder.run_dir(cell)}" for cell in result.failed)
+        print(f"{len(result.failed)} of {len(result.cells)} cells failed:\n{names}", file=sys.stderr)
+        print("the same command tries them again, and only them", file=sys.stderr)
+        return EXIT_FAILED
+    return 0

@@ -1,0 +1,68 @@
+"""An event loop around a coroutine, from wherever it is called, that an interruption ends in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+START_TIMEOUT_S = 5.0
+"""Longest wait for a loop in a thread of its own to begin."""
+
+
+def run_to_end(main: Coroutine[Any, Any, None]) -> None:
+    """Run an event loop to the end of `main`: in a thread of its own where this one has a loop already (a
+    notebook).
+
+    Ctrl-C and SIGTERM cancel `main`, which ends in good order, and raise `KeyboardInterrupt`."""
+    if _loop_is_running():
+        _run_in_thread(main)
+    else:
+        asyncio.run(_terminable(main))
+
+
+def _run_in_thread(main: Coroutine[Any, Any, None]) -> None:
+    """Whatever interrupts the caller ends `main` in good order first."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def tell() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        await main
+
+    with ThreadPoolExecutor(1, thread_name_prefix="asyncrl") as executor:
+        done = executor.submit(asyncio.run, tell())
+        try:
+            done.result()
+        except BaseException:
+            if not done.done():
+                loop, task = started.result(timeout=START_TIMEOUT_S)
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _terminable(main: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM ends `main` as Ctrl-C does: in good order, and with `KeyboardInterrupt`."""
+    if threading.current_thread() is not threading.main_thread():
+        return await main
+    task = asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

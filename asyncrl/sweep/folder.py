@@ -1,0 +1,84 @@
+"""What lies where in a sweep's folder, and which of its cells are finished."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncrl.errors import ConfigError
+from asyncrl.runtime.layout import LOCK, held
+from asyncrl.sweep.grid import Cell
+
+FINISHED = "finished"
+"""A file in the directory of a run that has ended well, written last."""
+OUTPUT = "output.log"
+"""What a cell's run has printed."""
+MAX_NAME_CHARS = 150
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFolder:
+    """`table.csv`, `table.md`, `runs.csv`, `plot.png`, and each cell's run directory in `cells/`."""
+
+    path: Path
+
+    @property
+    def table_csv(self) -> Path:
+        return self.path / "table.csv"
+
+    @property
+    def table_md(self) -> Path:
+        return self.path / "table.md"
+
+    @property
+    def runs_csv(self) -> Path:
+        return self.path / "runs.csv"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "plot.png"
+
+    def run_dir(self, cell: Cell) -> Path:
+        """Named for people, told apart by the cell's key."""
+        readable = re.sub(r"[^\w.=-]+", "_", cell.name)[:MAX_NAME_CHARS]
+        return self.path / "cells" / f"{readable}-{cell.key}"
+
+    def output(self, cell: Cell) -> Path:
+        return self.run_dir(cell) / OUTPUT
+
+    def is_finished(self, cell: Cell) -> bool:
+        return (self.run_dir(cell) / FINISHED).exists()
+
+    def make_room(self, cell: Cell) -> Path:
+        """An empty directory for the cell's run: what an interrupted or failed one has left is deleted.
+
+        Raises `ConfigError` when that run is still going on.
+        """
+        path = self.run_dir(cell)
+        path.mkdir(parents=True, exist_ok=True)
+        with held(path, f"{path}: a run of an earlier sweep is still going on here; wait for its end"):
+            for item in path.iterdir():
+                if item.is_dir():
+                    shutil.rmtree(item)
+                elif item.name != LOCK:
+                    item.unlink()
+        return path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other sweep out of this folder. Raises `ConfigError` when one is in it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {self.path}: cannot make this folder: {error.strerror}") from None
+        with held(self.path, f"--out {self.path}: another sweep is using this folder; name another one"):
+            yield
+
+
+def mark_finished(run_dir: Path) -> None:
+    """The run in this directory has ended well."""
+    (run_dir / FINISHED).touch()

@@ -1,0 +1,150 @@
+"""From a config and a grid of settings to the runs of a sweep, its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncrl import config as settings
+from asyncrl import yaml_tree
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+
+OF_THE_SWEEP = {
+    "run.seed": "the sweep counts seeds itself, from run.seed: use --seeds N",
+    "run.dir": "the sweep gives every run a directory of its own, below --out DIR",
+    "run.root": "the sweep gives every run a directory of its own, below --out DIR",
+    "run.name": "the sweep names its runs by their place in the grid",
+}
+"""Settings that a grid cannot vary, with the reason."""
+SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A setting and the values that it takes, in the order given, each as its text in YAML."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """One run of the sweep.
+
+    point: its place in the grid, a (key, value) for each axis, the values as they were written.
+    config: its resolved settings; where it runs (`run.name`, `run.root`, `run.dir`) is not among them.
+    """
+
+    point: tuple[tuple[str, str], ...]
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """For people: `fixed_lag=4 policy_loss=ppo seed=1`."""
+        return " ".join(
+            [*(f"{key.rpartition('.')[2]}={value}" for key, value in self.point), f"seed={self.seed}"]
+        )
+
+    @property
+    def key(self) -> str:
+        """A digest of the resolved settings: a cell that was run before with these very settings is this
+        cell, in whatever grid it stood."""
+        tree = self.config.model_dump(mode="json")
+        for place in ("name", "root", "dir"):
+            del tree["run"][place]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+    def placed(self, run_dir: Path) -> Config:
+        """The settings of its run in `run_dir`."""
+        tree = self.config.model_dump(mode="json")
+        tree["run"] |= {"name": self.name, "dir": str(run_dir)}
+        return settings.from_tree(tree)
+
+
+def parse_axes(grid: Iterable[str]) -> list[Axis]:
+    """Axes from texts such as `trainer.lr=1e-4,2e-4`. Raises `ConfigError`."""
+    axes: list[Axis] = []
+    for text in grid:
+        key, values = yaml_tree.values(text)
+        if key in OF_THE_SWEEP:
+            raise ConfigError(f"--grid {text}: {OF_THE_SWEEP[key]}")
+        if not values:
+            raise ConfigError(f"--grid {text}: no value is given; write --grid {key}=VALUE,VALUE")
+        if any(axis.key == key for axis in axes):
+            raise ConfigError(
+                f"--grid {text}: `{key}` is in the grid twice; give all its values in one --grid"
+            )
+        axes.append(Axis(key, tuple(values)))
+    return axes
+
+
+def make_cells(
+    config: Path, axes: Sequence[Axis], seeds: int, overrides: Sequence[str] = ()
+) -> tuple[Cell, ...]:
+    """Every point of the grid with every seed, a whole grid of one seed before the next (so that a sweep that
+    is interrupted has seen all points).
+
+    Raises `ConfigError` with all that is wrong with any cell.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: at least one run is needed at each point")
+    base = settings.load(config, overrides)
+    if base.run.dir is not None:
+        raise ConfigError(f"run.dir={base.run.dir}: {OF_THE_SWEEP['run.dir']}")
+    points = list(itertools.product(*([(axis.key, value) for value in axis.values] for axis in axes)))
+    cells, problems = [], Problems()
+    for seed in range(base.run.seed, base.run.seed + seeds):
+        for point in points:
+            texts = [f"{key}={value}" for key, value in point]
+            try:
+                resolved = settings.load(config, [*overrides, *texts, f"run.seed={seed}"])
+            except ConfigError as error:
+                problems.add(" ".join(texts), str(error))
+            else:
+                cells.append(Cell(point, seed, resolved))
+    problems.raise_if_any()
+    _refuse_equal(cells)
+    return tuple(cells)
+
+
+class Problems:
+    """Collects what is wrong with cells; many cells have the same fault."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, list[str]] = {}
+
+    def add(self, cell: str, problem: str) -> None:
+        cells = self._cells.setdefault(problem, [])
+        if cell not in cells:
+            cells.append(cell)
+
+    def raise_if_any(self) -> None:
+        """Raise `ConfigError` with each fault once, and where it was found."""
+        if not self._cells:
+            return
+        lines = [f"{problem}\n  at {_some(cells)}" for problem, cells in self._cells.items()]
+        more = len(lines) - SHOWN_PROBLEMS
+        raise ConfigError(
+            "\n".join([*lines[:SHOWN_PROBLEMS], *([f"... and {more} more problems"] if more > 0 else [])])
+        )
+
+
+def _some(cells: Sequence[str]) -> str:
+    first = cells[0] or "every point"
+    return first if len(cells) == 1 else f"{first} and {len(cells) - 1} more points of the grid"
+
+
+def _refuse_equal(cells: Iterable[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.key, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"--grid: `{other.name}` and `{cell.name}` have the same settings; give each value once"
+            )

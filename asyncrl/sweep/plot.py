@@ -1,0 +1,73 @@
+"""The plot of a sweep: final reward over one setting, a line for each combination of the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncrl.sweep.grid import Axis
+from asyncrl.sweep.results import Estimate, Row
+from asyncrl.sweep.table import Reading, short_names
+
+MISSING = "no plot was made: it needs matplotlib, which is not installed: pip install 'asyncrl[plot]'"
+DOTS_PER_INCH = 150
+
+
+def is_possible() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> None:
+    """Write a PNG. Points without a finished run are left out; bars are standard errors."""
+    # Imported here: it is an optional extra. Without pyplot, which would look for a display.
+    from matplotlib.figure import Figure
+
+    across = _across(axes)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    plot = figure.add_subplot()
+    for label, points in _lines(axes, across, rows).items():
+        at = [i for i, e in enumerate(points) if not math.isnan(e.mean)]
+        means = [points[i].mean for i in at]
+        errors = [0.0 if math.isnan(points[i].error) else points[i].error for i in at]
+        plot.errorbar(at, means, yerr=errors, label=label, marker="o", markersize=4, capsize=3)
+    values = axes[across].values if axes else ("",)
+    plot.set_xticks(range(len(values)), values)
+    plot.set_xlabel(short_names(axes)[across] if axes else "")
+    plot.set_ylabel(f"final reward (mean of the last {reading.last} steps)")
+    plot.grid(alpha=0.3)
+    if len(axes) > 1:
+        others = [name for i, name in enumerate(short_names(axes)) if i != across]
+        plot.legend(title=", ".join(others), fontsize="small")
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def _across(axes: Sequence[Axis]) -> int:
+    """The number of the axis to plot over: the first with several values that are all numbers, else the
+    first."""
+    for i, axis in enumerate(axes):
+        if len(axis.values) > 1 and all(_is_number(value) for value in axis.values):
+            return i
+    return 0
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(axes: Sequence[Axis], across: int, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
+    """Final rewards along the axis `across`, by the values of the other axes."""
+    nothing = Estimate(math.nan, math.nan, 0)
+    lines: dict[str, list[Estimate]] = {}
+    for row in rows:
+        values = [value for _, value in row.point]
+        label = ", ".join(value for i, value in enumerate(values) if i != across)
+        points = lines.setdefault(label, [nothing] * (len(axes[across].values) if axes else 1))
+        points[axes[across].values.index(values[across]) if axes else 0] = row.estimates["final_reward"]
+    return lines

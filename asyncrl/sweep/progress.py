@@ -1,0 +1,56 @@
+"""How a sweep goes, in plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from asyncrl.observe.words import duration
+from asyncrl.sweep.grid import Cell
+
+
+class Progress:
+    """Prints a line when a cell starts and when it ends, and remembers which failed.
+
+    total: cells of the sweep. finished: those that were before. jobs: cells that run at the same time. tell:
+    takes a line. now_s: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        finished: int,
+        jobs: int,
+        tell: Callable[[str], None] = lambda line: print(line, flush=True),
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.failed: dict[Cell, str] = {}
+        self._total = total
+        self._done = finished
+        self._jobs = jobs
+        self._tell = tell
+        self._now_s = now_s
+        self._started_s: dict[Cell, float] = {}
+        self._durations_s: list[float] = []
+        before = f", {finished} of them finished before" if finished else ""
+        tell(f"{total} cells{before}")
+
+    def started(self, cell: Cell) -> None:
+        self._started_s[cell] = self._now_s()
+        self._tell(f"{cell.name}: started")
+
+    def ended(self, cell: Cell, problem: str | None) -> None:
+        took_s = self._now_s() - self._started_s.pop(cell)
+        self._durations_s.append(took_s)
+        self._done += 1
+        if problem is None:
+            how = f"finished in {duration(took_s)}"
+        else:
+            self.failed[cell] = problem
+            how = f"FAILED after {duration(took_s)}"
+        left = self._total - self._done
+        mean_s = sum(self._durations_s) / len(self._durations_s)
+        rest = f", about {duration(mean_s * left / min(self._jobs, left))} left" if left else ""
+        self._tell(f"{cell.name}: {how} ({self._done} of {self._total}{rest})")
+        if problem is not None:
+            self._tell(problem)

@@ -1,0 +1,102 @@
+"""What runs came to, and its mean and standard error over the seeds of a point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from asyncrl.sweep.grid import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """A finished run in numbers. A step's reward is the mean reward of its batch, which was sampled by
+    weights as many versions old as the batch is stale."""
+
+    final_reward: float
+    """Mean of the last N steps' rewards."""
+    best_reward: float
+    """Highest mean of N successive steps' rewards."""
+    steps_to_target: float
+    """Steps until the mean of N successive steps' rewards first reached the target; NaN: never."""
+    time_to_target_s: float
+    """The same in seconds from the start of the run."""
+    generated_tokens: float
+    """Tokens sampled in the whole run, whatever became of them."""
+    trained_tokens: float
+    wall_s: float
+
+
+def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None) -> RunFigures:
+    """From the lines of a run's `metrics.jsonl`. `last` is N above; all steps of a run that its budget ended
+    even earlier."""
+    last = min(last, len(lines))
+    means = list(_moving_means([line["reward/mean"] for line in lines], last))
+    reached = next((i for i, mean in enumerate(means) if target is not None and mean >= target), None)
+    at = None if reached is None else lines[reached + last - 1]
+    return RunFigures(
+        final_reward=means[-1],
+        best_reward=max(means),
+        steps_to_target=math.nan if at is None else float(at["step"]),
+        time_to_target_s=math.nan if at is None else at["wall_s"],
+        generated_tokens=float(lines[-1]["ledger/generated_tokens"]),
+        trained_tokens=float(lines[-1]["ledger/trained_tokens"]),
+        wall_s=lines[-1]["wall_s"],
+    )
+
+
+def _moving_means(values: Sequence[float], n: int) -> Iterator[float]:
+    for end in range(n, len(values) + 1):
+        yield math.fsum(values[end - n : end]) / n
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over seeds, and its standard error: the sample deviation (n - 1) / sqrt(n), NaN for n < 2."""
+
+    mean: float
+    error: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Estimate:
+        """Of the values that are not NaN; the mean of none is NaN."""
+        known = [value for value in values if not math.isnan(value)]
+        n = len(known)
+        if not n:
+            return cls(math.nan, math.nan, 0)
+        mean = math.fsum(known) / n
+        if n == 1:
+            return cls(mean, math.nan, 1)
+        variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1)
+        return cls(mean, math.sqrt(variance / n), n)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A point of the grid."""
+
+    point: tuple[tuple[str, str], ...]
+    seeds: int
+    """Finished runs."""
+    missing: int
+    """Runs that failed or have not been made."""
+    estimates: Mapping[str, Estimate]
+    """By the names of `RunFigures`."""
+
+
+def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Row]:
+    """A row for each point of the grid, in the order of `cells`. `runs` holds the cells that are finished."""
+    points: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        points.setdefault(cell.point, []).append(cell)
+    rows = []
+    for point, of_point in points.items():
+        done = [runs[cell] for cell in of_point if cell in runs]
+        estimates = {
+            field.name: Estimate.of(getattr(run, field.name) for run in done) for field in fields(RunFigures)
+        }
+        rows.append(Row(point, len(done), len(of_point) - len(done), estimates))
+    return rows

@@ -1,0 +1,157 @@
+"""A sweep from beginning to end: check all cells, run those that are not finished, write what came of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asyncrl import config as settings
+from asyncrl.errors import ConfigError
+from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.runtime.event_loop import run_to_end
+from asyncrl.runtime.preflight import preflight
+from asyncrl.runtime.resources import probe, visible_gpu
+from asyncrl.sweep import plot
+from asyncrl.sweep.folder import SweepFolder
+from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes
+from asyncrl.sweep.progress import Progress
+from asyncrl.sweep.results import Row, RunFigures, figures, make_rows
+from asyncrl.sweep.run import run_cells
+from asyncrl.sweep.table import Reading, runs_csv, table_csv, table_md
+
+LAST_STEPS = 10
+"""Rewards are averaged over so many steps, or over all of a shorter run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What to sweep.
+
+    grid: settings and their values, such as `trainer.lr=1e-4,2e-4`.
+    overrides: `key.sub=value`, for all cells.
+    seeds: runs at each point of the grid, with the seeds from `run.seed` on.
+    jobs: runs at the same time.
+    out: the folder of the sweep; None is `run.root/run.name-sweep`.
+    gpus: for each run; None leaves it to the run.
+    target: a reward whose first reaching is looked for.
+    last: steps over which rewards are averaged; None is `LAST_STEPS`.
+    """
+
+    config: Path
+    grid: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    seeds: int = 1
+    jobs: int = 1
+    out: Path | None = None
+    gpus: int | None = None
+    target: float | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """failed: cells that did not finish, with the reason. Tables (and plot) lie in the folder."""
+
+    folder: SweepFolder
+    axes: Sequence[Axis]
+    reading: Reading
+    cells: Sequence[Cell]
+    runs: Mapping[Cell, RunFigures]
+    rows: Sequence[Row]
+    failed: Mapping[Cell, str]
+
+
+def run_sweep(sweep: Sweep) -> SweepResult:
+    """Run the cells that no earlier call has finished, printing how it goes, and write tables and plot.
+
+    Raises `ConfigError`, before anything is started, for whatever is wrong with any cell; and
+    `KeyboardInterrupt`, when every process has ended and the tables of what is finished are written.
+    """
+    axes = parse_axes(sweep.grid)
+    cells = make_cells(sweep.config, axes, sweep.seeds, sweep.overrides)
+    reading = Reading(_last(sweep.last, cells), sweep.target)
+    lanes = _lanes(sweep.jobs, sweep.gpus)
+    folder = SweepFolder(sweep.out or _default_folder(sweep))
+    _preflight([cell for cell in cells if not folder.is_finished(cell)], folder, sweep.gpus)
+    with folder.held():
+        todo = [cell for cell in cells if not folder.is_finished(cell)]
+        progress = Progress(len(cells), len(cells) - len(todo), sweep.jobs)
+        try:
+            if todo:
+                run_to_end(run_cells(todo, folder, lanes, sweep.gpus, progress))
+        finally:
+            result = _collect(folder, axes, reading, cells, progress.failed)
+            _write(result)
+    return result
+
+
+def _last(asked: int | None, cells: Sequence[Cell]) -> int:
+    fewest = min(cell.config.run.steps for cell in cells)
+    if asked is None:
+        return min(LAST_STEPS, fewest)
+    if not 1 <= asked <= fewest:
+        raise ConfigError(f"--last {asked}: rewards can be averaged over 1 to {fewest} steps (run.steps)")
+    return asked
+
+
+def _lanes(jobs: int, gpus: int | None) -> list[dict[str, str]]:
+    """The environment of each lane: which GPUs its runs see."""
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: at least one run has to go on at a time")
+    available = probe().gpus
+    if gpus is None:
+        if jobs > 1 and available:
+            raise ConfigError(
+                f"--jobs {jobs}: say how many of the {available} GPUs each run may use: --gpus N (0: the CPU)"
+            )
+        return [{} for _ in range(jobs)]
+    if gpus < 0 or jobs * gpus > available:
+        raise ConfigError(
+            f"--gpus {gpus}: {jobs} runs at a time need {jobs * gpus} GPUs, and this machine has {available}"
+        )
+    return [
+        {"CUDA_VISIBLE_DEVICES": ",".join(visible_gpu(i * gpus + k) for k in range(gpus))}
+        for i in range(jobs)
+    ]
+
+
+def _default_folder(sweep: Sweep) -> Path:
+    run = settings.load(sweep.config, sweep.overrides).run
+    return Path(run.root).expanduser() / f"{run.name}-sweep"
+
+
+def _preflight(cells: Sequence[Cell], folder: SweepFolder, gpus: int | None) -> None:
+    """Check every cell against this machine, those of one seed for those of all. Raises `ConfigError`."""
+    problems = Problems()
+    for cell in {cell.point: cell for cell in reversed(cells)}.values():
+        run = cell.config.run.model_copy(update={"root": str(folder.path)})
+        try:
+            preflight(cell.config.model_copy(update={"run": run}), gpus)
+        except ConfigError as error:
+            problems.add(cell.name, str(error))
+    problems.raise_if_any()
+
+
+def _collect(
+    folder: SweepFolder,
+    axes: Sequence[Axis],
+    reading: Reading,
+    cells: Sequence[Cell],
+    failed: Mapping[Cell, str],
+) -> SweepResult:
+    runs = {
+        cell: figures(read_metrics(folder.run_dir(cell) / FILE_NAME), reading.last, reading.target)
+        for cell in cells
+        if folder.is_finished(cell)
+    }
+    return SweepResult(folder, axes, reading, cells, runs, make_rows(cells, runs), failed)
+
+
+def _write(result: SweepResult) -> None:
+    folder = result.folder
+    folder.table_csv.write_text(table_csv(result.axes, result.rows, result.reading))
+    folder.runs_csv.write_text(runs_csv(result.axes, result.cells, result.runs))
+    folder.table_md.write_text(table_md(result.axes, result.rows, result.reading))
+    if result.runs and plot.is_possible():
+        plot.draw(folder.plot, result.axes, result.rows, result.reading)

@@ -1,0 +1,110 @@
+"""A sweep's results as CSV, for programs, and as a Markdown table, for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+
+from asyncrl.observe.words import number
+from asyncrl.sweep.grid import Axis, Cell
+from asyncrl.sweep.results import Estimate, Row, RunFigures
+
+FIGURES = tuple(field.name for field in fields(RunFigures))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the figures were read from the runs."""
+
+    last: int
+    """Steps over which rewards are averaged."""
+    target: float | None
+
+
+def short_names(axes: Sequence[Axis]) -> list[str]:
+    """The last part of each key, or the whole key where that would name two."""
+    last = [axis.key.rpartition(".")[2] for axis in axes]
+    return [axis.key if last.count(name) > 1 else name for axis, name in zip(axes, last, strict=True)]
+
+
+def table_csv(axes: Sequence[Axis], rows: Iterable[Row], reading: Reading) -> str:
+    """A line for each point of the grid; empty where a number does not exist."""
+    head = [axis.key for axis in axes] + ["seeds", "missing", "last_steps", "target"]
+    for name in FIGURES:
+        head += [f"{name}_mean", f"{name}_se", f"{name}_n"]
+    lines: list[list[object]] = [[*head]]
+    for row in rows:
+        line: list[object] = [value for _, value in row.point]
+        line += [row.seeds, row.missing, reading.last, reading.target]
+        for name in FIGURES:
+            estimate = row.estimates[name]
+            line += [_or_empty(estimate.mean), _or_empty(estimate.error), estimate.n]
+        lines.append(line)
+    return _csv(lines)
+
+
+def runs_csv(axes: Sequence[Axis], cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> str:
+    """A line for each finished run."""
+    lines: list[list[object]] = [[*(axis.key for axis in axes), "seed", *FIGURES]]
+    for cell in cells:
+        if cell in runs:
+            values = [_or_empty(value) for value in astuple(runs[cell])]
+            lines.append([*(value for _, value in cell.point), cell.seed, *values])
+    return _csv(lines)
+
+
+def table_md(axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> str:
+    """The table with a paragraph on what its numbers are."""
+    head = [*short_names(axes), "seeds", "final reward", "best reward"]
+    if reading.target is not None:
+        head += [f"s to {reading.target:g}", f"steps to {reading.target:g}"]
+    head.append("tokens")
+    body = [_markdown_cells(row, reading) for row in rows]
+    lines = [head, ["---"] * len(head), *body]
+    return f"{_explained(reading)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _explained(reading: Reading) -> str:
+    n = reading.last
+    text = (
+        f"Mean ± standard error over the seeds. Final reward: mean of the last {n} steps. Best reward: "
+        f"highest mean of {n} steps in a row. Tokens: sampled in the whole run. The reward of a step is that "
+        "of its batch, which is as old as the step is stale."
+    )
+    if reading.target is not None:
+        text += (
+            f" To {reading.target:g}: until the mean of {n} steps in a row first reached it, over the runs "
+            "that did (their number in brackets where it is not all)."
+        )
+    return text
+
+
+def _markdown_cells(row: Row, reading: Reading) -> list[str]:
+    seeds = f"{row.seeds}" + (f" ({row.missing} missing)" if row.missing else "")
+    of = row.estimates
+    cells = [value.replace("|", "\\|") for _, value in row.point]
+    cells += [seeds, _estimate(of["final_reward"], 3), _estimate(of["best_reward"], 3)]
+    if reading.target is not None:
+        for name, digits in (("time_to_target_s", 1), ("steps_to_target", 0)):
+            estimate = of[name]
+            some = f" ({estimate.n} of {row.seeds})" if estimate.n < row.seeds else ""
+            cells.append(_estimate(estimate, digits) + some)
+    return [*cells, _estimate(of["generated_tokens"], 0)]
+
+
+def _estimate(estimate: Estimate, digits: int) -> str:
+    mean = number(estimate.mean, digits)
+    return mean if math.isnan(estimate.error) else f"{mean} ± {number(estimate.error, digits)}"
+
+
+def _or_empty(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
+def _csv(lines: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
