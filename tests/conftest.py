@@ -1,5 +1,6 @@
 """Small real models for the tests, made on the spot."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from asyncrl.tiny import build
+from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
+
+REWARD = '''
+def letter_share(completions, **_):
+    """Share of the letter e: any model gets some of it, and can learn to get more."""
+    texts = [c[-1]["content"] for c in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
+'''
 
 
 def tiny_qwen3(
@@ -38,6 +47,19 @@ def tiny_qwen3(
         initializer_range=0.2,
     )
     return Qwen3ForCausalLM(config).to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """An untrained model: made in a second, good enough wherever nothing has to be learnt well."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = byte_tokenizer(512)
+    random_model(tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "answer": str(i)} for i in range(64)]
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "rewards.py").write_text(REWARD)
+    return folder
 
 
 @pytest.fixture(scope="session")

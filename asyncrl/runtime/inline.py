@@ -112,6 +112,12 @@ class InlineLink:
             "weights/publish_s": time.monotonic() - started_s,
         }
 
+    async def close(self) -> None:
+        """Give up the groups that are being sampled; a run that ends well has none."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     def _lease(self) -> None:
         room = self._rollout.room
         if room < 1:
@@ -173,7 +179,10 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
                     engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
                 )
                 link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
-                await TrainLoop(config, trainer, link, run_dir, executor=executor, prefetch=False).run()
+                try:
+                    await TrainLoop(config, trainer, link, run_dir, executor=executor, prefetch=False).run()
+                finally:
+                    await link.close()
         finally:
             await rewards.close()
             await engine.close()

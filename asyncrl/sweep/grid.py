@@ -105,7 +105,8 @@ def make_cells(
             try:
                 resolved = settings.load(config, [*overrides, *texts, f"run.seed={seed}"])
             except ConfigError as error:
-                problems.add(" ".join(texts), str(error))
+                for line in str(error).split("\n"):  # one for each wrong key
+                    problems.add(" ".join(texts), line)
             else:
                 cells.append(Cell(point, seed, resolved))
     problems.raise_if_any()

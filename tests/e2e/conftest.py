@@ -1,4 +1,4 @@
-"""A random tiny model with prompts and a reward that can be learnt in a few steps, for whole runs."""
+"""Settings of whole runs on the untrained tiny model."""
 
 import json
 from pathlib import Path
@@ -10,29 +10,7 @@ from launched import Launched
 
 from asyncrl import config as settings
 from asyncrl.runtime.layout import RunDir
-from asyncrl.tiny.model import random_model
-from asyncrl.tiny.tokenizer import byte_tokenizer
 from asyncrl.weights.segment import segment_path
-
-REWARD = '''
-def letter_share(completions, **_):
-    """Share of the letter e: any model gets some of it, and can learn to get more."""
-    texts = [c[-1]["content"] for c in completions]
-    return [text.count("e") / max(1, len(text)) for text in texts]
-'''
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory) -> Path:
-    """An untrained model: made in a second, good enough wherever nothing has to be learnt well."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = byte_tokenizer(512)
-    random_model(tokenizer, seed=0).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "answer": str(i)} for i in range(64)]
-    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (folder / "rewards.py").write_text(REWARD)
-    return folder
 
 
 @pytest.fixture

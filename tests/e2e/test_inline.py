@@ -1,6 +1,7 @@
 """Invariant 4: with max_staleness 0, the loop equals a plain sequential one, bit by bit."""
 
 import asyncio
+import gc
 import hashlib
 
 import numpy as np
@@ -124,3 +125,16 @@ def test_a_fixed_lag_of_0_is_synchronous(make_config, one_thread, trained, tmp_p
     for i, setting in enumerate(("staleness.max_staleness=0", "staleness.fixed_lag=0")):
         asyncrl.run(make_config("run.mode=inline", setting, f"run.dir={tmp_path / str(i)}"), progress=False)
     assert fingerprint(trained[0]) == fingerprint(trained[1])
+
+
+def test_a_run_that_fails_leaves_nothing_but_its_reason(make_config, tmp_path, caplog):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")
+    config = make_config(
+        *("run.mode=inline", f"reward.functions.0.function={broken}:broken"),
+        *("rollout.max_attempts=1", "reward.retries=0", "rollout.slots=8"),
+    )
+    with pytest.raises(asyncrl.RunFailed, match=r"(?s)finished groups failed.*KeyError"):
+        asyncrl.run(config, progress=False)
+    gc.collect()  # a task that nobody asked for its exception is complained of when it goes
+    assert "never retrieved" not in caplog.text

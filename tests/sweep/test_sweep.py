@@ -1,0 +1,160 @@
+"""Whole sweeps: finished cells stay, failed ones are told and tried again, and no process is left."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from asyncrl.errors import ConfigError
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.sweep import Sweep, plot, run_sweep
+
+pytestmark = pytest.mark.slow
+
+LONG_S = 200.0
+
+
+class Started:
+    """`asyncrl sweep` in a process of its own."""
+
+    def __init__(self, tmp_path, config, *arguments):
+        self.out = tmp_path / "out"
+        self.printed = tmp_path / "printed.txt"
+        with self.printed.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "asyncrl.cli.main", "sweep"),
+                    *("--config", str(config), "--out", str(self.out), *arguments),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def wait(self):
+        return self.process.wait(LONG_S)
+
+    def wait_for_steps(self, cell, steps):
+        """Until the cell whose name begins so has made some steps."""
+        deadline = time.monotonic() + LONG_S
+        while not any(
+            len(read_metrics(path)) >= steps for path in self.out.glob(f"cells/{cell}*/metrics.jsonl")
+        ):
+            assert self.process.poll() is None, self.printed.read_text()
+            assert time.monotonic() < deadline, self.printed.read_text()
+            time.sleep(0.05)
+
+    def family(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def start(tmp_path, sweep_config):
+    started = []
+
+    def start(*arguments):
+        started.append(Started(tmp_path, sweep_config, *arguments))
+        return started[-1]
+
+    yield start
+    for sweep in started:
+        if sweep.process.poll() is None:
+            for process in [*sweep.family(), sweep.process]:
+                process.kill()
+
+
+def written(out):
+    """When each run's metrics were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("cells/*/metrics.jsonl")}
+
+
+def test_a_failed_cell_stops_no_other_and_is_the_only_one_that_is_tried_again(start, tmp_path):
+    functions = f"{tmp_path / 'broken.py'}:broken,{tmp_path / 'rewards.py'}:letter_share"
+    arguments = (f"--grid=reward.functions.0.function={functions}", "run.max_failed_share=0")
+    first = start(*arguments)
+    assert first.wait() == 1
+    printed = first.printed.read_text()
+    assert "KeyError" in printed
+    assert "1 of 2 cells failed" in printed
+    with (first.out / "table.csv").open() as file:
+        assert [(line["seeds"], line["missing"]) for line in csv.DictReader(file)] == [("0", "1"), ("1", "0")]
+    before = written(first.out)
+
+    (tmp_path / "broken.py").write_text(
+        "def broken(completions, **_):\n    return [0.5] * len(completions)\n"
+    )
+    second = start(*arguments)
+    assert second.wait() == 0
+    assert "2 cells, 1 of them finished before" in second.printed.read_text()
+    after = written(second.out)
+    good = next(name for name in after if "letter_share" in name)
+    assert after[good] == before[good]
+    with (second.out / "table.csv").open() as file:
+        assert [float(line["final_reward_mean"]) == 0.5 for line in csv.DictReader(file)] == [True, False]
+    assert (second.out / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, sweep_config, tmp_path):
+    arguments = ("--grid=run.steps=1,150", "--last=1", "--jobs=2")
+    sweep = start(*arguments)
+    sweep.wait_for_steps("steps=1_", 1)
+    sweep.wait_for_steps("steps=150_", 1)
+    family = sweep.family()
+    os.kill(sweep.process.pid, signal.SIGINT)
+    assert sweep.wait() == 130, sweep.printed.read_text()
+    assert psutil.wait_procs(family, timeout=1.0)[1] == []
+    assert "the same command goes on where it ended" in sweep.printed.read_text()
+    (long,) = sweep.out.glob("cells/steps=150_*")
+    assert not (long / "finished").exists()
+
+    before = written(sweep.out)
+    again = Sweep(sweep_config, grid=["run.steps=1,150"], out=sweep.out, last=1)
+    result = run_sweep(again)
+    assert not result.failed
+    assert [row.missing for row in result.rows] == [0, 0]
+    assert len(read_metrics(long / "metrics.jsonl")) == 150
+    once = [name for name, at in written(sweep.out).items() if at == before[name]]
+    assert all("steps=1_" in name for name in once)
+
+    stamps = written(sweep.out)
+    run_sweep(again)
+    assert written(sweep.out) == stamps
+
+
+def test_the_cells_of_a_killed_sweep_end_by_themselves(start):
+    sweep = start("run.steps=5000")
+    sweep.wait_for_steps("seed=0", 1)
+    family = sweep.family()
+    sweep.process.kill()
+    assert psutil.wait_procs(family, timeout=20.0)[1] == []
+
+
+def test_nothing_is_started_when_a_cell_cannot_run_on_this_machine(sweep_config, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"(?s)none\.yaml.*no such file.*|there is no such file"):
+        run_sweep(Sweep(sweep_config, grid=["data.path=none.jsonl"], out=out))
+    with pytest.raises(ConfigError, match=r"--last 9: .* 1 to 4 steps"):
+        run_sweep(Sweep(sweep_config, out=out, last=9))
+    with pytest.raises(ConfigError, match="--jobs 0"):
+        run_sweep(Sweep(sweep_config, out=out, jobs=0))
+    with pytest.raises(ConfigError, match="--gpus 99"):
+        run_sweep(Sweep(sweep_config, out=out, gpus=99))
+    assert not out.exists()
+
+
+def test_without_matplotlib_the_tables_are_written_all_the_same(sweep_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert not plot.is_possible()
+    from asyncrl.cli.main import main
+
+    out = tmp_path / "out"
+    assert main(["sweep", "--config", str(sweep_config), "run.steps=1", "--out", str(out)]) == 0
+    assert "pip install 'asyncrl[plot]'" in capsys.readouterr().err
+    assert (out / "table.md").exists()
+    assert not (out / "plot.png").exists()
