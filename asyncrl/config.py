@@ -115,6 +115,9 @@ class DataConfig(Section):
     """Longer prompts are bad rows."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with rows that cannot be used: refuse the run, or report and leave them out."""
+    held_out_rows: int = Field(0, ge=0)
+    """So many usable rows at the end of the dataset are never trained on: `asyncrl eval` scores models on
+    them."""
     shuffle: bool = True
     """Shuffle anew in every epoch, by `run.seed`."""
 

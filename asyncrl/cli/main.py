@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import sweep
+from asyncrl.cli import evaluate, sweep
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--seed", type=int, default=0, help="seed of weights and prompts (default: 0)")
     tiny.add_argument("--force", action="store_true", help="build anew even where a complete folder is there")
     tiny.set_defaults(run=_tiny_model)
+
+    evaluate.add_parser(commands)
 
     docs = commands.add_parser(
         "config-docs",

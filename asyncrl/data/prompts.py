@@ -70,6 +70,13 @@ class PromptSet:
     def longest_tokens(self) -> int:
         return max((len(row.prompt_ids) for row in self.rows), default=0)
 
+    def split(self, held_out: int) -> tuple[PromptSet, PromptSet]:
+        """Without the last `held_out` rows, and those alone; both are all rows when that is 0."""
+        if not held_out:
+            return self, self
+        first, last = self.rows[:-held_out], self.rows[-held_out:]
+        return PromptSet(first, self.skipped), PromptSet(last)
+
     def save(self, path: str | Path) -> None:
         """Write everything as one msgpack file."""
         data = _File(

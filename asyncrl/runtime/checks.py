@@ -79,6 +79,16 @@ def reward_routes(config: Config, functions: Mapping[str, RewardFunction], promp
                 )
 
 
+def enough_rows(config: Config, prompts: PromptSet) -> PromptSet:
+    """The prompts, some of which are left to train on when those held out are taken away."""
+    if config.data.held_out_rows >= len(prompts):
+        raise ConfigError(
+            f"data.held_out_rows={config.data.held_out_rows}: the dataset has {len(prompts)} usable rows, so "
+            "none would be left to train on; hold out fewer"
+        )
+    return prompts
+
+
 def engine(config: Config, placement: Placement) -> None:
     """The engine is installed, for the device that the engines compute on."""
     if config.rollout.engine == "vllm":

@@ -50,7 +50,9 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     checks.attention(config, placement)
     checks.budget(config, placement)
     checks.shared_memory(config, model, machine)
-    prompts = load_prompts(config.data, tokenizer)
+    prompts, _ = checks.enough_rows(config, load_prompts(config.data, tokenizer)).split(
+        config.data.held_out_rows
+    )
     checks.reward_routes(config, functions, prompts)
     check_pairs(config, reward_models, prompts)
     checks.prompts_fit(config, model, prompts)

@@ -1,0 +1,80 @@
+"""`asyncrl eval`: the rewards of one or more models on the held-out prompts of a run's config, side by
+side."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="score models on held-out prompts with a run's rewards",
+        description="Sample from models by the settings of a config and score the responses by its rewards, "
+        "on the dataset's held-out rows (data.held_out_rows), or on all rows where none are held out.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's config")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="PATH",
+        help="a model's folder; several may be given (default: model.path of the config)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N of these prompts")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from asyncrl import config as settings
+    from asyncrl.runtime.evaluate import evaluate, held_out
+
+    base = settings.load(arguments.config, arguments.overrides)
+    table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
+    figures = []
+    for path in arguments.model or [base.model.path]:
+        config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
+        found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
+        parts = {name: statistics.fmean(values) for name, values in found.parts.items()}
+        figures.append(
+            {
+                "model": path,
+                "prompts": found.prompts,
+                "responses": len(found.rewards),
+                "reward_mean": found.mean,
+                "reward_std": found.std,
+                "standard_error": found.standard_error,
+                "response_tokens": found.response_tokens,
+                "truncated_frac": found.truncated_frac,
+                "parts": parts,
+            }
+        )
+        table.add_row(
+            path,
+            str(found.prompts),
+            f"{found.mean:.3f}",
+            f"{found.standard_error:.3f}",
+            f"{found.std:.3f}",
+            ", ".join(f"{name} {value:.3f}" for name, value in parts.items()),
+        )
+    Console(highlight=False).print(table)
+    if len(figures) > 1:
+        first, last = figures[0], figures[-1]
+        gain = last["reward_mean"] - first["reward_mean"]
+        deviations = gain / first["reward_std"] if first["reward_std"] else float("inf")
+        print(
+            f"from the first to the last: {gain:+.3f}, {deviations:+.2f} of the first's standard deviations"
+        )
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,0 +1,108 @@
+"""Scores a model on prompts that it was not trained on, with the sampling and the rewards of a run's
+config."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asyncrl.config import Config
+from asyncrl.core.records import FinishReason, Group
+from asyncrl.data.load import load_prompts
+from asyncrl.data.prompts import Prompt
+from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.reward.model import LocalRewardModel, load_scorer
+from asyncrl.reward.rewards import Rewards
+from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.rollout.worker import AttemptFailed, GroupRollout
+from asyncrl.trainer.packed import load_decoder
+from asyncrl.weights.source import LocalWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """rewards: of each response. parts: of each response that has the part, by name."""
+
+    prompts: int
+    rewards: tuple[float, ...]
+    parts: dict[str, tuple[float, ...]]
+    response_tokens: float
+    """Mean."""
+    truncated_frac: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.rewards)
+
+    @property
+    def std(self) -> float:
+        """Of single responses' rewards."""
+        return statistics.pstdev(self.rewards)
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`, were the responses independent."""
+        return self.std / math.sqrt(len(self.rewards))
+
+
+def held_out(config: Config) -> Sequence[Prompt]:
+    """The dataset's last `data.held_out_rows` rows; all of it where none are held out."""
+    _, kept_out = load_prompts(config.data, load_tokenizer(config.model)).split(config.data.held_out_rows)
+    return kept_out.rows
+
+
+async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
+    """Sample `rollout.group_size` responses to each prompt from `model.path` and score them.
+
+    Raises `ConfigError` for a config that asks for nothing, `RunFailed` when a prompt cannot be sampled or
+    scored.
+    """
+    if not prompts:
+        raise ConfigError(f"data.path={config.data.path}: there is no prompt to evaluate on")
+    engine = make_torch_engine(config, max(len(prompt.prompt_ids) for prompt in prompts))
+    models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
+    rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
+    rollout = GroupRollout(
+        engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
+    )
+    weights = load_decoder("model.path", config.model.path, config).state_dict()
+    await rewards.start()
+    driving = asyncio.create_task(engine.run())
+    try:
+        await engine.update_weights(LocalWeights(0, weights))
+        groups = await asyncio.gather(*(rollout(_task(i, prompt)) for i, prompt in enumerate(prompts)))
+    except AttemptFailed as failure:
+        raise RunFailed(f"the evaluation cannot go on: {failure.detail}") from failure
+    finally:
+        driving.cancel()
+        await asyncio.gather(driving, return_exceptions=True)
+        await rewards.close()
+        await engine.close()
+    return _summary(groups)
+
+
+def _task(index: int, prompt: Prompt) -> RolloutTask:
+    return RolloutTask(
+        index, index, 0, prompt.index, prompt.prompt, prompt.prompt_ids.tolist(), prompt.columns
+    )
+
+
+def _summary(groups: Sequence[Group]) -> Evaluation:
+    trajectories = [t for group in groups for t in group.trajectories]
+    parts: dict[str, list[float]] = defaultdict(list)
+    for trajectory in trajectories:
+        for name, value in trajectory.reward_parts.items():
+            parts[name].append(value)
+    return Evaluation(
+        len(groups),
+        tuple(t.reward for t in trajectories),
+        {name: tuple(values) for name, values in sorted(parts.items())},
+        statistics.fmean(t.sampled_tokens for t in trajectories),
+        statistics.fmean(t.finish_reason is FinishReason.LENGTH for t in trajectories),
+    )
