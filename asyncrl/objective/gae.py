@@ -116,7 +116,6 @@ def _discounted(x: Tensor, decay: Tensor) -> Tensor:
         x, decay = x.clone(), decay.clone()
         x[:-step] += decay[:-step] * x[step:]
         decay[:-step] *= decay[step:].clone()
-        decay[-step:] = 0
         step *= 2
     return x
 
