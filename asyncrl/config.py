@@ -612,6 +612,18 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
     low, high = objective.ratio_low, objective.ratio_high
     if low is not None and high is not None and low > high:
         yield f"objective.ratio_low={low} is above objective.ratio_high={high}: no ratio lies between them"
+    loss = POLICY_LOSSES.get(objective.policy_loss)
+    if objective.proximal != "recompute" and loss is not None and not loss.has_proximal:
+        having = ", ".join(name for name, entry in POLICY_LOSSES.items() if entry.has_proximal)
+        yield (
+            f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
+            f"proximal policy; those that have: {having}"
+        )
+    if objective.proximal != "ewma" and objective.ewma_decay != ObjectiveConfig().ewma_decay:
+        yield (
+            f"objective.ewma_decay={objective.ewma_decay} is for objective.proximal=ewma, and it is "
+            f"{objective.proximal}; leave it out"
+        )
     if objective.settings and all(chosen.values()):
         yield (
             f"objective.settings={objective.settings} are for an objective or advantage of your own "

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from asyncrl.tiny import build
 from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
+
+# How long one example takes says more about what else the machine does; pytest's timeout bounds the whole.
+settings.register_profile("shared_machine", deadline=None)
+settings.load_profile("shared_machine")
 
 REWARD = '''
 def letter_share(completions, **_):

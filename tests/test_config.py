@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from asyncrl.config import (
     Config,
     ConfigError,
     ObjectiveConfig,
+    ReferenceConfig,
     Section,
     dump,
     from_tree,
@@ -20,7 +22,13 @@ from asyncrl.config import (
     section_of,
 )
 from asyncrl.errors import AsyncRLError
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES
+from asyncrl.objective.catalogue import (
+    AGGREGATIONS,
+    GROUP_ADVANTAGES,
+    KL_ESTIMATORS,
+    POLICY_LOSSES,
+    PROXIMALS,
+)
 
 MINIMAL = """\
 model:
@@ -307,6 +315,12 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
             "objective.ratio_low=2.0 is above objective.ratio_high=1.0",
             "no ratio lies between them",
         ),
+        (
+            ["objective.policy_loss=ppo", "objective.proximal=loglinear"],
+            "objective.policy_loss=ppo has no proximal policy",
+            "those that have: decoupled_ppo, tis, icepop, gspo, sapo",
+        ),
+        (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
@@ -395,6 +409,17 @@ def test_the_settings_of_objectives_reach_them_and_survive_a_dump(config_file, t
     assert config.objective.settings_of("my/own.py:advantage") == own
     (tmp_path / "config.yaml").write_text(dump(config))
     assert load(tmp_path / "config.yaml") == config
+
+
+def test_the_choices_of_the_config_are_those_of_the_catalogue():
+    def choices(section, key):
+        annotation = section.model_fields[key].annotation
+        literals = [annotation, *get_args(annotation)]
+        return next(get_args(a) for a in literals if get_origin(a) is Literal)
+
+    assert choices(ObjectiveConfig, "aggregation") == AGGREGATIONS
+    assert choices(ObjectiveConfig, "proximal") == PROXIMALS
+    assert choices(ReferenceConfig, "estimator") == KL_ESTIMATORS
 
 
 def test_every_setting_of_an_objective_is_a_key_that_defaults_to_its_own():

@@ -22,6 +22,8 @@ class Entry:
     """Its keyword-only settings, of the section `objective`; their defaults are in its signature."""
     aggregation: str = "token_mean"
     """Policy losses: how the tokens' losses become one number, unless the config says otherwise."""
+    has_proximal: bool = True
+    """Policy losses: whether they have a proximal policy (`PolicyTokens.prox_logprobs`)."""
     batch_mask: str | None = None
     """Policy losses: the function that decides over the whole batch which tokens are kept, `module:function`.
     Its settings are among `settings`."""
@@ -30,7 +32,7 @@ class Entry:
 _CLIP = ("clip_eps_low", "clip_eps_high")
 
 POLICY_LOSSES: Mapping[str, Entry] = {
-    "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip")),
+    "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip"), has_proximal=False),
     "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", (*_CLIP, "dual_clip", "behavior_cap")),
     "tis": Entry(f"{_HERE}.ppo:tis", (*_CLIP, "dual_clip", "behavior_cap")),
     "icepop": Entry(f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high")),
@@ -39,12 +41,15 @@ POLICY_LOSSES: Mapping[str, Entry] = {
         f"{_HERE}.trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"
     ),
     "m2po": Entry(
-        f"{_HERE}.trust_region:m2po", ("max_second_moment",), batch_mask=f"{_HERE}.trust_region:m2po_mask"
+        f"{_HERE}.trust_region:m2po",
+        ("max_second_moment",),
+        has_proximal=False,
+        batch_mask=f"{_HERE}.trust_region:m2po_mask",
     ),
-    "dppo": Entry(f"{_HERE}.trust_region:dppo", ("prob_delta", "ratio_high")),
-    "cispo": Entry(f"{_HERE}.weighted:cispo", ("ratio_low", "ratio_high")),
-    "topr": Entry(f"{_HERE}.weighted:topr", ("ratio_low", "ratio_high")),
-    "reinforce": Entry(f"{_HERE}.weighted:reinforce"),
+    "dppo": Entry(f"{_HERE}.trust_region:dppo", ("prob_delta", "ratio_high"), has_proximal=False),
+    "cispo": Entry(f"{_HERE}.weighted:cispo", ("ratio_low", "ratio_high"), has_proximal=False),
+    "topr": Entry(f"{_HERE}.weighted:topr", ("ratio_low", "ratio_high"), has_proximal=False),
+    "reinforce": Entry(f"{_HERE}.weighted:reinforce", has_proximal=False),
 }
 """Functions of `policy.PolicyTokens`."""
 
@@ -70,7 +75,7 @@ TOKEN_ADVANTAGES: Mapping[str, Entry] = {
 COMPARE_WITHIN_GROUPS = frozenset({"grpo", "dr_grpo", "rloo", "opo", "max_rl", "reinforce_pp_baseline"})
 """Advantages that are 0 for a group of one."""
 
-PROXIMALS = ("recompute", "loglinear", "behavior", "ewma")
+PROXIMALS = ("recompute", "loglinear", "ewma", "behavior")
 """See `proximal`."""
 
 KL_ESTIMATORS = ("k1", "k2", "k3")

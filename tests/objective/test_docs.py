@@ -12,6 +12,7 @@ from asyncrl.objective.catalogue import (
     GROUP_ADVANTAGES,
     KL_ESTIMATORS,
     POLICY_LOSSES,
+    PROXIMALS,
     TOKEN_ADVANTAGES,
 )
 from asyncrl.objective.kl import ESTIMATORS
@@ -63,6 +64,6 @@ def test_the_value_and_slope_of_an_estimator_are_there(name):
     assert f"```\n{first}\n```" in section(name)
 
 
-def test_every_aggregation_has_its_row():
-    for name in AGGREGATIONS:
+def test_every_aggregation_and_proximal_policy_has_its_row():
+    for name in (*AGGREGATIONS, *PROXIMALS):
         assert f"\n| `{name}` | " in PAGE

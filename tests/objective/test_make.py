@@ -1,5 +1,6 @@
 """The catalogue agrees with the functions, and names become functions."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -22,6 +23,14 @@ from asyncrl.objective.trust_region import m2po_mask
 from asyncrl.resolve import resolve
 
 ENTRIES = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_the_catalogue_knows_which_losses_have_a_proximal_policy(name, random_tokens):
+    tokens = random_tokens(0)
+    moved = dataclasses.replace(tokens, prox_logprobs=tokens.prox_logprobs - 0.3)
+    loss = make_policy_objective(name, {}).loss
+    assert torch.equal(loss(tokens).loss, loss(moved).loss) == (not POLICY_LOSSES[name].has_proximal)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
