@@ -133,8 +133,8 @@ class PacedEngineConfig(Section):
 
 class VllmEngineConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that an engine may take, weights included; lower it where the trainer shares
-    the GPU."""
+    """Share of each GPU's memory that an engine takes, weights included. Where the trainer shares the GPU it
+    has to be lower: a value that would leave the trainer too little is refused, with the one to use."""
     cuda_graphs: bool = True
     """Capture decode steps as CUDA graphs: a slower start, faster steps."""
     prefill_tokens: int | None = Field(None, ge=1)
@@ -481,6 +481,13 @@ class WeightsConfig(Section):
     scores are others: proof that an engine computes with the weights that it was given."""
 
 
+class PlacementConfig(Section):
+    colocate: Literal["auto", "never", "always"] = "auto"
+    """Whether trainer ranks and engines compute on the same GPUs. `never`: each has GPUs of its own.
+    `always`: ranks and engines are both laid out from GPU 0 on, and run at the same time. `auto`: they share
+    where there is but one GPU, and only there."""
+
+
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0)
     """Save a model every so many steps; 0 saves the final one only."""
@@ -502,6 +509,7 @@ class Config(Section):
     reference: ReferenceConfig | None = None
     """A frozen policy to stay close to; null is none."""
     weights: WeightsConfig = WeightsConfig()
+    placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")

@@ -9,6 +9,10 @@ class ConfigError(AsyncRLError, ValueError):
     """A setting cannot be used. The message says which, where it was set, and what would be right."""
 
 
+class NotHereError(ConfigError):
+    """What a setting names is not on this machine; it may well be on another, so a plan can do without."""
+
+
 class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name
     """A run that had started could not go on. The message says which role failed, why, and where its log
     is."""

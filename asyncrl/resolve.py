@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 
 Function = Callable[..., Any]
 
@@ -54,7 +54,7 @@ def _import_module(name: str, base: Path, called: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(
+        raise NotHereError(
             f"{called}: there is no module `{error.name}` in {base} or among the installed "
             f"packages; install it, start from its folder, or name a file: path/file.py:function"
         ) from error
@@ -63,7 +63,7 @@ def _import_module(name: str, base: Path, called: str) -> ModuleType:
 def _import_file(path: Path, called: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        raise ConfigError(f"{called}: there is no file {path}; paths are relative to the current directory")
+        raise NotHereError(f"{called}: there is no file {path}; paths are relative to the current directory")
     key = str(path)
     if key in sys.modules:
         return sys.modules[key]

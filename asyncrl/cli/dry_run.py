@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
+from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.runtime.outline import Outline, Processes
-from asyncrl.runtime.preflight import Prepared
+from asyncrl.runtime.preflight import Plan
 from asyncrl.units import format_bytes
 
+UNKNOWN = "unknown"
 
-def show(prepared: Prepared, console: Console | None = None) -> None:
+
+def show(plan: Plan, console: Console | None = None) -> None:
     """Print the resolved config and what it implies."""
     console = console or Console(highlight=False, soft_wrap=False)
     _heading(console, "Settings")
-    console.print(dump(prepared.config).rstrip(), markup=False)
+    console.print(dump(plan.config).rstrip(), markup=False)
     _heading(console, "Processes")
-    console.print(_processes(prepared))
+    console.print(_table(("", "", ""), _processes(plan)))
+    if plan.outline.gpus:
+        _heading(console, "GPUs" + " (planned for: this machine does not have them)" * plan.is_elsewhere)
+        console.print(_table(("", "", "", ""), _gpus(plan.outline.gpus)))
     _heading(console, "What the settings imply")
-    console.print(_table(("", ""), _implied(prepared.config, prepared.outline)))
+    console.print(_table(("", ""), _implied(plan)))
     _heading(console, "Memory, estimated")
-    console.print(_memory(prepared.outline))
-    if prepared.prompts.skipped:
+    console.print(_table(("", "", ""), _memory(plan)))
+    if plan.prompts is not None and plan.prompts.skipped:
         _heading(console, "Bad rows, left out")
-        for bad in prepared.prompts.skipped[:10]:
+        for bad in plan.prompts.skipped[:10]:
             console.print(f"  {bad}", markup=False)
-        if len(prepared.prompts.skipped) > 10:
-            console.print(f"  ... and {len(prepared.prompts.skipped) - 10:,} more")
-    for warning in prepared.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        if len(plan.prompts.skipped) > 10:
+            console.print(f"  ... and {len(plan.prompts.skipped) - 10:,} more")
+    if plan.missing and plan.is_elsewhere:
+        _heading(console, "Not on this machine, so not checked")
+        for message in plan.missing:
+            console.print(f"- {message}", markup=False)
+    if UNKNOWN in (row[1] for row in _memory(plan)):
+        console.print(
+            "what is unknown hangs on models that are not here; a folder with a model's config.json is "
+            "enough for an estimate: model.path=FOLDER"
+        )
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     console.print("dry run: nothing was started")
 
 
@@ -39,7 +55,7 @@ def _heading(console: Console, text: str) -> None:
     console.print(f"\n[bold]{text}[/bold]")
 
 
-def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+def _table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, show_header=any(columns), pad_edge=True, header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -48,15 +64,25 @@ def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-def _processes(prepared: Prepared) -> Table:
-    rows = [
-        (_times(p.count, p.role), _threads(p), f"GPU {', '.join(map(str, p.gpus))}" if p.gpus else "CPU")
-        for p in prepared.outline.processes
-    ]
-    machine = prepared.machine
-    gpus = f"{machine.gpus} GPUs" if machine.gpus > 1 else "1 GPU" if machine.gpus else "no GPU"
-    rows.append(("this machine", f"{machine.cores} cores, {format_bytes(machine.memory_bytes)}", gpus))
-    return _table(("", "", ""), rows)
+def _processes(plan: Plan) -> Iterator[tuple[str, ...]]:
+    for p in plan.outline.processes:
+        yield _times(p.count, p.role), _threads(p), _where(p)
+    machine = plan.machine
+    here = f"{machine.cores} cores, {format_bytes(machine.memory_bytes)}"
+    yield "this machine", here, _gpu_count(plan.gpus_here)
+    if plan.is_elsewhere:
+        yield "planned for", "", f"{_gpu_count(machine.gpus)} of {format_bytes(machine.gpu_bytes[0])}"
+
+
+def _where(p: Processes) -> str:
+    if not p.gpus:
+        return "CPU"
+    several = f" ({len(p.gpus) // p.count} each)" * (len(p.gpus) > p.count > 1)
+    return f"GPU {', '.join(map(str, p.gpus))}{several}"
+
+
+def _gpu_count(n: int) -> str:
+    return f"{n or 'no'} GPU{'s' * (n > 1)}"
 
 
 def _times(count: int, role: str) -> str:
@@ -69,7 +95,19 @@ def _threads(p: Processes) -> str:
     return f"{p.threads} thread{'s' * (p.threads > 1)}{' each' * (p.count > 1)}"
 
 
-def _implied(config: Config, o: Outline) -> list[tuple[str, str]]:
+def _gpus(loads: Iterable[GpuLoad]) -> Iterator[tuple[str, ...]]:
+    for load in loads:
+        sizes = ["" if n is None else f" {format_bytes(n)}" for n in load.bytes]
+        parts = ", ".join(f"{role}{size}" for role, size in zip(load.roles, sizes, strict=True))
+        known = f"{'over ' * (None in load.bytes)}{format_bytes(load.total_bytes)}"
+        if not any(sizes):
+            known = UNKNOWN
+        too_much = "too much" * (load.total_bytes > load.card_bytes)
+        yield f"GPU {load.gpu}", parts, f"{known} of {format_bytes(load.card_bytes)}", too_much
+
+
+def _implied(plan: Plan) -> list[tuple[str, str]]:
+    config, o = plan.config, plan.outline
     eta, batch, size = config.staleness.bound, config.trainer.batch_groups, config.rollout.group_size
     kinds = {0: "synchronous", 1: "one step off"}
     kind = kinds.get(eta, f"on_stale: {config.staleness.on_stale}")
@@ -82,6 +120,7 @@ def _implied(config: Config, o: Outline) -> list[tuple[str, str]]:
     return [
         ("steps", f"{config.run.steps:,}"),
         ("responses a step", f"{o.responses_per_step:,} ({batch} groups of {size})"),
+        ("responses in all", f"{config.run.steps * o.responses_per_step:,}"),
         ("response tokens a step", f"at most {o.max_response_tokens_per_step:,}"),
         ("tokens a step, prompts included", f"at most {o.max_tokens_per_step:,}"),
         ("optimizer updates a step", updates),
@@ -89,8 +128,9 @@ def _implied(config: Config, o: Outline) -> list[tuple[str, str]]:
         ("the same in optimizer updates", f"at most {o.max_staleness_updates:,}"),
         ("groups outstanding", f"at most {outstanding}"),
         ("responses decoding at once", f"at most {decoding:,} in {o.slots:,} slots"),
-        ("prompts", f"{o.rows:,} usable rows, the longest of {o.longest_prompt_tokens:,} tokens"),
-        ("epochs", f"{o.epochs:.2f}"),
+        *_kv_room(config, o),
+        ("prompts", _prompts(plan)),
+        ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
     ]
 
 
@@ -98,11 +138,38 @@ def _versions(n: int) -> str:
     return f"{n} version{'s' * (n != 1)}"
 
 
-def _memory(o: Outline) -> Table:
-    counts = {p.role: p.count for p in o.processes}
-    rows = []
-    for memory in o.memory:
-        parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in memory.parts.items() if n)
-        each = f"{format_bytes(memory.total_bytes)}{' each' * (counts.get(memory.role, 1) > 1)}"
-        rows.append((memory.role, each, parts))
-    return _table(("", "", ""), rows)
+def _kv_room(config: Config, o: Outline) -> Iterator[tuple[str, str]]:
+    if o.kv_sequences is not None:
+        enough = " (as many as it has slots)" * (o.kv_sequences >= config.rollout.slots)
+        yield "of full length, an engine's KV cache holds", f"about {o.kv_sequences:,}{enough}"
+
+
+def _prompts(plan: Plan) -> str:
+    o, limit = plan.outline, plan.config.data.max_prompt_tokens
+    if o.rows is None:
+        return f"{UNKNOWN}, of at most {limit:,} tokens"
+    if plan.prompts is None:
+        return f"{o.rows:,} rows, not tokenised"
+    return f"{o.rows:,} usable rows, the longest of {o.longest_prompt_tokens:,} tokens"
+
+
+def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
+    o, entries = plan.outline, {m.kind: m for m in plan.outline.memory}
+    for kind in (*plan.placement.kinds, SHARED_WEIGHTS):
+        each = " each" * (len(plan.placement.of(kind)) > 1)
+        if kind in entries:
+            yield kind, f"{format_bytes(entries[kind].total_bytes)}{each}", _parts(entries[kind])
+        else:
+            yield kind, UNKNOWN, ""
+    host = UNKNOWN if o.host_memory_bytes is None else format_bytes(o.host_memory_bytes)
+    yield "host memory", host, "in all"
+
+
+def _parts(memory: Memory) -> str:
+    parts = _named(memory.parts)
+    in_host = _named(memory.host_parts)
+    return f"{parts}; in host memory {in_host}" if in_host else parts
+
+
+def _named(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)

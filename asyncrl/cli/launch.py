@@ -40,9 +40,12 @@ def _launch(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
-        from asyncrl.runtime.preflight import preflight
+        from asyncrl.runtime.preflight import plan
 
-        show(preflight(config, arguments.gpus))
+        planned = plan(config, arguments.gpus)
+        show(planned)
+        if planned.missing and not planned.is_elsewhere:
+            raise ConfigError("\n".join(["a run could not start here:", *planned.missing]))
     else:
         from asyncrl.observe.summary import print_summary
         from asyncrl.runtime.launcher import run
@@ -71,7 +74,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, show the settings and what they imply, start nothing",
+        help="check everything, show the settings and what they imply, start nothing; with more --gpus than "
+        "there are, plan for so many of 80 GB",
     )
     parser.add_argument("--version", action="version", version=f"asyncrl {__version__}")
     parser.add_argument(

@@ -45,6 +45,12 @@ def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt
     return PromptSet(tuple(prompts), tuple(bad))
 
 
+def count_rows(data: DataConfig) -> int:
+    """Rows that can be read, without a tokenizer to judge them by. Raises `ConfigError` when there is no such
+    dataset."""
+    return sum(not isinstance(row, BadRow) for row in read_rows(data))
+
+
 @dataclass(frozen=True, slots=True)
 class _Checked:
     where: str

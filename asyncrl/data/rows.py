@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from asyncrl.config import DataConfig
 from asyncrl.data.prompts import BadRow
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where a row came from, and the row."""
@@ -26,7 +26,7 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():
-        raise ConfigError(
+        raise NotHereError(
             f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()}); "
             f"a dataset of the Hugging Face hub is written hub:OWNER/NAME"
         )
@@ -119,7 +119,7 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
     except (
         Exception
     ) as error:  # the hub's client, its HTTP library and `datasets` each raise kinds of their own
-        raise ConfigError(
+        raise NotHereError(
             f"data.path={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
             f"cannot load it: {type(error).__name__}: {error}"
         ) from error
@@ -135,8 +135,8 @@ def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
             number += 1
 
 
-def _needs_datasets(path: str, kind: str) -> ConfigError:
-    return ConfigError(
+def _needs_datasets(path: str, kind: str) -> NotHereError:
+    return NotHereError(
         f"data.path={path}: reading {kind} needs the package `datasets`: pip install 'asyncrl[data]' "
         "(a .jsonl file needs nothing)"
     )

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
+from asyncrl.runtime.memory import shared_weights_bytes
 from asyncrl.runtime.model_facts import ModelFacts
-from asyncrl.runtime.outline import Outline, shared_weights_bytes
+from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Machine, Placement
 from asyncrl.units import format_bytes
 
@@ -58,9 +59,9 @@ def objective(config: Config) -> None:
         check_own(own, config.objective.settings)
 
 
-def reward_routes(config: Config, functions: Mapping[str, RewardFunction], prompts: PromptSet) -> None:
+def reward_routes(config: Config, functions: Mapping[str, RewardFunction] | None, prompts: PromptSet) -> None:
     """Every row is scored by something, and has the columns that the reward functions that score it cannot do
-    without."""
+    without (where they are known)."""
     seen = set()
     for row in prompts:
         try:
@@ -72,7 +73,7 @@ def reward_routes(config: Config, functions: Mapping[str, RewardFunction], promp
             continue
         seen.add((columns, *names))
         for spec in (f.function for f in config.reward.functions if f.label in names):
-            if missing := missing_columns(functions[spec], columns):
+            if functions and (missing := missing_columns(functions[spec], columns)):
                 raise ConfigError(
                     f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
@@ -92,7 +93,7 @@ def enough_rows(config: Config, prompts: PromptSet) -> PromptSet:
 def engine(config: Config, placement: Placement) -> None:
     """The engine is installed, for the device that the engines compute on."""
     if config.rollout.engine == "vllm":
-        distribution.refuse_unsupported(placement.rollout[0].device)
+        distribution.refuse_unsupported(placement.of("rollout")[0].device)
 
 
 def budget(config: Config, placement: Placement) -> None:
@@ -109,14 +110,16 @@ def attention(config: Config, placement: Placement) -> None:
     if config.model.attn_implementation != "flash_attention_2":
         return
     setting, other = "model.attn_implementation=flash_attention_2", "model.attn_implementation=sdpa"
-    if placement.trainer.gpu is None:
+    if not placement.of("trainer")[0].gpus:
         raise ConfigError(f"{setting}: it needs a GPU, and the trainer has none; use {other}")
     if importlib.util.find_spec("flash_attn") is None:
-        raise ConfigError(f"{setting}: needs the package flash-attn: pip install flash-attn, or use {other}")
+        raise NotHereError(f"{setting}: needs the package flash-attn: pip install flash-attn, or use {other}")
 
 
-def shared_memory(config: Config, model: ModelFacts, machine: Machine) -> None:
+def shared_memory(config: Config, model: ModelFacts | None, machine: Machine) -> None:
     """Two versions of the weights fit into shared memory."""
+    if model is None:
+        return
     free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
     if config.run.mode == "async" and free is not None and needed > free:
         raise ConfigError(
@@ -126,8 +129,10 @@ def shared_memory(config: Config, model: ModelFacts, machine: Machine) -> None:
         )
 
 
-def prompts_fit(config: Config, model: ModelFacts, prompts: PromptSet) -> None:
+def prompts_fit(config: Config, model: ModelFacts | None, prompts: PromptSet) -> None:
     """The model knows every position and every token that it will be given."""
+    if model is None:
+        return
     longest, new = prompts.longest_tokens, config.rollout.max_new_tokens
     if model.max_positions is not None and longest + new > model.max_positions:
         room = model.max_positions - longest
@@ -145,32 +150,8 @@ def prompts_fit(config: Config, model: ModelFacts, prompts: PromptSet) -> None:
         )
 
 
-def warnings(
-    config: Config,
-    machine: Machine,
-    placement: Placement,
-    implied: Outline,
-    prompts: PromptSet,
-    eos_token_id: int | None,
-) -> Iterator[str]:
-    """What works but may surprise."""
-    if prompts.skipped:
-        count = len(prompts.skipped)
-        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
-    if implied.threads > machine.cores:
-        yield (
-            f"{implied.threads} computing threads on {machine.cores} cores; lower trainer.threads, "
-            "rollout.threads or rollout.workers"
-        )
-    if implied.host_memory_bytes > machine.memory_bytes:
-        yield (
-            f"about {format_bytes(implied.host_memory_bytes)} of memory are needed and the machine has "
-            f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
-        )
-    if placement.shares_gpu:
-        yield "several processes share a GPU: its memory must hold them all"
-    if placement.idle_gpus:
-        yield f"{placement.idle_gpus} of the GPUs asked for stay idle; raise rollout.workers to use them"
+def warnings(config: Config, implied: Outline) -> Iterator[str]:
+    """What works but may surprise, wherever the run runs."""
     if implied.slots > implied.max_responses_outstanding:
         yield (
             f"only {implied.max_responses_outstanding} of {implied.slots} slots can be in use: no more "
@@ -186,11 +167,32 @@ def warnings(
     if config.rollout.top_p < 1 or config.rollout.top_k > 0:
         yield (
             "rollout.top_p and rollout.top_k renormalise what is sampled from, and the trainer's policy is "
-            "not cut: "
-            "ratios come out low even on policy"
+            "not cut: ratios come out low even on policy"
         )
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
+
+
+def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
+    """What works but may surprise on this machine."""
+    if implied.threads > machine.cores:
+        yield (
+            f"{implied.threads} computing threads on {machine.cores} cores; lower trainer.threads, "
+            "rollout.threads or rollout.workers"
+        )
+    needed = implied.host_memory_bytes
+    if needed is not None and needed > machine.memory_bytes:
+        yield (
+            f"about {format_bytes(needed)} of memory are needed and the machine has "
+            f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
+        )
+
+
+def prompt_warnings(config: Config, prompts: PromptSet, eos_token_id: int | None) -> Iterator[str]:
+    """What works but may surprise about the dataset and its tokens."""
+    if prompts.skipped:
+        count = len(prompts.skipped)
+        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
     if eos_token_id is None and not config.rollout.stop_token_ids:
         yield (
             "neither the tokenizer nor rollout.stop_token_ids names a token that ends a response: all will "

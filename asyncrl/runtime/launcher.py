@@ -128,21 +128,33 @@ def _make_new(path: Path) -> Path:
 
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
     if prepared.config.run.mode == "inline":
-        await _while_showing(run_inline(prepared.config, run_dir), view)
+        await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
     else:
         await Supervisor(run_dir, _roles(prepared), view).run()
 
 
+def _on_devices(prepared: Prepared) -> Config:
+    """The config with the devices of its placement: in `inline` mode no environment of a role's own hides the
+    GPUs."""
+    config = prepared.config
+    devices = {place.kind: {"device": place.device} for place in prepared.placement.places}
+    return config.model_copy(
+        update={
+            "trainer": config.trainer.model_copy(update=devices["trainer"]),
+            "rollout": config.rollout.model_copy(update=devices["rollout"]),
+        }
+    )
+
+
 def _roles(prepared: Prepared) -> list[RoleSpec]:
     c = prepared.config
-    restarts = c.rollout.max_restarts
-    workers = [RoleSpec(place.role, _environment(place), restarts) for place in prepared.placement.rollout]
-    models = [
-        RoleSpec(place.role, _environment(place), model.max_restarts)
-        for place, model in zip(prepared.placement.reward, c.reward.models, strict=True)
+    restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
+    restarts["rollout"] = c.rollout.max_restarts
+    computing = [
+        RoleSpec(place.role, _environment(place), restarts.get(place.kind, 0))
+        for place in prepared.placement.places
     ]
-    trainer = prepared.placement.trainer
-    return [RoleSpec("coordinator", {}), RoleSpec("trainer-0", _environment(trainer)), *models, *workers]
+    return [RoleSpec("coordinator", {}), *computing]
 
 
 def _environment(place: Place) -> dict[str, str]:
@@ -151,7 +163,7 @@ def _environment(place: Place) -> dict[str, str]:
         # A thread that waits must not spin: trainer and engines share the cores.
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "" if place.gpu is None else visible_gpu(place.gpu),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
     }
 
 

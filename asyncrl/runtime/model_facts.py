@@ -1,4 +1,4 @@
-"""What can be known of a model without loading its weights; refuses what cannot be trained."""
+"""What can be known of a model without its weights; refuses what cannot be trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncrl.config import ModelConfig
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -47,29 +47,33 @@ class ModelSource:
         return f"{self.key}={self.path}"
 
 
-def inspect_model(model: ModelConfig) -> tuple[ModelFacts, PreTrainedTokenizerBase]:
-    """The facts of `model.path` and its tokenizer. Raises `ConfigError` when it is not there, or is not a
-    decoder-only language model with weights and a tokenizer."""
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model whose `config.json` can be read; its weights and tokenizer may be missing."""
+
+    source: ModelSource
+    folder: Path | None
+    """None where it is on the hub."""
+    config: PreTrainedConfig
+
+
+def find_policy(model: ModelConfig) -> FoundModel:
+    """The decoder-only language model that `model.path` names. Raises as `find_model`."""
     advice = (
         f"if it is the quickstart's model, build it with `asyncrl tiny-model {model.path}`; else give a "
         "folder with a Hugging Face model, or a hub name such as Qwen/Qwen3-0.6B"
     )
     source = ModelSource("model.path", model.path, model.trust_remote_code, advice)
-    config, tokenizer = read_model(source, _check_decoder_only)
-    return _facts(model, config), tokenizer
+    return find_model(source, check_decoder_only)
 
 
-def read_model(
-    source: ModelSource, check: Callable[[ModelSource, PreTrainedConfig], None]
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """What a model's `config.json` says, checked by `check`, and its tokenizer. Raises `ConfigError` when the
-    model, its weights or its tokenizer are not there."""
+def find_model(source: ModelSource, check: Callable[[ModelSource, PreTrainedConfig], None]) -> FoundModel:
+    """The model, if `check` has nothing against its `config.json`. Raises `NotHereError` when it cannot be
+    reached, `ConfigError` when it is something else."""
     folder = _find(source)
     config = _config(source)
     check(source, config)
-    if folder is not None:
-        _check_weights_exist(source, folder)
-    return config, _tokenizer(source, folder)
+    return FoundModel(source, folder, config)
 
 
 def _find(source: ModelSource) -> Path | None:
@@ -84,10 +88,10 @@ def _find(source: ModelSource) -> Path | None:
         raise ConfigError(f"{source}: this is a file, not a model's folder; name the folder that holds it")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
     if looks_local or (folder.parent != Path() and folder.parent.is_dir()):
-        raise ConfigError(f"{source}: there is no folder {folder.absolute()}; {source.advice}")
+        raise NotHereError(f"{source}: there is no folder {folder.absolute()}; {source.advice}")
     reason = _why_not_on_hub(path)
     if reason is not None:
-        raise ConfigError(
+        raise NotHereError(
             f"{source}: there is no folder {folder.absolute()}, and no model of that name on the "
             f"Hugging Face hub that can be reached ({reason}); {source.advice}"
         )
@@ -116,7 +120,8 @@ def _config(source: ModelSource) -> PreTrainedConfig:
         raise ConfigError(f"{source}: its config.json cannot be used: {_first_line(error)}") from None
 
 
-def _check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
+def check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
+    """Raises `ConfigError` for what is no decoder-only language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if source.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
@@ -135,27 +140,33 @@ def _check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
         )
 
 
-def _check_weights_exist(source: ModelSource, folder: Path) -> None:
+def check_weights(found: FoundModel) -> None:
+    """Raises `NotHereError` when weights of a model in a folder are missing."""
+    source, folder = found.source, found.folder
+    if folder is None:
+        return
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             shards = set(json.loads((folder / index).read_text())["weight_map"].values())
             missing = sorted(shard for shard in shards if not (folder / shard).is_file())
             if missing:
-                raise ConfigError(
+                raise NotHereError(
                     f"{source}: {len(missing)} of {len(shards)} weight files are missing "
                     f"({missing[0]}, ...); download the model again"
                 )
             return
     if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-        raise ConfigError(
+        raise NotHereError(
             f"{source}: the folder has a config.json but no weights (model.safetensors); "
             "download or save the model again"
         )
 
 
-def _tokenizer(source: ModelSource, folder: Path | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises `NotHereError` when none could be loaded."""
     from transformers import AutoTokenizer
 
+    source, folder = found.source, found.folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
         # Some classes come up empty where they find no file, instead of failing.
@@ -163,19 +174,21 @@ def _tokenizer(source: ModelSource, folder: Path | None) -> PreTrainedTokenizerB
         if folder is not None and not any((folder / name).is_file() for name in files):
             raise OSError(f"the folder has none of {', '.join(sorted(files))}")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ConfigError(
+        raise NotHereError(
             f"{source}: no tokenizer could be loaded from it: {_first_line(error)}; "
             "save the model's tokenizer into the folder"
         ) from None
     return tokenizer
 
 
-def _facts(model: ModelConfig, config: PreTrainedConfig) -> ModelFacts:
+def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
+    """A decoder's sizes, from its structure alone. dtype: what it computes in."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = found.config
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        shell = AutoModelForCausalLM.from_config(config, trust_remote_code=found.source.trust_remote_code)
     text = config.get_text_config()
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -186,7 +199,7 @@ def _facts(model: ModelConfig, config: PreTrainedConfig) -> ModelFacts:
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
         layers=text.num_hidden_layers,
-        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * DTYPE_BYTES[model.dtype],
+        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * DTYPE_BYTES[dtype],
         max_positions=getattr(text, "max_position_embeddings", None),
     )
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from asyncrl.config import Config, RewardModelConfig
-from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
+from asyncrl.config import Config
+from asyncrl.runtime.memory import (
+    GpuLoad,
+    Memory,
+    estimate_memory,
+    gpu_loads,
+    host_bytes,
+    weights_bytes,
+)
+from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.resources import Place, Placement
-from asyncrl.runtime.reward_facts import RewardModelFacts
-
-SHARED_WEIGHTS = "shared weights"
-"""The `Memory.role` of what the trainer publishes weight versions in."""
-_ADAM_BYTES = 8
-"""Two float32 moments a parameter."""
-_VALUES_PER_TOKEN_AND_LAYER = 17
-"""Activations kept for the backward pass, in units of the hidden size, without attention scores: the 34
-bytes a token and layer at 16 bits of Korthikanti et al. 2022 (arXiv 2205.05198), equation 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +32,15 @@ class Processes:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Estimated bytes of one process, or of what processes share."""
-
-    role: str
-    parts: dict[str, int]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(self.parts.values())
-
-
-@dataclass(frozen=True, slots=True)
 class Outline:
     processes: tuple[Processes, ...]
     memory: tuple[Memory, ...]
-    rows: int
+    """Of the processes whose models' sizes are known."""
+    gpus: tuple[GpuLoad, ...]
+    rows: int | None
+    """Usable prompts; None where the dataset is not known."""
     longest_prompt_tokens: int
+    """The largest allowed (`data.max_prompt_tokens`) where the dataset is not known."""
     responses_per_step: int
     max_response_tokens_per_step: int
     """Upper bound of sampled tokens that one step trains on."""
@@ -65,11 +56,13 @@ class Outline:
     max_responses_outstanding: int
     slots: int
     """Responses that all engines can decode at the same time."""
-    epochs: float
+    epochs: float | None
     """Passes over the dataset in `run.steps` steps, when nothing is dropped."""
-
-    host_memory_bytes: int
+    host_memory_bytes: int | None
     """Estimate of everything that does not lie on a GPU."""
+    kv_sequences: int | None
+    """Sequences of full length whose keys and values one engine holds; None where it has room for all slots
+    by construction, or where the model's sizes are not known."""
 
     @property
     def threads(self) -> int:
@@ -79,25 +72,28 @@ class Outline:
 def outline(
     config: Config,
     placement: Placement,
-    model: ModelFacts,
-    rows: int,
-    longest_prompt_tokens: int,
-    reward_models: Sequence[RewardModelFacts] = (),
+    models: KnownModels,
+    rows: int | None,
+    longest_prompt_tokens: int | None,
+    gpu_bytes: Sequence[int] = (),
 ) -> Outline:
-    """What `config` implies for `rows` usable prompts of up to `longest_prompt_tokens` tokens."""
+    """What `config` implies for `rows` usable prompts of up to `longest_prompt_tokens` tokens, on GPUs of
+    `gpu_bytes` each. What is not known is None, and what hangs on it stays open."""
     trainer, rollout, eta = config.trainer, config.rollout, config.staleness.bound
     responses = trainer.batch_groups * rollout.group_size
     response_tokens = responses * rollout.max_new_tokens
     outstanding = (eta + 1) * trainer.batch_groups
-    memory = estimate_memory(config, model, longest_prompt_tokens, reward_models)
+    longest = config.data.max_prompt_tokens if longest_prompt_tokens is None else longest_prompt_tokens
+    memory = estimate_memory(config, placement, models, longest, gpu_bytes)
     return Outline(
         processes=tuple(_processes(config, placement)),
         memory=memory,
+        gpus=gpu_loads(placement, memory, gpu_bytes),
         rows=rows,
-        longest_prompt_tokens=longest_prompt_tokens,
+        longest_prompt_tokens=longest,
         responses_per_step=responses,
         max_response_tokens_per_step=response_tokens,
-        max_tokens_per_step=response_tokens + responses * longest_prompt_tokens,
+        max_tokens_per_step=response_tokens + responses * longest,
         updates_per_step=trainer.mini_batches,
         groups_per_update=trainer.batch_groups / trainer.mini_batches,
         total_updates=config.run.steps * trainer.mini_batches,
@@ -105,99 +101,41 @@ def outline(
         max_groups_outstanding=outstanding,
         max_responses_outstanding=outstanding * rollout.group_size,
         slots=rollout.workers * rollout.slots,
-        epochs=config.run.steps * trainer.batch_groups / rows,
-        host_memory_bytes=_host_bytes(memory, placement),
+        epochs=config.run.steps * trainer.batch_groups / rows if rows else None,
+        host_memory_bytes=host_bytes(placement, memory),
+        kv_sequences=_kv_sequences(config, placement, models.policy, memory, longest),
     )
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
-    workers, trainer = placement.rollout, placement.trainer
     if config.run.mode == "inline":
-        yield Processes("inline", 1, trainer.threads, _gpus(placement.places))
+        yield Processes("inline", 1, config.trainer.threads, _gpus(placement.places))
     else:
         yield Processes("launcher", 1, 0)
         yield Processes("coordinator", 1, 0)
-        yield Processes("rollout", len(workers), workers[0].threads, _gpus(workers))
-        yield Processes("trainer", 1, trainer.threads, _gpus([trainer]))
-        for place in placement.reward:
-            yield Processes(place.role, 1, place.threads, _gpus([place]))
+        for kind in placement.kinds:
+            places = placement.of(kind)
+            yield Processes(kind, len(places), places[0].threads, _gpus(places))
     if config.reward.functions or config.reward.format.pattern is not None:
-        yield Processes("reward functions", len(workers) * config.reward.workers, 0)
+        yield Processes("reward functions", config.rollout.workers * config.reward.workers, 0)
 
 
 def _gpus(places: Iterable[Place]) -> tuple[int, ...]:
-    return tuple(sorted({place.gpu for place in places if place.gpu is not None}))
+    return tuple(sorted({gpu for place in places for gpu in place.gpus}))
 
 
-def weights_bytes(config: Config, model: ModelFacts) -> int:
-    """One version of the weights, in the dtype that is computed in and published."""
-    return model.parameters * DTYPE_BYTES[config.model.dtype]
-
-
-def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
-    """The shared memory that holds the two newest versions; next to nothing where training is paced."""
-    return 0 if config.trainer.backend == "paced" else 2 * weights_bytes(config, model)
-
-
-def estimate_memory(
+def _kv_sequences(
     config: Config,
-    model: ModelFacts,
-    longest_prompt_tokens: int,
-    reward_models: Sequence[RewardModelFacts] = (),
-) -> tuple[Memory, ...]:
-    """Rough estimates by role, of what grows with model and settings; what a process takes for Python and
-    torch (0.3 to 0.6 GB) comes on top."""
-    sequence_tokens = longest_prompt_tokens + config.rollout.max_new_tokens
-    return (
-        Memory("trainer", _trainer_parts(config, model)),
-        Memory("rollout", _rollout_parts(config, model, sequence_tokens)),
-        *(
-            Memory(f"reward-{i}", _reward_model_parts(settings, facts))
-            for i, (settings, facts) in enumerate(zip(config.reward.models, reward_models, strict=True))
-        ),
-        Memory(SHARED_WEIGHTS, {"two versions": shared_weights_bytes(config, model)}),
-    )
-
-
-def _trainer_parts(config: Config, model: ModelFacts) -> dict[str, int]:
-    if config.trainer.backend == "paced":
-        return {}
-    value_bytes = DTYPE_BYTES[config.model.dtype]
-    layer = config.trainer.micro_batch_tokens * model.hidden_size * value_bytes
-    kept = _VALUES_PER_TOKEN_AND_LAYER * layer
-    checkpointed = model.layers * layer + kept
-    return {
-        "weights": weights_bytes(config, model),
-        "float32 weights": 0 if config.model.dtype == "float32" else 4 * model.parameters,
-        "gradients": weights_bytes(config, model),
-        "optimizer": _ADAM_BYTES * model.parameters,
-        "activations": checkpointed if config.trainer.gradient_checkpointing else model.layers * kept,
-        "logits": 2 * 4 * config.trainer.logit_chunk_tokens * model.vocab_size,
-    }
-
-
-def _rollout_parts(config: Config, model: ModelFacts, sequence_tokens: int) -> dict[str, int]:
-    if config.rollout.engine == "paced":
-        return {}
-    return {
-        "weights": weights_bytes(config, model),
-        "incoming weights": weights_bytes(config, model),
-        "KV cache": config.rollout.slots * sequence_tokens * model.kv_bytes_per_token,
-        "logits": 2 * 4 * config.rollout.slots * model.vocab_size,
-    }
-
-
-def _reward_model_parts(settings: RewardModelConfig, facts: RewardModelFacts) -> dict[str, int]:
-    value_bytes = DTYPE_BYTES[settings.dtype]
-    layer = settings.batch_tokens * facts.hidden_size * value_bytes
-    return {
-        "weights": facts.parameters * value_bytes,
-        "activations": _VALUES_PER_TOKEN_AND_LAYER * layer,
-    }
-
-
-def _host_bytes(memory: Iterable[Memory], placement: Placement) -> int:
-    roles = [place.role for place in placement.places if place.gpu is None]
-    on_cpu = Counter(role if role.startswith("reward") else role.partition("-")[0] for role in roles)
-    on_cpu[SHARED_WEIGHTS] = 1
-    return sum(m.total_bytes * on_cpu[m.role] for m in memory)
+    placement: Placement,
+    model: ModelFacts | None,
+    memory: Iterable[Memory],
+    longest_prompt: int,
+) -> int | None:
+    """Of vLLM on GPUs, which takes as much memory as it is told, not as much as the slots need."""
+    engine = placement.of("rollout")[0]
+    if config.rollout.engine != "vllm" or not engine.gpus or model is None:
+        return None
+    on_each_gpu = next(m.total_bytes for m in memory if m.kind == "rollout")
+    room = len(engine.gpus) * on_each_gpu - weights_bytes(config, model)
+    sequence_tokens = longest_prompt + config.rollout.max_new_tokens
+    return max(0, room // (sequence_tokens * model.kv_bytes_per_token))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from asyncrl.config import Config, RewardModelConfig
+from asyncrl.config import Config
 from asyncrl.errors import ConfigError
+from asyncrl.runtime.cgroup import read_limits
+
+PLANNED_GPU_BYTES = 80 * 10**9
+"""Memory of a GPU that is only planned for."""
 
 _SHM = Path("/dev/shm")
 
@@ -24,10 +28,18 @@ class Machine:
 
     cores: int
     memory_bytes: int
-    gpus: int
-    """GPUs that CUDA can use."""
+    gpu_bytes: tuple[int, ...]
+    """Memory of each GPU that CUDA can use."""
     shared_memory_bytes: int | None
     """Free shared memory; None where it is not limited apart from the memory (macOS)."""
+
+    @property
+    def gpus(self) -> int:
+        return len(self.gpu_bytes)
+
+    def with_planned_gpus(self, gpus: int) -> Machine:
+        """This machine as if it had so many GPUs of 80 GB."""
+        return replace(self, gpu_bytes=(PLANNED_GPU_BYTES,) * gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,48 +47,73 @@ class Place:
     """Where one role computes."""
 
     role: str
-    """`trainer`, `rollout-N` or `reward-N`."""
+    """Name of its process: `trainer-N`, `rollout-N` or `reward-N`."""
     device: Literal["cpu", "cuda"]
-    gpu: int | None
-    """Index of its GPU among the visible ones, None on the CPU."""
+    gpus: tuple[int, ...]
+    """Indices of its GPUs among the visible ones; none on the CPU."""
     threads: int
     """CPU threads that it computes with."""
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.role)
+
+
+def kind_of(role: str) -> str:
+    """What equal processes have in common: `rollout` of `rollout-1`. Each reward model is a kind of its
+    own."""
+    kind = role.partition("-")[0]
+    return role if kind == "reward" else kind
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    trainer: Place
-    rollout: tuple[Place, ...]
-    reward: tuple[Place, ...] = ()
-    """Of the reward models."""
+    places: tuple[Place, ...]
+    """The trainer's ranks, the engines, the reward models."""
     idle_gpus: int = 0
     """GPUs that were asked for and that nothing uses."""
 
+    def of(self, kind: str) -> tuple[Place, ...]:
+        """The places of one kind, such as `rollout`."""
+        return tuple(place for place in self.places if place.kind == kind)
+
     @property
-    def places(self) -> tuple[Place, ...]:
-        return (self.trainer, *self.rollout, *self.reward)
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(place.kind for place in self.places))
+
+    @property
+    def used_gpus(self) -> tuple[int, ...]:
+        """The GPUs in use, each once."""
+        return tuple(sorted({gpu for place in self.places for gpu in place.gpus}))
 
     @property
     def gpus(self) -> int:
         """GPUs that the run holds."""
-        return len({place.gpu for place in self.places if place.gpu is not None}) + self.idle_gpus
+        return len(self.used_gpus) + self.idle_gpus
+
+    def on(self, gpu: int) -> tuple[Place, ...]:
+        """Who computes on a GPU."""
+        return tuple(place for place in self.places if gpu in place.gpus)
 
     @property
     def shares_gpu(self) -> bool:
-        gpus = [place.gpu for place in self.places if place.gpu is not None]
-        return len(set(gpus)) < len(gpus)
+        return any(len(self.on(gpu)) > 1 for gpu in self.used_gpus)
 
 
 def probe() -> Machine:
-    """Look at this machine."""
+    """Look at this machine, and at what its container leaves of it."""
     import torch
 
     on_linux = sys.platform == "linux"
     cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    memory_bytes = psutil.virtual_memory().total
+    limits = read_limits()
     return Machine(
-        cores=cores,
-        memory_bytes=psutil.virtual_memory().total,
-        gpus=torch.cuda.device_count(),
+        cores=min(cores, max(1, int(limits.cpus))) if limits.cpus else cores,
+        memory_bytes=min(memory_bytes, limits.memory_bytes or memory_bytes),
+        gpu_bytes=tuple(
+            torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
+        ),
         shared_memory_bytes=psutil.disk_usage(str(_SHM)).free if on_linux and _SHM.is_dir() else None,
     )
 
@@ -87,46 +124,96 @@ def visible_gpu(index: int) -> str:
     return visible.split(",")[index] if visible else str(index)
 
 
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Equal processes that want to compute somewhere."""
+
+    key: str
+    """Section of the settings that they have."""
+    roles: tuple[str, ...]
+    gpus_each: int
+    device: Literal["auto", "cpu", "cuda"]
+    threads: int
+    settings: str
+    """The settings that say how many GPUs they take, with their values."""
+    shares_with: str | None = None
+    """The role on whose GPUs they compute, instead of on their own."""
+
+    @property
+    def gpus(self) -> int:
+        """Own ones."""
+        return 0 if self.device == "cpu" or self.shares_with else len(self.roles) * self.gpus_each
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether it generates or trains, and does not only score."""
+        return self.key in ("trainer", "rollout")
+
+
 def assign(config: Config, asked: int | None, available: int) -> Placement:
-    """Give every role that computes its device. With several GPUs no two roles share one, with a single one
-    all do.
+    """Give every role that computes its device: each its own GPUs, or GPUs that trainer and engines share
+    (`placement.colocate`) or a reward model shares with somebody (`share_gpu_with`).
 
     `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are. Raises
     `ConfigError` when that cannot be.
     """
-    # What is paced only waits, and needs no GPU.
-    trainer_device = "cpu" if config.trainer.backend == "paced" else config.trainer.device
-    rollout_device = "cpu" if config.rollout.engine == "paced" else config.rollout.device
+    needs = _needs(config)
     usable = _usable(asked, available)
-    models = config.reward.models
-    devices = {"trainer.device": trainer_device, "rollout.device": rollout_device}
-    devices |= {f"reward.models.{i}.device": model.device for i, model in enumerate(models)}
-    for key, device in devices.items():
-        if device == "cuda" and not usable:
+    for need in needs:
+        if need.device == "cuda" and not usable:
             reason = "--gpus 0 allows none" if available else "this machine has no GPU that CUDA can use"
-            raise ConfigError(f"{key}=cuda: {reason}; use {key}=auto or {key}=cpu")
-    if asked and set(devices.values()) == {"cpu"}:
+            raise ConfigError(
+                f"{need.key}.device=cuda: {reason}; use {need.key}.device=auto or {need.key}.device=cpu"
+            )
+    if asked and all(need.device == "cpu" for need in needs):
         raise ConfigError(
             f"--gpus {asked}: no role would use a GPU: all are set to the CPU, or paced; set "
             "trainer.device=auto or rollout.device=auto, or leave --gpus out"
         )
-    own = sum(model.device != "cpu" and model.share_gpu_with is None for model in models)
-    free = _gpus_for(config.rollout.workers, trainer_device != "cpu", rollout_device != "cpu", own, usable)
+    if not usable:
+        needs = [replace(need, device="cpu") for need in needs]
+    shared = _are_shared(config, usable)
+    _refuse_too_few(config, needs, usable, shared)
+    placement = Placement(tuple(_places(needs, usable, shared)))
+    return replace(placement, idle_gpus=max(0, (asked or 0) - placement.gpus))
 
-    def place(role: str, device: str, threads: int) -> Place:
-        gpu = None if device == "cpu" else next(free, None)
-        return Place(role, "cpu" if gpu is None else "cuda", gpu, threads)
 
-    placement = Placement(
-        trainer=place("trainer", trainer_device, config.trainer.threads),
-        rollout=tuple(
-            place(f"rollout-{i}", rollout_device, config.rollout.threads)
-            for i in range(config.rollout.workers)
+def _needs(config: Config) -> list[_Need]:
+    trainer, rollout = config.trainer, config.rollout
+    engines = f"rollout.workers={rollout.workers}"
+    if rollout.tensor_parallel_size > 1:
+        engines += f" x rollout.tensor_parallel_size={rollout.tensor_parallel_size}"
+    # What is paced only waits, and needs no GPU.
+    return [
+        _Need(
+            key="trainer",
+            roles=tuple(f"trainer-{i}" for i in range(trainer.ranks)),
+            gpus_each=1,
+            device="cpu" if trainer.backend == "paced" else trainer.device,
+            threads=trainer.threads,
+            settings=f"trainer.ranks={trainer.ranks}",
         ),
-    )
-    placement = replace(placement, reward=tuple(_reward_places(models, placement, place)))
-    used = {place.gpu for place in placement.places if place.gpu is not None}
-    return replace(placement, idle_gpus=(asked or len(used)) - len(used))
+        _Need(
+            key="rollout",
+            roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
+            gpus_each=rollout.tensor_parallel_size,
+            device="cpu" if rollout.engine == "paced" else rollout.device,
+            threads=rollout.threads,
+            settings=engines,
+        ),
+        *(
+            _Need(
+                key=f"reward.models.{i}",
+                roles=(f"reward-{i}",),
+                gpus_each=1,
+                device=model.device,
+                threads=model.threads,
+                settings=f"reward.models.{i}",
+                shares_with="trainer-0" if model.share_gpu_with == "trainer" else model.share_gpu_with,
+            )
+            for i, model in enumerate(config.reward.models)
+        ),
+    ]
 
 
 def _usable(asked: int | None, available: int) -> int:
@@ -136,44 +223,77 @@ def _usable(asked: int | None, available: int) -> int:
     if asked < 0:
         raise ConfigError(f"--gpus {asked}: it should be 0 (the CPU only) or more")
     if asked > available:
-        count = "1 GPU" if available == 1 else f"{available or 'no'} GPUs"
+        there = "1 GPU" if available == 1 else f"{available or 'no'} GPUs"
         remedy = f"use --gpus {available}" if available else "leave --gpus out to run on the CPU"
-        raise ConfigError(f"--gpus {asked}: this machine has {count} that CUDA can use; {remedy}")
+        raise ConfigError(
+            f"--gpus {asked}: this machine has {there} that CUDA can use; {remedy}, or add --dry-run to plan "
+            f"for {asked}"
+        )
     return asked
 
 
-def _reward_places(
-    models: Sequence[RewardModelConfig], others: Placement, place: Callable[[str, str, int], Place]
-) -> Iterator[Place]:
-    """Each model on a GPU of its own, or on that of the process it shares with, or on the CPU."""
-    theirs = {other.role: other for other in others.places}
-    for i, model in enumerate(models):
-        role = f"reward-{i}"
-        if model.share_gpu_with is None or model.device == "cpu":
-            yield place(role, model.device, model.threads)
-            continue
-        shared = theirs[model.share_gpu_with]
-        if shared.gpu is None and model.device == "cuda":
-            raise ConfigError(
-                f"reward.models.{i}.share_gpu_with={model.share_gpu_with}: that process computes on the CPU; "
-                f"leave it out, or use reward.models.{i}.device=auto"
-            )
-        yield replace(shared, role=role, threads=model.threads)
+def _are_shared(config: Config, usable: int) -> bool:
+    """Whether the engines start at GPU 0 like the trainer's ranks, instead of after them."""
+    if config.run.mode == "inline":  # one process trains and generates
+        return True
+    colocate = config.placement.colocate
+    return colocate == "always" or (colocate == "auto" and usable == 1)
 
 
-def _gpus_for(
-    workers: int, trainer_wants: bool, rollout_wants: bool, models: int, usable: int
-) -> Iterator[int]:
-    """The GPUs for the roles that want one, in turn: one each, or the only one for all."""
-    needed = trainer_wants + workers * rollout_wants + models
-    if usable <= 1:
-        return repeat(0, needed * usable)
-    if needed > usable:
-        left = usable - trainer_wants - models
-        remedy = f"use rollout.workers={left}, or " if left > 0 else "use "
-        raise ConfigError(
-            f"rollout.workers={workers}: {needed} GPUs are needed, one for each worker"
-            f"{' and one for the trainer' * trainer_wants}{' and one for each reward model' * (models > 0)}, "
-            f"and there are {usable}; {remedy}--gpus 1 to let all share one"
-        )
-    return iter(range(needed))
+def _refuse_too_few(config: Config, needs: Sequence[_Need], usable: int, shared: bool) -> None:
+    if usable == 1 and shared:
+        for need in needs:
+            # Several processes may compute on a GPU, but not ranks of one trainer or one engine: NCCL refuses
+            # them.
+            ranks = need.gpus if need.key == "trainer" else min(need.gpus, need.gpus_each)
+            if ranks > 1:
+                raise ConfigError(f"{need.settings}: {_count(ranks)} are needed, and there is 1; use fewer")
+        return
+    wanting = [need for need in needs if need.gpus]
+    loop = [need.gpus for need in wanting if need.is_loop]
+    models = sum(need.gpus for need in wanting if not need.is_loop)
+    needed = (max(loop, default=0) if shared else sum(loop)) + models
+    if needed <= usable:
+        return
+    parts = " and ".join(f"{need.gpus} for {need.settings}" for need in wanting)
+    remedies = []
+    workers, gpus_each = config.rollout.workers, config.rollout.tensor_parallel_size
+    others = models if shared else needed - sum(n.gpus for n in wanting if n.key == "rollout")
+    room = (usable - others) // gpus_each
+    if 0 < room < workers:
+        remedies.append(f"use rollout.workers={room}")
+    if not shared and len(loop) > 1 and max(loop) + models <= usable:
+        colocate = "auto" if usable == 1 else "always"
+        remedies.append(f"let trainer and engines share GPUs with placement.colocate={colocate}")
+    if models:
+        remedies.append("let a reward model share one with its share_gpu_with")
+    if not remedies:
+        remedies.append("lower trainer.ranks, rollout.workers or rollout.tensor_parallel_size")
+    there = "there is 1" if usable == 1 else f"there are {usable}"
+    raise ConfigError(f"{_count(needed)} are needed ({parts}), and {there}; {', or '.join(remedies)}")
+
+
+def _places(needs: Sequence[_Need], usable: int, shared: bool) -> Iterator[Place]:
+    placed: dict[str, tuple[int, ...]] = {}
+    for need in needs:
+        used = {gpu for gpus in placed.values() for gpu in gpus}
+        # A single GPU is everybody's.
+        free = repeat(0) if usable == 1 else count(0 if shared and need.is_loop else len(used))
+        for role in need.roles:
+            if need.device == "cpu":
+                gpus: tuple[int, ...] = ()
+            elif need.shares_with is not None:
+                gpus = placed[need.shares_with][:1]
+                if not gpus and need.device == "cuda":
+                    raise ConfigError(
+                        f"{need.key}.share_gpu_with: {need.shares_with} computes on the CPU; leave it out, "
+                        f"or use {need.key}.device=auto"
+                    )
+            else:
+                gpus = tuple(islice(free, need.gpus_each))
+            placed[role] = gpus
+            yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads)
+
+
+def _count(gpus: int) -> str:
+    return f"{gpus} GPU{'s' * (gpus > 1)}"

@@ -1,7 +1,8 @@
-"""What can be known of a reward model without loading its weights; refuses what gives no scores."""
+"""What can be known of a reward model without its weights; refuses what gives no scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.errors import ConfigError
 from asyncrl.reward.route import scoring_parts
 from asyncrl.reward.template import UnreadablePairError, pair_ids
-from asyncrl.runtime.model_facts import ModelSource, read_model
+from asyncrl.runtime.model_facts import FoundModel, ModelSource, find_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -28,51 +29,54 @@ class RewardModelFacts:
     hidden_size: int
     max_positions: int | None
     """Longest pair that the model's positions allow, None where the model sets no limit."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where it is not on this machine."""
 
 
-def inspect_reward_models(config: Config) -> list[RewardModelFacts]:
-    """The facts of all `reward.models`. Raises `ConfigError` with everything that is wrong with them."""
-    facts, problems = [], []
-    for i, model in enumerate(config.reward.models):
-        try:
-            facts.append(_inspect(i, model))
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return facts
-
-
-def check_pairs(config: Config, models: list[RewardModelFacts], prompts: PromptSet) -> None:
-    """Each reward model can read the prompts that it is to score responses to. Raises `ConfigError`.
-
-    Looked at are the longest prompt and one of every succession of roles, since that is what templates
-    refuse.
-    """
-    for i, (model, facts) in enumerate(zip(config.reward.models, models, strict=True)):
-        rows = [row for row in prompts if model.label in scoring_parts(config.reward, row.columns)]
-        key = f"reward.models.{i}.path={model.path}"
-        for row in _telling(rows):
-            _check_pair(key, facts, row, config.rollout.max_new_tokens)
-
-
-def _inspect(i: int, model: RewardModelConfig) -> RewardModelFacts:
+def find_reward_model(i: int, model: RewardModelConfig) -> FoundModel:
+    """The model that `reward.models.N.path` names. Raises `NotHereError` when it cannot be reached,
+    `ConfigError` when it gives no score."""
     source = ModelSource(f"reward.models.{i}.path", model.path, model.trust_remote_code, ADVICE)
-    config, tokenizer = read_model(source, _check_scores)
+    return find_model(source, _check_scores)
+
+
+def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template by which it reads a pair. Raises `ConfigError` when there
+    is none."""
+    tokenizer = load_tokenizer(found)
     if tokenizer.chat_template is None:
         raise ConfigError(
-            f"{source}: its tokenizer has no chat template, so nothing says how it reads a prompt and a "
-            "response; put the chat_template.jinja that it was trained with into the folder"
+            f"{found.source}: its tokenizer has no chat template, so nothing says how it reads a prompt and "
+            "a response; put the chat_template.jinja that it was trained with into the folder"
         )
-    text = config.get_text_config()
+    return tokenizer
+
+
+def reward_model_facts(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
+    """A reward model's sizes, from its structure alone."""
+    text = found.config.get_text_config()
     return RewardModelFacts(
-        parameters=_parameters(config, model.trust_remote_code),
+        parameters=_parameters(found.config, found.source.trust_remote_code),
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         tokenizer=tokenizer,
     )
+
+
+def check_pairs(config: Config, models: Sequence[RewardModelFacts | None], prompts: PromptSet) -> None:
+    """Each known reward model can read the prompts that it is to score responses to. Raises `ConfigError`.
+
+    Looked at are the longest prompt and one of every succession of roles, since that is what templates
+    refuse.
+    """
+    for i, (model, facts) in enumerate(zip(config.reward.models, models, strict=True)):
+        if facts is None or facts.tokenizer is None:
+            continue
+        rows = [row for row in prompts if model.label in scoring_parts(config.reward, row.columns)]
+        key = f"reward.models.{i}.path={model.path}"
+        for row in _telling(rows):
+            _check_pair(key, facts, facts.tokenizer, row, config.rollout.max_new_tokens)
 
 
 def _check_scores(source: ModelSource, config: PreTrainedConfig) -> None:
@@ -104,9 +108,11 @@ def _telling(rows: list[Prompt]) -> list[Prompt]:
     return [*by_roles.values(), *sorted(rows, key=lambda row: -len(row.prompt_ids))[:1]]
 
 
-def _check_pair(key: str, facts: RewardModelFacts, row: Prompt, max_new_tokens: int) -> None:
+def _check_pair(
+    key: str, facts: RewardModelFacts, tokenizer: PreTrainedTokenizerBase, row: Prompt, max_new_tokens: int
+) -> None:
     try:
-        ids = pair_ids(facts.tokenizer, row.prompt, "yes")
+        ids = pair_ids(tokenizer, row.prompt, "yes")
     except UnreadablePairError as error:
         raise ConfigError(
             f"{key}: {error} (usable row {row.index} of the dataset); use a model whose template takes its "

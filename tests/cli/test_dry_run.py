@@ -8,7 +8,7 @@ from rich.console import Console
 from asyncrl.cli import launch
 from asyncrl.cli.dry_run import show
 from asyncrl.config import load
-from asyncrl.runtime.preflight import preflight
+from asyncrl.runtime.preflight import plan
 from asyncrl.yaml_tree import read
 
 
@@ -59,10 +59,72 @@ def test_what_is_no_terminal_gets_no_control_characters(shown):
 
 def test_a_narrow_terminal_cuts_nothing(run_files):
     narrow = io.StringIO()
-    show(preflight(load("run.yaml"), 0), Console(file=narrow, width=60, force_terminal=True))
+    show(plan(load("run.yaml"), 0), Console(file=narrow, width=60, force_terminal=True))
     assert "…" not in narrow.getvalue()
 
 
 def test_a_config_that_cannot_run_is_refused_all_the_same(run_files, capsys):
-    assert launch.main(["--config", "run.yaml", "--dry-run", "model.path=./none"]) == 2
-    assert capsys.readouterr().out == ""
+    assert launch.main(["--config", "run.yaml", "--dry-run", "rollout.max_new_tokens=4000"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "use at most rollout.max_new_tokens=2042" in output.err
+
+
+def test_what_is_known_without_the_model_is_shown_before_the_run_is_refused(run_files, capsys):
+    assert launch.main(["--config", "run.yaml", "--dry-run", "--gpus", "0", "model.path=./none"]) == 2
+    output = capsys.readouterr()
+    assert {
+        "responses a step 32 (8 groups of 4)",
+        "prompts 20 rows, not tokenised",
+        "epochs 4.00",
+    } <= lines_of(output.out)
+    assert "config.json is enough" in output.out
+    assert output.err.startswith("a run could not start here:\nmodel.path=./none: there is no folder")
+
+
+PLANNED = ["--config", "run.yaml", "--dry-run", "--gpus", "128"]
+
+
+def test_gpus_that_the_machine_has_not_are_planned_for(run_files, capsys):
+    for file in ("model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json"):
+        (run_files / file).unlink()
+    assert launch.main([*PLANNED, "rollout.workers=2"]) == 0
+    output = capsys.readouterr().out
+    lines = lines_of(output)
+    assert "planned for 128 GPUs of 80.0 GB" in lines
+    assert "GPUs (planned for: this machine does not have them)" in lines
+    assert "trainer 1 thread GPU 0" in lines
+    assert "2 × rollout 1 thread each GPU 1, 2" in lines
+    (trainer,) = (line for line in lines if line.startswith("GPU 0 trainer-0"))
+    assert trainer.endswith("of 80.0 GB")
+    text = " ".join(output.split())
+    assert (
+        "Not on this machine, so not checked - model.path=model: the folder has a config.json but no" in text
+    )
+    assert "- model.path=model: no tokenizer could be loaded" in text
+    assert "125 of the GPUs asked for stay idle" in text
+
+
+def test_a_plan_needs_neither_model_nor_data_nor_engine(run_files, capsys):
+    gone = ["model.path=./none", "data.path=none.jsonl", "reward.functions.0.function=none.py:f"]
+    assert launch.main([*PLANNED, *gone, "run.root=/proc/none"]) == 0
+    output = capsys.readouterr().out
+    assert "trainer-0 unknown of 80.0 GB" in " ".join(output.split())
+    assert {"prompts unknown, of at most 1,024 tokens", "epochs unknown", "steps 10"} <= lines_of(output)
+    for name in ("./none: there is no folder", "none.jsonl: there is no such file", "`none.py:f`"):
+        assert name in " ".join(output.split())
+
+
+def test_a_plan_is_refused_for_what_is_wrong_anywhere(run_files, capsys):
+    wrong = [*PLANNED, "reward.functions.0.function=rewards.py:lenght", "model.path=./none"]
+    assert launch.main(wrong) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "did you mean `length`?" in output.err
+    assert "model.path=./none" in output.err
+
+
+def test_gpus_that_the_machine_has_not_start_nothing(run_files, capsys):
+    assert launch.main(["--config", "run.yaml", "--gpus", "128"]) == 2
+    assert "or add --dry-run to plan for 128" in capsys.readouterr().err
+    assert not (run_files / "runs").exists()

@@ -4,6 +4,7 @@ import pytest
 
 from asyncrl.config import from_tree
 from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.outline import outline
 from asyncrl.runtime.resources import assign
 
@@ -11,6 +12,9 @@ MODEL = ModelFacts(
     model_type="qwen3", parameters=1_000_000, vocab_size=1000, hidden_size=100, layers=2,
     kv_bytes_per_token=800, max_positions=2048,
 )  # fmt: skip
+
+
+CARD = 10**9
 
 
 def implied(*, gpus=0, rows=100, longest=24, **sections):
@@ -26,7 +30,7 @@ def implied(*, gpus=0, rows=100, longest=24, **sections):
     for name, settings in sections.items():
         tree[name] = {**tree[name], **settings}
     config = from_tree(tree)
-    return outline(config, assign(config, None, gpus), MODEL, rows, longest)
+    return outline(config, assign(config, None, gpus), KnownModels(MODEL), rows, longest, (CARD,) * gpus)
 
 
 def test_sizes_of_a_step():
@@ -54,54 +58,30 @@ def test_processes():
     assert [(p.role, p.count, p.threads, p.gpus) for p in implied().processes] == [
         ("launcher", 1, 0, ()),
         ("coordinator", 1, 0, ()),
-        ("rollout", 3, 1, ()),
         ("trainer", 1, 2, ()),
+        ("rollout", 3, 1, ()),
         ("reward functions", 6, 0, ()),
     ]
     assert implied().threads == 5
-    assert [p.gpus for p in implied(gpus=4).processes] == [(), (), (1, 2, 3), (0,), ()]
+    assert [p.gpus for p in implied(gpus=4).processes] == [(), (), (0,), (1, 2, 3), ()]
     inline = implied(run={"mode": "inline"}, rollout={"workers": 1}).processes
     assert [(p.role, p.count) for p in inline] == [("inline", 1), ("reward functions", 2)]
 
 
-def memory(o):
-    return {m.role: m.parts for m in o.memory}
-
-
-def test_memory_in_float32():
-    o = implied()
-    assert memory(o) == {
-        "trainer": {
-            "weights": 4_000_000,
-            "float32 weights": 0,
-            "gradients": 4_000_000,
-            "optimizer": 8_000_000,
-            "activations": 17 * 2 * 512 * 100 * 4,
-            "logits": 2 * 4 * 1024 * 1000,
-        },
-        "rollout": {
-            "weights": 4_000_000,
-            "incoming weights": 4_000_000,
-            "KV cache": 10 * 64 * 800,
-            "logits": 2 * 4 * 10 * 1000,
-        },
-        "shared weights": {"two versions": 8_000_000},
-    }
-    trainer, rollout, shared = o.memory
-    assert o.host_memory_bytes == trainer.total_bytes + 3 * rollout.total_bytes + shared.total_bytes
-    assert implied(gpus=4).host_memory_bytes == shared.total_bytes
-    assert implied(trainer={"device": "cpu"}, gpus=4).host_memory_bytes == 8_000_000 + trainer.total_bytes
-
-
-def test_memory_in_bfloat16_with_checkpointing():
-    trainer = memory(implied(model={"dtype": "bfloat16"}, trainer={"gradient_checkpointing": True}))[
-        "trainer"
+def test_what_is_not_known_stays_open():
+    config = from_tree(
+        {
+            "model": {"path": "m"},
+            "data": {"path": "d", "max_prompt_tokens": 100},
+            "reward": {"functions": [{"function": "a:b"}]},
+            "rollout": {"max_new_tokens": 11, "group_size": 2},
+            "trainer": {"batch_groups": 5},
+        }
+    )
+    o = outline(config, assign(config, None, 2), KnownModels(None), None, None, (CARD, CARD))
+    assert (o.rows, o.epochs, o.memory, o.host_memory_bytes) == (None, None, (), None)
+    assert o.max_tokens_per_step == 10 * 111  # with the longest prompt that is allowed
+    assert [(load.roles, load.bytes) for load in o.gpus] == [
+        (("trainer-0",), (None,)),
+        (("rollout-0",), (None,)),
     ]
-    assert trainer["weights"] == trainer["gradients"] == 2_000_000
-    assert trainer["float32 weights"] == 4_000_000
-    assert trainer["activations"] == (2 + 17) * 512 * 100 * 2
-
-
-def test_what_is_paced_holds_no_model():
-    o = implied(rollout={"engine": "paced"}, trainer={"backend": "paced"})
-    assert [m.total_bytes for m in o.memory] == [0, 0, 0]

@@ -8,7 +8,7 @@ import pytest
 
 from asyncrl.config import ConfigError, from_tree
 from asyncrl.runtime import checks
-from asyncrl.runtime.model_facts import inspect_model
+from asyncrl.runtime.model_facts import find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
 from asyncrl.runtime.resources import Machine, assign
 from asyncrl.tiny.tokenizer import byte_tokenizer
@@ -73,7 +73,9 @@ def test_the_parameter_count_is_that_of_the_loaded_model(run):
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained("model")
-    assert inspect_model(run().model)[0].parameters == sum(p.numel() for p in loaded.parameters())
+    assert model_facts(find_policy(run().model), "float32").parameters == sum(
+        p.numel() for p in loaded.parameters()
+    )
 
 
 def test_all_independent_faults_are_reported_at_once(run):
@@ -210,9 +212,9 @@ def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
 def test_shared_memory_too_small_for_two_versions(run):
     config = run()
-    model, _ = inspect_model(config.model)
+    model = model_facts(find_policy(config.model), "float32")
     needed = 2 * 4 * model.parameters
-    machine = Machine(cores=1, memory_bytes=10**12, gpus=0, shared_memory_bytes=needed)
+    machine = Machine(cores=1, memory_bytes=10**12, gpu_bytes=(), shared_memory_bytes=needed)
     checks.shared_memory(config, model, machine)
     with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
         checks.shared_memory(config, model, replace(machine, shared_memory_bytes=needed - 1))
@@ -249,16 +251,15 @@ def test_what_may_surprise_is_warned_of(run):
 
 def test_a_plain_run_gives_no_warning(run):
     prepared = preflight(run(rollout={"slots": 16}))
+    config, implied = prepared.config, prepared.outline
+    assert not list(checks.warnings(config, implied))
+    assert not list(checks.prompt_warnings(config, prepared.prompts, eos_token_id=1))
     roomy = replace(prepared.machine, cores=64, memory_bytes=10**12)
-    assert not list(
-        checks.warnings(prepared.config, roomy, prepared.placement, prepared.outline, prepared.prompts, 1)
-    )
-    small = replace(prepared.machine, cores=64, memory_bytes=10**6)
-    no_end = list(
-        checks.warnings(prepared.config, small, prepared.placement, prepared.outline, prepared.prompts, None)
-    )
-    assert "of memory are needed and the machine has 1.0 MB" in no_end[0]
-    assert "names a token that ends a response" in no_end[1]
+    assert not list(checks.machine_warnings(roomy, implied))
+    (small,) = checks.machine_warnings(replace(roomy, memory_bytes=10**6), implied)
+    assert "of memory are needed and the machine has 1.0 MB" in small
+    (no_end,) = checks.prompt_warnings(config, prepared.prompts, eos_token_id=None)
+    assert "names a token that ends a response" in no_end
 
 
 def judged(**model):
@@ -273,9 +274,10 @@ def test_a_run_with_a_reward_model_is_prepared_without_its_weights(run, make_rew
     make_reward_model("judge")
     (run.path / "judge/model.safetensors").write_bytes(b"not looked into")
     prepared = preflight(run(reward=judged(threads=2)))
-    assert [(p.role, p.device, p.threads) for p in prepared.placement.reward] == [("reward-0", "cpu", 2)]
+    (place,) = prepared.placement.of("reward-0")
+    assert (place.device, place.threads) == ("cpu", 2)
     assert ("reward-0", 1, 2) in [(p.role, p.count, p.threads) for p in prepared.outline.processes]
-    (memory,) = [m for m in prepared.outline.memory if m.role == "reward-0"]
+    (memory,) = [m for m in prepared.outline.memory if m.kind == "reward-0"]
     parameters = 259 * 32 + 2 * (32 * 32 * 2 + 32 * 16 * 2 + 16 * 2 + 3 * 32 * 64 + 2 * 32) + 32 + 32
     assert memory.parts["weights"] == 2 * parameters  # bfloat16
 

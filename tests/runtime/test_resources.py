@@ -8,85 +8,127 @@ from asyncrl.config import ConfigError, from_tree
 from asyncrl.runtime.resources import assign, probe
 
 
-def config(workers=1, **settings):
+def config(workers=1, *, ranks=1, tp=1, colocate="auto", mode="async", **settings):
     tree = {
+        "run": {"mode": mode},
         "model": {"path": "m"},
         "data": {"path": "d"},
         "reward": {"functions": [{"function": "a:b"}], "models": list(settings.get("models", []))},
         "rollout": {"workers": workers, "device": settings.get("rollout", "auto"), "threads": 3,
-                    "engine": settings.get("engine", "torch")},
-        "trainer": {"device": settings.get("trainer", "auto"), "threads": 2,
-                    "backend": settings.get("backend", "torch")},
+                    "engine": settings.get("engine", "vllm" if tp > 1 else "torch"),
+                    "tensor_parallel_size": tp},
+        "trainer": {"device": settings.get("trainer", "auto"), "threads": 2, "ranks": ranks,
+                    "backend": settings.get("backend", "deepspeed" if ranks > 1 else "torch")},
+        "placement": {"colocate": colocate},
     }  # fmt: skip
     return from_tree(tree)
 
 
 def gpus(placement):
-    return [place.gpu for place in placement.places]
+    return [place.gpus for place in placement.places]
 
 
 def test_without_a_gpu_everything_computes_on_the_cpu():
-    placement = assign(config(workers=2), asked=None, available=0)
-    assert [(p.role, p.device, p.gpu, p.threads) for p in placement.places] == [
-        ("trainer", "cpu", None, 2),
-        ("rollout-0", "cpu", None, 3),
-        ("rollout-1", "cpu", None, 3),
+    placement = assign(config(workers=2, ranks=2), asked=None, available=0)
+    assert [(p.role, p.device, p.gpus, p.threads) for p in placement.places] == [
+        ("trainer-0", "cpu", (), 2),
+        ("trainer-1", "cpu", (), 2),
+        ("rollout-0", "cpu", (), 3),
+        ("rollout-1", "cpu", (), 3),
     ]
 
 
-def test_each_role_gets_a_gpu_of_its_own_and_no_more_are_used():
+def test_each_role_gets_gpus_of_its_own_and_no_more_are_used():
     placement = assign(config(workers=3), asked=None, available=8)
-    assert gpus(placement) == [0, 1, 2, 3]
+    assert gpus(placement) == [(0,), (1,), (2,), (3,)]
     assert not placement.shares_gpu
     assert placement.idle_gpus == 0
-    assert assign(config(workers=3), asked=8, available=8).idle_gpus == 4
+    roomy = assign(config(workers=3), asked=8, available=8)
+    assert (roomy.idle_gpus, roomy.gpus) == (4, 8)
+
+
+def test_ranks_get_one_gpu_each_and_engines_as_many_as_they_split_the_model_over():
+    placement = assign(config(workers=2, ranks=2, tp=3), None, 8)
+    assert gpus(placement) == [(0,), (1,), (2, 3, 4), (5, 6, 7)]
+    assert [place.role for place in placement.on(4)] == ["rollout-0"]
+    assert [place.role for place in placement.of("trainer")] == ["trainer-0", "trainer-1"]
 
 
 def test_a_single_gpu_is_shared_by_all():
     for placement in (assign(config(3), None, 1), assign(config(3), 1, 8)):
-        assert gpus(placement) == [0, 0, 0, 0]
+        assert gpus(placement) == [(0,)] * 4
         assert placement.shares_gpu
+
+
+def test_trainer_and_engines_share_several_gpus_only_where_that_is_asked_for():
+    shared = assign(config(2, ranks=4, tp=2, colocate="always"), None, 4)
+    assert gpus(shared) == [(0,), (1,), (2,), (3,), (0, 1), (2, 3)]
+    assert assign(config(2, ranks=2, colocate="always"), 4, 4).idle_gpus == 2
+    with pytest.raises(ConfigError, match="4 GPUs are needed"):
+        assign(config(2, ranks=2), None, 2)
 
 
 def test_reward_models_have_gpus_of_their_own_or_share_one_or_none():
     models = [{"path": "x"}, {"path": "y", "device": "cpu"}, {"path": "z", "share_gpu_with": "rollout-0"}]
     placement = assign(config(models=models), None, 8)
-    assert gpus(placement) == [0, 1, 2, None, 1]
-    assert [p.role for p in placement.reward] == ["reward-0", "reward-1", "reward-2"]
+    assert gpus(placement) == [(0,), (1,), (2,), (), (1,)]
+    assert [p.role for p in placement.places[2:]] == ["reward-0", "reward-1", "reward-2"]
     assert placement.shares_gpu
-    assert gpus(assign(config(models=models), None, 0)) == [None] * 5
-    assert gpus(assign(config(models=models), None, 1)) == [0, 0, 0, None, 0]
-    assert gpus(assign(config(trainer="cpu", rollout="cpu", models=models[:1]), 1, 2)) == [None, None, 0]
+    assert [p.role for p in placement.of("reward-2")] == ["reward-2"]
+    assert gpus(assign(config(models=models), None, 0)) == [()] * 5
+    assert gpus(assign(config(models=models), None, 1)) == [(0,), (0,), (0,), (), (0,)]
+    assert gpus(assign(config(trainer="cpu", rollout="cpu", models=models[:1]), 1, 2)) == [(), (), (0,)]
+
+
+def test_reward_models_stand_apart_where_trainer_and_engines_share():
+    models = [{"path": "x"}, {"path": "y", "share_gpu_with": "trainer"}]
+    shared = assign(config(2, ranks=2, colocate="always", models=models), None, 4)
+    assert gpus(shared) == [(0,), (1,), (0,), (1,), (2,), (0,)]
+
+
+def test_inline_mode_has_one_process_and_so_one_gpu():
+    assert gpus(assign(config(mode="inline", colocate="never"), None, 4)) == [(0,), (0,)]
 
 
 def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
-    assert gpus(assign(config(2, trainer="cpu"), None, 4)) == [None, 0, 1]
-    assert gpus(assign(config(2, rollout="cpu"), None, 4)) == [0, None, None]
-    assert gpus(assign(config(2, engine="paced"), None, 4)) == [0, None, None]
-    assert gpus(assign(config(2, engine="paced", backend="paced", rollout="cuda"), None, 0)) == [None] * 3
+    assert gpus(assign(config(2, trainer="cpu"), None, 4)) == [(), (0,), (1,)]
+    assert gpus(assign(config(2, rollout="cpu"), None, 4)) == [(0,), (), ()]
+    assert gpus(assign(config(2, engine="paced"), None, 4)) == [(0,), (), ()]
+    assert gpus(assign(config(2, engine="paced", backend="paced", rollout="cuda"), None, 0)) == [()] * 3
 
 
 @pytest.mark.parametrize(
     ("settings", "asked", "available", "message"),
     [
-        ({}, 8, 0, "--gpus 8: this machine has no GPUs that CUDA can use; leave --gpus out to run on the"),
+        ({}, 8, 0, "--gpus 8: this machine has no GPUs that CUDA can use; leave --gpus out to run on the "
+         "CPU, or add --dry-run to plan for 8"),
         ({}, 8, 1, "--gpus 8: this machine has 1 GPU that CUDA can use; use --gpus 1"),
         ({}, -1, 4, "--gpus -1: it should be 0"),
         ({"trainer": "cuda"}, None, 0, "trainer.device=cuda: this machine has no GPU that CUDA can use; use"),
         ({"rollout": "cuda"}, 0, 2, "rollout.device=cuda: --gpus 0 allows none; use rollout.device=auto"),
         ({"rollout": "cpu", "trainer": "cpu"}, 1, 2, "--gpus 1: no role would use a GPU"),
-        ({"workers": 8}, None, 4, "rollout.workers=8: 9 GPUs are needed, one for each worker and one for "
-         "the trainer, and there are 4; use rollout.workers=3, or --gpus 1 to let all share one"),
-        ({"workers": 8, "trainer": "cpu"}, 4, 8, "8 GPUs are needed, one for each worker, and there are 4; "
-         "use rollout.workers=4"),
-        ({"models": [{"path": "x"}]}, None, 2,
-         "3 GPUs are needed, one for each worker and one for the trainer and "
-         "one for each reward model, and there are 2; use --gpus 1 to let all share one"),
+        ({"workers": 8}, None, 4, "9 GPUs are needed (1 for trainer.ranks=1 and 8 for rollout.workers=8), "
+         "and there are 4; use rollout.workers=3"),
+        ({"workers": 8, "trainer": "cpu"}, 4, 8, "8 GPUs are needed (8 for rollout.workers=8), and there are "
+         "4; use rollout.workers=4"),
+        ({"workers": 2, "tp": 4, "ranks": 4}, None, 8, "12 GPUs are needed (4 for trainer.ranks=4 and 8 for "
+         "rollout.workers=2 x rollout.tensor_parallel_size=4), and there are 8; use rollout.workers=1, or "
+         "let trainer and engines share GPUs with placement.colocate=always"),
+        ({"ranks": 3, "tp": 3}, None, 2, "there are 2; lower trainer.ranks, rollout.workers or"),
+        ({"colocate": "never"}, None, 1, "2 GPUs are needed (1 for trainer.ranks=1 and 1 for "
+         "rollout.workers=1), and there is 1; let trainer and engines share GPUs with "
+         "placement.colocate=auto"),
+        ({"ranks": 2}, None, 1, "trainer.ranks=2: 2 GPUs are needed, and there is 1; use fewer"),
+        ({"tp": 2}, None, 1, "tensor_parallel_size=2: 2 GPUs are needed, and there is 1; use fewer"),
+        ({"workers": 5, "colocate": "always"}, None, 4, "5 GPUs are needed (1 for trainer.ranks=1 and 5 for "
+         "rollout.workers=5), and there are 4; use rollout.workers=4"),
+        ({"models": [{"path": "x"}]}, None, 2, "3 GPUs are needed (1 for trainer.ranks=1 and 1 for "
+         "rollout.workers=1 and 1 for reward.models.0), and there are 2; let trainer and engines share GPUs "
+         "with placement.colocate=always, or let a reward model share one with its share_gpu_with"),
         ({"models": [{"path": "x", "device": "cuda"}]}, None, 0, "reward.models.0.device=cuda: this "
          "machine has no GPU that CUDA can use; use reward.models.0.device=auto"),
         ({"trainer": "cpu", "models": [{"path": "x", "device": "cuda", "share_gpu_with": "trainer"}]},
-         None, 2,
-         "reward.models.0.share_gpu_with=trainer: that process computes on the CPU; leave it out"),
+         None, 2, "reward.models.0.share_gpu_with: trainer-0 computes on the CPU; leave it out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_count_and_the_remedy(settings, asked, available, message):
@@ -97,27 +139,41 @@ def test_what_cannot_be_is_refused_with_the_count_and_the_remedy(settings, asked
 
 @given(
     workers=st.integers(1, 12),
+    ranks=st.integers(1, 4),
+    tp=st.integers(1, 3),
+    colocate=st.sampled_from(["auto", "never", "always"]),
     trainer=st.sampled_from(["auto", "cpu", "cuda"]),
     rollout=st.sampled_from(["auto", "cpu", "cuda"]),
     asked=st.none() | st.integers(0, 12),
     available=st.integers(0, 12),
 )
-def test_no_two_roles_ever_share_one_of_several_gpus(workers, trainer, rollout, asked, available):
+def test_no_two_roles_share_one_of_several_gpus_unless_told_to(
+    workers, ranks, tp, colocate, trainer, rollout, asked, available
+):
+    settings = config(workers, ranks=ranks, tp=tp, colocate=colocate, trainer=trainer, rollout=rollout)
     try:
-        placement = assign(config(workers, trainer=trainer, rollout=rollout), asked, available)
+        placement = assign(settings, asked, available)
     except ConfigError:
         return
-    used = [gpu for gpu in gpus(placement) if gpu is not None]
     limit = available if asked is None else asked
-    assert all(gpu < limit <= available for gpu in used)
-    assert len(set(used)) == len(used) or (set(used) == {0} and limit == 1)
-    assert all((place.device == "cuda") == (place.gpu is not None) for place in placement.places)
-    for place, wanted in zip(placement.places, [trainer] + [rollout] * workers, strict=True):
-        assert {"cpu": place.gpu is None, "cuda": place.gpu is not None, "auto": True}[wanted]
+    assert all(0 <= gpu < limit <= available for gpu in placement.used_gpus)
+    for gpu in placement.used_gpus:
+        kinds = [place.kind for place in placement.on(gpu)]
+        assert len(kinds) == 1 or colocate == "always" or (colocate == "auto" and limit == 1)
+        assert kinds.count("trainer") <= 1
+        assert kinds.count("rollout") <= 1 or limit == 1
+    for place in placement.places:
+        assert (place.device == "cuda") == bool(place.gpus)
+        assert len(place.gpus) in (0, tp if place.kind == "rollout" else 1) and len(set(place.gpus)) == len(
+            place.gpus
+        )
+        wanted = trainer if place.kind == "trainer" else rollout
+        assert {"cpu": not place.gpus, "cuda": place.gpus, "auto": True}[wanted]
 
 
 def test_this_machine_is_seen():
     machine = probe()
     assert machine.cores >= 1
     assert machine.memory_bytes > 10**8
-    assert machine.gpus >= 0
+    assert machine.gpus == len(machine.gpu_bytes) >= 0
+    assert machine.with_planned_gpus(8).gpu_bytes == (80 * 10**9,) * 8

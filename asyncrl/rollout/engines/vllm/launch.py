@@ -96,6 +96,9 @@ def _prepare_environment(settings: LaunchSettings) -> None:
             # Or ranks of logprobs are compiled at the first request: seconds, with all requests waiting.
             "TORCH_COMPILE_DISABLE": "1",
         }
+    else:
+        # Whoever looks for GPUs before, as this worker has, leaves CUDA unusable in forked processes.
+        wanted["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     if settings.device == "cpu":

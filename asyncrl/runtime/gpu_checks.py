@@ -1,0 +1,87 @@
+"""Whether what computes on a GPU fits into its memory, judged by estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.runtime.memory import Memory
+from asyncrl.runtime.outline import Outline
+from asyncrl.runtime.resources import Placement, kind_of
+from asyncrl.units import format_bytes
+
+ROOM_TO_GENERATE_BYTES = 2 * 10**9
+"""The least that an engine needs beside its weights to be worth starting: keys and values, graphs."""
+
+
+def shares(config: Config, implied: Outline) -> None:
+    """vLLM, which takes its share of a GPU whole, leaves the others on it what they certainly need."""
+    share = config.rollout.vllm.gpu_memory_utilization
+    for load in implied.gpus if config.rollout.engine == "vllm" else ():
+        others = [role for role in load.roles if kind_of(role) != "rollout"]
+        engines = len(load.roles) - len(others)
+        if not engines or len(load.roles) == 1:
+            continue
+        memory = {m.kind: m for m in implied.memory}
+        theirs = [memory[kind_of(role)] for role in others if kind_of(role) in memory]
+        taken = engines * share * load.card_bytes
+        if taken + sum(entry.certain_bytes for entry in theirs) <= load.card_bytes:
+            continue
+        needed = sum(entry.total_bytes for entry in theirs)
+        fits = int(20 * (load.card_bytes - needed) / load.card_bytes / engines) / 20
+        beside = (
+            f", on which {' and '.join(others)} need{'s' * (len(others) == 1)} about {format_bytes(needed)}"
+            if others
+            else ""
+        )
+        take = f"{engines} engines take" if engines > 1 else "the engine takes"
+        remedy = _share_remedy(fits, load.card_bytes, memory["rollout"])
+        raise ConfigError(
+            f"rollout.vllm.gpu_memory_utilization={share:g}: {take} {format_bytes(taken)} of the "
+            f"{format_bytes(load.card_bytes)} of GPU {load.gpu}{beside}; {remedy}"
+        )
+
+
+def _share_remedy(fits: float, card_bytes: int, engine: Memory) -> str:
+    if fits * card_bytes > engine.parts["weights"] + ROOM_TO_GENERATE_BYTES:
+        return f"use rollout.vllm.gpu_memory_utilization={fits:g} or less, or more GPUs"
+    return (
+        "that leaves too little for an engine; use more GPUs, a smaller model, or keep the optimizer in host "
+        "memory: trainer.backend=deepspeed trainer.deepspeed.offload_optimizer=true"
+    )
+
+
+def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:
+    """What works, or may, and may surprise."""
+    if placement.shares_gpu:
+        yield "several processes share a GPU: each is slower while another computes"
+    if placement.idle_gpus:
+        yield (
+            f"{placement.idle_gpus} of the GPUs asked for stay idle; raise rollout.workers or trainer.ranks "
+            "to use them"
+        )
+    for load in implied.gpus:
+        if load.total_bytes > load.card_bytes:
+            yield (
+                f"GPU {load.gpu}: about {format_bytes(load.total_bytes)} for {' and '.join(load.roles)}, and "
+                f"it has {format_bytes(load.card_bytes)}; {_remedy(config, load.roles)}"
+            )
+    if implied.kv_sequences == 0:
+        yield (
+            "the engines' share of a GPU holds the weights and not one sequence of full length: raise "
+            "rollout.vllm.gpu_memory_utilization or rollout.tensor_parallel_size"
+        )
+
+
+def _remedy(config: Config, roles: Sequence[str]) -> str:
+    remedies = []
+    if "trainer" in map(kind_of, roles):
+        if not config.trainer.gradient_checkpointing:
+            remedies.append("set trainer.gradient_checkpointing=true")
+        remedies.append("lower trainer.micro_batch_tokens")
+        remedies.append("share the model out with trainer.backend=deepspeed and more trainer.ranks")
+    if "rollout" in map(kind_of, roles):
+        vllm = config.rollout.engine == "vllm"
+        remedies.append("lower " + ("rollout.vllm.gpu_memory_utilization" if vllm else "rollout.slots"))
+    return ", or ".join(remedies)

@@ -1,0 +1,94 @@
+"""The models of a run: found, checked against each other, and measured without their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.runtime.findings import Findings
+from asyncrl.runtime.model_facts import (
+    FoundModel,
+    ModelFacts,
+    ModelSource,
+    check_decoder_only,
+    check_weights,
+    find_model,
+    find_policy,
+    load_tokenizer,
+    model_facts,
+)
+from asyncrl.runtime.reward_facts import (
+    RewardModelFacts,
+    find_reward_model,
+    load_template,
+    reward_model_facts,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModels:
+    """The sizes of a run's models; None for those that it does not have, or that are not known."""
+
+    policy: ModelFacts | None
+    critic: ModelFacts | None = None
+    reference: ModelFacts | None = None
+    reward: tuple[RewardModelFacts | None, ...] = ()
+    """Of each of `reward.models`."""
+
+
+def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, PreTrainedTokenizerBase | None]:
+    """What is known of the models, and the policy's tokenizer."""
+    policy = findings.of(lambda: find_policy(config.model))
+    facts = _facts(policy, config, findings)
+    tokenizer = None if policy is None else findings.of(lambda: load_tokenizer(policy))
+    critic = reference = None
+    if config.critic is not None:
+        critic = _beside(facts, "critic.path", config.critic.path, config, findings)
+    if config.reference is not None:
+        reference = _beside(facts, "reference.path", config.reference.path, config, findings)
+    reward = tuple(_reward_model(i, config, findings) for i in range(len(config.reward.models)))
+    return KnownModels(facts, critic, reference, reward), tokenizer
+
+
+def _facts(model: FoundModel | None, config: Config, findings: Findings) -> ModelFacts | None:
+    if model is None:
+        return None
+    findings.of(lambda: check_weights(model))
+    return findings.of(lambda: model_facts(model, config.model.dtype))
+
+
+def _beside(
+    policy: ModelFacts | None, key: str, path: str | None, config: Config, findings: Findings
+) -> ModelFacts | None:
+    """A decoder that reads what the policy reads: another copy of the policy where no path is given."""
+    if path is None:
+        return policy
+    source = ModelSource(
+        key, path, config.model.trust_remote_code, f"leave {key} out to start from a copy of the policy"
+    )
+    facts = _facts(findings.of(lambda: find_model(source, check_decoder_only)), config, findings)
+    if facts is not None and policy is not None:
+        findings.of(lambda: _refuse_other_vocabulary(source, facts, policy))
+    return facts
+
+
+def _refuse_other_vocabulary(source: ModelSource, facts: ModelFacts, policy: ModelFacts) -> None:
+    if facts.vocab_size < policy.vocab_size:
+        raise ConfigError(
+            f"{source}: it knows {facts.vocab_size:,} tokens, and the policy, whose responses it reads, "
+            f"{policy.vocab_size:,}; give a model of the same family, or {source.advice}"
+        )
+
+
+def _reward_model(i: int, config: Config, findings: Findings) -> RewardModelFacts | None:
+    model = findings.of(lambda: find_reward_model(i, config.reward.models[i]))
+    if model is None:
+        return None
+    findings.of(lambda: check_weights(model))
+    tokenizer = findings.of(lambda: load_template(model))
+    return findings.of(lambda: reward_model_facts(model, tokenizer))
