@@ -8,6 +8,7 @@ paths, imports) is judged by `asyncrl.runtime.preflight`.
 from __future__ import annotations
 
 import copy
+import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,24 @@ def _named(catalogue: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_file_name(name: str) -> str:
+    if not re.fullmatch(r"[^/\\\0-\x1f\x7f.][^/\\\0-\x1f\x7f]{0,99}", name):
+        raise ValueError("give a name for a folder: up to 100 characters, no slashes, and no dot first")
+    return name
+
+
+def _check_ip_address(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("give an IP address of this machine, such as 127.0.0.1 or 10.0.0.5") from None
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+IpAddress = Annotated[str, AfterValidator(_check_ip_address)]
+
+
 class Section(BaseModel):
     """One section of the tree: unknown keys are refused, values are not coerced across kinds."""
 
@@ -64,7 +83,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    name: str = "run"
+    name: FileName = "run"
     """A name for the run; its directory is `run.root/NAME-TIMESTAMP` unless `run.dir` is given."""
     root: str = "runs"
     """Folder in which run directories are made."""
@@ -488,6 +507,15 @@ class PlacementConfig(Section):
     where there is but one GPU, and only there."""
 
 
+class NetworkConfig(Section):
+    bind: IpAddress = "127.0.0.1"
+    """IP address on which the coordinator listens. Any other than a loopback address lets roles on other
+    hosts in; every connection is encrypted, and open to those alone who have the keys of the run."""
+    advertise: str | None = None
+    """Name or address by which other hosts reach `network.bind`; needed where that is a wildcard (0.0.0.0,
+    ::). null takes the address itself."""
+
+
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0)
     """Save a model every so many steps; 0 saves the final one only."""
@@ -511,6 +539,7 @@ class Config(Section):
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    network: NetworkConfig = NetworkConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -542,6 +571,15 @@ def _impossible(c: Config) -> Iterator[str]:
     yield from _impossible_rewards(c)
     yield from _impossible_backends(c)
     yield from _impossible_ranks(c)
+    yield from _impossible_network(c.network)
+
+
+def _impossible_network(network: NetworkConfig) -> Iterator[str]:
+    if ipaddress.ip_address(network.bind).is_unspecified and network.advertise is None:
+        yield (
+            f"network.bind={network.bind} listens on every address of this machine, and other hosts must be "
+            "told one of them; set network.advertise to a name or address that they reach"
+        )
 
 
 def _impossible_ranks(c: Config) -> Iterator[str]:

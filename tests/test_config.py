@@ -159,6 +159,16 @@ def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
         ("run.seed=-1", "`run.seed` is -1; it should be greater than or equal to 0"),
         ("run.seed.x=1", "`run.seed` is {'x': 1}; it should be a valid integer"),
         ("run.name=12", "`run.name` is the number 12; it should be text: write '\"12\"'"),
+        (
+            "run.name=a/../b",
+            "`run.name` is 'a/../b'; give a name for a folder: up to 100 characters, no slashes, and no dot "
+            "first",
+        ),
+        (
+            "network.bind=localhost",
+            "`network.bind` is 'localhost'; give an IP address of this machine, such as 127.0.0.1 or "
+            "10.0.0.5",
+        ),
         ("run.name=true", "`run.name` is the boolean true; it should be text: write '\"true\"'"),
         ("model.path=", "`model.path` is null; it should be a valid string"),
         ("data.shuffle=1", "`data.shuffle` is 1; it should be true or false"),
@@ -277,20 +287,20 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 )
 
 
-@given(name=TEXTS, prompt=st.none() | TEXTS, seed=st.integers(0), lr=st.floats(1e-300, 1e300))
-def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_factory):
+@given(path=TEXTS, prompt=st.none() | TEXTS, seed=st.integers(0), lr=st.floats(1e-300, 1e300))
+def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_factory):
     config = from_tree(
         {
-            "run": {"name": name, "seed": seed},
+            "run": {"seed": seed},
             "model": {"path": "m"},
-            "data": {"path": "d", "system_prompt": prompt},
+            "data": {"path": path, "system_prompt": prompt},
             "reward": {"functions": [{"function": "a:b"}]},
             "trainer": {"lr": lr},
         }
     )
-    path = tmp_path_factory.mktemp("dump") / "config.yaml"
-    path.write_text(dump(config))
-    assert load(path) == config
+    file = tmp_path_factory.mktemp("dump") / "config.yaml"
+    file.write_text(dump(config))
+    assert load(file) == config
 
 
 @pytest.mark.parametrize(
@@ -298,6 +308,7 @@ def test_a_dumped_config_reads_back_the_same(name, prompt, seed, lr, tmp_path_fa
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
+        (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
             "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, sapo, and not of what",

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.bounded import Count, Seconds
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.weights.source import WeightSource
 
@@ -53,20 +54,20 @@ class TokenChunk:
 class UpdateReport:
     """What a weight update cost. `stage_s` overlaps with decoding; during `pause_s` nothing decodes."""
 
-    version: int
-    stage_s: float
-    pause_s: float
+    version: Count
+    stage_s: Seconds
+    pause_s: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Totals since the start, except `running` and `waiting` (requests, now)."""
 
-    version: int
-    running: int
-    waiting: int
-    generated_tokens: int
-    busy_s: float
+    version: Count
+    running: Count
+    waiting: Count
+    generated_tokens: Count
+    busy_s: Seconds
     """Wall time with at least one request running."""
 
 

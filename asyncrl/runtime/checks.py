@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import zmq
 
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
@@ -88,6 +91,25 @@ def enough_rows(config: Config, prompts: PromptSet) -> PromptSet:
             "none would be left to train on; hold out fewer"
         )
     return prompts
+
+
+def network(config: Config) -> None:
+    """The coordinator can listen where it should, encrypted."""
+    host = config.network.bind
+    if not zmq.has("curve"):
+        raise ConfigError(
+            "this build of ZeroMQ cannot encrypt (it lacks CURVE), and no run goes without; install the "
+            "wheel of pyzmq: pip install --force-reinstall --only-binary :all: pyzmq"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"network.bind={host}: this machine cannot listen there ({error.strerror}); give one of its own "
+            "addresses, or leave it out"
+        ) from None
 
 
 def engine(config: Config, placement: Placement) -> None:

@@ -10,24 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import msgspec
-
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator, Lease, Taken
+from asyncrl.core.invariants import InvariantError
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.keys import Endpoint, Keys
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
 from asyncrl.runtime.state import rollout_task
 from asyncrl.runtime.store import LedgerStore
-from asyncrl.runtime.wire import WireGroup, decode_header
+from asyncrl.runtime.wire import FRAMES_PER_GROUP, WireGroup, check, decode_header
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 STALL_POLL_S = 0.5
+VERSIONS_ARE_TRUE = 6
 
 
 @dataclass(slots=True)
@@ -54,6 +55,11 @@ class CoordinatorService:
         self._store = store
         self._server = RpcServer(self._handle)
         self._meter = RolloutMeter(time.monotonic)
+        self._senders = {
+            "rollout": {f"rollout-{i}" for i in range(config.rollout.workers)},
+            "trainer": {"trainer-0"},
+            "supervisor": {"supervisor"},
+        }
         self._workers: dict[str, _Worker] = {}
         self._notice: bytes | None = None
         self._changed = asyncio.Event()
@@ -63,8 +69,10 @@ class CoordinatorService:
         self._last_taken_s = time.monotonic()
         self._leased_s: dict[int, float] = {}
 
-    def bind(self) -> str:
-        return self._server.bind()
+    def bind(self, keys: Keys) -> Endpoint:
+        """Listen, for peers with the run's keys; returns what they need."""
+        network = self._config.network
+        return self._server.bind(keys, network.bind, network.advertise)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `RunFailed` when the run cannot go on."""
@@ -79,6 +87,7 @@ class CoordinatorService:
 
     async def _handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
         name = peer.decode(errors="replace")
+        self._check_protocol(name, request, frames)
         worker = self._workers.get(name)
         if worker is not None:
             worker.last_heard_s = time.monotonic()
@@ -113,6 +122,17 @@ class CoordinatorService:
                 await self._await_applied(request.version)
         return m.Done(), ()
 
+    def _check_protocol(self, name: str, request: m.Request, frames: Frames) -> None:
+        """Whether a peer of this name may send this, and with so many frames."""
+        kind = type(request).__name__
+        if name not in self._senders.get(request.SENDER, ()):
+            raise RpcError(f"{kind} is not for {name!r} to send")
+        wanted = FRAMES_PER_GROUP if isinstance(request, m.Submit) else 0
+        if len(frames) != wanted:
+            raise RpcError(f"{kind} has {len(frames)} frames, not {wanted}")
+        if isinstance(request, m.Hello) and request.worker != name:
+            raise RpcError(f"{name!r} says hello as {request.worker!r}")
+
     # ---- workers -------------------------------------------------------------------------------------------
 
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
@@ -142,10 +162,16 @@ class CoordinatorService:
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
-        except msgspec.DecodeError as error:
-            raise RpcError(f"not a group: {error}") from None
-        payload = WireGroup(header, tuple(frames))
-        self._coordinator.submit(group.group_id, group.lease_id, group.summary(), payload)
+            check(group, frames, self._config.rollout.group_size)
+            payload = WireGroup(header, tuple(frames))
+            self._coordinator.submit(group.group_id, group.lease_id, group.summary(), payload)
+        except m.Malformed as error:
+            raise RpcError(f"not a group to train on: {error}") from None
+        except InvariantError as error:
+            if error.number != VERSIONS_ARE_TRUE:
+                raise
+            # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
+            raise RpcError(str(error)) from None
         self._leased_s.pop(group.group_id, None)
         self._changed_now()
 
@@ -181,7 +207,7 @@ class CoordinatorService:
 
         def batch() -> Taken[WireGroup] | None:
             before = dropped.total()
-            taken = self._coordinator.take(request.step)
+            taken = _in_turn(self._coordinator.take, request.step)
             if dropped.total() != before:
                 self._changed_now()  # their places are free
             return taken
@@ -196,14 +222,21 @@ class CoordinatorService:
         return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
 
     async def _publish(self, request: m.Publish) -> m.Published:
-        self._coordinator.published(request.version)
+        _in_turn(self._coordinator.published, request.version)
         self._notice = request.notice
         self._last_step_s = time.monotonic()
         self._changed_now()
         for worker in list(self._workers.values()):
             await self._server.notify(worker.peer, m.NewWeights(request.notice))
-        cursor = {"data/epoch": self._coordinator.cursor.epoch}
-        return m.Published(self._coordinator.ledger.metrics() | self._meter.metrics() | cursor)
+        return m.Published(
+            self._coordinator.ledger.metrics()
+            | self._meter.metrics()
+            | {
+                "data/epoch": self._coordinator.cursor.epoch,
+                "rpc/refused": self._server.refused.total,
+                "rpc/refused_peers": self._server.refused_peers.total,
+            }
+        )
 
     async def _await_applied(self, version: int) -> None:
         def behind() -> list[str]:
@@ -283,3 +316,11 @@ class CoordinatorService:
             lines.append(f"Groups dropped so far: {dict(ledger.dropped_groups)}.")
         lines += [f"The latest failed attempt: {detail}" for detail in list(ledger.failures.values())[-1:]]
         return " ".join(lines)
+
+
+def _in_turn(event: Callable[[int], T], number: int) -> T:
+    """An event of the trainer, refused when it is not its turn."""
+    try:
+        return event(number)
+    except ValueError as error:
+        raise RpcError(str(error)) from None

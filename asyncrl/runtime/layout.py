@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.runtime.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
 """Begins the names of all runs' shared memory."""
@@ -68,24 +71,36 @@ class RunDir:
         """Where the trainer's ranks find each other."""
         return self.path / ".ranks"
 
-    def announce_endpoint(self, role: str, endpoint: str) -> None:
-        """Say where a role listens; whole or not at all."""
-        path = self._endpoint(role)
-        aside = path.with_suffix(".new")
-        aside.write_text(endpoint)
-        aside.rename(path)
+    @property
+    def _keys(self) -> Path:
+        return self.path / ".keys"
+
+    def make_keys(self) -> None:
+        """The keys of this start of the run: with those of an earlier one nobody gets in."""
+        write_private(self._keys, msgspec.json.encode(Keys.new()))
+
+    def keys(self) -> Keys:
+        """For roles that listen."""
+        return msgspec.json.decode(self._keys.read_bytes(), type=Keys)
+
+    def forget_keys(self) -> None:
+        self._keys.unlink(missing_ok=True)
+
+    def announce_endpoint(self, role: str, endpoint: Endpoint) -> None:
+        """Say where a role listens, and with which keys it is reached."""
+        write_private(self._endpoint(role), msgspec.json.encode(endpoint))
 
     def forget_endpoint(self, role: str) -> None:
         self._endpoint(role).unlink(missing_ok=True)
 
-    def endpoint(self, role: str) -> str | None:
+    def endpoint(self, role: str) -> Endpoint | None:
         """Where a role listens; None as long as it does not."""
         try:
-            return self._endpoint(role).read_text()
+            return msgspec.json.decode(self._endpoint(role).read_bytes(), type=Endpoint)
         except FileNotFoundError:
             return None
 
-    async def await_endpoint(self, role: str, timeout_s: float) -> str:
+    async def await_endpoint(self, role: str, timeout_s: float) -> Endpoint:
         """Where a role listens. Raises `RunFailed` when it does not say so in time."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -34,6 +34,7 @@ POLL_S = 5.0
 """How long the coordinator may keep a request that waits for something."""
 REPORT_S = 0.25
 UPDATE_TRIES = 5
+MAX_DETAIL_CHARS = 10_000
 
 
 class ZmqWorkerLink:
@@ -67,9 +68,8 @@ class ZmqWorkerLink:
         await self._client.request(request, wire.frames, timeout_s=ANSWER_TIMEOUT_S)
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
-        await self._ask(
-            m.Fail(task.group_id, task.lease_id, failure.reason, failure.detail, failure.sampled_tokens)
-        )
+        detail = failure.detail[:MAX_DETAIL_CHARS]
+        await self._ask(m.Fail(task.group_id, task.lease_id, failure.reason, detail, failure.sampled_tokens))
 
     async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""

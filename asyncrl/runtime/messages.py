@@ -3,36 +3,62 @@ refused."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
+from msgspec import Meta
 
+from asyncrl.bounded import Count
 from asyncrl.rollout.engine import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
+
+Wait = Annotated[float, Meta(ge=0, le=60)]
+"""Seconds that a request may be kept."""
+Text = Annotated[str, Meta(max_length=100_000)]
+
+
+class Malformed(ValueError):  # noqa: N818 - says what the bytes are
+    """Bytes that are no message."""
+
+
+def decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    """What the decoder makes of `data`. Raises `Malformed` for whatever it does not like: errors of msgspec,
+    text that is no UTF-8, nesting without end."""
+    try:
+        return decoder.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from None
 
 
 class Message(msgspec.Struct, tag=True, frozen=True):
     """Base of all messages."""
 
+    SENDER: ClassVar[str] = ""
+    """The role that may send it as a request."""
+
 
 # ---- from a rollout worker -------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class FromWorker(Message, frozen=True):
+    SENDER = "rollout"
+
+
+class Hello(FromWorker):
     """A worker has started: whatever its predecessor of that name had leased goes back. Answered by
     `Welcome`."""
 
-    worker: str
+    worker: Text
 
 
-class LeaseRequest(Message):
+class LeaseRequest(FromWorker):
     """Ask for groups; answered by `Leases`, at the latest after `wait_s`."""
 
-    limit: int
-    wait_s: float
+    limit: Count
+    wait_s: Wait
 
 
-class Submit(Message):
+class Submit(FromWorker):
     """A finished, scored group (the arrays travel as frames). Answered by `Done`."""
 
     header: bytes
@@ -40,24 +66,24 @@ class Submit(Message):
     stats: EngineStats
 
 
-class Fail(Message):
+class Fail(FromWorker):
     """An attempt at a group is given up. Answered by `Done`."""
 
-    group_id: int
-    lease_id: int
-    reason: str
+    group_id: Count
+    lease_id: Count
+    reason: Text
     """In few words, the same for failures of a kind."""
-    detail: str
-    sampled_tokens: int
+    detail: Text
+    sampled_tokens: Count
 
 
-class Applied(Message):
+class Applied(FromWorker):
     """The engine now samples with this version. Answered by `Done`."""
 
     report: UpdateReport
 
 
-class Report(Message):
+class Report(FromWorker):
     """A sign of life with totals since the worker's start. Answered by `Done`."""
 
     stats: EngineStats
@@ -69,7 +95,7 @@ class Report(Message):
 # -----------------------------------------------------------------
 
 
-class Score(Message):
+class Score(FromWorker):
     """Score a response. Answered by `Scored`, or by `Refused` where the model cannot read it."""
 
     prompt: str | list[dict[str, Any]]
@@ -79,26 +105,30 @@ class Score(Message):
 # ---- from the trainer --------------------------------------------------------------------------------------
 
 
-class Take(Message):
+class FromTrainer(Message, frozen=True):
+    SENDER = "trainer"
+
+
+class Take(FromTrainer):
     """Ask for the batch of a step; answered by `Batch`, at the latest after `wait_s` by `Done`."""
 
-    step: int
-    wait_s: float
+    step: Count
+    wait_s: Wait
 
 
-class Publish(Message):
+class Publish(FromTrainer):
     """A weight version lies ready, and the step that made it is done. Answered by `Published`."""
 
-    version: int
+    version: Count
     notice: bytes
     """`weights.manifest.WeightNotice`, encoded: the coordinator passes it on unread."""
 
 
-class AwaitApplied(Message):
+class AwaitApplied(FromTrainer):
     """Wait until every live engine has at least this version (an older version's buffer is then free to be
     written). Answered by `Done`, or after `weights.ack_timeout_s` by `Refused`."""
 
-    version: int
+    version: int  # before the first buffer is reused: negative
 
 
 # ---- from the supervisor -----------------------------------------------------------------------------------
@@ -107,7 +137,9 @@ class AwaitApplied(Message):
 class WorkerLost(Message):
     """A rollout worker died. Answered by `Done`."""
 
-    worker: str
+    SENDER = "supervisor"
+
+    worker: Text
 
 
 # ---- answers -----------------------------------------------------------------------------------------------

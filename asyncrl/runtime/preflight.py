@@ -88,6 +88,7 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
     findings = Findings()
     if not is_elsewhere:
         findings.of(lambda: checks.run_dir(config))
+        findings.of(lambda: checks.network(config))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus))
     functions = findings.of(lambda: checks.reward_functions(config))
     findings.of(lambda: checks.objective(config))

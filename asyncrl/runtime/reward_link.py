@@ -9,6 +9,7 @@ import time
 from asyncrl.config import Config, RewardModelConfig
 from asyncrl.reward.score import Message, RewardError
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.keys import Endpoint
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.rpc import RpcClient, RpcError, RpcRefused
 
@@ -34,7 +35,7 @@ class RewardModelLink:
         # The process ends itself after `timeout_s` over one batch; nothing is heard of it twice that long at
         # most.
         self._silence_s = 2 * model.timeout_s
-        self._endpoint: str | None = None
+        self._endpoint: Endpoint | None = None
         self._client: RpcClient | None = None
         self._connected = asyncio.Event()
         self._metrics: dict[str, tuple[float, int]] = {}
@@ -87,7 +88,7 @@ class RewardModelLink:
         answer, _ = await self._client.request(request, timeout_s=self._silence_s, queued=True)
         return answer
 
-    async def _connect(self, endpoint: str | None) -> None:
+    async def _connect(self, endpoint: Endpoint | None) -> None:
         """Let go of the process that was, and take the one at `endpoint`, if any."""
         self._endpoint = endpoint
         self._connected.clear()

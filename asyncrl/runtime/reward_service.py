@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from asyncrl.config import RewardModelConfig
+from asyncrl.config import NetworkConfig, RewardModelConfig
 from asyncrl.errors import AsyncRLError
 from asyncrl.reward.batching import choose_batch
 from asyncrl.reward.score import Message
 from asyncrl.reward.template import UnreadablePairError
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.keys import Endpoint, Keys
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
 
 
@@ -47,8 +48,9 @@ class RewardModelService:
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
 
-    def bind(self) -> str:
-        return self._server.bind()
+    def bind(self, keys: Keys, network: NetworkConfig) -> Endpoint:
+        """Listen, for peers with the run's keys; returns what they need."""
+        return self._server.bind(keys, network.bind, network.advertise)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `RewardModelHung`, and what the model raises."""

@@ -35,7 +35,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
     run_dir = RunDir(path)
     with open_state(config, run_dir) as (prompts, store, state):
         service = CoordinatorService(config, prompts, state, store)
-        run_dir.announce_endpoint(name, service.bind())
+        run_dir.announce_endpoint(name, service.bind(run_dir.keys()))
         await service.run()
 
 
@@ -82,7 +82,8 @@ async def reward(config: Config, path: Path, name: str) -> None:
     model = config.reward.models[int(name.partition("-")[2])]
     service = RewardModelService(load_scorer(model), model)
     spare_the_collector()
-    RunDir(path).announce_endpoint(name, service.bind())
+    run_dir = RunDir(path)
+    run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))
     await service.run()
 
 

@@ -79,6 +79,7 @@ class Supervisor:
         ends, no process is left."""
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
         self._forget_endpoints()
+        self.run_dir.make_keys()
         try:
             for spec in self.specs:
                 await self._start(spec, Restarts(spec.max_restarts))
@@ -143,13 +144,14 @@ class Supervisor:
         if endpoint is None:
             return
         try:
-            async with RpcClient(endpoint, f"supervisor for {worker}") as client:
+            async with RpcClient(endpoint, "supervisor") as client:
                 await client.request(m.WorkerLost(worker), timeout_s=GIVE_BACK_TIMEOUT_S)
         except RpcError as error:
             log.warning("could not tell the coordinator that %s was lost: %s", worker, error)
 
     def _forget_endpoints(self) -> None:
         self.run_dir.rendezvous.unlink(missing_ok=True)
+        self.run_dir.forget_keys()
         for spec in self.specs:
             self.run_dir.forget_endpoint(spec.name)
 

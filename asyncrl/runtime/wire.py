@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from asyncrl.bounded import Count
 from asyncrl.core.records import FinishReason, Group, GroupSummary, Trajectory, VersionSpan
+from asyncrl.runtime.messages import Malformed, decode
 
-FRAMES_PER_GROUP = 3
-"""Token ids int32, loss mask bool, behaviour logprobs float32: each of all trajectories end to end."""
+DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
+"""Of a group's frames: token ids, loss mask (0 or 1), behaviour logprobs, each of all trajectories end to
+end."""
+FRAMES_PER_GROUP = len(DTYPES)
 
 
 class TrajectoryHeader(msgspec.Struct, frozen=True):
     """What of a trajectory is not in the array frames."""
 
-    n_tokens: int
+    n_tokens: Count
     versions: list[VersionSpan]
     finish_reason: FinishReason
     reward: float
@@ -27,9 +32,9 @@ class TrajectoryHeader(msgspec.Struct, frozen=True):
 
 
 class GroupHeader(msgspec.Struct, frozen=True):
-    group_id: int
-    lease_id: int
-    row: int
+    group_id: Count
+    lease_id: Count
+    row: Count
     trajectories: list[TrajectoryHeader]
 
     def summary(self) -> GroupSummary:
@@ -57,8 +62,38 @@ _HEADER = msgspec.msgpack.Decoder(GroupHeader)
 
 
 def decode_header(header: bytes) -> GroupHeader:
-    """Raises `msgspec.DecodeError` for anything that is no group header."""
-    return _HEADER.decode(header)
+    """Raises `Malformed` for anything that is no group header."""
+    return decode(_HEADER, header)
+
+
+def check(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
+    """Raise `Malformed` unless this is a group of `group_size` trajectories on which one could train: header
+    and frames agree, every number is a number, and each token of the loss mask has a version."""
+    ts = header.trajectories
+    where = f"group {header.group_id}"
+    if len(ts) != group_size:
+        raise Malformed(f"{where} has {len(ts)} trajectories, not {group_size}")
+    ids, mask, logprobs = _arrays(header, frames)
+    versioned = np.zeros(len(mask), np.bool_)
+    start = 0
+    for i, t in enumerate(ts):
+        if not math.isfinite(t.reward) or not all(map(math.isfinite, t.reward_parts.values())):
+            raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
+        end = 0
+        for span in t.versions:
+            if span.start < end or span.length < 1 or span.version < 0:
+                raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
+            end = span.start + span.length
+            versioned[start + span.start : start + end] = True
+        if not 0 < end <= t.n_tokens:
+            raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
+        start += t.n_tokens
+    if mask.max() > 1 or (mask > versioned).any():
+        raise Malformed(f"{where}: its loss mask covers tokens that have no version, or is none")
+    if ids.min() < 0:
+        raise Malformed(f"{where} has the token id {ids.min()}")
+    if not np.isfinite(logprobs).all():
+        raise Malformed(f"{where} has log-probabilities that are not finite")
 
 
 def pack(group: Group, lease_id: int) -> WireGroup:
@@ -83,18 +118,10 @@ def pack(group: Group, lease_id: int) -> WireGroup:
 
 
 def unpack(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
-    """The group; its arrays look into the frames. Raises `ValueError` when frames and header disagree."""
+    """The group; its arrays look into the frames. Raises `Malformed` when frames and header disagree."""
     decoded = decode_header(header)
-    total = sum(t.n_tokens for t in decoded.trajectories)
-    arrays = [
-        np.frombuffer(frame, dtype)
-        for frame, dtype in zip(frames, (np.int32, np.bool_, np.float32), strict=True)
-    ]
-    if any(len(array) != total for array in arrays):
-        raise ValueError(
-            f"group {decoded.group_id}: the header speaks of {total} tokens, the frames hold "
-            f"{[len(array) for array in arrays]}"
-        )
+    all_ids, all_masks, all_logprobs = _arrays(decoded, frames)
+    arrays = (all_ids, all_masks.view(np.bool_), all_logprobs)
     trajectories = []
     start = 0
     for t in decoded.trajectories:
@@ -106,3 +133,14 @@ def unpack(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
             )
         )
     return Group(decoded.group_id, decoded.row, trajectories)
+
+
+def _arrays(header: GroupHeader, frames: Sequence[bytes | memoryview]) -> list[np.ndarray]:
+    """The frames as arrays of `DTYPES`, each of as many elements as the header has tokens."""
+    total = sum(t.n_tokens for t in header.trajectories)
+    sizes = [len(frame) for frame in frames]
+    if sizes != [total * dtype.itemsize for dtype in DTYPES]:
+        raise Malformed(
+            f"group {header.group_id}: the header speaks of {total} tokens, the frames have {sizes} bytes"
+        )
+    return [np.frombuffer(frame, dtype) for frame, dtype in zip(frames, DTYPES, strict=True)]

@@ -64,7 +64,10 @@ def create(path: Path, n_bytes: int) -> mmap.mmap:
 
 
 def attach(path: Path, n_bytes: int) -> mmap.mmap:
-    """Map an existing segment read-only. Raises `WeightsError` when it is gone or smaller than `n_bytes`."""
+    """Map an existing segment read-only. Raises `WeightsError` when it is gone, smaller than `n_bytes`, or no
+    shared memory at all: the path comes from a message."""
+    if path.parent != _folder() or not path.name.rpartition("-")[2].isdigit():
+        raise WeightsError(f"{path} names no shared memory of weights")
     try:
         fd = os.open(path, os.O_RDONLY | _NO_FOLLOW)
     except FileNotFoundError:

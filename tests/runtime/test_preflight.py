@@ -55,6 +55,12 @@ def refusal(config, gpus=None) -> str:
     return str(caught.value)
 
 
+def test_an_address_of_another_machine_is_refused(run):
+    assert "network.bind=192.0.2.1: this machine cannot listen there" in refusal(
+        run(network={"bind": "192.0.2.1"})
+    )
+
+
 def test_a_run_that_can_start_is_prepared_and_nothing_is_written(run):
     before = sorted(run.path.rglob("*"))
     prepared = preflight(run())

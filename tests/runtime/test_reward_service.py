@@ -11,6 +11,7 @@ from asyncrl.config import from_tree
 from asyncrl.reward.model import load_scorer
 from asyncrl.reward.score import RewardError
 from asyncrl.reward.template import UnreadablePairError
+from asyncrl.runtime.keys import Keys
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.reward_link import reward_links
 from asyncrl.runtime.reward_service import RewardModelHung, RewardModelService
@@ -57,7 +58,7 @@ class Counter:
 async def serving(scorer, settings, run_dir):
     """The process `reward-0`, in this one."""
     service = RewardModelService(scorer, settings.reward.models[0])
-    run_dir.announce_endpoint("reward-0", service.bind())
+    run_dir.announce_endpoint("reward-0", service.bind(Keys.new(), settings.network))
     task = asyncio.create_task(service.run())
     try:
         yield task

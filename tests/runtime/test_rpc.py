@@ -1,12 +1,15 @@
 import asyncio
+import math
 
 import msgspec
 import pytest
 import zmq
-import zmq.asyncio
+from raw_peers import raw_peer
 
 from asyncrl.runtime import messages as m
-from asyncrl.runtime.rpc import RpcClient, RpcError, RpcServer
+from asyncrl.runtime import rpc
+from asyncrl.runtime.keys import Keys
+from asyncrl.runtime.rpc import MAX_FRAMES, RpcClient, RpcError, RpcServer
 
 HELLO = msgspec.msgpack.encode(m.Hello("x"))
 
@@ -17,7 +20,7 @@ def serve(handler):
     class Both:
         async def __aenter__(self):
             self.server = RpcServer(handler)
-            self.endpoint = self.server.bind()
+            self.endpoint = self.server.bind(Keys.new())
             self.task = asyncio.create_task(self.server.serve())
             self.client = RpcClient(self.endpoint, "someone")
             await self.client.__aenter__()
@@ -81,29 +84,58 @@ def test_a_wait_ends_at_its_deadline_and_says_what_for():
     asyncio.run(main())
 
 
-def test_messages_that_are_none_of_ours_are_counted_and_do_no_harm():
+def test_messages_that_are_none_of_ours_are_refused_counted_and_do_no_harm():
     async def handler(peer, request, frames):
         return m.Done(), ()
 
     async def main():
-        async with serve(handler) as both:
-            stranger = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-            stranger.setsockopt(zmq.LINGER, 0)
-            stranger.connect(both.endpoint)
-            for message in (
+        async with serve(handler) as both, raw_peer(both.endpoint, b"stranger") as stranger:
+            messages = [
                 [b"x"],
                 [b"x", b""],
                 [b"x" * 8, b"\x81\xa4type\xa3Bad"],
                 [b"", b"\xc1"],
                 [b"a"] * 9,
                 [b"x" * 9, HELLO],
-            ):
+                [bytes(8), HELLO],
+                [b"x" * 8, HELLO, *[b""] * (MAX_FRAMES + 1)],
+                [b"x" * 8, b"\x82\xa4type\xa5Hello\xa6worker\xa1\xff"],
+                [b"x" * 8, b"\x81\xa4type" + b"\x91" * 100_000],
+                [b"x" * 8, msgspec.msgpack.encode(m.Take(-1, 1.0))],
+                [b"x" * 8, msgspec.msgpack.encode(m.Take(0, math.nan))],
+            ]
+            for message in messages:
                 await stranger.send_multipart(message)
             async with asyncio.timeout(10):
-                while both.server.refused_frames < 6:
+                while both.server.refused.total < len(messages):
                     await both.client.request(m.Hello("x"), timeout_s=10)
-            stranger.close()
+                head, body = await stranger.recv_multipart()  # whom it concerns is told
+            assert head == b"x" * 8
+            assert "Bad" in msgspec.msgpack.decode(body, type=m.Answer).reason
             assert not both.task.done()
+
+    asyncio.run(main())
+
+
+def test_what_is_too_large_is_not_sent_and_cuts_off_who_sends_it_all_the_same(monkeypatch):
+    monkeypatch.setattr(rpc, "MAX_FRAME_BYTES", 100_000)
+    heard = []
+
+    async def handler(peer, request, frames):
+        heard.append((peer, [len(frame) for frame in frames]))
+        return m.Done(), frames if request.worker == "echo" else ()
+
+    async def main():
+        async with serve(handler) as both, raw_peer(both.endpoint, b"stranger") as stranger:
+            with pytest.raises(RpcError, match="a frame of 100,001 bytes, and at most 100,000"):
+                await both.client.request(m.Hello("x"), [bytes(100_001)], timeout_s=10)
+            await both.client.request(m.Hello("x"), [bytes(100_000)], timeout_s=10)
+            monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            await stranger.send_multipart([b"x" * 8, HELLO, bytes(200_000)])
+            await asyncio.wait_for(monitor.recv_multipart(), 10)
+            monitor.close(linger=0)
+            await both.client.request(m.Hello("x"), timeout_s=10)
+        assert heard == [(b"someone", [100_000]), (b"someone", [])]
 
     asyncio.run(main())
 

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.runtime.wire import WireGroup, decode_header, pack, unpack
+from asyncrl.runtime.messages import Malformed
+from asyncrl.runtime.wire import WireGroup, check, decode_header, pack, unpack
 
 
 def a_group():
@@ -48,7 +49,72 @@ def test_frames_that_do_not_fit_the_header_are_refused():
         unpack(wire.header, (wire.frames[0][:-4], *wire.frames[1:]))
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\x00", b"\x84garbage", msgspec.msgpack.encode({"group_id": "x"})])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\x00",
+        b"\x84garbage",
+        msgspec.msgpack.encode({"group_id": "x"}),
+        msgspec.msgpack.encode({"group_id": -1, "lease_id": 0, "row": 0, "trajectories": []}),
+        b"\x81\xa8group_id" + b"\x91" * 100_000,
+        b"\x81\xa1\xff\x00",
+    ],
+)
 def test_a_header_that_is_none_is_refused(garbage):
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(Malformed):
         decode_header(garbage)
+
+
+def check_changed(change, group_size=2):
+    """`check` of the group after `change`."""
+    group = a_group()
+    change(group)
+    wire = pack(group, lease_id=1)
+    check(decode_header(wire.header), wire.frames, group_size)
+
+
+def of_first(**fields):
+    def change(group):
+        for name, value in fields.items():
+            setattr(group.trajectories[0], name, value)
+
+    return change
+
+
+def test_a_whole_group_is_fit_to_train_on():
+    check_changed(lambda group: None)
+    check_changed(of_first(loss_mask=np.zeros(5, bool)))  # sampled, and left out of the loss
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda group: group.trajectories.pop(), "has 1 trajectories, not 2"),
+        (of_first(reward=float("nan")), "has the reward nan"),
+        (of_first(reward_parts={"exact": float("inf")}), "has the reward 0.5 of {'exact': inf}"),
+        (of_first(versions=()), "of 5 tokens has versions up to 0"),
+        (of_first(versions=(VersionSpan(2, 4, 0),)), "of 5 tokens has versions up to 6"),
+        (of_first(versions=(VersionSpan(3, 2, 0), VersionSpan(2, 1, 0))), "has no such versions"),
+        (of_first(versions=(VersionSpan(-1, 3, 0),)), "has no such versions"),
+        (of_first(versions=(VersionSpan(2, 3, -1),)), "has no such versions"),
+        (of_first(versions=(VersionSpan(3, 2, 0),)), "covers tokens that have no version"),
+        (of_first(loss_mask=np.ones(5, bool)), "covers tokens that have no version"),
+        (of_first(token_ids=np.array([1, 2, -3, 4, 5], np.int32)), "has the token id -3"),
+        (of_first(behavior_logprobs=np.array([0, 0, 1, np.nan, 0], np.float32)), "not finite"),
+    ],
+)
+def test_a_group_that_could_not_be_trained_on_is_refused(change, message):
+    with pytest.raises(Malformed, match=message):
+        check_changed(change)
+
+
+def test_frames_of_other_sizes_or_numbers_are_refused():
+    wire = pack(a_group(), lease_id=1)
+    header = decode_header(wire.header)
+    ids, mask, logprobs = wire.frames
+    for frames in ((ids, mask), (ids, mask, logprobs, b""), (mask, ids, logprobs), (ids, mask, logprobs[1:])):
+        with pytest.raises(Malformed, match="the frames have"):
+            check(header, frames, 2)
+    with pytest.raises(Malformed, match="loss mask"):
+        check(header, (ids, b"\x02" * len(mask), logprobs), 2)
