@@ -9,9 +9,6 @@ import json
 import statistics
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -36,6 +33,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     from asyncrl import config as settings
     from asyncrl.runtime.evaluate import evaluate, held_out
 
