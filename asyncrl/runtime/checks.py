@@ -118,6 +118,15 @@ def engine(config: Config, placement: Placement) -> None:
         distribution.refuse_unsupported(placement.of("rollout")[0].device)
 
 
+def trainer(config: Config) -> None:
+    """What the trainer's backend needs is installed."""
+    if config.trainer.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "trainer.backend=deepspeed: needs the package deepspeed: pip install 'asyncrl[deepspeed]', or "
+            "use trainer.backend=torch with trainer.ranks=1"
+        )
+
+
 def budget(config: Config, placement: Placement) -> None:
     """A budget of GPU hours needs GPUs that spend it."""
     if config.run.gpu_hours is not None and not placement.gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,9 @@ def _resolve(config: Config | Mapping[str, Any] | str | Path, overrides: Sequenc
         return settings.load(config, overrides)
     tree = config.model_dump(mode="json") if isinstance(config, Config) else config
     return settings.from_tree(tree, overrides=overrides)
+
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class Silence:
@@ -164,6 +168,9 @@ def _environment(place: Place) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
+        # The trainer's ranks listen to each other, and nobody else is to reach them.
+        "GLOO_SOCKET_IFNAME": _LOOPBACK,
+        "NCCL_SOCKET_IFNAME": _LOOPBACK,
     }
 
 

@@ -97,6 +97,7 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
     assert placement is not None
 
     findings.of(lambda: checks.engine(config, placement))
+    findings.of(lambda: checks.trainer(config))
     findings.of(lambda: checks.attention(config, placement))
     findings.of(lambda: checks.budget(config, placement))
     if not is_elsewhere:
