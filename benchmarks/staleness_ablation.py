@@ -3,8 +3,8 @@
     python benchmarks/staleness_ablation.py [--jobs 2] [--seeds 3] [--out DIR]
 
 Runs `configs/ablation-staleness.yaml` over all lags and objectives, as `asyncrl sweep` does; an interrupted
-one goes on where it ended. Writes the sweep's own tables and plot, `by-lag.md` (the table of docs/ablation.md)
-and `result.json`, and says whether two claims hold:
+one goes on where it ended. Writes the sweep's own tables and plot, `by-lag.md` (the table of
+docs/ablation.md) and `result.json`, and says whether two claims hold:
 
 1. `ppo`, which treats old data as fresh, ends at the largest lag at least 3 standard errors under lag 0;
 2. the best objective that corrects for staleness keeps at least 97% of lag 0's final reward at lag 8.

@@ -19,8 +19,8 @@ from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Cell
 
 POLL_S = 1.0
-STOP_GRACE_S = 15.0
-"""Between the polite and the hard end of a cell; a run of several processes takes up to 10 seconds to end."""
+STOP_GRACE_S = 30.0
+"""Between the polite and the hard end of a cell; a run of several processes takes 10 seconds and more."""
 CONFIG = "cell.yaml"
 SHOWN_LINES = 15
 
@@ -116,7 +116,7 @@ async def _watch(process: asyncio.subprocess.Process, config: Config, run_dir: P
         if now != size:
             size, changed_s = now, time.monotonic()
         elif time.monotonic() - changed_s > allowed_s:
-            raise CellStalled(f"it was stopped: no step has ended for {allowed_s:.0f} s")
+            raise CellStalled(f"it was stopped: no step has ended for {allowed_s:g} s")
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -71,7 +71,7 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     axes = parse_axes(sweep.grid)
     cells = make_cells(sweep.config, axes, sweep.seeds, sweep.overrides)
     reading = Reading(_last(sweep.last, cells), sweep.target)
-    lanes = _lanes(sweep.jobs, sweep.gpus)
+    lanes = make_lanes(sweep.jobs, sweep.gpus, probe().gpus)
     folder = SweepFolder(sweep.out or _default_folder(sweep))
     _preflight([cell for cell in cells if not folder.is_finished(cell)], folder, sweep.gpus)
     with folder.held():
@@ -95,11 +95,11 @@ def _last(asked: int | None, cells: Sequence[Cell]) -> int:
     return asked
 
 
-def _lanes(jobs: int, gpus: int | None) -> list[dict[str, str]]:
-    """The environment of each lane: which GPUs its runs see."""
+def make_lanes(jobs: int, gpus: int | None, available: int) -> list[dict[str, str]]:
+    """The environment of each of `jobs` lanes: which of the available GPUs its runs see, `gpus` each. Raises
+    `ConfigError` when there are too few."""
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs}: at least one run has to go on at a time")
-    available = probe().gpus
     if gpus is None:
         if jobs > 1 and available:
             raise ConfigError(
@@ -124,6 +124,8 @@ def _default_folder(sweep: Sweep) -> Path:
 def _preflight(cells: Sequence[Cell], folder: SweepFolder, gpus: int | None) -> None:
     """Check every cell against this machine, those of one seed for those of all. Raises `ConfigError`."""
     problems = Problems()
+    if cells:
+        print("checking settings, model and data ...", flush=True)
     for cell in {cell.point: cell for cell in reversed(cells)}.values():
         run = cell.config.run.model_copy(update={"root": str(folder.path)})
         try:

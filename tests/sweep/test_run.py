@@ -1,0 +1,56 @@
+"""How cells are watched, ended, and given GPUs."""
+
+import asyncio
+import sys
+
+import pytest
+
+from asyncrl.config import load
+from asyncrl.errors import ConfigError
+from asyncrl.sweep import run
+from asyncrl.sweep.sweep import make_lanes
+
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
+
+
+def test_a_cell_without_a_sign_of_life_is_ended_even_if_it_is_deaf(sweep_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "POLL_S", 0.05)
+    monkeypatch.setattr(run, "STOP_GRACE_S", 0.5)
+    config = load(sweep_config, ["run.start_s=0.2", "run.stall_s=0.2"])
+
+    async def main() -> int:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DEAF, stdin=pipe, stdout=pipe, start_new_session=True
+        )
+        assert await process.stdout.readline() == b"deaf\n"
+        with pytest.raises(run.CellStalled, match=r"no step has ended for 0.4 s"):
+            await run._watch(process, config, tmp_path)
+        await run._stop(process)
+        return process.returncode
+
+    assert asyncio.run(main()) == -9
+
+
+def test_each_lane_has_gpus_of_its_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert make_lanes(2, 2, 4) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    assert make_lanes(2, 0, 4) == [{"CUDA_VISIBLE_DEVICES": ""}] * 2
+    assert make_lanes(1, None, 4) == [{}]
+    assert make_lanes(3, None, 0) == [{}] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert make_lanes(2, 1, 2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "words"),
+    [
+        (0, None, "--jobs 0"),
+        (2, None, "say how many of the 2 GPUs"),
+        (2, 2, "need 4 GPUs"),
+        (1, -1, "--gpus -1"),
+    ],
+)
+def test_lanes_that_cannot_be_are_refused(jobs, gpus, words):
+    with pytest.raises(ConfigError, match=words):
+        make_lanes(jobs, gpus, 2)
