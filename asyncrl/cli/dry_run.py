@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
+from asyncrl.runtime.compute import USUAL_FLOPS_PER_GPU_S
 from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.runtime.outline import Outline, Processes
 from asyncrl.runtime.preflight import Plan
@@ -131,7 +132,28 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         *_kv_room(config, o),
         ("prompts", _prompts(plan)),
         ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
+        *_gpu_hours(plan),
     ]
+
+
+def _gpu_hours(plan: Plan) -> list[tuple[str, str]]:
+    """What the run may spend, and what its training takes at a usual pace."""
+    gpus, budget, hours = plan.placement.gpus, plan.config.run.gpu_hours, plan.outline.training_hours
+    rows = []
+    if budget is not None and gpus:
+        rows.append(
+            ("GPU hours allowed", f"{budget:g}, {budget / gpus:.2f} h of {gpus} GPUs (run.gpu_hours)")
+        )
+    if hours is not None:
+        pace = f"{USUAL_FLOPS_PER_GPU_S / 1e12:.0f} TFLOP/s a GPU"
+        rows.append(
+            (
+                "GPU hours expected",
+                f"{hours * gpus:.1f} if every response were of full length, {hours * gpus / 2:.1f} at half "
+                f"of that, where training sets the pace at {pace}",
+            )
+        )
+    return rows
 
 
 def _versions(n: int) -> str:

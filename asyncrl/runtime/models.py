@@ -25,6 +25,7 @@ from asyncrl.runtime.reward_facts import (
     load_template,
     reward_model_facts,
 )
+from asyncrl.runtime.shapes import planned_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class KnownModels:
 def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, PreTrainedTokenizerBase | None]:
     """What is known of the models, and the policy's tokenizer."""
     policy = findings.of(lambda: find_policy(config.model))
-    facts = _facts(policy, config, findings)
+    facts = _facts(policy or planned_model("model.path", config.model.path), config, findings)
     tokenizer = None if policy is None else findings.of(lambda: load_tokenizer(policy))
     critic = reference = None
     if config.critic is not None:
@@ -58,7 +59,8 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
 def _facts(model: FoundModel | None, config: Config, findings: Findings) -> ModelFacts | None:
     if model is None:
         return None
-    findings.of(lambda: check_weights(model))
+    if model.folder is not None:
+        findings.of(lambda: check_weights(model))
     return findings.of(lambda: model_facts(model, config.model.dtype))
 
 
@@ -88,7 +90,8 @@ def _refuse_other_vocabulary(source: ModelSource, facts: ModelFacts, policy: Mod
 def _reward_model(i: int, config: Config, findings: Findings) -> RewardModelFacts | None:
     model = findings.of(lambda: find_reward_model(i, config.reward.models[i]))
     if model is None:
-        return None
+        planned = planned_model(f"reward.models.{i}.path", config.reward.models[i].path)
+        return None if planned is None else reward_model_facts(planned, None)
     findings.of(lambda: check_weights(model))
     tokenizer = findings.of(lambda: load_template(model))
     return findings.of(lambda: reward_model_facts(model, tokenizer))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from asyncrl.config import Config
+from asyncrl.runtime.compute import training_flops, training_hours
 from asyncrl.runtime.memory import (
     GpuLoad,
     Memory,
@@ -58,6 +59,9 @@ class Outline:
     """Responses that all engines can decode at the same time."""
     epochs: float | None
     """Passes over the dataset in `run.steps` steps, when nothing is dropped."""
+    training_hours: float | None
+    """Wall-clock hours of training at the usual pace of a GPU, were every response of full length and nothing
+    else slower; None without GPUs, or where the models' sizes are not known."""
     host_memory_bytes: int | None
     """Estimate of everything that does not lie on a GPU."""
     kv_sequences: int | None
@@ -102,9 +106,16 @@ def outline(
         max_responses_outstanding=outstanding * rollout.group_size,
         slots=rollout.workers * rollout.slots,
         epochs=config.run.steps * trainer.batch_groups / rows if rows else None,
+        training_hours=_training_hours(config, placement, models, response_tokens + responses * longest),
         host_memory_bytes=host_bytes(placement, memory),
         kv_sequences=_kv_sequences(config, placement, models.policy, memory, longest),
     )
+
+
+def _training_hours(config: Config, placement: Placement, models: KnownModels, tokens: int) -> float | None:
+    flops = training_flops(config, models, tokens)
+    on_gpus = all(place.gpus for place in placement.of("trainer"))
+    return training_hours(config, flops) if on_gpus and flops is not None else None
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:

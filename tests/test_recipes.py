@@ -1,0 +1,61 @@
+"""The GRLO recipes, planned for GPUs and models that are not here."""
+
+from pathlib import Path
+
+import pytest
+
+from asyncrl.cli.launch import main
+from asyncrl.config import load
+from asyncrl.runtime.preflight import plan
+from asyncrl.runtime.resources import Machine
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _without_gpus_or_hub(monkeypatch):
+    machine = Machine(cores=2, memory_bytes=10**10, gpu_bytes=(), shared_memory_bytes=None)
+    monkeypatch.setattr("asyncrl.runtime.preflight.probe", lambda: machine)
+    monkeypatch.setattr("asyncrl.runtime.model_facts._why_not_on_hub", lambda name: "no network")
+
+
+@pytest.mark.parametrize(("recipe", "gpus"), [("grlo", 8), ("grlo-4gpu", 4)])
+def test_the_recipe_fits_its_gpus_and_its_budget(recipe, gpus):
+    planned = plan(load(CONFIGS / f"{recipe}.yaml"), gpus)
+    o = planned.outline
+    assert planned.placement.gpus == gpus
+    assert planned.placement.idle_gpus == 0
+    assert all(None not in load.bytes and load.total_bytes < load.card_bytes for load in o.gpus)
+    # GRLO's arithmetic: 15 epochs of 4,096 prompts, 1,024 responses a step in 4 updates.
+    assert o.responses_per_step == 1024
+    assert planned.config.run.steps * o.responses_per_step == 15 * 4096
+    assert (o.updates_per_step, o.total_updates) == (4, 240)
+    assert o.training_hours * gpus / 2 < planned.config.run.gpu_hours
+
+
+def test_the_second_stage_plans_with_the_first_stages_model():
+    overrides = ["model.path=Qwen/Qwen3-4B-Base"]
+    planned = plan(load(CONFIGS / "grlo-rlvr.yaml", overrides), 8)
+    assert planned.outline.responses_per_step == 1024
+    assert {p.role for p in planned.outline.processes} >= {"trainer", "rollout", "coordinator"}
+
+
+def test_the_dry_run_shows_it_and_says_that_the_gpus_are_elsewhere(capsys):
+    assert main(["--config", str(CONFIGS / "grlo.yaml"), "--gpus", "8", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "this machine does not have them" in shown
+    assert "22.7, 2.84 h of 8 GPUs" in shown
+    assert "GPU hours expected" in shown
+    assert "61,440" in shown
+    assert "Not on this machine, so not checked" in shown
+
+
+def test_without_dry_run_gpus_that_are_not_there_are_refused(capsys):
+    assert main(["--config", str(CONFIGS / "grlo.yaml"), "--gpus", "8"]) == 2
+    assert "--gpus 8" in capsys.readouterr().err
+
+
+def test_the_recipe_in_small_loads():
+    config = load(CONFIGS / "grlo-tiny.yaml")
+    assert config.objective.advantage == load(CONFIGS / "grlo.yaml").objective.advantage
+    assert config.trainer.backend == "deepspeed"
