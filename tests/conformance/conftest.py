@@ -47,7 +47,7 @@ class TorchHarness:
     logprob_tolerance = 1e-4
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
-        own = type(model)(model.config)
+        own = type(model)(model.config).to(model.dtype)
         own.load_state_dict(model.state_dict())
         return TorchEngine(own, capacity=capacity, max_length=max_length, **settings)
 
@@ -60,18 +60,19 @@ class TorchHarness:
 
 
 class VllmHarness:
-    """Engines over a few vLLM processes, started when first needed and kept: a start takes seconds."""
+    """Engines over a few vLLM processes, started when first needed and kept: a start takes seconds. One
+    process for each capacity and dtype."""
 
     logprob_tolerance = 1e-4
 
     CAPACITIES = (1, 2, 64)
-    """One process of each. Which capacity above 2 an engine has, the suite does not look at."""
+    """Which capacity above 2 an engine has, the suite does not look at."""
     MAX_LENGTH = 128
 
     def __init__(self, loop: asyncio.Runner, folder: Path) -> None:
         self._loop = loop
         self._folder = folder
-        self._started: dict[int, AsyncLLM] = {}
+        self._started: dict[tuple[int, str], AsyncLLM] = {}
 
     def make(
         self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = MAX_LENGTH, **settings
@@ -82,7 +83,7 @@ class VllmHarness:
         assert max_length == self.MAX_LENGTH
         capacity = next(c for c in self.CAPACITIES if c >= capacity)
         llm = self._running(capacity, model)
-        expected = ExpectedWeights(str(self._folder), "float32")
+        expected = ExpectedWeights(str(self._folder), dtype_of(model))
         engine = VllmEngine(llm, expected, capacity=capacity, max_length=max_length, **settings)
         self._loop.run(self._begin(engine, model))
         return engine
@@ -90,14 +91,15 @@ class VllmHarness:
     def _running(self, capacity: int, model: PreTrainedModel) -> AsyncLLM:
         from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
 
-        llm = self._started.get(capacity)
+        dtype = dtype_of(model)
+        llm = self._started.get((capacity, dtype))
         if llm is None or llm.errored:  # a test has closed it
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(self._folder)
-            llm = self._started[capacity] = launch(
+            llm = self._started[capacity, dtype] = launch(
                 LaunchSettings(
                     str(self._folder),
-                    "float32",
+                    dtype,
                     capacity=capacity,
                     max_length=self.MAX_LENGTH,
                     report_every_tokens=1,
@@ -120,6 +122,10 @@ class VllmHarness:
     def close(self) -> None:
         while self._started:
             self._started.popitem()[1].shutdown()
+
+
+def dtype_of(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def recomputed(
     """Logprob of each output token by a forward over the whole sequence, under the version it is stamped
     with."""
     sequence = torch.tensor([*request.prompt_ids.tolist(), *output.ids])[None]
-    logits = {v: models[v](sequence, use_cache=False).logits[0].numpy() for v in set(output.versions)}
+    logits = {v: models[v](sequence, use_cache=False).logits[0].float().numpy() for v in set(output.versions)}
     first = len(request.prompt_ids) - 1
     return np.array(
         [

@@ -110,6 +110,29 @@ def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update, expec
         assert error < harness.logprob_tolerance
 
 
+def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_qwen3):
+    """To transformers in the same dtype, across an update; the other version is far off."""
+    models = {v: make_qwen3(seed=v, dtype=torch.bfloat16) for v in range(2)}
+    requests = [request(f"r{i}", 3 + 5 * i, 40, seed=i, temperature=0.9) for i in range(6)]
+    engine = harness.make(models[0], capacity=64, kv_on_update="recompute")
+
+    async def scenario() -> list[Output]:
+        streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+        await harness.progress(engine, 15 * len(requests))
+        await engine.update_weights(LocalWeights(1, models[1].state_dict()))
+        await harness.progress(engine, sys.maxsize)
+        return await asyncio.gather(*streams)
+
+    outputs = list(zip(requests, run(scenario()), strict=True))
+    assert all(set(output.versions) == {0, 1} for _, output in outputs)
+
+    def error(models) -> float:
+        return np.mean([np.abs(o.logprobs - recomputed(models, r, o)).mean() for r, o in outputs])
+
+    assert error(models) < 5e-2
+    assert error({0: models[1], 1: models[0]}) > 1.0
+
+
 def test_the_two_references_differ(make_qwen3):
     """Guards the test above: keeping and recomputing the cache can be told apart."""
     models = {v: make_qwen3(seed=v) for v in range(2)}
