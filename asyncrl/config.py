@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from asyncrl import yaml_tree
 from asyncrl.config_messages import explain
+from asyncrl.config_servers import impossible_servers
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
@@ -163,14 +164,33 @@ class VllmEngineConfig(Section):
     hung and replaced."""
 
 
+class HttpEngineConfig(Section):
+    urls: list[str] = []
+    """The servers, each as `http://HOST:PORT`. One worker drives them all."""
+    weights_dir: str | None = None
+    """A folder that this machine and all servers see under the same path: weight versions go through it,
+    two at a time. On one host `/dev/shm/NAME` is fastest. One run at a time can use it."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the servers' API key, where they ask for one."""
+    answer_timeout_s: float = Field(10.0, gt=0)
+    """A server that does not answer for this long is taken for dead: the others get its requests. It serves
+    again once it answers and has the newest weights."""
+    load_timeout_s: float = Field(60.0, gt=0)
+    """The same, while it loads a weight version; keep it below `weights.ack_timeout_s`."""
+    stall_timeout_s: float = Field(120.0, gt=0)
+    """The same, for a server that answers and generates nothing with requests running."""
+    patience_s: float = Field(120.0, gt=0)
+    """With no server left, the run ends after this long."""
+
+
 class RolloutConfig(Section):
-    engine: Literal["torch", "vllm", "paced"] = "torch"
-    """`torch`: the embedded engine. `vllm`: vLLM, in processes of its own. `paced`: waits as long as a GPU
-    would take instead of computing (benchmarks)."""
+    engine: Literal["torch", "vllm", "http", "paced"] = "torch"
+    """`torch`: the embedded engine. `vllm`: vLLM, in processes of its own. `http`: running vLLM servers that
+    somebody else operates. `paced`: waits as long as a GPU would take instead of computing (benchmarks)."""
     workers: int = Field(1, ge=1)
     """Rollout worker processes, each with an engine of its own."""
     slots: int = Field(64, ge=1)
-    """Requests that decode at the same time, per worker."""
+    """Requests that decode at the same time, per worker (with `http`, on all servers together)."""
     group_size: int = Field(8, ge=1)
     """Responses sampled for each prompt."""
     max_new_tokens: int = Field(256, ge=1)
@@ -198,6 +218,7 @@ class RolloutConfig(Section):
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks over which each vLLM engine splits the model: processes on the CPU, GPUs elsewhere."""
     vllm: VllmEngineConfig = VllmEngineConfig()
+    http: HttpEngineConfig = HttpEngineConfig()
     paced: PacedEngineConfig = PacedEngineConfig()
 
 
@@ -496,8 +517,8 @@ class WeightsConfig(Section):
     ack_timeout_s: float = Field(120.0, gt=0)
     """Longest wait for an engine to take a weight version, before the run ends and names it."""
     canary: bool = True
-    """After each update, have vLLM engines score a fixed short sequence, and stop the run when the trainer's
-    scores are others: proof that an engine computes with the weights that it was given."""
+    """After each update, have vLLM engines and servers score a fixed short sequence, and stop the run when
+    the trainer's scores are others: proof that an engine computes with the weights that it was given."""
 
 
 class PlacementConfig(Section):
@@ -570,6 +591,8 @@ def _impossible(c: Config) -> Iterator[str]:
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_backends(c)
+    if c.rollout.engine == "http":
+        yield from impossible_servers(c)
     yield from _impossible_ranks(c)
     yield from _impossible_network(c.network)
 
@@ -735,7 +758,7 @@ def _there_are(names: Iterable[str]) -> str:
 
 def _impossible_backends(c: Config) -> Iterator[str]:
     paced = (c.rollout.engine == "paced", c.trainer.backend == "paced")
-    if c.run.mode == "inline" and c.rollout.engine == "vllm":
+    if c.run.mode == "inline" and c.rollout.engine in ("vllm", "http"):
         yield (
             "run.mode=inline steps the embedded engine by hand, and vLLM schedules by itself; use "
             "rollout.engine=torch, or run.mode=async"

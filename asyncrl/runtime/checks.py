@@ -6,6 +6,8 @@ import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -116,6 +118,8 @@ def engine(config: Config, placement: Placement) -> None:
     """The engine is installed, for the device that the engines compute on."""
     if config.rollout.engine == "vllm":
         distribution.refuse_unsupported(placement.of("rollout")[0].device)
+    if config.rollout.engine == "http" and importlib.util.find_spec("aiohttp") is None:
+        raise ConfigError("rollout.engine=http: needs the package aiohttp: pip install 'asyncrl[http]'")
 
 
 def trainer(config: Config) -> None:
@@ -125,6 +129,28 @@ def trainer(config: Config) -> None:
             "trainer.backend=deepspeed: needs the package deepspeed: pip install 'asyncrl[deepspeed]', or "
             "use trainer.backend=torch with trainer.ranks=1"
         )
+
+
+def servers(config: Config, prompts: PromptSet) -> None:
+    """The servers of `rollout.engine=http` answer, and run with options that can be used."""
+    http = config.rollout.http
+    if config.rollout.engine != "http":
+        return
+    from asyncrl.rollout.engines.http.facts import Needs
+    from asyncrl.rollout.engines.http.probe import unusable
+
+    if http.api_key_env is not None and not os.environ.get(http.api_key_env):
+        raise ConfigError(
+            f"rollout.http.api_key_env={http.api_key_env}: there is no such environment variable; put the "
+            "servers' API key into it"
+        )
+    key = os.environ[http.api_key_env] if http.api_key_env else None
+    needs = Needs(config.model.dtype, prompts.longest_tokens + config.rollout.max_new_tokens)
+    ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
+    with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
+        problems = thread.submit(ask, http.urls, needs, key).result()
+    if problems:
+        raise ConfigError("\n".join(f"rollout.http.urls: {problem}" for problem in problems))
 
 
 def budget(config: Config, placement: Placement) -> None:

@@ -177,6 +177,8 @@ def _rollout(
     weights = weights_bytes(config, model) if model is not None else 0
     if rollout.engine == "paced":
         return Memory("rollout", {})
+    if rollout.engine == "http":  # the servers' memory is their operators' business
+        return Memory("rollout", {"incoming weights": weights})
     if rollout.engine == "vllm" and card_bytes is not None:
         # vLLM takes its share of the GPU whole, and fills what the weights leave of it with its KV cache.
         share = int(rollout.vllm.gpu_memory_utilization * card_bytes)

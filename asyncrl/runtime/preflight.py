@@ -111,6 +111,8 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
         checks.reward_routes(config, functions, prompts)
         check_pairs(config, models.reward, prompts)
         checks.prompts_fit(config, models.policy, prompts)
+        if needs_all:
+            checks.servers(config, prompts)
     implied = outline(config, placement, models, rows, longest, machine.gpu_bytes)
     gpu_checks.shares(config, implied)
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]

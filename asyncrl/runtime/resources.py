@@ -197,7 +197,7 @@ def _needs(config: Config) -> list[_Need]:
             key="rollout",
             roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
             gpus_each=rollout.tensor_parallel_size,
-            device="cpu" if rollout.engine == "paced" else rollout.device,
+            device="cpu" if rollout.engine in ("paced", "http") else rollout.device,
             threads=rollout.threads,
             settings=engines,
         ),

@@ -127,7 +127,7 @@ class TrainLoop:
     async def _publish(self, version: int) -> dict[str, float]:
         c = self._config
         # The embedded engine computes with the very tensors that it is given: nothing to prove.
-        wanted = c.weights.canary and c.rollout.engine == "vllm"
+        wanted = c.weights.canary and c.rollout.engine in ("vllm", "http")
         canary = await self._in_executor(self._trainer.canary) if wanted else None
         return await self._link.publish(version, self._trainer.weights(), canary)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 import torch
 from transformers import PreTrainedModel
+from vllm_servers import VllmServer
 
 from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.engines.http.engine import HttpEngine
 from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.weights.canary import make_canary
 from asyncrl.weights.source import LocalWeights
 
 if TYPE_CHECKING:
@@ -128,6 +132,71 @@ def dtype_of(model: PreTrainedModel) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
+class HttpHarness:
+    """Engines over one vLLM server, one after the other. How many requests run at a time is the engine's
+    business."""
+
+    logprob_tolerance = 1e-4
+
+    MAX_LENGTH = 128
+    STEP_S = 0.02
+    """Length of a step where the engine is to be held soon: the request to hold it takes longer than a step
+    of so small a model."""
+
+    def __init__(self, loop: asyncio.Runner, folder: Path) -> None:
+        self._loop = loop
+        self._folder = folder
+        self._server: VllmServer | None = None
+        self._engines: list[HttpEngine] = []
+
+    def make(
+        self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = MAX_LENGTH, **settings
+    ) -> Engine:
+        from asyncrl.rollout.engines.http.weights_dir import WeightsDir
+        from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+
+        if self._server is None:
+            model.config.architectures = [type(model).__name__]
+            model.save_pretrained(self._folder / "model")
+            self._server = VllmServer(
+                self._folder / "model",
+                self._folder / "server.log",
+                *("--max-model-len", str(self.MAX_LENGTH), "--max-num-seqs", "65", "--skip-tokenizer-init"),
+            ).wait()
+        engine = HttpEngine(
+            [self._server.url],
+            WeightsDir(self._folder / f"weights-{len(self._engines)}"),
+            ExpectedWeights(str(self._folder / "model"), "float32"),
+            dtype="float32",
+            capacity=capacity,
+            max_length=max_length,
+            report_every_tokens=1,
+            **settings,
+        )
+        self._engines.append(engine)
+        self._server.call("asyncrl_pace", self.STEP_S)
+        self._loop.run(engine.update_weights(LocalWeights(0, model.state_dict(), make_canary(model))))
+        return engine
+
+    async def progress(self, engine: Engine, tokens: int) -> None:
+        assert isinstance(engine, HttpEngine)
+        assert self._server is not None
+        target = engine.stats().generated_tokens + tokens
+        await asyncio.to_thread(
+            self._server.call, "asyncrl_pace", 0.0 if tokens == sys.maxsize else self.STEP_S
+        )
+        await engine.release()
+        while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
+            await asyncio.sleep(0.0005)
+        await engine.hold()
+
+    def close(self) -> None:
+        for engine in self._engines:
+            self._loop.run(engine.close())
+        if self._server is not None:
+            self._server.kill()
+
+
 @pytest.fixture(scope="session")
 def loop() -> Iterator[asyncio.Runner]:
     """One event loop for all tests: vLLM's sockets belong to the loop that first used them."""
@@ -142,12 +211,23 @@ def vllm_harness(loop, tmp_path_factory) -> Iterator[VllmHarness]:
     harness.close()
 
 
-HARNESSES = ["torch", pytest.param("vllm", marks=pytest.mark.vllm)]
+@pytest.fixture(scope="session")
+def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
+    harness = HttpHarness(loop, tmp_path_factory.mktemp("http"))
+    yield harness
+    harness.close()
+
+
+HARNESSES = [
+    "torch",
+    pytest.param("vllm", marks=pytest.mark.vllm),
+    pytest.param("http", marks=pytest.mark.vllm),
+]
 
 
 @pytest.fixture(params=HARNESSES)
 def harness(request) -> Harness:
-    return TorchHarness() if request.param == "torch" else request.getfixturevalue("vllm_harness")
+    return TorchHarness() if request.param == "torch" else request.getfixturevalue(f"{request.param}_harness")
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from asyncrl.config import Config
 from asyncrl.rollout.engine import Engine
 
 if TYPE_CHECKING:
+    from asyncrl.rollout.engines.http.engine import HttpEngine
     from asyncrl.rollout.engines.torch import TorchEngine
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
 
@@ -24,6 +27,8 @@ def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
             step_per_request_s=c.paced.step_per_request_s,
             min_new_tokens=c.paced.min_new_tokens,
         )
+    if c.engine == "http":
+        return _make_http_engine(config, longest_prompt_tokens)
     if c.engine == "vllm":
         return _make_vllm_engine(config, longest_prompt_tokens)
     return make_torch_engine(config, longest_prompt_tokens)
@@ -59,6 +64,31 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
         kv_on_update=c.kv_on_update,
         stop_token_ids=stop_token_ids(model),
         answer_timeout_s=c.vllm.answer_timeout_s,
+    )
+
+
+def _make_http_engine(config: Config, longest_prompt_tokens: int) -> HttpEngine:
+    from asyncrl.rollout.engines.http.engine import Deadlines, HttpEngine
+    from asyncrl.rollout.engines.http.weights_dir import WeightsDir
+    from asyncrl.rollout.engines.torch import stop_token_ids
+    from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+
+    c, model, http = config.rollout, config.model, config.rollout.http
+    assert http.weights_dir is not None
+    return HttpEngine(
+        http.urls,
+        WeightsDir(Path(http.weights_dir)),
+        ExpectedWeights(model.path, model.dtype, model.trust_remote_code),
+        dtype=model.dtype,
+        capacity=c.slots,
+        max_length=longest_prompt_tokens + c.max_new_tokens,
+        group_size=c.group_size,
+        kv_on_update=c.kv_on_update,
+        stop_token_ids=stop_token_ids(model),
+        api_key=None if http.api_key_env is None else os.environ[http.api_key_env],
+        deadlines=Deadlines(
+            http.answer_timeout_s, http.load_timeout_s, http.stall_timeout_s, http.patience_s
+        ),
     )
 
 

