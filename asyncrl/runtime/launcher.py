@@ -19,6 +19,7 @@ from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
+from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage
 from asyncrl.runtime.event_loop import run_to_end
@@ -67,7 +68,7 @@ def run(
         try:
             for warning in prepared.warnings:
                 view.event(warning)
-            with _no_shared_memory_left(run_dir):
+            with _no_weights_left(config), _no_shared_memory_left(run_dir):
                 run_to_end(_run(prepared, run_dir, view))
         finally:
             view.stop()
@@ -184,6 +185,17 @@ async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def _no_weights_left(config: Config) -> Iterator[None]:
+    """Whatever kills a rollout worker: the weights that it has put where servers find them go."""
+    http = config.rollout.http
+    try:
+        yield
+    finally:
+        if config.rollout.engine == "http" and http.weights_dir is not None:
+            weights_dir.sweep(Path(http.weights_dir))
 
 
 @contextmanager

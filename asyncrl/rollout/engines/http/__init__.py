@@ -1,2 +1,2 @@
-"""Running vLLM servers that somebody else operates, as one rollout engine. Nothing here is imported before
-a run asks for `rollout.engine=http`."""
+"""Running vLLM servers that somebody else operates, as one rollout engine. Nothing that needs aiohttp is
+imported before a run asks for `rollout.engine=http`."""

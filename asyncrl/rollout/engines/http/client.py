@@ -177,7 +177,9 @@ class Client:
     def _unheard(self, what: str, error: Exception, timeout_s: float) -> ServerError:
         if isinstance(error, TimeoutError):
             return ServerError(f"{self.url}: {what} was not answered within {timeout_s:g} s", None)
-        return ServerError(f"{self.url}: {what}: {error or type(error).__name__}", None)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return ServerError(f"{self.url}: no server answers there: {error.os_error}", None)
+        return ServerError(f"{self.url}: {what}: {str(error) or type(error).__name__}", None)
 
 
 def _shown(text: str) -> str:

@@ -212,15 +212,17 @@ class HttpEngine:
         if self._broken is None:
             self._break(EngineError("the engine was closed"))
         self._dispatcher.close()
-        swaps = {task for task in self._tasks if task.get_name().startswith(_SWAP)}
-        if swaps:
-            await asyncio.wait(swaps, timeout=CLOSING_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-        self._weights_dir.close()
+        try:
+            swaps = {task for task in self._tasks if task.get_name().startswith(_SWAP)}
+            if swaps:
+                await asyncio.wait(swaps, timeout=CLOSING_S)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._session is not None:
+                await self._session.close()
+        finally:
+            self._weights_dir.close()
 
     # ---- servers -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import fcntl
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 _PREFIX = "asyncrl-v"
 _KEY = "rollout.http.weights_dir"
+
+
+def sweep(path: Path) -> None:
+    """Remove what a run has left in its folder, unless another one is using that by now."""
+    if path.is_dir():
+        with suppress(RunFailed):
+            WeightsDir(path).close()
 
 
 class WeightsDir:
