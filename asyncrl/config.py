@@ -151,6 +151,11 @@ class PacedEngineConfig(Section):
     """Response lengths are uniform from here to `rollout.max_new_tokens`, by the request's seed."""
 
 
+class TorchEngineConfig(Section):
+    cuda_graphs: bool = False
+    """Capture decode steps as CUDA graphs, on a GPU: faster steps, and a pause at the first of each shape."""
+
+
 class VllmEngineConfig(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that an engine takes, weights included. Where the trainer shares the GPU it
@@ -217,6 +222,7 @@ class RolloutConfig(Section):
     """CPU threads of each worker's engine."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks over which each vLLM engine splits the model: processes on the CPU, GPUs elsewhere."""
+    torch: TorchEngineConfig = TorchEngineConfig()
     vllm: VllmEngineConfig = VllmEngineConfig()
     http: HttpEngineConfig = HttpEngineConfig()
     paced: PacedEngineConfig = PacedEngineConfig()

@@ -115,11 +115,17 @@ def network(config: Config) -> None:
 
 
 def engine(config: Config, placement: Placement) -> None:
-    """The engine is installed, for the device that the engines compute on."""
+    """The engine is installed, and can be as it is set, on the device that the engines compute on."""
+    device = placement.of("rollout")[0].device
     if config.rollout.engine == "vllm":
-        distribution.refuse_unsupported(placement.of("rollout")[0].device)
+        distribution.refuse_unsupported(device)
     if config.rollout.engine == "http" and importlib.util.find_spec("aiohttp") is None:
         raise ConfigError("rollout.engine=http: needs the package aiohttp: pip install 'asyncrl[http]'")
+    if config.rollout.engine == "torch" and config.rollout.torch.cuda_graphs and device == "cpu":
+        raise ConfigError(
+            "rollout.torch.cuda_graphs=true: the engines compute on the CPU, which has no CUDA graphs; leave "
+            "it out"
+        )
 
 
 def trainer(config: Config) -> None:

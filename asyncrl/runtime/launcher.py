@@ -142,11 +142,13 @@ def _on_devices(prepared: Prepared) -> Config:
     """The config with the devices of its placement: in `inline` mode no environment of a role's own hides the
     GPUs."""
     config = prepared.config
-    devices = {place.kind: {"device": place.device} for place in prepared.placement.places}
+    on = {place.kind: {"device": place.device} for place in prepared.placement.places}
+    models = [m.model_copy(update=on[f"reward-{i}"]) for i, m in enumerate(config.reward.models)]
     return config.model_copy(
         update={
-            "trainer": config.trainer.model_copy(update=devices["trainer"]),
-            "rollout": config.rollout.model_copy(update=devices["rollout"]),
+            "trainer": config.trainer.model_copy(update=on["trainer"]),
+            "rollout": config.rollout.model_copy(update=on["rollout"]),
+            "reward": config.reward.model_copy(update={"models": models}),
         }
     )
 

@@ -159,6 +159,8 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     """
     needs = _needs(config)
     usable = _usable(asked, available)
+    if config.run.mode == "inline":
+        usable = min(usable, 1)  # one process computes everything
     for need in needs:
         if need.device == "cuda" and not usable:
             reason = "--gpus 0 allows none" if available else "this machine has no GPU that CUDA can use"
@@ -234,7 +236,7 @@ def _usable(asked: int | None, available: int) -> int:
 
 def _are_shared(config: Config, usable: int) -> bool:
     """Whether the engines start at GPU 0 like the trainer's ranks, instead of after them."""
-    if config.run.mode == "inline":  # one process trains and generates
+    if config.run.mode == "inline":
         return True
     colocate = config.placement.colocate
     return colocate == "always" or (colocate == "auto" and usable == 1)

@@ -87,7 +87,9 @@ def test_reward_models_stand_apart_where_trainer_and_engines_share():
 
 
 def test_inline_mode_has_one_process_and_so_one_gpu():
-    assert gpus(assign(config(mode="inline", colocate="never"), None, 4)) == [(0,), (0,)]
+    models = [{"path": "x"}, {"path": "y", "device": "cpu"}]
+    placement = assign(config(mode="inline", colocate="never", models=models), None, 4)
+    assert gpus(placement) == [(0,), (0,), (0,), ()]
 
 
 def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():

@@ -62,6 +62,15 @@ def test_a_tied_model_arrives_whole(publisher, make_qwen3):
     assert_same(other.state_dict(), model.state_dict())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here there is pinned memory")
+def test_without_pinned_memory_an_engine_goes_on_and_says_so(publisher, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    tensors = {"a": torch.arange(5.0)}
+    read = ShmWeights(publisher.publish(0, tensors)).tensors()
+    assert torch.equal(read["a"], tensors["a"])
+    assert "no pinned memory for" in caplog.text
+
+
 def test_copies_are_private(publisher):
     notice = publisher.publish(0, {"w": torch.ones(4)})
     first, second = ShmWeights(notice).tensors(), ShmWeights(notice).tensors()

@@ -110,4 +110,5 @@ def make_torch_engine(config: Config, longest_prompt_tokens: int) -> TorchEngine
         max_length=longest_prompt_tokens + c.max_new_tokens,
         kv_on_update=c.kv_on_update,
         stop_token_ids=stop_token_ids(config.model),
+        cuda_graphs=c.torch.cuda_graphs,
     )

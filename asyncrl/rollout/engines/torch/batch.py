@@ -44,6 +44,7 @@ class ContinuousBatch:
         stop_token_ids: tuple[int, ...],
         version: int,
         prefill_tokens: int,
+        cuda_graphs: bool,
     ) -> None:
         refuse_unsupported(model, max_length)
         model.eval().requires_grad_(False)
@@ -51,8 +52,8 @@ class ContinuousBatch:
         self.max_length = max_length
         self.version = version
         self.generated_tokens = 0
-        self.weights = LiveWeights(model)
-        self._decoder = Decoder(model, capacity, max_length)
+        self.weights = LiveWeights(model, in_place=cuda_graphs)
+        self._decoder = Decoder(model, capacity, max_length, cuda_graphs=cuda_graphs)
         refuse_if_inexact(self._decoder)
         self._slots = Slots(capacity, max_length)
         self._waiting: deque[GenerationRequest] = deque()

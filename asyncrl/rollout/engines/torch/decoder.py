@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
+from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""
@@ -24,9 +25,15 @@ class UnsupportedModelError(ValueError):
 
 class Decoder:
     """Rows 0 .. A of the cache decode; `fill` writes any rows. Arrays of the host go in, logits on the device
-    come out."""
+    come out.
 
-    def __init__(self, model: PreTrainedModel, slots: int, max_length: int) -> None:
+    cuda_graphs: decode by CUDA graphs (see `StaticDecode`). The model's weights must then stay where they
+        are.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, slots: int, max_length: int, *, cuda_graphs: bool = False
+    ) -> None:
         self.model = model
         self.device = model.device
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
@@ -42,6 +49,14 @@ class Decoder:
             shapes = _layer_shapes(model)
         parameter = next(model.parameters()).detach()
         self.cache = SlotCache(shapes, slots, max_length, like=parameter)
+        if cuda_graphs and outgrown_window(model, max_length):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} attends to a window of its last tokens, in which the padding rows of "
+                "a CUDA graph would see nothing; set rollout.torch.cuda_graphs=false"
+            )
+        self._step = self._decode
+        if cuda_graphs:
+            self._step = StaticDecode(self._decode, slots, max_length, self.device, WIDTH_STEP)
 
     @torch.inference_mode()
     def fill(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
@@ -58,14 +73,16 @@ class Decoder:
     def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
         """Logits [A, V] after `tokens` [A], each at its own of `positions` [A], in rows 0 .. A."""
         width = -(-(int(positions.max()) + 1) // WIDTH_STEP) * WIDTH_STEP
-        place = self._upload(positions)
-        self.cache.decode(place, min(width, self.cache.max_length))
-        return self._forward(self._upload(tokens)[:, None], place[:, None])[:, -1]
+        return self._step(self._upload(tokens), self._upload(positions), min(width, self.cache.max_length))
 
     @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` keys and values of rows `sources` to rows `targets`, as if all at once."""
         self.cache.copy(self._upload(np.asarray(sources)), self._upload(np.asarray(targets)), width)
+
+    def _decode(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
+        self.cache.decode(positions, width)
+        return self._forward(tokens[:, None], positions[:, None])[:, -1]
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self.model(
@@ -78,6 +95,13 @@ class Decoder:
 
     def _upload(self, array: NDArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def outgrown_window(model: PreTrainedModel, max_length: int) -> int:
+    """The longest attention window or chunk that a request of `max_length` tokens can outgrow, or 0."""
+    config = model.config.get_text_config()
+    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return max((size for size in sizes if isinstance(size, int) and size < max_length), default=0)
 
 
 def _layer_shapes(model: PreTrainedModel) -> list[LayerShape]:

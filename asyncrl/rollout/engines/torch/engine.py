@@ -40,6 +40,8 @@ class TorchEngine:
     stop_token_ids: end every request, besides its own.
     prefill_tokens: prompt tokens (padding included) that are computed between two decode steps, unless one
         prompt alone is longer.
+    cuda_graphs: capture decode steps as CUDA graphs. A weight update then copies the new weights into the
+        place of the old, instead of changing pointers.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TorchEngine:
         device: torch.device | str | None = None,
         version: int = 0,
         prefill_tokens: int = 4096,
+        cuda_graphs: bool = False,
     ) -> None:
         if capacity < 1 or max_length < 2:
             raise ValueError(
@@ -67,6 +70,7 @@ class TorchEngine:
             stop_token_ids=stop_token_ids,
             version=version,
             prefill_tokens=prefill_tokens,
+            cuda_graphs=cuda_graphs,
         )
         self._streams = Streams(self.abort)
         self._work = asyncio.Event()

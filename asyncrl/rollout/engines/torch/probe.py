@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
 
 _TOKENS = 12
 _DECODED = 3
@@ -39,7 +39,7 @@ def refuse_if_inexact(decoder: Decoder) -> None:
 def _median_error(decoder: Decoder) -> float:
     """Relative error of the logits, the median over rows and positions."""
     model, cache = decoder.model, decoder.cache
-    length = min(cache.max_length, max(_TOKENS, _window(model, cache.max_length) + _DECODED + 1))
+    length = min(cache.max_length, max(_TOKENS, outgrown_window(model, cache.max_length) + _DECODED + 1))
     decoded = min(_DECODED, length - 1)
     lengths = [
         length - 2 * (row % 2) for row in range(min(cache.slots, 2)) if length - 2 * (row % 2) > decoded
@@ -60,13 +60,6 @@ def _median_error(decoder: Decoder) -> float:
             for row, position in enumerate(positions)
         ]
     return float(torch.stack(errors).median())
-
-
-def _window(model: PreTrainedModel, max_length: int) -> int:
-    """The longest attention window or chunk that a request of `max_length` tokens can outgrow, or 0."""
-    config = model.config.get_text_config()
-    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return max((size for size in sizes if isinstance(size, int) and size < max_length), default=0)
 
 
 @torch.inference_mode()

@@ -11,9 +11,13 @@ from asyncrl.weights.source import WeightsError, untied
 
 
 class LiveWeights:
-    """Parameters and persistent buffers of `model`, tied ones once, under their first `state_dict` name."""
+    """Parameters and persistent buffers of `model`, tied ones once, under their first `state_dict` name.
 
-    def __init__(self, model: nn.Module) -> None:
+    in_place: keep them where they are in memory, and copy versions there.
+    """
+
+    def __init__(self, model: nn.Module, *, in_place: bool = False) -> None:
+        self._in_place = in_place
         self._live = untied(model.state_dict(keep_vars=True))
         device = next(iter(self._live.values())).device
         # A stream of its own, so that decoding does not queue behind the copies. Memory of the version before
@@ -42,10 +46,13 @@ class LiveWeights:
         return staged
 
     def adopt(self, staged: Mapping[str, Tensor]) -> None:
-        """Make staged tensors the live ones: pointers change hands, no data moves, and tied modules stay tied
-        since they share the parameter itself. No forward pass may be in progress."""
+        """Make staged tensors the live ones: pointers change hands, no data moves (unless `in_place`), and
+        tied modules stay tied since they share the parameter itself. No forward pass may be in progress."""
         for name, live in self._live.items():
-            live.data = staged[name]
+            if self._in_place:
+                live.data.copy_(staged[name])
+            else:
+                live.data = staged[name]
 
 
 def _refuse_names(tensors: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
