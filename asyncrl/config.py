@@ -208,9 +208,10 @@ class RolloutConfig(Section):
     """Sample among the k most likely tokens; 0 is off."""
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = []
     """Token ids that end a response, besides the model's own end-of-sequence tokens."""
-    kv_on_update: Literal["keep", "recompute"] = "keep"
+    kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep"
     """On a weight update, `keep` the running requests' keys and values of the old weights, or `recompute`
-    them."""
+    them in place. `resubmit` (vLLM only) recomputes by taking the requests back and sending them again with
+    the tokens so far."""
     max_attempts: int = Field(3, ge=1)
     """Attempts at a group (after failed rewards or lost workers) before it is counted as failed."""
     max_restarts: int = Field(5, ge=0)
@@ -773,6 +774,12 @@ def _impossible_backends(c: Config) -> Iterator[str]:
         yield (
             f"rollout.tensor_parallel_size={c.rollout.tensor_parallel_size}: only rollout.engine=vllm splits "
             f"a model; use it instead of rollout.engine={c.rollout.engine}, or rollout.tensor_parallel_size=1"
+        )
+    if c.rollout.kv_on_update == "resubmit" and c.rollout.engine != "vllm":
+        yield (
+            f"rollout.kv_on_update=resubmit is for rollout.engine=vllm; rollout.engine={c.rollout.engine} "
+            "need not take requests back to compute them anew: use rollout.kv_on_update=recompute, which "
+            "samples from the same distribution"
         )
     if c.run.mode == "inline" and any(paced):
         yield "run.mode=inline computes and cannot pace an engine or trainer; use run.mode=async"

@@ -341,6 +341,11 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
             "use staleness.on_stale=wait",
         ),
         (["run.mode=inline", "rollout.workers=2"], "has one engine", "use rollout.workers=1"),
+        (
+            ["rollout.kv_on_update=resubmit"],
+            "resubmit is for rollout.engine=vllm; rollout.engine=torch",
+            "use rollout.kv_on_update=recompute",
+        ),
         (["run.mode=inline", "rollout.engine=paced"], "cannot pace", "use run.mode=async"),
         (["trainer.backend=paced"], "trains no model", "use rollout.engine=paced"),
         (["model.attn_implementation=flash_attention_2"], "16 bits only", "model.dtype=bfloat16"),

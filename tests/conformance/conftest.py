@@ -31,6 +31,8 @@ DEADLINE_S = 60.0
 class Harness(Protocol):
     logprob_tolerance: float
     """Largest difference, in float32, to the log-probabilities of a transformers forward."""
+    kv_on_update: tuple[str, ...]
+    """What the engine can do with the running requests' keys and values on an update."""
 
     def make(
         self,
@@ -49,6 +51,7 @@ class Harness(Protocol):
 
 class TorchHarness:
     logprob_tolerance = 1e-4
+    kv_on_update = ("keep", "recompute")
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
@@ -68,6 +71,7 @@ class VllmHarness:
     process for each capacity and dtype."""
 
     logprob_tolerance = 1e-4
+    kv_on_update = ("keep", "recompute", "resubmit")
 
     CAPACITIES = (1, 2, 64)
     """Which capacity above 2 an engine has, the suite does not look at."""
@@ -228,6 +232,13 @@ HARNESSES = [
 @pytest.fixture(params=HARNESSES)
 def harness(request) -> Harness:
     return TorchHarness() if request.param == "torch" else request.getfixturevalue(f"{request.param}_harness")
+
+
+@pytest.fixture(params=["keep", "recompute", "resubmit"])
+def kv_on_update(request, harness) -> str:
+    if request.param not in harness.kv_on_update:
+        pytest.skip(f"this engine has no kv_on_update={request.param}")
+    return request.param
 
 
 @pytest.fixture

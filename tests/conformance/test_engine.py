@@ -15,6 +15,8 @@ from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParam
 from asyncrl.weights.source import LocalWeights, WeightsError
 
 VOCAB = 97
+EXPECTED = {"keep": stitched, "recompute": recomputed, "resubmit": recomputed}
+"""Log-probabilities after updates in flight, by `kv_on_update`."""
 
 
 def request(name: str, prompt: int | list[int], new_tokens: int = 16, **sampling) -> GenerationRequest:
@@ -76,10 +78,7 @@ def test_different_sampling_side_by_side(run, harness, make_qwen3):
         assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
 
 
-@pytest.mark.parametrize(
-    ("kv_on_update", "expected_logprobs"), [("recompute", recomputed), ("keep", stitched)]
-)
-def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update, expected_logprobs):
+def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update):
     """16 running requests, ragged, four versions: every token has the logprob of the version that it is
     stamped with."""
     models = {v: make_qwen3(seed=v) for v in range(4)}
@@ -106,7 +105,7 @@ def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update, expec
         assert output.finish_reason is FinishReason.LENGTH
         assert output.versions == sorted(output.versions)
         assert set(output.versions) == {0, 1, 2, 3}
-        error = np.abs(output.logprobs - expected_logprobs(models, r, output)).max()
+        error = np.abs(output.logprobs - EXPECTED[kv_on_update](models, r, output)).max()
         assert error < harness.logprob_tolerance
 
 
@@ -143,7 +142,6 @@ def test_the_two_references_differ(make_qwen3):
     assert difference[6:].min() > 1e-2
 
 
-@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
 def test_prompts_are_not_shared_across_versions(run, harness, make_qwen3, kv_on_update):
     """An equal prompt that comes after an update is computed by the new weights, though the old one still
     runs."""
@@ -167,10 +165,7 @@ def test_prompts_are_not_shared_across_versions(run, harness, make_qwen3, kv_on_
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(
-    ("kv_on_update", "expected_logprobs"), [("recompute", recomputed), ("keep", stitched)]
-)
-def test_random_traffic(run, harness, make_qwen3, kv_on_update, expected_logprobs, seed):
+def test_random_traffic(run, harness, make_qwen3, kv_on_update, seed):
     """Requests of few prompts arrive, end, are aborted and see weights change in any order; all exact."""
     models = {v: make_qwen3(seed=v) for v in range(8)}
     rng = np.random.default_rng(seed)
@@ -202,7 +197,7 @@ def test_random_traffic(run, harness, make_qwen3, kv_on_update, expected_logprob
         if output.finish_reason is not FinishReason.ABORT:
             assert len(output.ids) == r.sampling.max_new_tokens
         if output.ids:
-            error = np.abs(output.logprobs - expected_logprobs(models, r, output)).max()
+            error = np.abs(output.logprobs - EXPECTED[kv_on_update](models, r, output)).max()
             assert error < harness.logprob_tolerance
 
 

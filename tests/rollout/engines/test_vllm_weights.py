@@ -1,6 +1,7 @@
 """Weight updates of a real vLLM engine that go wrong, and many that go well."""
 
 import asyncio
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def test_a_version_that_was_overwritten_is_refused_and_the_next_one_taken(start,
     run(scenario())
 
 
-@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute", "resubmit"])
 def test_prompts_that_take_several_steps(start, make_qwen3, kv_on_update):
     """More prompt tokens than a step computes, of seeded requests: vLLM's CPU build dies of cutting one."""
 
@@ -177,6 +178,61 @@ def test_prompts_that_take_several_steps(start, make_qwen3, kv_on_update):
                 assert len(chunk.token_ids) == 30
         finally:
             await engine.close()
+
+    run(scenario())
+
+
+def test_a_resubmitted_request_goes_on_as_if_nothing_had_been(start, make_qwen3):
+    """Zeros as weights, so that the random numbers alone choose the tokens: a seed that began anew would
+    repeat them. Limits and stop tokens count from the request's own beginning."""
+    flat = make_qwen3()
+    for weight in flat.parameters():
+        torch.nn.init.zeros_(weight)
+    limit, stops = 100, (10, 11)
+    prompt = np.arange(3, 9, dtype=np.int32)
+    sampling = [SamplingParams(limit, seed=i, stop_token_ids=stops * (i % 2)) for i in range(16)]
+    sent = []
+
+    async def update_often(engine):
+        for number in itertools.count(1):
+            generated = engine.stats().generated_tokens
+            while engine.stats().generated_tokens < generated + 40:
+                await asyncio.sleep(0)
+            await engine.hold()
+            await engine.update_weights(LocalWeights(number, flat.state_dict()))
+            await engine.release()
+
+    async def scenario():
+        engine = start(kv_on_update="resubmit", report_every_tokens=1)
+        send = engine.llm.generate
+
+        def sending(what, *others):
+            sent.append((what["prompt_token_ids"], what["cache_salt"]))
+            return send(what, *others)
+
+        engine.llm.generate = sending
+        try:
+            await engine.update_weights(version(0, flat))
+            streams = [engine.generate(GenerationRequest(f"r{i}", prompt, s)) for i, s in enumerate(sampling)]
+            collecting = [asyncio.create_task(collect(stream)) for stream in streams]
+            updating = asyncio.create_task(update_often(engine))
+            chunks = [chunk for (chunk,) in await asyncio.gather(*collecting)]
+            updating.cancel()
+            await asyncio.gather(updating, return_exceptions=True)
+        finally:
+            await engine.close()
+        for s, chunk in zip(sampling, chunks, strict=True):
+            ids = chunk.token_ids.tolist()
+            first_stop = next((i for i, token in enumerate(ids) if token in s.stop_token_ids), None)
+            assert len(ids) == (limit if first_stop is None else first_stop + 1)
+            assert chunk.finish_reason == ("length" if first_stop is None else "stop")
+            for span in chunk.versions:
+                assert ([*prompt.tolist(), *ids[: span.start]], f"v{span.version}") in sent
+            pieces = [tuple(ids[span.start : span.start + 3]) for span in chunk.versions if span.length >= 3]
+            assert len(set(pieces)) == len(pieces), "the same random numbers again"
+        interrupted = [chunk for chunk in chunks if len(chunk.versions) > 1]
+        assert {chunk.finish_reason for chunk in interrupted} == {"length", "stop"}
+        np.testing.assert_allclose(np.concatenate([c.logprobs for c in chunks]), -np.log(97), atol=1e-5)
 
     run(scenario())
 

@@ -47,8 +47,8 @@ class VllmEngine:
     llm: started by `launch`.
     expected: what a weight version must look like.
     capacity, max_length: as `llm` was started with.
-    kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
-        Prompts are never shared across versions in either case.
+    kv_on_update: on a weight update, `keep` the running requests' keys and values, `recompute` them in place,
+        or abort and `resubmit` the requests with the tokens so far. Prompts are never shared across versions.
     stop_token_ids: end every request, besides its own.
     answer_timeout_s: longest wait for vLLM to answer, or to end a decode step, before it is taken for hung.
     """
@@ -60,7 +60,7 @@ class VllmEngine:
         *,
         capacity: int,
         max_length: int,
-        kv_on_update: Literal["keep", "recompute"] = "keep",
+        kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
         version: int = 0,
         answer_timeout_s: float = 120.0,
@@ -111,9 +111,9 @@ class VllmEngine:
         refuse_impossible(request, self._expected.vocab_size, self._max_length)
         stream = self._streams.open(request.request_id)
         self._mark_busy()
-        generation = Generation(self.llm, request, self._stop_ids(request), self._count)
+        generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
         self._generations[request.request_id] = generation
-        generation.start(self._version, self._deliver)
+        generation.start(self._version)
         return stream
 
     def abort(self, request_id: str) -> None:
@@ -139,13 +139,15 @@ class VllmEngine:
 
     async def hold(self) -> None:
         """Stop decoding between two steps until `release`; requests stay, updates go on."""
-        self._held = True
-        await self._pause(clear_cache=False)
+        async with self._updating:
+            self._held = True
+            await self._pause()
 
     async def release(self) -> None:
-        self._held = False
-        await self._resume()
-        await self._prove()
+        async with self._updating:
+            self._held = False
+            await self._resume()
+            await self._prove()
 
     def stats(self) -> EngineStats:
         busy_s = self._busy_s
@@ -189,8 +191,10 @@ class VllmEngine:
     async def _swap(self, notice: WeightNotice) -> float:
         started = time.perf_counter()
         version = notice.version
-        recompute = self._kv_on_update == "recompute"
-        await self._pause(clear_cache=recompute)
+        if self._kv_on_update == "resubmit":
+            await self._interrupt()
+        else:
+            await self._pause(clear_cache=self._kv_on_update == "recompute")
         try:
             await self._call("asyncrl_load", version)
         except EngineError as error:
@@ -198,19 +202,23 @@ class VllmEngine:
         await self._answer(self.llm.update_weight_version(str(version)), "to take the version's number")
         self._version = version
         self._unproven = notice if notice.canary is not None else None
-        if not recompute:
-            await self._start_again_what_has_not_started()
+        if self._kv_on_update != "recompute":
+            await self._start_again()
         if not self._held:
             await self._resume()
         return time.perf_counter() - started
 
-    async def _start_again_what_has_not_started(self) -> None:
-        """Requests without a token belong to the old version's prefix cache (see `Generation`), though the
-        new weights will compute them."""
+    async def _interrupt(self) -> None:
+        """Pause, with no request left in vLLM: all wait for their next start with what they have."""
+        await self._pause(mode="abort")
+        ends = [generation.interrupted() for generation in self._generations.values()]
+        await self._answer(asyncio.gather(*ends), "for what it has of the requests")
+
+    async def _start_again(self) -> None:
+        """Requests that were interrupted; and those without a token, which belong to the old version's prefix
+        cache (see `Generation`), though the new weights will compute them."""
         for generation in list(self._generations.values()):
-            if not generation.has_started:
-                await generation.cancel()
-                generation.start(self._version, self._deliver)
+            await generation.start_again(self._version)
 
     async def _prove(self) -> None:
         """Let the engine score the canary among its other requests. Outputs wait for it."""
@@ -227,7 +235,7 @@ class VllmEngine:
         raise self._break(CanaryError(await self._explain(notice, canary, difference)))
 
     async def _explain(self, notice: WeightNotice, canary: Canary, difference: float) -> str:
-        await self._pause(clear_cache=False)
+        await self._pause()
         findings = await self._call("asyncrl_wrong_layers", msgspec.msgpack.encode(notice))
         layers = list(dict.fromkeys(name for finding in findings for name in finding["layers"]))
         dtype = findings[0]["dtype"]
@@ -247,10 +255,10 @@ class VllmEngine:
         self._last_progress_s = time.monotonic()
         await self._answer(self.llm.resume_generation(), "to resume")
 
-    async def _pause(self, *, clear_cache: bool) -> None:
+    async def _pause(self, *, mode: Literal["keep", "abort"] = "keep", clear_cache: bool = False) -> None:
         # The public `pause_generation` waits another 20 ms for outputs to arrive, which nothing here needs.
         core = self.llm.engine_core
-        await self._answer(core.pause_scheduler_async(mode="keep", clear_cache=clear_cache), "to pause")
+        await self._answer(core.pause_scheduler_async(mode=mode, clear_cache=clear_cache), "to pause")
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
         """Call a method of `WeightReceiver` in every worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,7 +31,10 @@ class Generation:
 
     A prompt's blocks in vLLM's prefix cache are keyed by the version that the request was started under (the
     cache salt). A request that is started under one version and computed under the next would therefore meet
-    the old version's keys and values: as long as it has no token, it is cancelled and started again.
+    the old version's keys and values: as long as it has no token, it is stopped and started again.
+
+    One that vLLM aborts unasked, as it does when the engine makes it abort all that it has, goes on with its
+    next start: as a new request to vLLM, whose prompt is the request's own and the tokens so far.
     """
 
     def __init__(
@@ -39,66 +43,105 @@ class Generation:
         request: GenerationRequest,
         stop_token_ids: list[int],
         count: Callable[[int], None],
+        deliver: Deliver,
     ) -> None:
-        """`count` is told of new tokens as they are reported."""
+        """`count` is told of new tokens as they are reported. `deliver` is called once, with the request's id
+        and its output, unless it is cancelled."""
         self._llm = llm
         self._request = request
-        self._params = sampling_params(request, stop_token_ids)
+        self._stop_token_ids = stop_token_ids
         self._count = count
+        self._deliver = deliver
         self._id = ""
         self._task: asyncio.Task[None] | None = None
+        self._abort_task: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._done_before = 0
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._spans: list[VersionSpan] = []
 
     @property
-    def has_started(self) -> bool:
-        """A token of it has been reported."""
-        return bool(self._tokens)
+    def is_under_way(self) -> bool:
+        """vLLM is at work on it, and has reported a token since its latest start."""
+        assert self._task is not None
+        return not self._task.done() and len(self._tokens) > self._done_before
 
-    def start(self, version: int, deliver: Deliver) -> None:
-        """`deliver` is called once, with the request's id and its output, unless it is cancelled."""
+    def start(self, version: int) -> None:
+        """Start it, or let it go on, under the engine's present version."""
         # Ids of our own: one that was cancelled may still be on its way out of vLLM.
         self._id = f"{self._request.request_id}#{next(_serial)}"
-        self._task = asyncio.create_task(self._run(version, deliver), name=f"request {self._id}")
+        self._done_before = len(self._tokens)
+        self._task = asyncio.create_task(self._run(version), name=f"request {self._id}")
+
+    async def start_again(self, version: int) -> None:
+        """Let it go on under another version, unless vLLM is at work on it or it has ended."""
+        if not self.is_under_way and not self._ended.is_set():
+            await self._stop()
+            self.start(version)
+
+    async def interrupted(self) -> None:
+        """Wait for what vLLM has of it, now that vLLM has been made to abort all that it has."""
+        if self.is_under_way:
+            assert self._task is not None
+            await self._task
+        else:
+            await self._stop()  # it may not have come to vLLM yet
 
     def abort(self) -> None:
         """End it early; what there is gets delivered."""
-        self._aborting = asyncio.create_task(self._abort(), name=f"abort {self._id}")
+        if self._abort_task is None:
+            self._abort_task = asyncio.create_task(self._abort(), name=f"abort {self._request.request_id}")
 
     async def _abort(self) -> None:
-        # vLLM forgets to abort what it has not yet heard of.
-        assert self._task is not None
-        while not self._task.done():
+        # vLLM forgets to abort what it has not yet heard of, and it may be between two starts.
+        while not self._ended.is_set():
             await self._llm.abort(self._id)
-            await asyncio.wait([self._task], timeout=ABORT_AGAIN_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), ABORT_AGAIN_S)
 
     async def cancel(self) -> None:
-        """Stop without delivering anything."""
+        """End it without delivering anything."""
+        self._ended.set()
+        await self._stop()
+
+    async def _stop(self) -> None:
         assert self._task is not None
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
 
-    async def _run(self, version: int, deliver: Deliver) -> None:
+    async def _run(self, version: int) -> None:
         request_id = self._request.request_id
-        prompt = {
-            "prompt_token_ids": self._request.prompt_ids.tolist(),
-            "cache_salt": f"v{version}",
-        }
         try:
-            async for output in self._llm.generate(prompt, self._params, self._id):
-                completion = output.outputs[0]
-                self._tokens += completion.token_ids
-                self._logprobs += completion.logprobs.logprobs
-                self._count(len(completion.token_ids))
-            outcome: TokenChunk | EngineError = self._chunk(completion)
+            reason = await self._generate(version)
+            if reason is FinishReason.ABORT and self._abort_task is None:
+                return  # it has not ended
+            outcome: TokenChunk | EngineError = self._chunk(reason)
         except EngineError as error:
             outcome = error
         except Exception as error:  # noqa: BLE001 - whatever vLLM raises, this request cannot be served
             outcome = EngineError(f"vLLM failed on request {request_id!r}: {type(error).__name__}: {error}")
-        deliver(request_id, outcome)
+        self._ended.set()
+        self._deliver(request_id, outcome)
 
-    def _chunk(self, final: CompletionOutput) -> TokenChunk:
+    async def _generate(self, version: int) -> FinishReason:
+        """Add what vLLM generates to what there is."""
+        done = self._done_before
+        prompt = {
+            "prompt_token_ids": [*self._request.prompt_ids.tolist(), *self._tokens],
+            "cache_salt": f"v{version}",
+        }
+        params = sampling_params(self._request, self._stop_token_ids, done)
+        async for output in self._llm.generate(prompt, params, self._id):
+            completion = output.outputs[0]
+            self._tokens += completion.token_ids
+            self._logprobs += completion.logprobs.logprobs
+            self._count(len(completion.token_ids))
+        self._spans += _spans(self._id, completion, done, len(self._tokens))
+        return FinishReason(completion.finish_reason)
+
+    def _chunk(self, reason: FinishReason) -> TokenChunk:
         if len(self._logprobs) != len(self._tokens):
             raise EngineError(
                 f"request {self._id!r}: {len(self._logprobs)} logprobs for {len(self._tokens)} tokens"
@@ -106,8 +149,8 @@ class Generation:
         return TokenChunk(
             np.asarray(self._tokens, np.int32),
             np.asarray(self._logprobs, np.float32),
-            _spans(self._id, final, len(self._tokens)),
-            FinishReason(final.finish_reason),
+            tuple(self._spans),
+            reason,
         )
 
 
@@ -128,29 +171,33 @@ async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:
     return [scores[i][token].logprob for i, token in enumerate(token_ids) if i > 0]
 
 
-def _spans(request_id: str, final: CompletionOutput, tokens: int) -> tuple[VersionSpan, ...]:
-    spans, end = [], 0
+def _spans(request_id: str, final: CompletionOutput, start: int, stop: int) -> list[VersionSpan]:
+    """The versions of an output's tokens `start .. stop`, of which vLLM has generated these last."""
+    spans, end = [], start
     for span in final.weight_versions or ():
-        if span.start != end or not span.version.isdecimal():
+        if start + span.start != end or not span.version.isdecimal():
             raise EngineError(f"request {request_id!r}: vLLM stamps token versions {final.weight_versions}")
-        end = span.end
-        spans.append(VersionSpan(span.start, span.end - span.start, int(span.version)))
-    if end != tokens:
-        raise EngineError(f"request {request_id!r}: vLLM stamps {end} of {tokens} tokens with a version")
-    return tuple(spans)
+        end = start + span.end
+        spans.append(VersionSpan(start + span.start, span.end - span.start, int(span.version)))
+    if end != stop:
+        raise EngineError(
+            f"request {request_id!r}: vLLM stamps {end - start} of {stop - start} tokens with a version"
+        )
+    return spans
 
 
-def sampling_params(request: GenerationRequest, stop_token_ids: list[int]) -> SamplingParams:
-    """A request's sampling in vLLM's terms: the sampled token's logprob, and no text."""
+def sampling_params(request: GenerationRequest, stop_token_ids: list[int], done: int = 0) -> SamplingParams:
+    """A request's sampling in vLLM's terms: the sampled token's logprob, and no text. `done`: how many of its
+    tokens there are already."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     s = request.sampling
     return SamplingParams(
-        max_tokens=s.max_new_tokens,
+        max_tokens=s.max_new_tokens - done,
         temperature=s.temperature,
         top_p=s.top_p,
         top_k=s.top_k,
-        seed=s.seed,
+        seed=seed_after(s.seed, done),
         stop_token_ids=stop_token_ids,
         ignore_eos=True,  # the stop tokens say it all
         logprobs=0,  # of the sampled token alone
@@ -158,3 +205,11 @@ def sampling_params(request: GenerationRequest, stop_token_ids: list[int]) -> Sa
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def seed_after(seed: int, done: int) -> int:
+    """Seed of a request that goes on after `done` tokens. With the one that it began with, vLLM would draw
+    the same random numbers a second time."""
+    if done == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{done}".encode(), digest_size=8).digest()) >> 1
