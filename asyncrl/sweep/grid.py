@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,13 @@ class Cell:
     def placed(self, run_dir: Path) -> Config:
         """The settings of its run in `run_dir`."""
         tree = self.config.model_dump(mode="json")
-        tree["run"] |= {"name": self.name, "dir": str(run_dir)}
+        tree["run"] |= {"name": _folder_name(self.name), "dir": str(run_dir)}
         return settings.from_tree(tree)
+
+
+def _folder_name(name: str) -> str:
+    """As `run.name` may be: values of the grid can be paths, and long."""
+    return re.sub(r"[/\\\0-\x1f\x7f]+", "-", name).lstrip(".")[:100]
 
 
 def parse_axes(grid: Iterable[str]) -> list[Axis]:
