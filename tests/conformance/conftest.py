@@ -33,6 +33,8 @@ class Harness(Protocol):
     """Largest difference, in float32, to the log-probabilities of a transformers forward."""
     kv_on_update: tuple[str, ...]
     """What the engine can do with the running requests' keys and values on an update."""
+    dtypes: tuple[str, ...]
+    """What it can be made to compute in."""
 
     def make(
         self,
@@ -52,6 +54,7 @@ class Harness(Protocol):
 class TorchHarness:
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute")
+    dtypes = ("float32", "bfloat16")
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
@@ -72,6 +75,7 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute", "resubmit")
+    dtypes = ("float32", "bfloat16")
 
     CAPACITIES = (1, 2, 64)
     """Which capacity above 2 an engine has, the suite does not look at."""
@@ -141,6 +145,9 @@ class HttpHarness:
     business."""
 
     logprob_tolerance = 1e-4
+    kv_on_update = ("keep", "recompute")
+    dtypes = ("float32",)
+    """Of the suite's one server."""
 
     MAX_LENGTH = 128
     STEP_S = 0.02

@@ -51,8 +51,8 @@ class Decoder:
         self.cache = SlotCache(shapes, slots, max_length, like=parameter)
         if cuda_graphs and outgrown_window(model, max_length):
             raise UnsupportedModelError(
-                f"{type(model).__name__} attends to a window of its last tokens, in which the padding rows of "
-                "a CUDA graph would see nothing; set rollout.torch.cuda_graphs=false"
+                f"{type(model).__name__} attends to a window of its last tokens, in which the padding rows "
+                "of a CUDA graph would see nothing; set rollout.torch.cuda_graphs=false"
             )
         self._step = self._decode
         if cuda_graphs:
