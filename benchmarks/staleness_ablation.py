@@ -47,7 +47,7 @@ class Size:
 
 
 FULL = Size(
-    (0, 2, 4, 8, 16),
+    (0, 8, 16),
     ("ppo", "reinforce", "decoupled_ppo", "icepop", "gspo", "sapo", "m2po", "dppo", "cispo", "topr"),
 )
 """`tis` is the formula of `decoupled_ppo`."""
