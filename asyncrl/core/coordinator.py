@@ -7,7 +7,8 @@ answering, and `restore` takes it back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Literal, TypeVar
@@ -57,7 +58,8 @@ class GroupEntry:
     worker: str
     summary: GroupSummary | None = None
     step: int | None = None
-    """Training step of the batch that took it."""
+    """Training step of the batch that took it. A ready group that has one is bound to that step: the trainer
+    went back to before it."""
     reason: str | None = None
     """Why it was dropped, failed, or last given back."""
     masked_tokens: int = 0
@@ -104,7 +106,8 @@ class Changes(Generic[P]):
 
     entries: dict[int, GroupEntry] = field(default_factory=dict)
     payloads: dict[int, P | None] = field(default_factory=dict)
-    """Payloads to keep, or (None) to forget, by group."""
+    """Payloads to keep, or (None) to forget, by group. Those of trained groups are kept until a checkpoint
+    makes `rewind` to before them needless; when that is, the host of the coordinator knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Saved(Generic[P]):
     """A coordinator's durable state, the cursor apart, as `restore` takes it."""
 
     version: int
+    frontier: int
     leases_given: int
     ledger: Ledger
     live: Mapping[int, tuple[GroupEntry, P | None]]
@@ -126,6 +130,9 @@ class Coordinator(Generic[P]):
         self.ledger = Ledger()
         self.version = 0
         """Weight versions published so far, the initial one not counted."""
+        self.frontier = 0
+        """The highest version that there has been. It is above `version` while a trainer that went back to a
+        checkpoint trains the same batches again; engines may have it all along."""
         self.leases_given = 0
         """Leases are numbered from 0, as groups are by `ledger.generated_groups`: no number comes twice."""
         self.steps_taken = 0
@@ -142,7 +149,7 @@ class Coordinator(Generic[P]):
         Groups that were given back go first: they have kept their place. New ones are admitted while
         invariant 2 allows it at the engine's own version (an engine that lags behind the trainer is bound by
         what it samples with)."""
-        version = min(engine_version, self.version)
+        version = min(engine_version, self.frontier)
         queued = [e for e in self._live.values() if e.state is GroupState.QUEUED]
         eligible = [e for e in queued if e.admitted_version <= version]
         leases = [self._lease_again(entry, worker, version) for entry in eligible[:limit]]
@@ -160,11 +167,11 @@ class Coordinator(Generic[P]):
             return Submission.SETTLED
         if not summary.tokens_by_version:
             raise ValueError(f"group {group_id} of {entry.worker} holds no sampled token")
-        if summary.oldest_version < entry.admitted_version or max(summary.tokens_by_version) > self.version:
+        if summary.oldest_version < entry.admitted_version or max(summary.tokens_by_version) > self.frontier:
             raise InvariantError(
                 6,
                 f"group {group_id} of {entry.worker} was leased at version {entry.admitted_version} and "
-                f"submitted at {self.version}, but has tokens of {sorted(summary.tokens_by_version)}",
+                f"submitted at {self.frontier}, but has tokens of {sorted(summary.tokens_by_version)}",
             )
         entry.summary = summary
         if self._settings.filter_constant_groups and summary.is_constant:
@@ -204,16 +211,16 @@ class Coordinator(Generic[P]):
     def worker_lost(self, worker: str) -> list[int]:
         """A worker died: its leases go back. It costs no group an attempt: which of them it was, if any, that
         brought the worker down is not known. Returns the groups concerned."""
-        lost = [e for e in self._live.values() if e.state is GroupState.LEASED and e.worker == worker]
-        for entry in lost:
-            self._requeue(entry, f"worker {worker} was lost")
-        self.ledger.check()
-        return [entry.group_id for entry in lost]
+        return self._give_back([e for e in self._leased() if e.worker == worker], f"worker {worker} was lost")
+
+    def all_workers_lost(self) -> list[int]:
+        """All of them have died, or will not come back: every lease goes back."""
+        return self._give_back(self._leased(), "the run was interrupted")
 
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
         queued = self.ledger.groups[GroupState.QUEUED]
-        return queued + max(0, self._places(min(engine_version, self.version)))
+        return queued + max(0, self._places(min(engine_version, self.frontier)))
 
     # ---- trainer -------------------------------------------------------------------------------------------
 
@@ -250,11 +257,41 @@ class Coordinator(Generic[P]):
         step = self.version
         oldest = self._oldest_version(step)
         self.version = version
+        self.frontier = max(self.frontier, version)
         for entry in [e for e in self._live.values() if e.step == step]:
             assert entry.summary is not None
             entry.masked_tokens = entry.summary.tokens_older_than(oldest)
             self.ledger.masked_tokens += entry.masked_tokens
             self._finish(entry, GroupState.TRAINED)
+        self.ledger.check()
+
+    def rewind(self, version: int, trained: Mapping[int, tuple[GroupEntry, P]]) -> None:
+        """The trainer was started from the weights of `version`, a checkpoint or the initial ones: what it
+        trained since is undone. Those batches, and those taken last, are handed out again, each to the very
+        step that it was for. So nothing that was sampled is lost, and what follows them stays valid: the
+        trainer comes back to the weights that sampled it.
+
+        trained: by group, every group trained since, with its payload. Raises `ValueError` when they are not
+        what the ledger says, or the ledger does not reach as far as the checkpoint.
+        """
+        steps = range(version, self.version)
+        per_step = Counter(entry.step for entry, _ in trained.values())
+        if version > self.version:
+            raise ValueError(f"the trainer has version {version}, and the ledger ends at {self.version}")
+        if per_step != dict.fromkeys(steps, self._settings.batch_groups):
+            raise ValueError(
+                f"the trainer has version {version} and the ledger {self.version}, but of the groups trained "
+                f"since, the ledger has these by step: {dict(per_step)}"
+            )
+        for entry in [e for e in self._live.values() if e.state is GroupState.TAKEN]:
+            self._move(entry, GroupState.READY, entry.sampled_tokens)
+        for group_id, (entry, payload) in trained.items():
+            self.ledger.untrain(entry.sampled_tokens, entry.masked_tokens)
+            entry.state, entry.masked_tokens = GroupState.READY, 0
+            self._live[group_id], self._payloads[group_id] = entry, payload
+            self._changes.entries[group_id] = entry
+        self._live = dict(sorted(self._live.items()))
+        self.version = self.steps_taken = version
         self.ledger.check()
 
     def waits_for(self) -> list[GroupEntry]:
@@ -275,22 +312,18 @@ class Coordinator(Generic[P]):
 
     @classmethod
     def restore(cls, settings: LoopSettings, cursor: PromptCursor, saved: Saved[P]) -> Coordinator[P]:
-        """Go on from a durable state. Leases are given back, batches taken but not published become ready
-        again."""
+        """Go on from a durable state, as if nothing had happened: leases are still with their workers, taken
+        batches with the trainer. Which of those are gone is for others to say (`worker_lost`, `rewind`)."""
         coordinator = cls(settings, cursor)
         coordinator.ledger = saved.ledger
-        coordinator.version = coordinator.steps_taken = saved.version
+        coordinator.version, coordinator.frontier = saved.version, saved.frontier
         coordinator.leases_given = saved.leases_given
         for group_id, (entry, payload) in sorted(saved.live.items()):
             coordinator._live[group_id] = entry
             if payload is not None:
                 coordinator._payloads[group_id] = payload
-        for entry in list(coordinator._live.values()):
-            if entry.state is GroupState.LEASED:
-                coordinator._requeue(entry, "the coordinator was restarted")
-            elif entry.state is GroupState.TAKEN:
-                entry.step = None
-                coordinator._move(entry, GroupState.READY, entry.sampled_tokens)
+        taken = {e.step for e in coordinator._live.values() if e.state is GroupState.TAKEN}
+        coordinator.steps_taken = saved.version + len(taken)
         coordinator.ledger.check()
         return coordinator
 
@@ -329,6 +362,15 @@ class Coordinator(Generic[P]):
         self._changes.entries[entry.group_id] = entry
         return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt)
 
+    def _leased(self) -> list[GroupEntry]:
+        return [e for e in self._live.values() if e.state is GroupState.LEASED]
+
+    def _give_back(self, leased: Sequence[GroupEntry], reason: str) -> list[int]:
+        for entry in leased:
+            self._requeue(entry, reason)
+        self.ledger.check()
+        return [entry.group_id for entry in leased]
+
     def _requeue(self, entry: GroupEntry, reason: str) -> None:
         self.ledger.returned_leases += 1
         entry.reason = reason
@@ -342,7 +384,7 @@ class Coordinator(Generic[P]):
     def _finish(self, entry: GroupEntry, state: GroupState) -> None:
         self._move(entry, state, entry.sampled_tokens)
         del self._live[entry.group_id]
-        if self._payloads.pop(entry.group_id, None) is not None:
+        if self._payloads.pop(entry.group_id, None) is not None and state is not GroupState.TRAINED:
             self._changes.payloads[entry.group_id] = None
 
     def _move(self, entry: GroupEntry, state: GroupState, tokens: int = 0) -> None:
@@ -358,6 +400,9 @@ class Coordinator(Generic[P]):
         return entry if entry.state in (GroupState.LEASED, GroupState.QUEUED) else None
 
     def _choose(self, step: int) -> Choice:
+        bound_to_it = tuple(e.group_id for e in self._live.values() if e.step == step)
+        if bound_to_it:
+            return Choice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
             return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
         if self._settings.on_stale == "wait":

@@ -77,6 +77,14 @@ class Ledger:
             self.tokens[old] -= tokens
         self.tokens[new] += tokens
 
+    def untrain(self, tokens: int, masked_tokens: int) -> None:
+        """A trained group is ready again: the trainer went back to weights from before it."""
+        self.groups[GroupState.TRAINED] -= 1
+        self.groups[GroupState.READY] += 1
+        self.tokens[GroupState.TRAINED] -= tokens
+        self.tokens[GroupState.READY] += tokens
+        self.masked_tokens -= masked_tokens
+
     def lose(self, tokens: int) -> None:
         """Tokens that a failed attempt had sampled."""
         self.generated_tokens += tokens

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -84,21 +85,44 @@ class LedgerStore(Generic[P]):
         )
         saved: Saved[P] = Saved(
             version=meta["version"],
+            frontier=meta["frontier"],
             leases_given=meta["leases_given"],
             ledger=self._ledger(meta),
             live=self._live(),
         )
         return Coordinator.restore(settings, cursor, saved)
 
+    def trained_since(self, version: int) -> dict[int, tuple[GroupEntry, P]]:
+        """The groups trained by step `version` and later ones, as `Coordinator.rewind` takes them. Those whose
+        payload was forgotten are missing."""
+        found = self._with_payloads("state = 'trained' and step >= ?", version)
+        return {group_id: (entry, p) for group_id, (entry, p) in found.items() if p is not None}
+
+    def batch_of(self, step: int) -> list[P]:
+        """What the training step `step` was given, in admission order. Empty when it was forgotten."""
+        found = self._with_payloads("state = 'trained' and step = ?", step)
+        return [payload for _, payload in found.values() if payload is not None]
+
+    def forget_trained(self, before_step: int) -> None:
+        """No trainer will go back to before this step: what was trained before it need not be kept."""
+        self._db.execute(
+            "delete from payloads where group_id in "
+            "(select group_id from groups where state = 'trained' and step < ?)",
+            (before_step,),
+        )
+
     def close(self) -> None:
         self._db.close()
 
     def _live(self) -> dict[int, tuple[GroupEntry, P | None]]:
         states = [state.value for state in GroupState if state.in_flight]
+        return self._with_payloads(f"state in ({','.join('?' * len(states))})", *states)
+
+    def _with_payloads(self, condition: str, *values: object) -> dict[int, tuple[GroupEntry, P | None]]:
         rows = self._db.execute(
             "select groups.*, payload from groups left join payloads using (group_id) "
-            f"where state in ({','.join('?' * len(states))}) order by group_id",
-            states,
+            f"where {condition} order by group_id",
+            values,
         )
         return {
             row[0]: (_from_row(row[:-1]), None if row[-1] is None else self._decode(row[-1])) for row in rows
@@ -126,6 +150,7 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
     ledger, cursor = coordinator.ledger, coordinator.cursor
     values = {
         "version": coordinator.version,
+        "frontier": coordinator.frontier,
         "leases_given": coordinator.leases_given,
         "cursor_position": cursor.position,
         "returned_rows": list(cursor.returned),
@@ -187,3 +212,34 @@ def _from_row(row: tuple[Any, ...]) -> GroupEntry:
         reason=reason,
         masked_tokens=masked,
     )
+
+
+def copy_ledger(source: Path, target: Path, from_step: int) -> None:
+    """Copy a ledger file that may be in use, as it is at one moment, into a new file. Of what was trained
+    before step `from_step` only the books are copied."""
+    with closing(sqlite3.connect(target, isolation_level=None, timeout=10.0)) as db:
+        db.executescript(_SCHEMA)
+        db.execute("attach database ? as source", (str(source),))
+        db.execute("begin")
+        for table in ("groups", "meta"):
+            db.execute(f"insert into main.{table} select * from source.{table}")
+        db.execute(
+            "insert into main.payloads select payloads.* from source.payloads join source.groups "
+            "using (group_id) where not (state = 'trained' and step < ?)",
+            (from_step,),
+        )
+        db.execute("commit")
+
+
+def is_sound(path: Path) -> bool:
+    """Whether this is a whole ledger file that holds a run."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=10.0)) as db:
+            return (
+                db.execute("pragma quick_check").fetchone() == ("ok",)
+                and db.execute("select count(*) from meta").fetchone()[0] > 0
+            )
+    except sqlite3.DatabaseError:
+        return False

@@ -46,7 +46,10 @@ class Loop(RuleBasedStateMachine):
         self.leases = {}  # lease id -> (worker, Lease, engine version at the lease)
         self.settled = []  # submissions that were answered, to be repeated
         self.trainer_version = 0
-        self.batch = None
+        self.frontier = 0
+        self.kept_from = 0  # the oldest checkpoint that the trainer may go back to
+        self.batches = {}  # step -> group ids: what the trainer has and has not published
+        self.history = {}  # step -> group ids, of every step that was ever taken
         self.delivered = {}  # group id -> payload, as the workers know it
         self.trained = Counter()
         self.admitted_rows = Counter()
@@ -110,19 +113,23 @@ class Loop(RuleBasedStateMachine):
         self.store.save(self.coordinator)
         if really:  # otherwise it was only taken for lost, and its groups still arrive
             self.leases = {k: v for k, v in self.leases.items() if v[0] != worker}
-            self.engines[worker] = self.trainer_version
+            self.engines[worker] = self.frontier
 
     @rule(worker=st.sampled_from("abc"))
     def update_engine(self, worker):
-        self.engines[worker] = self.trainer_version
+        self.engines[worker] = self.frontier
 
-    @precondition(lambda self: self.batch is None and not self.coordinator.finished)
+    @precondition(lambda self: len(self.batches) < 2)
     @rule()
     def take(self):
-        step = self.trainer_version
+        """The batch of the next step; the one after it may be asked for before its version is out."""
+        step = self.trainer_version + len(self.batches)
+        if step >= self.settings.total_steps:
+            return
         taken = self.coordinator.take(step)
         self.store.save(self.coordinator)
         if taken is None:
+            assert step not in self.history, "a batch that was trained before must not be waited for"
             return
         assert len(taken.groups) == self.settings.batch_groups
         assert taken.step == taken.version == step
@@ -136,30 +143,55 @@ class Loop(RuleBasedStateMachine):
                 assert step - entry.summary.oldest_version <= self.settings.max_staleness
             if self.settings.fixed_lag is not None:
                 assert set(entry.summary.tokens_by_version) == {max(0, step - self.settings.fixed_lag)}
-        self.batch = ids
+        assert self.history.setdefault(step, ids) == ids
+        self.batches[step] = ids
 
-    @precondition(lambda self: self.batch is not None)
+    @precondition(lambda self: self.batches)
     @rule()
     def take_again(self):
-        again = self.coordinator.take(self.trainer_version)
-        assert [entry.group_id for entry, _ in again.groups] == self.batch
+        step = max(self.batches)
+        again = self.coordinator.take(step)
+        assert [entry.group_id for entry, _ in again.groups] == self.batches[step]
 
-    @precondition(lambda self: self.batch is not None)
+    @precondition(lambda self: self.batches)
     @rule()
     def publish(self):
+        batch = self.batches.pop(self.trainer_version)
         self.trainer_version += 1
+        self.frontier = max(self.frontier, self.trainer_version)
         self.coordinator.published(self.trainer_version)
         self.store.save(self.coordinator)
-        self.trained.update(self.batch)
-        self.batch = None
+        self.trained.update(batch)
 
     @rule()
     def crash(self):
-        """The coordinator is killed and starts from its file; the trainer asks for its batch anew."""
+        """The coordinator is killed and starts from its file; workers and trainer have lived on."""
         self.store.close()
         self.store = self.open()
         self.coordinator = self.load()
-        self.batch = None
+
+    @rule(keep=st.booleans())
+    def checkpoint(self, keep):
+        if not keep:
+            self.kept_from = self.trainer_version
+        self.store.forget_trained(self.kept_from)
+
+    @rule(data=st.data(), alone=st.booleans())
+    def restart_trainer(self, data, alone):
+        """The trainer goes back to a checkpoint; unless it is alone, everybody else starts anew as well."""
+        version = data.draw(st.integers(self.kept_from, self.trainer_version))
+        if not alone:
+            self.crash()
+            self.coordinator.all_workers_lost()
+            self.leases.clear()
+        self.coordinator.rewind(version, self.store.trained_since(version))
+        self.store.save(self.coordinator)
+        for step in range(version, self.trainer_version):
+            self.trained.subtract(self.history[step])
+        self.trained += Counter()  # drops the zeros
+        self.batches.clear()
+        self.trainer_version = version
+        self.engines = {w: v if alone else self.frontier for w, v in self.engines.items()}
 
     # ---- what must hold after every event ----
 
@@ -181,7 +213,7 @@ class Loop(RuleBasedStateMachine):
             for where in ("trained", "masked", "dropped", "failed", "in_flight")
         )
         # 2: nothing was admitted beyond the bound.
-        bound = (self.coordinator.version + s.bound + 1) * s.batch_groups
+        bound = (self.coordinator.frontier + s.bound + 1) * s.batch_groups
         assert line["ledger/trained_groups"] + line["ledger/in_flight_groups"] <= bound
         # 7: every group trained once, exactly those that the trainer published.
         assert line["ledger/trained_groups"] == len(self.trained) == self.coordinator.version * s.batch_groups
@@ -374,3 +406,43 @@ def test_too_many_failures_end_the_run_with_their_reasons():
     coordinator.ledger.judge_failures(1.0)
     with pytest.raises(TooManyFailures, match=r"20 of 20.*0.5:\n  19 x ValueError\n(?s:.*)boom 18"):
         coordinator.ledger.judge_failures(0.5)
+
+
+def trained(coordinator: Coordinator, steps: int) -> dict:
+    """Train `steps` steps of one group each; the groups with their payloads, as a store keeps them."""
+    groups = {}
+    for step in range(steps):
+        (lease,) = coordinator.lease("w", step, 1)
+        payload = f"group {lease.group_id}"
+        coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({step: 1}, (1.0,)), payload)
+        ((entry, _),) = coordinator.take(step).groups
+        coordinator.published(step + 1)
+        groups[lease.group_id] = (entry, payload)
+    return groups
+
+
+def test_a_trainer_that_goes_back_gets_the_same_batches_again_and_then_new_ones():
+    coordinator = Coordinator(LoopSettings(1, 0, "wait", 10), PromptCursor(5, 0))
+    groups = trained(coordinator, 4)
+    coordinator.rewind(2, {g: group for g, group in groups.items() if group[0].step >= 2})
+    assert (coordinator.version, coordinator.frontier) == (2, 4)
+    assert coordinator.ledger.groups[GroupState.TRAINED] == 2
+    assert coordinator.lease("w", 4, 1) == [], "what is trained again takes the places"
+    for step in (2, 3):
+        ((entry, payload),) = coordinator.take(step).groups
+        assert (entry.group_id, payload) == (step, f"group {step}")
+        coordinator.published(step + 1)
+    assert coordinator.take(4) is None
+    assert len(coordinator.lease("w", 4, 1)) == 1
+
+
+def test_a_trainer_cannot_go_back_to_where_the_ledger_has_nothing():
+    coordinator = Coordinator(LoopSettings(1, 0, "wait", 10), PromptCursor(5, 0))
+    groups = trained(coordinator, 3)
+    with pytest.raises(ValueError, match="has version 7, and the ledger ends at 3"):
+        coordinator.rewind(7, {})
+    del groups[1]
+    with pytest.raises(ValueError, match=r"by step: \{0: 1, 2: 1\}"):
+        coordinator.rewind(0, groups)
+    assert coordinator.version == 3
+    coordinator.ledger.check()
