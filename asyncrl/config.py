@@ -92,6 +92,12 @@ class RunConfig(Section):
     """The run directory itself. It must not hold another run."""
     seed: int = Field(0, ge=0)
     """Seeds the order of the prompts and every sampled token."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto`: where `run.dir` holds an interrupted run, go on with it (`asyncrl-launch --resume` in a config,
+    for jobs that a cluster starts again)."""
+    record: bool = False
+    """Keep every batch that was trained on in `ledger.db`, for `asyncrl replay`. Otherwise a batch is
+    forgotten once all checkpoints are later. `inline` runs are always recorded."""
     mode: Literal["async", "inline"] = "async"
     """`async`: several processes. `inline`: the same components in one process, on a deterministic
     schedule."""
@@ -107,6 +113,11 @@ class RunConfig(Section):
     """After the start, a run in which no step ends for this long stops, and says who waited for whom."""
     max_failed_share: float = Field(0.1, ge=0, le=1)
     """Stop the run when more than this share of the finished groups has failed (judged from 20 groups on)."""
+
+    @property
+    def records(self) -> bool:
+        """Whether every batch is kept."""
+        return self.record or self.mode == "inline"
 
 
 class ModelConfig(Section):
@@ -546,7 +557,11 @@ class NetworkConfig(Section):
 
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0)
-    """Save a model every so many steps; 0 saves the final one only."""
+    """Save everything that the run needs to go on every so many steps, and at its end; 0: at the end only."""
+    keep_last: int = Field(2, ge=1)
+    """So many of the latest checkpoints are kept."""
+    keep_best: int = Field(0, ge=0)
+    """So many more, of those with the highest mean reward of their step's batch."""
 
 
 class Config(Section):

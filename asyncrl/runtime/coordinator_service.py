@@ -114,10 +114,15 @@ class CoordinatorService:
                 if not self._started:
                     self._started, self._last_step_s = True, time.monotonic()
                 self._changed_now()
+            case m.Begin():
+                return self._begin(request.version), ()
             case m.Take():
                 return await self._take(request)
             case m.Publish():
                 return await self._publish(request), ()
+            case m.Checkpointed():
+                if not self._config.run.records:
+                    self._store.forget_trained(request.oldest)
             case m.AwaitApplied():
                 await self._await_applied(request.version)
         return m.Done(), ()
@@ -202,6 +207,14 @@ class CoordinatorService:
 
     # ---- trainer -------------------------------------------------------------------------------------------
 
+    def _begin(self, version: int) -> m.Begun:
+        _in_turn(lambda v: self._coordinator.rewind(v, self._store.trained_since(v)), version)
+        # The weights that its predecessor shared go with it.
+        self._notice = None
+        self._last_step_s = time.monotonic()
+        self._changed_now()
+        return m.Begun(self._coordinator.frontier)
+
     async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
         dropped = self._coordinator.ledger.dropped_groups
 
@@ -223,11 +236,12 @@ class CoordinatorService:
 
     async def _publish(self, request: m.Publish) -> m.Published:
         _in_turn(self._coordinator.published, request.version)
-        self._notice = request.notice
         self._last_step_s = time.monotonic()
         self._changed_now()
-        for worker in list(self._workers.values()):
-            await self._server.notify(worker.peer, m.NewWeights(request.notice))
+        if request.notice is not None:
+            self._notice = request.notice
+            for worker in list(self._workers.values()):
+                await self._server.notify(worker.peer, m.NewWeights(request.notice))
         return m.Published(
             self._coordinator.ledger.metrics()
             | self._meter.metrics()

@@ -109,6 +109,13 @@ class FromTrainer(Message, frozen=True):
     SENDER = "trainer"
 
 
+class Begin(FromTrainer):
+    """The trainer has started, with the weights of this version: what it trained since is undone, and handed
+    out again. Answered by `Begun`."""
+
+    version: Count
+
+
 class Take(FromTrainer):
     """Ask for the batch of a step; answered by `Batch`, at the latest after `wait_s` by `Done`."""
 
@@ -117,11 +124,18 @@ class Take(FromTrainer):
 
 
 class Publish(FromTrainer):
-    """A weight version lies ready, and the step that made it is done. Answered by `Published`."""
+    """The step that made this version is done, and its weights lie ready. Answered by `Published`."""
 
     version: Count
-    notice: bytes
-    """`weights.manifest.WeightNotice`, encoded: the coordinator passes it on unread."""
+    notice: bytes | None
+    """`weights.manifest.WeightNotice`, encoded: the coordinator passes it on unread. None while the trainer
+    trains again what it had trained before: engines are further on already."""
+
+
+class Checkpointed(FromTrainer):
+    """The trainer will never again begin with a version before this one. Answered by `Done`."""
+
+    oldest: Count
 
 
 class AwaitApplied(FromTrainer):
@@ -148,6 +162,11 @@ class WorkerLost(Message):
 class Welcome(Message):
     notice: bytes | None
     """Notice of the current weight version, if one has been published."""
+
+
+class Begun(Message):
+    frontier: int
+    """The highest version that there has been: from here on, engines need the trainer's."""
 
 
 class Leases(Message):
@@ -201,10 +220,12 @@ Request = (
     | Applied
     | Report
     | Score
+    | Begin
     | Take
     | Publish
+    | Checkpointed
     | AwaitApplied
     | WorkerLost
 )
-Answer = Welcome | Leases | Batch | Published | Scored | Done | Refused
+Answer = Welcome | Begun | Leases | Batch | Published | Scored | Done | Refused
 Notice = NewWeights

@@ -93,8 +93,8 @@ class LedgerStore(Generic[P]):
         return Coordinator.restore(settings, cursor, saved)
 
     def trained_since(self, version: int) -> dict[int, tuple[GroupEntry, P]]:
-        """The groups trained by step `version` and later ones, as `Coordinator.rewind` takes them. Those whose
-        payload was forgotten are missing."""
+        """The groups trained by step `version` and later ones, as `Coordinator.rewind` takes them. Those
+        whose payload was forgotten are missing."""
         found = self._with_payloads("state = 'trained' and step >= ?", version)
         return {group_id: (entry, p) for group_id, (entry, p) in found.items() if p is not None}
 

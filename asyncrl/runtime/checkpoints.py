@@ -1,0 +1,204 @@
+"""A run's checkpoints: each whole or not there at all, verified when it is loaded, the oldest removed.
+
+RUN/checkpoints/step_N/
+    hf/            the model, as `AutoModelForCausalLM.from_pretrained` takes it
+    training/      what the trainer needs to go on (`trainer.backend.Snapshot`)
+    ledger.db      the ledger at that time
+    state.json     `CheckpointState`
+    manifest.json  size and checksum of every file above: written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from asyncrl.errors import AsyncRLError
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
+_READ_BYTES = 4 << 20
+_HASHING_THREADS = 4
+
+
+class CheckpointError(AsyncRLError):
+    """A checkpoint is damaged or not there; the message says which and how."""
+
+
+class CheckpointState(msgspec.Struct, frozen=True):
+    """What a checkpoint holds beside the trainer's own state and the ledger."""
+
+    step: int
+    """Training steps done, which is the policy version."""
+    reward: float | None
+    """Mean reward of the step's batch; None where it is not a number."""
+    weights_hash: str
+    """Of the policy's weights."""
+    reward_statistics: dict[str, dict[str, float]] = {}
+    """`reward.statistics.RewardScaler.state`."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    n_bytes: int
+    blake2b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.path.name.rpartition("_")[2])
+
+    @property
+    def hf(self) -> Path:
+        return self.path / "hf"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.db"
+
+    def state(self) -> CheckpointState:
+        return msgspec.json.decode((self.path / "state.json").read_bytes(), type=CheckpointState)
+
+    def verify(self) -> None:
+        """Read everything. Raises `CheckpointError` unless each byte is as it was written."""
+        try:
+            manifest = msgspec.json.decode(self._manifest.read_bytes(), type=dict[str, _File])
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(f"{self._manifest} cannot be read: {error}") from None
+        found = {str(path.relative_to(self.path)) for path in _files(self.path)} - {self._manifest.name}
+        if missing := sorted(manifest.keys() - found):
+            raise CheckpointError(f"{self.path} lacks {', '.join(missing)}")
+        with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+            hashes = threads.map(lambda name: _hash(self.path / name), manifest)
+            for (name, file), actual in zip(manifest.items(), hashes, strict=True):
+                if actual != file.blake2b:
+                    raise CheckpointError(f"{self.path / name} is damaged: its checksum is another")
+
+    def seal(self) -> None:
+        """Write the manifest, and see to it that all of it is on the disk."""
+        manifest = {
+            str(path.relative_to(self.path)): _File(path.stat().st_size, _hash(path))
+            for path in sorted(_files(self.path))
+        }
+        self._manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        for path in [*_files(self.path), *(p for p in self.path.rglob("*") if p.is_dir()), self.path]:
+            _sync(path)
+
+    @property
+    def _manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """Those of one run, in its folder `checkpoints`."""
+
+    folder: Path
+    keep_last: int = 1
+    keep_best: int = 0
+
+    def all(self) -> list[Checkpoint]:
+        """Latest first. Each was once whole."""
+        found = [p for p in self.folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name) and p.is_dir()]
+        return sorted(map(Checkpoint, found), key=lambda checkpoint: -checkpoint.step)
+
+    def at(self, step: int) -> Checkpoint:
+        """Raises `CheckpointError`."""
+        for checkpoint in self.all():
+            if checkpoint.step == step:
+                return checkpoint
+        there = ", ".join(str(c.step) for c in reversed(self.all())) or "none"
+        raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
+
+    def newest_whole(self) -> Checkpoint | None:
+        """The latest that is as it was written. Damaged ones are reported and left alone. None where there is
+        none at all; raises `CheckpointError` when every one is damaged."""
+        damaged = []
+        for checkpoint in self.all():
+            try:
+                checkpoint.verify()
+            except CheckpointError as error:
+                log.warning("this checkpoint is not used: %s", error)
+                damaged.append(str(error))
+            else:
+                return checkpoint
+        if damaged:
+            raise CheckpointError(
+                "every checkpoint is damaged; to begin anew, move them away:\n" + "\n".join(damaged)
+            )
+        return None
+
+    def write(self, state: CheckpointState, fill: Callable[[Path], None]) -> Checkpoint:
+        """Add a checkpoint: `fill` writes into a folder of its own, which takes its name once it is whole and
+        on the disk. Then those that need not be kept are removed."""
+        path = self.folder / f"step_{state.step}"
+        unfinished = Checkpoint(path.with_name(path.name + UNFINISHED))
+        for leftover in self.folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(leftover)
+        unfinished.path.mkdir(parents=True)
+        fill(unfinished.path)
+        (unfinished.path / "state.json").write_bytes(msgspec.json.encode(state))
+        unfinished.seal()
+        if path.exists():  # of a step that was trained again
+            shutil.rmtree(path)
+        unfinished.path.rename(path)
+        _sync(self.folder)
+        self._rotate()
+        return Checkpoint(path)
+
+    @property
+    def oldest_to_begin_with(self) -> int:
+        """Step of the oldest checkpoint that a run may have to go back to, all later ones being damaged; 0
+        while there are fewer than are to be kept: then it may begin anew."""
+        latest = self.all()[: self.keep_last]
+        return latest[-1].step if len(latest) == self.keep_last else 0
+
+    def _rotate(self) -> None:
+        latest_first = self.all()
+        older = latest_first[self.keep_last :]
+        best = sorted(older, key=lambda c: (-self._reward(c), -c.step))[: self.keep_best]
+        for checkpoint in older:
+            if checkpoint not in best:
+                # Renamed first: what is half removed is no checkpoint.
+                doomed = checkpoint.path.with_name(checkpoint.path.name + UNFINISHED)
+                checkpoint.path.rename(doomed)
+                shutil.rmtree(doomed)
+
+    def _reward(self, checkpoint: Checkpoint) -> float:
+        reward = checkpoint.state().reward
+        return -float("inf") if reward is None else reward
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
