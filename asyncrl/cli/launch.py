@@ -13,7 +13,7 @@ from asyncrl.errors import AsyncRLError, ConfigError
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
-_FLAGS = ("--config", "--gpus", "--dry-run", "--version", "--help")
+_FLAGS = ("--config", "--resume", "--gpus", "--dry-run", "--version", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(arguments: argparse.Namespace) -> None:
     from asyncrl.config import load
 
+    if arguments.resume is not None:
+        from asyncrl.observe.summary import print_summary
+        from asyncrl.runtime.launcher import resume
+
+        print_summary(resume(arguments.resume, arguments.overrides, gpus=arguments.gpus).summary)
+        return
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
@@ -62,8 +68,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", required=True, type=Path, metavar="FILE", help="YAML file with the settings"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the settings")
+    what.add_argument(
+        "--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run, under its own settings"
     )
     parser.add_argument(
         "--gpus",
@@ -84,6 +92,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error("; ".join(_advice(text) for text in unknown))
+    if arguments.resume is not None and arguments.dry_run:
+        parser.error("--dry-run looks at a config: write --config RUN_DIR/config.yaml")
     for text in arguments.overrides:
         if f"--{text.partition('=')[0]}" in _FLAGS:
             parser.error(f"`{text}` is no setting; write --{text.replace('=', ' ')}")

@@ -60,16 +60,20 @@ class MetricsError(AsyncRLError, ValueError):
 class MetricsWriter:
     """Appends to `metrics.jsonl` in the run directory and mirrors its numbers to `tensorboard/`.
 
-    Each line is with the operating system when `write` returns: killing the process loses none. A line that
-    a crash cut short is removed on opening.
+    Each line is with the operating system when `write` returns: killing the process loses none.
+
+    after_step: the step that the run goes on from. On opening, later lines are removed, and one that a crash
+    cut short; TensorBoard drops its later points.
     """
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: str | Path, after_step: int = 0) -> None:
         path = Path(run_dir) / FILE_NAME
-        _cut_partial_line(path)
+        kept = _cut_after(path, after_step)
+        self.last_wall_s: float = kept["wall_s"] if kept is not None else 0.0
+        """`wall_s` of the last line that was kept: the run has taken so long already."""
         self._file = path.open("ab")
-        self._board = _open_board(Path(run_dir) / BOARD_NAME)
-        self._last_step = 0
+        self._board = _open_board(Path(run_dir) / BOARD_NAME, after_step + 1 if kept is not None else None)
+        self._last_step = after_step
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one step. Values are numbers (also numpy's and tensors of one element), strings or lists
@@ -180,19 +184,25 @@ def _check_line(values: Mapping[str, Value], last_step: int) -> int:
     return step
 
 
-def _cut_partial_line(path: Path) -> None:
-    """Truncate after the last line end."""
+def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
+    """Keep the whole lines of the steps up to `step`; returns the last of them."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return
-    end = content.rfind(b"\n") + 1
+        return None
+    last, end = None, 0
+    for line in content.splitlines(keepends=True):
+        values = msgspec.json.decode(line, type=dict[str, Any]) if line.endswith(b"\n") else None
+        if values is None or values["step"] > step:
+            break
+        last, end = values, end + len(line)
     if end < len(content):
         os.truncate(path, end)
+    return last
 
 
-def _open_board(folder: Path) -> SummaryWriter:
+def _open_board(folder: Path, purge_step: int | None) -> SummaryWriter:
     # Imported here: it pulls torch, which readers of metrics do not need.
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), flush_secs=10)
+    return SummaryWriter(str(folder), flush_secs=10, purge_step=purge_step)

@@ -19,31 +19,39 @@ from asyncrl.objective.catalogue import is_own
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
+from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.memory import shared_weights_bytes
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Machine, Placement
+from asyncrl.runtime.resume import check_settings
 from asyncrl.units import format_bytes
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
 """Files whose presence shows that a folder holds a run."""
 
 
-def run_dir(config: Config) -> None:
-    """The run directory holds no run yet, and can be made."""
+def run_dir(config: Config) -> bool:
+    """The run directory can be made, and holds no run yet, or one that this config may go on with: then
+    True."""
     key, value = ("run.root", config.run.root) if config.run.dir is None else ("run.dir", config.run.dir)
     path = Path(value).expanduser()
     held = [name for name in _RUN_FILES if (path / name).exists()]
     if key == "run.dir" and held:
-        raise ConfigError(
-            f"{key}={value}: this folder already holds a run ({', '.join(held)}); name another one, "
-            "or move it away"
-        )
+        if config.run.resume == "never":
+            raise ConfigError(
+                f"{key}={value}: this folder already holds a run ({', '.join(held)}); go on with it by "
+                f"`asyncrl-launch --resume {value}`, or name another one"
+            )
+        if "config.yaml" in held and (path / "prompts.msgpack").exists():
+            check_settings(config, RunDir(path))
+            return True
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ConfigError(f"{key}={value}: {nearest} is a file, not a folder; name another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={value}: no permission to write into {nearest}; name another place")
+    return False
 
 
 def reward_functions(config: Config) -> dict[str, RewardFunction]:

@@ -74,6 +74,11 @@ class InlineLink:
         self._meter = RolloutMeter(time.monotonic)
         self._running: dict[asyncio.Task[Group], Lease] = {}
 
+    async def begin(self, version: int) -> int:
+        self._coordinator.rewind(version, self._store.trained_since(version))
+        self._store.save(self._coordinator)
+        return self._coordinator.frontier
+
     async def take(self, step: int) -> Batch:
         """Roll out until the step has its batch."""
         stall_s = self._config.run.stall_s
@@ -85,19 +90,25 @@ class InlineLink:
                     f"{self._coordinator.ledger.metrics()}"
                 )
             self._lease()
-            await self._settle()
-            self._engine.step()
-            await asyncio.sleep(0)  # whoever shows the run, or interrupts it, gets a turn
-            await self._settle()
-            self._deliver()
+            await self._decode()
         self._store.save(self._coordinator)
         groups = tuple(unpack(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
+    async def come_to_rest(self) -> None:
+        """Finish what is being sampled: a checkpoint holds no half responses, and whether a run was
+        interrupted at one must make no difference."""
+        while self._running:
+            await self._decode()
+
+    async def checkpointed(self, oldest: int) -> None:
+        """All batches are kept."""
+
     async def publish(
-        self, version: int, weights: Mapping[str, Tensor], canary: Canary | None
+        self, version: int, weights: Mapping[str, Tensor] | None, canary: Canary | None
     ) -> dict[str, float]:
         started_s = time.monotonic()
+        assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
         copies = LocalWeights(version, weights).tensors()
         pause_s = self._engine.swap(copies, version)
         self._coordinator.published(version)
@@ -117,6 +128,14 @@ class InlineLink:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _decode(self) -> None:
+        """One token of everything that is being sampled."""
+        await self._settle()
+        self._engine.step()
+        await asyncio.sleep(0)  # whoever shows the run, or interrupts it, gets a turn
+        await self._settle()
+        self._deliver()
 
     def _lease(self) -> None:
         room = self._rollout.room
@@ -180,7 +199,7 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
                 )
                 link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
                 try:
-                    await TrainLoop(config, trainer, link, run_dir, executor=executor, prefetch=False).run()
+                    await TrainLoop(config, trainer, link, run_dir, executor=executor, overlap=False).run()
                 finally:
                     await link.close()
         finally:

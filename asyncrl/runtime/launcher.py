@@ -27,6 +27,7 @@ from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, visible_gpu
+from asyncrl.runtime.resume import gpu_hours_spent, put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
@@ -58,16 +59,30 @@ def run(
     `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
     notebook).
     """
-    config = _resolve(config, overrides)
+    return _run_resolved(_resolve(config, overrides), gpus, progress)
+
+
+def resume(
+    run_dir: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None, progress: bool = True
+) -> RunResult:
+    """Go on with the interrupted run in `run_dir`, from its newest whole checkpoint, under its own settings
+    and `overrides`. As `run` otherwise."""
+    config = settings.load(
+        RunDir(Path(run_dir)).config, [*overrides, f"run.dir={run_dir}", "run.resume=auto"]
+    )
+    return _run_resolved(config, gpus, progress)
+
+
+def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
     if progress:
         print("checking settings, model and data ...", flush=True)
     prepared = preflight(config, gpus)
-    with _created(prepared) as run_dir:
+    with _held(prepared) as (run_dir, news):
         view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
         view.start()
         try:
-            for warning in prepared.warnings:
-                view.event(warning)
+            for event in (*news, *prepared.warnings):
+                view.event(event)
             with _no_weights_left(config), _no_shared_memory_left(run_dir):
                 run_to_end(_run(prepared, run_dir, view))
         finally:
@@ -102,8 +117,9 @@ class Silence:
 
 
 @contextmanager
-def _created(prepared: Prepared) -> Iterator[RunDir]:
-    """The run directory, with the settings and the prompts of the run in it, held against other runs."""
+def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
+    """The run directory, with the settings and the prompts of the run in it, held against other runs; and
+    what there is to say of it."""
     c = prepared.config.run
     if c.dir:
         path = Path(c.dir).expanduser()
@@ -113,11 +129,15 @@ def _created(prepared: Prepared) -> Iterator[RunDir]:
     run_dir = RunDir(path)
     with run_dir.held():
         # Only now is it certain that no other run has begun here since the preflight looked.
-        checks.run_dir(prepared.config)
+        goes_on = checks.run_dir(prepared.config)
         run_dir.config.write_text(settings.dump(prepared.config))
-        prepared.prompts.save(run_dir.prompts)
-        Usage(prepared.placement.gpus, time.time()).save(run_dir.usage)
-        yield run_dir
+        spent = 0.0
+        if goes_on:
+            spent = gpu_hours_spent(run_dir)
+        else:
+            prepared.prompts.save(run_dir.prompts)
+        Usage(prepared.placement.gpus, time.time(), spent).save(run_dir.usage)
+        yield run_dir, [put_in_order(prepared.config, run_dir)] if goes_on else []
 
 
 def _make_new(path: Path) -> Path:

@@ -50,6 +50,10 @@ class RunDir:
         return self.path / "usage.json"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

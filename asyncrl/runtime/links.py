@@ -134,15 +134,30 @@ class ZmqTrainerLink:
         ]
         return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
 
-    async def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> dict[str, float]:
+    async def begin(self, version: int) -> int:
+        answer, _ = await self._client.request(m.Begin(version), timeout_s=ANSWER_TIMEOUT_S)
+        return answer.frontier
+
+    async def come_to_rest(self) -> None:
+        """Nothing has to: a run that goes on samples anew what was being sampled."""
+
+    async def checkpointed(self, oldest: int) -> None:
+        await self._client.request(m.Checkpointed(oldest), timeout_s=ANSWER_TIMEOUT_S)
+
+    async def publish(
+        self, version: int, weights: LiveWeights | None, canary: Canary | None
+    ) -> dict[str, float]:
         started_s = time.monotonic()
+        notice = None if weights is None else await self._share(version, weights, canary)
+        answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=ANSWER_TIMEOUT_S)
+        return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
+
+    async def _share(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+        """Put the weights where the engines find them; the notice that says where."""
         # The buffer holds version - 2. An engine that has that version may be reading the other buffer, not
         # this one.
         ack_timeout_s = self._config.weights.ack_timeout_s
         await self._client.request(m.AwaitApplied(version - 2), timeout_s=ack_timeout_s + ANSWER_TIMEOUT_S)
         loop = asyncio.get_running_loop()
         notice = await loop.run_in_executor(self._executor, self._publisher.publish, version, weights, canary)
-        answer, _ = await self._client.request(
-            m.Publish(version, msgspec.msgpack.encode(notice)), timeout_s=ANSWER_TIMEOUT_S
-        )
-        return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
+        return msgspec.msgpack.encode(notice)

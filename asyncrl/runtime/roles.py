@@ -107,7 +107,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     try:
         async with RpcClient(endpoint, name) as client:
             link = ZmqTrainerLink(client, publisher, config, executor)
-            await TrainLoop(config, made, link, run_dir, executor=executor, prefetch=True).run()
+            await TrainLoop(config, made, link, run_dir, executor=executor, overlap=True).run()
     finally:
         publisher.close()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncrl.config import Config
@@ -15,6 +15,7 @@ from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runtime.budget import Budget, Usage
+from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
 
 if TYPE_CHECKING:
@@ -32,19 +33,31 @@ PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
 class TrainerLink(Protocol):
     """The trainer's way to the coordinator and the engines."""
 
+    async def begin(self, version: int) -> int:
+        """The trainer has the weights of `version`; what was trained since comes again. Returns the highest
+        version that there has been: before it, the engines need no weights."""
+
     async def take(self, step: int) -> Batch:
         """The batch of a training step, as soon as there is one."""
 
-    async def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> dict[str, float]:
-        """Make a weight version available to the engines. Returns the metrics that the coordinator and the
-        engines have to give, `weights/publish_s` among them."""
+    async def publish(
+        self, version: int, weights: LiveWeights | None, canary: Canary | None
+    ) -> dict[str, float]:
+        """The step that made a version is done; `weights` for the engines, None where they need none. Returns
+        the metrics that the coordinator and the engines have to give, `weights/publish_s` among them."""
+
+    async def come_to_rest(self) -> None:
+        """A checkpoint is about to be made: bring what it cannot hold to an end."""
+
+    async def checkpointed(self, oldest: int) -> None:
+        """The trainer will never again begin with a version before `oldest`."""
 
 
 class TrainLoop:
-    """Runs `config.run.steps` training steps.
+    """Runs training steps to the end of the run, from the newest checkpoint on.
 
     executor: where the trainer computes, so that the next batch arrives meanwhile.
-    prefetch: ask for the next batch before training on this one.
+    overlap: ask for the next batch before training on this one, and write checkpoints beside the training.
     """
 
     def __init__(
@@ -55,7 +68,7 @@ class TrainLoop:
         run_dir: RunDir,
         *,
         executor: Executor,
-        prefetch: bool,
+        overlap: bool,
     ) -> None:
         self._config = config
         self._trainer = trainer
@@ -63,23 +76,28 @@ class TrainLoop:
         self._run_dir = run_dir
         self._budget = Budget(Usage.load(run_dir.usage), config.run.gpu_hours, config.run.steps)
         self._executor = executor
-        self._prefetch = prefetch
+        self._overlap = overlap
         self._scaler = RewardScaler(config.reward)
+        self._saver = CheckpointSaver(run_dir, config.checkpoint, link)
         self._shares = TimeShares()
+        self._frontier = 0
 
     async def run(self) -> None:
-        """Returns after the last step, its weights published and its model saved; the budget may make that an
-        earlier one than the config says."""
-        await self._publish(0)
-        started_s = time.monotonic()
+        """Returns after the last step, its weights published and everything saved; the budget may make that
+        an earlier one than the config says."""
+        done = await self._restore()
+        self._frontier = await self._link.begin(done)
+        await self._publish(done)
         self._shares.lap()
-        fetch = self._fetch(0)
+        fetch = self._fetch(done)
         try:
-            with MetricsWriter(self._run_dir.path) as writer:
-                for step in range(self._config.run.steps):
+            with MetricsWriter(self._run_dir.path, after_step=done) as writer:
+                started_s = time.monotonic() - writer.last_wall_s
+                for step in range(done, self._config.run.steps):
                     with self._shares.phase("wait"):
                         batch = await fetch
-                    if self._prefetch:
+                    assert batch is not None, "the batch after the last was awaited"
+                    if self._overlap:
                         fetch = self._fetch(step + 1)
                     metrics = await self._step(batch)
                     line = self._line(step + 1, time.monotonic() - started_s, metrics)
@@ -88,11 +106,23 @@ class TrainLoop:
                     if self._budget.is_spent:
                         await self._end_early(step + 1)
                         break
-                    if not self._prefetch:
+                    if not self._overlap:
                         fetch = self._fetch(step + 1)
+                await self._saver.finish()
         finally:
             fetch.cancel()
+            self._saver.close()
         await self._in_executor(self._trainer.close)
+
+    async def _restore(self) -> int:
+        """Go on from the newest checkpoint; its step, or 0."""
+        checkpoint = await self._in_executor(self._saver.newest)
+        if checkpoint is None:
+            return 0
+        await self._in_executor(self._trainer.restore, checkpoint.path)
+        self._scaler.load(checkpoint.state().reward_statistics)
+        log.info("going on from %s", checkpoint.path)
+        return checkpoint.step
 
     async def _step(self, batch: Batch) -> dict[str, float]:
         """Train, publish and save; returns everybody's metrics."""
@@ -101,15 +131,19 @@ class TrainLoop:
             total_steps = self._budget.total_steps(batch.step)
             metrics = self._scaler(batch) | await self._in_executor(self._trainer.step, batch, total_steps)
         with self._shares.phase("publish"):
-            metrics |= await self._publish(done)
+            metrics |= await self._publish(done) | {"schedule/total_steps": total_steps}
         every = self._config.checkpoint.every_steps
         if done == self._config.run.steps or (every and done % every == 0):
-            await self._save(done)
+            await self._save(done, metrics["reward/mean"])
         return metrics
 
-    async def _save(self, done: int) -> None:
+    async def _save(self, done: int, reward: float) -> None:
         with self._shares.phase("checkpoint"):
-            await self._in_executor(self._trainer.save, checkpoint_dir(self._run_dir.path, done))
+            await self._link.come_to_rest()
+            snapshot = await self._in_executor(self._trainer.snapshot)
+            await self._saver.save(done, reward, snapshot, self._scaler.state())
+            if not self._overlap:
+                await self._saver.finish()
 
     async def _end_early(self, done: int) -> None:
         if done < self._config.run.steps:
@@ -121,17 +155,19 @@ class TrainLoop:
                 done,
                 self._config.run.steps,
             )
-            if not checkpoint_dir(self._run_dir.path, done).exists():
-                await self._save(done)
+            if self._saver.last_step != done:
+                await self._save(done, math.nan)
 
     async def _publish(self, version: int) -> dict[str, float]:
+        if version < self._frontier:
+            return await self._link.publish(version, None, None)
         c = self._config
         # The embedded engine computes with the very tensors that it is given: nothing to prove.
         wanted = c.weights.canary and c.rollout.engine in ("vllm", "http")
         canary = await self._in_executor(self._trainer.canary) if wanted else None
         return await self._link.publish(version, self._trainer.weights(), canary)
 
-    def _fetch(self, step: int) -> asyncio.Task[Batch]:
+    def _fetch(self, step: int) -> asyncio.Task[Batch | None]:
         # One step more than there are is never asked for: the coordinator would wait for it in vain.
         wanted = self._link.take(step) if step < self._config.run.steps else _nothing()
         return asyncio.create_task(wanted, name=f"fetch the batch of step {step}")
@@ -154,10 +190,5 @@ class TrainLoop:
         }
 
 
-async def _nothing() -> Batch:
-    raise AssertionError("the batch after the last was awaited")
-
-
-def checkpoint_dir(run_dir: Path, step: int) -> Path:
-    """Folder of a step's model, as `AutoModelForCausalLM.from_pretrained` takes it."""
-    return run_dir / "checkpoints" / f"step_{step}" / "hf"
+async def _nothing() -> None:
+    """The batch after the last."""

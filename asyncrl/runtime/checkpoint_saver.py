@@ -1,0 +1,76 @@
+"""Makes checkpoints beside the training: what the trainer copied is written in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from asyncrl.config import CheckpointConfig
+from asyncrl.runtime.checkpoints import Checkpoint, Checkpoints, CheckpointState
+from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.store import copy_ledger
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.backend import Snapshot
+
+
+class Listener(Protocol):
+    async def checkpointed(self, oldest: int) -> None:
+        """No run will begin before this step again."""
+
+
+class CheckpointSaver:
+    """One checkpoint is written at a time. An error of the writing thread comes out of the next call."""
+
+    def __init__(self, run_dir: RunDir, config: CheckpointConfig, listener: Listener) -> None:
+        self._run_dir = run_dir
+        self._checkpoints = Checkpoints(run_dir.checkpoints, config.keep_last, config.keep_best)
+        self._listener = listener
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: asyncio.Task[None] | None = None
+        self.last_step: int | None = None
+        """Of the last checkpoint that was begun."""
+
+    def newest(self) -> Checkpoint | None:
+        """What to go on from. Raises `CheckpointError` when there is nothing but damaged ones."""
+        return self._checkpoints.newest_whole()
+
+    async def save(
+        self, step: int, reward: float, snapshot: Snapshot, statistics: dict[str, dict[str, float]]
+    ) -> None:
+        """Begin to write the state after `step` steps, once the checkpoint before is written."""
+        await self.finish()
+        self.last_step = step
+        self._writing = asyncio.create_task(
+            self._write(step, None if math.isnan(reward) else reward, snapshot, statistics),
+            name=f"write the checkpoint of step {step}",
+        )
+
+    async def finish(self) -> None:
+        """Wait until what was begun is written."""
+        if self._writing is not None:
+            await self._writing
+            self._writing = None
+
+    def close(self) -> None:
+        """What is not written will not be."""
+        if self._writing is not None:
+            self._writing.cancel()
+        self._thread.shutdown(wait=False)
+
+    async def _write(
+        self, step: int, reward: float | None, snapshot: Snapshot, statistics: dict[str, dict[str, float]]
+    ) -> None:
+        def fill(folder: Path) -> None:
+            snapshot.write(folder)
+            copy_ledger(self._run_dir.ledger, folder / "ledger.db", from_step=step)
+
+        def write() -> None:
+            state = CheckpointState(step, reward, snapshot.weights_hash(), statistics)
+            self._checkpoints.write(state, fill)
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, write)
+        await self._listener.checkpointed(self._checkpoints.oldest_to_begin_with)
