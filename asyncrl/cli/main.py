@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import evaluate, sweep, train_reward
+from asyncrl.cli import evaluate, replay, sweep, train_reward
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     tiny.set_defaults(run=_tiny_model)
 
     evaluate.add_parser(commands)
+    replay.add_parser(commands)
     pairs = commands.add_parser(
         "tiny-pairs",
         help="write preference pairs for the tiny model's task",

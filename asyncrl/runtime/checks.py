@@ -43,9 +43,14 @@ def run_dir(config: Config) -> bool:
                 f"{key}={value}: this folder already holds a run ({', '.join(held)}); go on with it by "
                 f"`asyncrl-launch --resume {value}`, or name another one"
             )
-        if "config.yaml" in held and (path / "prompts.msgpack").exists():
+        if RunDir(path).prompts.exists() and "config.yaml" in held:
             check_settings(config, RunDir(path))
             return True
+        if held != ["config.yaml"]:
+            raise ConfigError(
+                f"{key}={value}: this folder holds a part of a run ({', '.join(held)}), and no run can go on "
+                "without config.yaml and prompts.msgpack; put them back, or name another folder"
+            )
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ConfigError(f"{key}={value}: {nearest} is a file, not a folder; name another place")

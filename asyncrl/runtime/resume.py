@@ -29,7 +29,7 @@ def check_settings(config: Config, run_dir: RunDir) -> None:
     before = settings.load(run_dir.config).model_dump(mode="json")
     now = config.model_dump(mode="json")
     changed = [
-        f"{key}={new!r}: the run in {run_dir.path} was started with {old!r}, which it keeps; start another run "
+        f"{key}={new!r}: the run in {run_dir.path} was started with {old!r} and keeps it; start another run "
         "with the new value"
         for name in SAME
         for key, old, new in _differences(name, _at(before, name), _at(now, name))

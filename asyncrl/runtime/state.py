@@ -28,20 +28,28 @@ def loop_settings(config: Config) -> LoopSettings:
 
 
 @contextmanager
+def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
+    """The ledger's file, made where there is none; closed at the end."""
+    store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
 def open_state(
     config: Config, run_dir: RunDir
 ) -> Iterator[tuple[PromptSet, LedgerStore[WireGroup], Coordinator[WireGroup]]]:
     """Prompts, store and coordinator; the store is closed at the end."""
     prompts = PromptSet.load(run_dir.prompts)
-    store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
-    try:
+    with open_ledger(run_dir) as store:
+        settings = loop_settings(config)
         yield (
             prompts,
             store,
-            store.load(loop_settings(config), len(prompts), config.run.seed, shuffle=config.data.shuffle),
+            store.load(settings, len(prompts), config.run.seed, shuffle=config.data.shuffle),
         )
-    finally:
-        store.close()
 
 
 def rollout_task(lease: Lease, prompts: PromptSet) -> RolloutTask:

@@ -60,8 +60,9 @@ def one_thread():
 def launch(make_config, assert_nothing_left, tmp_path):
     started = []
 
-    def launch(*overrides, config=None):
-        started.append(Launched(config or make_config(*overrides), tmp_path, assert_nothing_left))
+    def launch(*overrides, config=None, resume=None):
+        config = config or make_config(*overrides)
+        started.append(Launched(config, tmp_path, assert_nothing_left, resume))
         return started[-1]
 
     yield launch

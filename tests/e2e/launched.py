@@ -15,17 +15,20 @@ LONG_S = 120.0
 
 
 class Launched:
-    """`asyncrl-launch` on a config, in a process of its own."""
+    """`asyncrl-launch` on a config, or on a run directory to go on with, in a process of its own."""
 
-    def __init__(self, config, tmp_path, assert_nothing_left):
+    def __init__(self, config, tmp_path, assert_nothing_left, resume=None):
         self.assert_nothing_left = assert_nothing_left
         self.run_dir = tmp_path / "run"
-        path = tmp_path / "resolved.yaml"
-        path.write_text(dump(config))
+        arguments = ["--resume", str(resume)]
+        if resume is None:
+            path = tmp_path / "resolved.yaml"
+            path.write_text(dump(config))
+            arguments = ["--config", str(path)]
         self.output = tmp_path / "output.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "asyncrl.cli.launch", "--config", str(path)],
+                [sys.executable, "-m", "asyncrl.cli.launch", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.

@@ -109,7 +109,7 @@ def test_a_line_cut_short_is_not_read_and_is_removed_on_reopening(tmp_path, make
     whole = path.read_bytes()
     path.write_bytes(whole + whole[: len(whole) // 2])
     assert read_metrics(path) == [make_line(1)]
-    with MetricsWriter(tmp_path) as writer:
+    with MetricsWriter(tmp_path, after_step=1) as writer:
         assert path.read_bytes() == whole
         writer.write(make_line(2))
     assert read_metrics(path) == [make_line(1), make_line(2)]
@@ -183,3 +183,14 @@ def test_killing_the_writer_loses_no_line(tmp_path, make_line):
 def test_readers_need_no_torch():
     code = "import asyncrl.observe.metrics, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_writes_its_later_lines_anew(tmp_path, make_line):
+    with MetricsWriter(tmp_path) as writer:
+        for step in (1, 2, 3):
+            writer.write(make_line(step) | {"wall_s": 10.0 * step})
+    with MetricsWriter(tmp_path, after_step=2) as writer:
+        assert writer.last_wall_s == 20.0
+        assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+        writer.write(make_line(3) | {"wall_s": 25.0})
+    assert [line["wall_s"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [10.0, 20.0, 25.0]

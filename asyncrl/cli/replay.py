@@ -1,0 +1,45 @@
+"""The command `asyncrl replay`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="train again what a run has trained on, step by step",
+        description="Train again, in one process and without engines, on the batches that a run has kept "
+        "(run.record=true, or run.mode=inline), and compare each step with what the run wrote down. In "
+        "float32 with one thread, the weights come out the same, bit by bit.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument(
+        "--from-step", type=int, default=0, metavar="N", help="begin at the checkpoint of step N (default: 0)"
+    )
+    parser.add_argument("--to-step", type=int, metavar="N", help="end after step N (default: the last)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0, or 1 when the weights at a checkpoint are not those of the run."""
+    import torch
+
+    from asyncrl.config import load
+    from asyncrl.runtime.layout import RunDir
+    from asyncrl.runtime.replay import replay
+
+    torch.set_num_threads(load(RunDir(arguments.run_dir).config).trainer.threads)
+    print(f"{'step':>8} {'loss':>12} {'of the run':>12} {'grad norm':>12} {'of the run':>12}  weights")
+    differs = False
+    for step in replay(arguments.run_dir, arguments.from_step, arguments.to_step):
+        words = {None: "", True: "the same as the checkpoint's", False: "NOT the same as the checkpoint's"}
+        print(
+            f"{step.step:8} {step.loss:12.6g} {step.recorded_loss:12.6g} {step.grad_norm:12.6g} "
+            f"{step.recorded_grad_norm:12.6g}  {words[step.same_weights]}",
+            flush=True,
+        )
+        differs |= step.same_weights is False
+    return int(differs)

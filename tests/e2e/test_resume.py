@@ -1,0 +1,156 @@
+"""Runs that are interrupted and go on: nothing lost, nothing twice, and in `inline` mode bit by bit the
+same."""
+
+import random
+import signal
+import sqlite3
+
+import pytest
+from launched import LONG_S
+
+import asyncrl
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.runtime.checkpoints import Checkpoints
+from asyncrl.trainer.backend import make_trainer
+
+
+class Interruption(Exception):  # noqa: N818 - says what it is
+    pass
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """`interrupt_at(step)`: the next run in this process ends in the midst of that step, its update done and
+    nothing of it told to anybody. None: it does not."""
+    chosen = {}
+
+    class Interrupted:
+        def __init__(self, config):
+            self._trainer = make_trainer(config)
+
+        def step(self, batch, total_steps=None):
+            metrics = self._trainer.step(batch, total_steps)
+            if batch.step == chosen["step"]:
+                raise Interruption
+            return metrics
+
+        def __getattr__(self, name):
+            return getattr(self._trainer, name)
+
+    def interrupt_at(step):
+        chosen["step"] = step
+        monkeypatch.setattr("asyncrl.runtime.inline.make_trainer", Interrupted)
+
+    return interrupt_at
+
+
+def final_hash(run_dir, step):
+    return Checkpoints(run_dir / "checkpoints").at(step).state().weights_hash
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "eta"), [(1, 2), (3, 2), (4, 0)])
+def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
+    make_config, one_thread, interrupt_at, tmp_path, every, eta
+):
+    def config(name):
+        return make_config(
+            *("run.mode=inline", "run.steps=20", f"staleness.max_staleness={eta}", "rollout.slots=10"),
+            *(f"run.dir={tmp_path / name}", f"checkpoint.every_steps={every}", "trainer.mini_batches=2"),
+        )
+
+    interrupt_at(None)
+    asyncrl.run(config("whole"), progress=False)
+    run = tmp_path / "interrupted"
+    for step in range(20):
+        interrupt_at(step)
+        with pytest.raises(Interruption):
+            asyncrl.run(config("interrupted"), progress=False) if step == 0 else asyncrl.resume(
+                run, progress=False
+            )
+    interrupt_at(None)
+    asyncrl.resume(run, progress=False)
+    assert final_hash(run, 20) == final_hash(tmp_path / "whole", 20)
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["reward/mean"] for line in lines] == [
+        line["reward/mean"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    ]
+    assert max(line["staleness/max"] for line in lines) == eta
+
+
+def test_a_run_that_is_over_has_nothing_left_to_do_and_may_be_made_longer(make_config, one_thread, tmp_path):
+    config = make_config("run.mode=inline", "run.steps=3", "checkpoint.every_steps=1")
+    first = asyncrl.run(config, progress=False)
+    again = asyncrl.resume(first.run_dir, progress=False)
+    assert again.checkpoint == first.checkpoint
+    assert len(read_metrics(first.run_dir / "metrics.jsonl")) == 3
+    asyncrl.resume(first.run_dir, ["run.steps=5"], progress=False)
+    assert len(read_metrics(first.run_dir / "metrics.jsonl")) == 5
+    kept = Checkpoints(first.run_dir / "checkpoints").all()
+    assert [checkpoint.step for checkpoint in kept] == [5, 4]
+
+
+def test_what_a_run_keeps_for_life_cannot_be_changed(make_config, one_thread):
+    config = make_config("run.mode=inline", "run.steps=1")
+    run_dir = asyncrl.run(config, progress=False).run_dir
+    with pytest.raises(asyncrl.ConfigError, match=r"run.seed=7: the run in .* was started with 0 and keeps"):
+        asyncrl.resume(run_dir, ["run.seed=7"])
+    with pytest.raises(asyncrl.ConfigError, match=r"staleness.max_staleness=9.*was started with 2"):
+        asyncrl.resume(run_dir, ["staleness.max_staleness=9"])
+    with pytest.raises(asyncrl.ConfigError, match="go on with it by `asyncrl-launch --resume"):
+        asyncrl.run(config)
+
+
+def books(run_dir):
+    """Step by group id, of every group that was trained; and the rows of all groups."""
+    with sqlite3.connect(run_dir / "ledger.db") as db:
+        trained = db.execute(
+            "select step, count(*) from groups where state = 'trained' group by 1"
+        ).fetchall()
+        rows = [row for (row,) in db.execute("select row from groups order by group_id")]
+        return dict(trained), rows
+
+
+def assert_whole(run_dir, steps, batch_groups):
+    """Every step trained once, on a whole batch; no prompt skipped; the ledger closes."""
+    trained, rows = books(run_dir)
+    assert trained == dict.fromkeys(range(steps), batch_groups)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    last = lines[-1]
+    assert last["ledger/trained_groups"] == steps * batch_groups
+    assert last["ledger/failed_groups"] == last["ledger/dropped_groups"] == 0
+    assert len(rows) == last["ledger/generated_groups"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [0, 4])
+def test_a_run_whose_processes_are_all_killed_goes_on(launch, tmp_path, every):
+    rng = random.Random(every)
+    launched = launch("run.steps=30", f"checkpoint.every_steps={every}")
+    for _ in range(3):
+        before = launched.steps()
+        launched.wait_for_steps(min(28, before + rng.randint(1, 6)))
+        for process in [launched.process, *launched.family()]:
+            process.send_signal(signal.SIGKILL)
+        launched.process.wait(10.0)
+        launched = launch(resume=launched.run_dir)
+        launched.wait(lambda: "going on from" in launched.output.read_text(), "word of the resumption")
+    assert launched.end(LONG_S) == 0, launched.output.read_text()
+    assert_whole(launched.run_dir, 30, 4)
+
+
+@pytest.mark.slow
+def test_a_damaged_ledger_gives_way_to_the_checkpoints_own(launch):
+    launched = launch("run.steps=12", "checkpoint.every_steps=4")
+    launched.wait_for_steps(9)
+    launched.wait(lambda: (launched.run_dir / "checkpoints" / "step_8").exists(), "a checkpoint")
+    for process in [launched.process, *launched.family()]:
+        process.send_signal(signal.SIGKILL)
+    launched.process.wait(10.0)
+    for suffix in ("", "-wal", "-shm"):
+        (launched.run_dir / f"ledger.db{suffix}").write_bytes(b"noise" * 5000)
+    launched = launch(resume=launched.run_dir)
+    assert launched.end(LONG_S) == 0, launched.output.read_text()
+    assert_whole(launched.run_dir, 12, 4)
