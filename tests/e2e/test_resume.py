@@ -136,7 +136,8 @@ def test_a_run_whose_processes_are_all_killed_goes_on(launch, tmp_path, every):
             process.send_signal(signal.SIGKILL)
         launched.process.wait(10.0)
         launched = launch(resume=launched.run_dir)
-        launched.wait(lambda: "going on from" in launched.output.read_text(), "word of the resumption")
+        output = launched.output
+        launched.wait(lambda output=output: "going on from" in output.read_text(), "word of the resumption")
     assert launched.end(LONG_S) == 0, launched.output.read_text()
     assert_whole(launched.run_dir, 30, 4)
 
