@@ -76,7 +76,8 @@ def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
     assert [line["reward/mean"] for line in lines] == [
         line["reward/mean"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")
     ]
-    assert max(line["staleness/max"] for line in lines) == eta
+    stale = max(line["staleness/max"] for line in lines)
+    assert stale == 0 if eta == 0 else 1 <= stale <= eta
 
 
 def test_a_run_that_is_over_has_nothing_left_to_do_and_may_be_made_longer(make_config, one_thread, tmp_path):
