@@ -105,12 +105,15 @@ class MetricsWriter:
 
 
 class MetricsTail:
-    """Reads a growing `metrics.jsonl` from where the last poll ended. The file need not exist yet."""
+    """Reads a growing `metrics.jsonl` from where the last poll ended. The file need not exist yet. When a
+    trainer goes back and takes another file's place, the steps that were read before are not read twice."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self._file_id = 0
         self._offset = 0
         self._lines = 0
+        self._last_step = 0
 
     def poll(self) -> list[dict[str, Any]]:
         """The lines finished since the last poll; a line without its end waits for the next. Null reads as
@@ -119,9 +122,9 @@ class MetricsTail:
         Raises `MetricsError` for a line that is no JSON object.
         """
         try:
-            if self._path.stat().st_size == self._offset:
-                return []
             with self._path.open("rb") as file:
+                if (file_id := os.fstat(file.fileno()).st_ino) != self._file_id:
+                    self._file_id, self._offset, self._lines = file_id, 0, 0
                 file.seek(self._offset)
                 new, _, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
@@ -129,7 +132,10 @@ class MetricsTail:
         if not new:
             return []
         self._offset += len(new) + 1
-        return [self._parse(line) for line in new.split(b"\n")]
+        lines = [self._parse(line) for line in new.split(b"\n")]
+        fresh = [line for line in lines if line.get("step", math.inf) > self._last_step]
+        self._last_step = max((line["step"] for line in fresh if "step" in line), default=self._last_step)
+        return fresh
 
     def _parse(self, line: bytes) -> dict[str, Any]:
         self._lines += 1
@@ -197,7 +203,10 @@ def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
             break
         last, end = values, end + len(line)
     if end < len(content):
-        os.truncate(path, end)
+        # Another file, by which those who read this one notice.
+        shorter = path.with_suffix(".shorter")
+        shorter.write_bytes(content[:end])
+        shorter.replace(path)
     return last
 
 

@@ -189,8 +189,15 @@ def test_a_run_that_goes_on_from_an_earlier_step_writes_its_later_lines_anew(tmp
     with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.write(make_line(step) | {"wall_s": 10.0 * step})
+    tail = MetricsTail(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in tail.poll()] == [1, 2, 3]
     with MetricsWriter(tmp_path, after_step=2) as writer:
+        assert tail.poll() == []
         assert writer.last_wall_s == 20.0
         assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
         writer.write(make_line(3) | {"wall_s": 25.0})
-    assert [line["wall_s"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [10.0, 20.0, 25.0]
+        writer.write(make_line(4) | {"wall_s": 26.0})
+    assert [line["step"] for line in tail.poll()] == [4]
+    assert [line["wall_s"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [
+        *(10.0, 20.0, 25.0, 26.0)
+    ]
