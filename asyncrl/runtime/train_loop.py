@@ -109,7 +109,10 @@ class TrainLoop:
 
     async def _save(self, done: int) -> None:
         with self._shares.phase("checkpoint"):
-            await self._in_executor(self._trainer.save, checkpoint_dir(self._run_dir.path, done))
+            folder = checkpoint_dir(self._run_dir.path, done).parent
+            folder.mkdir(parents=True)
+            snapshot = await self._in_executor(self._trainer.snapshot)
+            await self._in_executor(snapshot.write, folder)
 
     async def _end_early(self, done: int) -> None:
         if done < self._config.run.steps:
