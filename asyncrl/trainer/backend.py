@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from asyncrl.weights.live import LiveWeights
 
 
+class Snapshot(Protocol):
+    """A trainer's state at the end of a step. No later step changes it. Any thread may use it, beside the
+    trainer's own."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into an existing folder: `hf`, the policy as `from_pretrained` loads it, and `training`,
+        what `restore` needs. Nothing is synced or renamed; until this returns the folder holds anything."""
+
+    def weights_hash(self) -> str:
+        """Of the policy's weights, in the model's dtype: equal if and only if they are, bit by bit, whatever
+        the backend."""
+
+
 class Trainer(Protocol):
     """Holds the policy's weights and improves them batch by batch. Not thread-safe."""
 
@@ -30,8 +43,13 @@ class Trainer(Protocol):
     def canary(self) -> Canary | None:
         """What the weights as they are now make of a fixed sequence; None where nothing is computed."""
 
-    def save(self, path: Path) -> None:
-        """Write the policy as a folder; whole or not at all."""
+    def snapshot(self) -> Snapshot:
+        """Copy to host memory what training needs to go on. (Random numbers are a function of the step.)"""
+
+    def restore(self, folder: Path) -> None:
+        """Go on, between two steps, from what a snapshot wrote into `folder`: of this or another backend,
+        number of ranks and ZeRO stage. Raises `RestoreError` when that is of another model, and changes
+        nothing then."""
 
     def close(self) -> None:
         """The end of a run that went well: other ranks end too."""

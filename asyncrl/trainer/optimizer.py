@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import AsyncRLError
 from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT
 
 MAX_SKIPPED_UPDATES = 3
 """So many updates in a row without a finite gradient end the run; fewer are skipped and counted."""
@@ -33,14 +34,14 @@ class SkipCounter:
     """Counts updates in a row that were skipped since their gradient was not finite."""
 
     def __init__(self) -> None:
-        self._skipped = 0
+        self.in_a_row = 0
 
     def count(self, applied: bool, grad_norm: float, training_step: int) -> None:
         """Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in a row."""
-        self._skipped = 0 if applied else self._skipped + 1
-        if self._skipped >= MAX_SKIPPED_UPDATES:
+        self.in_a_row = 0 if applied else self.in_a_row + 1
+        if self.in_a_row >= MAX_SKIPPED_UPDATES:
             raise NonFiniteGradientError(
-                f"training step {training_step}: the gradient norm is {grad_norm}, and {self._skipped} "
+                f"training step {training_step}: the gradient norm is {grad_norm}, and {self.in_a_row} "
                 "updates in a row had to be skipped (the weights are those before them); lower trainer.lr, "
                 "or set model.dtype=float32"
             )
@@ -61,6 +62,12 @@ def adamw(parameters: Sequence[Tensor], config: TrainerConfig) -> torch.optim.Ad
     )
 
 
+def adamw_start(weight: Tensor) -> dict[str, Tensor]:
+    """What torch's (fused) AdamW makes of itself in its first update of `weight`."""
+    zeros = {kind: torch.zeros_like(weight) for kind in AVERAGES}
+    return {**zeros, STEP: torch.zeros((), dtype=torch.float32, device=weight.device)}
+
+
 class MasterAdamW:
     """AdamW whose state, weights and gradient sums are float32 whatever the model's dtype.
 
@@ -74,8 +81,8 @@ class MasterAdamW:
     ) -> None:
         self._ranks = ranks or OneRank()
         self._max_grad_norm = config.max_grad_norm
-        self._skips = SkipCounter()
-        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self.skips = SkipCounter()
+        self._masters: dict[nn.Parameter, Tensor] = {}
         for parameter in parameters:
             if not parameter.requires_grad:
                 continue
@@ -83,30 +90,45 @@ class MasterAdamW:
             if parameter.dtype != torch.float32:
                 master = parameter.detach().float()
                 parameter.register_post_accumulate_grad_hook(_AddTo(master))
-            self._pairs.append((parameter, master))
-        self._adamw = adamw([master for _, master in self._pairs], config)
+            self._masters[parameter] = master
+        self._adamw = adamw(list(self._masters.values()), config)
 
     @torch.no_grad()
     def step(self, lr: float, training_step: int) -> Update:
         """Clip the gradients summed since the last update, over all ranks, to `max_grad_norm`, update the
         weights, forget the gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in
         a row."""
-        masters = [master for _, master in self._pairs if master.grad is not None]
+        masters = [master for master in self._masters.values() if master.grad is not None]
         for master in masters:
             self._ranks.sum(master.grad)
         norm = nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
         grad_norm = float(norm)
         applied = bool(torch.isfinite(norm))
-        self._skips.count(applied, grad_norm, training_step)
+        self.skips.count(applied, grad_norm, training_step)
         if applied:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
             self._adamw.step()
-            for parameter, master in self._pairs:
+            for parameter, master in self._masters.items():
                 if parameter is not master:
                     parameter.copy_(master)
         self._adamw.zero_grad(set_to_none=True)
         return Update(grad_norm, applied)
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The parameter's live tensors by kind, as for `Stateful`; before its first update, what AdamW would
+        begin with."""
+        master = self._masters[parameter]
+        return {WEIGHT: master.detach(), **(self._adamw.state.get(master) or adamw_start(master))}
+
+    @torch.no_grad()
+    def load(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` was elsewhere."""
+        master = self._masters[parameter]
+        master.copy_(state[WEIGHT])
+        if parameter is not master:
+            parameter.copy_(master)
+        self._adamw.state[master] = {kind: state[kind].to(master.device) for kind in (*AVERAGES, STEP)}
 
 
 class _AddTo:

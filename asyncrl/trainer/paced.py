@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +16,27 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.batch import check_staleness, flatten
 from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.state import FOLDER, RestoreError, hash_weights
 
 WEIGHT_ELEMENTS = 1024
+PACED = "paced.json"
 NOT_COMPUTED = ("ess", "ratio/mean", "kl/behavior", "clip_frac", "entropy")
 """Metrics that every line has, and that need a policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacedSnapshot:
+    """`Snapshot` of a trainer that has taken so many steps."""
+
+    steps: int
+
+    def write(self, folder: Path) -> None:
+        path = folder / FOLDER / PACED
+        path.parent.mkdir()
+        path.write_text(json.dumps({"steps": self.steps}) + "\n")
+
+    def weights_hash(self) -> str:
+        return hash_weights(["paced.weight"], lambda _: torch.tensor(float(self.steps)))
 
 
 class PacedTrainer:
@@ -48,9 +66,15 @@ class PacedTrainer:
     def canary(self) -> None:
         return None
 
-    def save(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        steps = int(self._weights["paced.weight"][0])
-        (path / "paced.json").write_text(json.dumps({"steps": steps}) + "\n")
+    def snapshot(self) -> PacedSnapshot:
+        return PacedSnapshot(int(self._weights["paced.weight"][0]))
+
+    def restore(self, folder: Path) -> None:
+        path = folder / FOLDER / PACED
+        try:
+            steps = json.loads(path.read_text())["steps"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RestoreError(f"{path}: cannot be read ({error!r}); no paced trainer wrote it") from error
+        self._weights["paced.weight"].fill_(steps)
 
     def close(self) -> None: ...

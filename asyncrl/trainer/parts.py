@@ -15,6 +15,7 @@ from asyncrl.trainer.model import Policy, load_policy
 from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.reference import load_reference
+from asyncrl.trainer.state import Stateful
 from asyncrl.trainer.step import TrainStep
 
 
@@ -31,19 +32,39 @@ def load_models(config: Config) -> Models:
     return Models(load_policy(config), None if config.critic is None else load_critic(config))
 
 
-def make_step(
-    config: Config, models: Models, ranks: Ranks, learner: Callable[[nn.Module], Learner]
-) -> TrainStep:
-    """The training step of these models. `learner`: puts a model under an optimizer."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training changes."""
+
+    policy: Learner
+    critic: Learner | None
+    averaged: AveragedPolicy | None
+
+    def parts(self) -> dict[str, Stateful]:
+        """Of the checkpoint, by name."""
+        parts = {"policy": self.policy, "critic": self.critic, "average": self.averaged}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def make_trained(config: Config, models: Models, learner: Callable[[nn.Module], Learner]) -> Trained:
+    """`learner`: puts a model under an optimizer."""
+    averages = config.objective.proximal == "ewma"
+    return Trained(
+        learner(models.policy),
+        None if models.critic is None else learner(models.critic),
+        AveragedPolicy(models.policy, config.objective.ewma_decay) if averages else None,
+    )
+
+
+def make_step(config: Config, models: Models, trained: Trained, ranks: Ranks) -> TrainStep:
+    """The training step of these models."""
     together = [models.policy] if models.critic is None else [models.policy, models.critic]
     return TrainStep(
-        learner(models.policy),
+        trained.policy,
         common_packing(together, config.trainer.micro_batch_tokens),
         config,
         ranks,
-        critic=None if models.critic is None else learner(models.critic),
+        critic=trained.critic,
         reference=None if config.reference is None else load_reference(config, ranks),
-        averaged=AveragedPolicy(models.policy, config.objective.ewma_decay)
-        if config.objective.proximal == "ewma"
-        else None,
+        averaged=trained.averaged,
     )

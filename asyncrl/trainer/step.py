@@ -103,7 +103,12 @@ class TrainStep:
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Advantages and proximal logprobs, then one optimizer update a mini-batch. Every rank gives the
-        whole batch; returns the metrics of the whole batch, the same on all ranks."""
+        whole batch; returns the metrics of the whole batch, the same on all ranks.
+
+        Random numbers that an objective draws from torch are a function of run.seed and the step, the same
+        on all ranks: a run that goes on from a checkpoint draws the same, and there is no state of a
+        generator to save."""
+        torch.manual_seed(_seed(self._config.run.seed, step))
         trainer, total_steps = self._config.trainer, total_steps or self._config.run.steps
         check_staleness(flat, self._config.staleness.max_staleness)
         tokens = Tokens.of(flat, self._packing.device)
@@ -268,6 +273,11 @@ def _credit_metrics(flat: FlatBatch, assigned: Assigned) -> dict[str, float]:
     if assigned.targets is not None:
         metrics["critic/target_mean"] = float(assigned.targets.cpu()[trained].mean())
     return metrics
+
+
+def _seed(run_seed: int, step: int) -> int:
+    """64 bits that look random, different for every run and step."""
+    return int(np.random.SeedSequence((run_seed, step)).generate_state(1, np.uint64)[0])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,9 +11,10 @@ from transformers.utils.logging import disable_progress_bar
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.parts import load_models, make_step
+from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.saving import load_tokenizer, save_model
+from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
+from asyncrl.trainer.state import HeldState, open_state
 from asyncrl.weights.canary import Canary, make_canary
 from asyncrl.weights.source import untied
 
@@ -29,8 +30,10 @@ class TorchTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        self._tokenizer = load_tokenizer(config)
-        self._step = make_step(config, models, OneRank(), lambda model: TorchLearner(model, config.trainer))
+        self._folder = ModelFolder(self._model, load_tokenizer(config))
+        trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))
+        self._parts = trained.parts()
+        self._step = make_step(config, models, trained, OneRank())
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         return self._step(batch, total_steps)
@@ -41,7 +44,11 @@ class TorchTrainer:
     def canary(self) -> Canary:
         return make_canary(self._model)
 
-    def save(self, path: Path) -> None:
-        save_model(path, self._model, self._tokenizer)
+    def snapshot(self) -> ModelSnapshot:
+        return ModelSnapshot(HeldState(self._parts), self._folder)
+
+    def restore(self, folder: Path) -> None:
+        for name, saved in open_state(folder, self._parts).items():
+            self._parts[name].load(saved)
 
     def close(self) -> None: ...

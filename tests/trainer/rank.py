@@ -1,9 +1,14 @@
-"""One trainer process: `rank.py RANK NAME.yaml`. Trains on the same batches whatever the config; rank 0 saves
-the weights as `NAME.safetensors`, the metrics as `NAME.json` and the model as `NAME/`."""
+"""One trainer process: `rank.py RANK NAME.yaml FIRST LAST [FOLDER]`. Goes on from the snapshot in FOLDER, if
+any, and trains steps FIRST to LAST - 1 on the same batches whatever the config.
+
+Rank 0 saves the weights as `NAME.safetensors` and the metrics as `NAME.json`, and writes the snapshot before
+each step K, and that after the last, into `NAME/step_K`, beside the step.
+"""
 
 import dataclasses
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,32 +19,44 @@ from transformers import AutoModelForCausalLM
 from asyncrl import config as settings
 from asyncrl.trainer.backend import make_rank, make_trainer
 
-STEPS = 3
 
-
-def main(rank: int, path: Path) -> None:
+def main(rank: int, path: Path, first: int, last: int, folder: str | None = None) -> None:
     torch.set_num_threads(1)
     config = settings.load(path)
     rendezvous = path.with_suffix(".ranks")
     if rank:
         return make_rank(config, rank, rendezvous).follow()
     trainer = make_trainer(config, rendezvous)
-    permuted = path.stem.endswith("permuted")
-    metrics = [trainer.step(batch) for batch in batches(config.model.path, permuted)]
+    if folder:
+        trainer.restore(Path(folder))
+    metrics = []
+    with ThreadPoolExecutor(1) as writer:
+        for step, batch in enumerate(batches(config.model.path, first, last), start=first):
+            written = writer.submit(write, trainer.snapshot(), path.with_suffix("") / f"step_{step}")
+            metrics.append(trainer.step(dataclasses.replace(batch, groups=order(batch.groups, path))))
+            written.result()
+    write(trainer.snapshot(), path.with_suffix("") / f"step_{last}")
     weights = trainer.weights()
     parts = weights.items() if isinstance(weights, dict) else weights.parts()
     save_file({name: tensor.clone() for name, tensor in parts}, path.with_suffix(".safetensors"))
     path.with_suffix(".json").write_text(json.dumps(metrics))
-    trainer.save(path.with_suffix(""))
     return trainer.close()
 
 
-def batches(model_path: str, permuted: bool):
-    model = AutoModelForCausalLM.from_pretrained(model_path)
-    for seed in range(STEPS):
-        batch = with_true_logprobs(make_batch(seed, groups=6, step=seed), model, seed=seed)
-        yield dataclasses.replace(batch, groups=batch.groups[::-1]) if permuted else batch
+def write(snapshot, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    snapshot.write(folder)
+
+
+def batches(model_path: str, first: int, last: int):
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    for step in range(first, last):
+        yield with_true_logprobs(make_batch(step, groups=6, step=step), model, seed=step)
+
+
+def order(groups: tuple, path: Path) -> tuple:
+    return groups[::-1] if path.stem.endswith("permuted") else groups
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from transformers.utils.logging import disable_progress_bar
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.deepspeed.group import Group, Order, TrainOrder
+from asyncrl.trainer.deepspeed.group import Group, Order, RestoreOrder, TrainOrder
 from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.deepspeed.weights import GatheredWeights
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.parts import load_models, make_step
-from asyncrl.trainer.saving import load_tokenizer, save_model
+from asyncrl.trainer.parts import load_models, make_step, make_trained
+from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
+from asyncrl.trainer.state import HeldState, SavedPart, open_state, take_part
 from asyncrl.weights.canary import Canary, make_canary
 
 
@@ -31,27 +32,32 @@ class DeepSpeedTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        self._tokenizer = load_tokenizer(config)
+        self._folder = ModelFolder(self._model, load_tokenizer(config))
         self._total_steps = config.run.steps
         idle_timeout_s = config.run.start_s + config.run.stall_s
         self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, idle_timeout_s)
-        self._step = make_step(
-            config, models, self._group, lambda model: _learner(model, config, self._group)
-        )
+        trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
+        self._parts = trained.parts()
+        self._step = make_step(config, models, trained, self._group)
         self._scattered = config.trainer.deepspeed.zero_stage == 3
-        self._gathered = GatheredWeights(self._model, self._scattered)
+        self._gathered = GatheredWeights(self._model)
         self.manifest = self._gathered.manifest
 
     def follow(self) -> None:
         """Do what rank 0 does, until it is done."""
         while (order := self._group.next_order()) is not Order.END:
-            if isinstance(order, TrainOrder):
-                self._train(order)
-            elif order is Order.GATHER:
-                for _ in self._gathered.parts():
-                    pass
-            else:
-                make_canary(self._model)
+            match order:
+                case TrainOrder():
+                    self._train(order)
+                case RestoreOrder():
+                    self._load(open_state(order.folder, self._parts))
+                case Order.SNAPSHOT:
+                    take_part(self._parts)
+                case Order.GATHER:
+                    for _ in self._gathered.parts():
+                        pass
+                case Order.SCORE_CANARY:
+                    make_canary(self._model)
         self._group.close()
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
@@ -76,9 +82,19 @@ class DeepSpeedTrainer:
         self._tell_if_scattered(Order.SCORE_CANARY)
         return make_canary(self._model)
 
-    def save(self, path: Path) -> None:
-        weights = {name: tensor.cpu().clone() for name, tensor in self.parts()}
-        save_model(path, self._model, self._tokenizer, weights)
+    def snapshot(self) -> ModelSnapshot:
+        self._group.tell(Order.SNAPSHOT)
+        return ModelSnapshot(HeldState(self._parts), self._folder)
+
+    def restore(self, folder: Path) -> None:
+        # What is wrong with it is found before the others read it; they need the folder in the same place.
+        saved = open_state(folder, self._parts)
+        self._group.tell(RestoreOrder(folder.absolute()))
+        self._load(saved)
+
+    def _load(self, saved: Mapping[str, SavedPart]) -> None:
+        for name, part in self._parts.items():
+            part.load(saved[name])
 
     def close(self) -> None:
         self._group.tell(Order.END)

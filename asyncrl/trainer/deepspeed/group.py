@@ -26,7 +26,9 @@ class Order(IntEnum):
     TRAIN = 1
     GATHER = 2
     SCORE_CANARY = 3
-    END = 4
+    SNAPSHOT = 4
+    RESTORE = 5
+    END = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class TrainOrder:
     step: int
     total_steps: int
     batch: FlatBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOrder:
+    folder: Path
 
 
 class Group:
@@ -63,20 +70,30 @@ class Group:
         dist.all_reduce(tensor)
         return tensor
 
-    def tell(self, order: Order | TrainOrder) -> None:
+    def tell(self, order: Order | TrainOrder | RestoreOrder) -> None:
         """On rank 0."""
-        if isinstance(order, Order):
-            self._broadcast(torch.tensor([order, 0, 0]))
-            return
-        self._broadcast(torch.tensor([Order.TRAIN, order.step, order.total_steps]))
-        self._broadcast_batch(order.batch)
+        match order:
+            case TrainOrder():
+                self._broadcast(torch.tensor([Order.TRAIN, order.step, order.total_steps]))
+                self._broadcast_batch(order.batch)
+            case RestoreOrder():
+                path = bytearray(os.fsencode(order.folder))
+                self._broadcast(torch.tensor([Order.RESTORE, len(path), 0]))
+                self._broadcast(torch.frombuffer(path, dtype=torch.uint8))
+            case _:
+                self._broadcast(torch.tensor([order, 0, 0]))
 
-    def next_order(self) -> Order | TrainOrder:
+    def next_order(self) -> Order | TrainOrder | RestoreOrder:
         """On every other rank: the next order of rank 0."""
-        kind, step, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
-        if kind != Order.TRAIN:
-            return Order(kind)
-        return TrainOrder(step, total_steps, self._broadcast_batch(None))
+        kind, number, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
+        match kind:
+            case Order.TRAIN:
+                return TrainOrder(number, total_steps, self._broadcast_batch(None))
+            case Order.RESTORE:
+                path = self._broadcast(torch.zeros(number, dtype=torch.uint8))
+                return RestoreOrder(Path(os.fsdecode(path.numpy().tobytes())))
+            case _:
+                return Order(kind)
 
     def close(self) -> None:
         dist.destroy_process_group()

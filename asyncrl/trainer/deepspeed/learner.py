@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
 from asyncrl.config import Config
+from asyncrl.trainer.deepspeed.pieces import gathered, optimizer_states, set_whole
 from asyncrl.trainer.deepspeed.settings import engine_settings
+from asyncrl.trainer.learner import learner_shapes, trained_parameters
 from asyncrl.trainer.optimizer import NonFiniteGradientError, SkipCounter, Update, adamw
 from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 
 
 class DeepSpeedLearner:
@@ -19,10 +25,11 @@ class DeepSpeedLearner:
     `trainer.deepspeed.zero_stage`."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        self._parameters = trained_parameters(model)
+        self._shapes = learner_shapes(self._parameters)
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(parameters, config.trainer),
+            optimizer=adamw(list(self._parameters.values()), config.trainer),
             config=engine_settings(config),
             dist_init_required=False,
         )
@@ -49,3 +56,35 @@ class DeepSpeedLearner:
             )
         self._skips.count(applied, grad_norm, training_step)
         return Update(grad_norm, applied)
+
+    @property
+    def count(self) -> int:
+        return self._skips.in_a_row
+
+    def shapes(self) -> Shapes:
+        return self._shapes
+
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        states = optimizer_states(self._engine.optimizer)
+        for name, parameter in self._parameters.items():
+            yield WEIGHT, name, safe_get_full_fp32_param(parameter)
+            for kind in AVERAGES:
+                yield kind, name, safe_get_full_optimizer_state(parameter, kind)
+            yield STEP, name, states[0][STEP]
+
+    @torch.no_grad()
+    def load(self, saved: SavedPart) -> None:
+        """AdamW counts the updates of all the parameters of a partition together: of those that a mixture of
+        experts has not always used, it counts more than plain torch does."""
+        states = optimizer_states(self._engine.optimizer)
+        for name, parameter in self._parameters.items():
+            weight = saved(WEIGHT, name)
+            set_whole(parameter, weight)
+            for kind in AVERAGES:
+                set_whole(parameter, saved(kind, name), kind)
+            with gathered([parameter], modified=True):
+                parameter.copy_(weight)
+        updates = max(float(saved(STEP, name)) for name in self._parameters)
+        for state in states:
+            state[STEP].fill_(updates)
+        self._skips.in_a_row = saved.count

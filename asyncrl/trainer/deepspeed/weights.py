@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 
-import deepspeed
 from torch import Tensor, nn
 
+from asyncrl.trainer.deepspeed.pieces import gathered, is_scattered
 from asyncrl.weights.manifest import Manifest
 
 
 class GatheredWeights:
     """`ScatteredWeights` of a model under DeepSpeed. All ranks walk through `parts` together."""
 
-    def __init__(self, model: nn.Module, scattered: bool) -> None:
-        """scattered: whether the ranks hold pieces (ZeRO 3), or each the whole."""
-        self._scattered = scattered
+    def __init__(self, model: nn.Module) -> None:
         # Parameters that are tied come once, under their first name; buffers are not trained.
         self._parameters = dict(model.named_parameters())
         self.manifest = Manifest.lay_out(
-            (name, p.dtype, tuple(p.ds_shape if scattered else p.shape))
+            (name, p.dtype, tuple(p.ds_shape if is_scattered(p) else p.shape))
             for name, p in self._parameters.items()
         )
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         for _, layer in groupby(self._parameters, key=_layer):
             names = list(layer)
-            with self._gathered([self._parameters[name] for name in names]):
+            with gathered([self._parameters[name] for name in names]):
                 for name in names:
                     yield name, self._parameters[name].detach()
-
-    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
-        return deepspeed.zero.GatheredParameters(parameters) if self._scattered else nullcontext()
 
 
 def _layer(name: str) -> str:

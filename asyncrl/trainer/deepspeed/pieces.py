@@ -1,0 +1,74 @@
+"""What DeepSpeed has shared out over the ranks, put together and taken apart. All ranks do the same here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from asyncrl.trainer.optimizer import adamw_start
+
+
+def is_scattered(parameter: nn.Parameter) -> bool:
+    """Whether each rank holds a piece of it (ZeRO 3), rather than the whole."""
+    return hasattr(parameter, "ds_id")
+
+
+def gathered(parameters: Sequence[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[object]:
+    """Has them whole on each rank meanwhile. `modified`: every rank writes the same into them."""
+    if not is_scattered(parameters[0]):
+        return nullcontext()
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modified else None)
+
+
+def optimizer_states(optimizer: ZeROOptimizer) -> list[dict[str, Tensor]]:
+    """AdamW's state of each of this rank's partitions: of the live ones, also those that DeepSpeed would only
+    make, or make known to its parameters, in the course of the first updates."""
+    scattered = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    partitions = (
+        optimizer.fp32_partitioned_groups_flat if scattered else optimizer.single_partition_of_fp32_groups
+    )
+    for number, partition in enumerate(partitions):
+        if not optimizer.state[partition]:
+            optimizer.state[partition] = adamw_start(partition.detach())
+        if not scattered:
+            parameters = optimizer.bit16_groups[number]
+            lazy_init_hp_params_optimizer_state(parameters, partition, optimizer.state)
+    return [optimizer.state[partition] for partition in partitions]
+
+
+def set_whole(parameter: nn.Parameter, value: Tensor, kind: str | None = None) -> None:
+    """Give each rank its piece of a parameter's float32 master, or of its optimizer state of this kind."""
+    if not is_scattered(parameter):
+        if kind is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+        return
+    piece = _piece(parameter, value)
+    if kind is None:
+        safe_set_local_fp32_param(parameter, piece)
+    else:
+        safe_set_local_optimizer_state(parameter, piece, kind)
+
+
+def _piece(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's, as ZeRO 3 cuts: pieces of the same length, the end of the last one padded with zeros.
+    (DeepSpeed's own function for whole values takes none that need padding.)"""
+    group = parameter.ds_process_group
+    length = parameter.partition_numel()
+    padding = length * dist.get_world_size(group) - value.numel()
+    padded = torch.nn.functional.pad(value.flatten(), (0, padding))
+    return padded[length * dist.get_rank(group) :][:length]

@@ -1,0 +1,29 @@
+"""What a snapshot has written, for comparison."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+
+def state_of(folder):
+    """Tensors by file and name, and the counts."""
+    training = folder / "training"
+    state = {
+        path.name.removesuffix(".safetensors"): load_file(path) for path in training.glob("*.safetensors")
+    }
+    return state | {"counts": json.loads((training / "counts.json").read_text())["counts"]}
+
+
+def assert_equal_states(found, expected):
+    """Bit by bit, all that two folders hold for training, and their models."""
+    found_state, expected_state = state_of(found), state_of(expected)
+    assert found_state.pop("counts") == expected_state.pop("counts")
+    assert found_state.keys() == expected_state.keys()
+    models = [load_file(folder / "hf/model.safetensors") for folder in (found, expected)]
+    for file, tensors in [*expected_state.items(), ("hf", models[1])]:
+        others = models[0] if file == "hf" else found_state[file]
+        assert others.keys() == tensors.keys(), file
+        for name, tensor in tensors.items():
+            assert others[name].dtype == tensor.dtype, (file, name)
+            assert torch.equal(others[name], tensor), (file, name)
