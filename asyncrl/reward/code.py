@@ -1,0 +1,99 @@
+"""A verifiable reward: does the program in a response pass the row's tests? Needs Linux
+(`asyncrl.reward.sandbox`)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from asyncrl.reward import sandbox
+from asyncrl.reward.limits import Limits
+
+# Here, so that a run that could not score anything ends before it begins.
+sandbox.check()
+
+Test = Mapping[str, str] | str
+"""`{"input": ..., "output": ...}`, standard input and the standard output wanted; or Python statements that
+raise where the program is wrong: `assert solve(2) == 4`."""
+
+_BLOCK = re.compile(r"^```[ \t]*(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PYTHON = {"", "python", "python3", "py"}
+
+
+def passed_tests(
+    completions: Sequence[Any], tests: Sequence[Sequence[Test]], time_limit_s: Sequence[float] = ()
+) -> list[float]:
+    """The share, 0.0 to 1.0, of the row's `tests` that the last Python block of a response passes; 0.0 where
+    there is none.
+
+    time_limit_s: CPU seconds for each test, where the dataset has such a column. A program that runs into a
+        limit of the sandbox fails the tests that are left as well: they could take all the time there is.
+
+    Raises `ValueError` for a row without tests, or with others than `Test`, and `SandboxError`.
+    """
+    return [sum(passed) / len(passed) for passed in _all_results(completions, tests, time_limit_s)]
+
+
+def passed_all_tests(
+    completions: Sequence[Any], tests: Sequence[Sequence[Test]], time_limit_s: Sequence[float] = ()
+) -> list[float]:
+    """1.0 where every test is passed, else 0.0: `passed_tests` without anything in between."""
+    return [float(all(passed)) for passed in _all_results(completions, tests, time_limit_s, stop_early=True)]
+
+
+def last_program(text: str) -> str | None:
+    """The last closed code block that is Python, or does not say what it is."""
+    blocks = [code for language, code in _BLOCK.findall(text) if language.lower() in _PYTHON]
+    return blocks[-1] if blocks else None
+
+
+def _all_results(
+    completions: Sequence[Any],
+    tests: Sequence[Sequence[Test]],
+    time_limit_s: Sequence[float],
+    *,
+    stop_early: bool = False,
+) -> list[list[bool]]:
+    """Of each completion, which of its tests it passes."""
+    limits = [Limits(cpu_s=cpu_s, wall_s=4 * cpu_s) for cpu_s in time_limit_s] or [Limits()] * len(
+        completions
+    )
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [_results(*each, stop_early) for each in zip(texts, tests, limits, strict=True)]
+
+
+def _results(text: str, tests: Sequence[Test], limits: Limits, stop_early: bool) -> list[bool]:
+    if not tests:
+        raise ValueError("there is no test to pass: the row's `tests` is empty")
+    passed = [False] * len(tests)
+    program = last_program(text)
+    if program is not None:
+        for i, test in enumerate(tests):
+            passed[i], in_limits = _try(program, test, limits)
+            if not in_limits or (stop_early and not passed[i]):
+                break
+    return passed
+
+
+def _try(program: str, test: Test, limits: Limits) -> tuple[bool, bool]:
+    """Whether the program passes, and whether it kept within its limits."""
+    if isinstance(test, str):
+        # Only a program that reaches its end says this: to leave before the test is not to pass it.
+        end = secrets.token_hex(16)
+        outcome = sandbox.run_program(f"{program}\n{test}\nprint('\\n{end}')\n", "", limits)
+        right = outcome.stdout.splitlines()[-1:] == [end]
+    elif isinstance(test, Mapping) and all(isinstance(test.get(key), str) for key in ("input", "output")):
+        outcome = sandbox.run_program(program, test["input"], limits)
+        right = _lines(outcome.stdout) == _lines(test["output"])
+    else:
+        raise ValueError(
+            f"a test is {{input: text, output: text}}, or Python statements; there is {test!r:.200}"
+        )
+    return outcome.status == "ok" and right, outcome.status != "limit"
+
+
+def _lines(text: str) -> list[str]:
+    """Without white space at the ends of lines and of the text, as programming contests compare."""
+    return [line.rstrip() for line in text.strip().splitlines()]

@@ -1,0 +1,149 @@
+"""Holding a program to its limits: the kernel to some of them, we to the others."""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from asyncrl.errors import AsyncRLError
+
+LOOK_S = 0.05
+"""Between two looks at what the kernel does not limit by itself."""
+KILL_TIMEOUT_S = 10.0
+"""For a process to be gone after SIGKILL."""
+MAX_STDERR_BYTES = 4096
+
+
+class SandboxError(AsyncRLError):
+    """The sandbox could not be set up: nothing was run, and nothing is known of the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a program may use. The kernel holds it to the first four; the others are looked at every `LOOK_S`
+    seconds."""
+
+    cpu_s: float = 5.0
+    """CPU time of all its threads, in whole seconds, rounded up."""
+    memory_bytes: int = 512 << 20
+    """Of address space, the interpreter's included."""
+    file_bytes: int = 8 << 20
+    """Of each file."""
+    open_files: int = 32
+    wall_s: float = 20.0
+    """From its start. For programs that wait: generous, so that a busy machine makes no answer wrong."""
+    output_bytes: int = 1 << 20
+    """Of its standard output."""
+    folder_bytes: int = 32 << 20
+    """Of all files in its folder. Those that it holds open and has deleted do not count; they are bounded by
+    `open_files` times `file_bytes`."""
+    folder_files: int = 100
+    threads: int = 32
+
+    def for_kernel(self) -> dict[str, tuple[int, int]]:
+        """Soft and hard limits, by the names of `resource`."""
+        cpu_s = math.ceil(self.cpu_s)
+        return {
+            "RLIMIT_CPU": (cpu_s, cpu_s + 1),  # SIGXCPU says why; who ignores it gets SIGKILL
+            "RLIMIT_AS": (self.memory_bytes, self.memory_bytes),
+            "RLIMIT_FSIZE": (self.file_bytes, self.file_bytes),
+            "RLIMIT_NOFILE": (self.open_files, self.open_files),
+            "RLIMIT_CORE": (0, 0),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended."""
+
+    status: Literal["ok", "error", "limit"]
+    """`ok`: exit status 0. `error`: another one, or a signal. `limit`: it was ended at one of its limits (too
+    much memory, open files or bytes in a file are errors in the program itself)."""
+    how: str
+    """In words, for a log."""
+    stdout: str
+    stderr: str
+    """The last `MAX_STDERR_BYTES` of it."""
+
+
+def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Outcome:
+    """Reads what the program prints until it ends, or has to be ended."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout, stderr = bytearray(), bytearray()
+    over: str | None = None
+    deadline_s, look_s = time.monotonic() + limits.wall_s, 0.0
+    with (
+        open(os.pidfd_open(process.pid), "rb", buffering=0) as ended,  # noqa: PTH123 - of a descriptor
+        selectors.DefaultSelector() as selector,
+    ):
+        selector.register(ended, selectors.EVENT_READ)
+        selector.register(process.stdout, selectors.EVENT_READ, stdout)
+        selector.register(process.stderr, selectors.EVENT_READ, stderr)
+        while selector.get_map() and over is None:
+            for key, _ in selector.select(LOOK_S):
+                if key.fileobj is not ended and (chunk := os.read(key.fd, 1 << 16)):
+                    key.data.extend(chunk)
+                else:
+                    selector.unregister(key.fileobj)
+            del stderr[:-MAX_STDERR_BYTES]
+            now_s = time.monotonic()
+            if len(stdout) > limits.output_bytes:
+                over = f"more than {limits.output_bytes} bytes of output"
+            elif now_s > deadline_s:
+                over = f"more than {limits.wall_s:g} s"
+            elif now_s > look_s:
+                over, look_s = _excess(process.pid, work, limits), now_s + LOOK_S
+    if over is not None:
+        process.kill()
+    status, cpu_s = _reap(process)
+    if over is None and (status == -signal.SIGXCPU or (status == -signal.SIGKILL and cpu_s > limits.cpu_s)):
+        over = f"more than {math.ceil(limits.cpu_s)} s of CPU time"
+    elif over is None and status == -signal.SIGKILL:
+        raise SandboxError("the system killed a program that was within its limits; is it short of memory?")
+    out, err = (bytes(text).decode(errors="replace") for text in (stdout[: limits.output_bytes], stderr))
+    if over is not None:
+        return Outcome("limit", over, out, err)
+    if status < 0:
+        return Outcome("error", f"killed by {signal.Signals(-status).name}", out, err)
+    return Outcome("ok" if status == 0 else "error", f"exit status {status}", out, err)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Exit status, and seconds of CPU time."""
+    deadline_s = time.monotonic() + KILL_TIMEOUT_S
+    while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline_s:
+            raise SandboxError(f"process {process.pid} outlives SIGKILL by {KILL_TIMEOUT_S:g} s")
+        time.sleep(0.001)
+    _, status, used = found
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
+
+
+def _excess(pid: int, work: Path, limits: Limits) -> str | None:
+    """Which of the limits that only we know is passed."""
+    try:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
+        threads = 0  # it has just ended
+    if threads > limits.threads:
+        return f"more than {limits.threads} threads"
+    sizes = []
+    for entry in os.scandir(work):
+        try:
+            sizes.append(entry.stat(follow_symlinks=False).st_blocks * 512)
+        except FileNotFoundError:
+            continue
+        if len(sizes) > limits.folder_files:
+            return f"more than {limits.folder_files} files"
+    if sum(sizes) > limits.folder_bytes:
+        return f"more than {limits.folder_bytes} bytes of files"
+    return None
