@@ -553,6 +553,10 @@ class PlacementConfig(Section):
     """Whether trainer ranks and engines compute on the same GPUs. `never`: each has GPUs of its own.
     `always`: ranks and engines are both laid out from GPU 0 on, and run at the same time. `auto`: they share
     where there is but one GPU, and only there."""
+    pin_cores: Literal["auto", "never"] = "never"
+    """`auto`: where the cores are enough for all their threads, engines, trainer ranks and reward models that
+    compute on the CPU stay on cores of their own. Runs that share a machine would choose the same ones; start
+    each on a set of its own then (`taskset`)."""
 
 
 class NetworkConfig(Section):

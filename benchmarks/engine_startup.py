@@ -5,8 +5,7 @@
 Each start is a fresh Python process, in turns, on the same random model (2 layers, hidden size 128).
   ours   the rollout worker's engine (`VllmEngine`), with a weight version taken before the first token
   bare   AsyncLLM with the settings by which vLLM starts fastest here (CPU build): the engine's process
-  forked, one
-         thread, no compilation, no tokenizer, random weights, a KV cache of 64 MiB
+         forked, one thread, no compilation, no tokenizer, random weights, a KV cache of 64 MiB
 
 Prediction: ours takes at most 1.2 times as long. It imports what vLLM imports, and adds a weight version,
 which is milliseconds for this model.

@@ -12,7 +12,8 @@ paced     8 workers and a trainer that wait as long as a GPU would take (a decod
           last. Generation-bound: the trainer needs 0.75 of what generation needs; training-bound: the other
           way round. (With both equal, no buffer is deep enough to hide all their chance variations.)
 
-Synchronous is `staleness.max_staleness=0`, asynchronous 4: nothing else differs. Step times are taken from
+Synchronous is `staleness.max_staleness=0`, asynchronous 4: nothing else differs. `pinned` is asynchronous
+with a core for engine and trainer each (`placement.pin_cores=auto`). Step times are taken from
 `metrics.jsonl` after the first 10 steps. Repetitions are interleaved; median and range.
 
 Prediction: paced, asynchronous within 5% of the ideal and synchronous near the sum of generation (drained to
@@ -122,19 +123,23 @@ def run_step_s(config: Config) -> float:
 
 def measure_computed(model: Path, scratch: Path, repeats: int, steps: int) -> list[Measured]:
     alone: list[tuple[float, float]] = []
-    runs: dict[int, list[float]] = {SYNCHRONOUS: [], ASYNCHRONOUS: []}
+    kinds: dict[str, dict[str, dict[str, Any]]] = {
+        "synchronous": {"staleness": {"max_staleness": SYNCHRONOUS}},
+        "asynchronous": {"staleness": {"max_staleness": ASYNCHRONOUS}},
+        "pinned": {"staleness": {"max_staleness": ASYNCHRONOUS}, "placement": {"pin_cores": "auto"}},
+    }
+    runs: dict[str, list[float]] = {kind: [] for kind in kinds}
     for i in range(repeats):
         config = make_config(model, scratch / f"alone-{i}", steps)
         alone.append(asyncio.run(generate_and_train_alone(config, steps)))
-        for eta, step_s in runs.items():
-            run_dir = scratch / f"computed-{eta}-{i}"
-            step_s.append(run_step_s(make_config(model, run_dir, steps, staleness={"max_staleness": eta})))
+        for kind, sections in kinds.items():
+            run_dir = scratch / f"computed-{kind}-{i}"
+            runs[kind].append(run_step_s(make_config(model, run_dir, steps, **sections)))
     return [
         Measured("computed", "generation alone", [generation for generation, _ in alone]),
         Measured("computed", "training alone", [training for _, training in alone]),
         Measured("computed", "ideal", [max(both) for both in alone]),
-        Measured("computed", "synchronous", runs[SYNCHRONOUS]),
-        Measured("computed", "asynchronous", runs[ASYNCHRONOUS]),
+        *(Measured("computed", kind, step_s) for kind, step_s in runs.items()),
     ]
 
 
@@ -250,6 +255,7 @@ def paced_config(model: Path, run_dir: Path, steps: int, eta: int, training_s: f
 
 def report(results: list[Measured]) -> None:
     ideal = {m.case: m.median_s for m in results if m.what == "ideal"}
+    last = {m.case: m for m in results}
     table = Table("case", "", "s a step", "range", "of the ideal", title="128 rollouts a step")
     for m in results:
         table.add_row(
@@ -258,7 +264,7 @@ def report(results: list[Measured]) -> None:
             f"{m.median_s:.3f}",
             f"{min(m.step_s):.3f} to {max(m.step_s):.3f}",
             f"{m.median_s / ideal[m.case]:.2f}",
-            end_section=m.what == "asynchronous",
+            end_section=m is last[m.case],
         )
     Console(width=100).print(table)
 

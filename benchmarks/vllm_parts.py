@@ -19,6 +19,7 @@ from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
 from asyncrl.weights.source import LocalWeights, WeightSource
 
 GAP_POLL_S = 0.0005
+WAIT_S = 300.0
 
 
 async def start_vllm(
@@ -74,18 +75,19 @@ async def update_while_decoding(engine: VllmEngine, weights: WeightSource, runni
 
     first = tokens()
     consuming = [asyncio.create_task(consume(index)) for index in range(running)]
-    while tokens() < first + 2 * running:
-        await asyncio.sleep(GAP_POLL_S)
-    update = asyncio.create_task(engine.update_weights(weights))
-    gap_s, seen, last = 0.0, tokens(), time.perf_counter()
-    seen_after = None
-    while seen_after is None or seen == seen_after:
-        await asyncio.sleep(GAP_POLL_S)
-        if tokens() != seen:
-            now = time.perf_counter()
-            gap_s, seen, last = max(gap_s, now - last), tokens(), now
-        if update.done() and seen_after is None:
-            seen_after = seen
+    async with asyncio.timeout(WAIT_S):
+        while tokens() < first + 2 * running:
+            await asyncio.sleep(GAP_POLL_S)
+        update = asyncio.create_task(engine.update_weights(weights))
+        gap_s, seen, last = 0.0, tokens(), time.perf_counter()
+        seen_after = None
+        while seen_after is None or seen == seen_after:
+            await asyncio.sleep(GAP_POLL_S)
+            if tokens() != seen:
+                now = time.perf_counter()
+                gap_s, seen, last = max(gap_s, now - last), tokens(), now
+            if update.done() and seen_after is None:
+                seen_after = seen
     if any(task.done() for task in consuming):
         raise RuntimeError("requests ended before the update: the pause was not one of a busy engine")
     report = await update

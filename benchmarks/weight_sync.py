@@ -1,8 +1,9 @@
 """What a weight version costs on its way from the trainer to an engine on the same host, in one run.
 
-    python benchmarks/weight_sync.py [--sizes tiny,medium,large] [--threads 1] [--repeats 5] [--out FILE]
+    python benchmarks/weight_sync.py [--sizes tiny,medium,large] [--engines torch,vllm] [--threads 1]
+                                     [--repeats 5] [--out FILE]
 
-Two processes: this one publishes, a child reads.
+`tiny` is 1.4 MB, `medium` 187 MB, `large` 1 GB. Two processes: this one publishes, a child reads.
   copy         memory to memory, once, nothing else: the floor of each side
   shm          publish: copy and checksum into shared memory (`ShmPublisher`)
                read: copy out and verify (`ShmWeights`)
@@ -10,13 +11,14 @@ Two processes: this one publishes, a child reads.
                read: `load_file` and a private copy; the file is still in the page cache
   engine       read: staging by `TorchEngine.update_weights` while 4 requests decode
                pause: the time in which it does not decode
-
   vllm         read: staging by `VllmEngine.update_weights` while 16 requests decode (where vLLM is installed)
                pause: the time in which it does not decode; gap: the longest time without a new token
 
 Prediction: publishing and reading each take the time of one copy plus one CRC-32 (some 3-4 GB/s a thread);
-publishing is well ahead of the file. The pause stays in the milliseconds: the swap moves pointers, and gives
-the old version's memory back.
+publishing is well ahead of the file. The embedded engine's pause stays in the milliseconds: the swap moves
+pointers, and gives the old version's memory back. vLLM's is that of its own loading, which fuses and packs
+every layer: 20 to 40 ms for the smallest model, 100 to 250 ms at 187 MB, and five times that at 1 GB. Its gap
+is the pause plus a decode step or two.
 
 The models are random Qwen3 in float32. Repetitions are interleaved, the first is thrown away; the table
 shows median and range in milliseconds.
@@ -55,10 +57,10 @@ from asyncrl.weights.source import untied
 from asyncrl.weights.subscriber import ShmWeights
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "weight_sync.json"
-SIZES = {  # vocabulary, hidden, layers
-    "tiny": (512, 128, 2),
-    "medium": (32_000, 512, 10),
-    "large": (50_000, 1024, 16),
+SIZES = {  # vocabulary, hidden, intermediate, layers, heads
+    "tiny": (512, 128, 256, 2, 4),
+    "medium": (30_000, 512, 1536, 10, 8),
+    "large": (50_000, 1024, 3072, 16, 8),
 }
 ANSWER_TIMEOUT_S = 300.0
 RUNNING_REQUESTS = 4
@@ -69,16 +71,16 @@ Times = dict[tuple[str, str], list[float]]
 
 
 def make_model(size: str) -> PreTrainedModel:
-    vocab_size, hidden, layers = SIZES[size]
+    vocab_size, hidden, intermediate, layers, heads = SIZES[size]
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocab_size,
         hidden_size=hidden,
-        intermediate_size=3 * hidden,
+        intermediate_size=intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=max(32, hidden // 8),  # vLLM has no CPU kernel for narrower heads
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=hidden // heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -183,7 +185,7 @@ def measure(size: str, threads: int, repeats: int, file_dir: Path) -> tuple[int,
     return n_bytes, times
 
 
-async def measure_vllm(size: str, repeats: int) -> Times:
+async def measure_vllm(size: str, repeats: int) -> tuple[int, Times]:
     """The vLLM engine's part, in a run of its own: engines of two kinds would disturb each other."""
     from vllm_parts import start_vllm, update_while_decoding
 
@@ -201,7 +203,7 @@ async def measure_vllm(size: str, repeats: int) -> Times:
     finally:
         publisher.close()
         await engine.close()
-    return times
+    return sum(t.nbytes for t in untied(model.state_dict()).values()), times
 
 
 def table(size: str, n_bytes: int, times: Times) -> str:
@@ -228,18 +230,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument(
+        "--engines",
+        default="torch,vllm" if find_spec("vllm") else "torch",
+        help="`torch` is all but vLLM; default: %(default)s, those installed here",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of either process")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--file-dir", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="JSON file to write")
     args = parser.parse_args()
+    engines = args.engines.split(",")
+    if unknown := set(engines) - {"torch", "vllm"}:
+        parser.error(f"--engines: {', '.join(sorted(unknown))} is none of torch, vllm")
 
     torch.set_num_threads(args.threads)
     results = []
     for size in args.sizes.split(","):
-        n_bytes, times = measure(size, args.threads, args.repeats, args.file_dir)
-        if find_spec("vllm") is not None:
-            times |= asyncio.run(measure_vllm(size, args.repeats))
+        times: Times = {}
+        if "torch" in engines:
+            n_bytes, times = measure(size, args.threads, args.repeats, args.file_dir)
+        if "vllm" in engines:
+            n_bytes, of_vllm = asyncio.run(measure_vllm(size, args.repeats))
+            times |= of_vllm
         print(table(size, n_bytes, times), flush=True)
         results += [
             {"size": size, "n_bytes": n_bytes, "method": method, "what": what, "seconds": seconds}

@@ -6,8 +6,8 @@ import pytest
 from transformers import Qwen3Config
 
 from asyncrl.config import load
+from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.preflight import plan
-from asyncrl.runtime.resources import Machine
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

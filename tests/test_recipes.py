@@ -6,8 +6,8 @@ import pytest
 
 from asyncrl.cli.launch import main
 from asyncrl.config import load
+from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.preflight import plan
-from asyncrl.runtime.resources import Machine
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

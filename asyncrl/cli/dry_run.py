@@ -10,6 +10,7 @@ from rich.table import Table
 
 from asyncrl.config import Config, dump
 from asyncrl.runtime.compute import USUAL_FLOPS_PER_GPU_S
+from asyncrl.runtime.cores import cores_wanted
 from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.runtime.outline import Outline, Processes
 from asyncrl.runtime.preflight import Plan
@@ -76,10 +77,15 @@ def _processes(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 
 def _where(p: Processes) -> str:
-    if not p.gpus:
-        return "CPU"
-    several = f" ({len(p.gpus) // p.count} each)" * (len(p.gpus) > p.count > 1)
-    return f"GPU {', '.join(map(str, p.gpus))}{several}"
+    if p.gpus:
+        return f"GPU {_numbers(p.gpus, p.count)}"
+    return f"CPU, core{'s' * (len(p.cores) > 1)} {_numbers(p.cores, p.count)}" if p.cores else "CPU"
+
+
+def _numbers(devices: Sequence[int], processes: int) -> str:
+    """Of the GPUs or cores of so many processes."""
+    several = f" ({len(devices) // processes} each)" * (len(devices) > processes > 1)
+    return f"{', '.join(map(str, devices))}{several}"
 
 
 def _gpu_count(n: int) -> str:
@@ -130,6 +136,7 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         ("groups outstanding", f"at most {outstanding}"),
         ("responses decoding at once", f"at most {decoding:,} in {o.slots:,} slots"),
         *_kv_room(config, o),
+        *_cores(plan),
         ("prompts", _prompts(plan)),
         ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
         *_gpu_hours(plan),
@@ -164,6 +171,23 @@ def _kv_room(config: Config, o: Outline) -> Iterator[tuple[str, str]]:
     if o.kv_sequences is not None:
         enough = " (as many as it has slots)" * (o.kv_sequences >= config.rollout.slots)
         yield "of full length, an engine's KV cache holds", f"about {o.kv_sequences:,}{enough}"
+
+
+def _cores(plan: Plan) -> Iterator[tuple[str, str]]:
+    """How the cores are shared out, where something computes on them."""
+    wanted, there = sum(cores_wanted(plan.config, plan.placement).values()), len(plan.machine.own_cores)
+    if not wanted or plan.is_elsewhere or plan.config.run.mode == "inline":
+        return
+    how = "shared by all"
+    if any(place.cores for place in plan.placement.places):
+        how = "each computing process has its own"
+    elif plan.config.placement.pin_cores == "never":
+        how += " (placement.pin_cores=never)"
+    elif not there:
+        how += ": here, none can be kept for one process"
+    else:
+        how += f": {wanted} would be needed for one a thread, and there are {there}"
+    yield "cores", how
 
 
 def _prompts(plan: Plan) -> str:

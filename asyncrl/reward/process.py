@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from asyncrl.affinity import unpin
 from asyncrl.config import ConfigError
 from asyncrl.reward import wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
@@ -73,6 +74,7 @@ class CallLog:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
+    unpin()  # the engine's cores are not for this
     faulthandler.enable()
     requests, replies = take_pipes()
     inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()

@@ -20,10 +20,11 @@ from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
 from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.memory import shared_weights_bytes
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.outline import Outline
-from asyncrl.runtime.resources import Machine, Placement
+from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.resume import check_settings
 from asyncrl.units import format_bytes
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl import config as settings
+from asyncrl.affinity import OWN_CORES, listed
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
@@ -25,8 +26,9 @@ from asyncrl.runtime.budget import Usage
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
+from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
-from asyncrl.runtime.resources import Place, visible_gpu
+from asyncrl.runtime.resources import Place
 from asyncrl.runtime.resume import gpu_hours_spent, put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.weights.segment import sweep, sweep_abandoned
@@ -190,7 +192,8 @@ def _roles(prepared: Prepared) -> list[RoleSpec]:
 
 
 def _environment(place: Place) -> dict[str, str]:
-    return {
+    own_cores = {OWN_CORES: listed(place.cores)} if place.cores else {}
+    return own_cores | {
         "OMP_NUM_THREADS": str(place.threads),
         # A thread that waits must not spin: trainer and engines share the cores.
         "OMP_WAIT_POLICY": "passive",

@@ -30,6 +30,8 @@ class Processes:
     """CPU threads that each computes with; 0 for those without a setting."""
     gpus: tuple[int, ...] = ()
     """The GPUs that they compute on."""
+    cores: tuple[int, ...] = ()
+    """The cores that they stay on, each on its share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
         yield Processes("coordinator", 1, 0)
         for kind in placement.kinds:
             places = placement.of(kind)
-            yield Processes(kind, len(places), places[0].threads, _gpus(places))
+            cores = tuple(core for place in places for core in place.cores)
+            yield Processes(kind, len(places), places[0].threads, _gpus(places), cores)
     if config.reward.functions or config.reward.format.pattern is not None:
         yield Processes("reward functions", config.rollout.workers * config.reward.workers, 0)
 

@@ -9,11 +9,13 @@ from asyncrl.config import Config
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runtime import checks, gpu_checks
+from asyncrl.runtime.cores import with_own_cores
 from asyncrl.runtime.findings import Findings
+from asyncrl.runtime.machine import Machine, probe
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.models import KnownModels, look_for_models
 from asyncrl.runtime.outline import Outline, outline
-from asyncrl.runtime.resources import Machine, Placement, assign, probe
+from asyncrl.runtime.resources import Placement, assign
 from asyncrl.runtime.reward_facts import check_pairs
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
     models, tokenizer = look_for_models(config, findings)
     findings.refuse(missing_too=needs_all)
     assert placement is not None
+    placement = with_own_cores(config, placement, machine.own_cores)
 
     findings.of(lambda: checks.engine(config, placement))
     findings.of(lambda: checks.trainer(config))

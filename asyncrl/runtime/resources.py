@@ -1,45 +1,14 @@
-"""What the machine has, and which role computes where."""
+"""Which role computes where."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, repeat
-from pathlib import Path
 from typing import Literal
-
-import psutil
 
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
-from asyncrl.runtime.cgroup import read_limits
-
-PLANNED_GPU_BYTES = 80 * 10**9
-"""Memory of a GPU that is only planned for."""
-
-_SHM = Path("/dev/shm")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What this process may use of the machine."""
-
-    cores: int
-    memory_bytes: int
-    gpu_bytes: tuple[int, ...]
-    """Memory of each GPU that CUDA can use."""
-    shared_memory_bytes: int | None
-    """Free shared memory; None where it is not limited apart from the memory (macOS)."""
-
-    @property
-    def gpus(self) -> int:
-        return len(self.gpu_bytes)
-
-    def with_planned_gpus(self, gpus: int) -> Machine:
-        """This machine as if it had so many GPUs of 80 GB."""
-        return replace(self, gpu_bytes=(PLANNED_GPU_BYTES,) * gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +22,8 @@ class Place:
     """Indices of its GPUs among the visible ones; none on the CPU."""
     threads: int
     """CPU threads that it computes with."""
+    cores: tuple[int, ...] = ()
+    """Those that it stays on, and nobody else does; none: the system's choice."""
 
     @property
     def kind(self) -> str:
@@ -98,30 +69,6 @@ class Placement:
     @property
     def shares_gpu(self) -> bool:
         return any(len(self.on(gpu)) > 1 for gpu in self.used_gpus)
-
-
-def probe() -> Machine:
-    """Look at this machine, and at what its container leaves of it."""
-    import torch
-
-    on_linux = sys.platform == "linux"
-    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
-    memory_bytes = psutil.virtual_memory().total
-    limits = read_limits()
-    return Machine(
-        cores=min(cores, max(1, int(limits.cpus))) if limits.cpus else cores,
-        memory_bytes=min(memory_bytes, limits.memory_bytes or memory_bytes),
-        gpu_bytes=tuple(
-            torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
-        ),
-        shared_memory_bytes=psutil.disk_usage(str(_SHM)).free if on_linux and _SHM.is_dir() else None,
-    )
-
-
-def visible_gpu(index: int) -> str:
-    """The name in `CUDA_VISIBLE_DEVICES` of the GPU that is this process's number `index`."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index] if visible else str(index)
 
 
 @dataclass(frozen=True, slots=True)

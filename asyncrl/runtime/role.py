@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyncrl import config as settings
+from asyncrl.affinity import pin
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed
 from asyncrl.runtime.layout import RunDir
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    pin()  # before any thread is started
     end_with(args.supervisor)
     try:
         asyncio.run(_until_terminated(args.name, args.run_dir))

@@ -10,8 +10,8 @@ from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.runtime.event_loop import run_to_end
+from asyncrl.runtime.machine import probe, visible_gpu
 from asyncrl.runtime.preflight import preflight
-from asyncrl.runtime.resources import probe, visible_gpu
 from asyncrl.sweep import plot
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes

@@ -8,6 +8,7 @@ from rich.console import Console
 from asyncrl.cli import launch
 from asyncrl.cli.dry_run import show
 from asyncrl.config import load
+from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.preflight import plan
 from asyncrl.yaml_tree import read
 
@@ -47,6 +48,25 @@ def test_what_the_settings_imply_is_told(shown):
         "dry run: nothing was started",
     } <= lines_of(shown)
     assert "KV cache 311.3 kB" in " ".join(shown.split())  # 16 slots of 6 + 32 tokens of 512 bytes
+
+
+@pytest.mark.parametrize(
+    ("own_cores", "pin_cores", "told"),
+    [
+        ((4, 5), "never", "cores shared by all (placement.pin_cores=never)"),
+        ((), "auto", "cores shared by all: here, none can be kept for one process"),
+        ((4, 5), "auto", "cores shared by all: 4 would be needed for one a thread, and there are 2"),
+        ((4, 5, 6, 7), "auto", "cores each computing process has its own"),
+        ((4, 5, 6, 7), "auto", "rollout 3 threads CPU, cores 5, 6, 7"),
+        ((4, 5, 6, 7), "auto", "trainer 1 thread CPU, core 4"),
+    ],
+)
+def test_how_the_cores_are_shared_out_is_told(run_files, capsys, monkeypatch, own_cores, pin_cores, told):
+    machine = Machine(4, 10**10, (), None, own_cores)
+    monkeypatch.setattr("asyncrl.runtime.preflight.probe", lambda: machine)
+    overrides = [f"placement.pin_cores={pin_cores}", "rollout.threads=3"]
+    assert launch.main(["--config", "run.yaml", "--dry-run", *overrides]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 def test_nothing_is_started_or_written(shown, run_files):

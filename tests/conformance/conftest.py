@@ -33,8 +33,6 @@ class Harness(Protocol):
     """Largest difference, in float32, to the log-probabilities of a transformers forward."""
     kv_on_update: tuple[str, ...]
     """What the engine can do with the running requests' keys and values on an update."""
-    dtypes: tuple[str, ...]
-    """What it can be made to compute in."""
 
     def make(
         self,
@@ -54,7 +52,6 @@ class Harness(Protocol):
 class TorchHarness:
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute")
-    dtypes = ("float32", "bfloat16")
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
@@ -75,7 +72,6 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute", "resubmit")
-    dtypes = ("float32", "bfloat16")
 
     CAPACITIES = (1, 2, 64)
     """Which capacity above 2 an engine has, the suite does not look at."""
@@ -141,13 +137,11 @@ def dtype_of(model: PreTrainedModel) -> str:
 
 
 class HttpHarness:
-    """Engines over one vLLM server, one after the other. How many requests run at a time is the engine's
-    business."""
+    """Engines over a vLLM server for each dtype, one after the other. How many requests run at a time is the
+    engine's business."""
 
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute")
-    dtypes = ("float32",)
-    """Of the suite's one server."""
 
     MAX_LENGTH = 128
     STEP_S = 0.02
@@ -157,8 +151,8 @@ class HttpHarness:
     def __init__(self, loop: asyncio.Runner, folder: Path) -> None:
         self._loop = loop
         self._folder = folder
-        self._server: VllmServer | None = None
-        self._engines: list[HttpEngine] = []
+        self._servers: dict[str, VllmServer] = {}
+        self._engines: dict[HttpEngine, VllmServer] = {}
 
     def make(
         self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = MAX_LENGTH, **settings
@@ -166,36 +160,41 @@ class HttpHarness:
         from asyncrl.rollout.engines.http.weights_dir import WeightsDir
         from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 
-        if self._server is None:
-            model.config.architectures = [type(model).__name__]
-            model.save_pretrained(self._folder / "model")
-            self._server = VllmServer(
-                self._folder / "model",
-                self._folder / "server.log",
-                *("--max-model-len", str(self.MAX_LENGTH), "--max-num-seqs", "65", "--skip-tokenizer-init"),
-            ).wait()
+        server, dtype = self._running(model), dtype_of(model)
         engine = HttpEngine(
-            [self._server.url],
+            [server.url],
             WeightsDir(self._folder / f"weights-{len(self._engines)}"),
-            ExpectedWeights(str(self._folder / "model"), "float32"),
-            dtype="float32",
+            ExpectedWeights(str(self._folder / dtype), dtype),
+            dtype=dtype,
             capacity=capacity,
             max_length=max_length,
             report_every_tokens=1,
             **settings,
         )
-        self._engines.append(engine)
-        self._server.call("asyncrl_pace", self.STEP_S)
+        self._engines[engine] = server
+        server.call("asyncrl_pace", self.STEP_S)
         self._loop.run(engine.update_weights(LocalWeights(0, model.state_dict(), make_canary(model))))
         return engine
 
+    def _running(self, model: PreTrainedModel) -> VllmServer:
+        dtype = dtype_of(model)
+        if dtype not in self._servers:
+            model.config.architectures = [type(model).__name__]
+            model.save_pretrained(self._folder / dtype)
+            self._servers[dtype] = VllmServer(
+                self._folder / dtype,
+                self._folder / f"{dtype}.log",
+                *("--max-model-len", str(self.MAX_LENGTH), "--max-num-seqs", "65", "--skip-tokenizer-init"),
+                *("--dtype", dtype),
+            )
+            self._servers[dtype].wait()
+        return self._servers[dtype]
+
     async def progress(self, engine: Engine, tokens: int) -> None:
         assert isinstance(engine, HttpEngine)
-        assert self._server is not None
         target = engine.stats().generated_tokens + tokens
-        await asyncio.to_thread(
-            self._server.call, "asyncrl_pace", 0.0 if tokens == sys.maxsize else self.STEP_S
-        )
+        pace_s = 0.0 if tokens == sys.maxsize else self.STEP_S
+        await asyncio.to_thread(self._engines[engine].call, "asyncrl_pace", pace_s)
         await engine.release()
         while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
             await asyncio.sleep(0.0005)
@@ -204,8 +203,8 @@ class HttpHarness:
     def close(self) -> None:
         for engine in self._engines:
             self._loop.run(engine.close())
-        if self._server is not None:
-            self._server.kill()
+        for server in self._servers.values():
+            server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from asyncrl.config import ConfigError
 from asyncrl.core.records import FinishReason
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.http.engine import Deadlines, HttpEngine, NoServerLeft
+from asyncrl.rollout.engines.http.engine import HttpEngine
+from asyncrl.rollout.engines.http.fleet import Deadlines, NoServerLeft
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.runtime.preflight import preflight
@@ -197,6 +198,20 @@ def test_servers_that_cannot_be_used_are_refused_before_the_start(run_config, ov
     with pytest.raises(ConfigError) as refusal:
         preflight(run_config(*overrides))
     assert says in str(refusal.value)
+
+
+def test_the_weights_of_a_killed_worker_go(run_config, launch, tmp_path):
+    run = launch(config=run_config("run.steps=100000", "rollout.max_restarts=0"))
+    run.wait_for_steps(2)
+
+    def folders():
+        return list((tmp_path / "weights").glob("asyncrl-*"))
+
+    assert folders()
+    run.role("rollout-0").kill()
+    assert run.end(DEADLINE_S) == 1
+    assert "rollout-0 was killed by SIGKILL" in run.output.read_text()
+    assert folders() == []
 
 
 def test_a_hung_server_is_noticed_and_comes_back_with_the_newest_weights(start, servers, models, version):

@@ -64,6 +64,7 @@ def test_processes():
     ]
     assert implied().threads == 5
     assert [p.gpus for p in implied(gpus=4).processes] == [(), (), (0,), (1, 2, 3), ()]
+    assert not any(p.cores for p in implied().processes)
     inline = implied(run={"mode": "inline"}, rollout={"workers": 1}).processes
     assert [(p.role, p.count) for p in inline] == [("inline", 1), ("reward functions", 2)]
 

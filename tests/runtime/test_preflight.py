@@ -8,9 +8,10 @@ import pytest
 
 from asyncrl.config import ConfigError, from_tree
 from asyncrl.runtime import checks
+from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.model_facts import find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
-from asyncrl.runtime.resources import Machine, assign
+from asyncrl.runtime.resources import assign
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 REWARDS = """\

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.config import ConfigError, from_tree
-from asyncrl.runtime.resources import assign, probe
+from asyncrl.runtime.resources import assign
 
 
 def config(workers=1, *, ranks=1, tp=1, colocate="auto", mode="async", **settings):
@@ -171,11 +171,3 @@ def test_no_two_roles_share_one_of_several_gpus_unless_told_to(
         )
         wanted = trainer if place.kind == "trainer" else rollout
         assert {"cpu": not place.gpus, "cuda": place.gpus, "auto": True}[wanted]
-
-
-def test_this_machine_is_seen():
-    machine = probe()
-    assert machine.cores >= 1
-    assert machine.memory_bytes > 10**8
-    assert machine.gpus == len(machine.gpu_bytes) >= 0
-    assert machine.with_planned_gpus(8).gpu_bytes == (80 * 10**9,) * 8

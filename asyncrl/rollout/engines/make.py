@@ -68,7 +68,8 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
 
 
 def _make_http_engine(config: Config, longest_prompt_tokens: int) -> HttpEngine:
-    from asyncrl.rollout.engines.http.engine import Deadlines, HttpEngine
+    from asyncrl.rollout.engines.http.engine import HttpEngine
+    from asyncrl.rollout.engines.http.fleet import Deadlines
     from asyncrl.rollout.engines.http.weights_dir import WeightsDir
     from asyncrl.rollout.engines.torch import stop_token_ids
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights

@@ -14,7 +14,7 @@ from asyncrl.rollout.engine import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.facts import Info, Needs, room, unfit
 from asyncrl.rollout.engines.http.router import Router
-from asyncrl.rollout.engines.http.weights_dir import WeightsDir
+from asyncrl.rollout.engines.http.weights_dir import WeightsDir, sweep
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.weights.source import WeightsError, untied
 
@@ -187,6 +187,23 @@ def test_a_weights_dir_is_held_and_what_a_killed_worker_left_goes(tmp_path):
         WeightsDir(path)
     first.close()
     WeightsDir(path).close()
+
+
+def test_a_launcher_sweeps_after_its_run_and_not_what_another_run_has_there(tmp_path):
+    path = tmp_path / "weights"
+    sweep(path)
+    assert not path.exists()
+    held = WeightsDir(path)
+    theirs = held.write(1, {"w": torch.zeros(2)})
+    sweep(path)
+    assert theirs.exists()
+    held.close()
+    left = path / "asyncrl-v7-0123abcd"
+    left.mkdir()
+    (path / "notes.txt").touch()
+    sweep(path)
+    assert not left.exists()
+    assert (path / "notes.txt").exists()
 
 
 def test_weights_that_cannot_be_written_are_an_error_of_the_version(tmp_path):

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import aiohttp
+from typing import Literal
 
 from asyncrl.errors import RunFailed
 from asyncrl.rollout.engine import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.http import wire
-from asyncrl.rollout.engines.http.client import Client, ServerError, open_session
+from asyncrl.rollout.engines.http.client import ServerError
 from asyncrl.rollout.engines.http.dispatcher import Dispatcher
 from asyncrl.rollout.engines.http.facts import Needs
+from asyncrl.rollout.engines.http.fleet import POLL_S, Deadlines, Fleet
 from asyncrl.rollout.engines.http.router import Router
-from asyncrl.rollout.engines.http.server import Server, ServerSettings, Staged
+from asyncrl.rollout.engines.http.server import Server, ServerSettings
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir
 from asyncrl.rollout.engines.requests import refuse_impossible
 from asyncrl.rollout.engines.streams import Streams
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
-from asyncrl.weights.canary import CanaryError
-from asyncrl.weights.manifest import Manifest
 from asyncrl.weights.source import WeightSource
-
-log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 1.0
-REFUSED_AGAIN_S = 10.0
-"""Between two tries at a server that is there and cannot be used."""
-POLL_S = 0.2
-UPDATE_TRIES = 2
-CLOSING_S = 3.0
-"""Longest wait for swaps to end: a server that is left behind paused serves nobody."""
-_SWAP = "swap:"
-"""Begins the names of their tasks."""
-
-
-class NoServerLeft(RunFailed):
-    """None of the servers can be used. Starting the worker again would not help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """See `rollout.http` in the configuration."""
-
-    answer_timeout_s: float = 10.0
-    load_timeout_s: float = 60.0
-    stall_timeout_s: float = 120.0
-    patience_s: float = 120.0
 
 
 class HttpEngine:
@@ -93,32 +62,36 @@ class HttpEngine:
         report_every_tokens: int = 16,
     ) -> None:
         self.capacity = capacity
-        self._urls = urls
-        self._weights_dir = weights_dir
         self._expected = expected
         self._max_length = max_length
         self._stop_token_ids = stop_token_ids
-        self._version = version
-        self._api_key = api_key
-        self._deadlines = deadlines or Deadlines()
-        self._settings = ServerSettings(
-            wire.Identity(),
-            Needs(dtype, max_length),
-            kv_on_update,
-            report_every_tokens,
-            self._deadlines.stall_timeout_s,
-        )
-        self._session: aiohttp.ClientSession | None = None
+        deadlines = deadlines or Deadlines()
+        self._patience_s = deadlines.patience_s
         self._streams = Streams(self.abort)
         self._dispatcher = Dispatcher(
             Router(slack=group_size),
             capacity=capacity,
-            abort_timeout_s=self._deadlines.answer_timeout_s,
+            abort_timeout_s=deadlines.answer_timeout_s,
             deliver=self._deliver,
             refused=self._refused,
         )
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._staged: Staged | None = None
+        self._fleet = Fleet(
+            urls,
+            ServerSettings(
+                wire.Identity(),
+                Needs(dtype, max_length),
+                kv_on_update,
+                report_every_tokens,
+                deadlines.stall_timeout_s,
+            ),
+            weights_dir,
+            expected,
+            self._dispatcher,
+            api_key=api_key,
+            deadlines=deadlines,
+            version=version,
+            broken=self._break,
+        )
         self._updating = asyncio.Lock()
         self._broken: EngineError | RunFailed | None = None
         self._breaking = asyncio.Event()
@@ -128,20 +101,23 @@ class HttpEngine:
     async def run(self) -> None:
         """Watch over the servers. Raises `NoServerLeft` when there has been none for `patience_s`,
         `CanaryError`, and `EngineError` when a request is refused or the engine closed."""
-        self._connect()
-        watches = [self._spawn(self._watch(server), f"watch {server.url}") for server in self.servers]
+        fleet = self._fleet
+        fleet.connect()
+        watching = asyncio.create_task(fleet.watch(), name="watch over the servers")
         last_up_s = time.monotonic()
         try:
             while self._broken is None:
-                if self._any_up or self._staged is None or self._updating.locked():
+                if fleet.any_up or not fleet.has_weights or self._updating.locked():
                     last_up_s = time.monotonic()
-                elif time.monotonic() - last_up_s > self._deadlines.patience_s:
-                    self._break(self._none_left())
+                elif time.monotonic() - last_up_s > self._patience_s:
+                    self._break(fleet.none_left())
+                if watching.done():
+                    watching.result()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._breaking.wait(), POLL_S)
         finally:
-            for watch in watches:
-                watch.cancel()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         raise self._broken
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
@@ -169,26 +145,12 @@ class HttpEngine:
         async with self._updating:
             if self._broken is not None:
                 raise self._broken
-            self._connect()
-            started = time.perf_counter()
-            staging = self._spawn(asyncio.to_thread(self._stage, source), f"{_SWAP} stage")
-            staged = await asyncio.shield(staging)
-            stage_s = time.perf_counter() - started
-            before, self._staged = self._staged, staged
-            wanted = [server for server in self.servers if server.up] or self.servers
-            # Not to be given up half-way, whoever waits for it.
-            swaps = [self._spawn(self._swap(server), f"{_SWAP} {server.url}") for server in wanted]
-            pauses_s = await asyncio.shield(asyncio.gather(*swaps))
-            await self._await_a_server()
-            self._version = source.version
-            if before is not None:
-                await asyncio.to_thread(self._weights_dir.drop, before.folder)
-            return UpdateReport(source.version, stage_s, max(pauses_s))
+            return await self._fleet.update(source)
 
     @property
     def servers(self) -> list[Server]:
         """Empty before the first update."""
-        return self._dispatcher.servers
+        return self._fleet.servers
 
     async def hold(self) -> None:
         """Stop decoding between two steps until `release`; requests stay, updates go on."""
@@ -204,7 +166,7 @@ class HttpEngine:
         if self._busy_since is not None:
             busy_s += time.perf_counter() - self._busy_since
         d = self._dispatcher
-        return EngineStats(self._version, d.running, d.waiting, d.generated_tokens, busy_s)
+        return EngineStats(self._fleet.version, d.running, d.waiting, d.generated_tokens, busy_s)
 
     async def close(self) -> None:
         """End `run` and every pending stream with `EngineError`. The servers go on, without this engine's
@@ -212,83 +174,7 @@ class HttpEngine:
         if self._broken is None:
             self._break(EngineError("the engine was closed"))
         self._dispatcher.close()
-        try:
-            swaps = {task for task in self._tasks if task.get_name().startswith(_SWAP)}
-            if swaps:
-                await asyncio.wait(swaps, timeout=CLOSING_S)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._session is not None:
-                await self._session.close()
-        finally:
-            self._weights_dir.close()
-
-    # ---- servers -------------------------------------------------------------------------------------------
-
-    def _connect(self) -> None:
-        """Once, in the event loop."""
-        if self._session is not None:
-            return
-        session = self._session = open_session(self._api_key)
-        d = self._deadlines
-        for url in self._urls:
-            client = Client(
-                url, session, answer_timeout_s=d.answer_timeout_s, load_timeout_s=d.load_timeout_s
-            )
-            self.servers.append(Server(client, self._settings, self._dispatcher))
-
-    async def _watch(self, server: Server) -> None:
-        """Notice when a server fails, and when it is back."""
-        while True:
-            with suppress(TimeoutError):
-                patience_s = REFUSED_AGAIN_S if server.refuses and not server.up else HEARTBEAT_S
-                await asyncio.wait_for(server.suspected.wait(), patience_s)
-            server.suspected.clear()
-            if server.up:
-                await server.heartbeat()
-            elif self._staged is not None:
-                with suppress(ServerError, CanaryError):  # the server remembers
-                    await asyncio.shield(self._spawn(server.bring(self._newest), f"{_SWAP} {server.url}"))
-
-    def _newest(self) -> Staged:
-        assert self._staged is not None
-        return self._staged
-
-    @property
-    def _any_up(self) -> bool:
-        return any(server.up for server in self.servers)
-
-    def _stage(self, source: WeightSource) -> Staged:
-        tensors = source.tensors()
-        self._expected.refuse_other(Manifest.of(tensors))
-        folder = self._weights_dir.write(source.version, self._expected.with_tied(tensors))
-        return Staged(source.version, folder, source.canary)
-
-    async def _swap(self, server: Server) -> float:
-        """Returns the pause in seconds. A server that cannot be used is no error here."""
-        for attempt in range(1, UPDATE_TRIES + 1):
-            try:
-                return await server.bring(self._newest)
-            except ServerError as error:
-                if error.status is None:
-                    break  # let it come back first
-            except CanaryError as error:
-                if attempt == UPDATE_TRIES:
-                    raise self._break(error) from error
-        return 0.0
-
-    async def _await_a_server(self) -> None:
-        """Servers that only hang or are being started may come back, by `run`."""
-        deadline = time.monotonic() + self._deadlines.patience_s
-        while not self._any_up:
-            if all(server.refuses for server in self.servers) or time.monotonic() > deadline:
-                raise self._break(self._none_left())
-            await asyncio.sleep(POLL_S)
-
-    def _none_left(self) -> NoServerLeft:
-        troubles = "\n".join(f"  {server.trouble}" for server in self.servers)
-        return NoServerLeft(f"rollout.http.urls: no server can be used:\n{troubles}")
+        await self._fleet.close()
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -304,12 +190,6 @@ class HttpEngine:
 
     def _refused(self, error: ServerError) -> None:
         self._break(EngineError(str(error)))
-
-    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     def _break(self, reason: EngineError | RunFailed) -> EngineError | RunFailed:
         if self._broken is None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from asyncrl.core.records import FinishReason
@@ -19,20 +18,12 @@ from asyncrl.rollout.engines.http.client import Client, ServerError
 from asyncrl.rollout.engines.http.facts import Needs, room
 from asyncrl.rollout.engines.http.job import Job
 from asyncrl.rollout.engines.http.probe import inspect
+from asyncrl.rollout.engines.http.weights_dir import Staged
 from asyncrl.weights.canary import Canary, CanaryError
 
 log = logging.getLogger(__name__)
 
 _serial = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A weight version that servers can load."""
-
-    version: int
-    folder: Path
-    canary: Canary | None
 
 
 @dataclass(frozen=True, slots=True)

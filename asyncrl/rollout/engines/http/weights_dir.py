@@ -8,10 +8,12 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncrl.errors import RunFailed
+from asyncrl.weights.canary import Canary
 from asyncrl.weights.source import WeightsError
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 
 _PREFIX = "asyncrl-v"
 _KEY = "rollout.http.weights_dir"
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A weight version that servers can load."""
+
+    version: int
+    folder: Path
+    canary: Canary | None
 
 
 def sweep(path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Processes of a real run on cores of their own."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from asyncrl.runtime.machine import probe
+
+CORES = set(probe().own_cores)
+FIRST, SECOND = set(sorted(CORES)[:1]), set(sorted(CORES)[1:2])
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its cores"),
+    pytest.mark.skipif(len(CORES) < 2, reason="trainer and engine need a core each"),
+]
+
+
+def cores_of(*processes):
+    """Those that all of their threads may use."""
+    return set.union(*(os.sched_getaffinity(thread.id) for p in processes for thread in p.threads()))
+
+
+def interrupt(run):
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(30.0) == 130
+
+
+def test_engine_and_trainer_keep_to_their_cores_and_nobody_else_has_to(launch):
+    run = launch("placement.pin_cores=auto", "run.steps=100000")
+    run.wait_for_steps(2)
+    worker = run.role("rollout-0")
+    assert cores_of(run.role("trainer-0")) == FIRST
+    assert cores_of(worker) == SECOND
+    (rewards,) = [p for p in worker.children() if "asyncrl.reward.process" in p.cmdline()]
+    assert cores_of(rewards) == cores_of(run.role("coordinator")) == CORES
+    interrupt(run)
+
+
+@pytest.mark.vllm
+def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch):
+    run = launch("placement.pin_cores=auto", "rollout.engine=vllm", "run.steps=100000")
+    run.wait_for_steps(1)
+    children = run.role("rollout-0").children(recursive=True)
+    rewards = [p for p in children if "asyncrl.reward.process" in p.cmdline()]
+    engines = [p for p in children if "EngineCore" in " ".join(p.cmdline())]
+    assert (len(rewards), len(engines)) == (1, 1)
+    assert cores_of(*engines) == SECOND
+    assert cores_of(*rewards) == CORES
+    interrupt(run)
+
+
+def test_with_more_threads_than_cores_nobody_is_pinned(launch):
+    run = launch("placement.pin_cores=auto", f"rollout.threads={len(CORES)}", "run.steps=100000")
+    run.wait_for_steps(1)
+    assert cores_of(run.role("trainer-0")) == cores_of(run.role("rollout-0")) == CORES
+    interrupt(run)
