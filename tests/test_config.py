@@ -136,7 +136,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest,
 
 def test_an_unknown_key_that_resembles_nothing_is_refused_with_what_is_valid_there(config_file):
     assert refusal(config_file(), "checkpoint.xyzzy=1").endswith(
-        "unknown key `checkpoint.xyzzy`; valid here: every_steps"
+        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best"
     )
 
 
