@@ -16,3 +16,15 @@ class NotHereError(ConfigError):
 class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name
     """A run that had started could not go on. The message says which role failed, why, and where its log
     is."""
+
+
+def no_room(error: BaseException) -> str | None:
+    """What to tell a person when `error` says that a disk is full; None when it says something else."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and not (isinstance(error, sqlite3.OperationalError) and "full" in str(error)):
+        return None
+    where = getattr(error, "filename", None)
+    return (
+        f"no room is left on the disk{f' of {where}' if where else ''} ({error}); make room, then go on with "
+        "`asyncrl-launch --resume RUN_DIR`"
+    )

@@ -20,7 +20,7 @@ from pathlib import Path
 from asyncrl import config as settings
 from asyncrl.affinity import pin
 from asyncrl.core.invariants import InvariantError
-from asyncrl.errors import AsyncRLError, RunFailed
+from asyncrl.errors import AsyncRLError, RunFailed, no_room
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
 
@@ -66,7 +66,7 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
 def _report(error: Exception) -> int:
     """Tell what has ended this role: errors meant for people by their words, defects by their traceback.
     Returns the exit status."""
-    errors = list(_leaves(error))
+    errors = [RunFailed(words) if (words := no_room(e)) else e for e in _leaves(error)]
     for_people = [e for e in errors if isinstance(e, AsyncRLError | InvariantError)]
     if any(not isinstance(e, AsyncRLError) for e in errors):
         traceback.print_exception(error)
