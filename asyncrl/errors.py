@@ -1,5 +1,8 @@
 """The errors that AsyncRL raises for people to read. Everything else that escapes is a defect of AsyncRL."""
 
+import errno
+import re
+
 
 class AsyncRLError(Exception):
     """Base of all of them: its message says what was wrong, where, and what would be right."""
@@ -21,7 +24,8 @@ class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the wo
 def no_room(error: BaseException) -> str | None:
     """What to tell a person when `error` says that a disk is full; None when it says something else."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not full and not (isinstance(error, sqlite3.OperationalError) and "full" in str(error)):
+    # SQLite and safetensors have errors of their own, and no codes.
+    if not full and not re.search("No space left|disk is full", str(error)):
         return None
     where = getattr(error, "filename", None)
     return (
