@@ -110,7 +110,16 @@ class RunConfig(Section):
     start_s: float = Field(600.0, gt=0)
     """Longest start, until a first engine has taken the trainer's first weights."""
     stall_s: float = Field(300.0, gt=0)
-    """After the start, a run in which no step ends for this long stops, and says who waited for whom."""
+    """When, after the start, no step has ended for this long, the run says who waits for whom, and does as
+    `on_stall` says."""
+    on_stall: Literal["restart", "end"] = "restart"
+    """What to do then. `restart`: replace the process that holds the run up; when that does not help, end the
+    run. `end`: end it at once."""
+    hang_s: float = Field(60.0, gt=0)
+    """A process that shows no sign of life for this long is taken for hung, killed and replaced."""
+    max_restarts: int = Field(5, ge=0)
+    """How often the coordinator, and the trainer (all its ranks together), are each started again after
+    deaths within an hour, at once at first and then with growing delays, before the run ends."""
     max_failed_share: float = Field(0.1, ge=0, le=1)
     """Stop the run when more than this share of the finished groups has failed (judged from 20 groups on)."""
 
@@ -533,7 +542,7 @@ class TrainerConfig(Section):
 
 class WeightsConfig(Section):
     ack_timeout_s: float = Field(120.0, gt=0)
-    """Longest wait for an engine to take a weight version, before the run ends and names it."""
+    """Longest wait for an engine to take a weight version, before it counts as a stall (`run.on_stall`)."""
     canary: bool = True
     """After each update, have vLLM engines and servers score a fixed short sequence, and stop the run when
     the trainer's scores are others: proof that an engine computes with the weights that it was given."""

@@ -217,6 +217,14 @@ class Coordinator(Generic[P]):
         """All of them have died, or will not come back: every lease goes back."""
         return self._give_back(self._leased(), "the run was interrupted")
 
+    def leases_of(self, worker: str) -> list[Lease]:
+        """What a worker has leased and not handed in."""
+        return [
+            Lease(e.lease_id, e.group_id, e.row, e.attempt)
+            for e in self._live.values()
+            if e.state is GroupState.LEASED and e.worker == worker
+        ]
+
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
         queued = self.ledger.groups[GroupState.QUEUED]

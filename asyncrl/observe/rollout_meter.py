@@ -37,6 +37,11 @@ class RolloutMeter:
         w.generated_tokens, w.busy_s = stats.generated_tokens, stats.busy_s
         w.running, w.waiting = stats.running, stats.waiting
 
+    def resume(self, worker: str, stats: EngineStats) -> None:
+        """A worker that has been at work for a while is heard for the first time: what it did before does not
+        count here."""
+        self._workers[worker] = _Worker(stats.generated_tokens, stats.busy_s)
+
     def updated(self, worker: str, report: UpdateReport) -> None:
         self._updates[worker] = report
 

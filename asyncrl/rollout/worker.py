@@ -20,6 +20,7 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError, ScoreRequest
 from asyncrl.rollout.engine import Engine, GenerationRequest, SamplingParams, TokenChunk
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.waits import waiting
 
 ROOM_POLL_S = 1.0
 
@@ -91,12 +92,14 @@ class GroupRollout:
         n = self._config.group_size
         self._left[task.lease_id] = n
         try:
-            async with asyncio.TaskGroup() as samples:
-                sampled = [samples.create_task(self._sample(task, i)) for i in range(n)]
+            with waiting(f"the responses of group {task.group_id}"):
+                async with asyncio.TaskGroup() as samples:
+                    sampled = [samples.create_task(self._sample(task, i)) for i in range(n)]
         finally:
             del self._left[task.lease_id]
         samples_done = [sample.result() for sample in sampled]
-        await self._score(task, samples_done)
+        with waiting(f"the rewards of group {task.group_id}"):
+            await self._score(task, samples_done)
         return Group(task.group_id, task.row, [sample.trajectory for sample in samples_done])
 
     @property

@@ -17,8 +17,11 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.runtime import messages as m
-from asyncrl.runtime.keys import Endpoint, Keys
+from asyncrl.runtime.keys import Endpoint
+from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.runtime.pulse import Heart, read_pulses
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
+from asyncrl.runtime.stall import StallWatch
 from asyncrl.runtime.state import rollout_task
 from asyncrl.runtime.store import LedgerStore
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, WireGroup, check, decode_header
@@ -29,27 +32,37 @@ T = TypeVar("T")
 
 STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
+NOTICE = "notice"
+"""Under this key the store keeps the current notice."""
 
 
 @dataclass(slots=True)
 class _Worker:
     peer: bytes
+    process: int | None = None
+    """As in its hello; None where another coordinator has heard that."""
     engine_version: int | None = None
     """None until its engine has taken a first version: it must not sample before."""
+    reports: int = 0
+    """The number of its last report."""
     last_heard_s: float = field(default_factory=time.monotonic)
 
 
 class CoordinatorService:
-    """Answers `runtime.messages`. Everything that an event changes is stored before the event is answered."""
+    """Answers `runtime.messages`. Everything that an event changes is stored before the event is answered, so
+    that another process can take over from the store: what it knows beyond that, the workers tell it again.
+    """
 
     def __init__(
         self,
         config: Config,
+        run_dir: RunDir,
         prompts: PromptSet,
         coordinator: Coordinator[WireGroup],
         store: LedgerStore[WireGroup],
     ) -> None:
         self._config = config
+        self._run_dir = run_dir
         self._prompts = prompts
         self._coordinator = coordinator
         self._store = store
@@ -57,22 +70,24 @@ class CoordinatorService:
         self._meter = RolloutMeter(time.monotonic)
         self._senders = {
             "rollout": {f"rollout-{i}" for i in range(config.rollout.workers)},
-            "trainer": {"trainer-0"},
+            "trainer": {TRAINER},
             "supervisor": {"supervisor"},
         }
         self._workers: dict[str, _Worker] = {}
-        self._notice: bytes | None = None
         self._changed = asyncio.Event()
-        self._started = False
-        """An engine has taken the first weights: from here on steps are due."""
-        self._last_step_s = time.monotonic()
-        self._last_taken_s = time.monotonic()
-        self._leased_s: dict[int, float] = {}
+        self._heart = Heart(run_dir.pulse(COORDINATOR))
+        self._stalls = StallWatch(config.run, coordinator, self._workers, run_dir.pulses)
+        self._notice = store.recall(NOTICE)
+        self._stalls.has_weights = self._notice is not None
+        self._published: tuple[int, m.Published] | None = None
+        """The last answer to a `Publish`, by version."""
 
-    def bind(self, keys: Keys) -> Endpoint:
-        """Listen, for peers with the run's keys; returns what they need."""
-        network = self._config.network
-        return self._server.bind(keys, network.bind, network.advertise)
+    def bind(self) -> Endpoint:
+        """Listen, for peers with the run's keys, where the process before this one did if there was one;
+        returns what they need."""
+        network, before = self._config.network, self._run_dir.endpoint(COORDINATOR)
+        port = before.port if before is not None else None
+        return self._server.bind(self._run_dir.keys(), network.bind, network.advertise, port)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises `RunFailed` when the run cannot go on."""
@@ -80,6 +95,7 @@ class CoordinatorService:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._server.serve())
                 tasks.create_task(self._watch_for_stalls())
+                tasks.create_task(self._heart.beat())
         except* RunFailed as group:
             raise group.exceptions[0] from None
         finally:
@@ -88,9 +104,8 @@ class CoordinatorService:
     async def _handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
         name = peer.decode(errors="replace")
         self._check_protocol(name, request, frames)
-        worker = self._workers.get(name)
-        if worker is not None:
-            worker.last_heard_s = time.monotonic()
+        if isinstance(request, m.FromWorker):
+            self._heard(name, peer, request)
         match request:
             case m.LeaseRequest():
                 return await self._lease(name, request), ()
@@ -100,20 +115,13 @@ class CoordinatorService:
             case m.Fail():
                 self._fail(request)
             case m.Report():
-                self._meter.report(name, request.stats)
-                self._meter.rewards(request.reward_metrics)
+                return self._report(name, request), ()
             case m.Hello():
-                self._lost(name)
-                self._workers[name] = _Worker(peer)
                 return m.Welcome(self._notice), ()
             case m.WorkerLost():
                 self._lost(request.worker)
             case m.Applied():
-                self._known(name).engine_version = request.report.version
                 self._meter.updated(name, request.report)
-                if not self._started:
-                    self._started, self._last_step_s = True, time.monotonic()
-                self._changed_now()
             case m.Begin():
                 return self._begin(request.version), ()
             case m.Take():
@@ -140,8 +148,47 @@ class CoordinatorService:
 
     # ---- workers -------------------------------------------------------------------------------------------
 
+    def _heard(self, name: str, peer: bytes, request: m.FromWorker) -> None:
+        """Whatever a worker says makes it known: it may be this coordinator that is new."""
+        worker = self._workers.get(name)
+        if isinstance(request, m.Hello) and (worker is None or worker.process != request.process):
+            self._lost(name)
+            worker = self._workers[name] = _Worker(peer, request.process)
+            self._stalls.joined()
+        elif worker is None:
+            worker = self._workers[name] = _Worker(peer)
+            if isinstance(request, m.Submit | m.Report):
+                self._meter.resume(name, request.stats)
+        worker.last_heard_s = time.monotonic()
+        match request:
+            case m.Applied():
+                version = request.report.version
+            case m.LeaseRequest() | m.Report():
+                version = request.engine_version
+            case _:
+                return
+        if version is not None and (worker.engine_version is None or worker.engine_version < version):
+            worker.engine_version = version
+            self._stalls.started()
+            self._changed_now()
+
+    def _report(self, name: str, request: m.Report) -> m.Welcome:
+        worker = self._workers[name]
+        self._meter.report(name, request.stats)
+        if request.number > worker.reports:
+            worker.reports = request.number
+            self._meter.rewards(request.reward_metrics)
+        # The notice may have got lost on its way, or gone out before this coordinator knew the worker.
+        is_behind = worker.engine_version is None or worker.engine_version < self._coordinator.frontier
+        return m.Welcome(self._notice if is_behind else None)
+
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
-        worker = self._known(name)
+        worker = self._workers[name]
+        held = set(request.held)
+        missing = [lease for lease in self._coordinator.leases_of(name) if lease.lease_id not in held]
+        if missing:
+            tasks = [rollout_task(lease, self._prompts) for lease in missing[: max(1, request.limit)]]
+            return m.Leases(tasks, finished=False)
 
         def leases() -> list[Lease] | None:
             if self._workers.get(name) is not worker:
@@ -160,8 +207,7 @@ class CoordinatorService:
         granted = await self._until(leases, request.wait_s) or []
         if granted:
             self._store.save(self._coordinator)
-            now = time.monotonic()
-            self._leased_s |= {lease.group_id: now for lease in granted}
+            self._stalls.leased(lease.group_id for lease in granted)
         return m.Leases([rollout_task(lease, self._prompts) for lease in granted], self._coordinator.finished)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
@@ -177,7 +223,7 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        self._leased_s.pop(group.group_id, None)
+        self._stalls.handed_in(group.group_id)
         self._changed_now()
 
     def _fail(self, request: m.Fail) -> None:
@@ -188,6 +234,7 @@ class CoordinatorService:
             "group %d failed (%s): %s",
             *(request.group_id, "to be tried again" if again else "given up", request.detail),
         )
+        self._stalls.handed_in(request.group_id)
         self._changed_now()
         self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
 
@@ -199,19 +246,13 @@ class CoordinatorService:
             log.warning("%s was lost; its %d leases go back: groups %s", name, len(groups), groups)
         self._changed_now()
 
-    def _known(self, name: str) -> _Worker:
-        worker = self._workers.get(name)
-        if worker is None:
-            raise RpcError(f"{name} has not said hello, or was taken for lost")
-        return worker
-
     # ---- trainer -------------------------------------------------------------------------------------------
 
     def _begin(self, version: int) -> m.Begun:
         _in_turn(lambda v: self._coordinator.rewind(v, self._store.trained_since(v)), version)
         # The weights that its predecessor shared go with it.
-        self._notice = None
-        self._last_step_s = time.monotonic()
+        self._keep_notice(None)
+        self._stalls.joined()
         self._changed_now()
         return m.Begun(self._coordinator.frontier)
 
@@ -228,44 +269,66 @@ class CoordinatorService:
         taken = await self._until(batch, request.wait_s)
         if taken is None:
             return m.Done(), ()
-        self._last_taken_s = time.monotonic()
+        self._stalls.taken()
         self._changed_now()
         headers = [payload.header for _, payload in taken.groups]
         frames = [frame for _, payload in taken.groups for frame in payload.frames]
         return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
 
     async def _publish(self, request: m.Publish) -> m.Published:
+        if self._published is not None and self._published[0] == request.version == self._coordinator.version:
+            return self._published[1]
         _in_turn(self._coordinator.published, request.version)
-        self._last_step_s = time.monotonic()
+        self._stalls.stepped()
+        self._heart.stall = None
         self._changed_now()
         if request.notice is not None:
-            self._notice = request.notice
+            self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             for worker in list(self._workers.values()):
                 await self._server.notify(worker.peer, m.NewWeights(request.notice))
-        return m.Published(
+        memory = read_pulses(self._run_dir.pulses)
+        answer = m.Published(
             self._coordinator.ledger.metrics()
             | self._meter.metrics()
+            | {f"memory/{role}_rss_bytes": pulse.rss_bytes for role, pulse in memory.items()}
             | {
                 "data/epoch": self._coordinator.cursor.epoch,
                 "rpc/refused": self._server.refused.total,
                 "rpc/refused_peers": self._server.refused_peers.total,
             }
         )
+        self._published = request.version, answer
+        return answer
+
+    def _keep_notice(self, notice: bytes | None) -> None:
+        self._notice = notice
+        self._stalls.has_weights = notice is not None
+        self._store.keep(NOTICE, notice)
 
     async def _await_applied(self, version: int) -> None:
-        def behind() -> list[str]:
-            return [
-                name
-                for name, worker in self._workers.items()
-                if worker.engine_version is not None and worker.engine_version < version
-            ]
+        """An engine that does not take it in time counts as a stall, whose culprit is replaced."""
+
+        def behind() -> tuple[str, ...]:
+            engines = {name: worker.engine_version for name, worker in self._workers.items()}
+            return tuple(name for name, has in engines.items() if has is not None and has < version)
+
+        def nobody_is_behind() -> bool | None:
+            self._stalls.behind = behind()
+            return not self._stalls.behind or None
 
         timeout_s = self._config.weights.ack_timeout_s
-        if not await self._until(lambda: not behind() or None, timeout_s):
-            raise RpcError(
-                f"{', '.join(behind())} did not take weight version {version} within "
-                f"weights.ack_timeout_s={timeout_s:.0f}"
-            )
+        try:
+            for _ in range(m.ACK_PATIENCE):
+                if await self._until(nobody_is_behind, timeout_s):
+                    return
+                late = (
+                    f"{', '.join(behind())} did not take weight version {version} within "
+                    f"weights.ack_timeout_s={timeout_s:.0f}"
+                )
+                self._heart.stall = self._stalls.stall(late)
+            raise RpcError(late)
+        finally:
+            self._stalls.behind = ()
 
     # ---- waiting -------------------------------------------------------------------------------------------
 
@@ -289,47 +352,11 @@ class CoordinatorService:
         return found
 
     async def _watch_for_stalls(self) -> None:
-        run = self._config.run
         while True:
             await asyncio.sleep(STALL_POLL_S)
-            silent_s = time.monotonic() - self._last_step_s
-            if not self._started and silent_s > run.start_s:
-                raise RunFailed(
-                    f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}"
-                )
-            if self._started and silent_s > run.stall_s and not self._coordinator.finished:
-                raise RunFailed(
-                    f"no training step has ended for {silent_s:.0f} s (run.stall_s={run.stall_s:g}). "
-                    f"{self._explain()}"
-                )
-
-    def _explain(self) -> str:
-        """Who waits for whom, for what, since when."""
-        now = time.monotonic()
-        version, taken = self._coordinator.version, self._coordinator.steps_taken
-        if self._notice is None:
-            trainer = "has not published its first weights"
-        elif taken > version:
-            trainer = f"has had the batch of step {version} for {now - self._last_taken_s:.0f} s"
-        else:
-            trainer = f"has waited for the batch of step {version} for {now - self._last_step_s:.0f} s"
-        lines = [f"The trainer {trainer}."]
-        for entry in self._coordinator.waits_for()[:10]:
-            since_s = now - self._leased_s.get(entry.group_id, now)
-            before = f" (attempt {entry.attempt + 1}; last: {entry.reason})" if entry.reason else ""
-            lines.append(
-                f"Group {entry.group_id} is {entry.state} to {entry.worker} for {since_s:.0f} s{before}."
-            )
-        for name, worker in self._workers.items():
-            has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
-            lines.append(f"{name} has {has} and was heard {now - worker.last_heard_s:.0f} s ago.")
-        if not self._workers:
-            lines.append("No rollout worker is connected.")
-        ledger = self._coordinator.ledger
-        if ledger.dropped_groups:
-            lines.append(f"Groups dropped so far: {dict(ledger.dropped_groups)}.")
-        lines += [f"The latest failed attempt: {detail}" for detail in list(ledger.failures.values())[-1:]]
-        return " ".join(lines)
+            if (stall := self._stalls.look()) is not None:
+                log.warning("%s", stall.text)
+                self._heart.stall = stall  # for the supervisor to see
 
 
 def _in_turn(event: Callable[[int], T], number: int) -> T:

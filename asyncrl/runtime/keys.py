@@ -44,6 +44,10 @@ class Endpoint(msgspec.Struct, frozen=True):
     def of(cls, address: str, keys: Keys) -> Self:
         return cls(address, keys.server_public, keys.client_public, keys.client_secret)
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, ...)"
 

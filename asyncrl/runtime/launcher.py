@@ -24,7 +24,7 @@ from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.inline import run_inline
-from asyncrl.runtime.layout import SHARED_MEMORY_PREFIX, RunDir
+from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, visible_gpu
 from asyncrl.runtime.resume import gpu_hours_spent, put_in_order
@@ -155,7 +155,7 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
     if prepared.config.run.mode == "inline":
         await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
     else:
-        await Supervisor(run_dir, _roles(prepared), view).run()
+        await Supervisor(run_dir, _roles(prepared), prepared.config.run, view).run()
 
 
 def _on_devices(prepared: Prepared) -> Config:
@@ -176,12 +176,17 @@ def _on_devices(prepared: Prepared) -> Config:
 def _roles(prepared: Prepared) -> list[RoleSpec]:
     c = prepared.config
     restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
-    restarts["rollout"] = c.rollout.max_restarts
+    restarts |= {"rollout": c.rollout.max_restarts, "trainer": c.run.max_restarts}
     computing = [
-        RoleSpec(place.role, _environment(place), restarts.get(place.kind, 0))
+        RoleSpec(
+            place.role,
+            _environment(place),
+            restarts[place.kind],
+            unit="trainer" if place.kind == "trainer" else None,
+        )
         for place in prepared.placement.places
     ]
-    return [RoleSpec("coordinator", {}), *computing]
+    return [RoleSpec(COORDINATOR, {}, c.run.max_restarts), *computing]
 
 
 def _environment(place: Place) -> dict[str, str]:

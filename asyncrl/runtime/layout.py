@@ -18,6 +18,10 @@ from asyncrl.runtime.keys import Endpoint, Keys, write_private
 SHARED_MEMORY_PREFIX = "asyncrl-"
 """Begins the names of all runs' shared memory."""
 
+COORDINATOR = "coordinator"
+TRAINER = "trainer-0"
+"""The roles that there is one of: the only coordinator, and the rank that speaks for the trainer."""
+
 LOCK = ".lock"
 """A file in a folder that somebody holds."""
 
@@ -59,6 +63,18 @@ class RunDir:
 
     def log(self, role: str) -> Path:
         return self.logs / f"{role}.log"
+
+    def stacks(self, role: str) -> Path:
+        """Where a role writes what all its threads are doing, when it is asked to by SIGUSR1."""
+        return self.logs / f"{role}.stacks"
+
+    @property
+    def pulses(self) -> Path:
+        """The folder of the roles' pulses (`asyncrl.runtime.pulse`), each under the role's name."""
+        return self.path / ".pulse"
+
+    def pulse(self, role: str) -> Path:
+        return self.pulses / role
 
     @property
     def weights_prefix(self) -> str:

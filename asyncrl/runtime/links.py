@@ -4,10 +4,13 @@ memory."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from pathlib import Path
 
 import msgspec
 
@@ -17,19 +20,22 @@ from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.worker import AttemptFailed
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.restarts import MAX_DELAY_S
 from asyncrl.runtime.rpc import RpcClient
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
+from asyncrl.waits import waiting
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.segment import is_gone
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.subscriber import ShmWeights
 
 log = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT_S = 30.0
-"""For requests that the coordinator answers at once."""
+COORDINATOR_START_S = 60.0
+"""For another coordinator to start and to read the ledger."""
 POLL_S = 5.0
 """How long the coordinator may keep a request that waits for something."""
 REPORT_S = 0.25
@@ -41,10 +47,16 @@ class ZmqWorkerLink:
     """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
     date."""
 
-    def __init__(self, client: RpcClient, name: str, engine: Engine) -> None:
+    def __init__(self, client: RpcClient, name: str, engine: Engine, answer_timeout_s: float) -> None:
         self._client = client
         self._name = name
         self._engine = engine
+        self._answer_timeout_s = answer_timeout_s
+        self._process = secrets.randbits(53)
+        self._held: set[int] = set()
+        """The leases whose outcome the coordinator has not confirmed."""
+        self._engine_version: int | None = None
+        self._announced: bytes | None = None
         self._newest: WeightNotice | None = None
         self._news = asyncio.Event()
 
@@ -52,29 +64,31 @@ class ZmqWorkerLink:
         self._announce(notice.notice)
 
     async def hello(self) -> None:
-        welcome = await self._ask(m.Hello(self._name))
-        if welcome.notice is not None:
-            self._announce(welcome.notice)
+        self._welcomed(await self._ask(m.Hello(self._name, self._process)))
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
-        answer, _ = await self._client.request(
-            m.LeaseRequest(limit, POLL_S), timeout_s=POLL_S + ANSWER_TIMEOUT_S
-        )
+        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._engine_version)
+        with waiting("groups to sample"):
+            answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
+        self._held |= {task.lease_id for task in answer.tasks}
         return None if answer.finished else answer.tasks
 
     async def submit(self, group: Group, lease_id: int) -> None:
         wire = pack(group, lease_id)
         request = m.Submit(wire.header, self._engine.stats())
-        await self._client.request(request, wire.frames, timeout_s=ANSWER_TIMEOUT_S)
+        await self._client.request(request, wire.frames, timeout_s=self._answer_timeout_s)
+        self._held.discard(lease_id)
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
         detail = failure.detail[:MAX_DETAIL_CHARS]
         await self._ask(m.Fail(task.group_id, task.lease_id, failure.reason, detail, failure.sampled_tokens))
+        self._held.discard(task.lease_id)
 
     async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""
-        while True:
-            await self._ask(m.Report(self._engine.stats(), reward_metrics()))
+        for number in itertools.count(1):
+            stats = self._engine.stats()
+            self._welcomed(await self._ask(m.Report(number, self._engine_version, stats, reward_metrics())))
             await asyncio.sleep(REPORT_S)
 
     async def follow_weights(self) -> None:
@@ -82,31 +96,45 @@ class ZmqWorkerLink:
         while True:
             await self._news.wait()
             self._news.clear()
-            await self._ask(m.Applied(await self._update()))
+            report = await self._update()
+            if report is not None:
+                self._engine_version = report.version
+                await self._ask(m.Applied(report))
 
-    async def _update(self) -> m.UpdateReport:
+    async def _update(self) -> m.UpdateReport | None:
+        """None when the weights are gone with the trainer that published them: its successor's will come."""
         for attempt in range(1, UPDATE_TRIES + 1):
             notice = self._newest
             assert notice is not None
             try:
-                return await self._engine.update_weights(ShmWeights(notice))
+                with waiting(f"the engine to take weight version {notice.version}"):
+                    return await self._engine.update_weights(ShmWeights(notice))
             except WeightsError as error:
                 # Usually overtaken by a newer version, whose notice is on its way.
                 log.warning("weight version %d, try %d: %s", notice.version, attempt, error)
-                if attempt == UPDATE_TRIES:
+                if attempt == UPDATE_TRIES and not is_gone(Path(notice.segment)):
                     raise
                 if self._newest is notice:
                     await asyncio.sleep(0.05 * attempt)
-        raise AssertionError("unreachable")
+        return None
+
+    def _welcomed(self, welcome: m.Welcome) -> None:
+        if welcome.notice is not None:
+            self._announce(welcome.notice)
 
     def _announce(self, encoded: bytes) -> None:
+        """A notice may come several times, and that of a version again when another trainer has published
+        it."""
+        if encoded == self._announced:
+            return
+        self._announced = encoded
         notice = msgspec.msgpack.decode(encoded, type=WeightNotice)
-        if self._newest is None or notice.version > self._newest.version:
+        if self._engine_version is None or notice.version > self._engine_version:
             self._newest = notice
             self._news.set()
 
     async def _ask(self, request: m.Request) -> m.Answer:
-        answer, _ = await self._client.request(request, timeout_s=ANSWER_TIMEOUT_S)
+        answer, _ = await self._client.request(request, timeout_s=self._answer_timeout_s)
         return answer
 
 
@@ -120,11 +148,12 @@ class ZmqTrainerLink:
         self._publisher = publisher
         self._config = config
         self._executor = executor
+        self._answer_timeout_s = answer_timeout_s(config)
 
     async def take(self, step: int) -> Batch:
         while True:
             answer, frames = await self._client.request(
-                m.Take(step, POLL_S), timeout_s=POLL_S + ANSWER_TIMEOUT_S
+                m.Take(step, POLL_S), timeout_s=POLL_S + self._answer_timeout_s
             )
             if isinstance(answer, m.Batch):
                 break
@@ -135,29 +164,38 @@ class ZmqTrainerLink:
         return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
 
     async def begin(self, version: int) -> int:
-        answer, _ = await self._client.request(m.Begin(version), timeout_s=ANSWER_TIMEOUT_S)
+        answer, _ = await self._client.request(m.Begin(version), timeout_s=self._answer_timeout_s)
         return answer.frontier
 
     async def come_to_rest(self) -> None:
         """Nothing has to: a run that goes on samples anew what was being sampled."""
 
     async def checkpointed(self, oldest: int) -> None:
-        await self._client.request(m.Checkpointed(oldest), timeout_s=ANSWER_TIMEOUT_S)
+        await self._client.request(m.Checkpointed(oldest), timeout_s=self._answer_timeout_s)
 
     async def publish(
         self, version: int, weights: LiveWeights | None, canary: Canary | None
     ) -> dict[str, float]:
         started_s = time.monotonic()
         notice = None if weights is None else await self._share(version, weights, canary)
-        answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=ANSWER_TIMEOUT_S)
+        answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=self._answer_timeout_s)
         return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
 
     async def _share(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
         """Put the weights where the engines find them; the notice that says where."""
         # The buffer holds version - 2. An engine that has that version may be reading the other buffer, not
         # this one.
-        ack_timeout_s = self._config.weights.ack_timeout_s
-        await self._client.request(m.AwaitApplied(version - 2), timeout_s=ack_timeout_s + ANSWER_TIMEOUT_S)
+        ack_timeout_s = m.ACK_PATIENCE * self._config.weights.ack_timeout_s
+        with waiting(f"every engine to take weight version {version - 2}"):
+            await self._client.request(
+                m.AwaitApplied(version - 2), timeout_s=ack_timeout_s + self._answer_timeout_s
+            )
         loop = asyncio.get_running_loop()
         notice = await loop.run_in_executor(self._executor, self._publisher.publish, version, weights, canary)
         return msgspec.msgpack.encode(notice)
+
+
+def answer_timeout_s(config: Config) -> float:
+    """Longest wait for an answer that the coordinator gives at once: longer than it takes to find out that it
+    hangs and to start another one in its place."""
+    return config.run.hang_s + MAX_DELAY_S + COORDINATOR_START_S

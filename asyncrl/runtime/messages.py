@@ -15,6 +15,8 @@ from asyncrl.rollout.task import RolloutTask
 Wait = Annotated[float, Meta(ge=0, le=60)]
 """Seconds that a request may be kept."""
 Text = Annotated[str, Meta(max_length=100_000)]
+ACK_PATIENCE = 2
+"""Engines have this many times `weights.ack_timeout_s`; after the first, whoever is late gets replaced."""
 
 
 class Malformed(ValueError):  # noqa: N818 - says what the bytes are
@@ -49,13 +51,20 @@ class Hello(FromWorker):
     `Welcome`."""
 
     worker: Text
+    process: Count
+    """A number of this process's own, by which a hello that comes twice is known."""
 
 
 class LeaseRequest(FromWorker):
-    """Ask for groups; answered by `Leases`, at the latest after `wait_s`."""
+    """Ask for groups; answered by `Leases`, at the latest after `wait_s`. Leases that the worker should hold
+    and does not, since an answer was lost, come first."""
 
     limit: Count
     wait_s: Wait
+    held: list[Count]
+    """The leases that it holds: not handed in, or not known to have arrived."""
+    engine_version: Count | None
+    """What its engine samples with; None before its first weights."""
 
 
 class Submit(FromWorker):
@@ -84,8 +93,12 @@ class Applied(FromWorker):
 
 
 class Report(FromWorker):
-    """A sign of life with totals since the worker's start. Answered by `Done`."""
+    """A sign of life with totals since the worker's start. Answered by `Welcome`, with the notice of newer
+    weights if there are any."""
 
+    number: Count
+    """Counts the reports of this process from 1: one that comes twice counts once."""
+    engine_version: Count | None
     stats: EngineStats
     reward_metrics: dict[str, tuple[float, int]]
     """Sum and count of what the rewards have to tell since the last report, by metric."""
@@ -140,7 +153,7 @@ class Checkpointed(FromTrainer):
 
 class AwaitApplied(FromTrainer):
     """Wait until every live engine has at least this version (an older version's buffer is then free to be
-    written). Answered by `Done`, or after `weights.ack_timeout_s` by `Refused`."""
+    written). Answered by `Done`, or after `ACK_PATIENCE * weights.ack_timeout_s` by `Refused`."""
 
     version: int  # before the first buffer is reused: negative
 
@@ -161,7 +174,7 @@ class WorkerLost(Message):
 
 class Welcome(Message):
     notice: bytes | None
-    """Notice of the current weight version, if one has been published."""
+    """Notice of the current weight version, if one has been published that is news to the worker."""
 
 
 class Begun(Message):

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyncrl import config as settings
+from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed
+from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
 
 FATAL = "fatal: "
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--supervisor", type=int, required=True, metavar="PID")
     args = parser.parse_args(argv)
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, RunDir(args.run_dir).stacks(args.name).open("a"), all_threads=True)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -43,19 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(_until_terminated(args.name, args.run_dir))
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
-    except RunFailed as error:
-        print(f"{FATAL}{error}", file=sys.stderr)
-        return PAST_HELP
-    except AsyncRLError as error:
-        print(f"{FATAL}{error}", file=sys.stderr)
-        return 1
-    except BaseExceptionGroup as group:
-        readable, defects = group.split(AsyncRLError)
-        if defects is not None:
-            traceback.print_exception(defects)
-        for error in _leaves(readable):
-            print(f"{FATAL}{error}", file=sys.stderr)
-        return 1
+    except Exception as error:  # noqa: BLE001 - this process ends with it
+        return _report(error)
     return 0
 
 
@@ -69,11 +61,24 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
     await roles.entry(name)(config, run_dir, name)
 
 
-def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+def _report(error: Exception) -> int:
+    """Tell what has ended this role: errors meant for people by their words, defects by their traceback.
+    Returns the exit status."""
+    errors = list(_leaves(error))
+    for_people = [e for e in errors if isinstance(e, AsyncRLError | InvariantError)]
+    if any(not isinstance(e, AsyncRLError) for e in errors):
+        traceback.print_exception(error)
+    for e in for_people:
+        print(f"{FATAL}{e}", file=sys.stderr)
+    # Whoever trains on after a broken promise makes it worse.
+    return PAST_HELP if any(isinstance(e, RunFailed | InvariantError) for e in errors) else 1
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)
-    elif error is not None:
+    else:
         yield error
 
 

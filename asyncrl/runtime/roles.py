@@ -11,6 +11,7 @@ from pathlib import Path
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.pulse import beating
 
 ENDPOINT_TIMEOUT_S = 60.0
 
@@ -34,8 +35,8 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
     run_dir = RunDir(path)
     with open_state(config, run_dir) as (prompts, store, state):
-        service = CoordinatorService(config, prompts, state, store)
-        run_dir.announce_endpoint(name, service.bind(run_dir.keys()))
+        service = CoordinatorService(config, run_dir, prompts, state, store)
+        run_dir.announce_endpoint(name, service.bind())
         await service.run()
 
 
@@ -44,7 +45,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.rollout.engines.make import make_engine
     from asyncrl.rollout.tokenizer import load_tokenizer
     from asyncrl.rollout.worker import GroupRollout, RolloutWorker
-    from asyncrl.runtime.links import ZmqWorkerLink
+    from asyncrl.runtime.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.runtime.reward_link import reward_links
     from asyncrl.runtime.rpc import RpcClient
 
@@ -58,21 +59,21 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     )
     await rewards.start()
     spare_the_collector()
-    try:
-        client = RpcClient(endpoint, name)
-        async with client:
-            link = ZmqWorkerLink(client, name, engine)
-            client.on_notice = link.on_notice
-            await link.hello()
-            group_rollout = GroupRollout(engine, rewards, tokenizer, config.rollout, seed=config.run.seed)
-            worker = RolloutWorker(group_rollout, link)
-            work = asyncio.create_task(worker.run(), name="work")
-            services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]
-            services += [model.follow() for model in models.values()]
-            await _while_serving(work, services)
-    finally:
-        await rewards.close()
-        await engine.close()
+    async with beating(run_dir.pulse(name)):
+        try:
+            async with RpcClient(endpoint, name) as client:
+                link = ZmqWorkerLink(client, name, engine, answer_timeout_s(config))
+                client.on_notice = link.on_notice
+                await link.hello()
+                group_rollout = GroupRollout(engine, rewards, tokenizer, config.rollout, seed=config.run.seed)
+                worker = RolloutWorker(group_rollout, link)
+                work = asyncio.create_task(worker.run(), name="work")
+                services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]
+                services += [model.follow() for model in models.values()]
+                await _while_serving(work, services)
+        finally:
+            await rewards.close()
+            await engine.close()
 
 
 async def reward(config: Config, path: Path, name: str) -> None:
@@ -84,7 +85,8 @@ async def reward(config: Config, path: Path, name: str) -> None:
     spare_the_collector()
     run_dir = RunDir(path)
     run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))
-    await service.run()
+    async with beating(run_dir.pulse(name)):
+        await service.run()
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
@@ -99,13 +101,14 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     loop = asyncio.get_running_loop()
     if rank := int(name.rpartition("-")[2]):
         follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
-        return await loop.run_in_executor(executor, follower.follow)
+        async with beating(run_dir.pulse(name)):
+            return await loop.run_in_executor(executor, follower.follow)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
     publisher = ShmPublisher(run_dir.weights_prefix)
     spare_the_collector()
     try:
-        async with RpcClient(endpoint, name) as client:
+        async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
             link = ZmqTrainerLink(client, publisher, config, executor)
             await TrainLoop(config, made, link, run_dir, executor=executor, overlap=True).run()
     finally:

@@ -3,6 +3,11 @@
 A request travels as `[id, message, frame...]`, its answer comes back under the same id; notices have the id
 0. The client sends without waiting and may have many requests open; the server answers in whatever order it
 can.
+
+Any message may be lost: its connection breaks, a process dies. So the client sends a request again and again
+until it is answered. The server lets pass what it is working on already, and carries out once more what it
+has answered: every request means the same the second time. A server that is started again on the same port,
+with the same keys, gets what the one before it has left unanswered.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import asyncio
 import itertools
 import logging
 import math
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -34,6 +40,8 @@ MAX_FRAMES = 16
 """Of a request."""
 MAX_OPEN_REQUESTS = 10_000
 """That a server works on at the same time; more are refused."""
+RESEND_S = 2.0
+"""A request that is not answered is sent again after this time, and again."""
 
 _ENCODER = msgspec.msgpack.Encoder()
 _REQUEST = msgspec.msgpack.Decoder(Request)
@@ -71,18 +79,33 @@ class RpcServer:
         # A restarted worker comes back under its old name, perhaps before the dead connection is noticed.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._gate: Gate | None = None
-        self._open_requests = 0
+        self._open: set[tuple[bytes, bytes]] = set()
+        """The requests that are being worked on, by peer and id."""
         self.refused = Refusals("a message", log)
         """Messages that were malformed, or that the handler refused."""
         self.refused_peers = Refusals("a peer", log)
         """Attempts to connect without the run's keys."""
 
-    def bind(self, keys: Keys, host: str = "127.0.0.1", advertise: str | None = None) -> Endpoint:
-        """Listen on a free port of the address `host`, for peers with the run's keys only. Returns what they
-        need; `advertise` is the name by which they reach this host, when it is not `host` itself."""
+    def bind(
+        self, keys: Keys, host: str = "127.0.0.1", advertise: str | None = None, port: int | None = None
+    ) -> Endpoint:
+        """Listen at the address `host`, for peers with the run's keys only. Returns what they need.
+
+        advertise: the name by which they reach this host, when it is not `host` itself. port: where they
+        expect this server; by default a free one. Raises `RpcError` when it is taken.
+        """
         self._gate = Gate(self._context, self._socket, keys)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
-        port = self._socket.bind_to_random_port(f"tcp://{_bracketed(host)}")
+        if port is None:
+            port = self._socket.bind_to_random_port(f"tcp://{_bracketed(host)}")
+        else:
+            try:
+                self._socket.bind(f"tcp://{_bracketed(host)}:{port}")
+            except zmq.ZMQError as error:
+                raise RpcError(
+                    f"cannot listen on port {port} of {host}, where the other processes of the run expect "
+                    f"this one: {error}"
+                ) from None
         return Endpoint.of(f"tcp://{_bracketed(advertise or host)}:{port}", keys)
 
     async def serve(self) -> None:
@@ -101,7 +124,9 @@ class RpcServer:
                     if parts and len(parts[0]) == _ID_BYTES and parts[0] != bytes(_ID_BYTES):
                         tasks.create_task(self._send(peer, parts[0], _encoded(Refused(str(error)), ())))
                     continue
-                tasks.create_task(self._answer(peer, request_id, request, frames))
+                if (peer, request_id) not in self._open:
+                    self._open.add((peer, request_id))
+                    tasks.create_task(self._answer(peer, request_id, request, frames))
 
     async def notify(self, peer: bytes, notice: Any) -> None:
         await self._send(peer, _NOTICE_ID.to_bytes(_ID_BYTES), _encoded(notice, ()))
@@ -113,16 +138,15 @@ class RpcServer:
         _contexts.discard(self._context)
 
     async def _answer(self, peer: bytes, request_id: bytes, request: Any, frames: Frames) -> None:
-        self._open_requests += 1
         try:
-            if self._open_requests > MAX_OPEN_REQUESTS:
+            if len(self._open) > MAX_OPEN_REQUESTS:
                 raise RpcError(f"more than {MAX_OPEN_REQUESTS} requests are open")
             parts = _encoded(*await self._handler(peer, request, frames))
         except RpcError as error:
             self.refused.count(f"{type(request).__name__} from {peer!r}: {error}")
             parts = _encoded(Refused(str(error)), ())
         finally:
-            self._open_requests -= 1
+            self._open.discard((peer, request_id))
         await self._send(peer, request_id, parts)
 
     async def _send(self, peer: bytes, request_id: bytes, parts: Sequence[bytes]) -> None:
@@ -174,7 +198,8 @@ class RpcClient:
         self._socket.curve_publickey = endpoint.client_public.encode()
         self._socket.curve_secretkey = endpoint.client_secret.encode()
         self._socket.connect(endpoint.address)
-        self._ids = itertools.count(_NOTICE_ID + 1)
+        # Never those of another process that had this name before.
+        self._ids = itertools.count(_NOTICE_ID + 1 + secrets.randbits(63))
         self._open: dict[int, asyncio.Future[tuple[Any, list[bytes]]]] = {}
         self._heard_s = -math.inf
         self._receiver: asyncio.Task[None] | None = None
@@ -196,22 +221,25 @@ class RpcClient:
         """Returns the answer and its frames. Raises `RpcRefused`, or `RpcError` when it does not come in
         time.
 
-        queued: the server answers one request after another, so the time runs anew from each of its answers.
+        queued: the server answers one request after another, so the time runs anew from each of its answers,
+        and the request is sent once: it may well be next but a thousand.
         """
         parts = _encoded(request, frames)
         request_id = next(self._ids)
         future = asyncio.get_running_loop().create_future()
         self._open[request_id] = future
         try:
-            self._check_receiving()
-            await self._socket.send_multipart([request_id.to_bytes(_ID_BYTES), *parts], copy=False)
-            asked_s = time.monotonic()
+            asked_s = send_s = time.monotonic()
             while not future.done():
-                since_s = max(asked_s, self._heard_s) if queued else asked_s
-                left_s = since_s + timeout_s - time.monotonic()
-                if left_s <= 0:
+                now_s = time.monotonic()
+                deadline_s = timeout_s + (max(asked_s, self._heard_s) if queued else asked_s)
+                if now_s >= deadline_s:
                     raise TimeoutError
-                await asyncio.wait([future], timeout=left_s)
+                if now_s >= send_s:
+                    self._check_receiving()
+                    await self._socket.send_multipart([request_id.to_bytes(_ID_BYTES), *parts], copy=False)
+                    send_s = math.inf if queued else now_s + RESEND_S
+                await asyncio.wait([future], timeout=min(deadline_s, send_s) - now_s)
             answer, out = future.result()
         except TimeoutError:
             raise RpcError(

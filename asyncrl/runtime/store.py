@@ -38,6 +38,7 @@ create table if not exists groups (
 );
 create table if not exists payloads (group_id integer primary key, payload blob not null);
 create table if not exists meta (key text primary key, value text not null);
+create table if not exists kept (key text primary key, value blob not null);
 """
 
 
@@ -110,6 +111,18 @@ class LedgerStore(Generic[P]):
             "(select group_id from groups where state = 'trained' and step < ?)",
             (before_step,),
         )
+
+    def keep(self, key: str, value: bytes | None) -> None:
+        """Store what does not belong to the books under `key`; None forgets it."""
+        if value is None:
+            self._db.execute("delete from kept where key = ?", (key,))
+        else:
+            self._db.execute("insert or replace into kept values (?, ?)", (key, value))
+
+    def recall(self, key: str) -> bytes | None:
+        """What was kept last."""
+        row = self._db.execute("select value from kept where key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
 
     def close(self) -> None:
         self._db.close()

@@ -5,29 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import psutil
 
+from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
 from asyncrl.runtime import messages as m
-from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.runtime.pulse import Pulse, Stall, Stillness, read_pulse
 from asyncrl.runtime.restarts import WINDOW_S, Restarts
 from asyncrl.runtime.role import FATAL, PAST_HELP
 from asyncrl.runtime.rpc import RpcClient, RpcError
 
 log = logging.getLogger(__name__)
 
-STARTUP_TIMEOUT_S = 60.0
 STOP_GRACE_S = 5.0
 """Between the polite and the hard end of a role."""
 TICK_S = 0.2
 GIVE_BACK_TIMEOUT_S = 2.0
+STACKS_S = 0.5
+"""For a role to write its stacks."""
 LOG_TAIL_LINES = 30
 ROLE_TAG = "ASYNCRL_ROLE"
 """Environment variable by which all that a role has started, and that its own processes have started, is
@@ -53,6 +58,8 @@ class RoleSpec:
     env: Mapping[str, str]
     max_restarts: int = 0
     """How often it is started again after a death, within any hour (`asyncrl.runtime.restarts`)."""
+    unit: str | None = None
+    """Roles of one unit are nothing without each other: when one dies all are started again together."""
 
 
 @dataclass(slots=True)
@@ -60,72 +67,113 @@ class _Running:
     spec: RoleSpec
     process: asyncio.subprocess.Process
     ended: asyncio.Task[int]
-    restarts: Restarts
+    log_start: int
+    """Where its words begin in the log, behind those of its predecessors."""
+    stillness: Stillness = field(default_factory=Stillness)
+    condemned: str | None = None
+    """Why it was killed, if we did it."""
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """Runs roles to the end of the run, and tells `view` what is going on."""
+    """Runs roles to the end of the run, replaces what dies or hangs, and tells `view` what is going on."""
 
     run_dir: RunDir
     specs: list[RoleSpec]
+    run_config: RunConfig
     view: View
     _roles: dict[str, _Running] = field(default_factory=dict)
-    _due: dict[str, tuple[float, _Running]] = field(default_factory=dict)
-    """Dead roles that are to be started again, and when (`time.monotonic`)."""
+    _restarts: dict[str, Restarts] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+    """Dead units that are to be started again, and when (`time.monotonic`)."""
+    _been_up: set[str] = field(default_factory=set)
+    """Roles that have had a pulse in this run."""
+    _stall: Stall | None = None
+    """The last one."""
 
     async def run(self) -> None:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
         ends, no process is left."""
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
-        self._forget_endpoints()
+        self._forget_files()
         self.run_dir.make_keys()
         try:
             for spec in self.specs:
-                await self._start(spec, Restarts(spec.max_restarts))
+                self._restarts[_unit(spec)] = Restarts(spec.max_restarts)
+                await self._start(spec)
             await self._watch()
         finally:
             await self._stop_all()
-            self._forget_endpoints()
+            self._forget_files()
 
     async def _watch(self) -> None:
         while True:
             self.view.poll(self._status())
-            tasks = {role.ended: role for role in self._roles.values()}
-            done, _ = await asyncio.wait(tasks, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
-            # The coordinator first: when it falls, the others fall because of it.
-            for role in sorted((tasks[task] for task in done), key=lambda r: r.spec.name):
-                if await self._ended(role):
+            if running := [role.ended for role in self._roles.values()]:
+                await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(TICK_S)
+            for role in sorted((r for r in self._roles.values() if r.ended.done()), key=_precedence):
+                if self._is_current(role) and await self._ended(role):
                     return
-            for name, (due_s, role) in list(self._due.items()):
-                if time.monotonic() >= due_s:
-                    del self._due[name]
-                    await self._start(role.spec, role.restarts)
+            await self._look_after_pulses()
+            for unit in [unit for unit, due_s in self._due.items() if time.monotonic() >= due_s]:
+                del self._due[unit]
+                for spec in self._members(unit):
+                    await self._start(spec)
+
+    # ---- deaths --------------------------------------------------------------------------------------------
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
         name, status = role.spec.name, role.ended.result()
-        if name == "trainer-0" and status == 0:
+        if name == TRAINER and status == 0:
             return True
         if name.startswith(("rollout", "trainer")) and status == 0:
             del self._roles[name]  # the coordinator, or rank 0, has no more work for it
             return False
-        recent = role.restarts.recent(time.monotonic())
-        delay_s = None if status == PAST_HELP else role.restarts.after_death(time.monotonic())
+        how, unit = role.condemned or _how(status), _unit(role.spec)
+        restarts = self._restarts[unit]
+        recent = restarts.recent(time.monotonic())
+        delay_s = None if self._is_past_help(role) else restarts.after_death(time.monotonic())
         if delay_s is None:
             often = f" after {recent} restarts within {WINDOW_S:.0f} s" if recent else ""
-            raise RunFailed(f"{name} {_how(status)}{often}. {self._last_words(name)}")
-        self.view.event(f"{name} {_how(status)}; starting it again{f' in {delay_s:g} s' if delay_s else ''}")
-        del self._roles[name]
-        _kill_tagged([self._tag(name)])
-        self.run_dir.forget_endpoint(name)
-        if name.startswith("rollout"):
-            await self._give_leases_back(name)
-        self._due[name] = time.monotonic() + delay_s, role
+            raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
+        it = "it" if role.spec.unit is None else f"all of the {unit}"
+        then = f"replacing {it}" if role.condemned else f"starting {it} again"
+        self.view.event(f"{name} {how}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
+        await self._clear_away(unit)
+        self._due[unit] = time.monotonic() + delay_s
         return False
 
-    async def _start(self, spec: RoleSpec, restarts: Restarts) -> None:
+    def _is_past_help(self, role: _Running) -> bool:
+        """Whether it would end so again. What the workers need may come yet (memory, a port); but when the
+        trainer or the coordinator has never come up, and says why, a setting is wrong."""
+        status, name = role.ended.result(), role.spec.name
+        self._note_pulse(role)
+        never_up = name not in self._been_up and name.startswith((COORDINATOR, "trainer"))
+        return status == PAST_HELP or (never_up and status > 0)
+
+    async def _clear_away(self, unit: str) -> None:
+        """End what is left of a unit, and forget what its successors must not find."""
+        fallen = [self._roles.pop(spec.name) for spec in self._members(unit) if spec.name in self._roles]
+        for role in fallen:
+            _signal_group(role.process.pid, signal.SIGKILL)
+        await asyncio.wait([role.ended for role in fallen], timeout=STOP_GRACE_S)
+        names = [spec.name for spec in self._members(unit)]
+        _kill_tagged([self._tag(name) for name in names])
+        for name in names:
+            self.run_dir.pulse(name).unlink(missing_ok=True)
+            if name != COORDINATOR:  # its successor will be where the others look for it
+                self.run_dir.forget_endpoint(name)
+            if name.startswith("rollout"):
+                await self._give_leases_back(name)
+        if TRAINER in names:
+            self.run_dir.rendezvous.unlink(missing_ok=True)
+
+    async def _start(self, spec: RoleSpec) -> None:
         with self.run_dir.log(spec.name).open("ab") as output:
+            log_start = output.tell()
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "asyncrl.runtime.role", spec.name),
                 *("--run-dir", str(self.run_dir.path), "--supervisor", str(os.getpid())),
@@ -136,12 +184,76 @@ class Supervisor:
                 start_new_session=True,  # Ctrl-C is ours to pass on, and its children are ours to end
             )
         ended = asyncio.create_task(process.wait(), name=f"end of {spec.name}")
-        self._roles[spec.name] = _Running(spec, process, ended, restarts)
+        self._roles[spec.name] = _Running(spec, process, ended, log_start)
+
+    # ---- hangs and stalls ----------------------------------------------------------------------------------
+
+    async def _look_after_pulses(self) -> None:
+        """Replace what has not moved for too long, and see what the coordinator has to say of a stall."""
+        hang_s = self.run_config.hang_s
+        for role in list(self._roles.values()):
+            pulse = self._note_pulse(role)
+            if pulse is None or role.condemned is not None:
+                continue
+            still_s = role.stillness.look(pulse, time.monotonic())
+            if still_s > hang_s:
+                await self._condemn([role], f"has not moved for {still_s:.0f} s")
+            elif pulse.stall is not None and pulse.stall != self._stall:
+                await self._stalled(pulse.stall)
+
+    async def _stalled(self, stall: Stall) -> None:
+        before, self._stall = self._stall, stall
+        again = before is not None and before.version == stall.version
+        if again or self.run_config.on_stall == "end":
+            await self._dump_stacks(list(self._roles.values()))
+            stacks = f"(what every process was doing: {self.run_dir.stacks('*')})"
+            raise RunFailed(f"{stall.text}\n{stacks}")
+        self.view.event(stall.text)
+        await self._dump_stacks(list(self._roles.values()))
+        culprits = [self._roles[name] for name in stall.culprits if name in self._roles]
+        self._kill(culprits, f"holds up step {stall.version}")
+
+    async def _condemn(self, roles: list[_Running], reason: str) -> None:
+        await self._dump_stacks(roles)
+        self._kill(roles, reason)
+
+    def _kill(self, roles: list[_Running], reason: str) -> None:
+        for role in roles:
+            role.condemned = reason
+            _signal_group(role.process.pid, signal.SIGKILL)
+
+    async def _dump_stacks(self, roles: list[_Running]) -> None:
+        """Have roles write what their threads are doing. Those that are still starting are not asked: the
+        signal would end them."""
+        asked = [role for role in roles if self._note_pulse(role) is not None]
+        for role in asked:
+            name, pid = role.spec.name, role.process.pid
+            with self.run_dir.stacks(name).open("a") as file:
+                file.write(f"---- {name}, process {pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            _signal(pid, signal.SIGUSR1)
+        if asked:
+            await asyncio.sleep(STACKS_S)
+
+    def _note_pulse(self, role: _Running) -> Pulse | None:
+        """The pulse of this very process, once it has one."""
+        pulse = read_pulse(self.run_dir.pulse(role.spec.name))
+        if pulse is None or pulse.pid != role.process.pid:
+            return None
+        self._been_up.add(role.spec.name)
+        return pulse
+
+    # ---- helpers -------------------------------------------------------------------------------------------
+
+    def _is_current(self, role: _Running) -> bool:
+        return self._roles.get(role.spec.name) is role
+
+    def _members(self, unit: str) -> list[RoleSpec]:
+        return [spec for spec in self.specs if _unit(spec) == unit]
 
     async def _give_leases_back(self, worker: str) -> None:
         """At once, for other workers to take; its successor's hello gives them back as well."""
-        endpoint = self.run_dir.endpoint("coordinator")
-        if endpoint is None:
+        endpoint = self.run_dir.endpoint(COORDINATOR)
+        if endpoint is None or COORDINATOR not in self._roles:
             return
         try:
             async with RpcClient(endpoint, "supervisor") as client:
@@ -149,7 +261,9 @@ class Supervisor:
         except RpcError as error:
             log.warning("could not tell the coordinator that %s was lost: %s", worker, error)
 
-    def _forget_endpoints(self) -> None:
+    def _forget_files(self) -> None:
+        """What is of this start of the run only."""
+        shutil.rmtree(self.run_dir.pulses, ignore_errors=True)
         self.run_dir.rendezvous.unlink(missing_ok=True)
         self.run_dir.forget_keys()
         for spec in self.specs:
@@ -173,14 +287,14 @@ class Supervisor:
         self._roles.clear()
 
     def _status(self) -> str:
-        if self.run_dir.endpoint("coordinator") is None:
+        if self.run_dir.endpoint(COORDINATOR) is None:
             return "starting the coordinator"
         return f"{', '.join(sorted(self._roles))} running; the first steps take a few seconds"
 
-    def _last_words(self, name: str) -> str:
+    def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""
-        path = self.run_dir.log(name)
-        lines = path.read_text(errors="replace").splitlines()
+        path = self.run_dir.log(role.spec.name)
+        lines = path.read_bytes()[role.log_start :].decode(errors="replace").splitlines()
         fatal = [i for i, line in enumerate(lines) if line.startswith(FATAL)]
         if fatal:
             return "\n".join(lines[fatal[-1] :]).removeprefix(FATAL) + f"\n(log: {path})"
@@ -198,12 +312,26 @@ def _kill_tagged(tags: list[str]) -> None:
             continue  # another user's, or gone
 
 
+def _precedence(role: _Running) -> tuple[bool, ...]:
+    """Of deaths that are noticed together, the first is the likely cause of the others: a good end, the
+    coordinator's, one that is past help, one by a signal."""
+    status = role.ended.result()
+    return status != 0, role.spec.name != COORDINATOR, status != PAST_HELP, status > 0
+
+
 def _how(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # all of it may be gone already
         os.killpg(pid, number)
-    except ProcessLookupError:
-        return  # all of it is gone already
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _unit(spec: RoleSpec) -> str:
+    return spec.unit or spec.name

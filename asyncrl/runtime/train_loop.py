@@ -17,6 +17,7 @@ from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
+from asyncrl.waits import waiting
 
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Trainer
@@ -94,7 +95,7 @@ class TrainLoop:
             with MetricsWriter(self._run_dir.path, after_step=done) as writer:
                 started_s = time.monotonic() - writer.last_wall_s
                 for step in range(done, self._config.run.steps):
-                    with self._shares.phase("wait"):
+                    with self._shares.phase("wait"), waiting(f"the batch of step {step}"):
                         batch = await fetch
                     assert batch is not None, "the batch after the last was awaited"
                     if self._overlap:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asyncrl.config import TrainerConfig
-from asyncrl.errors import AsyncRLError
+from asyncrl.errors import RunFailed
 from asyncrl.trainer.ranks import OneRank, Ranks
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT
 
@@ -17,7 +17,7 @@ MAX_SKIPPED_UPDATES = 3
 """So many updates in a row without a finite gradient end the run; fewer are skipped and counted."""
 
 
-class NonFiniteGradientError(AsyncRLError):
+class NonFiniteGradientError(RunFailed):
     """Several gradients in a row were not finite: the run has diverged."""
 
 

@@ -11,7 +11,7 @@ from asyncrl.runtime import rpc
 from asyncrl.runtime.keys import Keys
 from asyncrl.runtime.rpc import MAX_FRAMES, RpcClient, RpcError, RpcServer
 
-HELLO = msgspec.msgpack.encode(m.Hello("x"))
+HELLO = msgspec.msgpack.encode(m.Hello("x", 1))
 
 
 def serve(handler):
@@ -79,7 +79,7 @@ def test_a_wait_ends_at_its_deadline_and_says_what_for():
     async def main():
         async with serve(handler) as both:
             with pytest.raises(RpcError, match="someone waited 0 s for the answer to Hello"):
-                await both.client.request(m.Hello("x"), timeout_s=0.05)
+                await both.client.request(m.Hello("x", 1), timeout_s=0.05)
 
     asyncio.run(main())
 
@@ -108,7 +108,7 @@ def test_messages_that_are_none_of_ours_are_refused_counted_and_do_no_harm():
                 await stranger.send_multipart(message)
             async with asyncio.timeout(10):
                 while both.server.refused.total < len(messages):
-                    await both.client.request(m.Hello("x"), timeout_s=10)
+                    await both.client.request(m.Hello("x", 1), timeout_s=10)
                 head, body = await stranger.recv_multipart()  # whom it concerns is told
             assert head == b"x" * 8
             assert "Bad" in msgspec.msgpack.decode(body, type=m.Answer).reason
@@ -128,13 +128,13 @@ def test_what_is_too_large_is_not_sent_and_cuts_off_who_sends_it_all_the_same(mo
     async def main():
         async with serve(handler) as both, raw_peer(both.endpoint, b"stranger") as stranger:
             with pytest.raises(RpcError, match="a frame of 100,001 bytes, and at most 100,000"):
-                await both.client.request(m.Hello("x"), [bytes(100_001)], timeout_s=10)
-            await both.client.request(m.Hello("x"), [bytes(100_000)], timeout_s=10)
+                await both.client.request(m.Hello("x", 1), [bytes(100_001)], timeout_s=10)
+            await both.client.request(m.Hello("x", 1), [bytes(100_000)], timeout_s=10)
             monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             await stranger.send_multipart([b"x" * 8, HELLO, bytes(200_000)])
             await asyncio.wait_for(monitor.recv_multipart(), 10)
             monitor.close(linger=0)
-            await both.client.request(m.Hello("x"), timeout_s=10)
+            await both.client.request(m.Hello("x", 1), timeout_s=10)
         assert heard == [(b"someone", [100_000]), (b"someone", [])]
 
     asyncio.run(main())
@@ -147,7 +147,7 @@ def test_a_defect_in_a_handler_ends_the_server_instead_of_hanging_its_client():
     async def main():
         async with serve(handler) as both:
             with pytest.raises(RpcError):
-                await both.client.request(m.Hello("x"), timeout_s=0.2)
+                await both.client.request(m.Hello("x", 1), timeout_s=0.2)
             async with asyncio.timeout(10):
                 with pytest.raises(ExceptionGroup) as caught:
                     await both.task
@@ -167,7 +167,7 @@ def test_notices_reach_the_client():
         async with serve(handler) as both:
             heard = asyncio.get_running_loop().create_future()
             both.client.on_notice = heard.set_result
-            await both.client.request(m.Hello("x"), timeout_s=10)
+            await both.client.request(m.Hello("x", 1), timeout_s=10)
             await both.server.notify(peers[0], m.NewWeights(b"v1"))
             assert await asyncio.wait_for(heard, 10) == m.NewWeights(b"v1")
 

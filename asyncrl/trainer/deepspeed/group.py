@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncrl.trainer.batch import FlatBatch
+from asyncrl.waits import waiting
 
 COLLECTIVE_TIMEOUT_S = 300.0
 """Longest wait for the other ranks in one collective, all of whom are under way to it."""
@@ -85,7 +86,8 @@ class Group:
 
     def next_order(self) -> Order | TrainOrder | RestoreOrder:
         """On every other rank: the next order of rank 0."""
-        kind, number, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
+        with waiting("the next order of rank 0"):
+            kind, number, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
         match kind:
             case Order.TRAIN:
                 return TrainOrder(number, total_steps, self._broadcast_batch(None))

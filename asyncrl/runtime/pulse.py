@@ -1,0 +1,152 @@
+"""A sign of life of each role, in a small file that its event loop writes about twice a second: what it waits
+for and what memory it takes. A role whose pulse stops is stopped, deadlocked, or blocked in C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from asyncrl.waits import Wait, open_waits
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 0.5
+MEASURE_S = 5.0
+"""Memory is measured this often: to find its children, a role looks through all processes."""
+MAX_WAITS = 5
+LONGEST_LOOK_S = 2.0
+"""Of the time between two looks at a pulse, no more counts: an observer that was stopped itself has seen
+nothing."""
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """The run does not get on. Only the coordinator can tell."""
+
+    text: str
+    """Who waits for whom, for what, since when."""
+    culprits: tuple[str, ...]
+    """The roles that hold it up; none where that cannot be told."""
+    version: int
+    """Steps done. Two stalls with the same number have no step between them."""
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    pid: int
+    rss_bytes: int
+    """Resident memory of the role and all that it has started."""
+    waits: list[Wait]
+    """What it waits for, oldest first, at most `MAX_WAITS`; empty while it works."""
+    stall: Stall | None = None
+    at_s: float = 0.0
+    """Wall clock of the last beat: the file's own time."""
+
+
+class Heart:
+    """Writes a role's pulse to `path`."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._rss_bytes = _rss_bytes()
+        self.stall: Stall | None = None
+
+    async def beat(self) -> None:
+        """For ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._measure())
+            while True:
+                self._write()
+                await asyncio.sleep(BEAT_S)
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_S)
+            self._rss_bytes = await asyncio.to_thread(_rss_bytes)
+
+    def _write(self) -> None:
+        pulse = Pulse(os.getpid(), self._rss_bytes, open_waits()[:MAX_WAITS], self.stall)
+        aside = self._path.with_suffix(".new")
+        try:
+            aside.write_bytes(msgspec.json.encode(pulse))
+            aside.replace(self._path)
+        except OSError as error:  # a full disk takes a new time all the same
+            log.warning("cannot write %s: %s", self._path, error)
+            if self._path.exists():
+                self._path.touch()
+
+
+@asynccontextmanager
+async def beating(path: Path) -> AsyncIterator[None]:
+    """The role's pulse, for as long as the body runs."""
+    beat = asyncio.create_task(Heart(path).beat(), name="pulse")
+    try:
+        yield
+    finally:
+        beat.cancel()
+        await asyncio.gather(beat, return_exceptions=True)
+
+
+def read_pulse(path: Path) -> Pulse | None:
+    """The last beat; None before the first."""
+    try:
+        with path.open("rb") as file:
+            pulse = msgspec.json.decode(file.read(), type=Pulse)
+            return msgspec.structs.replace(pulse, at_s=os.fstat(file.fileno()).st_mtime)
+    except FileNotFoundError:
+        return None
+
+
+def read_pulses(folder: Path) -> dict[str, Pulse]:
+    """Of all roles that have one, by name."""
+    found = {path.name: read_pulse(path) for path in sorted(folder.glob("*")) if path.suffix != ".new"}
+    return {role: pulse for role, pulse in found.items() if pulse is not None}
+
+
+@dataclass(slots=True)
+class Stillness:
+    """For how long a role has not moved, as its observer has seen it: their clocks need not agree."""
+
+    _beat_s: float | None = None
+    _looked_s: float = 0.0
+    _still_s: float = 0.0
+
+    def look(self, pulse: Pulse, now_s: float) -> float:
+        """Seconds without a beat. `now_s` is the observer's monotonic clock."""
+        if pulse.at_s != self._beat_s:
+            self._beat_s, self._still_s = pulse.at_s, 0.0
+        else:
+            self._still_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
+        self._looked_s = now_s
+        return self._still_s
+
+
+def describe_waits(pulses: Mapping[str, Pulse], now_s: float) -> list[str]:
+    """A sentence a role: what it waits for and since when. `now_s` is the wall clock."""
+    return [f"{role} {_describe(pulse, now_s)}." for role, pulse in pulses.items()]
+
+
+def _describe(pulse: Pulse, now_s: float) -> str:
+    waits = [f"{wait.what} (for {max(0.0, now_s - wait.since_s):.0f} s)" for wait in pulse.waits]
+    silent_s = now_s - pulse.at_s
+    silent = f", and has not moved for {silent_s:.0f} s" if silent_s > 2 * LONGEST_LOOK_S else ""
+    return f"waits for {', '.join(waits)}{silent}" if waits else f"waits for nothing{silent}"
+
+
+def _rss_bytes() -> int:
+    total = 0
+    process = psutil.Process()
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_info().rss
+        except psutil.Error:
+            continue  # it has just ended
+    return total

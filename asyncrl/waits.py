@@ -1,0 +1,38 @@
+"""What this process waits for at the moment, and since when, in words for people. Whoever waits says so, and
+the role's pulse (`asyncrl.runtime.pulse`) passes it on."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+
+class Wait(msgspec.Struct, frozen=True):
+    what: str
+    """Completes the sentence `it waits for ...`."""
+    since_s: float
+    """By the wall clock, which all processes share."""
+
+
+_open: dict[int, Wait] = {}
+_numbers = itertools.count()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """For the body, this process waits for `what`. Any thread or task may say so; waits may overlap."""
+    number = next(_numbers)
+    _open[number] = Wait(what, time.time())
+    try:
+        yield
+    finally:
+        del _open[number]
+
+
+def open_waits() -> list[Wait]:
+    """The waits that have not ended, oldest first."""
+    return list(_open.values())
