@@ -71,6 +71,23 @@ class Launched:
         self.assert_nothing_left(self.run_dir)
         return status
 
+    def wait_for_successor(self, process, name):
+        """A new process of a role, in the place of `process`."""
+        self.wait(lambda: any(p.pid != process.pid for p in self.roles(name)), f"a new {name}")
+
+    def assert_all_steps_are_done(self, steps, batch_groups=4):
+        """The metrics have every step once, and each was trained on a batch of its own."""
+        lines = read_metrics(self.run_dir / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, steps + 1))
+        last = lines[-1]
+        where = ("trained", "failed", "dropped", "in_flight")
+        assert last["ledger/generated_groups"] == sum(last[f"ledger/{w}_groups"] for w in where)
+        assert last["ledger/failed_groups"] == 0
+        with sqlite3.connect(self.run_dir / "ledger.db") as db:
+            by_step = db.execute("select step, count(*) from groups where state = 'trained' group by step")
+            assert dict(by_step) == dict.fromkeys(range(steps), batch_groups)
+        return lines
+
     def leased(self):
         with sqlite3.connect(self.run_dir / "ledger.db") as db:
             return db.execute("select count(*) from groups where state = 'leased'").fetchone()[0]
