@@ -13,6 +13,8 @@ from asyncrl.tiny import build
 from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
+pytest_plugins = ["run_fixtures"]
+
 # How long one example takes says more about what else the machine does; pytest's timeout bounds the whole.
 settings.register_profile("shared_machine", deadline=None)
 settings.load_profile("shared_machine")

@@ -3,7 +3,6 @@ same."""
 
 import random
 import signal
-import sqlite3
 
 import pytest
 from launched import LONG_S
@@ -103,28 +102,6 @@ def test_what_a_run_keeps_for_life_cannot_be_changed(make_config, one_thread):
         asyncrl.run(config)
 
 
-def books(run_dir):
-    """Step by group id, of every group that was trained; and the rows of all groups."""
-    with sqlite3.connect(run_dir / "ledger.db") as db:
-        trained = db.execute(
-            "select step, count(*) from groups where state = 'trained' group by 1"
-        ).fetchall()
-        rows = [row for (row,) in db.execute("select row from groups order by group_id")]
-        return dict(trained), rows
-
-
-def assert_whole(run_dir, steps, batch_groups):
-    """Every step trained once, on a whole batch; no prompt skipped; the ledger closes."""
-    trained, rows = books(run_dir)
-    assert trained == dict.fromkeys(range(steps), batch_groups)
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, steps + 1))
-    last = lines[-1]
-    assert last["ledger/trained_groups"] == steps * batch_groups
-    assert last["ledger/failed_groups"] == last["ledger/dropped_groups"] == 0
-    assert len(rows) == last["ledger/generated_groups"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 4])
 def test_a_run_whose_processes_are_all_killed_goes_on(launch, tmp_path, every):
@@ -140,7 +117,7 @@ def test_a_run_whose_processes_are_all_killed_goes_on(launch, tmp_path, every):
         output = launched.output
         launched.wait(lambda output=output: "going on from" in output.read_text(), "word of the resumption")
     assert launched.end(LONG_S) == 0, launched.output.read_text()
-    assert_whole(launched.run_dir, 30, 4)
+    launched.assert_all_steps_are_done(30)
 
 
 @pytest.mark.slow
@@ -155,4 +132,4 @@ def test_a_damaged_ledger_gives_way_to_the_checkpoints_own(launch):
         (launched.run_dir / f"ledger.db{suffix}").write_bytes(b"noise" * 5000)
     launched = launch(resume=launched.run_dir)
     assert launched.end(LONG_S) == 0, launched.output.read_text()
-    assert_whole(launched.run_dir, 12, 4)
+    launched.assert_all_steps_are_done(12)

@@ -95,7 +95,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_clearly_and_it_goes_on_once_there_is_room(job, small_disk):
-    run = job(f"run.dir={small_disk / 'run'}", run_dir=small_disk / "run")
+    run = job(f"run.dir={small_disk / 'run'}")
     run.wait_for_steps(6)
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -109,6 +109,6 @@ def test_a_full_disk_ends_the_run_clearly_and_it_goes_on_once_there_is_room(job,
     assert "no room is left" in text
     assert "--resume" in text
     filler.unlink()
-    run = job(resume=small_disk / "run", run_dir=small_disk / "run")
+    run = job(resume=small_disk / "run")
     assert run.end(LONG_S) == 0, run.output.read_text()
     run.assert_all_steps_are_done(STEPS)

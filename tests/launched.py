@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -19,7 +20,7 @@ class Launched:
 
     def __init__(self, config, tmp_path, assert_nothing_left, resume=None):
         self.assert_nothing_left = assert_nothing_left
-        self.run_dir = tmp_path / "run"
+        self.run_dir = Path(config.run.dir if resume is None else resume)
         arguments = ["--resume", str(resume)]
         if resume is None:
             path = tmp_path / "resolved.yaml"
