@@ -35,6 +35,7 @@ STACKS_S = 0.5
 LOG_TAIL_LINES = 30
 MAX_WHY_CHARS = 300
 
+
 class View(Protocol):
     """Where a person sees the run."""
 

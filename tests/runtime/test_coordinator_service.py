@@ -143,12 +143,15 @@ def test_a_report_that_comes_twice_counts_once(run_dir):
 
 def test_what_is_behind_hears_of_new_weights_with_every_report(run_dir):
     async def main():
-        async with begun(run_dir) as (_, _, worker):
-            news = [await worker.ask(m.Report(1, version, STATS, {})) for version in (None, 0)]
-            return [welcome.notice for welcome in news]
+        async with begun(run_dir) as (_, trainer, worker):
+            await worker.ask(m.Hello("rollout-0", 2))  # another process, without weights
+            for number in (1, 2):
+                assert (await worker.ask(m.Report(number, None, STATS, {}))).notice == NOTICE
+            assert (await worker.ask(m.Report(3, 0, STATS, {}))).notice is None
+            await trainer.ask(m.Begin(0))  # another trainer, which has not published yet
+            assert (await worker.ask(m.Hello("rollout-0", 3))).notice is None
 
-    # Version 0 is what there is.
-    assert asyncio.run(main()) == [NOTICE, None]
+    asyncio.run(main())
 
 
 def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
