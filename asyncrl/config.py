@@ -115,7 +115,7 @@ class RunConfig(Section):
     on_stall: Literal["restart", "end"] = "restart"
     """What to do then. `restart`: replace the process that holds the run up; when that does not help, end the
     run. `end`: end it at once."""
-    hang_s: float = Field(60.0, gt=0)
+    hang_s: float = Field(60.0, ge=2)
     """A process that shows no sign of life for this long is taken for hung, killed and replaced."""
     max_restarts: int = Field(5, ge=0)
     """How often the coordinator, and the trainer (all its ranks together), are each started again after

@@ -76,7 +76,10 @@ class CoordinatorService:
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Event()
         self._heart = Heart(run_dir.pulse(COORDINATOR))
-        self._stalls = StallWatch(config.run, coordinator, self._workers, run_dir.pulses)
+        roles = {COORDINATOR, *self._senders["rollout"]}
+        roles |= {f"trainer-{i}" for i in range(config.trainer.ranks)}
+        roles |= {f"reward-{i}" for i in range(len(config.reward.models))}
+        self._stalls = StallWatch(config.run, coordinator, self._workers, roles, run_dir.pulses)
         self._notice = store.recall(NOTICE)
         self._stalls.has_weights = self._notice is not None
         self._published: tuple[int, m.Published] | None = None

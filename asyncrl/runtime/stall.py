@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,23 +26,27 @@ class Worker(Protocol):
 
 
 class StallWatch:
-    """Is told of everything that is progress. `now_s` is a monotonic clock; `pulses` the folder of the roles'
-    pulses."""
+    """Is told of everything that is progress.
+
+    roles: all of the run's. pulses: the folder of their pulses. now_s: a monotonic clock.
+    """
 
     def __init__(
         self,
         run: RunConfig,
         coordinator: Coordinator[Any],
         workers: Mapping[str, Worker],
+        roles: Collection[str],
         pulses: Path,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._coordinator = coordinator
         self._workers = workers
+        self._roles = roles
         self._pulses = pulses
         self._now_s = now_s
-        self._started = False
+        self._started = coordinator.frontier > 0
         """An engine has taken the first weights: from here on steps are due."""
         self._since_s = self._step_s = self._taken_s = self._begun_s = now_s()
         self._leased_s: dict[int, float] = {}
@@ -62,7 +66,7 @@ class StallWatch:
         self._since_s = self._step_s = self._now_s()
 
     def joined(self) -> None:
-        """A role has come (back): it gets its time."""
+        """A role has come back: `run.stall_s` begin anew."""
         self._since_s = self._now_s()
 
     def taken(self) -> None:
@@ -80,7 +84,10 @@ class StallWatch:
         now_s, run = self._now_s(), self._run
         if not self._started and now_s - self._begun_s > run.start_s:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
-        if not self._started or now_s - self._since_s <= run.stall_s or self._coordinator.finished:
+        if not self._started or self._coordinator.finished:
+            return None
+        still_s = now_s - self._since_s
+        if still_s <= run.stall_s or (still_s <= run.start_s and self._are_starting()):
             return None
         silent_s = now_s - self._step_s
         return self.stall(f"no training step has ended for {silent_s:.0f} s (run.stall_s={run.stall_s:g})")
@@ -89,6 +96,10 @@ class StallWatch:
         """There is one. The next comes when `run.stall_s` have passed once more."""
         self._since_s = self._now_s()
         return Stall(f"{what}. {self._explain()}", self._culprits(), self._coordinator.version)
+
+    def _are_starting(self) -> bool:
+        """Whether a role has not come (back) yet: it may be the one that all wait for."""
+        return not read_pulses(self._pulses).keys() >= set(self._roles)
 
     def _culprits(self) -> tuple[str, ...]:
         if self.behind:
@@ -124,9 +135,9 @@ class StallWatch:
         for entry in self._coordinator.waits_for()[:MAX_GROUPS]:
             since_s = now_s - self._leased_s.get(entry.group_id, self._begun_s)
             before = f" (attempt {entry.attempt + 1}; last: {entry.reason})" if entry.reason else ""
-            lines.append(
-                f"Group {entry.group_id} is {entry.state} to {entry.worker} for {since_s:.0f} s{before}."
-            )
+            is_leased = entry.state is GroupState.LEASED
+            state = f"leased to {entry.worker} for {since_s:.0f} s" if is_leased else "waiting for a worker"
+            lines.append(f"Group {entry.group_id} is {state}{before}.")
         for name, worker in self._workers.items():
             has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
             lines.append(f"{name} has {has} and was heard {now_s - worker.last_heard_s:.0f} s ago.")

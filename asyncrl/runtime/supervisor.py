@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import psutil
-
 from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.runtime.processes import ROLE_TAG, how_it_ended, kill_tagged, signal_group
 from asyncrl.runtime.pulse import Pulse, Stall, Stillness, read_pulse
 from asyncrl.runtime.restarts import WINDOW_S, Restarts
 from asyncrl.runtime.role import FATAL, PAST_HELP
@@ -34,9 +33,7 @@ GIVE_BACK_TIMEOUT_S = 2.0
 STACKS_S = 0.5
 """For a role to write its stacks."""
 LOG_TAIL_LINES = 30
-ROLE_TAG = "ASYNCRL_ROLE"
-"""Environment variable by which all that a role has started, and that its own processes have started, is
-known."""
+MAX_WHY_CHARS = 300
 
 
 class View(Protocol):
@@ -132,7 +129,7 @@ class Supervisor:
         if name.startswith(("rollout", "trainer")) and status == 0:
             del self._roles[name]  # the coordinator, or rank 0, has no more work for it
             return False
-        how, unit = role.condemned or _how(status), _unit(role.spec)
+        how, unit = role.condemned or how_it_ended(status), _unit(role.spec)
         restarts = self._restarts[unit]
         recent = restarts.recent(time.monotonic())
         delay_s = None if self._is_past_help(role) else restarts.after_death(time.monotonic())
@@ -141,7 +138,8 @@ class Supervisor:
             raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
         it = "it" if role.spec.unit is None else f"all of the {unit}"
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
-        self.view.event(f"{name} {how}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
+        why = f" ({self._log(role)[-1][:MAX_WHY_CHARS]})" if status > 0 and self._log(role) else ""
+        self.view.event(f"{name} {how}{why}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
         await self._clear_away(unit)
         self._due[unit] = time.monotonic() + delay_s
         return False
@@ -158,10 +156,10 @@ class Supervisor:
         """End what is left of a unit, and forget what its successors must not find."""
         fallen = [self._roles.pop(spec.name) for spec in self._members(unit) if spec.name in self._roles]
         for role in fallen:
-            _signal_group(role.process.pid, signal.SIGKILL)
+            signal_group(role.process.pid, signal.SIGKILL)
         await asyncio.wait([role.ended for role in fallen], timeout=STOP_GRACE_S)
         names = [spec.name for spec in self._members(unit)]
-        _kill_tagged([self._tag(name) for name in names])
+        kill_tagged([self._tag(name) for name in names])
         for name in names:
             self.run_dir.pulse(name).unlink(missing_ok=True)
             if name != COORDINATOR:  # its successor will be where the others look for it
@@ -220,7 +218,7 @@ class Supervisor:
     def _kill(self, roles: list[_Running], reason: str) -> None:
         for role in roles:
             role.condemned = reason
-            _signal_group(role.process.pid, signal.SIGKILL)
+            signal_group(role.process.pid, signal.SIGKILL)
 
     async def _dump_stacks(self, roles: list[_Running]) -> None:
         """Have roles write what their threads are doing. Those that are still starting are not asked: the
@@ -230,7 +228,8 @@ class Supervisor:
             name, pid = role.spec.name, role.process.pid
             with self.run_dir.stacks(name).open("a") as file:
                 file.write(f"---- {name}, process {pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            _signal(pid, signal.SIGUSR1)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
         if asked:
             await asyncio.sleep(STACKS_S)
 
@@ -275,15 +274,15 @@ class Supervisor:
     async def _stop_all(self) -> None:
         """Ask every role to end, then make it; its process group too, whatever it has started."""
         for role in self._roles.values():
-            _signal_group(role.process.pid, signal.SIGTERM)
+            signal_group(role.process.pid, signal.SIGTERM)
         tasks = [role.ended for role in self._roles.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_GRACE_S)
         for role in self._roles.values():
-            _signal_group(role.process.pid, signal.SIGKILL)
+            signal_group(role.process.pid, signal.SIGKILL)
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_GRACE_S)
-        _kill_tagged([self._tag(spec.name) for spec in self.specs])
+        kill_tagged([self._tag(spec.name) for spec in self.specs])
         self._roles.clear()
 
     def _status(self) -> str:
@@ -291,25 +290,19 @@ class Supervisor:
             return "starting the coordinator"
         return f"{', '.join(sorted(self._roles))} running; the first steps take a few seconds"
 
+    def _log(self, role: _Running) -> list[str]:
+        """What this very process has written, by lines."""
+        with self.run_dir.log(role.spec.name).open("rb") as file:
+            file.seek(role.log_start)
+            return file.read().decode(errors="replace").splitlines()
+
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""
-        path = self.run_dir.log(role.spec.name)
-        lines = path.read_bytes()[role.log_start :].decode(errors="replace").splitlines()
+        path, lines = self.run_dir.log(role.spec.name), self._log(role)
         fatal = [i for i, line in enumerate(lines) if line.startswith(FATAL)]
         if fatal:
             return "\n".join(lines[fatal[-1] :]).removeprefix(FATAL) + f"\n(log: {path})"
         return f"The end of {path}:\n" + "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
-
-
-def _kill_tagged(tags: list[str]) -> None:
-    """Kill every process of this user that carries one of these tags: what a role started may have sessions
-    of its own and survive it."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(ROLE_TAG) in tags:
-                process.kill()
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            continue  # another user's, or gone
 
 
 def _precedence(role: _Running) -> tuple[bool, ...]:
@@ -317,20 +310,6 @@ def _precedence(role: _Running) -> tuple[bool, ...]:
     coordinator's, one that is past help, one by a signal."""
     status = role.ended.result()
     return status != 0, role.spec.name != COORDINATOR, status != PAST_HELP, status > 0
-
-
-def _how(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # all of it may be gone already
-        os.killpg(pid, number)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _unit(spec: RoleSpec) -> str:

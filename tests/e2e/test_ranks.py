@@ -42,7 +42,7 @@ def test_a_run_on_two_ranks_trains_publishes_and_saves(make_config, assert_nothi
 
 
 def test_a_dead_rank_ends_the_others_and_the_run_says_which(launch):
-    run = launch(*RANKS, "run.steps=100000")
+    run = launch(*RANKS, "run.steps=100000", "run.max_restarts=0")
     run.wait_for_steps(2)
     run.role("trainer-1").kill()
     assert run.end(30.0) == 1

@@ -1,5 +1,7 @@
 """Whole runs on real vLLM engines."""
 
+import signal
+
 import pytest
 from launched import LONG_S
 
@@ -35,10 +37,9 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch):
     )
     run.wait_for_steps(3)
     first = run.role("rollout-0")
-    engines = [p for p in first.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
-    assert len(engines) == 1
+    engine = engine_core(first)
     first.kill()
-    run.wait(lambda: not engines[0].is_running(), "the end of the killed worker's engine", 10)
+    run.wait(lambda: not engine.is_running(), "the end of the killed worker's engine", 10)
     run.wait(lambda: any(p.pid != first.pid for p in run.roles("rollout-0")), "a new worker", 10)
     assert run.end(2 * LONG_S) == 0
     lines = read_metrics(run.run_dir / "metrics.jsonl")
@@ -50,3 +51,24 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch):
     assert max(line["rollout/workers"] for line in lines[-50:]) == 2
     assert max(line["staleness/max"] for line in lines) <= 2
     assert "rollout-0 was killed by SIGKILL; starting it again" in run.output.read_text()
+
+
+def test_an_engine_that_hangs_is_replaced(launch):
+    """The worker's own loop lives: it is the worker that notices."""
+    run = launch("rollout.engine=vllm", "rollout.vllm.answer_timeout_s=5", "run.steps=60", "trainer.lr=1e-5")
+    run.wait_for_steps(3)
+    first = run.role("rollout-0")
+    engine = engine_core(first)
+    engine.send_signal(signal.SIGSTOP)
+    run.wait_for_successor(first, "rollout-0")
+    assert not engine.is_running()
+    assert run.end(2 * LONG_S) == 0
+    lines = run.assert_all_steps_are_done(60)
+    assert max(line["staleness/max"] for line in lines) <= 2
+    assert "rollout-0 ended with status 1 (" in run.output.read_text()
+
+
+def engine_core(worker):
+    """The process in which vLLM computes."""
+    (found,) = [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    return found

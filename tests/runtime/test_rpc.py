@@ -172,3 +172,104 @@ def test_notices_reach_the_client():
             assert await asyncio.wait_for(heard, 10) == m.NewWeights(b"v1")
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(rpc, "RESEND_S", 0.05)
+
+
+def test_a_request_is_sent_again_until_it_is_answered_and_worked_on_once_at_a_time(impatient):
+    """The handler gets nothing of the repetitions while it is at work, and again what it has answered."""
+    at_work, begun = asyncio.Event(), []
+
+    async def handler(peer, request, frames):
+        begun.append(request.step)
+        if request.step == 1:
+            await at_work.wait()
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            first = asyncio.create_task(both.client.request(m.Take(1, 1.0), timeout_s=20))
+            async with raw_peer(both.endpoint, b"other") as other:
+                for _ in range(3):  # its repetitions come after their answer
+                    await other.send_multipart([b"y" * 8, msgspec.msgpack.encode(m.Take(2, 1.0))])
+                    assert (await asyncio.wait_for(other.recv_multipart(), 10))[0] == b"y" * 8
+            for _ in range(5):
+                await both.client.request(m.Take(3, 1.0), timeout_s=10)
+                await asyncio.sleep(0.05)
+            assert begun.count(1) == 1
+            at_work.set()
+            await first
+        assert begun.count(2) == 3
+
+    asyncio.run(main())
+
+
+def test_open_requests_go_to_the_next_server_on_the_same_port(impatient):
+    async def hanging(peer, request, frames):
+        await asyncio.sleep(3600)
+
+    async def answering(peer, request, frames):
+        return m.Batch(request.step, 0, 0, []), frames
+
+    async def main():
+        keys = Keys.new()
+        first, second = RpcServer(hanging), RpcServer(answering)
+        endpoint = first.bind(keys)
+        serving = asyncio.create_task(first.serve())
+        async with RpcClient(endpoint, "someone") as client:
+            asked = [
+                asyncio.create_task(client.request(m.Take(i, 1.0), [b"x" * i], timeout_s=20))
+                for i in range(20)
+            ]
+            async with asyncio.timeout(10):
+                while len(first._open) < 20:
+                    await asyncio.sleep(0.01)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            first.close()
+            assert second.bind(keys, port=endpoint.port) == endpoint
+            serving = asyncio.create_task(second.serve())
+            answers = await asyncio.gather(*asked)
+            assert [(answer.step, *frames) for answer, frames in answers] == [
+                (i, b"x" * i) for i in range(20)
+            ]
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        second.close()
+
+    asyncio.run(main())
+
+
+def test_a_port_that_somebody_else_has_is_refused_clearly():
+    async def handler(peer, request, frames):
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            second = RpcServer(handler)
+            with pytest.raises(RpcError, match=r"cannot listen on port \d+ of 127.0.0.1"):
+                second.bind(Keys.new(), port=both.endpoint.port)
+            second.close()
+
+    asyncio.run(main())
+
+
+def test_no_two_clients_of_a_name_use_the_same_ids():
+    """The answer to a dead process is not taken for one to its successor."""
+    ids = []
+
+    async def handler(peer, request, frames):
+        return m.Done(), ()
+
+    async def main():
+        async with serve(handler) as both:
+            for _ in range(20):
+                async with RpcClient(both.endpoint, "rollout-0") as client:
+                    ids.append(next(client._ids))
+
+    asyncio.run(main())
+    assert len(set(ids)) == 20
+    assert all(0 < number < 2**64 - 2**62 for number in ids)

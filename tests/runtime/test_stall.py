@@ -1,0 +1,152 @@
+"""Who holds up a run, by the coordinator's books and the roles' pulses."""
+
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from asyncrl.config import from_tree
+from asyncrl.core.coordinator import Coordinator, LoopSettings
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.records import GroupSummary
+from asyncrl.errors import RunFailed
+from asyncrl.runtime.pulse import Pulse
+from asyncrl.runtime.stall import StallWatch
+from asyncrl.waits import Wait
+
+ROLES = ("coordinator", "trainer-0", "rollout-0", "rollout-1")
+
+
+@dataclass
+class Worker:
+    engine_version: int | None = 0
+    last_heard_s: float = 0.0
+
+
+class Run:
+    """A run of two groups a step with two workers, which has begun. `stall_s` is 10, `start_s` 100."""
+
+    def __init__(self, folder):
+        self.now_s = 1000.0
+        self.folder = folder
+        for role in ROLES:
+            self.up(role)
+        self.coordinator = Coordinator(LoopSettings(2, 1, "wait", 10), PromptCursor(8, 0, shuffle=False))
+        self.workers = {"rollout-0": Worker(), "rollout-1": Worker()}
+        tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+        config = from_tree(tree, overrides=["run.stall_s=10", "run.start_s=100"])
+        self.watch = StallWatch(config.run, self.coordinator, self.workers, ROLES, folder, lambda: self.now_s)
+
+    def up(self, role, *waits):
+        pulse = Pulse(1, 0, [Wait(what, 0.0) for what in waits])
+        (self.folder / role).write_bytes(msgspec.json.encode(pulse))
+
+    def begin(self):
+        self.watch.has_weights = True
+        self.watch.started()
+
+    def lease(self, worker, n=1):
+        leases = self.coordinator.lease(worker, 0, n)
+        self.watch.leased(lease.group_id for lease in leases)
+        return leases
+
+    def submit(self, leases):
+        for lease in leases:
+            self.coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 5}, (1.0, 0.0)), b"")
+
+    def pass_by(self, seconds):
+        self.now_s += seconds
+        for worker in self.workers.values():
+            worker.last_heard_s = self.now_s
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_a_run_that_does_not_start_ends_with_an_explanation(run):
+    run.pass_by(100)
+    assert run.watch.look() is None
+    run.pass_by(1)
+    with pytest.raises(RunFailed, match=r"has not started after run.start_s=100. The trainer has not pub"):
+        run.watch.look()
+
+
+def test_the_worker_with_the_oldest_lease_that_a_step_waits_for_holds_it_up(run):
+    run.begin()
+    run.lease("rollout-0")
+    run.pass_by(2)
+    run.lease("rollout-1")
+    run.pass_by(8)
+    assert run.watch.look() is None
+    run.up("rollout-0", "the rewards of group 0")
+    run.pass_by(1)
+    stall = run.watch.look()
+    assert stall.culprits == ("rollout-0",)
+    assert stall.version == 0
+    for part in (
+        "no training step has ended for 11 s (run.stall_s=10)",
+        "The trainer has waited for the batch of step 0 for 11 s",
+        "Group 0 is leased to rollout-0 for 11 s",
+        "Group 1 is leased to rollout-1 for 9 s",
+        "rollout-0 waits for the rewards of group 0 (for ",
+    ):
+        assert part in stall.text
+
+
+def test_the_next_stall_comes_after_as_long_a_time_again(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    run.pass_by(11)
+    assert run.watch.look() is not None
+    run.pass_by(10)
+    assert run.watch.look() is None
+    run.watch.joined()  # its successor
+    run.pass_by(10)
+    assert run.watch.look() is None
+    run.pass_by(1)
+    assert "has ended for 32 s" in run.watch.look().text
+
+
+def test_the_trainer_holds_it_up_while_it_has_a_batch(run):
+    run.begin()
+    run.submit(run.lease("rollout-0", 2))
+    run.coordinator.take(0)
+    run.watch.taken()
+    run.pass_by(11)
+    stall = run.watch.look()
+    assert stall.culprits == ("trainer-0",)
+    assert "The trainer has had the batch of step 0 for 11 s" in stall.text
+
+
+def test_whoever_the_trainer_waits_for_before_it_can_publish_holds_it_up(run):
+    run.begin()
+    run.submit(run.lease("rollout-0", 2))
+    run.coordinator.take(0)
+    run.watch.behind = ("rollout-1",)
+    run.pass_by(11)
+    assert run.watch.look().culprits == ("rollout-1",)
+
+
+def test_a_worker_that_is_silent_holds_up_a_step_for_which_nothing_is_leased(run):
+    run.begin()
+    run.pass_by(11)
+    run.workers["rollout-1"].last_heard_s = run.now_s - 6
+    assert run.watch.look().culprits == ("rollout-1",)
+
+
+def test_nobody_is_blamed_where_all_seem_well(run):
+    run.begin()
+    run.pass_by(11)
+    assert run.watch.look().culprits == ()
+
+
+def test_a_role_that_is_being_started_gets_its_time(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    (run.folder / "trainer-0").unlink()
+    run.pass_by(100)
+    assert run.watch.look() is None
+    run.pass_by(1)
+    assert run.watch.look() is not None
