@@ -54,7 +54,7 @@ def check() -> None:
     if sys.platform != "linux" or machine not in AUDIT_ARCH:
         raise SandboxError(
             f"programs of a model are run on Linux on {' or '.join(AUDIT_ARCH)} only, and this is "
-            f"{platform.system()} on {machine}; run it there, in a container for example"
+            f"{sys.platform} on {machine}; run it there, in a container for example"
         )
     if not confine.has_seccomp(machine):
         raise SandboxError("programs of a model are not run: this kernel has no seccomp filters")

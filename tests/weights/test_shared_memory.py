@@ -273,3 +273,12 @@ def test_importing_weights_sources_needs_no_torch():
     """`rollout.engine` names `WeightSource`; light processes import it."""
     code = "import asyncrl.weights.source, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/etc/x-0", "x-0", "{folder}/../etc/x-0", "{folder}/a/x-0", "{folder}/x"]
+)
+def test_a_notice_names_nothing_but_shared_memory(path):
+    folder = segment_path("x", 0).parent
+    with pytest.raises(WeightsError, match="names no shared memory"):
+        segment.attach(Path(path.format(folder=folder)), 1)
