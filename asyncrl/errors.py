@@ -21,14 +21,9 @@ class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the wo
     is."""
 
 
-def no_room(error: BaseException) -> str | None:
-    """What to tell a person when `error` says that a disk is full; None when it says something else."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_no_room(error: BaseException) -> bool:
+    """Whether it says that a disk is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
     # SQLite and safetensors have errors of their own, and no codes.
-    if not full and not re.search("No space left|disk is full", str(error)):
-        return None
-    where = getattr(error, "filename", None)
-    return (
-        f"no room is left on the disk{f' of {where}' if where else ''} ({error}); make room, then go on with "
-        "`asyncrl-launch --resume RUN_DIR`"
-    )
+    return re.search("No space left|disk is full", str(error)) is not None

@@ -20,7 +20,7 @@ from pathlib import Path
 from asyncrl import config as settings
 from asyncrl.affinity import pin
 from asyncrl.core.invariants import InvariantError
-from asyncrl.errors import AsyncRLError, RunFailed, no_room
+from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
 
@@ -29,6 +29,9 @@ FATAL = "fatal: "
 
 PAST_HELP = 3
 """Exit status of a role that would fail again if it were started again."""
+
+NO_ROOM = 4
+"""Exit status of a role that could not write, the disk being full."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - this process ends with it
+        if any(map(is_no_room, _leaves(error))):
+            return NO_ROOM  # the log may be on that disk
         return _report(error)
     return 0
 
@@ -66,7 +71,7 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
 def _report(error: Exception) -> int:
     """Tell what has ended this role: errors meant for people by their words, defects by their traceback.
     Returns the exit status."""
-    errors = [RunFailed(words) if (words := no_room(e)) else e for e in _leaves(error)]
+    errors = list(_leaves(error))
     for_people = [e for e in errors if isinstance(e, AsyncRLError | InvariantError)]
     if any(not isinstance(e, AsyncRLError) for e in errors):
         traceback.print_exception(error)

@@ -73,7 +73,8 @@ class LedgerStore(Generic[P]):
             self._db.executemany("insert or replace into meta values (?, ?)", _meta(coordinator).items())
             self._db.execute("commit")
         except BaseException:
-            self._db.execute("rollback")
+            if self._db.in_transaction:  # SQLite itself gives up those that a full disk ends
+                self._db.execute("rollback")
             raise
 
     def load(self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool) -> Coordinator[P]:

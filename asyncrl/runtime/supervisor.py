@@ -21,8 +21,9 @@ from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runtime.processes import ROLE_TAG, how_it_ended, kill_tagged, signal_group
 from asyncrl.runtime.pulse import Pulse, Stall, Stillness, read_pulse
 from asyncrl.runtime.restarts import WINDOW_S, Restarts
-from asyncrl.runtime.role import FATAL, PAST_HELP
+from asyncrl.runtime.role import FATAL, NO_ROOM, PAST_HELP
 from asyncrl.runtime.rpc import RpcClient, RpcError
+from asyncrl.units import format_bytes
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class Supervisor:
         status, name = role.ended.result(), role.spec.name
         self._note_pulse(role)
         never_up = name not in self._been_up and name.startswith((COORDINATOR, "trainer"))
-        return status == PAST_HELP or (never_up and status > 0)
+        return status in (PAST_HELP, NO_ROOM) or (never_up and status > 0)
 
     async def _clear_away(self, unit: str) -> None:
         """End what is left of a unit, and forget what its successors must not find."""
@@ -298,6 +299,12 @@ class Supervisor:
 
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""
+        if role.ended.result() == NO_ROOM:
+            return (
+                f"No room is left on a disk that it writes to (that of {self.run_dir.path} has "
+                f"{format_bytes(shutil.disk_usage(self.run_dir.path).free)} free). Make room, then go on: "
+                f"asyncrl-launch --resume {self.run_dir.path}"
+            )
         path, lines = self.run_dir.log(role.spec.name), self._log(role)
         fatal = [i for i, line in enumerate(lines) if line.startswith(FATAL)]
         if fatal:
@@ -309,7 +316,7 @@ def _precedence(role: _Running) -> tuple[bool, ...]:
     """Of deaths that are noticed together, the first is the likely cause of the others: a good end, the
     coordinator's, one that is past help, one by a signal."""
     status = role.ended.result()
-    return status != 0, role.spec.name != COORDINATOR, status != PAST_HELP, status > 0
+    return status != 0, role.spec.name != COORDINATOR, status not in (PAST_HELP, NO_ROOM), status > 0
 
 
 def _unit(spec: RoleSpec) -> str:

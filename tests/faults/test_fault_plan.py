@@ -106,7 +106,7 @@ def test_a_full_disk_ends_the_run_clearly_and_it_goes_on_once_there_is_room(job,
             pass
     assert run.end(LONG_S) == 1
     text = run.output.read_text()
-    assert "no room is left" in text
+    assert "No room is left" in text
     assert "--resume" in text
     filler.unlink()
     run = job(resume=small_disk / "run")
