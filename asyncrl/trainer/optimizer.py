@@ -128,7 +128,10 @@ class MasterAdamW:
         master.copy_(state[WEIGHT])
         if parameter is not master:
             parameter.copy_(master)
-        self._adamw.state[master] = {kind: state[kind].to(master.device) for kind in (*AVERAGES, STEP)}
+        self._adamw.state[master] = {
+            kind: state[kind].to(master.device, copy=True)  # what was read may be the file itself, mapped
+            for kind in (*AVERAGES, STEP)
+        }
 
 
 class _AddTo:

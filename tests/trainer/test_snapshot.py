@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from batches import make_batch, with_true_logprobs
+from safetensors.torch import load_file
 from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.optimizer import NonFiniteGradientError
+from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.state import RestoreError
 
 OBJECTIVES = """
@@ -138,14 +140,31 @@ def test_low_precision_weights_are_the_masters_and_so_is_the_model_in_the_folder
     assert any(not torch.equal(m, m.to(torch.bfloat16).float()) for m in masters.values())
 
 
-def test_the_folder_is_a_model_for_transformers_with_its_tokenizer(make, steps, tmp_path):
-    trainer = make()
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_folder_is_a_model_for_transformers_with_its_tokenizer(
+    tie, make, make_qwen3, save_model, steps, tmp_path
+):
+    trainer = make(save_model(make_qwen3(tie=tie), "start"))
     train(trainer, steps[:1])
     folder = written(trainer, tmp_path / "step_1")
     loaded = AutoModelForCausalLM.from_pretrained(folder / "hf").state_dict()
-    for name, tensor in trainer.weights().items():
+    weights = trainer.weights()
+    assert ("lm_head.weight" in weights) is not tie
+    for name, tensor in weights.items():
         assert torch.equal(loaded[name], tensor), name
     assert AutoTokenizer.from_pretrained(folder / "hf").convert_tokens_to_ids("w5") == 5
+
+
+def test_what_is_not_trained_is_in_the_folder_too(make_qwen3, save_model, tmp_path):
+    model = make_qwen3()
+    model.register_buffer("balance", torch.arange(3.0))
+    model.model.norm.weight.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(save_model(make_qwen3()))
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    ModelFolder(model, tokenizer).write(tmp_path / "hf", trained)
+    found, expected = load_file(tmp_path / "hf/model.safetensors"), model.state_dict()
+    assert found.keys() == expected.keys() - {"lm_head.weight"}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_updates_that_were_skipped_in_a_row_are_remembered(own_objectives, make, steps, tmp_path):
