@@ -48,7 +48,7 @@ class StallWatch:
         self._now_s = now_s
         self._started = coordinator.frontier > 0
         """An engine has taken the first weights: from here on steps are due."""
-        self._since_s = self._step_s = self._taken_s = self._begun_s = now_s()
+        self._since_s = self._step_s = self._taken_s = self._begun_s = self._complete_s = now_s()
         self._leased_s: dict[int, float] = {}
         self.has_weights = False
         """There are weights that an engine could take."""
@@ -86,8 +86,11 @@ class StallWatch:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
         if not self._started or self._coordinator.finished:
             return None
-        still_s = now_s - self._since_s
-        if still_s <= run.stall_s or (still_s <= run.start_s and self._are_starting()):
+        if self._are_starting():
+            self._complete_s = now_s
+            if now_s - self._since_s <= max(run.start_s, run.stall_s):
+                return None
+        elif now_s - max(self._since_s, self._complete_s) <= run.stall_s:
             return None
         silent_s = now_s - self._step_s
         return self.stall(f"no training step has ended for {silent_s:.0f} s (run.stall_s={run.stall_s:g})")

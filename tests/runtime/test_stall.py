@@ -148,5 +148,15 @@ def test_a_role_that_is_being_started_gets_its_time(run):
     (run.folder / "trainer-0").unlink()
     run.pass_by(100)
     assert run.watch.look() is None
+    run.up("trainer-0")
+    run.pass_by(10)
+    assert run.watch.look() is None
     run.pass_by(1)
+    assert run.watch.look() is not None
+
+
+def test_a_role_that_does_not_come_back_is_a_stall_at_last(run):
+    run.begin()
+    (run.folder / "trainer-0").unlink()
+    run.pass_by(101)
     assert run.watch.look() is not None
