@@ -57,9 +57,7 @@ def _all_results(
     stop_early: bool = False,
 ) -> list[list[bool]]:
     """Of each completion, which of its tests it passes."""
-    limits = [Limits(cpu_s=cpu_s, wall_s=4 * cpu_s) for cpu_s in time_limit_s] or [Limits()] * len(
-        completions
-    )
+    limits = [Limits(cpu_s=cpu_s) for cpu_s in time_limit_s] or [Limits()] * len(completions)
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [_results(*each, stop_early) for each in zip(texts, tests, limits, strict=True)]
 

@@ -44,7 +44,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def landlock_abi() -> int:
     """The version of Landlock that the kernel offers; 0 where it offers none."""
-    return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_ABI))
+    return int(max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_ABI)))
 
 
 def has_seccomp(machine: str) -> bool:

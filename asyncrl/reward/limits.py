@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,8 @@ from asyncrl.errors import AsyncRLError
 
 LOOK_S = 0.05
 """Between two looks at what the kernel does not limit by itself."""
+STARVED_S = 300.0
+"""A program that has neither ended nor met a limit by then has not been given its CPU time."""
 KILL_TIMEOUT_S = 10.0
 """For a process to be gone after SIGKILL."""
 MAX_STDERR_BYTES = 4096
@@ -37,10 +40,11 @@ class Limits:
     file_bytes: int = 8 << 20
     """Of each file."""
     open_files: int = 32
-    wall_s: float = 20.0
-    """From its start. For programs that wait: generous, so that a busy machine makes no answer wrong."""
+    idle_s: float = 20.0
+    """In which it neither runs nor waits for a core, as when it sleeps. There is no limit in wall-clock time
+    beside it: a busy machine would make right answers wrong."""
     output_bytes: int = 1 << 20
-    """Of its standard output."""
+    """Of all that it prints, errors included."""
     folder_bytes: int = 32 << 20
     """Of all files in its folder. Those that it holds open and has deleted do not count; they are bounded by
     `open_files` times `file_bytes`."""
@@ -74,12 +78,14 @@ class Outcome:
 
 
 def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Outcome:
-    """Reads what the program prints until it ends, or has to be ended."""
+    """Reads what the program prints until it ends, or has to be ended. Raises `SandboxError` when the machine
+    does not let it get anywhere."""
     assert process.stdout is not None
     assert process.stderr is not None
-    stdout, stderr = bytearray(), bytearray()
+    stdout, stderr, printed_bytes = bytearray(), bytearray(), 0
     over: str | None = None
-    deadline_s, look_s = time.monotonic() + limits.wall_s, 0.0
+    watch = _Watch(process.pid, work, limits)
+    started_s, look_s = time.monotonic(), 0.0
     with (
         open(os.pidfd_open(process.pid), "rb", buffering=0) as ended,  # noqa: PTH123 - of a descriptor
         selectors.DefaultSelector() as selector,
@@ -91,16 +97,19 @@ def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Out
             for key, _ in selector.select(LOOK_S):
                 if key.fileobj is not ended and (chunk := os.read(key.fd, 1 << 16)):
                     key.data.extend(chunk)
+                    printed_bytes += len(chunk)
                 else:
                     selector.unregister(key.fileobj)
             del stderr[:-MAX_STDERR_BYTES]
             now_s = time.monotonic()
-            if len(stdout) > limits.output_bytes:
+            if printed_bytes > limits.output_bytes:
                 over = f"more than {limits.output_bytes} bytes of output"
-            elif now_s > deadline_s:
-                over = f"more than {limits.wall_s:g} s"
             elif now_s > look_s:
-                over, look_s = _excess(process.pid, work, limits), now_s + LOOK_S
+                over, look_s = watch.excess(now_s - started_s), now_s + LOOK_S
+            if over is None and now_s - started_s > STARVED_S:
+                raise SandboxError(
+                    f"a program did not get its CPU time within {STARVED_S:g} s; give it cores"
+                )
     if over is not None:
         process.kill()
     status, cpu_s = _reap(process)
@@ -128,22 +137,40 @@ def _reap(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     return process.returncode, used.ru_utime + used.ru_stime
 
 
-def _excess(pid: int, work: Path, limits: Limits) -> str | None:
-    """Which of the limits that only we know is passed."""
-    try:
-        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-    except (FileNotFoundError, ProcessLookupError):
-        threads = 0  # it has just ended
-    if threads > limits.threads:
-        return f"more than {limits.threads} threads"
-    sizes = []
-    for entry in os.scandir(work):
-        try:
-            sizes.append(entry.stat(follow_symlinks=False).st_blocks * 512)
-        except FileNotFoundError:
-            continue
-        if len(sizes) > limits.folder_files:
-            return f"more than {limits.folder_files} files"
-    if sum(sizes) > limits.folder_bytes:
-        return f"more than {limits.folder_bytes} bytes of files"
-    return None
+class _Watch:
+    """Looks at what the kernel does not limit."""
+
+    def __init__(self, pid: int, work: Path, limits: Limits) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._work = work
+        self._limits = limits
+        self._busy_s = self._ended_s = 0.0
+        self._busy_before_s = self._busy_until_now_s()
+
+    def excess(self, elapsed_s: float) -> str | None:
+        """The limit that is passed, after so many seconds."""
+        limits = self._limits
+        if sum(1 for _ in self._tasks.iterdir()) > limits.threads:
+            return f"more than {limits.threads} threads"
+        if elapsed_s - (self._busy_until_now_s() - self._busy_before_s) > limits.idle_s:
+            return f"more than {limits.idle_s:g} s without doing anything"
+        sizes = []
+        for entry in os.scandir(self._work):
+            with suppress(FileNotFoundError):
+                sizes.append(entry.stat(follow_symlinks=False).st_blocks * 512)
+            if len(sizes) > limits.folder_files:
+                return f"more than {limits.folder_files} files"
+        if sum(sizes) > limits.folder_bytes:
+            return f"more than {limits.folder_bytes} bytes of files"
+        return None
+
+    def _busy_until_now_s(self) -> float:
+        """Seconds in which its threads, ended ones included, ran or waited for a core."""
+        busy_ns = 0
+        for file in self._tasks.glob("*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                ran, waited, _ = file.read_text().split()
+                busy_ns += int(ran) + int(waited)
+        self._ended_s += max(0.0, self._busy_s - busy_ns / 1e9)
+        self._busy_s = busy_ns / 1e9
+        return self._ended_s + self._busy_s

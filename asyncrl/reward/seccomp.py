@@ -59,7 +59,7 @@ def _opening(flags: int) -> list[tuple[int, int, int]]:
     return [(flags, os.O_TRUNC, 0), *reading_too]
 
 
-_IF = {
+_IF: dict[str, list[tuple[int, int, int]]] = {
     "open": _opening(1),
     "openat": _opening(2),
     "clone": [(0, _CLONE_THREAD, _CLONE_THREAD)],

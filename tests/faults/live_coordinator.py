@@ -136,6 +136,15 @@ class LiveCoordinator:
             await asyncio.sleep(0.05)
 
 
+async def _endpoint(run_dir, process, log):
+    deadline_s = time.monotonic() + ANSWER_S
+    while (endpoint := run_dir.endpoint("coordinator")) is None:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline_s, "the coordinator does not come up"
+        await asyncio.sleep(0.02)
+    return endpoint
+
+
 @asynccontextmanager
 async def live_coordinator(folder):
     """A coordinator with a run directory in `folder`, and with its peers in it."""
@@ -154,7 +163,8 @@ async def live_coordinator(folder):
     prompt = np.arange(3, dtype=np.int32)
     PromptSet(tuple(Prompt(i, f"say {i}", prompt, {}) for i in range(64))).save(run_dir.prompts)
     run_dir.make_keys()
-    log = folder / "log"
+    run_dir.logs.mkdir()
+    log = run_dir.log("coordinator")
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
@@ -164,7 +174,7 @@ async def live_coordinator(folder):
             stderr=output,
         )
     try:
-        endpoint = await run_dir.await_endpoint("coordinator", ANSWER_S)
+        endpoint = await _endpoint(run_dir, process, log)
         async with AsyncExitStack() as stack:
             clients = {
                 name: await stack.enter_async_context(RpcClient(endpoint, name))
