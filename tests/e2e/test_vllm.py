@@ -61,7 +61,7 @@ def test_an_engine_that_hangs_is_replaced(launch):
     engine = engine_core(first)
     engine.send_signal(signal.SIGSTOP)
     run.wait_for_successor(first, "rollout-0")
-    assert not engine.is_running()
+    run.wait(lambda: not engine.is_running(), "the end of the engine that hung", 10)
     assert run.end(2 * LONG_S) == 0
     lines = run.assert_all_steps_are_done(60)
     assert max(line["staleness/max"] for line in lines) <= 2
