@@ -1,6 +1,7 @@
 """Time of a whole training step of 128 rollouts: synchronous, asynchronous, and the ideal, in one run.
 
-    python benchmarks/loop_throughput.py [--cases computed,paced] [--repeats 3] [--steps 40] [--out FILE]
+    python benchmarks/loop_throughput.py [--cases computed,paced] [--runs synchronous,asynchronous,pinned]
+                                         [--repeats 3] [--steps 40] [--model FOLDER] [--out FILE]
 
 computed  the tiny model, trained for real on two cores (one thread each for engine and trainer). The ideal is
           the slower of generation alone (one worker's engine kept full, rewards included, no coordinator and
@@ -30,7 +31,9 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.tokenizer import load_tokenizer
@@ -78,15 +81,18 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", default="computed,paced")
+    parser.add_argument("--runs", default="synchronous,asynchronous,pinned", help="of the computed case")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="measured steps of each run")
+    parser.add_argument("--model", type=Path, help="one of `asyncrl tiny-model`; default: made anew")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     args = parser.parse_args()
     results: list[Measured] = []
     with tempfile.TemporaryDirectory() as scratch:
-        model = asyncrl.tiny.build(Path(scratch, "tiny"))
+        model = args.model or asyncrl.tiny.build(Path(scratch, "tiny"))
         for case in args.cases.split(","):
-            measure = {"computed": measure_computed, "paced": measure_paced}[case]
+            computed = partial(measure_computed, wanted=args.runs.split(","))
+            measure = {"computed": computed, "paced": measure_paced}[case]
             results += measure(model, Path(scratch), args.repeats, args.steps)
     report(results)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,20 +127,22 @@ def run_step_s(config: Config) -> float:
 # ---- computed --------------------------------------------------------------------------------------------
 
 
-def measure_computed(model: Path, scratch: Path, repeats: int, steps: int) -> list[Measured]:
+def measure_computed(
+    model: Path, scratch: Path, repeats: int, steps: int, wanted: Sequence[str]
+) -> list[Measured]:
     alone: list[tuple[float, float]] = []
     kinds: dict[str, dict[str, dict[str, Any]]] = {
         "synchronous": {"staleness": {"max_staleness": SYNCHRONOUS}},
         "asynchronous": {"staleness": {"max_staleness": ASYNCHRONOUS}},
         "pinned": {"staleness": {"max_staleness": ASYNCHRONOUS}, "placement": {"pin_cores": "auto"}},
     }
-    runs: dict[str, list[float]] = {kind: [] for kind in kinds}
+    runs: dict[str, list[float]] = {kind: [] for kind in kinds if kind in wanted}
     for i in range(repeats):
         config = make_config(model, scratch / f"alone-{i}", steps)
         alone.append(asyncio.run(generate_and_train_alone(config, steps)))
-        for kind, sections in kinds.items():
+        for kind, step_s in runs.items():
             run_dir = scratch / f"computed-{kind}-{i}"
-            runs[kind].append(run_step_s(make_config(model, run_dir, steps, **sections)))
+            step_s.append(run_step_s(make_config(model, run_dir, steps, **kinds[kind])))
     return [
         Measured("computed", "generation alone", [generation for generation, _ in alone]),
         Measured("computed", "training alone", [training for _, training in alone]),
@@ -178,7 +186,7 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     ]
     engine, trainer = make_torch_engine(config, prompts.longest_tokens), make_trainer(config)
     engine.swap({name: weight.detach().clone() for name, weight in trainer.weights().items()}, 0)
-    rewards = RewardPool(config.reward, max_steps=steps)
+    rewards = Rewards(config.reward, {}, max_steps=steps, max_tokens=config.rollout.max_new_tokens)
     await rewards.start()
     spare_the_collector()  # as the roles of a run do
     collector = Collector(tasks, GROUPS * (WARM_UP_STEPS + steps))
