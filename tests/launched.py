@@ -47,6 +47,9 @@ class Launched:
         return found
 
     def family(self):
+        """Every process that the launcher has started; none once it has ended and been waited for."""
+        if self.process.poll() is not None:
+            return []
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def steps(self):

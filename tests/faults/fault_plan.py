@@ -120,14 +120,14 @@ def corrupt_weights(run: Launched, rng: random.Random) -> None:
 
 def drop_messages(run: Launched, rng: random.Random) -> None:
     """Cut the connections of the coordinator, with whatever is under way on them."""
-    process = run.role("coordinator")
-    established = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        for connection in established:
-            _shut_down(pidfd, connection.fd)
-    finally:
-        os.close(pidfd)
+    for process in run.roles("coordinator"):
+        established = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            for connection in established:
+                _shut_down(pidfd, connection.fd)
+        finally:
+            os.close(pidfd)
 
 
 def _shut_down(pidfd: int, fd: int) -> None:
