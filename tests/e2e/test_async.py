@@ -48,7 +48,7 @@ def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
         AutoTokenizer.from_pretrained(folder)
     with sqlite3.connect(result.run_dir / "ledger.db") as db:
         assert db.execute("select count(*) from groups where state = 'trained'").fetchone() == (24,)
-        # What the older checkpoint would have to train again, were the newer one damaged, is all that is kept.
+        # All that is kept is what the older checkpoint would train again, were the newer one damaged.
         kept = "select distinct step from groups join payloads using (group_id) order by step"
         assert db.execute(kept).fetchall() == [(4,), (5,)]
     assert_nothing_left(result.run_dir)

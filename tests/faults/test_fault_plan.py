@@ -1,7 +1,7 @@
 """Every fault of the plan in a running job: it ends with all its steps, and its books close.
 
-`ASYNCRL_FAULT_MOMENTS` (`make test-faults` sets 20; by default one job gets them all): random moments for each
-fault, each in a job of its own.
+`ASYNCRL_FAULT_MOMENTS` (`make test-faults` sets 20): random moments for each fault, each in a job of its own.
+By default, one job gets them all.
 """
 
 import os
