@@ -2,35 +2,82 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+log = logging.getLogger(__name__)
+
 PACE_STEPS = 20
 """The pace that is expected of the steps to come is the median of so many last ones."""
+METER_S = 5.0
+"""What a killed run has spent is known to so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a run holds, written into its directory when it starts."""
+    """What a run holds, written into its directory when it starts and every few seconds from then on."""
 
     gpus: int
     started_at: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, as all times here."""
     earlier_gpu_hours: float = 0.0
     """Spent before it was resumed."""
+    seen_at: float = 0.0
+    """When it last ran for certain: metrics lines do not tell, since a resumed run cuts them at its checkpoint."""
+
+    def gpu_hours(self, at: float) -> float:
+        """Spent by then."""
+        return self.earlier_gpu_hours + self.gpus * max(0.0, at - self.started_at) / 3600
+
+    def resumed(self, gpus: int, at: float) -> Self:
+        """Of the same run, gone on with."""
+        return replace(
+            self, gpus=gpus, started_at=at, earlier_gpu_hours=self.gpu_hours(self.seen_at), seen_at=at
+        )
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)) + "\n")
+        """A file that is there already is replaced as a whole."""
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(asdict(self)) + "\n")
+        aside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         return cls(**json.loads(path.read_text()))
+
+
+@asynccontextmanager
+async def metered(path: Path, now: Callable[[], float] = time.time) -> AsyncIterator[None]:
+    """While the body runs, the usage in `path` has a `seen_at` at most `METER_S` old."""
+    usage = Usage.load(path)
+
+    async def keep() -> None:
+        while True:
+            await asyncio.sleep(METER_S)
+            see()
+
+    def see() -> None:
+        try:
+            replace(usage, seen_at=now()).save(path)
+        except OSError as error:  # a full disk is for those to say who cannot go on without it
+            log.warning("cannot write %s: %s", path, error)
+
+    keeper = asyncio.create_task(keep(), name="meter of GPU hours")
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        see()
 
 
 class Budget:
@@ -50,8 +97,7 @@ class Budget:
 
     @property
     def spent_gpu_hours(self) -> float:
-        u = self._usage
-        return u.earlier_gpu_hours + u.gpus * max(0.0, self._now() - u.started_at) / 3600
+        return self._usage.gpu_hours(self._now())
 
     def stepped(self, step_s: float) -> None:
         """A training step took `step_s` seconds, all waits included."""

@@ -22,14 +22,14 @@ from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.runtime import checks
-from asyncrl.runtime.budget import Usage
+from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place
-from asyncrl.runtime.resume import gpu_hours_spent, put_in_order
+from asyncrl.runtime.resume import put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
@@ -133,12 +133,12 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
         # Only now is it certain that no other run has begun here since the preflight looked.
         goes_on = checks.run_dir(prepared.config)
         run_dir.config.write_text(settings.dump(prepared.config))
-        spent = 0.0
+        gpus, now = prepared.placement.gpus, time.time()
         if goes_on:
-            spent = gpu_hours_spent(run_dir)
+            Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
         else:
+            Usage(gpus, now, seen_at=now).save(run_dir.usage)
             prepared.prompts.save(run_dir.prompts)
-        Usage(prepared.placement.gpus, time.time(), spent).save(run_dir.usage)
         yield run_dir, [put_in_order(prepared.config, run_dir)] if goes_on else []
 
 
@@ -154,10 +154,11 @@ def _make_new(path: Path) -> Path:
 
 
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
-    if prepared.config.run.mode == "inline":
-        await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
-    else:
-        await Supervisor(run_dir, _roles(prepared), prepared.config.run, view).run()
+    async with metered(run_dir.usage):
+        if prepared.config.run.mode == "inline":
+            await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
+        else:
+            await Supervisor(run_dir, _roles(prepared), prepared.config.run, view).run()
 
 
 def _on_devices(prepared: Prepared) -> Config:

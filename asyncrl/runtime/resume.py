@@ -11,7 +11,6 @@ from typing import Any
 from asyncrl import config as settings
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
-from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.runtime.checkpoints import Checkpoint, Checkpoints
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.state import open_state
@@ -56,13 +55,6 @@ def put_in_order(config: Config, run_dir: RunDir) -> str:
     if again:
         words += f"; {again} steps since are trained again, on the same batches"
     return f"going on {words}; {ready} sampled groups wait to be trained on"
-
-
-def gpu_hours_spent(run_dir: RunDir) -> float:
-    """By the run so far, as far as it has written it down."""
-    path = run_dir.path / FILE_NAME
-    lines = read_metrics(path) if path.exists() else []
-    return lines[-1]["budget/gpu_hours"] if lines else 0.0
 
 
 def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:

@@ -9,7 +9,9 @@ from launched import LONG_S
 
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.runtime.budget import Usage
 from asyncrl.runtime.checkpoints import Checkpoints
+from asyncrl.runtime.layout import RunDir
 from asyncrl.trainer.backend import make_trainer
 
 
@@ -89,6 +91,28 @@ def test_a_run_that_is_over_has_nothing_left_to_do_and_may_be_made_longer(make_c
     assert len(read_metrics(first.run_dir / "metrics.jsonl")) == 5
     kept = Checkpoints(first.run_dir / "checkpoints").all()
     assert [checkpoint.step for checkpoint in kept] == [5, 4]
+
+
+def test_the_same_command_again_goes_on_and_so_do_its_clocks(make_config, one_thread, interrupt_at, tmp_path):
+    """`run.resume=auto`, as a cluster that starts a job again needs it."""
+    config = make_config("run.mode=inline", "run.steps=5", "run.resume=auto", "checkpoint.every_steps=2")
+    run_dir = RunDir(tmp_path / "run")
+    interrupt_at(3)
+    with pytest.raises(Interruption):
+        asyncrl.run(config, progress=False)
+    before, usage = read_metrics(run_dir.path / "metrics.jsonl"), Usage.load(run_dir.usage)
+    assert [line["step"] for line in before] == [1, 2, 3]
+    assert usage.started_at < usage.seen_at
+    interrupt_at(None)
+    asyncrl.run(config, progress=False)
+    lines = read_metrics(run_dir.path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[:2] == before[:2], "step 2 has a checkpoint"
+    wall_s = [line["wall_s"] for line in lines]
+    assert wall_s == sorted(set(wall_s))
+    assert Usage.load(run_dir.usage).started_at > usage.seen_at
+    asyncrl.run(config, progress=False)  # over: nothing is left to do
+    assert read_metrics(run_dir.path / "metrics.jsonl") == lines
 
 
 def test_what_a_run_keeps_for_life_cannot_be_changed(make_config, one_thread):

@@ -1,8 +1,12 @@
 """The meter of GPU hours, under a clock of the test's own."""
 
+import asyncio
+import errno
+
 import pytest
 
-from asyncrl.runtime.budget import Budget, Usage
+from asyncrl.runtime import budget as budget_module
+from asyncrl.runtime.budget import Budget, Usage, metered
 
 
 class Clock:
@@ -75,3 +79,50 @@ def test_usage_survives_its_file(tmp_path):
     usage = Usage(8, 123.5, 1.25)
     usage.save(tmp_path / "usage.json")
     assert Usage.load(tmp_path / "usage.json") == usage
+
+
+def test_a_run_that_is_killed_again_and_again_pays_for_all_the_time_it_held_gpus(tmp_path):
+    """Also for the time of steps that no metrics line is left of: of 8 GPUs for 90 s, then of 4 for 30 s."""
+    first = Usage(8, started_at=1000.0, seen_at=1090.0)
+    second = first.resumed(4, at=5000.0)
+    assert second.seen_at == second.started_at == 5000.0
+    assert second.gpu_hours(5030.0) == pytest.approx((8 * 90 + 4 * 30) / 3600)
+    killed_at_once = second.resumed(8, at=6000.0)
+    assert killed_at_once.earlier_gpu_hours == pytest.approx(8 * 90 / 3600)
+
+
+def test_the_meter_runs_beside_the_run_and_is_read_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget_module, "METER_S", 0.001)
+    path, clock = tmp_path / "usage.json", Clock()
+    Usage(8, 1000.0, 0.5, 1000.0).save(path)
+
+    async def run():
+        async with metered(path, clock):
+            clock.s = 1007.0
+            async with asyncio.timeout(10.0):
+                while Usage.load(path).seen_at != 1007.0:
+                    await asyncio.sleep(0.001)
+            monkeypatch.setattr(budget_module, "METER_S", 3600.0)
+            clock.s = 1008.0
+            raise RuntimeError("the run fails")
+
+    with pytest.raises(RuntimeError, match="the run fails"):
+        asyncio.run(run())
+    assert Usage.load(path) == Usage(8, 1000.0, 0.5, 1008.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["usage.json"]
+
+
+def test_a_full_disk_stops_the_meter_and_not_the_run(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "usage.json"
+    Usage(8, 1000.0).save(path)
+
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def run():
+        async with metered(path):
+            monkeypatch.setattr(Usage, "save", full)
+
+    asyncio.run(run())
+    assert "No space left" in caplog.text
+    assert Usage.load(path) == Usage(8, 1000.0)
