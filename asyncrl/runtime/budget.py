@@ -32,7 +32,7 @@ class Usage:
     earlier_gpu_hours: float = 0.0
     """Spent before it was resumed."""
     seen_at: float = 0.0
-    """When it last ran for certain: metrics lines do not tell, since a resumed run cuts them at its checkpoint."""
+    """When it last ran for certain: metrics lines do not tell, a resumed run cuts them at its checkpoint."""
 
     def gpu_hours(self, at: float) -> float:
         """Spent by then."""

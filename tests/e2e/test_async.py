@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import asyncrl
+from asyncrl import config as settings
 from asyncrl.observe.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,8 @@ def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
         assert line["ledger/trained_groups"] == 4 * line["step"]
         phases = [value for key, value in line.items() if key.startswith("time/") and key != "time/step_s"]
         assert sum(phases) == pytest.approx(line["time/step_s"])
-    for name in ("config.yaml", "ledger.db", "logs/trainer-0.log", "logs/rollout-0.log", "tensorboard"):
+    assert settings.load(result.run_dir / "config.yaml") == config
+    for name in ("ledger.db", "logs/trainer-0.log", "logs/rollout-0.log", "tensorboard"):
         assert (result.run_dir / name).exists()
     for step in (4, 6):
         folder = result.run_dir / "checkpoints" / f"step_{step}" / "hf"
@@ -73,17 +75,4 @@ def test_a_reward_that_always_fails_ends_the_run_with_the_reason(make_config, as
         assert db.execute("select count(*) from groups where state = 'trained'").fetchone() == (0,)
         (failed,) = db.execute("select count(*) from groups where state = 'failed'").fetchone()
         assert failed >= 20
-    assert_nothing_left(tmp_path / "run")
-
-
-def test_a_reward_that_hangs_is_explained_and_not_waited_for(make_config, assert_nothing_left, tmp_path):
-    hanging = tmp_path / "hanging.py"
-    hanging.write_text("import time\ndef hanging(completions, **_):\n    time.sleep(3600)\n")
-    config = make_config(
-        f"reward.functions.0.function={hanging}:hanging", "reward.timeout_s=3000", "run.stall_s=10"
-    )
-    with pytest.raises(
-        asyncrl.RunFailed, match=r"(?s)no training step.*trainer has waited for the batch of step 0.*leased"
-    ):
-        asyncrl.run(config, progress=False)
     assert_nothing_left(tmp_path / "run")

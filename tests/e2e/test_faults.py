@@ -6,7 +6,6 @@ import sqlite3
 
 import psutil
 import pytest
-import yaml
 from launched import LONG_S
 
 from asyncrl.observe.metrics import read_metrics
@@ -14,40 +13,24 @@ from asyncrl.observe.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 
-def test_a_killed_rollout_worker_is_replaced_and_its_leases_go_back(launch):
-    run = launch("run.steps=30")
-    run.wait_for_steps(3)
-    first = run.role("rollout-0")
-    first.send_signal(signal.SIGSTOP)  # so that it surely holds leases when it dies
-    run.wait(lambda: run.leased() > 0, "a lease")
-    first.kill()
-    run.wait_for_successor(first, "rollout-0")
-    assert run.end(LONG_S) == 0
-    lines = run.assert_all_steps_are_done(30)
-    assert lines[-1]["ledger/returned_leases"] > 0
-    assert max(line["staleness/max"] for line in lines) <= 2
-    assert "rollout-0 was killed by SIGKILL; starting it again" in run.output.read_text()
-
-
-@pytest.mark.parametrize("role", ["coordinator", "trainer-0"])
-def test_a_role_that_may_not_be_restarted_ends_the_run_clearly_within_ten_seconds(launch, role):
+def test_a_role_that_may_not_be_restarted_ends_the_run_clearly_within_ten_seconds(launch):
     run = launch("run.steps=100000", "run.max_restarts=0")
     run.wait_for_steps(3)
-    run.role(role).kill()
+    run.role("coordinator").kill()
     assert run.end(10.0) == 1
-    assert f"{role} was killed by SIGKILL" in run.output.read_text()
+    assert "coordinator was killed by SIGKILL" in run.output.read_text()
     with sqlite3.connect(run.run_dir / "ledger.db") as db:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
         assert db.execute("select count(*) from groups where state = 'trained'").fetchone()[0] >= 12
     assert len(read_metrics(run.run_dir / "metrics.jsonl")) >= 3
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_an_interrupt_ends_everything_within_ten_seconds(launch, number, status):
+def test_a_termination_ends_everything_within_ten_seconds(launch):
+    """As a cluster asks for it. (What Ctrl-C does: the last lines of the test below.)"""
     run = launch("run.steps=100000", "rollout.workers=2", "rollout.slots=8")
     run.wait_for_steps(2)
-    run.process.send_signal(number)
-    assert run.end(10.0) == status
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end(10.0) == 130
     assert "Traceback" not in run.output.read_text()
 
 
@@ -97,10 +80,4 @@ def test_what_a_reward_function_has_started_does_not_outlive_its_worker(launch, 
     run.process.send_signal(signal.SIGINT)
     assert run.end(10.0) == 130
     assert sleeping() == set()
-
-
-def test_the_resolved_settings_are_kept(launch):
-    run = launch("run.steps=1")
-    assert run.end(LONG_S) == 0
-    kept = yaml.safe_load((run.run_dir / "config.yaml").read_text())
-    assert kept["run"]["steps"] == 1
+    assert "Traceback" not in run.output.read_text()

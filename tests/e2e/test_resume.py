@@ -1,7 +1,6 @@
 """Runs that are interrupted and go on: nothing lost, nothing twice, and in `inline` mode bit by bit the
 same."""
 
-import random
 import signal
 
 import pytest
@@ -50,14 +49,13 @@ def final_hash(run_dir, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("every", "eta"), [(3, 2), (4, 0)])
 def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
-    make_config, one_thread, interrupt_at, tmp_path, every, eta
+    make_config, one_thread, interrupt_at, tmp_path
 ):
     def config(name):
         return make_config(
-            *("run.mode=inline", "run.steps=20", f"staleness.max_staleness={eta}", "rollout.slots=10"),
-            *(f"run.dir={tmp_path / name}", f"checkpoint.every_steps={every}", "trainer.mini_batches=2"),
+            *("run.mode=inline", "run.steps=20", "staleness.max_staleness=2", "rollout.slots=10"),
+            *(f"run.dir={tmp_path / name}", "checkpoint.every_steps=3", "trainer.mini_batches=2"),
         )
 
     interrupt_at(None)
@@ -77,8 +75,7 @@ def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
     assert [line["reward/mean"] for line in lines] == [
         line["reward/mean"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")
     ]
-    stale = max(line["staleness/max"] for line in lines)
-    assert stale == 0 if eta == 0 else 1 <= stale <= eta
+    assert 1 <= max(line["staleness/max"] for line in lines) <= 2
 
 
 def test_a_run_that_is_over_has_nothing_left_to_do_and_may_be_made_longer(make_config, one_thread, tmp_path):
@@ -124,23 +121,6 @@ def test_what_a_run_keeps_for_life_cannot_be_changed(make_config, one_thread):
         asyncrl.resume(run_dir, ["staleness.max_staleness=9"])
     with pytest.raises(asyncrl.ConfigError, match="go on with it by `asyncrl-launch --resume"):
         asyncrl.run(config)
-
-
-@pytest.mark.slow
-def test_a_run_without_checkpoints_whose_processes_are_all_killed_goes_on(launch):
-    rng = random.Random(0)
-    launched = launch("run.steps=30")
-    for _ in range(2):
-        before = launched.steps()
-        launched.wait_for_steps(min(28, before + rng.randint(1, 6)))
-        for process in [launched.process, *launched.family()]:
-            process.send_signal(signal.SIGKILL)
-        launched.process.wait(10.0)
-        launched = launch(resume=launched.run_dir)
-        output = launched.output
-        launched.wait(lambda output=output: "going on from" in output.read_text(), "word of the resumption")
-    assert launched.end(LONG_S) == 0, launched.output.read_text()
-    launched.assert_all_steps_are_done(30)
 
 
 @pytest.mark.slow

@@ -67,9 +67,11 @@ def test_a_job_survives_a_fault_at_a_random_moment(job, name, moment):
 
 @pytest.mark.timeout(900)
 def test_a_job_is_killed_whole_again_and_again_and_goes_on(job):
-    """`kill -9` of everything at random moments, the start of the resumption included."""
+    """`kill -9` of everything at random moments, the start of the resumption included; in the short form
+    without a checkpoint to go back to."""
     rng = random.Random(MOMENTS)
-    run = job()
+    checkpoints = f"checkpoint.every_steps={5 if MOMENTS else STEPS}"
+    run = job(checkpoints)
     for _ in range(max(2, MOMENTS)):
         end_s = time.monotonic() + rng.uniform(3.0, 15.0)
         while time.monotonic() < end_s and run.process.poll() is None:
@@ -78,7 +80,7 @@ def test_a_job_is_killed_whole_again_and_again_and_goes_on(job):
             process.send_signal(signal.SIGKILL)
         run.process.wait(10.0)
         started = (run.run_dir / "prompts.msgpack").exists()
-        run = job(resume=run.run_dir) if started else job("run.resume=auto")
+        run = job(resume=run.run_dir) if started else job(checkpoints, "run.resume=auto")
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
     run.assert_all_steps_are_done(STEPS)
 
