@@ -7,14 +7,21 @@ By default, one job gets them all.
 import os
 import random
 import signal
+import statistics
 import subprocess
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 from fault_plan import FAULTS, write_reward
 from launched import LONG_S
 
+from asyncrl import config as settings
+
 pytestmark = pytest.mark.slow
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 MOMENTS = int(os.environ.get("ASYNCRL_FAULT_MOMENTS", "0"))
 STEPS = 24
@@ -65,24 +72,55 @@ def test_a_job_survives_a_fault_at_a_random_moment(job, name, moment):
     assert max(line["staleness/max"] for line in lines) <= 2
 
 
-@pytest.mark.timeout(900)
-def test_a_job_is_killed_whole_again_and_again_and_goes_on(job):
-    """`kill -9` of everything at random moments, the start of the resumption included; in the short form
-    without a checkpoint to go back to."""
-    rng = random.Random(MOMENTS)
-    checkpoints = f"checkpoint.every_steps={5 if MOMENTS else STEPS}"
-    run = job(checkpoints)
-    for _ in range(max(2, MOMENTS)):
-        end_s = time.monotonic() + rng.uniform(3.0, 15.0)
-        while time.monotonic() < end_s and run.process.poll() is None:
+def kill_and_resume(start, run_dir, times, rng):
+    """A job that `start` starts, killed whole so often, at random moments, and gone on with each time."""
+    run = start()
+    for _ in range(times):
+        end_s = time.monotonic() + rng.uniform(3.0, 12.0)
+        while time.monotonic() < end_s:
+            assert run.process.poll() is None, f"ended before it was killed:\n{run.output.read_text()}"
             time.sleep(0.05)
-        for process in [run.process, *(run.family() if run.process.poll() is None else [])]:
+        for process in [run.process, *run.family()]:
             process.send_signal(signal.SIGKILL)
         run.process.wait(10.0)
-        started = (run.run_dir / "prompts.msgpack").exists()
-        run = job(resume=run.run_dir) if started else job(checkpoints, "run.resume=auto")
+        run = start(resume=run_dir) if (run_dir / "prompts.msgpack").exists() else start()
+    return run
+
+
+@pytest.mark.timeout(1800)
+def test_a_job_is_killed_whole_again_and_again_and_goes_on(job, tmp_path):
+    """`kill -9` of everything at random moments, the start of the resumption included; in the short form
+    without a checkpoint to go back to."""
+    times = max(2, MOMENTS)
+    steps = 40 * times
+    start = partial(
+        job, "run.resume=auto", f"run.steps={steps}", f"checkpoint.every_steps={5 if MOMENTS else steps}"
+    )
+    run = kill_and_resume(start, tmp_path / "run", times, random.Random(times))
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
-    run.assert_all_steps_are_done(STEPS)
+    run.assert_all_steps_are_done(steps)
+
+
+@pytest.mark.skipif(not MOMENTS, reason="takes minutes: `make test-faults` runs it")
+@pytest.mark.timeout(1800)
+def test_a_quickstart_that_is_killed_again_and_again_learns_as_much(launch, warmed_up_model, tmp_path):
+    places = [f"model.path={warmed_up_model}", f"data.path={warmed_up_model / 'prompts.jsonl'}"]
+    steps = 200 + 20 * MOMENTS
+
+    def starter(name):
+        more = (f"run.dir={tmp_path / name}", f"run.steps={steps}", "checkpoint.every_steps=20")
+        return partial(launch, config=settings.load(QUICKSTART, [*places, *more, "run.resume=auto"]))
+
+    def last_reward(run):
+        assert run.end(3 * LONG_S) == 0, run.output.read_text()
+        lines = run.assert_all_steps_are_done(steps, batch_groups=16)
+        return statistics.mean(line["reward/mean"] for line in lines[-20:])
+
+    undisturbed = last_reward(starter("undisturbed")())
+    rng = random.Random("quickstart")
+    killed = last_reward(kill_and_resume(starter("killed"), tmp_path / "killed", MOMENTS, rng))
+    print(f"mean reward of the last 20 steps: {undisturbed:.3f}; killed {MOMENTS} times: {killed:.3f}")
+    assert killed > undisturbed - 0.03
 
 
 @pytest.fixture
@@ -97,9 +135,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_clearly_and_it_goes_on_once_there_is_room(job, small_disk):
+@pytest.mark.parametrize("moment", range(max(1, MOMENTS)))
+def test_a_full_disk_ends_the_run_clearly_and_it_goes_on_once_there_is_room(job, small_disk, moment):
     run = job(f"run.dir={small_disk / 'run'}")
-    run.wait_for_steps(6)
+    run.wait_for_steps(random.Random(f"full:disk {moment}").randint(1, STEPS - 12))
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
