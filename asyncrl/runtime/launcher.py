@@ -24,7 +24,6 @@ from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.event_loop import run_to_end
-from asyncrl.runtime.inline import run_inline
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
@@ -156,6 +155,9 @@ def _make_new(path: Path) -> Path:
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
     async with metered(run_dir.usage):
         if prepared.config.run.mode == "inline":
+            # Here, not above: it imports the trainer and the engine, which other modes leave to their roles.
+            from asyncrl.runtime.inline import run_inline
+
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
         else:
             await Supervisor(run_dir, _roles(prepared), prepared.config.run, view).run()
