@@ -134,7 +134,9 @@ class Diagnostics:
     ) -> None:
         """Count the tokens where `mask` is set. ages: int64[N]; logprobs (of the proximal policy),
         behavior_logprobs and entropy: float[N]; clipped and mask: bool[N]. Computed in float64 on their
-        device."""
+        device. Tokens that a diverged policy gives no finite log-probability count nowhere: the update that
+        they spoil is skipped, and counted there."""
+        mask = mask & logprobs.detach().isfinite() & entropy.detach().isfinite()
         age = ages[mask]
         log_w = logprobs.detach()[mask].double() - behavior_logprobs[mask].double()
         seen = _nothing(self._ages).to(log_w.device)

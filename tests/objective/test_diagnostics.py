@@ -175,6 +175,18 @@ def test_masked_tokens_count_nowhere_whatever_they_hold():
     assert metrics_of(**inputs) == clean
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["logprobs", "entropy"])
+def test_what_is_not_finite_counts_nowhere(name, bad):
+    inputs = random_inputs(5)
+    without = {**inputs, "mask": inputs["mask"].clone()}
+    without["mask"][[3, 50]] = False
+    inputs[name][[3, 50]] = bad
+    assert metrics_of(**inputs) == metrics_of(**without)
+    inputs[name][:] = bad
+    assert metrics_of(**inputs)["ratio/mean"] == 0.0
+
+
 def test_no_tokens_at_all_give_zeros():
     metrics = dict(Diagnostics(AGES).metrics())
     assert set(metrics.values()) == {0.0}

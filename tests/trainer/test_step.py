@@ -15,6 +15,7 @@ from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
+from asyncrl.trainer.optimizer import NonFiniteGradientError
 from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import OneRank
@@ -333,3 +334,19 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
     others = {"loss", "grad_norm", "adv/mean", "adv/std", *dict(diagnostics.metrics())}
     assert set(metrics) == set(expected) | others
     assert all(type(v) is float for v in metrics.values())
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_a_policy_that_has_diverged_is_not_updated_and_ends_the_run_in_words(
+    make_step, random_batch, mini_batches
+):
+    model, step = make_step(mini_batches=mini_batches)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    before = weights(model)
+    with pytest.raises(NonFiniteGradientError, match=r"training step \d: the gradient norm is nan"):
+        for number in range(3):
+            metrics = step(random_batch(step=number))
+            assert metrics["skipped_updates"] == mini_batches
+            assert math.isnan(metrics["loss"])
+    assert torch.equal(weights(model).nan_to_num(), before.nan_to_num())
