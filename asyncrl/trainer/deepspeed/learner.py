@@ -12,6 +12,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 from asyncrl.config import Config
+from asyncrl.trainer.deepspeed.extensions import wait_for_compilers
 from asyncrl.trainer.deepspeed.pieces import gathered, optimizer_states, set_whole
 from asyncrl.trainer.deepspeed.settings import engine_settings
 from asyncrl.trainer.learner import learner_shapes, trained_parameters
@@ -27,6 +28,7 @@ class DeepSpeedLearner:
     def __init__(self, model: nn.Module, config: Config) -> None:
         self._parameters = trained_parameters(model)
         self._shapes = learner_shapes(self._parameters)
+        wait_for_compilers()
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=adamw(list(self._parameters.values()), config.trainer),

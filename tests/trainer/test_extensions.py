@@ -1,0 +1,48 @@
+"""Locks of torch's compiler that a killed process left behind."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from asyncrl.trainer.deepspeed import extensions
+from asyncrl.trainer.deepspeed.extensions import STALE_S, wait_for_compilers
+from asyncrl.waits import open_waits
+
+
+@pytest.fixture(params=["name/lock", "py311_cpu/name/lock"])
+def lock(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    path = tmp_path / request.param
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_a_lock_that_nobody_can_hold_any_more_is_removed(lock, caplog):
+    long_ago = time.time() - STALE_S - 1
+    os.utime(lock, (long_ago, long_ago))
+    wait_for_compilers()
+    assert not lock.exists()
+    assert "whoever held it is gone" in caplog.text
+
+
+def test_one_who_compiles_is_waited_for(lock, monkeypatch):
+    monkeypatch.setattr(extensions, "POLL_S", 0.001)
+    waiter = threading.Thread(target=wait_for_compilers, daemon=True)
+    waiter.start()
+    deadline = time.monotonic() + 10.0
+    while not any("compile name" in wait.what for wait in open_waits()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert lock.exists()
+    lock.unlink()
+    waiter.join(10.0)
+    assert not waiter.is_alive()
+    assert open_waits() == []
+
+
+def test_where_nothing_was_ever_compiled_there_is_nothing_to_wait_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
+    wait_for_compilers()
