@@ -1,6 +1,7 @@
 """Settings of whole runs on the untrained tiny model."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -10,6 +11,7 @@ from launched import Launched
 
 from asyncrl import config as settings
 from asyncrl.runtime.layout import RunDir
+from asyncrl.scratch import PREFIX
 from asyncrl.weights.segment import segment_path
 
 
@@ -35,14 +37,20 @@ def make_config(tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def assert_nothing_left():
-    """`assert_nothing_left(run_dir)`: a run has left no process and no shared memory."""
+def assert_nothing_left(tmp_path_factory, monkeypatch):
+    """`assert_nothing_left(run_dir)`: a run has left no process, no shared memory and no temporary file;
+    `killed`: but for those that the next run removes, since its launcher was killed."""
 
-    def check(run_dir: Path) -> None:
+    temporary = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def check(run_dir: Path, killed: bool = False) -> None:
         processes = psutil.process_iter(["cmdline"])
         assert [p for p in processes if str(run_dir) in " ".join(p.info["cmdline"] or [])] == []
         prefix = RunDir(run_dir).weights_prefix
         assert not any(segment_path(prefix, buffer).exists() for buffer in (0, 1))
+        assert [p for p in temporary.iterdir() if not (killed and p.name.startswith(PREFIX))] == []
 
     return check
 

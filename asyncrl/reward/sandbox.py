@@ -35,8 +35,8 @@ from typing import Any, BinaryIO
 
 from asyncrl.reward import confine
 from asyncrl.reward.limits import KILL_TIMEOUT_S, Limits, Outcome, SandboxError, watched
-from asyncrl.reward.scratch import scratch_folder
 from asyncrl.reward.seccomp import AUDIT_ARCH, filter_program
+from asyncrl.scratch import scratch_folder
 
 START_TIMEOUT_S = 60.0
 """For the interpreter that becomes the program; a busy machine takes its time."""

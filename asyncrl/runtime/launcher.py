@@ -30,6 +30,7 @@ from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place
 from asyncrl.runtime.resume import put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
+from asyncrl.scratch import scratch_folder
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
 
@@ -160,7 +161,8 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
 
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
         else:
-            await Supervisor(run_dir, _roles(prepared), prepared.config.run, view).run()
+            with scratch_folder() as folder:
+                await Supervisor(run_dir, _roles(prepared, folder), prepared.config.run, view).run()
 
 
 def _on_devices(prepared: Prepared) -> Config:
@@ -178,20 +180,23 @@ def _on_devices(prepared: Prepared) -> Config:
     )
 
 
-def _roles(prepared: Prepared) -> list[RoleSpec]:
+def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
+    """temporary: the folder of their temporary files, for those that outlive who made them: a killed vLLM
+    engine leaves its sockets."""
     c = prepared.config
+    common = {"TMPDIR": str(temporary)}
     restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
     restarts |= {"rollout": c.rollout.max_restarts, "trainer": c.run.max_restarts}
     computing = [
         RoleSpec(
             place.role,
-            _environment(place),
+            common | _environment(place),
             restarts[place.kind],
             unit="trainer" if place.kind == "trainer" else None,
         )
         for place in prepared.placement.places
     ]
-    return [RoleSpec(COORDINATOR, {}, c.run.max_restarts), *computing]
+    return [RoleSpec(COORDINATOR, common, c.run.max_restarts), *computing]
 
 
 def _environment(place: Place) -> dict[str, str]:

@@ -41,7 +41,7 @@ def test_the_roles_end_when_the_launcher_itself_is_killed(launch, assert_nothing
     run.process.kill()
     _, alive = psutil.wait_procs(family, timeout=10.0)
     assert alive == []
-    assert_nothing_left(run.run_dir)
+    assert_nothing_left(run.run_dir, killed=True)
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run(launch, tmp_path):

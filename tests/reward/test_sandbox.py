@@ -14,7 +14,8 @@ import psutil
 import pytest
 from reward_pools import is_running, until
 
-from asyncrl.reward import confine, sandbox, scratch
+from asyncrl import scratch
+from asyncrl.reward import confine, sandbox
 from asyncrl.reward.limits import Limits, SandboxError
 from asyncrl.reward.sandbox import run_program
 from asyncrl.reward.seccomp import AUDIT_ARCH, allowed_calls

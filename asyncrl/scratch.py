@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-PREFIX = "asyncrl-sandbox-"
+PREFIX = "asyncrl."
+"""Short: what is in there may be sockets, whose paths are limited to 107 bytes."""
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # what is left over, the next process removes
         os.close(lock)
 
 
