@@ -253,8 +253,9 @@ class CoordinatorService:
 
     def _begin(self, version: int) -> m.Begun:
         _in_turn(lambda v: self._coordinator.rewind(v, self._store.trained_since(v)), version)
-        # The weights that its predecessor shared go with it.
+        # The weights that its predecessor shared go with it; its own are news, be their version the same.
         self._keep_notice(None)
+        self._published = None
         self._stalls.joined()
         self._changed_now()
         return m.Begun(self._coordinator.frontier)

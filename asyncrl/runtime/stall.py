@@ -86,7 +86,7 @@ class StallWatch:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
         if not self._started or self._coordinator.finished:
             return None
-        if self._are_starting():
+        if self._starting():
             self._complete_s = now_s
             if now_s - self._since_s <= max(run.start_s, run.stall_s):
                 return None
@@ -100,11 +100,14 @@ class StallWatch:
         self._since_s = self._now_s()
         return Stall(f"{what}. {self._explain()}", self._culprits(), self._coordinator.version)
 
-    def _are_starting(self) -> bool:
-        """Whether a role has not come (back) yet: it may be the one that all wait for."""
-        return not read_pulses(self._pulses).keys() >= set(self._roles)
+    def _starting(self) -> tuple[str, ...]:
+        """The roles that have not come (back) yet: it may be one of them that all wait for."""
+        up = read_pulses(self._pulses).keys()
+        return tuple(role for role in self._roles if role not in up)
 
     def _culprits(self) -> tuple[str, ...]:
+        if starting := self._starting():
+            return starting
         if self.behind:
             return self.behind
         if self._trainer_has_a_batch or not self.has_weights:
@@ -146,6 +149,7 @@ class StallWatch:
             lines.append(f"{name} has {has} and was heard {now_s - worker.last_heard_s:.0f} s ago.")
         if not self._workers:
             lines.append("No rollout worker is connected.")
+        lines += [f"{role} has not come up since its start." for role in self._starting()]
         lines += describe_waits(read_pulses(self._pulses), time.time())
         ledger = self._coordinator.ledger
         if ledger.dropped_groups:

@@ -150,6 +150,8 @@ def test_what_is_behind_hears_of_new_weights_with_every_report(run_dir):
             assert (await worker.ask(m.Report(3, 0, STATS, {}))).notice is None
             await trainer.ask(m.Begin(0))  # another trainer, which has not published yet
             assert (await worker.ask(m.Hello("rollout-0", 3))).notice is None
+            await trainer.ask(m.Publish(0, b"where the other trainer has them"))  # as it began
+            assert (await worker.ask(m.Hello("rollout-0", 4))).notice == b"where the other trainer has them"
 
     asyncio.run(main())
 

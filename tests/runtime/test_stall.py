@@ -158,5 +158,8 @@ def test_a_role_that_is_being_started_gets_its_time(run):
 def test_a_role_that_does_not_come_back_is_a_stall_at_last(run):
     run.begin()
     (run.folder / "trainer-0").unlink()
+    run.lease("rollout-0", 2)
     run.pass_by(101)
-    assert run.watch.look() is not None
+    stall = run.watch.look()
+    assert stall.culprits == ("trainer-0",)
+    assert "trainer-0 has not come up since its start." in stall.text
