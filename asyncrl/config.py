@@ -108,7 +108,8 @@ class RunConfig(Section):
     checkpoint and its learning-rate schedule complete, before another step would overspend them. null is no
     limit."""
     start_s: float = Field(600.0, gt=0)
-    """Longest start, until a first engine has taken the trainer's first weights."""
+    """Longest start, until a first engine has taken the trainer's first weights. A process that is started
+    again and has not come up after as long is replaced."""
     stall_s: float = Field(300.0, gt=0)
     """When, after the start, no step has ended for this long, the run says who waits for whom, and does as
     `on_stall` says."""

@@ -20,7 +20,7 @@ from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.worker import AttemptFailed
 from asyncrl.runtime import messages as m
-from asyncrl.runtime.restarts import MAX_DELAY_S
+from asyncrl.runtime.restarts import COORDINATOR_START_S, MAX_DELAY_S
 from asyncrl.runtime.rpc import RpcClient
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
 from asyncrl.waits import waiting
@@ -34,8 +34,6 @@ from asyncrl.weights.subscriber import ShmWeights
 
 log = logging.getLogger(__name__)
 
-COORDINATOR_START_S = 60.0
-"""For another coordinator to start and to read the ledger."""
 POLL_S = 5.0
 """How long the coordinator may keep a request that waits for something."""
 REPORT_S = 0.25

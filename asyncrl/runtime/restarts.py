@@ -9,6 +9,8 @@ WINDOW_S = 3600.0
 """A restart that is longer ago than this is forgiven: what dies once a day is no broken role."""
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 30.0
+COORDINATOR_START_S = 60.0
+"""For another coordinator to start and to read the ledger."""
 
 
 @dataclass(slots=True)

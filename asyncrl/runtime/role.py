@@ -23,6 +23,7 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
+from asyncrl.weights.source import WeightsError
 
 FATAL = "fatal: "
 """Starts the last message of a role that ends with an error meant for people."""
@@ -32,6 +33,9 @@ PAST_HELP = 3
 
 NO_ROOM = 4
 """Exit status of a role that could not write, the disk being full."""
+
+BAD_WEIGHTS = 5
+"""Exit status of a worker that has not got the weights whole that the trainer shares."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +82,9 @@ def _report(error: Exception) -> int:
     for e in for_people:
         print(f"{FATAL}{e}", file=sys.stderr)
     # Whoever trains on after a broken promise makes it worse.
-    return PAST_HELP if any(isinstance(e, RunFailed | InvariantError) for e in errors) else 1
+    if any(isinstance(e, RunFailed | InvariantError) for e in errors):
+        return PAST_HELP
+    return BAD_WEIGHTS if any(isinstance(e, WeightsError) for e in errors) else 1
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

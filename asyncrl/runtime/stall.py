@@ -106,8 +106,8 @@ class StallWatch:
         return tuple(role for role in self._roles if role not in up)
 
     def _culprits(self) -> tuple[str, ...]:
-        if starting := self._starting():
-            return starting
+        if self._starting():
+            return ()  # the supervisor replaces what does not come up
         if self.behind:
             return self.behind
         if self._trainer_has_a_batch or not self.has_weights:

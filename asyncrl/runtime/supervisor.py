@@ -20,8 +20,8 @@ from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runtime.processes import ROLE_TAG, how_it_ended, kill_tagged, signal_group
 from asyncrl.runtime.pulse import Pulse, Stall, Stillness, read_pulse
-from asyncrl.runtime.restarts import WINDOW_S, Restarts
-from asyncrl.runtime.role import FATAL, NO_ROOM, PAST_HELP
+from asyncrl.runtime.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
+from asyncrl.runtime.role import BAD_WEIGHTS, FATAL, NO_ROOM, PAST_HELP
 from asyncrl.runtime.rpc import RpcClient, RpcError
 from asyncrl.units import format_bytes
 
@@ -67,6 +67,7 @@ class _Running:
     ended: asyncio.Task[int]
     log_start: int
     """Where its words begin in the log, behind those of its predecessors."""
+    started_s: float = field(default_factory=time.monotonic)
     stillness: Stillness = field(default_factory=Stillness)
     condemned: str | None = None
     """Why it was killed, if we did it."""
@@ -141,6 +142,9 @@ class Supervisor:
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
         why = f" ({self._log(role)[-1][:MAX_WHY_CHARS]})" if status > 0 and self._log(role) else ""
         self.view.event(f"{name} {how}{why}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
+        if status == BAD_WEIGHTS and TRAINER in self._roles:
+            # They stay what they are until the next version, and that may need this very worker.
+            self._kill([self._roles[TRAINER]], "has shared weights that are damaged")
         await self._clear_away(unit)
         self._due[unit] = time.monotonic() + delay_s
         return False
@@ -188,17 +192,29 @@ class Supervisor:
     # ---- hangs and stalls ----------------------------------------------------------------------------------
 
     async def _look_after_pulses(self) -> None:
-        """Replace what has not moved for too long, and see what the coordinator has to say of a stall."""
-        hang_s = self.run_config.hang_s
+        """Replace what has not come up in time or not moved for too long, and see what the coordinator has to
+        say of a stall."""
+        hang_s, now_s = self.run_config.hang_s, time.monotonic()
         for role in list(self._roles.values()):
             pulse = self._note_pulse(role)
-            if pulse is None or role.condemned is not None:
+            if role.condemned is not None:
                 continue
-            still_s = role.stillness.look(pulse, time.monotonic())
+            if pulse is None:
+                allowed_s = self._start_s(role.spec.name)
+                if now_s - role.started_s > allowed_s:
+                    self._kill([role], f"has not come up within {allowed_s:.0f} s")
+                continue
+            still_s = role.stillness.look(pulse, now_s)
             if still_s > hang_s:
                 await self._condemn([role], f"has not moved for {still_s:.0f} s")
             elif pulse.stall is not None and pulse.stall != self._stall:
                 await self._stalled(pulse.stall)
+
+    def _start_s(self, name: str) -> float:
+        """Longest time from a role's start to its first pulse. The others wait for a coordinator for
+        `COORDINATOR_START_S` at most."""
+        start_s = self.run_config.start_s
+        return min(start_s, COORDINATOR_START_S) if name == COORDINATOR else start_s
 
     async def _stalled(self, stall: Stall) -> None:
         before, self._stall = self._stall, stall

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fault_plan import FAULTS, write_reward
+from fault_plan import FAULTS, corrupt_weights, write_reward
 from launched import LONG_S
 
 from asyncrl import config as settings
+from asyncrl.runtime.layout import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +58,35 @@ def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
     lines = run.assert_all_steps_are_done(steps)
     assert max(line["staleness/max"] for line in lines) <= 2
+
+
+def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew(job):
+    """Not by the next version: that needs the worker."""
+    run = job()
+    run.wait_for_steps(3)
+    first = run.role("rollout-0")
+    first.send_signal(signal.SIGSTOP)
+    pulse = RunDir(run.run_dir).pulse("trainer-0")
+    run.wait(lambda: "the batch of step" in pulse.read_text(), "the trainer to wait for a batch")
+    corrupt_weights(run, random.Random(0))
+    first.kill()
+    assert run.end(3 * LONG_S) == 0, run.output.read_text()
+    run.assert_all_steps_are_done(STEPS)
+    assert "trainer-0 has shared weights that are damaged; replacing" in run.output.read_text()
+
+
+def test_a_coordinator_that_hangs_before_it_is_up_is_replaced(job):
+    """It is the one who would notice that others hang."""
+    run = job("run.start_s=30")
+    run.wait_for_steps(3)
+    first = run.role("coordinator")
+    first.kill()
+    run.wait_for_successor(first, "coordinator")
+    second = run.role("coordinator")
+    second.send_signal(signal.SIGSTOP)
+    assert run.end(3 * LONG_S) == 0, run.output.read_text()
+    run.assert_all_steps_are_done(STEPS)
+    assert "coordinator has not come up within 30 s; replacing it" in run.output.read_text()
 
 
 def kill_and_resume(start, run_dir, times, rng):
