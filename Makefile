@@ -42,11 +42,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread. Its engines take all
-# cores; of the other tests two at a time do not get in each other's way.
+# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread.
 tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm" -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -m "not vllm" $(ARGS)
 
 test-faults: $(VENV)/.dev
 	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)

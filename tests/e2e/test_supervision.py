@@ -15,6 +15,19 @@ def pids(run, *names):
     return {name: run.role(name).pid for name in names}
 
 
+def stop_with_leases(run, worker):
+    """So that it surely has some when it dies."""
+
+    def is_stopped_with_leases():
+        worker.send_signal(signal.SIGSTOP)
+        if run.leased() == 0:
+            worker.send_signal(signal.SIGCONT)
+            return False
+        return True
+
+    run.wait(is_stopped_with_leases, "a worker to be stopped with leases")
+
+
 def test_each_role_is_replaced_and_the_others_go_on(launch):
     run = launch("run.steps=100", "checkpoint.every_steps=5")
     run.wait_for_steps(8)
@@ -35,8 +48,7 @@ def test_each_role_is_replaced_and_the_others_go_on(launch):
 
     others = pids(run, "coordinator", "trainer-0")
     first = run.role("rollout-0")
-    first.send_signal(signal.SIGSTOP)  # so that it surely holds leases when it dies
-    run.wait(lambda: run.leased() > 0, "a lease")
+    stop_with_leases(run, first)
     first.kill()
     run.wait_for_successor(first, "rollout-0")
     assert pids(run, *others) == others
