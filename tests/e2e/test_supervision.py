@@ -57,8 +57,8 @@ def test_each_role_is_replaced_and_the_others_go_on(launch):
     assert lines[-1]["ledger/returned_leases"] > 0
     assert max(line["staleness/max"] for line in lines) <= 2
     text = run.output.read_text()
-    for name in ("coordinator", "trainer-0", "rollout-0"):
-        assert f"{name} was killed by SIGKILL; starting it again" in text
+    for name, it in (("coordinator", "it"), ("trainer-0", "all of the trainer"), ("rollout-0", "it")):
+        assert f"{name} was killed by SIGKILL; starting {it} again" in text
 
 
 @pytest.mark.deepspeed
