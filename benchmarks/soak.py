@@ -3,7 +3,7 @@
     python benchmarks/soak.py [--minutes 30] [--config FILE] [--model FOLDER] [--out FILE] [key=value ...]
 
 Runs the config through `asyncrl-launch`, without an end, looks at its processes every five seconds, and ends
-it as Ctrl-C does. The first fifth is warm-up: allocators and caches fill. Of what follows, the table has the
+it by SIGTERM. The first fifth is warm-up: allocators and caches fill. Of what follows, the table has the
 medians of the first and of the last sixth, and the growth by the median of all slopes between two looks
 (Theil and Sen's estimator: a single peak does not move it), in MB an hour.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -86,7 +85,7 @@ def soak(
         try:
             wait_for_steps(job, run_dir, output.name)
             looks, sizes = watch(job, run_dir, length_s, output.name)
-            job.send_signal(signal.SIGINT)
+            job.terminate()  # not SIGINT, which who is started in the background ignores
             job.wait(END_S)
         finally:
             if job.poll() is None:
@@ -182,7 +181,7 @@ def report(looks: dict[str, list[Look]], sizes: list[dict[str, int]], steps: int
     for role, all_looks in looks.items():
         warm = all_looks[int(len(all_looks) * WARM_UP_SHARE) :]
         if len(warm) < 2:
-            table.add_row(role, "", "", "", "", "", "seen too shortly")
+            table.add_row(role, "seen too shortly")
             continue
         sixth = max(1, len(warm) // 6)
         first, last = warm[:sixth], warm[-sixth:]

@@ -202,7 +202,7 @@ class Supervisor:
             if pulse is None:
                 allowed_s = self._start_s(role.spec.name)
                 if now_s - role.started_s > allowed_s:
-                    self._kill([role], f"has not come up within {allowed_s:.0f} s")
+                    await self._condemn([role], f"has not come up within {allowed_s:.0f} s")
                 continue
             still_s = role.stillness.look(pulse, now_s)
             if still_s > hang_s:
