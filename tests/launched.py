@@ -15,6 +15,14 @@ from asyncrl.observe.metrics import read_metrics
 LONG_S = 120.0
 
 
+def command(process):
+    """The command line of a process that may end at any moment; empty once it has."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie as well
+        return []
+
+
 class Launched:
     """`asyncrl-launch` on a config, or on a run directory to go on with, in a process of its own."""
 
@@ -39,8 +47,7 @@ class Launched:
     def roles(self, name):
         """The living processes of a role."""
         wanted = ["asyncrl.runtime.role", name]
-        alive = [p for p in self.family() if p.status() != psutil.STATUS_ZOMBIE]
-        return [p for p in alive if p.as_dict(["cmdline"], ad_value=[])["cmdline"][2:4] == wanted]
+        return [p for p in self.family() if command(p)[2:4] == wanted]
 
     def role(self, name):
         (found,) = self.roles(name)
@@ -71,7 +78,7 @@ class Launched:
         family = self.family()
         status = self.process.wait(timeout_s)
         _, alive = psutil.wait_procs(family, timeout=1.0)
-        assert alive == [], f"left running: {[p.cmdline() for p in alive]}"
+        assert alive == [], f"left running: {[command(p) for p in alive]}"
         self.assert_nothing_left(self.run_dir)
         return status
 

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from launched import LONG_S
+from launched import LONG_S, command
 
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
@@ -70,5 +70,5 @@ def test_an_engine_that_hangs_is_replaced(launch):
 
 def engine_core(worker):
     """The process in which vLLM computes."""
-    (found,) = [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    (found,) = [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(command(p))]
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launched import command
 from reward_pools import is_running, until
 
 from asyncrl import scratch
@@ -310,8 +311,8 @@ def test_it_ends_with_its_parent_and_the_next_process_cleans_up(tmp_path):
     def at_work():
         found = []
         for process in psutil.Process(parent.pid).children():
-            with suppress(psutil.Error, FileNotFoundError):  # it tries the sandbox out first
-                file = Path(process.cmdline()[-1])
+            with suppress(FileNotFoundError):  # it tries the sandbox out first
+                file = Path(*command(process)[-1:])
                 if file.name == "program.py" and "sleep" in file.read_text():
                     found.append(process)
         return found

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from launched import command
 
 from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
 from asyncrl.weights.canary import CanaryError, make_canary
@@ -248,7 +249,7 @@ def test_two_hundred_updates_leave_the_memory_as_it_was(start, make_qwen3):
         engine = start(model=models[0])
         try:
             (core,) = {
-                p for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline())
+                p for p in psutil.Process().children() if "EngineCore" in " ".join(command(p))
             } - others
             for number in range(200):
                 await engine.update_weights(version(number, models[number % 2]))
