@@ -1,26 +1,21 @@
-"""Runs cells, several at a time, each in a process of its own, and leaves none behind."""
+"""Runs cells, several at a time, each in a process of its own, and watches over them."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from asyncrl.config import Config, dump
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Cell
+from asyncrl.sweep.lane import Lane
 
 POLL_S = 1.0
-STOP_GRACE_S = 30.0
-"""Between the polite and the hard end of a cell; a run of several processes takes 10 seconds and more."""
 CONFIG = "cell.yaml"
 SHOWN_LINES = 15
 
@@ -51,86 +46,52 @@ async def run_cells(
     """
     waiting = iter(cells)
 
-    async def lane(environment: Mapping[str, str]) -> None:
-        for cell in waiting:
-            report.started(cell)
-            report.ended(cell, await _run_cell(cell, folder, environment, gpus))
+    async def run_lane(environment: Mapping[str, str]) -> None:
+        async with Lane(environment, gpus) as lane:
+            for cell in waiting:
+                report.started(cell)
+                report.ended(cell, await _run_cell(cell, folder, lane))
 
     async with asyncio.TaskGroup() as tasks:
         for environment in lanes:
-            tasks.create_task(lane(environment))
+            tasks.create_task(run_lane(environment))
 
 
-async def _run_cell(
-    cell: Cell, folder: SweepFolder, environment: Mapping[str, str], gpus: int | None
-) -> str | None:
+async def _run_cell(cell: Cell, folder: SweepFolder, lane: Lane) -> str | None:
     """Why it failed; None when it has finished."""
     try:
         run_dir = folder.make_room(cell)
     except ConfigError as error:
         return str(error)
-    config = run_dir / CONFIG
+    config, output = run_dir / CONFIG, folder.output(cell)
     config.write_text(dump(cell.placed(run_dir)))
-    options = [] if gpus is None else ["--gpus", str(gpus)]
-    with folder.output(cell).open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "asyncrl.sweep.cell_process", str(config)),
-            *("--sweep", str(os.getpid()), *options),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **_threads(cell.config), **environment},
-            start_new_session=True,  # Ctrl-C is ours to pass on
-        )
     try:
-        status = await _watch(process, cell.config, run_dir)
+        status = await _watch(lane.run(config.absolute(), output.absolute()), cell.config, run_dir)
     except CellStalled as stalled:
-        return f"{stalled}\n{_last_words(folder.output(cell))}"
-    finally:
-        await _stop(process)
+        await lane.stop()
+        return f"{stalled}\n{_last_words(output)}"
     if folder.is_finished(cell):
         return None
-    return f"it ended with status {status}\n{_last_words(folder.output(cell))}"
+    how = "its process was killed" if status is None else f"it ended with status {status}"
+    return f"{how}\n{_last_words(output)}"
 
 
-def _threads(config: Config) -> dict[str, str]:
-    """Cells that compute beside each other keep to their threads, also while they only start. The roles of an
-    `async` run get theirs from their launcher."""
-    threads = config.trainer.threads if config.run.mode == "inline" else 1
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-async def _watch(process: asyncio.subprocess.Process, config: Config, run_dir: Path) -> int:
-    """The process's exit status. Raises `CellStalled` when no step ends for as long as the run may take to
-    start and then to make a step (it watches itself more closely)."""
+async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: Path) -> int | None:
+    """What it returns. Raises `CellStalled` when no step ends for as long as the run may take to start and
+    then to make a step (it watches itself more closely)."""
     allowed_s = config.run.start_s + config.run.stall_s
     metrics, size, changed_s = run_dir / FILE_NAME, 0, time.monotonic()
-    while True:
-        with suppress(TimeoutError):
-            return await asyncio.wait_for(process.wait(), POLL_S)
-        now = metrics.stat().st_size if metrics.exists() else 0
-        if now != size:
-            size, changed_s = now, time.monotonic()
-        elif time.monotonic() - changed_s > allowed_s:
-            raise CellStalled(f"it was stopped: no step has ended for {allowed_s:g} s")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End a process that is still there: by SIGTERM, and after a grace time by SIGKILL."""
-    if process.returncode is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.terminate()
+    running = asyncio.create_task(run)
     try:
-        await asyncio.wait_for(process.wait(), STOP_GRACE_S)
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+        while not (await asyncio.wait([running], timeout=POLL_S))[0]:
+            now = metrics.stat().st_size if metrics.exists() else 0
+            if now != size:
+                size, changed_s = now, time.monotonic()
+            elif time.monotonic() - changed_s > allowed_s:
+                raise CellStalled(f"it was stopped: no step has ended for {allowed_s:g} s")
+    finally:
+        running.cancel()
+    return running.result()
 
 
 def _last_words(output: Path) -> str:

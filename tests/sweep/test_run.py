@@ -1,35 +1,35 @@
 """How cells are watched, ended, and given GPUs."""
 
 import asyncio
+import subprocess
 import sys
 
+import psutil
 import pytest
 
 from asyncrl.config import load
 from asyncrl.errors import ConfigError
-from asyncrl.sweep import run
+from asyncrl.sweep import lane_process, run
 from asyncrl.sweep.sweep import make_lanes
 
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
 
 
-def test_a_cell_without_a_sign_of_life_is_ended_even_if_it_is_deaf(sweep_config, tmp_path, monkeypatch):
+def test_a_cell_without_a_sign_of_life_is_given_up(sweep_config, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "POLL_S", 0.05)
-    monkeypatch.setattr(run, "STOP_GRACE_S", 0.5)
     config = load(sweep_config, ["run.start_s=0.2", "run.stall_s=0.2"])
+    with pytest.raises(run.CellStalled, match=r"no step has ended for 0.4 s"):
+        asyncio.run(run._watch(asyncio.sleep(3600), config, tmp_path))
 
-    async def main() -> int:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", DEAF, stdin=pipe, stdout=pipe, start_new_session=True
-        )
-        assert await process.stdout.readline() == b"deaf\n"
-        with pytest.raises(run.CellStalled, match=r"no step has ended for 0.4 s"):
-            await run._watch(process, config, tmp_path)
-        await run._stop(process)
-        return process.returncode
 
-    assert asyncio.run(main()) == -9
+def test_a_cell_is_stopped_even_if_it_is_deaf(monkeypatch):
+    monkeypatch.setattr(lane_process, "STOP_GRACE_S", 0.5)
+    pipe = subprocess.PIPE
+    cell = subprocess.Popen([sys.executable, "-c", DEAF], stdin=pipe, stdout=pipe, start_new_session=True)
+    with cell:
+        assert cell.stdout.readline() == b"deaf\n"
+        lane_process._stop(cell.pid)
+        assert not psutil.pid_exists(cell.pid)
 
 
 def test_each_lane_has_gpus_of_its_own(monkeypatch):

@@ -127,6 +127,19 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, 
     assert written(sweep.out) == stamps
 
 
+def test_the_death_of_a_cell_s_parent_costs_no_more_than_that_cell(start):
+    sweep = start("--grid=run.steps=5000,1", "--last=1")
+    sweep.wait_for_steps("steps=5000_", 1)
+    (lane,) = psutil.Process(sweep.process.pid).children()
+    (cell,) = lane.children()
+    lane.kill()
+    assert sweep.wait() == 1
+    assert psutil.wait_procs([cell], timeout=20.0)[1] == []
+    printed = sweep.printed.read_text()
+    assert "its process was killed" in printed
+    assert "1 of 2 cells failed" in printed
+
+
 def test_the_cells_of_a_killed_sweep_end_by_themselves(start):
     sweep = start("run.steps=5000")
     sweep.wait_for_steps("seed=0", 1)

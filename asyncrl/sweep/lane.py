@@ -1,0 +1,71 @@
+"""A lane of a sweep, as the sweep sees it: it runs one cell at a time and leaves no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+STOP_GRACE_S = 30.0
+"""Between the polite and the hard end of a cell; a run of several processes takes 10 seconds and more."""
+LANE_GRACE_S = 5.0
+"""For a lane to end when its cell has."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+"""Runs then set their own number."""
+
+
+class Lane:
+    """A process that runs cells, one at a time, and ends with the `with` block, together with its cell.
+
+    environment: what it has beside ours. gpus: for each run; None leaves it to the run.
+    """
+
+    def __init__(self, environment: Mapping[str, str], gpus: int | None) -> None:
+        self._environment = environment
+        self._gpus = gpus
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Lane:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def run(self, config: Path, output: Path) -> int | None:
+        """Exit status of the run, which prints into `output`; None when the lane has died with it."""
+        if self._process is None:
+            self._process = await self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{config}\n{output}\n".encode())
+        answer = await self._process.stdout.readline()
+        if not answer:
+            await self.stop()
+            return None
+        return int(answer)
+
+    async def stop(self) -> None:
+        """End the process, if there is one, and what it runs; the next cell gets a new one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_GRACE_S + LANE_GRACE_S)
+        except TimeoutError:
+            process.kill()
+            await asyncio.wait_for(process.wait(), LANE_GRACE_S)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        options = [] if self._gpus is None else ["--gpus", str(self._gpus)]
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "asyncrl.sweep.lane_process", *options),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Cells that compute beside each other keep to their threads, also while they only start.
+            env={**os.environ, **ONE_THREAD, **self._environment},
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
