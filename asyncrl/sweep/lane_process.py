@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     while config := requests.readline().rstrip(b"\n"):
         _speak_to(Path(os.fsdecode(requests.readline().rstrip(b"\n"))))
-        cell = _fork(Path(os.fsdecode(config)), gpus)
+        cell = _fork(Path(os.fsdecode(config)))
         if cell is None:
             requests.close()
             answers.close()
@@ -60,7 +60,7 @@ def _speak_to(output: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _fork(config: Path, gpus: int | None) -> int | None:
+def _fork(config: Path) -> int | None:
     """The id of the cell's process, in the lane; None in the cell."""
     if settings.load(config).run.mode == "inline":
         import asyncrl.runtime.inline  # noqa: F401 - for the cell; the roles of other runs are no forks
