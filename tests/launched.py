@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,9 +46,9 @@ class Launched:
             )
 
     def roles(self, name):
-        """The living processes of a role."""
+        """The living processes of a role. What a role forks shows the role's command line at first."""
         wanted = ["asyncrl.runtime.role", name]
-        return [p for p in self.family() if command(p)[2:4] == wanted]
+        return [p for p in self._children() if command(p)[2:4] == wanted]
 
     def role(self, name):
         (found,) = self.roles(name)
@@ -55,9 +56,19 @@ class Launched:
 
     def family(self):
         """Every process that the launcher has started; none once it has ended and been waited for."""
+        return self._children(recursive=True)
+
+    def _children(self, recursive=False):
         if self.process.poll() is not None:
             return []
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return psutil.Process(self.process.pid).children(recursive)
+
+    def kill_whole(self):
+        """`kill -9` of the launcher and of everything that it has started."""
+        for process in [self.process, *self.family()]:
+            with suppress(psutil.NoSuchProcess):  # some end with those before them
+                process.send_signal(signal.SIGKILL)
+        self.process.wait(10.0)
 
     def steps(self):
         path = self.run_dir / "metrics.jsonl"

@@ -76,5 +76,4 @@ def launch(make_config, assert_nothing_left, tmp_path):
     yield launch
     for run in started:
         if run.process.poll() is None:
-            for process in [*run.family(), run.process]:
-                process.kill()
+            run.kill_whole()

@@ -1,8 +1,6 @@
 """Runs that are interrupted and go on: nothing lost, nothing twice, and in `inline` mode bit by bit the
 same."""
 
-import signal
-
 import pytest
 from launched import LONG_S
 
@@ -128,9 +126,7 @@ def test_a_damaged_ledger_gives_way_to_the_checkpoints_own(launch):
     launched = launch("run.steps=12", "checkpoint.every_steps=4")
     launched.wait_for_steps(9)
     launched.wait(lambda: (launched.run_dir / "checkpoints" / "step_8").exists(), "a checkpoint")
-    for process in [launched.process, *launched.family()]:
-        process.send_signal(signal.SIGKILL)
-    launched.process.wait(10.0)
+    launched.kill_whole()
     for suffix in ("", "-wal", "-shm"):
         (launched.run_dir / f"ledger.db{suffix}").write_bytes(b"noise" * 5000)
     launched = launch(resume=launched.run_dir)

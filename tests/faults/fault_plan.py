@@ -7,12 +7,14 @@ of what AsyncRL does about it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -119,27 +121,29 @@ def corrupt_weights(run: Launched, rng: random.Random) -> None:
 
 
 def drop_messages(run: Launched, rng: random.Random) -> None:
-    """Cut the connections of the coordinator, with whatever is under way on them."""
+    """Cut the connections of the coordinator, with whatever is under way on them. Nothing where it is being
+    replaced just now."""
     for process in run.roles("coordinator"):
-        established = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            for connection in established:
-                _shut_down(pidfd, connection.fd)
-        finally:
-            os.close(pidfd)
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            established = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+            pidfd = os.pidfd_open(process.pid)
+            try:
+                for connection in established:
+                    _shut_down(pidfd, connection.fd)
+            finally:
+                os.close(pidfd)
 
 
 def _shut_down(pidfd: int, fd: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     ours = libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
     if ours < 0:
-        raise OSError(ctypes.get_errno(), "pidfd_getfd failed")
-    with socket.socket(fileno=ours) as end:
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it was just closed
+        error = ctypes.get_errno()
+        if error in (errno.EBADF, errno.ESRCH):  # it was just closed
             return
+        raise OSError(error, "pidfd_getfd failed")
+    with socket.socket(fileno=ours) as end, suppress(OSError):  # it was just closed
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _signal(run: Launched, role: str, number: signal.Signals) -> None:

@@ -97,9 +97,7 @@ def kill_and_resume(start, run_dir, times, rng):
         while time.monotonic() < end_s:
             assert run.process.poll() is None, f"ended before it was killed:\n{run.output.read_text()}"
             time.sleep(0.05)
-        for process in [run.process, *run.family()]:
-            process.send_signal(signal.SIGKILL)
-        run.process.wait(10.0)
+        run.kill_whole()
         run = start(resume=run_dir) if (run_dir / "prompts.msgpack").exists() else start()
     return run
 
