@@ -1,6 +1,7 @@
 """How cells are watched, ended, and given GPUs."""
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from asyncrl.config import load
 from asyncrl.errors import ConfigError
 from asyncrl.sweep import lane_process, run
+from asyncrl.sweep.lane import ONE_THREAD
 from asyncrl.sweep.sweep import make_lanes
 
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
@@ -30,6 +32,22 @@ def test_a_cell_is_stopped_even_if_it_is_deaf(monkeypatch):
         assert cell.stdout.readline() == b"deaf\n"
         lane_process._stop(cell.pid)
         assert not psutil.pid_exists(cell.pid)
+
+
+FORKABLE = """
+import psutil, torch
+
+def refuse(*args, **kwargs):
+    raise AssertionError("what has looked for GPUs cannot use them after a fork")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = torch.cuda._lazy_init = refuse
+import asyncrl.runtime.inline
+assert psutil.Process().num_threads() == 1
+"""
+
+
+def test_what_a_lane_imports_can_be_forked():
+    subprocess.run([sys.executable, "-c", FORKABLE], env={**os.environ, **ONE_THREAD}, timeout=60, check=True)
 
 
 def test_each_lane_has_gpus_of_its_own(monkeypatch):
