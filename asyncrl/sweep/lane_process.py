@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import asyncrl
-from asyncrl import config as settings
 from asyncrl.runtime.lifeline import end_with
 from asyncrl.sweep.folder import mark_finished
 from asyncrl.sweep.lane import STOP_GRACE_S
@@ -39,31 +38,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpus = parser.parse_args(argv).gpus
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    while config := requests.readline().rstrip(b"\n"):
-        _speak_to(Path(os.fsdecode(requests.readline().rstrip(b"\n"))))
-        cell = _fork(Path(os.fsdecode(config)))
+    while config := _path(requests.readline()):
+        _speak_to(_path(requests.readline()))
+        cell = _fork()
         if cell is None:
             requests.close()
             answers.close()
-            return _run(Path(os.fsdecode(config)), gpus)
+            return _run(config, gpus)
         if (status := _wait(cell, requests)) is None:
             break
         answers.write(b"%d\n" % status)
     return 0
 
 
-def _speak_to(output: Path) -> None:
+def _path(line: bytes) -> str:
+    return os.fsdecode(line.rstrip(b"\n"))
+
+
+def _speak_to(output: str) -> None:
     """Let what this process and its children print go into the file, and give them no input."""
-    with output.open("wb") as file, Path(os.devnull).open("rb") as nothing:
+    with Path(output).open("wb") as file, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
-def _fork(config: Path) -> int | None:
+def _fork() -> int | None:
     """The id of the cell's process, in the lane; None in the cell."""
-    if settings.load(config).run.mode == "inline":
-        import asyncrl.runtime.inline  # noqa: F401 - for the cell; the roles of other runs are no forks
+    import asyncrl.runtime.inline  # noqa: F401 - for the cell; here, so that a failure is in its output
+
     sys.stdout.flush()
     sys.stderr.flush()
     lane = os.getpid()
@@ -74,7 +77,7 @@ def _fork(config: Path) -> int | None:
     return None
 
 
-def _run(config: Path, gpus: int | None) -> int:
+def _run(config: str, gpus: int | None) -> int:
     """Run the config to its end and mark its directory as finished; the exit status."""
     try:
         result = asyncrl.run(config, gpus=gpus)
