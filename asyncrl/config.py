@@ -161,6 +161,9 @@ class DataConfig(Section):
     them."""
     shuffle: bool = True
     """Shuffle anew in every epoch, by `run.seed`."""
+    drop_last: bool = False
+    """Leave out of each epoch the rows at its end that do not fill another batch of `trainer.batch_groups`;
+    with `shuffle` these are others in every epoch."""
 
 
 class PacedEngineConfig(Section):
@@ -597,6 +600,11 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     network: NetworkConfig = NetworkConfig()
+
+    @property
+    def epoch_multiple(self) -> int:
+        """An epoch has a multiple of so many rows."""
+        return self.trainer.batch_groups if self.data.drop_last else 1
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

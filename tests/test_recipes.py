@@ -26,9 +26,9 @@ def test_the_recipe_fits_its_gpus_and_its_budget(recipe, gpus):
     assert planned.placement.gpus == gpus
     assert planned.placement.idle_gpus == 0
     assert all(None not in load.bytes and load.total_bytes < load.card_bytes for load in o.gpus)
-    # GRLO's arithmetic: 15 epochs of 4,096 prompts, 1,024 responses a step in 4 updates.
+    # GRLO's arithmetic: 15 epochs of 5K prompts in whole batches, 1,024 responses a step in 4 updates.
     assert o.responses_per_step == 1024
-    assert planned.config.run.steps * o.responses_per_step == 15 * 4096
+    assert planned.config.run.steps == 15 * (5000 // 1024)
     assert (o.updates_per_step, o.total_updates) == (4, 240)
     assert o.training_hours * gpus / 2 < planned.config.run.gpu_hours
 

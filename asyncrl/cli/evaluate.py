@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         action="append",
         metavar="PATH",
-        help="a model's folder; several may be given (default: model.path of the config)",
+        help="a model's folder, or a run's for its newest; several may be given (default: model.path)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N of these prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
@@ -37,12 +37,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from asyncrl import config as settings
+    from asyncrl.runtime.earlier_run import model_in
     from asyncrl.runtime.evaluate import evaluate, held_out
 
     base = settings.load(arguments.config, arguments.overrides)
     table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
     figures = []
-    for path in arguments.model or [base.model.path]:
+    named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
+    for path in (model_in(key, path) for key, path in named):
         config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
         found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
         parts = {name: statistics.fmean(values) for name, values in found.parts.items()}

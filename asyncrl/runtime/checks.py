@@ -99,14 +99,21 @@ def reward_routes(config: Config, functions: Mapping[str, RewardFunction] | None
                 )
 
 
-def enough_rows(config: Config, prompts: PromptSet) -> PromptSet:
-    """The prompts, some of which are left to train on when those held out are taken away."""
-    if config.data.held_out_rows >= len(prompts):
+def enough_rows(config: Config, usable: int) -> int:
+    """Rows that are left to train on when those held out are taken away."""
+    trained = usable - config.data.held_out_rows
+    if trained < 1:
         raise ConfigError(
-            f"data.held_out_rows={config.data.held_out_rows}: the dataset has {len(prompts)} usable rows, so "
+            f"data.held_out_rows={config.data.held_out_rows}: the dataset has {usable} usable rows, so "
             "none would be left to train on; hold out fewer"
         )
-    return prompts
+    if trained < config.epoch_multiple:
+        raise ConfigError(
+            f"data.drop_last=true: the {trained:,} rows to train on do not fill one batch "
+            f"(trainer.batch_groups={config.trainer.batch_groups}), so an epoch would be empty; use "
+            "data.drop_last=false, which fills a batch from the next epoch, or a smaller batch"
+        )
+    return trained
 
 
 def network(config: Config) -> None:

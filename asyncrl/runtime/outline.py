@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from asyncrl.config import Config
+from asyncrl.core.cursor import epoch_rows
 from asyncrl.runtime.compute import training_flops, training_hours
 from asyncrl.runtime.memory import (
     GpuLoad,
@@ -107,11 +108,17 @@ def outline(
         max_groups_outstanding=outstanding,
         max_responses_outstanding=outstanding * rollout.group_size,
         slots=rollout.workers * rollout.slots,
-        epochs=config.run.steps * trainer.batch_groups / rows if rows else None,
+        epochs=_epochs(config, rows),
         training_hours=_training_hours(config, placement, models, response_tokens + responses * longest),
         host_memory_bytes=host_bytes(placement, memory),
         kv_sequences=_kv_sequences(config, placement, models.policy, memory, longest),
     )
+
+
+def _epochs(config: Config, rows: int | None) -> float | None:
+    if rows is None:
+        return None
+    return config.run.steps * config.trainer.batch_groups / epoch_rows(rows, config.epoch_multiple)
 
 
 def _training_hours(config: Config, placement: Placement, models: KnownModels, tokens: int) -> float | None:

@@ -10,6 +10,7 @@ from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runtime import checks, gpu_checks
 from asyncrl.runtime.cores import with_own_cores
+from asyncrl.runtime.earlier_run import with_trained_models
 from asyncrl.runtime.findings import Findings
 from asyncrl.runtime.machine import Machine, probe
 from asyncrl.runtime.model_facts import ModelFacts
@@ -61,11 +62,11 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     `gpus`: how many GPUs to use, None for as many as are of use. Raises `ConfigError` with all that the
     independent checks found wrong, each with its key, value and remedy.
     """
-    found = _look(config, gpus, probe(), is_elsewhere=False, needs_all=True)
+    found = _look(with_trained_models(config), gpus, probe(), is_elsewhere=False, needs_all=True)
     assert found.prompts is not None
     assert found.models.policy is not None
     return Prepared(
-        config,
+        found.config,
         found.prompts,
         found.models.policy,
         found.machine,
@@ -80,7 +81,7 @@ def plan(config: Config, gpus: int | None = None) -> Plan:
     than there are: the plan is then for a machine that has them, of 80 GB each."""
     machine = probe()
     is_elsewhere = gpus is not None and gpus > machine.gpus
-    return _look(config, gpus, machine, is_elsewhere=is_elsewhere, needs_all=False)
+    return _look(with_trained_models(config), gpus, machine, is_elsewhere=is_elsewhere, needs_all=False)
 
 
 def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool, needs_all: bool) -> Plan:
@@ -142,10 +143,9 @@ def _prompts(
 ) -> tuple[PromptSet | None, int | None]:
     """The prompts to train on, if they can be tokenised, and how many there are, if the rows can be read."""
     if tokenizer is None:
-        rows = findings.of(lambda: count_rows(config.data))
-        return None, None if rows is None else max(0, rows - config.data.held_out_rows)
-    prompts = findings.of(lambda: checks.enough_rows(config, load_prompts(config.data, tokenizer)))
-    if prompts is None:
+        return None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
+    prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
+    if prompts is None or findings.of(lambda: checks.enough_rows(config, len(prompts))) is None:
         return None, None
     trained, _ = prompts.split(config.data.held_out_rows)
     return trained, len(trained)

@@ -44,12 +44,14 @@ def open_state(
     """Prompts, store and coordinator; the store is closed at the end."""
     prompts = PromptSet.load(run_dir.prompts)
     with open_ledger(run_dir) as store:
-        settings = loop_settings(config)
-        yield (
-            prompts,
-            store,
-            store.load(settings, len(prompts), config.run.seed, shuffle=config.data.shuffle),
+        coordinator = store.load(
+            loop_settings(config),
+            len(prompts),
+            config.run.seed,
+            shuffle=config.data.shuffle,
+            multiple_of=config.epoch_multiple,
         )
+        yield prompts, store, coordinator
 
 
 def rollout_task(lease: Lease, prompts: PromptSet) -> RolloutTask:

@@ -77,14 +77,22 @@ class LedgerStore(Generic[P]):
                 self._db.execute("rollback")
             raise
 
-    def load(self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool) -> Coordinator[P]:
-        """The coordinator as it was last saved, or a new one when the file is."""
+    def load(
+        self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool, multiple_of: int = 1
+    ) -> Coordinator[P]:
+        """The coordinator as it was last saved, or a new one when the file is. `rows` and what follows: of
+        the `PromptCursor`."""
         meta = {key: json.loads(value) for key, value in self._db.execute("select key, value from meta")}
-        if not meta:
-            return Coordinator(settings, PromptCursor(rows, seed, shuffle=shuffle))
         cursor = PromptCursor(
-            rows, seed, shuffle=shuffle, position=meta["cursor_position"], returned=meta["returned_rows"]
+            rows,
+            seed,
+            shuffle=shuffle,
+            multiple_of=multiple_of,
+            position=meta.get("cursor_position", 0),
+            returned=meta.get("returned_rows", ()),
         )
+        if not meta:
+            return Coordinator(settings, cursor)
         saved: Saved[P] = Saved(
             version=meta["version"],
             frontier=meta["frontier"],

@@ -1,0 +1,50 @@
+"""A run directory stands for the model that the run has trained."""
+
+import pytest
+
+from asyncrl.config import ConfigError, from_tree
+from asyncrl.runtime.checkpoints import Checkpoints, CheckpointState
+from asyncrl.runtime.earlier_run import model_in, with_trained_models
+
+
+def write(folder, step):
+    Checkpoints(folder / "checkpoints", keep_last=2).write(
+        CheckpointState(step, 0.0, "hash"), lambda new: (new / "hf").mkdir()
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}")
+    return folder
+
+
+def test_the_newest_checkpoints_model_wherever_the_run_ended(run):
+    write(run, 20)
+    write(run, 53)
+    assert model_in("model.path", str(run)) == str(run / "checkpoints" / "step_53" / "hf")
+
+
+def test_anything_else_is_left_as_it_is(tmp_path):
+    for path in ("Qwen/Qwen3-4B-Base", str(tmp_path), str(tmp_path / "nothing")):
+        assert model_in("model.path", path) == path
+
+
+def test_a_run_without_checkpoints_is_refused(run):
+    with pytest.raises(ConfigError, match=r"critic\.path=.*no checkpoint to take a model from.*--resume"):
+        model_in("critic.path", str(run))
+
+
+def test_every_model_of_a_config_may_be_a_runs(run):
+    write(run, 7)
+    tree = {
+        "model": {"path": str(run)},
+        "data": {"path": "rows.jsonl"},
+        "reward": {"functions": [{"function": "rewards.py:right"}]},
+        "reference": {"path": str(run)},
+    }
+    config = with_trained_models(from_tree(tree))
+    model = str(run / "checkpoints" / "step_7" / "hf")
+    assert (config.model.path, config.reference.path, config.critic) == (model, model, None)
