@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from asyncrl.config import Config
 from asyncrl.trainer.packed import PackedModel, load_decoder
 from asyncrl.trainer.packing import MicroBatch
+
+
+class ValueHead(nn.Linear):
+    """A scalar head that computes in float32 whatever its weights' dtype: bfloat16 has no number between 16
+    and 16.125, and an advantage is a difference of values."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float32[..., 1] from hidden states [..., H]."""
+        return linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
 class Critic(PackedModel):
@@ -20,13 +30,13 @@ class Critic(PackedModel):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model.base_model)
         hidden_size = model.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(hidden_size, 1, device=model.device, dtype=model.dtype)
+        self.value_head = ValueHead(hidden_size, 1, device=model.device, dtype=model.dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, micro: MicroBatch) -> Tensor:
         """float32[N]: V before each of the micro-batch's trained tokens."""
-        return self.value_head(self.predicting_states(micro)).squeeze(-1).float()
+        return self.value_head(self.predicting_states(micro)).squeeze(-1)
 
 
 def load_critic(config: Config) -> Critic:

@@ -147,3 +147,17 @@ def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config
         make_config(objective={"advantage": "gae"})
     with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo asks no critic"):
         make_config(critic={})
+
+
+def test_the_head_computes_in_float32_whatever_the_models_dtype(make_qwen3):
+    """In bfloat16 values near 16 would move in steps of 0.125, and advantages with them."""
+    critic = Critic(make_qwen3(dtype=torch.bfloat16))
+    torch.nn.init.normal_(critic.value_head.weight, std=0.01)
+    torch.nn.init.constant_(critic.value_head.bias, 16.0)
+    hidden = torch.randn(50, 64).bfloat16().requires_grad_()
+    values = critic.value_head(hidden)[:, 0]
+    exact = hidden.double() @ critic.value_head.weight[0].double() + 16
+    torch.testing.assert_close(values, exact.float(), rtol=1e-6, atol=0.0)
+    assert len(values.unique()) == 50
+    values.sum().backward()
+    assert hidden.grad.dtype == critic.value_head.weight.grad.dtype == torch.bfloat16
