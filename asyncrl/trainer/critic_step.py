@@ -54,7 +54,7 @@ class CriticStep:
                         before += value_stats(old_values[at], targets[at], unclipped, everything)
                 updates.append(self._critic.update(lr, step))
         before, seen = (
-            ValueStats.from_tensor(self._ranks.sum(stats.to_tensor())) for stats in (before, seen)
+            ValueStats.from_tensor(self._ranks.sum_on_host(stats.to_tensor())) for stats in (before, seen)
         )
         return {
             "critic/loss": seen.loss,

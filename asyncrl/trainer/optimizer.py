@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import RunFailed
-from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT
 
 MAX_SKIPPED_UPDATES = 3
@@ -79,7 +79,7 @@ class MasterAdamW:
     def __init__(
         self, parameters: Iterable[nn.Parameter], config: TrainerConfig, ranks: Ranks | None = None
     ) -> None:
-        self._ranks = ranks or OneRank()
+        self._ranks = ranks
         self._max_grad_norm = config.max_grad_norm
         self.skips = SkipCounter()
         self._masters: dict[nn.Parameter, Tensor] = {}
@@ -99,8 +99,9 @@ class MasterAdamW:
         weights, forget the gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in
         a row."""
         masters = [master for master in self._masters.values() if master.grad is not None]
-        for master in masters:
-            self._ranks.sum(master.grad)
+        if self._ranks is not None:
+            for master in masters:
+                self._ranks.sum(master.grad)
         norm = nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
         grad_norm = float(norm)
         applied = bool(torch.isfinite(norm))

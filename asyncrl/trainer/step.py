@@ -27,7 +27,7 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.passes import over_tokens
-from asyncrl.trainer.ranks import OneRank, Ranks, gathered
+from asyncrl.trainer.ranks import OneRank, Ranks, gathered_on_host
 from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.schedule import learning_rate
 from asyncrl.trainer.shares import MiniBatch, Packing, mini_batch
@@ -85,7 +85,7 @@ class TrainStep:
     ) -> None:
         self._policy = policy
         self._packing = packing
-        self._ranks = ranks or OneRank()
+        self._ranks = ranks or OneRank(packing.device)
         self._critic = None if critic is None else CriticStep(critic, config, self._ranks)
         self._reference = reference
         self._averaged = averaged
@@ -192,11 +192,12 @@ class TrainStep:
             updates.append(self._policy.update(lr, step))
             if self._averaged is not None:
                 self._averaged.follow()
-        for table in gathered(self._ranks, diagnostics.to_tensor()):
+        for table in gathered_on_host(self._ranks, diagnostics.to_tensor().cpu()):
             everything.merge(table)
+        shares = torch.tensor(losses, dtype=torch.float64)
         return {
             **dict(everything.metrics()),
-            "loss": _mean(self._ranks.sum(torch.tensor(losses, dtype=torch.float64)).tolist()),
+            "loss": _mean(self._ranks.sum_on_host(shares).tolist()),
             "grad_norm": _mean([update.grad_norm for update in updates]),
             "skipped_updates": float(sum(not update.applied for update in updates)),
             "lr": lr,

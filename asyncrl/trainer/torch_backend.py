@@ -33,7 +33,7 @@ class TorchTrainer:
         self._folder = ModelFolder(self._model, load_tokenizer(config))
         trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))
         self._parts = trained.parts()
-        self._step = make_step(config, models, trained, OneRank())
+        self._step = make_step(config, models, trained, OneRank(models.policy.device))
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         return self._step(batch, total_steps)

@@ -209,7 +209,7 @@ def explicit_tokens(step):
         prox = over_tokens(
             [mini],
             len(tokens.ids),
-            OneRank(),
+            OneRank(torch.device("cpu")),
             lambda micro: step._policy(micro, tokens.ids[micro.token_index])[0],
         )
         return accumulate(mini, tokens, dataclasses.replace(lessons, prox_logprobs=prox), diagnostics)

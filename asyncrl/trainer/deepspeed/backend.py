@@ -34,8 +34,7 @@ class DeepSpeedTrainer:
         self._model = models.policy.model
         self._folder = ModelFolder(self._model, load_tokenizer(config))
         self._total_steps = config.run.steps
-        idle_timeout_s = config.run.start_s + config.run.stall_s
-        self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, idle_timeout_s)
+        self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
         trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
         self._parts = trained.parts()
         self._step = make_step(config, models, trained, self._group)

@@ -1,4 +1,4 @@
-"""The process group of the trainer's ranks, and the orders by which rank 0 makes the others do what it
+"""The process groups of the trainer's ranks, and the orders by which rank 0 makes the others do what it
 does."""
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncrl.trainer.batch import FlatBatch
+from asyncrl.trainer.ranks import check_device
 from asyncrl.waits import waiting
 
+DEVICE_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+"""What carries tensors between ranks, by the kind of device that they lie on."""
+HOST = torch.device("cpu")
 COLLECTIVE_TIMEOUT_S = 300.0
 """Longest wait for the other ranks in one collective, all of whom are under way to it."""
+ORDER_TIMEOUT_S = 24 * 3600.0
+"""Longest wait for rank 0's next order, during which rank 0 waits for a batch, writes, or evaluates. It need
+not be short: rank 0's death breaks the connection at once, and a rank 0 that hangs, or a run that makes no
+progress, is found by those who look for it (`runtime.pulse`, `runtime.stall`)."""
 
 
 class Order(IntEnum):
@@ -45,30 +53,45 @@ class RestoreOrder:
 
 
 class Group:
-    """`Ranks` over torch.distributed: gloo on the CPU, NCCL on GPUs.
+    """`Ranks` over torch.distributed. Every collective names its process group, of which there are three:
 
-    rendezvous: a file that does not exist yet, the same for all ranks. idle_timeout_s: longest wait of the
-    other ranks for rank 0's next order, during which rank 0 waits for a batch.
+    - the default one, for tensors on the device that the ranks compute on (NCCL on GPUs, which refuses
+      others). It is also the one that DeepSpeed makes its own of;
+    - the host's (gloo), for tensors in host memory;
+    - the orders' (gloo, too), in which a wait may be long. NCCL's watchdog ends processes whose collective is
+      late, so no rank ever waits for an order in NCCL.
+
+    rendezvous: a file that does not exist yet, the same for all ranks. start_timeout_s: longest wait here
+    for the others, which load their models first.
     """
 
     def __init__(
-        self, rank: int, size: int, rendezvous: Path, device: torch.device, idle_timeout_s: float
+        self, rank: int, size: int, rendezvous: Path, device: torch.device, start_timeout_s: float
     ) -> None:
         self.rank, self.size = rank, size
-        # DeepSpeed reads these, and one process has one GPU.
+        self._device = device
+        # DeepSpeed reads these. A process sees one GPU, so that every thread's current device, which NCCL
+        # takes for barriers, is that.
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
+        store = dist.FileStore(str(rendezvous), size)
+        with waiting("the other ranks of the trainer to load their models"):
+            store.set(f"rank {rank}", "here")
+            store.wait([f"rank {other}" for other in range(size)], timedelta(seconds=start_timeout_s))
+        soon = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(rendezvous), size),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+            DEVICE_BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=soon
         )
-        # Batches lie in host memory, and an order may be long in coming.
-        self._orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=idle_timeout_s))
+        self._host = dist.new_group(backend="gloo", timeout=soon)
+        self._orders = dist.new_group(backend="gloo", timeout=timedelta(seconds=ORDER_TIMEOUT_S))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor)
+        check_device(tensor, self._device)
+        dist.all_reduce(tensor, group=dist.group.WORLD)
+        return tensor
+
+    def sum_on_host(self, tensor: Tensor) -> Tensor:
+        check_device(tensor, HOST)
+        dist.all_reduce(tensor, group=self._host)
         return tensor
 
     def tell(self, order: Order | TrainOrder | RestoreOrder) -> None:
