@@ -492,11 +492,15 @@ class PacedTrainerConfig(Section):
 class DeepSpeedConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What the ranks share out among each other: 0 nothing, 1 the optimizer's state, 2 the gradients too, 3
-    the weights too."""
+    the weights too. 0 and 1 keep all gradients on every rank (4 bytes a parameter) and sum them over the
+    ranks once a mini-batch; 2 and 3 once a micro-batch, while the backward pass goes on."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory."""
     offload_parameters: bool = False
     """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
+    communication_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which the ranks sum their gradients. float32: how many ranks there are changes no gradient.
+    bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""
     zero: dict[str, Any] = {}
     """Further settings of DeepSpeed's `zero_optimization`, by DeepSpeed's own names."""
 

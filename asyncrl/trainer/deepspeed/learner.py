@@ -28,21 +28,39 @@ class DeepSpeedLearner:
     def __init__(self, model: nn.Module, config: Config) -> None:
         self._parameters = trained_parameters(model)
         self._shapes = learner_shapes(self._parameters)
+        settings = engine_settings(config)
+        if config.trainer.deepspeed.zero_stage == 2:
+            self._hold_large_gradients(settings["zero_optimization"]["reduce_bucket_size"])
         wait_for_compilers()
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=adamw(list(self._parameters.values()), config.trainer),
-            config=engine_settings(config),
+            config=settings,
             dist_init_required=False,
         )
         self._skips = SkipCounter()
+
+    def _hold_large_gradients(self, bucket_elements: int) -> None:
+        """ZeRO 2 sums a gradient that is larger than a bucket in place, on a stream of its own, and lets go
+        of it at once: its memory must not be used anew before that stream is done. Hooks run in the order of
+        their registration, so this comes before DeepSpeed's own."""
+
+        def hold(parameter: Tensor) -> None:
+            stream = self._engine.optimizer.reduction_stream
+            if stream is not None:  # as on a CPU
+                assert parameter.grad is not None
+                parameter.grad.record_stream(stream)
+
+        for parameter in self._parameters.values():
+            if parameter.numel() > bucket_elements:
+                parameter.register_post_accumulate_grad_hook(hold)
 
     def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
         return self._engine(micro, *inputs)
 
     def backward(self, loss: Tensor) -> None:
-        # DeepSpeed takes the mean over the ranks, and the shares are to add up.
-        self._engine.backward(loss * self._engine.dp_world_size)
+        # The shares are to add up, and ZeRO 3 takes the mean over the ranks.
+        self._engine.backward(loss * self._engine.dp_world_size if self._engine.gradient_average else loss)
 
     def update(self, lr: float, training_step: int) -> Update:
         for group in self._engine.optimizer.param_groups:

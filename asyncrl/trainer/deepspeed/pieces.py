@@ -36,17 +36,23 @@ def gathered(parameters: Sequence[nn.Parameter], *, modified: bool = False) -> A
 def optimizer_states(optimizer: ZeROOptimizer) -> list[dict[str, Tensor]]:
     """AdamW's state of each of this rank's partitions: of the live ones, also those that DeepSpeed would only
     make, or make known to its parameters, in the course of the first updates."""
-    scattered = hasattr(optimizer, "fp32_partitioned_groups_flat")
-    partitions = (
-        optimizer.fp32_partitioned_groups_flat if scattered else optimizer.single_partition_of_fp32_groups
-    )
+    partitions, groups = _partitions(optimizer)
     for number, partition in enumerate(partitions):
         if not optimizer.state[partition]:
             optimizer.state[partition] = adamw_start(partition.detach())
-        if not scattered:
-            parameters = optimizer.bit16_groups[number]
-            lazy_init_hp_params_optimizer_state(parameters, partition, optimizer.state)
+        if groups is not None:
+            lazy_init_hp_params_optimizer_state(groups[number], partition, optimizer.state)
     return [optimizer.state[partition] for partition in partitions]
+
+
+def _partitions(optimizer: ZeROOptimizer) -> tuple[list[Tensor], list[list[nn.Parameter]] | None]:
+    """This rank's float32 masters, and the parameters that each is a part of (None where those are
+    scattered). DeepSpeed has an optimizer for ZeRO 3, one for 2, and one for 1 in bfloat16."""
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return optimizer.fp32_partitioned_groups_flat, None
+    if hasattr(optimizer, "fp32_groups_flat_partition"):
+        return optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
+    return optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
 
 
 def set_whole(parameter: nn.Parameter, value: Tensor, kind: str | None = None) -> None:

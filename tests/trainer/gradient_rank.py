@@ -1,0 +1,61 @@
+"""One of several trainer processes: `gradient_rank.py RANK FOLDER`. Trains one step on the same batch by each
+config `FOLDER/NAME.yaml`, all in one process group; rank 0 writes the gradients of each, as AdamW's first
+average has them, to `FOLDER/NAME.safetensors`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from batches import make_batch, with_true_logprobs
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from asyncrl import config as settings
+from asyncrl.trainer.batch import flatten
+from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.parts import load_models, make_step, make_trained
+from asyncrl.trainer.ranks import OneRank
+
+START_TIMEOUT_S = 240.0
+
+
+def gradients(config, ranks, learner) -> dict[str, torch.Tensor]:
+    """By part and parameter. All ranks call it alike."""
+    models = load_models(config)
+    trained = make_trained(config, models, learner)
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    batch = with_true_logprobs(make_batch(0, groups=6), model)
+    make_step(config, models, trained, ranks).train(flatten(batch), 0)
+    return {
+        f"{part}.{name}": tensor.detach().float().clone()
+        for part, learned in trained.parts().items()
+        for kind, name, tensor in learned.tensors()
+        if kind == "exp_avg"
+    }
+
+
+def alone(config) -> dict[str, torch.Tensor]:
+    """Of plain torch, in this process."""
+    ranks = OneRank(torch.device("cpu"))
+    return gradients(config, ranks, lambda model: TorchLearner(model, config.trainer))
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from asyncrl.trainer.deepspeed.backend import _learner
+    from asyncrl.trainer.deepspeed.group import Group
+
+    configs = {path.stem: settings.load(path) for path in sorted(folder.glob("*.yaml"))}
+    size = next(iter(configs.values())).trainer.ranks
+    group = Group(rank, size, folder / "rendezvous", torch.device("cpu"), START_TIMEOUT_S)
+    for name, config in configs.items():
+        found = gradients(config, group, lambda model, config=config: _learner(model, config, group))
+        if rank == 0:
+            save_file(found, folder / f"{name}.safetensors")
+    group.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
