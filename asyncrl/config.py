@@ -499,8 +499,8 @@ class DeepSpeedConfig(Section):
     offload_parameters: bool = False
     """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
     communication_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which the ranks sum their gradients. float32: how many ranks there are changes no gradient.
-    bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""
+    """In which the ranks sum their gradients (zero_stage 1 to 3). float32: how many ranks there are changes
+    no gradient. bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""
     zero: dict[str, Any] = {}
     """Further settings of DeepSpeed's `zero_optimization`, by DeepSpeed's own names."""
 

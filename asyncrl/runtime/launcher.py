@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ from asyncrl.runtime.resume import put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.scratch import scratch_folder
 from asyncrl.weights.segment import sweep, sweep_abandoned
+
+_ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
+"""The variable from which torch takes its allocator's settings, by its name and the one that it had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +205,32 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
 
 def _environment(place: Place) -> dict[str, str]:
     own_cores = {OWN_CORES: listed(place.cores)} if place.cores else {}
-    return own_cores | {
-        "OMP_NUM_THREADS": str(place.threads),
-        # A thread that waits must not spin: trainer and engines share the cores.
-        "OMP_WAIT_POLICY": "passive",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
-        # The trainer's ranks listen to each other, and nobody else is to reach them.
-        "GLOO_SOCKET_IFNAME": _LOOPBACK,
-        "NCCL_SOCKET_IFNAME": _LOOPBACK,
-    }
+    return (
+        own_cores
+        | _allocator(place)
+        | {
+            "OMP_NUM_THREADS": str(place.threads),
+            # A thread that waits must not spin: trainer and engines share the cores.
+            "OMP_WAIT_POLICY": "passive",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
+            # The trainer's ranks listen to each other, and nobody else is to reach them.
+            "GLOO_SOCKET_IFNAME": _LOOPBACK,
+            "NCCL_SOCKET_IFNAME": _LOOPBACK,
+        }
+    )
+
+
+def _allocator(place: Place) -> dict[str, str]:
+    """How torch's allocator is to behave, unless whoever starts the run has said so.
+
+    A trainer's tensors have ever-changing sizes, and segments of fixed size would leave gaps between them.
+    Engines keep torch's default, since they allocate once and vLLM's memory pools refuse segments that grow;
+    so does `run.mode=inline`, whose one process is an engine, too.
+    """
+    if place.kind != "trainer" or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None:

@@ -6,6 +6,7 @@ from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.runtime import launcher
 from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.resources import Place
 
 TREE = {
     "model": {"path": "m"},
@@ -37,3 +38,26 @@ def test_a_directory_holds_one_run_at_a_time(tmp_path):
             second.__enter__()
     with RunDir(tmp_path).held():
         pass
+
+
+@pytest.mark.parametrize(
+    ("role", "gpus", "own", "expected"),
+    [
+        ("trainer-1", (1,), {}, "expandable_segments:True"),
+        ("trainer-0", (), {}, None),
+        ("rollout-0", (0,), {}, None),
+        ("reward-0", (0,), {}, None),
+        # The launcher's own environment is the roles', too.
+        ("trainer-0", (0,), {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ("trainer-0", (0,), {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_trainers_on_gpus_allocate_in_segments_that_grow_unless_told_otherwise(
+    role, gpus, own, expected, monkeypatch
+):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    place = Place(role, "cuda" if gpus else "cpu", gpus, threads=1)
+    assert launcher._environment(place).get("PYTORCH_ALLOC_CONF") == expected
