@@ -1,0 +1,61 @@
+"""What DeepSpeed makes of our settings, on one rank in this process."""
+
+import pytest
+import torch
+
+from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.deepspeed.group import Group
+
+pytestmark = pytest.mark.deepspeed
+
+BUCKET_ELEMENTS = 5000
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """For all tests, since DeepSpeed keeps its own groups for as long as the process lives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
+        made = Group(0, 1, rendezvous, torch.device("cpu"), start_timeout_s=60.0)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def make_learner(group, make_config, make_qwen3):
+    from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
+
+    def make(**settings):
+        section = {"backend": "deepspeed", "deepspeed": settings}
+        config = make_config(model={"dtype": "bfloat16"}, trainer=section)
+        return DeepSpeedLearner(Critic(make_qwen3(dtype=torch.bfloat16)), config)
+
+    return make
+
+
+@pytest.mark.timeout(240)
+def test_gradients_are_summed_in_float32_in_small_buckets_beside_the_backward_pass(make_learner):
+    for stage in (1, 2, 3):
+        engine = make_learner(zero_stage=stage)._engine
+        assert engine.get_data_types() == (torch.bfloat16, torch.float32)
+        assert engine.communication_data_type == torch.float32
+        assert engine.zero_reduce_bucket_size() == 10**8
+        assert engine.zero_overlap_comm() == (stage > 1)
+        assert engine.gradient_average == (stage == 3)
+    assert make_learner(communication_dtype="bfloat16")._engine.communication_data_type == torch.bfloat16
+
+
+@pytest.mark.timeout(240)
+def test_the_memory_of_a_gradient_larger_than_a_bucket_outlives_its_sum_on_the_other_stream(
+    make_learner, monkeypatch
+):
+    held = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda grad, stream: held.append((grad.shape, stream)))
+    learner = make_learner(zero_stage=2, zero={"reduce_bucket_size": BUCKET_ELEMENTS})
+    stream = learner._engine.optimizer.reduction_stream = object()  # a CPU has none
+    large = [p.shape for p in learner._parameters.values() if p.numel() > BUCKET_ELEMENTS]
+    assert 0 < len(large) < len(learner._parameters)
+    learner.backward(sum(p.float().sum() for p in learner._parameters.values()))
+    assert sorted(held) == sorted((shape, stream) for shape in large)
+    assert all(p.grad is None for p in learner._parameters.values())
