@@ -152,7 +152,7 @@ STAGES = {
 
 @pytest.mark.timeout(DEADLINE_S + 60)
 def test_invariant_5_in_bfloat16_neither_ranks_nor_stages_round_a_gradient(make, tmp_path):
-    """Six micro-batches a rank, whose gradients are the same: what is left is how they are summed."""
+    """Eight micro-batches a rank, whose gradients are the same: what is left is how they are summed."""
     expected = gradient_rank.alone(make("bfloat16", mini_batches=1, micro_batch_tokens=16))
     for name, settings in STAGES.items():
         section = {"zero_stage": int(name[0]), **settings}
