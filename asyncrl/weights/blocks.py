@@ -1,46 +1,50 @@
-"""Copy a payload and take its checksum, block by block, on several threads.
-
-The checksum is CRC-32: it finds every single flipped bit, and misses a torn block by a chance of 2^-32. A
-plain sum of words would be faster and wrong here: two versions of a model differ by a few last bits, up in
-one weight and down in another, and such changes cancel. zlib and numpy release the GIL while they work, so
-threads scale.
-"""
+"""Copy the spans of a payload and take their digests, block by block, on several threads: numpy releases the
+GIL while it works, so threads scale."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
-BLOCK_BYTES = 4 << 20
-"""A block that has just been copied is still in the cache when its checksum is taken."""
+from asyncrl.weights.digest import CHUNK_BYTES, Bytes, Sums, chunk_sums, digest
 
-Bytes = NDArray[np.uint8]
+BLOCK_BYTES = 128 * CHUNK_BYTES
+"""What a thread does at a time."""
 
-
-def checksums(payload: Bytes, threads: int = 1) -> tuple[int, ...]:
-    """CRC-32 of each block of uint8[N]."""
-    return _each_block(len(payload), threads, lambda start, stop: zlib.crc32(payload[start:stop].data))
+Spans = Sequence[tuple[int, int]]
+"""Where each starts and stops, in bytes."""
 
 
-def copy(source: Bytes, target: Bytes, threads: int = 1) -> tuple[int, ...]:
-    """Copy uint8[N] into uint8[N]. Returns the checksums of what arrived in `target`."""
-
-    def copy_block(start: int, stop: int) -> int:
-        block = target[start:stop]
-        np.copyto(block, source[start:stop])
-        return zlib.crc32(block.data)
-
-    return _each_block(len(target), threads, copy_block)
+def digests(payload: Bytes, spans: Spans, threads: int = 1) -> tuple[int, ...]:
+    """Of each span of uint8[N] (see `digest`)."""
+    return _each_block(payload, None, spans, threads)
 
 
-def _each_block(n_bytes: int, threads: int, work: Callable[[int, int], int]) -> tuple[int, ...]:
-    starts = range(0, n_bytes, BLOCK_BYTES)
-    stops = [min(start + BLOCK_BYTES, n_bytes) for start in starts]
-    if threads == 1 or len(starts) <= 1:
-        return tuple(map(work, starts, stops))
-    with ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool:
-        return tuple(pool.map(work, starts, stops))
+def copy(source: Bytes, target: Bytes, spans: Spans, threads: int = 1) -> tuple[int, ...]:
+    """Copy the spans of uint8[N] into uint8[N]. Returns the digests of what arrived in `target`."""
+    return _each_block(source, target, spans, threads)
+
+
+def _each_block(source: Bytes, target: Bytes | None, spans: Spans, threads: int) -> tuple[int, ...]:
+    def work(span: int, start: int, stop: int) -> Sums:
+        return chunk_sums(source[start:stop], None if target is None else target[start:stop])
+
+    blocks = [
+        (number, at, min(at + BLOCK_BYTES, stop))
+        for number, (start, stop) in enumerate(spans)
+        for at in range(start, stop, BLOCK_BYTES)
+    ]
+    if threads == 1 or len(blocks) <= 1:
+        results = [work(*block) for block in blocks]
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool:
+            results = list(pool.map(work, *zip(*blocks, strict=True)))
+    sums: list[list[Sums]] = [[np.empty(0, np.int64)] for _ in spans]
+    for (number, _, _), result in zip(blocks, results, strict=True):
+        sums[number].append(result)
+    return tuple(
+        digest(np.concatenate(of_span), stop - start)
+        for of_span, (start, stop) in zip(sums, spans, strict=True)
+    )

@@ -17,7 +17,8 @@ class ScatteredWeights(Protocol):
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the manifest, in its order. A tensor is whole and valid until the next is asked
-        for, so that no more than a layer need be in one place at a time."""
+        for, and for what was queued on the device's current stream until then, so that no more than a layer
+        need be in one place at a time."""
 
 
 LiveWeights = Mapping[str, Tensor] | ScatteredWeights

@@ -32,6 +32,11 @@ class TensorEntry:
     offset: int
     n_bytes: int
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where it starts and stops in the payload, in bytes."""
+        return self.offset, self.offset + self.n_bytes
+
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}{list(self.shape)}"
 
@@ -63,14 +68,7 @@ class Manifest:
 
     def views(self, payload: Tensor) -> dict[str, Tensor]:
         """The tensors inside a payload (uint8[n_bytes]), by name, sharing its memory."""
-        return {
-            e.name: payload[e.offset : e.offset + e.n_bytes].view(_dtype(e)).view(e.shape)
-            for e in self.entries
-        }
-
-    def names_in(self, start: int, stop: int) -> list[str]:
-        """Names of the tensors that have bytes in `start .. stop` of the payload."""
-        return [e.name for e in self.entries if e.offset < stop and e.offset + e.n_bytes > start]
+        return {e.name: payload[slice(*e.span)].view(_dtype(e)).view(e.shape) for e in self.entries}
 
     def difference(self, other: Manifest) -> str | None:
         """The first difference to `other`, in words; None when they are equal."""
@@ -97,9 +95,9 @@ class WeightNotice:
     """Path of the shared memory."""
     manifest: Manifest
     checksums: tuple[int, ...]
-    """Of each block of the payload (see `blocks`)."""
+    """The digest of each tensor (see `digest`), in the manifest's order."""
     publish_s: float
-    """What publishing took: copy and checksum."""
+    """What publishing took: copy and digest."""
     canary: Canary | None = None
     """For engines that can prove what they compute."""
 

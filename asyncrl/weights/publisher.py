@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from asyncrl.weights import blocks
 from asyncrl.weights.canary import Canary
+from asyncrl.weights.digest import device_sums, digest
 from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import Manifest, WeightNotice
+from asyncrl.weights.mapping import HostMap, over
 from asyncrl.weights.segment import BUFFERS, create, segment_path
 from asyncrl.weights.source import WeightsError
 
@@ -23,13 +24,13 @@ class ShmPublisher:
     Whoever publishes version v makes sure first that no engine is still reading version v - 2; a reader that
     is overtaken all the same finds out by the checksum. One thread at a time may publish.
 
-    threads: threads for the checksum; by default those that torch has.
+    threads: threads for the digests of weights on the CPU; by default those that torch has.
     """
 
     def __init__(self, prefix: str, threads: int | None = None) -> None:
         self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
         self._threads = threads or torch.get_num_threads()
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, HostMap] = {}
         self._manifest: Manifest | None = None
         self._version: int | None = None
         self._closed = False
@@ -44,12 +45,8 @@ class ShmPublisher:
         started = time.perf_counter()
         whole = isinstance(weights, Mapping)
         manifest = self._checked(version, Manifest.of(weights) if whole else weights.manifest)
-        payload = self._payload(version % BUFFERS, manifest.n_bytes)
-        with torch.no_grad():
-            views = manifest.views(payload)
-            for name, tensor in ((n, weights[n]) for n in views) if whole else weights.parts():
-                views[name].copy_(tensor)
-        checksums = blocks.checksums(payload.numpy(), self._threads)
+        parts = ((e.name, weights[e.name]) for e in manifest.entries) if whole else weights.parts()
+        checksums = self._copy(manifest, parts, version % BUFFERS)
         self._manifest, self._version = manifest, version
         path = self._paths[version % BUFFERS]
         return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)
@@ -74,8 +71,36 @@ class ShmPublisher:
             )
         return manifest
 
-    def _payload(self, buffer: int, n_bytes: int) -> Tensor:
-        """uint8[n_bytes] over the segment."""
+    @torch.no_grad()
+    def _copy(self, manifest: Manifest, parts: Iterable[tuple[str, Tensor]], buffer: int) -> tuple[int, ...]:
+        """Returns the tensors' digests. A GPU copies and digests by itself what lies on it."""
+        mapped = self._mapped(buffer, manifest.n_bytes)
+        payload = over(mapped)
+        views = manifest.views(payload)
+        apart: dict[str, Tensor] = {}
+        for name, tensor in parts:
+            if computes_apart(tensor):
+                mapped.lock_pages()
+                apart[name] = device_sums(tensor)
+            views[name].copy_(tensor, non_blocking=True)
+        here = {e.name: e.span for e in manifest.entries if e.name not in apart}
+        digests = blocks.digests(payload.numpy(), list(here.values()), self._threads)
+        found = dict(zip(here, digests, strict=True))
+        if apart:
+            # This waits for the copies too, which were asked for before.
+            sums = torch.cat(list(apart.values())).cpu()
+            of_each = dict(zip(apart, sums.split([len(s) for s in apart.values()]), strict=True))
+            n_bytes = {e.name: e.n_bytes for e in manifest.entries}
+            found |= {name: digest(s.numpy(), n_bytes[name]) for name, s in of_each.items()}
+        return tuple(found[e.name] for e in manifest.entries)
+
+    def _mapped(self, buffer: int, n_bytes: int) -> HostMap:
+        """The segment."""
         if buffer not in self._maps:
             self._maps[buffer] = create(self._paths[buffer], n_bytes)
-        return torch.frombuffer(self._maps[buffer], dtype=torch.uint8)
+        return self._maps[buffer]
+
+
+def computes_apart(tensor: Tensor) -> bool:
+    """Whether it lies on a device that works beside this thread."""
+    return tensor.device.type != "cpu"

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from asyncrl.weights.mapping import HostMap
 from asyncrl.weights.source import WeightsError
 
 BUFFERS = 2
@@ -37,7 +38,7 @@ def segment_path(prefix: str, buffer: int) -> Path:
     return _folder() / f"{prefix}-{buffer}"
 
 
-def create(path: Path, n_bytes: int) -> mmap.mmap:
+def create(path: Path, n_bytes: int) -> HostMap:
     """A new, zeroed, writable segment that only this user can open. A left-over of the same name is replaced.
 
     Raises `WeightsError` when the memory is not there.
@@ -49,7 +50,7 @@ def create(path: Path, n_bytes: int) -> mmap.mmap:
         # abandoned.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _reserve(fd, n_bytes)
-        return mmap.mmap(fd, n_bytes)
+        return HostMap(fd, n_bytes)
     except OSError as error:
         path.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,18 +12,17 @@ from torch import Tensor
 
 from asyncrl.weights import blocks
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.mapping import HUGE_PAGES_FROM_BYTES, over, private_map
 from asyncrl.weights.segment import attach
 from asyncrl.weights.source import WeightsError
 
 log = logging.getLogger(__name__)
 
-HUGE_PAGES_FROM_BYTES = 8 << 20
-
 
 class ShmWeights:
     """A published weight version, as a `WeightSource`. Holds no memory and no descriptor between calls.
 
-    threads: threads for copy and checksum; by default those that torch has.
+    threads: threads for copy and digest; by default those that torch has.
     """
 
     def __init__(self, notice: WeightNotice, threads: int | None = None) -> None:
@@ -40,52 +37,48 @@ class ShmWeights:
         Raises `WeightsError` when the segment is gone or its content is no longer this version; the newest
         notice is the one to read then.
         """
+        announced, expected = len(self.notice.checksums), len(self.notice.manifest.entries)
+        if announced != expected:
+            raise WeightsError(
+                f"the notice of weight version {self.version} has {announced} checksums for {expected} "
+                "tensors"
+            )
         private = _private_bytes(self.notice.manifest.n_bytes)
         self._verify(self._copy_into(private))
         return self.notice.manifest.views(private)
 
     def _copy_into(self, private: Tensor) -> tuple[int, ...]:
-        """Returns the checksums of what was read. The mapping goes with the last array that looks into it:
+        """Returns the digests of what was read. The mapping goes with the last array that looks into it:
         here, even when the caller raises and its frame lives on in a traceback."""
         mapped = attach(Path(self.notice.segment), len(private))
-        return blocks.copy(np.frombuffer(mapped, dtype=np.uint8), private.numpy(), self._threads)
+        source = np.frombuffer(mapped, dtype=np.uint8)
+        spans = [entry.span for entry in self.notice.manifest.entries]
+        return blocks.copy(source, private.numpy(), spans, self._threads)
 
     def _verify(self, arrived: tuple[int, ...]) -> None:
-        announced = self.notice.checksums
-        if arrived == announced:
+        entries, announced = self.notice.manifest.entries, self.notice.checksums
+        bad = [e.name for e, a, b in zip(entries, arrived, announced, strict=True) if a != b]
+        if not bad:
             return
-        if len(arrived) != len(announced):
-            raise WeightsError(
-                f"the notice of weight version {self.version} has {len(announced)} checksums, "
-                f"not {len(arrived)}"
-            )
-        bad = [i for i, (a, b) in enumerate(zip(arrived, announced, strict=True)) if a != b]
-        start = bad[0] * blocks.BLOCK_BYTES
-        names = self.notice.manifest.names_in(start, start + blocks.BLOCK_BYTES)
         raise WeightsError(
             f"weight version {self.version} in {self.notice.segment} does not match its checksum in "
-            f"{len(bad)} of {len(arrived)} blocks (the first holds {names[0]}): a newer version has "
+            f"{len(bad)} of {len(entries)} tensors (the first is {bad[0]}): a newer version has "
             "overwritten it, or memory is damaged; nothing was applied"
         )
 
 
 def _private_bytes(n_bytes: int) -> Tensor:
-    """uint8[n_bytes] of this process's own, in huge pages where the system has them.
+    """uint8[n_bytes] of this process's own.
 
-    In pages of 4 KiB, getting the memory takes several times as long as copying into it, and an engine gives
-    the memory of the version before back during its pause.
-
-    An engine on a GPU gets pinned memory: what it copies to the GPU from there takes a fraction of the time,
-    and no thread waits for it. torch keeps it for the next version.
+    It comes in huge pages where there are any: an engine gives the memory of the version before back during
+    its pause. An engine on a GPU gets page-locked memory: what it copies to the GPU from there takes a
+    fraction of the time, and no thread waits for it. torch keeps it for the next version.
     """
     if torch.cuda.is_initialized():
         try:
             return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
             log.warning("no pinned memory for %d bytes of weights, so updates are slower: %s", n_bytes, error)
-    if n_bytes < HUGE_PAGES_FROM_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if n_bytes < HUGE_PAGES_FROM_BYTES:
         return torch.empty(n_bytes, dtype=torch.uint8)
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return over(private_map(n_bytes))

@@ -82,15 +82,6 @@ def test_the_difference_of_two_layouts_is_named(change, words):
     assert words in before.difference(Manifest.of(tensors))
 
 
-def test_names_in_a_byte_range():
-    manifest = Manifest(
-        (TensorEntry("a", "uint8", (64,), 0, 64), TensorEntry("b", "uint8", (10,), 64, 10)), 74
-    )
-    assert manifest.names_in(0, 64) == ["a"]
-    assert manifest.names_in(63, 65) == ["a", "b"]
-    assert manifest.names_in(64, 1000) == ["b"]
-
-
 def test_a_dtype_that_this_torch_lacks_is_named():
     manifest = Manifest((TensorEntry("layer.weight", "float3", (2,), 0, 1),), 1)
     with pytest.raises(WeightsError, match=r"layer\.weight.*float3"):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,9 @@ import pytest
 import torch
 
 from asyncrl.weights import blocks, segment, subscriber
+from asyncrl.weights import publisher as publisher_module
+from asyncrl.weights.digest import CHUNK_BYTES, chunk_sums, digest
+from asyncrl.weights.mapping import HostMap
 from asyncrl.weights.publisher import ShmPublisher
 from asyncrl.weights.segment import segment_path, sweep
 from asyncrl.weights.source import WeightsError
@@ -91,22 +93,41 @@ def test_versions_alternate_between_two_buffers(publisher):
 
 
 def test_many_blocks_and_threads(publisher, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
-    tensors = {f"t{i}": torch.randn(123 + i) for i in range(30)}
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", CHUNK_BYTES)
+    tensors = {f"t{i}": torch.randn(12_345 + i) for i in range(30)} | {"empty": torch.empty(0, 4)}
     notice = publisher.publish(0, tensors)
-    assert len(notice.checksums) == -(-notice.manifest.n_bytes // 1000)
+    assert len(set(notice.checksums)) == len(tensors)
     for threads in (1, 3):
         assert_same(ShmWeights(notice, threads).tensors(), tensors)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_copy_reports_the_checksums_of_what_arrived(monkeypatch, threads):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
-    source = np.random.default_rng(0).integers(0, 256, 250, dtype=np.uint8)
+def test_copy_reports_the_digests_of_what_arrived(monkeypatch, threads):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", CHUNK_BYTES)
+    source = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8)
     target = np.zeros_like(source)
-    expected = tuple(zlib.crc32(source[i : i + 100].tobytes()) for i in (0, 100, 200))
-    assert blocks.copy(source, target, threads) == expected == blocks.checksums(source, threads)
-    assert np.array_equal(source, target)
+    spans = [(0, 100_000), (100_000, 100_000), (100_032, 200_000)]
+    expected = tuple(digest(chunk_sums(source[start:stop]), stop - start) for start, stop in spans)
+    assert blocks.copy(source, target, spans, threads) == expected
+    assert blocks.digests(source, spans, threads) == expected
+    assert np.array_equal(source[100_032:], target[100_032:])
+    assert not target[100_000:100_032].any()
+
+
+def test_weights_on_a_gpu_are_digested_there_and_mean_the_same(publisher, prefix, monkeypatch):
+    """With the CPU in the GPU's place: of some tensors, and of all of them."""
+    tensors = {f"t{i}": torch.randn(5000 * i + 1).bfloat16() for i in range(4)}
+    tensors["strided"] = torch.randn(100, 100)[::3, 1::2]
+    here = publisher.publish(0, tensors).checksums
+    locked = []
+    monkeypatch.setattr(HostMap, "lock_pages", lambda mapped: locked.append(len(mapped)))
+    for version, apart in enumerate([{"t1", "strided"}, tensors.keys()], start=1):
+        there = {tensors[name].data_ptr() for name in apart}
+        monkeypatch.setattr(publisher_module, "computes_apart", lambda t, there=there: t.data_ptr() in there)
+        notice = publisher.publish(version, tensors)
+        assert notice.checksums == here
+        assert set(locked) == {notice.manifest.n_bytes}
+        assert_same(ShmWeights(notice).tensors(), tensors)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
@@ -121,7 +142,7 @@ def test_a_torn_copy_is_detected(publisher, share):
     notice = publisher.publish(0, {"w": old})
     with Path(notice.segment).open("r+b") as shared:
         shared.write(new.numpy().tobytes()[: int(share * new.nbytes)])
-    with pytest.raises(WeightsError, match=r"holds w\).*nothing was applied"):
+    with pytest.raises(WeightsError, match=r"the first is w\).*nothing was applied"):
         ShmWeights(notice).tensors()
 
 
@@ -138,19 +159,18 @@ def test_every_single_flipped_bit_is_detected(publisher):
     ShmWeights(notice).tensors()
 
 
-def test_the_damaged_tensor_is_named(publisher, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
+def test_the_damaged_tensor_is_named(publisher):
     notice = publisher.publish(0, {"first": torch.zeros(16), "second": torch.zeros(16)})
     with Path(notice.segment).open("r+b") as shared:
         shared.seek(notice.manifest.entries[1].offset + 5)
         shared.write(b"\x01")
-    with pytest.raises(WeightsError, match="in 1 of 2 blocks \\(the first holds second\\)"):
+    with pytest.raises(WeightsError, match="in 1 of 2 tensors \\(the first is second\\)"):
         ShmWeights(notice).tensors()
 
 
 def test_a_notice_with_the_wrong_number_of_checksums_is_refused(publisher):
     notice = replace(publisher.publish(0, {"w": torch.zeros(2)}), checksums=())
-    with pytest.raises(WeightsError, match="0 checksums, not 1"):
+    with pytest.raises(WeightsError, match="0 checksums for 1 tensors"):
         ShmWeights(notice).tensors()
 
 

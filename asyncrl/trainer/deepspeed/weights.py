@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from asyncrl.trainer.deepspeed.pieces import gathered, is_scattered
@@ -28,6 +29,14 @@ class GatheredWeights:
             with gathered([self._parameters[name] for name in names]):
                 for name in names:
                     yield name, self._parameters[name].detach()
+                # DeepSpeed gives the memory to whatever its own streams do next.
+                _wait_for_reads(self._parameters[names[0]])
+
+
+def _wait_for_reads(parameter: nn.Parameter) -> None:
+    """Until what this thread has asked the GPU to do with a gathered parameter is done."""
+    if is_scattered(parameter) and parameter.is_cuda:
+        torch.cuda.current_stream(parameter.device).synchronize()
 
 
 def _layer(name: str) -> str:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
 
 from asyncrl.rollout.engines.vllm.diagnosis import wrong_layers
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+MAX_STAGING_THREADS = 8
+
+
 class Staging(threading.Thread):
     """Reads a version out of shared memory beside the decoding: copying and checksums release the GIL."""
 
@@ -29,7 +34,7 @@ class Staging(threading.Thread):
         self.version = notice.version
         self.tensors: Mapping[str, Tensor] = {}
         self.refusal: str | None = None
-        self._weights = ShmWeights(notice, threads=1)
+        self._weights = ShmWeights(notice, staging_threads())
 
     def run(self) -> None:
         try:
@@ -38,6 +43,14 @@ class Staging(threading.Thread):
             self.refusal = str(error)
         except Exception as error:  # noqa: BLE001 - the engine hears of it, which this thread's end would hide
             self.refusal = f"{type(error).__name__}: {error}"
+
+
+def staging_threads() -> int:
+    """Where a GPU decodes, cores are idle, and a few reach the memory's speed. A CPU decodes with all of its
+    own."""
+    if not torch.cuda.is_initialized():
+        return 1
+    return max(1, min(MAX_STAGING_THREADS, len(os.sched_getaffinity(0)) // 2))
 
 
 class WeightReceiver:
@@ -79,7 +92,7 @@ class WeightReceiver:
     def asyncrl_wrong_layers(self, notice: bytes) -> dict[str, Any]:
         """{"layers": names of those that do not hold a version's weights, "dtype": the model's own}. They do
         afterwards. The scheduler must be paused."""
-        tensors = ShmWeights(msgspec.msgpack.decode(notice, type=WeightNotice), threads=1).tensors()
+        tensors = ShmWeights(msgspec.msgpack.decode(notice, type=WeightNotice), staging_threads()).tensors()
         model = self.model_runner.get_model()
         layers = wrong_layers(model, lambda: load(self, tensors))
         return {"layers": layers, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
