@@ -45,22 +45,31 @@ def chunk_sums(source: Bytes, target: Bytes | None = None) -> Sums:
     """The sums of uint8[N]'s chunks, the last one's bytes filled up with zeros. With a `target`, uint8[N],
     they are copied into it, and the sums are of what has arrived. Holds the GIL only between pieces."""
     sums = np.empty(-(-len(source) // CHUNK_BYTES), np.int64)
-    scratch = np.empty((_PIECE_BYTES // CHUNK_BYTES, _WORDS), np.int64)
+    scratch = np.empty((min(len(source), _PIECE_BYTES) // CHUNK_BYTES, _WORDS), np.int64)
     for start in range(0, len(source), _PIECE_BYTES):
         piece = source[start : start + _PIECE_BYTES]
         if target is not None:
             arrived = target[start : start + _PIECE_BYTES]
             np.copyto(arrived, piece)
             piece = arrived
-        if missing := -len(piece) % CHUNK_BYTES:
-            piece = np.concatenate([piece, np.zeros(missing, np.uint8)])
-        words = piece.view(np.int64).reshape(-1, _WORDS)
-        upper = np.right_shift(words, 32, out=scratch[: len(words)])
-        first = start // CHUNK_BYTES
-        of_piece = sums[first : first + len(words)]
-        np.einsum("ij,j->i", words, _OF_WORD, out=of_piece)
-        of_piece += np.einsum("ij,j->i", upper, _OF_UPPER_HALF)
+        whole, first = len(piece) // CHUNK_BYTES, start // CHUNK_BYTES
+        if whole:
+            words = piece[: whole * CHUNK_BYTES].view(np.int64).reshape(whole, _WORDS)
+            upper = np.right_shift(words, 32, out=scratch[:whole])
+            of_piece = np.einsum("ij,j->i", words, _OF_WORD, out=sums[first : first + whole])
+            of_piece += np.einsum("ij,j->i", upper, _OF_UPPER_HALF)
+        if len(rest := piece[whole * CHUNK_BYTES :]):
+            sums[-1:] = _sum(rest)
     return sums
+
+
+def _sum(chunk: Bytes) -> Sums:
+    """Of one that is cut short, int64[1]: the missing zeros would add nothing."""
+    if missing := -len(chunk) % 8:
+        chunk = np.concatenate([chunk, np.zeros(missing, np.uint8)])
+    words = chunk.view(np.int64)[None]
+    n = words.shape[1]
+    return np.dot(words, _OF_WORD[:n]) + np.dot(words >> 32, _OF_UPPER_HALF[:n])
 
 
 def device_sums(tensor: Tensor) -> Tensor:
