@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ from asyncrl.config import CheckpointConfig
 from asyncrl.runtime.checkpoints import Checkpoint, Checkpoints, CheckpointState
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.store import copy_ledger
+from asyncrl.waits import waiting
 
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Snapshot
@@ -23,7 +25,7 @@ class Listener(Protocol):
 
 
 class CheckpointSaver:
-    """One checkpoint is written at a time. An error of the writing thread comes out of the next call."""
+    """One checkpoint is made at a time. An error of the writing thread comes out of the next call."""
 
     def __init__(self, run_dir: RunDir, config: CheckpointConfig, listener: Listener) -> None:
         self._run_dir = run_dir
@@ -39,20 +41,26 @@ class CheckpointSaver:
         return self._checkpoints.newest_whole()
 
     async def save(
-        self, step: int, reward: float, snapshot: Snapshot, statistics: dict[str, dict[str, float]]
+        self,
+        step: int,
+        reward: float,
+        take: Callable[[], Awaitable[Snapshot]],
+        statistics: dict[str, dict[str, float]],
     ) -> None:
-        """Begin to write the state after `step` steps, once the checkpoint before is written."""
+        """Begin to write the state after `step` steps, which `take` copies. That is done once the checkpoint
+        before is written, so that there is one copy at a time."""
         await self.finish()
         self.last_step = step
         self._writing = asyncio.create_task(
-            self._write(step, None if math.isnan(reward) else reward, snapshot, statistics),
+            self._write(step, None if math.isnan(reward) else reward, await take(), statistics),
             name=f"write the checkpoint of step {step}",
         )
 
     async def finish(self) -> None:
         """Wait until what was begun is written."""
         if self._writing is not None:
-            await self._writing
+            with waiting(f"the checkpoint of step {self.last_step} to be written"):
+                await self._writing
             self._writing = None
 
     def close(self) -> None:

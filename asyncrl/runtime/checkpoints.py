@@ -10,7 +10,6 @@ RUN/checkpoints/step_N/
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -19,16 +18,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import msgspec
+import numpy as np
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.weights import blocks
 
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
-_READ_BYTES = 4 << 20
-_HASHING_THREADS = 4
 
 
 class CheckpointError(AsyncRLError):
@@ -50,7 +50,15 @@ class CheckpointState(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct, frozen=True):
     n_bytes: int
-    blake2b: str
+    digest: str
+    """Of the content (`weights.digest`), 64 bits in hexadecimal."""
+
+    @classmethod
+    def of(cls, path: Path, threads: int) -> Self:
+        n_bytes = path.stat().st_size
+        content = np.memmap(path, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
+        [digest] = blocks.digests(content, [(0, n_bytes)], threads)
+        return cls(n_bytes, f"{digest:016x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +91,21 @@ class Checkpoint:
         found = {str(path.relative_to(self.path)) for path in _files(self.path)} - {self._manifest.name}
         if missing := sorted(manifest.keys() - found):
             raise CheckpointError(f"{self.path} lacks {', '.join(missing)}")
-        with ThreadPoolExecutor(_HASHING_THREADS) as threads:
-            hashes = threads.map(lambda name: _hash(self.path / name), manifest)
-            for (name, file), actual in zip(manifest.items(), hashes, strict=True):
-                if actual != file.blake2b:
-                    raise CheckpointError(f"{self.path / name} is damaged: its checksum is another")
+        threads = blocks.spare_threads()
+        for name, file in manifest.items():
+            if _File.of(self.path / name, threads) != file:
+                raise CheckpointError(f"{self.path / name} is damaged: its size or checksum is another")
 
     def seal(self) -> None:
         """Write the manifest, and see to it that all of it is on the disk."""
+        threads = blocks.spare_threads()
         manifest = {
-            str(path.relative_to(self.path)): _File(path.stat().st_size, _hash(path))
-            for path in sorted(_files(self.path))
+            str(path.relative_to(self.path)): _File.of(path, threads) for path in sorted(_files(self.path))
         }
         self._manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        for path in [*_files(self.path), *(p for p in self.path.rglob("*") if p.is_dir()), self.path]:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_sync, _files(self.path)))
+        for path in [*(p for p in self.path.rglob("*") if p.is_dir()), self.path]:
             _sync(path)
 
     @property
@@ -186,14 +195,6 @@ class Checkpoints:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncrl.config import Config
@@ -141,8 +142,8 @@ class TrainLoop:
     async def _save(self, done: int, reward: float) -> None:
         with self._shares.phase("checkpoint"):
             await self._link.come_to_rest()
-            snapshot = await self._in_executor(self._trainer.snapshot)
-            await self._saver.save(done, reward, snapshot, self._scaler.state())
+            take = partial(self._in_executor, self._trainer.snapshot)
+            await self._saver.save(done, reward, take, self._scaler.state())
             if not self._overlap:
                 await self._saver.finish()
 

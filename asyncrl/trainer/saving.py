@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from asyncrl.config import Config
 from asyncrl.trainer.model_checks import ModelError
-from asyncrl.trainer.state import HeldState, hash_weights, on_host
+from asyncrl.trainer.state import hash_weights, on_host
 from asyncrl.weights.source import untied
 
 
@@ -38,7 +39,7 @@ class ModelFolder:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        self.dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
         aliases = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         self._untrained = {
             name: on_host(tensor)
@@ -48,13 +49,13 @@ class ModelFolder:
 
     @property
     def names(self) -> list[str]:
-        return [*self._dtypes, *self._untrained]
+        return [*self.dtypes, *self._untrained]
 
     def weight(self, name: str, trained: Mapping[str, Tensor]) -> Tensor:
-        """In the model's dtype, given the `trained` ones in float32."""
+        """In the model's dtype, given the `trained` ones in that or in float32."""
         if name in self._untrained:
             return self._untrained[name]
-        return trained[name].to(self._dtypes[name])
+        return trained[name].to(self.dtypes[name])
 
     def write(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
         weights = {name: self.weight(name, trained) for name in self.names}
@@ -62,23 +63,31 @@ class ModelFolder:
         self._tokenizer.save_pretrained(folder)
 
 
+class WritableState(Protocol):
+    """A `HeldState`, or those of all ranks."""
+
+    policy: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        """Write `state.FOLDER` into `folder`."""
+
+
 class ModelSnapshot:
-    """A trainer's state at the end of a step, in the memory of rank 0's host, which the next step does not
-    change.
+    """A trainer's state at the end of a step, in host memory, which the next step does not change.
 
     It takes 12 bytes a parameter of the policy and of the critic, and with objective.proximal=ewma those of
-    another copy of the policy. While it is written, a bfloat16 policy takes 2 bytes a parameter more.
+    another copy of the policy; of several ranks, each keeps its share of that. Rank 0 has the policy in its
+    own dtype besides (one rank alone: while it is written).
     """
 
-    def __init__(self, state: HeldState, folder: ModelFolder) -> None:
+    def __init__(self, state: WritableState, folder: ModelFolder) -> None:
         self._state = state
         self._folder = folder
-        self._weights = state.tensors["policy.weight"]
 
     def write(self, folder: Path) -> None:
         """`Snapshot`. Other threads run on meanwhile: safetensors holds no lock of Python's as it writes."""
         self._state.write(folder)
-        self._folder.write(folder / "hf", self._weights)
+        self._folder.write(folder / "hf", self._state.policy)
 
     def weights_hash(self) -> str:
-        return hash_weights(self._folder.names, lambda name: self._folder.weight(name, self._weights))
+        return hash_weights(self._folder.names, lambda name: self._folder.weight(name, self._state.policy))

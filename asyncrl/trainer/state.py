@@ -4,6 +4,8 @@ backend, how many ranks or which ZeRO stage wrote them, and which read them."""
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.trainer.host_memory import Shelf
+from asyncrl.weights import blocks
 
 FORMAT = 1
 FOLDER = "training"
@@ -23,6 +27,8 @@ COUNTS = "counts.json"
 WEIGHT = "weight"
 AVERAGES = ("exp_avg", "exp_avg_sq")
 STEP = "step"
+POLICY_WEIGHT = f"policy.{WEIGHT}"
+_FLOAT32_BYTES = 4
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Of a part's tensors, by kind and parameter."""
@@ -63,67 +69,114 @@ class Counts(msgspec.Struct):
 
 
 class HeldState:
-    """A copy of the state in host memory: tensors by `PART.KIND` and parameter name."""
+    """A rank's share of a copy of the state, in host memory: whole tensors by `PART.KIND` and parameter name.
 
-    def __init__(self, parts: Mapping[str, Stateful]) -> None:
-        """Copies every part. Other ranks than the first only `take_part`."""
+    Each parameter is one rank's to keep and to write. All ranks make theirs together.
+
+    shelf: where the memory comes from. dtypes: of the policy's weights in its folder, which is rank 0's to
+    write.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Stateful],
+        shelf: Shelf,
+        dtypes: Mapping[str, torch.dtype],
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._rank, self._ranks = rank, ranks
+        self._counts = {part: stateful.count for part, stateful in parts.items()}
         self.tensors: dict[str, dict[str, Tensor]] = {}
-        self._counts: dict[str, int] = {}
+        self.policy: dict[str, Tensor] = {}
+        """On rank 0, all of the policy's weights: the masters that are here anyway, of others what the folder
+        needs."""
+        memory = shelf.take(self)
+        owners = share_out({part: stateful.shapes() for part, stateful in parts.items()}, dtypes, ranks)
         for part, stateful in parts.items():
             for kind, name, tensor in stateful.tensors():
-                self.tensors.setdefault(f"{part}.{kind}", {})[name] = on_host(tensor)
-            self._counts[part] = stateful.count
+                file = f"{part}.{kind}"
+                if owners[part, name] == rank:
+                    held = self.tensors.setdefault(file, {})[name] = memory.copy((file, name), tensor)
+                elif rank == 0 and file == POLICY_WEIGHT:
+                    held = memory.copy(name, tensor.to(dtypes[name]))
+                else:
+                    continue
+                if rank == 0 and file == POLICY_WEIGHT:
+                    self.policy[name] = held
+        memory.settle()
 
     def write(self, folder: Path) -> None:
-        """Write `FOLDER` into `folder`."""
+        """Write this rank's files into `FOLDER` of `folder`."""
         target = folder / FOLDER
-        target.mkdir()
+        target.mkdir(exist_ok=True)
+        number = "" if self._ranks == 1 else f".{self._rank}"
         for file, tensors in self.tensors.items():
-            save_file(tensors, target / f"{file}.safetensors")
-        (target / COUNTS).write_bytes(msgspec.json.encode(Counts(FORMAT, self._counts)))
+            save_file(tensors, target / f"{file}{number}.safetensors")
+        if self._rank == 0:
+            (target / COUNTS).write_bytes(msgspec.json.encode(Counts(FORMAT, self._counts)))
 
 
-def take_part(parts: Mapping[str, Stateful]) -> None:
-    """Help rank 0 to gather its `HeldState`."""
-    for stateful in parts.values():
-        for _ in stateful.tensors():
-            pass
+def share_out(
+    shapes: Mapping[str, Shapes], dtypes: Mapping[str, torch.dtype], ranks: int
+) -> dict[tuple[str, str], int]:
+    """The rank that keeps and writes each part's parameter: the largest first, to whoever has least. Rank 0
+    has the policy for its folder besides, in these dtypes."""
+    sizes: Counter[tuple[str, str]] = Counter()
+    for part, kinds in shapes.items():
+        for of_kind in kinds.values():
+            for name, shape in of_kind.items():
+                sizes[part, name] += _FLOAT32_BYTES * math.prod(shape)
+    policy = shapes["policy"][WEIGHT]
+    load = [0] * ranks
+    load[0] = sum(dtypes[name].itemsize * math.prod(shape) for name, shape in policy.items())
+    owners = {}
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        owners[key] = load.index(min(load))
+        load[owners[key]] += sizes[key]
+    return owners
 
 
 class SavedPart:
-    """One part of a written state."""
+    """One part of a written state, whichever rank has written what of it."""
 
     def __init__(self, folder: Path, part: str, count: int) -> None:
         self.count = count
         self._folder = folder
         self._part = part
-        self._files: dict[str, safe_open] = {}
+        self._files: dict[str, dict[str, safe_open]] = {}
 
     def __call__(self, kind: str, name: str) -> Tensor:
         """A parameter's tensor of this kind, freshly read."""
-        return self._open(kind).get_tensor(name)
+        return self._open(kind)[name].get_tensor(name)
 
     def check(self, shapes: Shapes) -> None:
         """Raises `RestoreError` unless its tensors have these names and shapes."""
         for kind, wanted in shapes.items():
-            file = self._open(kind)
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            files = self._open(kind)
+            found = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
             if found != wanted:
                 raise RestoreError(
                     f"{self._path(kind)}: the checkpoint is of another model: {_differences(found, wanted)}"
                 )
 
-    def _open(self, kind: str) -> safe_open:
+    def _open(self, kind: str) -> dict[str, safe_open]:
+        """The file of each parameter: one file in all, or one of each rank."""
         if kind not in self._files:
-            path = self._path(kind)
-            try:
-                self._files[kind] = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
-                raise RestoreError(f"{path}: cannot be read ({error}); restore another checkpoint") from error
+            of_ranks = sorted(self._folder.glob(f"{self._part}.{kind}.*.safetensors"))
+            files = [_open_file(path) for path in of_ranks or [self._path(kind)]]
+            self._files[kind] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         return self._files[kind]
 
     def _path(self, kind: str) -> Path:
         return self._folder / f"{self._part}.{kind}.safetensors"
+
+
+def _open_file(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise RestoreError(f"{path}: cannot be read ({error}); restore another checkpoint") from error
 
 
 def open_state(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPart]:
@@ -159,14 +212,16 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def hash_weights(names: Iterable[str], weight: Callable[[str], Tensor]) -> str:
-    """blake2b (128 bits, hexadecimal) over the weights' names, dtypes, shapes and bytes (in host memory), in
-    the order of their names."""
-    digest = hashlib.blake2b(digest_size=16)
+    """blake2b (128 bits, hexadecimal) over the weights' names, dtypes, shapes and digests (`weights.digest`),
+    in the order of their names."""
+    of_all = hashlib.blake2b(digest_size=16)
+    threads = blocks.spare_threads()
     for name in sorted(names):
         tensor = weight(name).contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        content = tensor.flatten().view(torch.uint8).numpy()
+        [digest] = blocks.digests(content, [(0, len(content))], threads)
+        of_all.update(f"{name} {tensor.dtype} {list(tensor.shape)} {digest:016x}\n".encode())
+    return of_all.hexdigest()
 
 
 def _differences(

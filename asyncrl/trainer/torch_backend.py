@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
@@ -33,6 +34,7 @@ class TorchTrainer:
         self._folder = ModelFolder(self._model, load_tokenizer(config))
         trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))
         self._parts = trained.parts()
+        self._shelf = Shelf()
         self._step = make_step(config, models, trained, OneRank(models.policy.device))
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
@@ -45,7 +47,7 @@ class TorchTrainer:
         return make_canary(self._model)
 
     def snapshot(self) -> ModelSnapshot:
-        return ModelSnapshot(HeldState(self._parts), self._folder)
+        return ModelSnapshot(HeldState(self._parts, self._shelf, self._folder.dtypes), self._folder)
 
     def restore(self, folder: Path) -> None:
         for name, saved in open_state(folder, self._parts).items():

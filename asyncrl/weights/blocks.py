@@ -3,6 +3,7 @@ GIL while it works, so threads scale."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,12 @@ BLOCK_BYTES = 128 * CHUNK_BYTES
 
 Spans = Sequence[tuple[int, int]]
 """Where each starts and stops, in bytes."""
+
+
+def spare_threads(most: int = 8) -> int:
+    """For work beside what this process computes: half the cores it may use. A few reach memory's speed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, cores // 2))
 
 
 def digests(payload: Bytes, spans: Spans, threads: int = 1) -> tuple[int, ...]:

@@ -7,11 +7,14 @@ from safetensors.torch import load_file
 
 
 def state_of(folder):
-    """Tensors by file and name, and the counts."""
+    """Tensors by part and kind, and by name, whichever rank has written them; and the counts."""
     training = folder / "training"
-    state = {
-        path.name.removesuffix(".safetensors"): load_file(path) for path in training.glob("*.safetensors")
-    }
+    state = {}
+    for path in training.glob("*.safetensors"):
+        tensors = state.setdefault(".".join(path.name.split(".")[:2]), {})
+        found = load_file(path)
+        assert not tensors.keys() & found.keys(), f"{path}: another rank has written that, too"
+        tensors |= found
     return state | {"counts": json.loads((training / "counts.json").read_text())["counts"]}
 
 

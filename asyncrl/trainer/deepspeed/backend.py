@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -13,12 +14,14 @@ from asyncrl.core.records import Batch
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.deepspeed.group import Group, Order, RestoreOrder, TrainOrder
 from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
+from asyncrl.trainer.deepspeed.snapshots import RankSnapshots
 from asyncrl.trainer.deepspeed.weights import GatheredWeights
+from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
-from asyncrl.trainer.state import HeldState, SavedPart, open_state, take_part
+from asyncrl.trainer.state import HeldState, SavedPart, open_state
 from asyncrl.weights.canary import Canary, make_canary
 
 
@@ -38,6 +41,13 @@ class DeepSpeedTrainer:
         trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
         self._parts = trained.parts()
         self._step = make_step(config, models, trained, self._group)
+        shelf, ranks = Shelf(), config.trainer.ranks
+        self._snapshots = RankSnapshots(
+            lambda: HeldState(self._parts, shelf, self._folder.dtypes, rank, ranks),
+            dist.FileStore(f"{rendezvous}.snapshots", ranks),
+            rank,
+            ranks,
+        )
         self._scattered = config.trainer.deepspeed.zero_stage == 3
         self._gathered = GatheredWeights(self._model)
         self.manifest = self._gathered.manifest
@@ -51,12 +61,13 @@ class DeepSpeedTrainer:
                 case RestoreOrder():
                     self._load(open_state(order.folder, self._parts))
                 case Order.SNAPSHOT:
-                    take_part(self._parts)
+                    self._snapshots.follow()
                 case Order.GATHER:
                     for _ in self._gathered.parts():
                         pass
                 case Order.SCORE_CANARY:
                     make_canary(self._model)
+        self._snapshots.close()
         self._group.close()
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
@@ -83,7 +94,7 @@ class DeepSpeedTrainer:
 
     def snapshot(self) -> ModelSnapshot:
         self._group.tell(Order.SNAPSHOT)
-        return ModelSnapshot(HeldState(self._parts), self._folder)
+        return ModelSnapshot(self._snapshots.take(), self._folder)
 
     def restore(self, folder: Path) -> None:
         # What is wrong with it is found before the others read it; they need the folder in the same place.
@@ -97,6 +108,7 @@ class DeepSpeedTrainer:
 
     def close(self) -> None:
         self._group.tell(Order.END)
+        self._snapshots.close()
         self._group.close()
 
     def _tell_if_scattered(self, order: Order) -> None:

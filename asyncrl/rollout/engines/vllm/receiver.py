@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,15 +14,13 @@ import torch
 
 from asyncrl.rollout.engines.vllm.diagnosis import wrong_layers
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.subscriber import ShmWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-MAX_STAGING_THREADS = 8
 
 
 class Staging(threading.Thread):
@@ -46,11 +43,8 @@ class Staging(threading.Thread):
 
 
 def staging_threads() -> int:
-    """Where a GPU decodes, cores are idle, and a few reach the memory's speed. A CPU decodes with all of its
-    own."""
-    if not torch.cuda.is_initialized():
-        return 1
-    return max(1, min(MAX_STAGING_THREADS, len(os.sched_getaffinity(0)) // 2))
+    """Where a GPU decodes, cores are idle; a CPU decodes with its own."""
+    return spare_threads() if torch.cuda.is_initialized() else 1
 
 
 class WeightReceiver:

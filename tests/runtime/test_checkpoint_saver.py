@@ -1,0 +1,67 @@
+"""Checkpoints beside the training: one copy of the state at a time, and the wait for it can be seen."""
+
+import asyncio
+import threading
+import weakref
+
+import pytest
+
+from asyncrl.config import CheckpointConfig
+from asyncrl.runtime import checkpoint_saver
+from asyncrl.runtime.checkpoint_saver import CheckpointSaver
+from asyncrl.runtime.layout import RunDir
+from asyncrl.waits import open_waits
+
+DEADLINE_S = 60.0
+
+
+class Snapshot:
+    def __init__(self, may_write: threading.Event) -> None:
+        self.may_write = may_write
+
+    def write(self, folder):
+        assert self.may_write.wait(DEADLINE_S)
+        (folder / "training").mkdir()
+
+    def weights_hash(self):
+        return "hash"
+
+
+class Listener:
+    async def checkpointed(self, oldest):
+        pass
+
+
+@pytest.fixture
+def saver(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_saver, "copy_ledger", lambda source, target, from_step: None)
+    saver = CheckpointSaver(RunDir(tmp_path), CheckpointConfig(), Listener())
+    yield saver
+    saver.close()
+
+
+def test_the_next_copy_is_made_when_the_last_is_written_and_gone_and_the_wait_is_named(saver):
+    asyncio.run(asyncio.wait_for(check_one_at_a_time(saver), DEADLINE_S))
+
+
+async def check_one_at_a_time(saver):
+    may_write = threading.Event()
+    alive = []
+
+    async def take():
+        assert not [reference for reference in alive if reference() is not None]
+        snapshot = Snapshot(may_write)
+        alive.append(weakref.ref(snapshot))
+        return snapshot
+
+    await saver.save(1, 0.5, take, {})
+    second = asyncio.create_task(saver.save(2, 0.5, take, {}))
+    while not any(wait.what == "the checkpoint of step 1 to be written" for wait in open_waits()):
+        await asyncio.sleep(0)
+    assert len(alive) == 1
+    may_write.set()
+    await second
+    assert len(alive) == 2
+    await saver.finish()
+    assert saver.newest().step == 2
+    assert not open_waits()
