@@ -5,7 +5,7 @@
 
 `tiny` is 1.4 MB, `medium` 187 MB, `large` 1 GB. Two processes: this one publishes, a child reads.
   copy         memory to memory, once, nothing else: the floor of each side
-  shm          publish: copy and checksum into shared memory (`ShmPublisher`)
+  shm          publish: copy and digest into shared memory (`ShmPublisher`)
                read: copy out and verify (`ShmWeights`)
   safetensors  publish: `save_file` into `--file-dir`; no checksum
                read: `load_file` and a private copy; the file is still in the page cache
@@ -14,8 +14,8 @@
   vllm         read: staging by `VllmEngine.update_weights` while 16 requests decode (where vLLM is installed)
                pause: the time in which it does not decode; gap: the longest time without a new token
 
-Prediction: publishing and reading each take the time of one copy plus one CRC-32 (some 3-4 GB/s a thread);
-publishing is well ahead of the file. The embedded engine's pause stays in the milliseconds: the swap moves
+Prediction: publishing and reading each take the time of one copy plus one digest (some 6-8 GB/s a thread,
+twice that of CRC-32); publishing is well ahead of the file. The embedded engine's pause stays in the milliseconds: the swap moves
 pointers, and gives the old version's memory back. vLLM's is that of its own loading, which fuses and packs
 every layer: 20 to 40 ms for the smallest model, 100 to 250 ms at 187 MB, and five times that at 1 GB. Its gap
 is the pause plus a decode step or two.

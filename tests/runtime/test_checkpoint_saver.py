@@ -7,9 +7,10 @@ import weakref
 import pytest
 
 from asyncrl.config import CheckpointConfig
-from asyncrl.runtime import checkpoint_saver
+from asyncrl.core.coordinator import LoopSettings
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.store import LedgerStore
 from asyncrl.waits import open_waits
 
 DEADLINE_S = 60.0
@@ -33,11 +34,14 @@ class Listener:
 
 
 @pytest.fixture
-def saver(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_saver, "copy_ledger", lambda source, target, from_step: None)
-    saver = CheckpointSaver(RunDir(tmp_path), CheckpointConfig(), Listener())
+def saver(tmp_path):
+    run_dir = RunDir(tmp_path)
+    store = LedgerStore(run_dir.ledger, encode=str.encode, decode=bytes.decode)
+    store.load(LoopSettings(1, 0, "wait", 10), 5, 0, shuffle=True)
+    saver = CheckpointSaver(run_dir, CheckpointConfig(), Listener())
     yield saver
     saver.close()
+    store.close()
 
 
 def test_the_next_copy_is_made_when_the_last_is_written_and_gone_and_the_wait_is_named(saver):

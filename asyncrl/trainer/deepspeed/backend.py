@@ -44,7 +44,7 @@ class DeepSpeedTrainer:
         shelf, ranks = Shelf(), config.trainer.ranks
         self._snapshots = RankSnapshots(
             lambda: HeldState(self._parts, shelf, self._folder.dtypes, rank, ranks),
-            dist.FileStore(f"{rendezvous}.snapshots", ranks),
+            dist.PrefixStore("snapshots", dist.FileStore(str(rendezvous), ranks)),
             rank,
             ranks,
         )

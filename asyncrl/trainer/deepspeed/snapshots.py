@@ -30,7 +30,7 @@ class SnapshotError(AsyncRLError, RuntimeError):
 class RankSnapshots:
     """The snapshots of one rank. All ranks call `take` together.
 
-    hold: makes this rank's share, together with the others. store: the same for all ranks, and nobody else's.
+    hold: makes this rank's share, together with the others. store: the same for all ranks, and empty.
     """
 
     def __init__(self, hold: Callable[[], HeldState], store: dist.Store, rank: int, ranks: int) -> None:
