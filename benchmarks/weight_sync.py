@@ -18,8 +18,8 @@ Prediction: publishing and reading each take the time of one copy plus one diges
 twice that of CRC-32); publishing is well ahead of the file. The embedded engine's pause stays in the
 milliseconds: the swap moves pointers, and gives the old version's memory back. vLLM's is that of its own
 loading, which fuses and packs every layer: 20 to 40 ms for the smallest model, 100 to 250 ms at 187 MB, and
-five times that at 1 GB. Its gap is the pause plus a decode step or two. On a GPU (estimated, not measured) 8 GB
-are published in 0.2 s: the bus at 50 GB/s, and the digest at eight times the traffic of the GPU's memory.
+five times that at 1 GB. Its gap is the pause plus a decode step or two. On a GPU (an estimate) 8 GB are
+published in 0.2 s: the bus at 50 GB/s, and the digest at eight times the traffic of the GPU's memory.
 
 The models are random Qwen3 in float32. Repetitions are interleaved, the first is thrown away; the table
 shows median and range in milliseconds.
