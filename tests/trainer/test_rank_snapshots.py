@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from asyncrl.runtime.checkpoints import Checkpoints, CheckpointState
 from asyncrl.trainer.deepspeed import snapshots
 from asyncrl.trainer.deepspeed.snapshots import RankSnapshots, SnapshotError
 from asyncrl.trainer.host_memory import Shelf
@@ -156,16 +157,22 @@ def test_a_snapshot_does_not_change_with_the_next_step(make_ranks, tmp_path):
 def test_a_share_that_cannot_be_written_is_told_to_rank_0_and_the_next_snapshot_is_whole(
     make_ranks, tmp_path
 ):
-    ranks = make_ranks()
-    folder = folder_of(tmp_path, "step_1")
-    (folder / "training/policy.weight.2.safetensors").mkdir(parents=True)
-    with pytest.raises(
-        SnapshotError, match=r"rank 2 has not written its share of .*step_1: \w+: .*directory"
-    ):
-        ranks.snapshot().write(folder)
-    folder = folder_of(tmp_path, "step_2")
-    ranks.snapshot().write(folder)
-    open_state(folder, {"policy": Part(1), "critic": Part(2)})
+    ranks, checkpoints = make_ranks(), Checkpoints(tmp_path / "checkpoints")
+    snapshot = ranks.snapshot()
+
+    def write(folder):
+        (folder / "training/policy.weight.2.safetensors").mkdir(parents=True)  # in the way of the file
+        snapshot.write(folder)
+
+    says = r"rank 2 has not written its share of .*step_1.*: \w+: .*directory"
+    with pytest.raises(SnapshotError, match=says):
+        checkpoints.write(CheckpointState(1, 0.0, snapshot.weights_hash()), write)
+    assert checkpoints.all() == []
+    snapshot = ranks.snapshot()
+    checkpoints.write(CheckpointState(2, 0.0, snapshot.weights_hash()), snapshot.write)
+    newest = checkpoints.newest_whole()
+    assert newest.step == 2
+    open_state(newest.path, {"policy": Part(1), "critic": Part(2)})
 
 
 def test_one_that_is_not_written_gives_way_to_the_next_and_is_void(make_ranks, tmp_path):
