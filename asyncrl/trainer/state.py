@@ -96,14 +96,12 @@ class HeldState:
         for part, stateful in parts.items():
             for kind, name, tensor in stateful.tensors():
                 file = f"{part}.{kind}"
-                if owners[part, name] == rank:
-                    held = self.tensors.setdefault(file, {})[name] = memory.copy((file, name), tensor)
-                elif rank == 0 and file == POLICY_WEIGHT:
-                    held = memory.copy(name, tensor.to(dtypes[name]))
-                else:
-                    continue
+                mine = owners[part, name] == rank
+                if mine:
+                    self.tensors.setdefault(file, {})[name] = memory.copy((file, name), tensor)
                 if rank == 0 and file == POLICY_WEIGHT:
-                    self.policy[name] = held
+                    here = self.tensors[file][name] if mine else memory.copy(name, tensor.to(dtypes[name]))
+                    self.policy[name] = here
         memory.settle()
 
     def write(self, folder: Path) -> None:
