@@ -187,7 +187,8 @@ class VllmEngineConfig(Section):
     cuda_graphs: bool = True
     """Capture decode steps as CUDA graphs: a slower start, faster steps."""
     prefill_tokens: int | None = Field(None, ge=1)
-    """Tokens computed in one step, at most (vLLM's `max_num_batched_tokens`); null leaves it to vLLM."""
+    """Tokens computed in one step, at most (vLLM's `max_num_batched_tokens`); null: 8,192 on a GPU, 2,048 on
+    the CPU."""
     answer_timeout_s: float = Field(120.0, gt=0)
     """An engine that answers nothing, or generates nothing with requests running, for this long is taken for
     hung and replaced."""

@@ -22,13 +22,14 @@ from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.rollout.engines.http import weights_dir
+from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
-from asyncrl.runtime.resources import Place
+from asyncrl.runtime.resources import Place, Placement
 from asyncrl.runtime.resume import put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.scratch import scratch_folder
@@ -194,7 +195,7 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
     computing = [
         RoleSpec(
             place.role,
-            common | _environment(place),
+            common | _environment(place, prepared.placement),
             restarts[place.kind],
             unit="trainer" if place.kind == "trainer" else None,
         )
@@ -203,10 +204,12 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
     return [RoleSpec(COORDINATOR, common, c.run.max_restarts), *computing]
 
 
-def _environment(place: Place) -> dict[str, str]:
+def _environment(place: Place, placement: Placement) -> dict[str, str]:
     own_cores = {OWN_CORES: listed(place.cores)} if place.cores else {}
+    shared = any(len(placement.on(gpu)) > 1 for gpu in place.gpus)
     return (
         own_cores
+        | ({SHARES_GPU: "1"} if shared else {})
         | _allocator(place)
         | {
             "OMP_NUM_THREADS": str(place.threads),

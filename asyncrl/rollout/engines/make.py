@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from asyncrl.rollout.engines.torch import TorchEngine
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
 
+SHARES_GPU = "ASYNCRL_SHARES_GPU"
+"""Environment variable of a rollout worker that is not alone on its GPUs."""
+
 
 def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
     """Build `rollout.engine`. Its weights are not worth sampling from before the first update."""
@@ -52,13 +55,15 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
         threads=c.threads,
         tensor_parallel_size=c.tensor_parallel_size,
         gpu_memory_utilization=c.vllm.gpu_memory_utilization,
+        shares_gpu=config.run.mode == "inline" or SHARES_GPU in os.environ,
         cuda_graphs=c.vllm.cuda_graphs,
         prefill_tokens=c.vllm.prefill_tokens,
         trust_remote_code=model.trust_remote_code,
     )
+    expected = ExpectedWeights(model.path, model.dtype, model.trust_remote_code)
     return VllmEngine(
-        launch(settings),
-        ExpectedWeights(model.path, model.dtype, model.trust_remote_code),
+        launch(settings, expected.n_bytes),
+        expected,
         capacity=c.slots,
         max_length=max_length,
         kv_on_update=c.kv_on_update,

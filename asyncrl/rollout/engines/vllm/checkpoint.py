@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,6 +38,11 @@ class ExpectedWeights:
                 self._tensors[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             else:
                 self._tied[name] = first
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all of them."""
+        return sum(getattr(torch, t).itemsize * math.prod(shape) for t, shape in self._tensors.values())
 
     def refuse_other(self, manifest: Manifest) -> None:
         """Raise `WeightsError` that names the tensors which do not fit."""

@@ -7,12 +7,14 @@ import multiprocessing.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from asyncrl.rollout.engine import EngineError
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
+from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.units import format_bytes
 from asyncrl.weights.canary import CANARY_TOKENS
 
 if TYPE_CHECKING:
@@ -23,10 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECEIVER = "asyncrl.rollout.engines.vllm.receiver.WeightReceiver"
-CPU_PREFILL_TOKENS = 2048
-"""Tokens computed in one step on the CPU, at most, unless one sequence alone is longer."""
-SPARE_KV_BLOCKS = 64
-"""KV blocks beyond those of a full engine on the CPU: for prompts that stay cached, and vLLM's null block."""
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens computed in one step, at most. To itself, vLLM would leave a GPU 2,048 here: it knows neither its
+command line's usage nor that of its `LLM` class in this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,10 @@ class LaunchSettings:
 
     capacity: requests that decode at the same time. max_length: longest prompt plus output, in tokens.
     threads: CPU threads of the model (CPU build). gpu_memory_utilization: share of each GPU's memory that the
-    engine may take, weights included. prefill_tokens: prompt and output tokens computed in one step, None for
-    vLLM's choice. report_every_tokens: how often a running request's progress reaches `Engine.stats`.
-    receiver: the worker extension, a `WeightReceiver`.
+    engine may take, weights included. shares_gpu: others take memory of its GPUs, perhaps while it starts.
+    prefill_tokens: prompt and output tokens computed in one step, None for the device's `PREFILL_TOKENS`.
+    report_every_tokens: how often a running request's progress reaches `Engine.stats`. receiver: the worker
+    extension, a `WeightReceiver`.
     """
 
     model_path: str
@@ -48,6 +50,7 @@ class LaunchSettings:
     threads: int = 1
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
+    shares_gpu: bool = False
     cuda_graphs: bool = True
     prefill_tokens: int | None = None
     trust_remote_code: bool = False
@@ -55,9 +58,11 @@ class LaunchSettings:
     receiver: str = RECEIVER
 
 
-def launch(settings: LaunchSettings) -> AsyncLLM:
+def launch(settings: LaunchSettings, weights_bytes: int = 0) -> AsyncLLM:
     """Start an engine with random weights (the first weight version replaces them). Blocks until it is up.
     Call it from the main thread: the engine's process ends with the thread that started it.
+
+    weights_bytes: of the whole model; what they leave of a shared GPU is known only with them.
 
     Raises `ConfigError` for a vLLM that is missing or unsupported, `EngineError` when the start fails.
     """
@@ -68,8 +73,10 @@ def launch(settings: LaunchSettings) -> AsyncLLM:
     try:
         config = _arguments(settings).create_engine_config()
         if settings.device == "cpu":
-            config.cache_config.kv_cache_memory_bytes = _kv_cache_bytes(config, settings)
+            config.cache_config.kv_cache_memory_bytes = _room_bytes(config, settings)
             _choose_start_method(settings)
+        elif settings.shares_gpu:
+            config.cache_config.kv_cache_memory_bytes = _shared_gpu_bytes(config, settings, weights_bytes)
         with _children_end_with_us():
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
@@ -112,13 +119,13 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     longest = max(settings.max_length, CANARY_TOKENS + 1)
+    prefill_tokens = max(settings.prefill_tokens or PREFILL_TOKENS[settings.device], settings.capacity)
     optional: dict[str, Any] = {}
-    if settings.prefill_tokens is not None or settings.device == "cpu":
-        optional["max_num_batched_tokens"] = max(settings.prefill_tokens or CPU_PREFILL_TOKENS, longest)
     if settings.device == "cpu":
         # vLLM rewinds the random generator of a request whose prompt it has cut; those of the CPU cannot be
         # rewound, and the engine would die of it.
         optional["enable_chunked_prefill"] = False
+        prefill_tokens = max(prefill_tokens, longest)
     return AsyncEngineArgs(
         model=settings.model_path,
         skip_tokenizer_init=True,
@@ -127,6 +134,7 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
         trust_remote_code=settings.trust_remote_code,
         max_model_len=longest,
         max_num_seqs=settings.capacity,
+        max_num_batched_tokens=prefill_tokens,
         tensor_parallel_size=settings.tensor_parallel_size,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enforce_eager=settings.device == "cpu" or not settings.cuda_graphs,
@@ -139,13 +147,42 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
     )
 
 
-def _kv_cache_bytes(config: VllmConfig, settings: LaunchSettings) -> int:
-    """Room for `capacity` sequences of `max_length`, so that none is ever preempted."""
+def _room_bytes(config: VllmConfig, settings: LaunchSettings) -> int:
+    """Of one rank, for `capacity` sequences of `max_length`."""
     model, parallel, block = config.model_config, config.parallel_config, config.cache_config.block_size
     heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
     token_bytes = 2 * layers * heads * model.get_head_size() * model.dtype.itemsize
-    blocks = settings.capacity * -(-settings.max_length // block) + SPARE_KV_BLOCKS
-    return blocks * block * token_bytes
+    return room_bytes(settings.capacity, settings.max_length, block, token_bytes)
+
+
+def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_bytes: int) -> int:
+    """Of one rank. Raises `ValueError` where its share of the GPU does not hold one sequence."""
+    from vllm.platforms import current_platform
+
+    model, share = config.model_config, settings.gpu_memory_utilization
+    card_bytes = current_platform.get_device_total_memory()
+    workspace = workspace_bytes(
+        prefill_tokens=config.scheduler_config.max_num_batched_tokens,
+        sequences=max(settings.capacity, CANARY_TOKENS),
+        hidden_size=model.get_hidden_size(),
+        vocab_size=model.get_vocab_size(),
+        value_bytes=model.dtype.itemsize,
+    )
+    room = _room_bytes(config, settings)
+    n_bytes = shared_gpu_bytes(
+        card_bytes=card_bytes,
+        utilization=share,
+        weights_bytes=-(-weights_bytes // settings.tensor_parallel_size),
+        workspace_bytes=workspace,
+        room_bytes=room,
+    )
+    if n_bytes < _room_bytes(config, replace(settings, capacity=1)):
+        raise ValueError(
+            f"rollout.vllm.gpu_memory_utilization={share:g} of a GPU of {format_bytes(card_bytes)} does not "
+            f"hold the weights, {format_bytes(workspace)} to compute in and the keys and values of one "
+            f"sequence of {settings.max_length} tokens; raise it, or lower rollout.vllm.prefill_tokens"
+        )
+    return n_bytes
 
 
 def _choose_start_method(settings: LaunchSettings) -> None:
