@@ -205,23 +205,20 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
 
 
 def _environment(place: Place, placement: Placement) -> dict[str, str]:
-    own_cores = {OWN_CORES: listed(place.cores)} if place.cores else {}
-    shared = any(len(placement.on(gpu)) > 1 for gpu in place.gpus)
-    return (
-        own_cores
-        | ({SHARES_GPU: "1"} if shared else {})
-        | _allocator(place)
-        | {
-            "OMP_NUM_THREADS": str(place.threads),
-            # A thread that waits must not spin: trainer and engines share the cores.
-            "OMP_WAIT_POLICY": "passive",
-            "TOKENIZERS_PARALLELISM": "false",
-            "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
-            # The trainer's ranks listen to each other, and nobody else is to reach them.
-            "GLOO_SOCKET_IFNAME": _LOOPBACK,
-            "NCCL_SOCKET_IFNAME": _LOOPBACK,
-        }
-    )
+    own = {OWN_CORES: listed(place.cores)} if place.cores else {}
+    if any(len(placement.on(gpu)) > 1 for gpu in place.gpus):
+        own[SHARES_GPU] = "1"
+    own |= _allocator(place)
+    return own | {
+        "OMP_NUM_THREADS": str(place.threads),
+        # A thread that waits must not spin: trainer and engines share the cores.
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
+        # The trainer's ranks listen to each other, and nobody else is to reach them.
+        "GLOO_SOCKET_IFNAME": _LOOPBACK,
+        "NCCL_SOCKET_IFNAME": _LOOPBACK,
+    }
 
 
 def _allocator(place: Place) -> dict[str, str]:

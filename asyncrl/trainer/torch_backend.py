@@ -16,7 +16,7 @@ from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
 from asyncrl.trainer.state import HeldState, open_state
-from asyncrl.weights.canary import Canary, make_canary
+from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.source import untied
 
 
@@ -31,7 +31,9 @@ class TorchTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        self._folder = ModelFolder(self._model, load_tokenizer(config))
+        tokenizer = load_tokenizer(config)
+        self._folder = ModelFolder(self._model, tokenizer)
+        self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))
         self._parts = trained.parts()
         self._shelf = Shelf()
@@ -44,7 +46,7 @@ class TorchTrainer:
         return untied(self._model.state_dict())
 
     def canary(self) -> Canary:
-        return make_canary(self._model)
+        return make_canary(self._model, self._canary_ids)
 
     def snapshot(self) -> ModelSnapshot:
         return ModelSnapshot(HeldState(self._parts, self._shelf, self._folder.dtypes), self._folder)

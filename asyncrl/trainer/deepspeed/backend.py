@@ -22,7 +22,7 @@ from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
 from asyncrl.trainer.state import HeldState, SavedPart, open_state
-from asyncrl.weights.canary import Canary, make_canary
+from asyncrl.weights.canary import Canary, canary_ids, make_canary
 
 
 class DeepSpeedTrainer:
@@ -35,7 +35,9 @@ class DeepSpeedTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        self._folder = ModelFolder(self._model, load_tokenizer(config))
+        tokenizer = load_tokenizer(config)
+        self._folder = ModelFolder(self._model, tokenizer)
+        self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
         self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
         trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
@@ -66,7 +68,7 @@ class DeepSpeedTrainer:
                     for _ in self._gathered.parts():
                         pass
                 case Order.SCORE_CANARY:
-                    make_canary(self._model)
+                    make_canary(self._model, self._canary_ids)
         self._snapshots.close()
         self._group.close()
 
@@ -90,7 +92,7 @@ class DeepSpeedTrainer:
 
     def canary(self) -> Canary:
         self._tell_if_scattered(Order.SCORE_CANARY)
-        return make_canary(self._model)
+        return make_canary(self._model, self._canary_ids)
 
     def snapshot(self) -> ModelSnapshot:
         self._group.tell(Order.SNAPSHOT)

@@ -22,6 +22,27 @@ class LoadsInAnotherDtype(WeightReceiver):
         load(self, {name: tensor.to(torch.bfloat16).to(tensor.dtype) for name, tensor in tensors.items()})
 
 
+class SwapsKeysAndValues(WeightReceiver):
+    def asyncrl_apply(self, tensors):
+        first = "model.layers.0.self_attn."
+        keys, values = f"{first}k_proj.weight", f"{first}v_proj.weight"
+        load(self, {**tensors, keys: tensors[values], values: tensors[keys]})
+
+
+class TakesTheShardOfRank0AfterVersion0(WeightReceiver):
+    """Of two ranks."""
+
+    loads = 0
+
+    def asyncrl_apply(self, tensors):
+        name = SKIPPED
+        if self.loads and self.rank == 1:
+            half = tensors[name].shape[1] // 2
+            tensors = {**tensors, name: tensors[name].roll(half, dims=1)}
+        load(self, tensors)
+        self.loads += 1
+
+
 class FailsHalfWay(WeightReceiver):
     def asyncrl_apply(self, tensors):
         names = list(tensors)

@@ -75,12 +75,13 @@ async def collect(stream):
 @pytest.mark.parametrize(
     ("receiver", "says"),
     [
-        ("SkipsALayer", r"1 layers had not taken the new weights: model\.layers\.1\.mlp\.down_proj\."),
-        ("KeepsTheOldTiedHead", r"1 layers had not taken the new weights: lm_head\."),
-        ("LoadsInAnotherDtype", r"over 0\.0001 \(trainer in float32, engine in float32\).*qkv_proj"),
+        ("SkipsALayer", r"1 of its tensors .*: model\.layers\.1\.mlp\.down_proj\.weight\."),
+        ("KeepsTheOldTiedHead", r"1 of its tensors .*: lm_head\.weight\."),
+        ("LoadsInAnotherDtype", r"its tensors .*: model\.embed_tokens\.weight, .*self_attn\.q_proj\.weight"),
+        ("SwapsKeysAndValues", r"2 of its tensors .*\.0\.self_attn\.k_proj\.weight, .*v_proj\.weight\."),
     ],
 )
-def test_the_canary_names_the_layers_that_are_wrong(start, make_qwen3, receiver, says):
+def test_the_tensors_that_an_engine_does_not_hold_are_named(start, make_qwen3, receiver, says):
     async def scenario():
         engine = start(receiver=receiver)
         running = asyncio.create_task(engine.run())
@@ -98,9 +99,24 @@ def test_the_canary_names_the_layers_that_are_wrong(start, make_qwen3, receiver,
     run(scenario())
 
 
+@pytest.mark.slow
+def test_each_rank_proves_its_own_shards(start, make_qwen3):
+    async def scenario():
+        engine = start(receiver="TakesTheShardOfRank0AfterVersion0", tensor_parallel_size=2)
+        try:
+            await engine.update_weights(version(0, make_qwen3()))
+            assert not engine._unknown, "a tensor that nothing compares"
+            with pytest.raises(CanaryError, match=r"1 of .*\.mlp\.down_proj\.weight on rank 1\."):
+                await engine.update_weights(version(1, make_qwen3(seed=1)))
+        finally:
+            await engine.close()
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_right_weights_pass_the_canary(start, make_qwen3, tie, dtype):
+def test_right_weights_are_proven_and_calibrate_the_alarm(start, make_qwen3, tie, dtype):
     make = partial(make_qwen3, tie=tie, dtype=getattr(torch, dtype))
 
     async def scenario():
@@ -109,8 +125,11 @@ def test_right_weights_pass_the_canary(start, make_qwen3, tie, dtype):
             for number in (1, 2, 3):
                 report = await engine.update_weights(version(number, make(seed=number)))
                 assert report.version == engine.stats().version == number
-            with pytest.raises(CanaryError, match="loading them again changes no layer"):
-                wrong = make_canary(make(seed=9))
+                assert not engine._unknown, "a tensor that nothing compares"
+                canary = make_canary(make())
+                assert engine._alarm.tolerance(canary) < canary.limits.cap
+            wrong = make_canary(make(seed=9))
+            with pytest.raises(CanaryError, match=r"every tensor is as published, so the two compute differ"):
                 await engine.update_weights(LocalWeights(4, make(seed=4).state_dict(), wrong))
         finally:
             await engine.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from asyncrl.rollout.engines.streams import Streams
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.generation import Generation, score
 from asyncrl.rollout.engines.vllm.notices import in_shared_memory
-from asyncrl.weights.canary import Canary, CanaryError
+from asyncrl.weights.canary import Alarm, CanaryError
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.source import WeightsError, WeightSource
 
@@ -34,8 +35,10 @@ T = TypeVar("T")
 
 STAGING_POLL_S = 0.002
 HEALTH_POLL_S = 0.2
-LAYERS_NAMED = 8
-"""In the message of a failed canary."""
+TENSORS_NAMED = 8
+"""In the message of a failed proof."""
+
+log = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -78,6 +81,8 @@ class VllmEngine:
         self._updating = asyncio.Lock()
         self._held = False
         self._unproven: WeightNotice | None = None
+        self._alarm = Alarm()
+        self._unknown: set[str] = set()
         self._withheld: deque[tuple[str, TokenChunk | EngineError]] = deque()
         self._broken: EngineError | CanaryError | None = None
         self._breaking = asyncio.Event()
@@ -124,8 +129,9 @@ class VllmEngine:
         """Staged inside vLLM's workers beside the decoding; between two steps, loaded. Updates that overlap
         are applied one after the other. A version that does not fit or match its checksum raises
         `WeightsError` and changes nothing; what fails later breaks the engine, so that no half-loaded weights
-        are ever sampled from. Raises `CanaryError`, and breaks, when the engine turns out to compute
-        something else than the trainer; no output of these weights has been delivered then."""
+        are ever sampled from. Raises `CanaryError`, and breaks, when the engine turns out not to hold the
+        version or to compute something else than the trainer; no output of these weights has been delivered
+        then."""
         async with self._updating:
             started = time.perf_counter()
             with in_shared_memory(source) as notice:
@@ -196,9 +202,10 @@ class VllmEngine:
         else:
             await self._pause(clear_cache=self._kv_on_update == "recompute")
         try:
-            await self._call("asyncrl_load", version)
+            proofs = await self._call("asyncrl_load", version, notice.canary is not None)
         except EngineError as error:
             raise self._break(f"update to version {version} failed half-way: {error}") from error
+        self._refuse_wrong(version, proofs)
         await self._answer(self.llm.update_weight_version(str(version)), "to take the version's number")
         self._version = version
         self._unproven = notice if notice.canary is not None else None
@@ -220,36 +227,52 @@ class VllmEngine:
         for generation in list(self._generations.values()):
             await generation.start_again(self._version)
 
+    def _refuse_wrong(self, version: int, proofs: Sequence[Mapping[str, list[str]]]) -> None:
+        """proofs: what each rank has found (see `WeightReceiver.asyncrl_load`)."""
+        one = len(proofs) == 1
+        wrong = [
+            name if one else f"{name} on rank {i}"
+            for i, proof in enumerate(proofs)
+            for name in proof["wrong"]
+        ]
+        if wrong:
+            raise self._break(
+                CanaryError(
+                    f"weight version {version}: the engine does not hold {len(wrong)} of its tensors as they "
+                    f"were published: {_listed(wrong)}. Set weights.canary=false to go on all the same"
+                )
+            )
+        unknown = {name for proof in proofs for name in proof["unknown"]}
+        if unknown - self._unknown:
+            log.warning(
+                "where vLLM keeps %s is not known, so that %d tensors are proven by log-probabilities alone",
+                _listed(sorted(unknown)),
+                len(unknown),
+            )
+        self._unknown = unknown
+
     async def _prove(self) -> None:
         """Let the engine score the canary among its other requests. Outputs wait for it."""
         notice = self._unproven
         if notice is None or notice.canary is None:
             return
-        canary = notice.canary
+        canary, tolerance = notice.canary, self._alarm.tolerance(notice.canary)
         scored = await self._answer(score(self.llm, canary.token_ids), "to score the canary")
-        if (difference := canary.difference(scored)) <= canary.tolerance:
-            self._unproven = None
-            while self._withheld:
-                self._deliver(*self._withheld.popleft())
-            return
-        raise self._break(CanaryError(await self._explain(notice, canary, difference)))
-
-    async def _explain(self, notice: WeightNotice, canary: Canary, difference: float) -> str:
-        await self._pause()
-        findings = await self._call("asyncrl_wrong_layers", msgspec.msgpack.encode(notice))
-        layers = list(dict.fromkeys(name for finding in findings for name in finding["layers"]))
-        dtype = findings[0]["dtype"]
-        where = (
-            f"{len(layers)} layers had not taken the new weights: {', '.join(layers[:LAYERS_NAMED])}"
-            f"{', ...' * (len(layers) > LAYERS_NAMED)}"
-            if layers
-            else "loading them again changes no layer, so the two compute differently"
-        )
-        return (
-            f"weight version {notice.version}: the engine's log-probabilities of the canary differ by "
-            f"{difference:.2g} on average from the trainer's, over {canary.tolerance:g} (trainer in "
-            f"{canary.dtype}, engine in {dtype}). {where}. Set weights.canary=false to go on all the same"
-        )
+        if (difference := canary.difference(scored)) > tolerance:
+            held = "all tensors that can be compared are" if self._unknown else "every tensor is"
+            raise self._break(
+                CanaryError(
+                    f"weight version {notice.version}: the engine's log-probabilities of the canary differ "
+                    f"by {difference:.2g} on average from the trainer's, over {tolerance:.2g} (trainer in "
+                    f"{canary.dtype}). In the engine, {held} as published, so the two compute differently. "
+                    "Set weights.canary=false to go on all the same"
+                )
+            )
+        if not self._unknown:
+            self._alarm.passed(difference)
+        self._unproven = None
+        while self._withheld:
+            self._deliver(*self._withheld.popleft())
 
     async def _resume(self) -> None:
         self._last_progress_s = time.monotonic()
@@ -332,3 +355,7 @@ class VllmEngine:
         elif not busy and self._busy_since is not None:
             self._busy_s += time.perf_counter() - self._busy_since
             self._busy_since = None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:TENSORS_NAMED]) + ", ..." * (len(names) > TENSORS_NAMED)

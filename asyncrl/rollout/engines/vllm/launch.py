@@ -15,7 +15,7 @@ from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
 from asyncrl.units import format_bytes
-from asyncrl.weights.canary import CANARY_TOKENS
+from asyncrl.weights.canary import CANARY_TOKENS, SHORTEST_CANARY
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -118,7 +118,7 @@ def _prepare_environment(settings: LaunchSettings) -> None:
 def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    longest = max(settings.max_length, CANARY_TOKENS + 1)
+    longest = max(settings.max_length, SHORTEST_CANARY + 1)
     prefill_tokens = max(settings.prefill_tokens or PREFILL_TOKENS[settings.device], settings.capacity)
     optional: dict[str, Any] = {}
     if settings.device == "cpu":

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 
-from asyncrl.rollout.engines.vllm.diagnosis import wrong_layers
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.rollout.engines.vllm.proof import FIRST_PROBE_FLOPS, PROBE_FLOPS, Proof, prove
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.source import WeightsError
@@ -51,6 +50,7 @@ class WeightReceiver:
     """Mixed into vLLM's worker class. Its names must not be among the worker's own, hence the prefix."""
 
     asyncrl_staging: Staging | None = None
+    asyncrl_proven = False
     reload_weights: Any
     model_runner: Any
 
@@ -68,28 +68,28 @@ class WeightReceiver:
         assert staging is not None
         return {"done": not staging.is_alive(), "refusal": staging.refusal}
 
-    def asyncrl_load(self, version: int) -> float:
-        """Load the staged version into the model; returns the seconds. The scheduler must be paused."""
+    def asyncrl_load(self, version: int, prove_it: bool) -> dict[str, Any]:
+        """Load the staged version into the model. The scheduler must be paused.
+
+        Returns what `Proof` has, of a comparison of what the model holds then with the version: {"wrong",
+        "unknown"}, empty unless `prove_it`.
+        """
         staging, self.asyncrl_staging = self.asyncrl_staging, None
         if staging is None or staging.is_alive() or staging.refusal or staging.version != version:
             raise RuntimeError(f"weight version {version} is not staged")
         # It warns, at every load, of modules that have no weights, or tied ones.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
-        started = time.perf_counter()
         self.asyncrl_apply(staging.tensors)
-        return time.perf_counter() - started
+        proof = Proof()
+        if prove_it:
+            flops = PROBE_FLOPS if self.asyncrl_proven else FIRST_PROBE_FLOPS
+            proof = prove(self.model_runner.get_model(), staging.tensors, flops, seed=version)
+            self.asyncrl_proven = True
+        return {"wrong": proof.wrong, "unknown": proof.unknown}
 
     def asyncrl_apply(self, tensors: Mapping[str, Tensor]) -> None:
         """Make `tensors` the model's weights."""
         load(self, tensors)
-
-    def asyncrl_wrong_layers(self, notice: bytes) -> dict[str, Any]:
-        """{"layers": names of those that do not hold a version's weights, "dtype": the model's own}. They do
-        afterwards. The scheduler must be paused."""
-        tensors = ShmWeights(msgspec.msgpack.decode(notice, type=WeightNotice), staging_threads()).tensors()
-        model = self.model_runner.get_model()
-        layers = wrong_layers(model, lambda: load(self, tensors))
-        return {"layers": layers, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
 
 
 def load(worker: WeightReceiver, tensors: Mapping[str, Tensor]) -> None:
