@@ -81,9 +81,9 @@ def test_what_proven_weights_differ_by_calibrates_the_alarm(usual, tolerance):
 
 
 def test_other_weights_are_a_fault_also_before_anything_is_proven(make_qwen3):
-    for seed in range(1, 21):
+    other = make_canary(make_qwen3(seed=0, dtype=torch.bfloat16))
+    for seed in range(1, 9):
         canary = make_canary(make_qwen3(seed=seed, dtype=torch.bfloat16))
-        other = make_canary(make_qwen3(seed=0, dtype=torch.bfloat16))
         assert canary.difference(other.logprobs) > Alarm().tolerance(canary)
 
 

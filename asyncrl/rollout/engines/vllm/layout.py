@@ -8,7 +8,7 @@ on several ranks where there are more ranks than heads of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,36 +35,36 @@ class Parameter:
         return self.attribute == "weight" and hasattr(self.module, "cpu_linear") and _multiplies(self.module)
 
 
-def parameters(model: nn.Module) -> Iterator[Parameter]:
-    """All of them, tied ones under each of their names."""
+def parameters(model: nn.Module, checkpoint: Container[str]) -> Iterator[Parameter]:
+    """All of them, tied ones under each of their names. `checkpoint`: the names of its tensors."""
     packed = getattr(model, "packed_modules_mapping", {})
-    embeddings = _embeddings(model)
+    embeddings = _input_embeddings(model)
     for path, module in model.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
+        for attribute, _ in module.named_parameters(recurse=False):
             names = [f"{part}.{attribute}" for part in _checkpoint_modules(path, packed)]
-            if _is_head(module) and id(parameter) in embeddings:
-                names = [embeddings[id(parameter)]]
+            if _is_head(module) and names[0] not in checkpoint and len(embeddings) == 1:
+                names = embeddings  # tied, or else it should be
             slices = _slices(module, attribute)
-            known = slices is not None and len(slices) == len(names)
-            parts = tuple(zip(names, slices, strict=True)) if slices is not None and known else None
+            fits = slices is not None and len(slices) == len(names)
+            parts = tuple(zip(names, slices or (), strict=True)) if fits else None
             yield Parameter(f"{path}.{attribute}", module, attribute, parts)
 
 
-def _checkpoint_modules(path: str, packed: dict[str, list[str]]) -> list[str]:
+def _checkpoint_modules(path: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
     """A checkpoint's names of what the model has in one module."""
     parent, dot, name = path.rpartition(".")
     return [f"{parent}{dot}{part}" for part in packed.get(name, [name])]
 
 
-def _embeddings(model: nn.Module) -> dict[int, str]:
-    """Names of the weights of input embeddings, by identity: an output head that has the same is tied."""
+def _input_embeddings(model: nn.Module) -> list[str]:
+    """Names of their weights."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    return {
-        id(module.weight): f"{path}.weight"
+    return [
+        f"{path}.weight"
         for path, module in model.named_modules()
         if isinstance(module, VocabParallelEmbedding) and not _is_head(module)
-    }
+    ]
 
 
 def _is_head(module: nn.Module) -> bool:

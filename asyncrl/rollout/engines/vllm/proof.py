@@ -44,7 +44,7 @@ def prove(model: nn.Module, tensors: Mapping[str, Tensor], probe_flops: float, s
     that are read where `probe_flops` are not enough for all."""
     proof, known = Proof(), []
     seen: set[str] = set()
-    for parameter in parameters(model):
+    for parameter in parameters(model, tensors):
         names = [name for name, _ in parameter.parts or ()]
         if names and all(name in tensors for name in names):
             known.append((parameter, [tensors[name][part] for name, part in parameter.parts or ()]))
