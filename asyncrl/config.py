@@ -553,8 +553,8 @@ class WeightsConfig(Section):
     ack_timeout_s: float = Field(120.0, gt=0)
     """Longest wait for an engine to take a weight version, before it counts as a stall (`run.on_stall`)."""
     canary: bool = True
-    """After each update, have vLLM engines and servers score a fixed short sequence, and stop the run when
-    the trainer's scores are others: proof that an engine computes with the weights that it was given."""
+    """After each update, compare every tensor that a vLLM engine holds with what was published, and have
+    engines and servers score a text that the trainer scores too. The run stops when they differ."""
 
 
 class PlacementConfig(Section):

@@ -257,7 +257,8 @@ class VllmEngine:
         if notice is None or notice.canary is None:
             return
         canary, tolerance = notice.canary, self._alarm.tolerance(notice.canary)
-        scored = await self._answer(score(self.llm, canary.token_ids), "to score the canary")
+        # It waits for slots like any request: as long as others generate, it is not late.
+        scored = await self._answer(score(self.llm, canary.token_ids), "to score the canary", queues=True)
         if (difference := canary.difference(scored)) > tolerance:
             held = "all tensors that can be compared are" if self._unknown else "every tensor is"
             raise self._break(
@@ -287,10 +288,11 @@ class VllmEngine:
         """Call a method of `WeightReceiver` in every worker."""
         return await self._answer(self.llm.collective_rpc(method, args=args), f"{method} in its workers")
 
-    async def _answer(self, call: Awaitable[T], what: str) -> T:
-        """Await vLLM's answer; not for ever, and not beyond its death, after which no answer would come."""
+    async def _answer(self, call: Awaitable[T], what: str, *, queues: bool = False) -> T:
+        """Await vLLM's answer; not for ever, and not beyond its death, after which no answer would come.
+        `queues`: it comes after other requests, so that the wait begins anew with each token of theirs."""
         answer = asyncio.ensure_future(call)
-        deadline = time.monotonic() + self._answer_timeout_s
+        since_s, generated = time.monotonic(), self._generated_tokens
         while not answer.done():
             await asyncio.wait([answer], timeout=HEALTH_POLL_S)
             if answer.done():
@@ -298,7 +300,9 @@ class VllmEngine:
             if self.llm.errored:
                 answer.cancel()
                 raise self._break("vLLM's engine process has died; the reason is in this role's log")
-            if time.monotonic() > deadline:
+            if queues and generated < self._generated_tokens:
+                since_s, generated = time.monotonic(), self._generated_tokens
+            if time.monotonic() - since_s > self._answer_timeout_s:
                 answer.cancel()
                 raise self._break(
                     f"vLLM was asked {what} and has not answered within {self._answer_timeout_s:.0f} s"

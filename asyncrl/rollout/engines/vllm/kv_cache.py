@@ -33,11 +33,13 @@ def room_bytes(sequences: int, length: int, block_tokens: int, token_bytes: int)
 def workspace_bytes(
     *, prefill_tokens: int, sequences: int, hidden_size: int, vocab_size: int, value_bytes: int
 ) -> int:
-    """What an engine needs of a GPU beside weights and KV cache: activations of a step of `prefill_tokens`,
-    logits of `sequences`, CUDA graphs, libraries."""
+    """What an engine needs of a GPU beside weights and KV cache: activations of a step of `prefill_tokens`
+    and logits of `sequences`, or the largest layer a second time while weights are loaded; CUDA graphs,
+    libraries."""
     activations = _VALUES_PER_TOKEN * prefill_tokens * hidden_size * value_bytes
     logits = _COPIES_OF_LOGITS * sequences * vocab_size * 4
-    return activations + logits + GRAPHS_AND_LIBRARIES_BYTES
+    embeddings = vocab_size * hidden_size * value_bytes
+    return max(activations + logits, embeddings) + GRAPHS_AND_LIBRARIES_BYTES
 
 
 def shared_gpu_bytes(
