@@ -25,12 +25,13 @@ def command(process):
 
 
 class Launched:
-    """`asyncrl-launch` on a config, or on a run directory to go on with, in a process of its own."""
+    """`asyncrl-launch` on a config, or on a run directory to go on with (under other settings where
+    `overrides` say so), in a process of its own."""
 
-    def __init__(self, config, tmp_path, assert_nothing_left, resume=None):
+    def __init__(self, config, tmp_path, assert_nothing_left, resume=None, overrides=()):
         self.assert_nothing_left = assert_nothing_left
         self.run_dir = Path(config.run.dir if resume is None else resume)
-        arguments = ["--resume", str(resume)]
+        arguments = ["--resume", str(resume), *overrides]
         if resume is None:
             path = tmp_path / "resolved.yaml"
             path.write_text(dump(config))

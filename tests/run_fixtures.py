@@ -69,8 +69,9 @@ def launch(make_config, assert_nothing_left, tmp_path):
     started = []
 
     def launch(*overrides, config=None, resume=None):
-        config = config or make_config(*overrides)
-        started.append(Launched(config, tmp_path, assert_nothing_left, resume))
+        if config is None and resume is None:
+            config = make_config(*overrides)
+        started.append(Launched(config, tmp_path, assert_nothing_left, resume, overrides))
         return started[-1]
 
     yield launch

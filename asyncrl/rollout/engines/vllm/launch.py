@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing.util
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -204,7 +205,13 @@ def _children_end_with_us() -> Iterator[None]:
     """Processes forked meanwhile are killed when the thread that runs this ends, as it does with the process.
     Spawned ones have to be told once they are up."""
     parent = os.getpid()
+
+    def in_child(_: object) -> None:
+        # It would pass the signals that it gets on to our event loop: vLLM's SIGTERM to it would end us.
+        signal.set_wakeup_fd(-1)
+        end_with_parent(parent)
+
     registration = _Registration()  # lasts as long as this object
-    multiprocessing.util.register_after_fork(registration, lambda _: end_with_parent(parent))
+    multiprocessing.util.register_after_fork(registration, in_child)
     yield
     del registration
