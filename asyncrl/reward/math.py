@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
+
+from asyncrl.errors import NotHereError
+
+if find_spec("math_verify") is None:  # found out before a run starts, not by its first answer
+    raise NotHereError("asyncrl.reward.math: needs the package math-verify: pip install 'asyncrl[math]'")
 
 
 def math_answer(

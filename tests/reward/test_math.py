@@ -2,9 +2,9 @@
 
 import pytest
 
-from asyncrl.reward.math import math_answer
-
 pytest.importorskip("math_verify", reason="needs asyncrl[math]")
+
+from asyncrl.reward.math import math_answer
 
 
 @pytest.mark.parametrize(

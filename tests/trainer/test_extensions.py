@@ -46,3 +46,13 @@ def test_one_who_compiles_is_waited_for(lock, monkeypatch):
 def test_where_nothing_was_ever_compiled_there_is_nothing_to_wait_for(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "none"))
     wait_for_compilers()
+
+
+@pytest.mark.deepspeed
+def test_on_cuda_deepspeed_has_nothing_to_compile_when_it_joins_the_ranks():
+    """Of what it builds at its start there is nothing for CUDA, so that no compiler has to be there."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+    assert CPU_Accelerator().create_op_builder("ShareMemCommBuilder") is not None
+    assert CUDA_Accelerator().create_op_builder("ShareMemCommBuilder") is None
