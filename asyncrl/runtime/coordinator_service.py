@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
-NOTICE = "notice"
-"""Under this key the store keeps the current notice."""
+NOTICE, NOTICE_SERIAL = "notice", "notice_serial"
+"""Under these keys the store keeps the current notice and its number, which goes on through restarts."""
 
 
 @dataclass(slots=True)
@@ -81,6 +81,7 @@ class CoordinatorService:
         roles |= {f"reward-{i}" for i in range(len(config.reward.models))}
         self._stalls = StallWatch(config.run, coordinator, self._workers, roles, run_dir.pulses)
         self._notice = store.recall(NOTICE)
+        self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
         self._published: tuple[int, m.Published] | None = None
         """The last answer to a `Publish`, by version."""
@@ -120,7 +121,7 @@ class CoordinatorService:
             case m.Report():
                 return self._report(name, request), ()
             case m.Hello():
-                return m.Welcome(self._notice), ()
+                return m.Welcome(self._notice, self._notice_serial), ()
             case m.WorkerLost():
                 self._lost(request.worker)
             case m.Applied():
@@ -183,7 +184,7 @@ class CoordinatorService:
             self._meter.rewards(request.reward_metrics)
         # The notice may have got lost on its way, or gone out before this coordinator knew the worker.
         is_behind = worker.engine_version is None or worker.engine_version < self._coordinator.frontier
-        return m.Welcome(self._notice if is_behind else None)
+        return m.Welcome(self._notice if is_behind else None, self._notice_serial)
 
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
         worker = self._workers[name]
@@ -289,7 +290,7 @@ class CoordinatorService:
         if request.notice is not None:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             for worker in list(self._workers.values()):
-                await self._server.notify(worker.peer, m.NewWeights(request.notice))
+                await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
         memory = read_pulses(self._run_dir.pulses)
         answer = m.Published(
             self._coordinator.ledger.metrics()
@@ -306,7 +307,10 @@ class CoordinatorService:
 
     def _keep_notice(self, notice: bytes | None) -> None:
         self._notice = notice
+        self._notice_serial += 1
         self._stalls.has_weights = notice is not None
+        # The number first: a crash between the two gives the notice before a new number, which is harmless.
+        self._store.keep(NOTICE_SERIAL, self._notice_serial.to_bytes(8))
         self._store.keep(NOTICE, notice)
 
     async def _await_applied(self, version: int) -> None:

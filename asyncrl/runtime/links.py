@@ -20,13 +20,13 @@ from asyncrl.rollout.engine import Engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.worker import AttemptFailed
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.newest_weights import NewestWeights
 from asyncrl.runtime.restarts import COORDINATOR_START_S, MAX_DELAY_S
 from asyncrl.runtime.rpc import RpcClient
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
 from asyncrl.waits import waiting
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.live import LiveWeights
-from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.publisher import ShmPublisher
 from asyncrl.weights.segment import is_gone
 from asyncrl.weights.source import WeightsError
@@ -53,19 +53,17 @@ class ZmqWorkerLink:
         self._process = secrets.randbits(53)
         self._held: set[int] = set()
         """The leases whose outcome the coordinator has not confirmed."""
-        self._engine_version: int | None = None
-        self._announced: bytes | None = None
-        self._newest: WeightNotice | None = None
+        self._weights = NewestWeights()
         self._news = asyncio.Event()
 
     def on_notice(self, notice: m.Notice) -> None:
-        self._announce(notice.notice)
+        self._announced(notice.notice, notice.serial)
 
     async def hello(self) -> None:
         self._welcomed(await self._ask(m.Hello(self._name, self._process)))
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
-        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._engine_version)
+        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken)
         with waiting("groups to sample"):
             answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
         self._held |= {task.lease_id for task in answer.tasks}
@@ -86,7 +84,7 @@ class ZmqWorkerLink:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""
         for number in itertools.count(1):
             stats = self._engine.stats()
-            self._welcomed(await self._ask(m.Report(number, self._engine_version, stats, reward_metrics())))
+            self._welcomed(await self._ask(m.Report(number, self._weights.taken, stats, reward_metrics())))
             await asyncio.sleep(REPORT_S)
 
     async def follow_weights(self) -> None:
@@ -96,14 +94,16 @@ class ZmqWorkerLink:
             self._news.clear()
             report = await self._update()
             if report is not None:
-                self._engine_version = report.version
+                self._weights.taken = report.version
                 await self._ask(m.Applied(report))
 
     async def _update(self) -> m.UpdateReport | None:
-        """None when the weights are gone with the trainer that published them: its successor's will come."""
+        """None when there is nothing newer, or the weights are gone with the trainer that published them: its
+        successor's will come."""
         for attempt in range(1, UPDATE_TRIES + 1):
-            notice = self._newest
-            assert notice is not None
+            notice = self._weights.next
+            if notice is None:
+                return None
             try:
                 with waiting(f"the engine to take weight version {notice.version}"):
                     return await self._engine.update_weights(ShmWeights(notice))
@@ -112,23 +112,16 @@ class ZmqWorkerLink:
                 log.warning("weight version %d, try %d: %s", notice.version, attempt, error)
                 if attempt == UPDATE_TRIES and not is_gone(Path(notice.segment)):
                     raise
-                if self._newest is notice:
+                if self._weights.next is notice:
                     await asyncio.sleep(0.05 * attempt)
         return None
 
     def _welcomed(self, welcome: m.Welcome) -> None:
         if welcome.notice is not None:
-            self._announce(welcome.notice)
+            self._announced(welcome.notice, welcome.serial)
 
-    def _announce(self, encoded: bytes) -> None:
-        """A notice may come several times, and that of a version again when another trainer has published
-        it."""
-        if encoded == self._announced:
-            return
-        self._announced = encoded
-        notice = msgspec.msgpack.decode(encoded, type=WeightNotice)
-        if self._engine_version is None or notice.version > self._engine_version:
-            self._newest = notice
+    def _announced(self, notice: bytes, serial: int) -> None:
+        if self._weights.hear(notice, serial):
             self._news.set()
 
     async def _ask(self, request: m.Request) -> m.Answer:

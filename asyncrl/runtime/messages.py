@@ -175,6 +175,8 @@ class WorkerLost(Message):
 class Welcome(Message):
     notice: bytes | None
     """Notice of the current weight version, if one has been published that is news to the worker."""
+    serial: Count = 0
+    """The number of the notice: of two, the one with the higher number is in force, whichever comes first."""
 
 
 class Begun(Message):
@@ -223,6 +225,8 @@ class Refused(Message):
 
 class NewWeights(Message):
     notice: bytes
+    serial: Count
+    """As in `Welcome`."""
 
 
 Request = (
