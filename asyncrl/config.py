@@ -355,6 +355,9 @@ class RewardConfig(Section):
     retries: int = Field(1, ge=0)
     """Further tries after an exception, a time-out or a lost process, before the attempt at the group
     fails."""
+    strip_special_tokens: bool = False
+    """Leave every special token out of the text that rewards read, not only those that end a response or
+    pad."""
 
     @property
     def part_names(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,12 +37,6 @@ class WorkerLink(Protocol):
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None: ...
 
 
-class Detokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that rewards need."""
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
-
-
 class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may be tried again
     """A group could not be sampled or scored this time.
 
@@ -69,20 +63,23 @@ class _Sample:
 
 class GroupRollout:
     """Carries out one task at a time: `group_size` responses side by side, each scored by the reward models
-    as soon as it is finished, then all together by the reward functions."""
+    as soon as it is finished, then all together by the reward functions.
+
+    text_of: what rewards read of a response's token ids.
+    """
 
     def __init__(
         self,
         engine: Engine,
         rewards: Rewards,
-        detokenizer: Detokenizer,
+        text_of: Callable[[Sequence[int]], str],
         config: RolloutConfig,
         *,
         seed: int,
     ) -> None:
         self._engine = engine
         self._rewards = rewards
-        self._detokenizer = detokenizer
+        self._text_of = text_of
         self._config = config
         self._seed = seed
         self._left: dict[int, int] = {}
@@ -131,7 +128,7 @@ class GroupRollout:
         chunks = [chunk async for chunk in self._engine.generate(request)]
         self._left[task.lease_id] -= 1
         trajectory = assemble(prompt_ids, chunks)
-        text = self._detokenizer.decode(_response_ids(trajectory), skip_special_tokens=True)
+        text = self._text_of(_response_ids(trajectory))
         if _broken(trajectory):
             return _Sample(trajectory, text, {}, None)
         try:

@@ -19,6 +19,7 @@ from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.text import response_text
 from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.rollout.worker import AttemptFailed, GroupRollout
 from asyncrl.trainer.packed import load_decoder
@@ -68,9 +69,7 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
     engine = make_torch_engine(config, max(len(prompt.prompt_ids) for prompt in prompts))
     models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
     rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
-    rollout = GroupRollout(
-        engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
-    )
+    rollout = GroupRollout(engine, rewards, response_text(config), config.rollout, seed=config.run.seed)
     weights = load_decoder("model.path", config.model.path, config).state_dict()
     await rewards.start()
     driving = asyncio.create_task(engine.run())

@@ -28,7 +28,7 @@ from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engine import UpdateReport
 from asyncrl.rollout.engines.make import make_torch_engine
-from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.rollout.text import response_text
 from asyncrl.rollout.worker import AttemptFailed, GroupRollout
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.state import open_state, rollout_task
@@ -195,7 +195,7 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
         try:
             with ThreadPoolExecutor(1) as executor:
                 rollout = GroupRollout(
-                    engine, rewards, load_tokenizer(config.model), config.rollout, seed=config.run.seed
+                    engine, rewards, response_text(config), config.rollout, seed=config.run.seed
                 )
                 link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
                 try:

@@ -43,7 +43,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.reward.rewards import Rewards
     from asyncrl.rollout.engines.make import make_engine
-    from asyncrl.rollout.tokenizer import load_tokenizer
+    from asyncrl.rollout.text import response_text
     from asyncrl.rollout.worker import GroupRollout, RolloutWorker
     from asyncrl.runtime.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.runtime.reward_link import reward_links
@@ -52,7 +52,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     engine = make_engine(config, PromptSet.load(run_dir.prompts).longest_tokens)
-    tokenizer = load_tokenizer(config.model)
+    text_of = response_text(config)
     models = reward_links(config, run_dir, name)
     rewards = Rewards(
         config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
@@ -65,7 +65,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
                 link = ZmqWorkerLink(client, name, engine, answer_timeout_s(config))
                 client.on_notice = link.on_notice
                 await link.hello()
-                group_rollout = GroupRollout(engine, rewards, tokenizer, config.rollout, seed=config.run.seed)
+                group_rollout = GroupRollout(engine, rewards, text_of, config.rollout, seed=config.run.seed)
                 worker = RolloutWorker(group_rollout, link)
                 work = asyncio.create_task(worker.run(), name="work")
                 services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]

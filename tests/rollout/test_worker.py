@@ -14,11 +14,9 @@ from asyncrl.rollout.worker import AttemptFailed, GroupRollout
 GROUP, LONGEST = 8, 24
 
 
-class Letters:
-    """A detokenizer: one letter a token."""
-
-    def decode(self, token_ids, *, skip_special_tokens):
-        return "".join(chr(ord("a") + i % 26) for i in token_ids)
+def letters(token_ids):
+    """One letter a token."""
+    return "".join(chr(ord("a") + i % 26) for i in token_ids)
 
 
 class Judge:
@@ -49,7 +47,7 @@ async def roll_out(make_qwen3, **judge):
         max_steps=1,
         max_tokens=LONGEST,
     )
-    rollout = GroupRollout(engine, rewards, Letters(), config, seed=3)
+    rollout = GroupRollout(engine, rewards, letters, config, seed=3)
     driving = asyncio.create_task(engine.run())
     try:
         return await rollout(RolloutTask(0, 0, 0, 0, "say", [5, 6], {})), judge

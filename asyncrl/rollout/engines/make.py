@@ -39,10 +39,10 @@ def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
 
 def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
     """Starts vLLM and waits until it is up: call it from the main thread (see `launch`)."""
-    from asyncrl.rollout.engines.torch import stop_token_ids
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
     from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
+    from asyncrl.rollout.stops import stop_token_ids
 
     c, model = config.rollout, config.model
     max_length = longest_prompt_tokens + c.max_new_tokens
@@ -76,8 +76,8 @@ def _make_http_engine(config: Config, longest_prompt_tokens: int) -> HttpEngine:
     from asyncrl.rollout.engines.http.engine import HttpEngine
     from asyncrl.rollout.engines.http.fleet import Deadlines
     from asyncrl.rollout.engines.http.weights_dir import WeightsDir
-    from asyncrl.rollout.engines.torch import stop_token_ids
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+    from asyncrl.rollout.stops import stop_token_ids
 
     c, model, http = config.rollout, config.model, config.rollout.http
     assert http.weights_dir is not None
@@ -107,7 +107,8 @@ def _device(config: Config) -> Literal["cpu", "cuda"]:
 
 def make_torch_engine(config: Config, longest_prompt_tokens: int) -> TorchEngine:
     """The embedded engine."""
-    from asyncrl.rollout.engines.torch import TorchEngine, build_model, stop_token_ids
+    from asyncrl.rollout.engines.torch import TorchEngine, build_model
+    from asyncrl.rollout.stops import stop_token_ids
 
     c = config.rollout
     return TorchEngine(

@@ -23,7 +23,7 @@ from transformers import (
 
 from asyncrl.config import ModelConfig
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError, build_model, stop_token_ids
+from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError, build_model
 
 SHAPE = {
     "vocab_size": 83,
@@ -236,11 +236,3 @@ def test_build_refuses_what_is_no_attention_decoder(tmp_path, config, says):
 def test_build_refuses_a_folder_without_a_model(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"config\.json"):
         build_model(ModelConfig(path=str(tmp_path)))
-
-
-def test_stop_tokens_come_from_the_generation_settings_first(tmp_path):
-    config = Qwen3Config(**EIGHT_WIDE)
-    assert stop_token_ids(save(config, tmp_path / "a", {"eos_token_id": [5, 6]})) == (5, 6)
-    assert stop_token_ids(save(config, tmp_path / "b", {"eos_token_id": 7})) == (7,)
-    assert stop_token_ids(save(config, tmp_path / "c")) == (1,)
-    assert stop_token_ids(save(Qwen3Config(**{**EIGHT_WIDE, "eos_token_id": None}), tmp_path / "d")) == ()

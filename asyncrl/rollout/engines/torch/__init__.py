@@ -2,6 +2,6 @@
 
 from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
 from asyncrl.rollout.engines.torch.engine import TorchEngine
-from asyncrl.rollout.engines.torch.model import build_model, stop_token_ids
+from asyncrl.rollout.engines.torch.model import build_model
 
-__all__ = ["TorchEngine", "UnsupportedModelError", "build_model", "stop_token_ids"]
+__all__ = ["TorchEngine", "UnsupportedModelError", "build_model"]

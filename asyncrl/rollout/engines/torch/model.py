@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
 
@@ -30,19 +30,6 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreT
     except ValueError as error:  # transformers: not a causal LM, or one without scaled-dot-product attention
         raise UnsupportedModelError(f"model.path={config.path}: {_first_sentence(error)}") from error
     return model.eval()
-
-
-def stop_token_ids(config: ModelConfig) -> tuple[int, ...]:
-    """The end-of-sequence tokens that the model's own generation settings name, else its configuration."""
-    try:
-        named = GenerationConfig.from_pretrained(config.path).eos_token_id
-    except OSError:  # the model comes without generation settings
-        named = None
-    if named is None:
-        named = _read_config(config).get_text_config().eos_token_id
-    if named is None:
-        return ()
-    return (named,) if isinstance(named, int) else tuple(named)
 
 
 def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
