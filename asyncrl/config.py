@@ -152,6 +152,9 @@ class DataConfig(Section):
     """Column with the prompt: a string, or a list of messages (`role`, `content`)."""
     system_prompt: str | None = None
     """Put before every prompt that has no system message; makes string prompts conversations."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further arguments of the chat template, such as `{enable_thinking: false}`. A row may have its own in a
+    column of this name, and `tools` (JSON schemas, as a list or as JSON text)."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """Longer prompts are bad rows."""
     on_bad_row: Literal["error", "skip"] = "error"

@@ -11,6 +11,7 @@ from asyncrl.config import DataConfig
 from asyncrl.data.messages import UnusablePromptError, check_prompt
 from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet
 from asyncrl.data.rows import Row, read_rows
+from asyncrl.data.template import template_arguments
 from asyncrl.data.tokenise import tokenise
 from asyncrl.data.values import UnusableValueError, portable
 from asyncrl.errors import ConfigError
@@ -56,6 +57,7 @@ class _Checked:
     where: str
     prompt: str | list[Message]
     columns: dict[str, Any]
+    template_arguments: dict[str, Any]
 
 
 def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
@@ -66,6 +68,8 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
     try:
         columns = {name: portable(value, f"column `{name}`") for name, value in values.items()}
         prompt = check_prompt(columns.pop(data.prompt_column), data.system_prompt)
+        is_text = isinstance(prompt, str)  # no template: columns of these names are something else
+        arguments = {} if is_text else template_arguments(data.chat_template_kwargs, columns)
     except UnusableValueError as error:
         return BadRow(where, str(error))
     except UnusablePromptError as error:
@@ -76,7 +80,7 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
                 f"{where}: the column `{name}` has the name of an argument that reward functions get from "
                 f"AsyncRL; rename it (taken: {', '.join(TAKEN_NAMES)})"
             )
-    return _Checked(where, prompt, columns)
+    return _Checked(where, prompt, columns, arguments)
 
 
 def _tokenised(
@@ -84,7 +88,8 @@ def _tokenised(
 ) -> Iterator[Prompt | BadRow]:
     """The rows in their order; usable ones numbered on from `first_index`."""
     usable = [row for row in rows if isinstance(row, _Checked)]
-    token_ids = iter(tokenise([row.prompt for row in usable], tokenizer, data.max_prompt_tokens))
+    prompts, arguments = [row.prompt for row in usable], [row.template_arguments for row in usable]
+    token_ids = iter(tokenise(prompts, tokenizer, data.max_prompt_tokens, arguments))
     index = first_index
     for row in rows:
         if isinstance(row, BadRow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from asyncrl.data.prompts import Message
@@ -19,15 +20,44 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
         case str():
             if not value.strip():
                 raise UnusablePromptError("is empty")
+            if _is_conversation_as_text(value):
+                raise UnusablePromptError(
+                    "is a conversation written as JSON text, whose brackets the model would read; store it as a "
+                    "list of messages"
+                )
             return value if system_prompt is None else [_system(system_prompt), _user(value)]
         case list():
-            _check_messages(value)
-            if system_prompt is None or value[0]["role"] == "system":
-                return value
-            return [_system(system_prompt), *value]
+            messages = without_nulls(value)
+            _check_messages(messages)
+            if system_prompt is None or messages[0]["role"] == "system":
+                return messages
+            return [_system(system_prompt), *messages]
     raise UnusablePromptError(
         f"is of type {type(value).__name__}; it should be a string or a list of messages"
     )
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the keys that hold null, at any depth.
+
+    Arrow gives every object all the keys that any object of its column has. So a null may be a key that the
+    dataset's author never wrote, and chat templates ask whether a key is there.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _is_conversation_as_text(text: str) -> bool:
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
 
 
 def _check_messages(messages: list[Any]) -> None:
@@ -46,7 +76,7 @@ def _check_messages(messages: list[Any]) -> None:
     last = messages[-1]
     if last["role"] == "assistant":
         raise UnusablePromptError("ends with the assistant's message; a prompt ends before the answer")
-    if not last["content"].strip():
+    if not last.get("content", "").strip():
         raise UnusablePromptError("its last message is empty")
 
 

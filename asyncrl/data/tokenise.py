@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,31 +19,52 @@ if TYPE_CHECKING:
 Tokenised: TypeAlias = NDArray[np.int32] | UnusablePromptError
 
 
+@dataclass(frozen=True, slots=True)
+class AddedTokens:
+    """What a tokenizer puts around a text by itself."""
+
+    before: tuple[int, ...]
+    """Such as a beginning of sequence."""
+    after: tuple[int, ...]
+    """Such as an end of sequence."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = tokenizer("a")["input_ids"]
+        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        if not starts:  # one that writes a text otherwise at the beginning: nothing can be told apart
+            return cls((), ())
+        return cls(tuple(whole[: starts[0]]), tuple(whole[starts[0] + len(plain) :]))
+
+
 def tokenise(
-    prompts: Sequence[str | list[Message]], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    prompts: Sequence[str | list[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    template_arguments: Sequence[Mapping[str, Any]],
 ) -> list[Tokenised]:
     """For each prompt its int32[P] token ids, 1 <= P <= `max_tokens`, or why it has none.
 
-    A conversation is rendered with the generation prompt, and the template writes every special token. A
-    string gets the special tokens that the tokenizer itself adds (such as a beginning of sequence). Raises
-    `ConfigError` for conversations when the tokenizer has no chat template.
+    A conversation is rendered with the generation prompt and its `template_arguments`, and the template
+    writes every special token. A string gets the special tokens that the tokenizer puts before a text, unless
+    it begins with them already, as one that was rendered before does; none after it, since the model is to go
+    on. Raises `ConfigError` for conversations when the tokenizer has no chat template.
     """
     results: list[Tokenised | None] = [None] * len(prompts)
-    texts: dict[bool, dict[int, str]] = {
-        False: {},
-        True: {},
-    }  # by whether it was a conversation, then by index
+    texts: dict[int, str] = {}
     for i, prompt in enumerate(prompts):
         try:
-            text = prompt if isinstance(prompt, str) else _render(prompt, tokenizer)
-            texts[not isinstance(prompt, str)][i] = text
+            is_text = isinstance(prompt, str)
+            texts[i] = prompt if is_text else _render(prompt, tokenizer, template_arguments[i])
         except UnusablePromptError as error:
             results[i] = error
-    for is_conversation, chosen in texts.items():
-        if chosen:
-            encoded = tokenizer(list(chosen.values()), add_special_tokens=not is_conversation, verbose=False)
-            for i, ids in zip(chosen, encoded["input_ids"], strict=True):
-                results[i] = _within(ids, max_tokens)
+    if texts:
+        before = list(AddedTokens.of(tokenizer).before)
+        encoded = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
+        for i, ids in zip(texts, encoded, strict=True):
+            adds = before if isinstance(prompts[i], str) and ids[: len(before)] != before else []
+            results[i] = _within(adds + ids, max_tokens)
     return [result for result in results if result is not None]
 
 
@@ -54,7 +76,7 @@ def _within(ids: list[int], max_tokens: int) -> Tokenised:
     return np.asarray(ids, dtype=np.int32)
 
 
-def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -66,7 +88,9 @@ def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
             "give the prompts as strings (and no data.system_prompt)"
         ) from None
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **arguments
+        )
     except (TemplateError, TypeError, ValueError) as error:
         raise UnusablePromptError(f"is refused by the model's chat template: {error}") from None
     return str(text)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
+from asyncrl.data.tokenise import AddedTokens
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
@@ -27,6 +29,9 @@ from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.resume import check_settings
 from asyncrl.units import format_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
 """Files whose presence shows that a folder holds a run."""
@@ -272,13 +277,31 @@ def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
         )
 
 
-def prompt_warnings(config: Config, prompts: PromptSet, eos_token_id: int | None) -> Iterator[str]:
+def prompt_warnings(config: Config, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """What works but may surprise about the dataset and its tokens."""
     if prompts.skipped:
         count = len(prompts.skipped)
         yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
-    if eos_token_id is None and not config.rollout.stop_token_ids:
+    texts = [prompt for row in prompts if isinstance(prompt := row.prompt, str)]
+    if texts:
+        yield from _text_warnings(texts, tokenizer)
+    if config.data.chat_template_kwargs and len(texts) == len(prompts):
+        yield "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them"
+    if tokenizer.eos_token_id is None and not config.rollout.stop_token_ids:
         yield (
             "neither the tokenizer nor rollout.stop_token_ids names a token that ends a response: all will "
             f"have {config.rollout.max_new_tokens} tokens"
         )
+
+
+def _text_warnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What the tokenizer would put around texts, and what becomes of it."""
+    added = AddedTokens.of(tokenizer)
+    if added.after:
+        yield (
+            f"the tokenizer ends a text with {tokenizer.decode(added.after)!r}; prompts go without it, since "
+            "the model is to go on"
+        )
+    start = tokenizer.decode(added.before) if added.before else ""
+    if start and (rendered := sum(text.startswith(start) for text in texts)):
+        yield f"{rendered:,} prompts begin with {start!r} already, and get no second one"

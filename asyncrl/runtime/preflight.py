@@ -121,7 +121,7 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
     gpu_checks.shares(config, implied)
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
     if prompts is not None and tokenizer is not None:
-        warnings += checks.prompt_warnings(config, prompts, tokenizer.eos_token_id)
+        warnings += checks.prompt_warnings(config, prompts, tokenizer)
     if not is_elsewhere:
         warnings += checks.machine_warnings(machine, implied)
     return Plan(

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import ConfigError, from_tree
 from asyncrl.runtime import checks
@@ -260,13 +261,32 @@ def test_a_plain_run_gives_no_warning(run):
     prepared = preflight(run(rollout={"slots": 16}))
     config, implied = prepared.config, prepared.outline
     assert not list(checks.warnings(config, implied))
-    assert not list(checks.prompt_warnings(config, prepared.prompts, eos_token_id=1))
+    tokenizer = byte_tokenizer(2048)
+    assert not list(checks.prompt_warnings(config, prepared.prompts, tokenizer))
     roomy = replace(prepared.machine, cores=64, memory_bytes=10**12)
     assert not list(checks.machine_warnings(roomy, implied))
     (small,) = checks.machine_warnings(replace(roomy, memory_bytes=10**6), implied)
     assert "of memory are needed and the machine has 1.0 MB" in small
-    (no_end,) = checks.prompt_warnings(config, prepared.prompts, eos_token_id=None)
+    tokenizer.eos_token = None
+    (no_end,) = checks.prompt_warnings(config, prepared.prompts, tokenizer)
     assert "names a token that ends a response" in no_end
+
+
+def test_what_a_tokenizer_adds_to_texts_is_told(run):
+    (run.path / "texts.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n' * 3)
+    adding = byte_tokenizer(2048)
+    ids = {token: adding.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>")}
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=list(ids.items())
+    )
+    config = run(data={"path": "texts.jsonl", "chat_template_kwargs": {"enable_thinking": False}})
+    assert list(checks.prompt_warnings(config, preflight(config).prompts, adding)) == [
+        "the tokenizer ends a text with '<|im_end|>'; prompts go without it, since the model is to go on",
+        "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them",
+    ]
+    (run.path / "texts.jsonl").write_text('{"prompt": "<|im_start|>1+1", "answer": "2"}\n' * 3)
+    warnings = list(checks.prompt_warnings(config, preflight(config).prompts, adding))
+    assert "3 prompts begin with '<|im_start|>' already, and get no second one" in warnings
 
 
 def judged(**model):

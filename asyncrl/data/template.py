@@ -1,0 +1,41 @@
+"""What a row gives its chat template beside the messages: `tools` and `chat_template_kwargs`, the columns
+that TRL knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from asyncrl.data.messages import UnusablePromptError, without_nulls
+
+TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
+OURS = ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message")
+"""Arguments of rendering that are not for a row to choose."""
+
+
+def template_arguments(common: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a row's chat template: the `common` ones (`data.chat_template_kwargs`), in
+    their place those of its own column, and its tools. Raises `UnusablePromptError` for columns that hold
+    something else."""
+    own = without_nulls(columns.get(ARGUMENTS) or {})
+    if not isinstance(own, dict):
+        raise UnusablePromptError(f"has `{ARGUMENTS}` of type {type(own).__name__}; it should be an object")
+    if taken := sorted(own.keys() & set(OURS)):
+        raise UnusablePromptError(f"has `{ARGUMENTS}.{taken[0]}`, which is not for a row to choose")
+    tools = _tools(columns.get(TOOLS))
+    return {**common, **own, **({TOOLS: tools} if tools else {})}
+
+
+def _tools(value: Any) -> list[Any]:
+    """As the template takes them. Datasets often hold them as JSON text, since Arrow would give every schema
+    the keys of all others."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "[]")
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UnusablePromptError(f"has `{TOOLS}` that are no JSON: {error}") from None
+    tools = without_nulls(value or [])
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UnusablePromptError(f"has `{TOOLS}` that are no list of JSON schemas")
+    return tools
