@@ -22,8 +22,8 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                 raise UnusablePromptError("is empty")
             if _is_conversation_as_text(value):
                 raise UnusablePromptError(
-                    "is a conversation written as JSON text, whose brackets the model would read; store it as a "
-                    "list of messages"
+                    "is a conversation written as JSON text, which the model would read as it stands; store "
+                    "it as a list of messages"
                 )
             return value if system_prompt is None else [_system(system_prompt), _user(value)]
         case list():
