@@ -29,6 +29,7 @@ from asyncrl.objective.catalogue import (
     is_own,
 )
 
+VLLM_MAX_TEMPERATURE = 2.0
 Share = Annotated[float, Field(ge=0, lt=1)]
 __all__ = ["Config", "ConfigError", "dump", "from_tree", "keys", "load"]
 
@@ -643,6 +644,8 @@ def _impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
+    yield from _impossible_sampling(c)
+    yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_backends(c)
@@ -650,6 +653,44 @@ def _impossible(c: Config) -> Iterator[str]:
         yield from impossible_servers(c)
     yield from _impossible_ranks(c)
     yield from _impossible_network(c.network)
+
+
+def _impossible_sampling(c: Config) -> Iterator[str]:
+    """Ways of sampling that an objective, or an engine, does not stand."""
+    cut = {"top_p": c.rollout.top_p if c.rollout.top_p < 1 else None, "top_k": c.rollout.top_k or None}
+    cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
+    whole = {"objective.policy_loss": c.objective.policy_loss, "objective.step_size": c.objective.step_size}
+    for key, value in whole.items():
+        if cuts and value in ("topr", "vcpo"):
+            yield (
+                f"{key}={value} weighs whole responses by their ratios, and {cuts} renormalises what is "
+                "sampled from but not the trainer's policy: the ratios of long responses would vanish even "
+                "on policy; use rollout.top_p=1 and rollout.top_k=0"
+            )
+    if c.rollout.engine in ("vllm", "http") and c.rollout.temperature > VLLM_MAX_TEMPERATURE:
+        yield (
+            f"rollout.temperature={c.rollout.temperature:g}: vLLM takes temperatures up to "
+            f"{VLLM_MAX_TEMPERATURE:g}; use a lower one"
+        )
+
+
+def _impossible_filter(c: Config) -> Iterator[str]:
+    """`filter_constant_groups` where groups of equal rewards are what is learnt from."""
+    if not c.objective.filter_constant_groups:
+        return
+    key, advantage = "objective.filter_constant_groups=true", c.objective.advantage
+    if c.rollout.group_size == 1:
+        yield f"{key}: every group of one (rollout.group_size=1) has equal rewards and would be dropped"
+    if not is_own(advantage) and advantage not in COMPARE_WITHIN_GROUPS:
+        yield (
+            f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
+            "would be dropped; leave the filter out"
+        )
+    if c.reference is not None and c.reference.where == "reward":
+        yield (
+            f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
+            "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
 
 
 def _impossible_network(network: NetworkConfig) -> Iterator[str]:

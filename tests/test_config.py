@@ -308,6 +308,41 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
+        (
+            ["rollout.top_p=0.9", "objective.policy_loss=topr"],
+            "objective.policy_loss=topr weighs whole responses by their ratios, and rollout.top_p=0.9 renorm",
+            "use rollout.top_p=1 and rollout.top_k=0",
+        ),
+        (
+            ["rollout.top_k=20", "objective.step_size=vcpo"],
+            "objective.step_size=vcpo weighs whole responses by their ratios, and rollout.top_k=20 renorm",
+            "use rollout.top_p=1 and rollout.top_k=0",
+        ),
+        (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
+        *(
+            (
+                ["objective.filter_constant_groups=true", f"objective.advantage={advantage}", *more],
+                f"objective.advantage={advantage} learns from groups of equal rewards, too",
+                "leave the filter out",
+            )
+            for advantage, more in {
+                "ngrpo": [],
+                "nsr": [],
+                "reinforce_pp": [],
+                "gae": ["critic.lr=1e-5"],
+                "vtrace": ["critic.lr=1e-5"],
+            }.items()
+        ),
+        (
+            ["objective.filter_constant_groups=true", "rollout.group_size=1", "objective.advantage=nsr"],
+            "every group of one (rollout.group_size=1) has equal rewards and would be dropped",
+            "leave the filter out",
+        ),
+        (
+            ["objective.filter_constant_groups=true", "reference.where=reward"],
+            "with reference.where=reward equal rewards differ by their KL",
+            "use reference.where=loss",
+        ),
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],

@@ -155,7 +155,12 @@ def engine(config: Config, placement: Placement) -> None:
 
 
 def trainer(config: Config) -> None:
-    """What the trainer's backend needs is installed."""
+    """What the trainer's backend needs is installed, and there is a policy to train."""
+    if config.rollout.temperature == 0 and config.trainer.backend != "paced":
+        raise ConfigError(
+            "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
+            "log-probabilities to train by; use a temperature above 0"
+        )
     if config.trainer.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             "trainer.backend=deepspeed: needs the package deepspeed: pip install 'asyncrl[deepspeed]', or "

@@ -389,3 +389,14 @@ def test_a_gate_on_scores_that_may_be_negative_is_warned_of(run, make_reward_mod
     assert warned()
     assert not warned(sigmoid=True)
     assert not warned(clip=[0.0, 5.0])
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_greedy_responses_cannot_be_trained_on(run, group_size):
+    sections = {"rollout": {"temperature": 0.0, "group_size": group_size}}
+    if group_size == 1:
+        sections["objective"] = {"advantage": "reinforce_pp"}
+        assert "rollout.temperature=0: greedy responses are samples of no distr" in refusal(run(**sections))
+    else:
+        with pytest.raises(ConfigError, match="samples the same response for the whole group"):
+            run(**sections)
