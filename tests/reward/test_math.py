@@ -1,10 +1,19 @@
 """Answers are compared as mathematics, not as text."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("math_verify", reason="needs asyncrl[math]")
 
-from asyncrl.reward.math import math_answer
+from asyncrl.reward.math import PROCESS, math_answer
+
+
+@pytest.fixture(autouse=True)
+def end_process(no_process_left):
+    yield
+    PROCESS.close()
 
 
 @pytest.mark.parametrize(
@@ -31,3 +40,53 @@ def test_the_answer_may_come_as_in_verls_datasets_and_the_response_as_a_conversa
 def test_a_row_without_an_answer_is_an_error_and_no_reward():
     with pytest.raises(ValueError, match="no answer to check against"):
         math_answer(["\\boxed{7}"], reward_model=[{"style": "model", "ground_truth": ""}])
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "math_answers.jsonl"
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the answers that failed are not at hand")
+def test_the_answers_that_failed():
+    for line in CASES.read_text().splitlines():
+        case = json.loads(line)
+        assert math_answer([case["completion"]], ground_truth=[case["answer"]]) == [case["reward"]], line
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "right"),
+    [
+        ("5\\sqrt{2}", "\\boxed{5}", False),
+        ("5\\sqrt{2}", "\\boxed{\\sqrt{50}}", True),
+        ("\\frac{\\pi}{2}", "\\boxed{\\pi/2}", True),
+        ("[1,2)", "\\boxed{[1,2)}", True),
+        ("[1,2)", "\\boxed{[1,2]}", False),
+        ("(3,4)", "\\boxed{(4,3)}", False),
+        ("\\emptyset", "\\boxed{\\emptyset}", True),
+        (
+            "\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}",
+            "\\boxed{\\begin{pmatrix}1&2\\\\3&5\\end{pmatrix}}",
+            False,
+        ),
+        ("Tuesday", "\\boxed{\\text{Tuesday}}", True),
+        ("\\text{yes}", "\\boxed{\\text{no}}", False),
+        ("$5", "\\boxed{5}", True),
+        ("the answer is $4$", "so $4$", True),
+        ("\\boxed{7}", "7", True),
+        (-3, "\\boxed{-3}", True),
+        (2.5, "\\boxed{\\frac{5}{2}}", True),
+    ],
+)
+def test_other_answers_of_these_kinds(answer, response, right):
+    assert math_answer([response], ground_truth=[answer]) == [float(right)]
+    assert math_answer([response], reward_model=[{"ground_truth": answer}]) == [float(right)]
+
+
+def test_an_answer_that_takes_for_ever_is_wrong_and_its_siblings_keep_theirs():
+    responses = ["\\boxed{8}", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{8}", "it is ((8!)!)!", "\\boxed{2^3}"]
+    assert math_answer(responses, ground_truth=["8"] * 5) == [1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_nothing_is_no_answer(answer):
+    with pytest.raises(ValueError, match="no answer to check against"):
+        math_answer(["\\boxed{7}"], ground_truth=[answer])

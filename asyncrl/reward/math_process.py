@@ -1,0 +1,133 @@
+"""Compares mathematical answers in a process of its own, which is killed when one takes too long.
+
+Nothing less can end such a comparison: the integer arithmetic of 9^9^9^9^9 never comes back to Python, where
+an alarm or another thread could stop it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+LIMIT_S = 1.0
+"""Processor time that an answer may take."""
+LIMIT_WALL_S = 15.0
+"""The same by the clock on the wall, on a machine that is busy with other things."""
+ROOM_BYTES = 2 << 30
+"""Memory that a comparison may take beyond what the process begins with."""
+_POLL_S = 0.05
+
+
+class MathProcess:
+    """Answers one comparison after another. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def equal(self, answer: str, response: str) -> bool:
+        """Whether the last answer in `response` equals `answer`; false where that could not be found out
+        within the limits. Raises `ValueError` for an `answer` in which there is no mathematics."""
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        assert self._connection is not None
+        self._connection.send((answer, response))
+        if not self._answered():
+            self.close()
+            return False
+        found = self._connection.recv()
+        if isinstance(found, ValueError):
+            raise found
+        return bool(found)
+
+    def _answered(self) -> bool:
+        assert self._connection is not None
+        meter = psutil.Process(self._process.pid)
+        started_s, spent_s = time.monotonic(), _spent_s(meter)
+        while not self._connection.poll(_POLL_S):
+            if not self._process.is_alive():
+                return False
+            used_s = _spent_s(meter) - spent_s
+            if used_s > LIMIT_S or time.monotonic() - started_s > LIMIT_WALL_S:
+                return False
+        return self._process.is_alive() or self._connection.poll(0)
+
+    def _start(self) -> None:
+        _compare(
+            "1", "1"
+        )  # what the first comparison imports and builds is inherited, and in no answer's time
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), name="math", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """End the process, whatever it does; the next comparison starts another."""
+        if self._process is None or self._connection is None:
+            return
+        self._process.kill()
+        self._process.join(LIMIT_WALL_S)
+        self._connection.close()
+        self._process = self._connection = None
+
+
+def _spent_s(process: psutil.Process) -> float:
+    """Processor seconds; those of a process that has ended do not matter."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _serve(connection: Connection) -> None:
+    _limit_memory()
+    while True:
+        try:
+            answer, response = connection.recv()
+        except EOFError:
+            return
+        connection.send(_found(answer, response))
+
+
+def _found(answer: str, response: str) -> bool | ValueError:
+    try:
+        return _compare(answer, response)
+    except ValueError as error:
+        return error
+    except (MemoryError, OverflowError, RecursionError):
+        return False
+
+
+def _compare(answer: str, response: str) -> bool:
+    import logging
+
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # that nothing limits the time: we do
+    # Of several boxes the last is the answer; by default all of them together are.
+    latex = LatexExtractionConfig(boxed_match_priority=0)
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
+    extraction = (latex, ExprExtractionConfig())
+    is_marked = answer.count("$") >= 2 or "\\boxed" in answer
+    wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
+    if not wanted:
+        raise ValueError(f"the right answer {answer!r} cannot be read as mathematics")
+    given = parse(response, extraction, parsing_timeout=None)
+    return bool(verify(wanted, given, timeout_seconds=None))
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        limit = psutil.Process().memory_info().vms + ROOM_BYTES
+        _, highest = resource.getrlimit(resource.RLIMIT_AS)
+        if highest == resource.RLIM_INFINITY or limit < highest:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
