@@ -136,8 +136,10 @@ class ModelConfig(Section):
     """A folder with a Hugging Face decoder-only model and its tokenizer, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in, in engine and trainer. The optimizer keeps float32 weights either way."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel of the trainer. The embedded engine always uses `sdpa`."""
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel of the trainer. `varlen`: torch's kernel for sequences of any length, without padding
+    and masks (on a CPU a slow reference of it). `auto`: `varlen` on a GPU, if it can compute what the model
+    wants in `model.dtype`, else `sdpa`. The embedded engine always uses `sdpa`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

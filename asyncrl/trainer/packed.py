@@ -3,7 +3,6 @@ in common."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asyncrl.config import Config
-from asyncrl.trainer.model_checks import ModelError, check_packing, masks_work, model_name
+from asyncrl.trainer.attention import choose_attention, load_with, takes_shared_prompts
+from asyncrl.trainer.model_checks import ModelError, check_packing, model_name, sharing_works
 from asyncrl.trainer.packing import MicroBatch
-from asyncrl.trainer.prefix import attention_bias
-from asyncrl.trainer.shares import Packing
+from asyncrl.trainer.pieces import Pieces
+from asyncrl.trainer.prefix import Branches, attention_bias
+from asyncrl.trainer.shares import ONE_ROW, Packing
+from asyncrl.trainer.varlen import NAME as VARLEN
 
 MASKED_ROW_TOKENS = 128
 """Rows shorter than this cost more in padding than they save in attention."""
@@ -33,7 +35,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.model = model
         self.row_tokens = _row_tokens(model)
-        self.shares_prefixes = _takes_masks(model)
+        self.shares_prefixes = takes_shared_prompts(model)
 
     @property
     def backbone(self) -> nn.Module:
@@ -50,24 +52,34 @@ class PackedModel(nn.Module):
         Dropout stays off, since its noise would enter every importance ratio.
         """
         check_packing(self)
-        self.shares_prefixes &= config.trainer.share_prompts and masks_work(self)
+        self.shares_prefixes &= config.trainer.share_prompts and sharing_works(self)
         if config.trainer.gradient_checkpointing:
             _checkpoint_gradients(self.model)
 
     def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        branches: Branches | None = None,
+        pieces: Pieces | None = None,
     ) -> Tensor:
-        """float[R, L, H] of the last layer. Position ids that restart at 0 separate the sequences of a row,
-        unless a mask (bool[R, 1, L, L], True where a query sees a key) says who sees whom."""
-        if attention_mask is not None and self.model.config._attn_implementation == "eager":
-            attention_mask = attention_bias(attention_mask, self.model.dtype)
+        """float[R, L, H] of the last layer, of int64[R, L] each. Kernels that build masks separate the
+        sequences of a row by position ids that restart at 0, or by `branches` where they share prompts; the
+        others go by `pieces`, and without them take every row for one sequence."""
+        name = self.model.config._attn_implementation
+        mask, extra = None, {}
+        if name == VARLEN:
+            extra["pieces"] = pieces
+        elif branches is not None:
+            mask = branches.mask()
+            mask = attention_bias(mask, self.model.dtype) if name == "eager" else mask
         return self.backbone(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False, **extra
         ).last_hidden_state
 
     def predicting_states(self, micro: MicroBatch) -> Tensor:
         """float[N, H]: the hidden state that predicts each of the micro-batch's trained tokens."""
-        hidden = self.hidden_states(micro.input_ids, micro.position_ids, micro.attention_mask)
+        hidden = self.hidden_states(micro.input_ids, micro.position_ids, micro.branches, micro.pieces)
         return hidden.flatten(0, 1)[micro.predicted_from]
 
 
@@ -75,7 +87,7 @@ def common_packing(models: Sequence[PackedModel], max_tokens: int) -> Packing:
     """How to pack micro-batches of `max_tokens` that all of these models compute."""
     return Packing(
         max_tokens,
-        row_tokens=max(model.row_tokens for model in models),
+        row_tokens=min(model.row_tokens for model in models),
         shares_prefixes=all(model.shares_prefixes for model in models),
         hidden_size=max(model.model.config.get_text_config().hidden_size for model in models),
         device=models[0].device,
@@ -89,32 +101,24 @@ def load_decoder(key: str, path: str, config: Config) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attn_implementation,
+            attn_implementation=load_with(config.model.attn_implementation),
             trust_remote_code=config.model.trust_remote_code,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load {key}={path!r}: {error}") from error
-    return model.to(trainer_device(config)).eval()
+    model = model.to(trainer_device(config)).eval()
+    choose_attention(model, config.model.attn_implementation)
+    return model
 
 
 def _row_tokens(model: PreTrainedModel) -> int:
     """How long rows are to be, at least, when sequences are packed.
 
-    Flash attention computes each sequence of a row by itself, so one row takes the whole budget and padding
-    goes. Other kernels compute the whole square under a mask: rows stay short, but long enough to hold
-    several short sequences.
+    Kernels that compute each sequence of a row by itself take one row of the whole budget. Others compute the
+    whole square under a mask: rows stay short, but long enough to hold several short sequences.
     """
-    return sys.maxsize if "flash" in model.config._attn_implementation else MASKED_ROW_TOKENS
-
-
-def _takes_masks(model: PreTrainedModel) -> bool:
-    """Whether a mask of our own may take the place of the model's: a window or chunks of attention would be
-    lost."""
-    layers = getattr(model.config, "layer_types", None) or []
-    windowed = (
-        getattr(model.config, "sliding_window", None) if not layers else set(layers) != {"full_attention"}
-    )
-    return not windowed and model.config._attn_implementation in ("sdpa", "eager")
+    name = model.config._attn_implementation
+    return ONE_ROW if name == VARLEN or "flash" in name else MASKED_ROW_TOKENS
 
 
 def trainer_device(config: Config) -> torch.device:

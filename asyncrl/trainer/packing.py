@@ -1,8 +1,8 @@
 """Units (single sequences, or several that share a prompt) into micro-batches under a token budget.
 
 Several units share a row. Their position ids restart at 0, from which transformers builds block-diagonal
-attention; where sequences share a prompt, the mask is made here. `pack` decides (pure, deterministic),
-`assemble` makes the tensors.
+attention. What else a kernel needs to know comes along: which tokens share a prompt, of which a mask is made,
+and where sequences begin and end. `pack` decides (pure, deterministic), `assemble` makes the tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.trainer.batch import FlatBatch
-from asyncrl.trainer.prefix import Unit, branch_mask
+from asyncrl.trainer.pieces import Pieces, cut
+from asyncrl.trainer.prefix import Branches, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,11 @@ class MicroBatch:
     """int64[R, L]."""
     position_ids: Tensor
     """int64[R, L]; restarts at 0 with every unit."""
-    attention_mask: Tensor | None
-    """bool[R, 1, L, L], True where a query sees a key; None where the restarting position ids say it all."""
+    branches: Branches | None
+    """For kernels that need a mask where sequences share a prompt; None where none do, and the restarting
+    position ids say it all."""
+    pieces: Pieces
+    """For kernels that compute every sequence by itself."""
     predicted_from: Tensor
     """int64[N]: the place, in the R·L flattened, of the hidden state that predicts each trained token."""
     token_index: Tensor
@@ -50,7 +54,8 @@ class MicroBatch:
         return MicroBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
-            None if self.attention_mask is None else self.attention_mask.to(device),
+            None if self.branches is None else self.branches.to(device),
+            self.pieces.to(device),
             self.predicted_from.to(device),
             self.token_index.to(device),
         )
@@ -61,7 +66,7 @@ def empty() -> MicroBatch:
     trained."""
     nothing = torch.zeros(0, dtype=torch.int64)
     token = torch.zeros((1, 1), dtype=torch.int64)
-    return MicroBatch(token, token, None, nothing, nothing)
+    return MicroBatch(token, token, None, cut(token.numpy(), token.numpy()), nothing, nothing)
 
 
 def row_capacity(longest: int, max_tokens: int, min_row_tokens: int) -> int:
@@ -70,12 +75,13 @@ def row_capacity(longest: int, max_tokens: int, min_row_tokens: int) -> int:
     return max(longest, min(min_row_tokens, max_tokens))
 
 
-def pack(lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1) -> list[Layout]:
+def pack(lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1, round_to: int = 1) -> list[Layout]:
     """First-fit-decreasing of items with `lengths` (all > 0) into micro-batches.
 
     A micro-batch takes the longest item left and as many rows of `row_capacity` as `max_tokens` pays for,
     padding counted. Short rows keep the cost of masked attention, quadratic in the row, small. An item
-    longer than `max_tokens` goes alone.
+    longer than `max_tokens` goes alone. Rows are padded to a multiple of `round_to`, where `max_tokens`
+    leaves room for it.
     """
     left = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     layouts = []
@@ -83,7 +89,8 @@ def pack(lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1) -> li
         capacity = row_capacity(lengths[left[0]], max_tokens, min_row_tokens)
         rows, left = _fill_rows(left, lengths, capacity, max_rows=max(1, max_tokens // capacity))
         used = max(sum(lengths[i] for i in row) for row in rows)
-        layouts.append(Layout(tuple(tuple(row) for row in rows), used))
+        rounded = max(used, min(-(-used // round_to) * round_to, max_tokens // len(rows)))
+        layouts.append(Layout(tuple(tuple(row) for row in rows), rounded))
     return layouts
 
 
@@ -148,11 +155,12 @@ def assemble(
         rest = np.zeros(layout.row_tokens - at, dtype=np.int64)
         rows.write(r, at, rest, position=0, block=len(row), branch=0)
     shared = any(len(units[number].members) > 1 for row in layout.rows for number in row)
-    mask = branch_mask(torch.from_numpy(rows.blocks), torch.from_numpy(rows.branches)) if shared else None
+    branches = Branches(torch.from_numpy(rows.blocks), torch.from_numpy(rows.branches))
     return MicroBatch(
         torch.from_numpy(rows.input_ids),
         torch.from_numpy(rows.position_ids),
-        mask,
+        branches if shared else None,
+        cut(rows.blocks, rows.branches),
         torch.from_numpy(np.concatenate(rows.predicted_from)),
         torch.from_numpy(np.concatenate(rows.token_index)),
     )

@@ -80,17 +80,25 @@ def _common_prefix(flat: FlatBatch, members: NDArray[np.int64], lengths: NDArray
     return int(differing[0]) if len(differing) else shortest
 
 
-def branch_mask(blocks: Tensor, branches: Tensor) -> Tensor:
-    """Who attends to whom when units share rows: bool[R, 1, L, L], True where query (dim 2) sees key (dim 3).
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Who attends to whom when units share rows: a token sees the tokens before it (and itself) of its own
+    unit that belong to the prefix or to its own response."""
 
-    blocks: int[R, L], the unit of each token. branches: int[R, L], 0 for tokens of the unit's prefix, else
-    the number of the response. A token sees the tokens before it (and itself) of its own unit that belong to
-    the prefix or to its own response.
-    """
-    query_block, key_block = blocks[:, :, None], blocks[:, None, :]
-    query_branch, key_branch = branches[:, :, None], branches[:, None, :]
-    mask = (query_block == key_block) & ((key_branch == 0) | (key_branch == query_branch))
-    return mask.tril_()[:, None]
+    blocks: Tensor
+    """int64[R, L]: the unit of each token."""
+    branches: Tensor
+    """int64[R, L]: 0 for tokens of the unit's prefix, else the number of the response."""
+
+    def to(self, device: torch.device) -> Branches:
+        return Branches(self.blocks.to(device), self.branches.to(device))
+
+    def mask(self) -> Tensor:
+        """bool[R, 1, L, L], True where query (dim 2) sees key (dim 3)."""
+        query_block, key_block = self.blocks[:, :, None], self.blocks[:, None, :]
+        query_branch, key_branch = self.branches[:, :, None], self.branches[:, None, :]
+        mask = (query_block == key_block) & ((key_branch == 0) | (key_branch == query_branch))
+        return mask.tril_()[:, None]
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,7 @@ from transformers import (
 
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.model import Policy, load_policy
-from asyncrl.trainer.model_checks import ModelError, check_head, check_packing, masks_work
+from asyncrl.trainer.model_checks import ModelError, check_head, check_packing, sharing_works
 from asyncrl.trainer.packing import assemble, pack
 from asyncrl.trainer.prefix import single_units
 
@@ -109,12 +109,12 @@ def test_other_architectures_pass_and_their_log_probabilities_are_right(make, ra
 
 
 def test_prompts_are_shared_only_where_a_mask_may_replace_the_models_own(make_qwen3, make_config, save_model):
-    for attention in ("sdpa", "eager"):
+    for attention in ("sdpa", "eager", "varlen"):
         model = make_qwen3()
         model.set_attn_implementation(attention)
         policy = policy_of(model)
         assert policy.shares_prefixes
-        assert masks_work(policy)
+        assert sharing_works(policy)
     assert not policy_of(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=8))).shares_prefixes
     windowed = Qwen3Config(**SMALL, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     assert not policy_of(Qwen3ForCausalLM(windowed)).shares_prefixes
@@ -126,8 +126,8 @@ def test_prompts_are_shared_only_where_a_mask_may_replace_the_models_own(make_qw
 def test_a_model_that_ignores_masks_does_not_share_prompts(make_qwen3):
     policy = policy_of(make_qwen3())
     hidden_states = policy.hidden_states
-    policy.hidden_states = lambda ids, positions, mask=None: hidden_states(ids, positions)
-    assert not masks_work(policy)
+    policy.hidden_states = lambda ids, positions, branches=None, pieces=None: hidden_states(ids, positions)
+    assert not sharing_works(policy)
 
 
 def test_bfloat16_models_pass_the_checks(make_qwen3):

@@ -106,7 +106,7 @@ def separate(model, flat):
     return out
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("sharing", [False, True])
 @pytest.mark.parametrize(
     ("budget", "row"), [(1, 1), (40, 1), (100, 64), (10_000, 1), (10_000, 128), (10_000, 10**9)]
@@ -117,8 +117,8 @@ def test_packed_equals_separate_in_logprobs_and_gradients(
     flat = flatten(random_batch(3, version=4, oldest_version=1))
     lengths, units = units_of(flat, sharing=sharing)
     model = make_qwen3()
-    model.set_attn_implementation(attention)
     expected = separate(model, flat)
+    model.set_attn_implementation(attention)
     gradients = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 

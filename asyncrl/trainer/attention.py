@@ -1,0 +1,111 @@
+"""The attention kernel of a loaded model: what `model.attn_implementation` comes to for it.
+
+`varlen` is taken where it can compute what the model's layers want, which is tried out on them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from asyncrl.trainer import varlen
+from asyncrl.trainer.model_checks import ModelError, difference, model_name, probe_ids, tolerance
+from asyncrl.trainer.pieces import Pieces
+
+log = logging.getLogger(__name__)
+
+_PLAIN = {"full_attention", "sliding_attention"}
+"""Kinds of layers whose attention is causal, over everything or within a window."""
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def load_with(setting: str) -> str:
+    """What a model is to be loaded with. `varlen` comes after, if it fits."""
+    return "sdpa" if setting in ("auto", varlen.NAME) else setting
+
+
+def choose_attention(model: PreTrainedModel, setting: str) -> None:
+    """Switch a model that lies where it is going to compute to `varlen`, if that is what the setting comes
+    to. Raises `ModelError` where the setting asks for it by name and the model cannot have it."""
+    if setting != varlen.NAME and (setting != "auto" or model.device.type != "cuda"):
+        return
+    why = _misfit(model) or _mistake(model)
+    if why is None:
+        log.info("%s computes attention by `%s`", model_name(model), varlen.NAME)
+    elif setting == "auto":
+        log.warning("%s computes attention by `sdpa`, which is slower: %s", model_name(model), why)
+    else:
+        raise ModelError(
+            f"model.attn_implementation={varlen.NAME}: {model_name(model)}: {why}; use "
+            "model.attn_implementation=sdpa"
+        )
+
+
+def takes_shared_prompts(model: PreTrainedModel) -> bool:
+    """Whether the model's layers see all tokens before theirs, and take our word for which belong to them."""
+    kinds = _layer_kinds(model)
+    windowed = kinds != {"full_attention"} if kinds else getattr(model.config, "sliding_window", None)
+    return not windowed and model.config._attn_implementation in (varlen.NAME, "sdpa", "eager")
+
+
+def _layer_kinds(model: PreTrainedModel) -> set[str]:
+    return set(getattr(model.config, "layer_types", None) or ())
+
+
+def _misfit(model: PreTrainedModel) -> str | None:
+    """Why the kernel cannot compute the model's attention, as far as what is known of both says."""
+    if not varlen.AVAILABLE:
+        return f"torch {torch.__version__} has no varlen_attn with grouped heads, which 2.13 brings"
+    if not model._supports_flash_attn:
+        return "transformers does not run this model on kernels that get no mask"
+    if strange := _layer_kinds(model) - _PLAIN:
+        return f"it has layers of kind {', '.join(sorted(strange))}, which need a mask"
+    if model.device.type == "cuda":
+        return _misfit_of_gpu(model)
+    return None
+
+
+def _misfit_of_gpu(model: PreTrainedModel) -> str | None:
+    """The limits of torch's flash-attention kernels (ATen's `flash_api.cpp` and `sdp_utils.cpp`)."""
+    config = model.config.get_text_config()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    capability = torch.cuda.get_device_capability(model.device)
+    if capability < (8, 0):
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernel needs 8.0"
+    if model.dtype not in _KERNEL_DTYPES:
+        return f"it computes in {model.dtype}, and the kernel in 16 bits only"
+    if dim > 256 or dim % 8:
+        return f"its heads have {dim} numbers, and the kernel takes multiples of 8 up to 256"
+    if 192 < dim <= 224 and (capability in ((8, 6), (8, 9)) or capability[0] == 12):
+        return f"its heads have {dim} numbers, for which the kernel has no backward pass on this GPU"
+    return None
+
+
+@torch.no_grad()
+def _mistake(model: PreTrainedModel) -> str | None:
+    """Switch the model to the kernel; why it is switched back, if what comes out is not what did before."""
+    ids = probe_ids(model, 12)
+    positions = torch.tensor([[*range(5), *range(7)]], device=model.device)
+    pieces = Pieces(torch.tensor([0, 5, 12], dtype=torch.int32, device=model.device), 7, None)
+
+    def hidden_states(**kwargs: Pieces) -> Tensor:
+        output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **kwargs)
+        return output.last_hidden_state
+
+    before, expected = model.config._attn_implementation, hidden_states()
+    model.set_attn_implementation(varlen.NAME)
+    try:
+        got = hidden_states(pieces=pieces)
+        if model.config._attn_implementation != varlen.NAME:
+            why = "transformers does not let it change its attention"
+        elif (off := difference(got, expected)) <= tolerance(got.dtype):
+            return None
+        else:
+            why = f"tried out, its hidden states were off by {off:.2g} of their size"
+    except (TypeError, RuntimeError, varlen.VarlenError) as error:
+        why = f"tried out, it failed: {error}"
+    model.set_attn_implementation(before)
+    return why
