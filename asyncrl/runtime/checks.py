@@ -201,10 +201,15 @@ def budget(config: Config, placement: Placement) -> None:
 
 def attention(config: Config, placement: Placement) -> None:
     """The trainer's attention kernel runs where the trainer runs."""
-    if config.model.attn_implementation != "flash_attention_2":
+    name, on_gpu = config.model.attn_implementation, bool(placement.of("trainer")[0].gpus)
+    setting, other = f"model.attn_implementation={name}", "model.attn_implementation=sdpa"
+    if name == "varlen" and on_gpu and config.model.dtype == "float32":
+        raise ConfigError(
+            f"{setting}: on a GPU it computes in 16 bits only; use model.dtype=bfloat16, or {other}"
+        )
+    if name != "flash_attention_2":
         return
-    setting, other = "model.attn_implementation=flash_attention_2", "model.attn_implementation=sdpa"
-    if not placement.of("trainer")[0].gpus:
+    if not on_gpu:
         raise ConfigError(f"{setting}: it needs a GPU, and the trainer has none; use {other}")
     if importlib.util.find_spec("flash_attn") is None:
         raise NotHereError(f"{setting}: needs the package flash-attn: pip install flash-attn, or use {other}")

@@ -239,6 +239,15 @@ def test_flash_attention_without_gpu_or_package(run, monkeypatch):
         checks.attention(config, assign(config, None, 1))
 
 
+def test_varlen_attention_on_a_gpu_is_for_16_bits(run):
+    for dtype, gpus in (("float32", 0), ("bfloat16", 0), ("bfloat16", 1)):
+        config = run(model={"attn_implementation": "varlen", "dtype": dtype}, trainer={"device": "auto"})
+        checks.attention(config, assign(config, None, gpus))
+    config = run(model={"attn_implementation": "varlen", "dtype": "float32"}, trainer={"device": "auto"})
+    with pytest.raises(ConfigError, match=r"16 bits only; use model\.dtype=bfloat16"):
+        checks.attention(config, assign(config, None, 1))
+
+
 def test_what_may_surprise_is_warned_of(run):
     with (run.path / "rows.jsonl").open("a") as file:
         file.write("\nbad")
