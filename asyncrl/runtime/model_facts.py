@@ -12,10 +12,25 @@ from asyncrl.config import ModelConfig
 from asyncrl.errors import ConfigError, NotHereError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Sizes of one decoder layer."""
+
+    hidden_size: int
+    intermediate_size: int
+    """Of the MLP that a token passes through: in a mixture of experts, of those that it is sent to."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qk_norm: bool
+    """Whether queries and keys are normalised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +39,10 @@ class ModelFacts:
     parameters: int
     """Tied ones counted once."""
     vocab_size: int
-    hidden_size: int
     layers: int
+    layer: LayerShape
+    tied_head: bool
+    """Whether the output head's weights are those of the embeddings."""
     kv_bytes_per_token: int
     """Keys and values of all layers for one token, in the run's dtype."""
     max_positions: int | None
@@ -190,17 +207,35 @@ def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=found.source.trust_remote_code)
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    layer = layer_shape(config, shell)
+    kv_values = 2 * text.num_hidden_layers * layer.kv_heads * layer.head_dim
     return ModelFacts(
         model_type=config.model_type,
         parameters=sum(parameter.numel() for parameter in shell.parameters()),
         vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
         layers=text.num_hidden_layers,
-        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * DTYPE_BYTES[dtype],
+        layer=layer,
+        tied_head=bool(getattr(config, "tie_word_embeddings", False)),
+        kv_bytes_per_token=kv_values * DTYPE_BYTES[dtype],
         max_positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def layer_shape(config: PreTrainedConfig, shell: nn.Module) -> LayerShape:
+    """Of a decoder's layers. shell: the model, without its weights."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    experts = getattr(text, "num_experts_per_tok", None)
+    of_experts = (experts or 0) * (getattr(text, "moe_intermediate_size", None) or dense)
+    shared = getattr(text, "shared_expert_intermediate_size", None) or 0
+    return LayerShape(
+        hidden_size=text.hidden_size,
+        intermediate_size=of_experts + shared if experts else dense,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        qk_norm=any(name.endswith("q_norm.weight") for name, _ in shell.named_parameters()),
     )
 
 

@@ -14,7 +14,6 @@ from asyncrl.runtime.memory import (
     estimate_memory,
     gpu_loads,
     host_bytes,
-    weights_bytes,
 )
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.models import KnownModels
@@ -156,7 +155,6 @@ def _kv_sequences(
     engine = placement.of("rollout")[0]
     if config.rollout.engine != "vllm" or not engine.gpus or model is None:
         return None
-    on_each_gpu = next(m.total_bytes for m in memory if m.kind == "rollout")
-    room = len(engine.gpus) * on_each_gpu - weights_bytes(config, model)
+    room = len(engine.gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
     sequence_tokens = longest_prompt + config.rollout.max_new_tokens
     return max(0, room // (sequence_tokens * model.kv_bytes_per_token))

@@ -11,7 +11,14 @@ from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.errors import ConfigError
 from asyncrl.reward.route import scoring_parts
 from asyncrl.reward.template import UnreadablePairError, pair_ids
-from asyncrl.runtime.model_facts import FoundModel, ModelSource, find_model, load_tokenizer
+from asyncrl.runtime.model_facts import (
+    FoundModel,
+    LayerShape,
+    ModelSource,
+    find_model,
+    layer_shape,
+    load_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -26,7 +33,7 @@ ADVICE = (
 class RewardModelFacts:
     parameters: int
     vocab_size: int
-    hidden_size: int
+    layer: LayerShape
     max_positions: int | None
     """Longest pair that the model's positions allow, None where the model sets no limit."""
     tokenizer: PreTrainedTokenizerBase | None
@@ -54,11 +61,18 @@ def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
 
 def reward_model_facts(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
     """A reward model's sizes, from its structure alone."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
     text = found.config.get_text_config()
+    with torch.device("meta"):
+        shell = AutoModelForSequenceClassification.from_config(
+            found.config, trust_remote_code=found.source.trust_remote_code
+        )
     return RewardModelFacts(
-        parameters=_parameters(found.config, found.source.trust_remote_code),
+        parameters=sum(parameter.numel() for parameter in shell.parameters()),
         vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
+        layer=layer_shape(found.config, shell),
         max_positions=getattr(text, "max_position_embeddings", None),
         tokenizer=tokenizer,
     )
@@ -89,15 +103,6 @@ def _check_scores(source: ModelSource, config: PreTrainedConfig) -> None:
         raise ConfigError(
             f"{source}: it has {config.num_labels} outputs, and a score is a single one; {source.advice}"
         )
-
-
-def _parameters(config: PreTrainedConfig, trust_remote_code: bool) -> int:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    with torch.device("meta"):
-        shell = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(parameter.numel() for parameter in shell.parameters())
 
 
 def _telling(rows: list[Prompt]) -> list[Prompt]:

@@ -3,14 +3,18 @@
 import pytest
 
 from asyncrl.config import ConfigError, from_tree
+from asyncrl.rollout.engines.vllm.kv_cache import GRAPHS_AND_LIBRARIES_BYTES
 from asyncrl.runtime import gpu_checks
-from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.model_facts import LayerShape, ModelFacts
 from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.outline import outline
 from asyncrl.runtime.resources import assign
 
+LAYER = LayerShape(
+    hidden_size=1000, intermediate_size=3000, heads=10, kv_heads=5, head_dim=100, qk_norm=False
+)
 MODEL = ModelFacts(
-    model_type="qwen3", parameters=10**9, vocab_size=1000, hidden_size=1000, layers=10,
+    model_type="qwen3", parameters=10**9, vocab_size=1000, layers=10, layer=LAYER, tied_head=True,
     kv_bytes_per_token=10**5, max_positions=2048,
 )  # fmt: skip
 CARD = 40 * 10**9
@@ -22,7 +26,7 @@ def planned(gpus, card_bytes=CARD, model=MODEL, **sections):
         "model": {"path": "m", "dtype": "bfloat16"},
         "data": {"path": "d"},
         "reward": {"functions": [{"function": "a:b"}]},
-        "rollout": {"engine": "vllm"},
+        "rollout": {"engine": "vllm", "slots": 1024},
         "trainer": {"gradient_checkpointing": True},
     }
     for name, settings in sections.items():
@@ -48,8 +52,8 @@ def test_an_engine_that_leaves_the_trainer_too_little_is_refused_with_the_value_
     message = refusal(1)
     assert message.startswith("rollout.vllm.gpu_memory_utilization=0.9: the engine takes 36.0 GB of the 40.0")
     assert "on which trainer-0 needs about 19." in message
-    assert message.endswith("use rollout.vllm.gpu_memory_utilization=0.5 or less, or more GPUs")
-    config, placement, implied = planned(1, rollout=share(0.5))
+    assert message.endswith("use rollout.vllm.gpu_memory_utilization=0.4 or less, or more GPUs")
+    config, placement, implied = planned(1, rollout=share(0.4))
     gpu_checks.shares(config, implied)
     assert list(gpu_checks.warnings(config, placement, implied)) == [
         "several processes share a GPU: each is slower while another computes"
@@ -59,13 +63,13 @@ def test_an_engine_that_leaves_the_trainer_too_little_is_refused_with_the_value_
 def test_several_engines_on_the_gpu_share_what_is_left():
     message = refusal(1, rollout={"workers": 2, **share(0.45)})
     assert "2 engines take 36.0 GB" in message
-    assert "gpu_memory_utilization=0.25 or less" in message
+    assert "gpu_memory_utilization=0.2 or less" in message
 
 
 def test_engines_alone_on_a_gpu_must_fit_as_well():
     message = refusal(1, rollout={"workers": 2, **share(0.6)}, trainer={"device": "cpu"})
     assert "2 engines take 48.0 GB of the 40.0 GB of GPU 0; use" in message
-    assert "gpu_memory_utilization=0.5 or less" in message
+    assert "gpu_memory_utilization=0.45 or less" in message
 
 
 def test_where_no_value_fits_another_way_is_named():
@@ -91,13 +95,26 @@ def test_what_does_not_fit_is_warned_of():
     (trainer,) = gpu_checks.warnings(*planned(2, 15 * 10**9))
     assert trainer.startswith("GPU 0: about 19.")
     assert "for trainer-0, and it has 15.0 GB; lower trainer.micro_batch_tokens, or share the" in trainer
-    kv = list(gpu_checks.warnings(*planned(2, 2 * 10**9)))[-1]
-    assert "holds the weights and not one sequence of full length" in kv
 
 
-def test_room_for_keys_and_values_is_that_of_all_its_gpus():
-    room = 0.9 * CARD - 2 * 10**9
-    assert planned(2)[2].kv_sequences == room // (356 * 10**5)
+def test_an_estimate_that_leaves_next_to_nothing_is_warned_of_and_an_engine_of_its_own_is_not():
+    total = planned(2)[2].gpus[0].total_bytes
+    tight = planned(2, int(total / 0.95), rollout=share(0.95))
+    (warning,) = gpu_checks.warnings(*tight)
+    assert "for trainer-0, which leaves less than 8% for what an estimate misses; lower" in warning
+    assert not list(gpu_checks.warnings(*planned(2, int(total / 0.9), rollout=share(0.95))))
+
+
+def test_a_share_that_holds_no_sequence_is_refused():
+    message = refusal(2, 2 * 10**9)
+    assert "holds the weights and not one sequence of full length; raise it" in message
+
+
+def test_room_for_keys_and_values_is_what_weights_and_workspace_leave_of_all_its_gpus():
+    implied = planned(2)[2]
+    workspace = next(m.parts["workspace"] for m in implied.memory if m.kind == "rollout")
+    assert workspace > GRAPHS_AND_LIBRARIES_BYTES
+    assert implied.kv_sequences == (0.9 * CARD - 2 * 10**9 - workspace) // (356 * 10**5)
     two = planned(3, rollout={"tensor_parallel_size": 2})[2]
-    assert two.kv_sequences == (2 * 0.9 * CARD - 2 * 10**9) // (356 * 10**5)
+    assert two.kv_sequences == (2 * (0.9 * CARD - workspace) - 2 * 10**9) // (356 * 10**5)
     assert planned(2, rollout={"engine": "torch"})[2].kv_sequences is None

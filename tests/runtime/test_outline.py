@@ -3,13 +3,14 @@
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.model_facts import LayerShape, ModelFacts
 from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.outline import outline
 from asyncrl.runtime.resources import assign
 
+LAYER = LayerShape(hidden_size=100, intermediate_size=300, heads=4, kv_heads=2, head_dim=25, qk_norm=False)
 MODEL = ModelFacts(
-    model_type="qwen3", parameters=1_000_000, vocab_size=1000, hidden_size=100, layers=2,
+    model_type="qwen3", parameters=1_000_000, vocab_size=1000, layers=2, layer=LAYER, tied_head=True,
     kv_bytes_per_token=800, max_positions=2048,
 )  # fmt: skip
 
