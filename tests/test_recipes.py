@@ -6,6 +6,7 @@ import pytest
 
 from asyncrl.cli.launch import main
 from asyncrl.config import load
+from asyncrl.runtime.gpu_checks import FREE_SHARE
 from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.preflight import plan
 
@@ -19,13 +20,18 @@ def _without_gpus_or_hub(monkeypatch):
     monkeypatch.setattr("asyncrl.runtime.model_facts._why_not_on_hub", lambda name: "no network")
 
 
+def fits(load):
+    return None not in load.bytes and load.total_bytes <= (1 - FREE_SHARE) * load.card_bytes
+
+
 @pytest.mark.parametrize(("recipe", "gpus"), [("grlo", 8), ("grlo-4gpu", 4)])
 def test_the_recipe_fits_its_gpus_and_its_budget(recipe, gpus):
     planned = plan(load(CONFIGS / f"{recipe}.yaml"), gpus)
     o = planned.outline
     assert planned.placement.gpus == gpus
     assert planned.placement.idle_gpus == 0
-    assert all(None not in load.bytes and load.total_bytes < load.card_bytes for load in o.gpus)
+    assert all(fits(load) for load in o.gpus)
+    assert not [warning for warning in planned.warnings if warning.startswith("GPU ")]
     # GRLO's arithmetic: 15 epochs of 5K prompts in whole batches, 1,024 responses a step in 4 updates.
     assert o.responses_per_step == 1024
     assert planned.config.run.steps == 15 * (5000 // 1024)
@@ -37,7 +43,17 @@ def test_the_second_stage_plans_with_the_first_stages_model():
     overrides = ["model.path=Qwen/Qwen3-4B-Base"]
     planned = plan(load(CONFIGS / "grlo-rlvr.yaml", overrides), 8)
     assert planned.outline.responses_per_step == 1024
+    assert all(fits(load) for load in planned.outline.gpus)
     assert {p.role for p in planned.outline.processes} >= {"trainer", "rollout", "coordinator"}
+
+
+@pytest.mark.parametrize("tokens", [16_384, 8_192])
+def test_two_gpus_do_not_hold_what_policy_and_critic_train_with(tokens):
+    split = ["trainer.ranks=2", "reward.models.0.share_gpu_with=null"]
+    recipe = load(CONFIGS / "grlo-4gpu.yaml", [*split, f"trainer.micro_batch_tokens={tokens}"])
+    warnings = [warning for warning in plan(recipe, 4).warnings if warning.startswith("GPU ")]
+    assert [warning[: len("GPU 0: about 8")] for warning in warnings] == ["GPU 0: about 8", "GPU 1: about 8"]
+    assert all("and it has 80.0 GB; lower trainer.micro_batch_tokens" in warning for warning in warnings)
 
 
 def test_the_dry_run_shows_it_and_says_that_the_gpus_are_elsewhere(capsys):
