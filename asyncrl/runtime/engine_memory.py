@@ -14,6 +14,7 @@ from asyncrl.runtime.activations import forward_bytes
 from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
 from asyncrl.runtime.reward_facts import RewardModelFacts
 from asyncrl.runtime.trainer_memory import CUDA_CONTEXT_BYTES
+from asyncrl.weights.canary import CANARY_TOKENS
 
 _FLOAT32 = 4
 
@@ -66,7 +67,7 @@ def _vllm_parts(
     weights = -(-model.parameters * value_bytes // rollout.tensor_parallel_size)
     workspace = workspace_bytes(
         prefill_tokens=max(rollout.vllm.prefill_tokens or PREFILL_TOKENS["cuda"], rollout.slots),
-        sequences=rollout.slots,
+        sequences=max(rollout.slots, CANARY_TOKENS),
         hidden_size=model.layer.hidden_size,
         vocab_size=model.vocab_size,
         value_bytes=value_bytes,
