@@ -30,6 +30,8 @@ from asyncrl.objective.catalogue import (
 )
 
 VLLM_MAX_TEMPERATURE = 2.0
+STEP_STALLS = 6
+"""What a step that moves may take, in `run.stall_s`."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 __all__ = ["Config", "ConfigError", "dump", "from_tree", "keys", "load"]
 
@@ -112,8 +114,10 @@ class RunConfig(Section):
     """Longest start, until a first engine has taken the trainer's first weights. A process that is started
     again and has not come up after as long is replaced."""
     stall_s: float = Field(300.0, gt=0)
-    """When, after the start, no step has ended for this long, the run says who waits for whom, and does as
-    `on_stall` says."""
+    """When, after the start, nothing that the next step needs has moved for this long (no micro-batch
+    computed, no token generated, no response scored), the run says who waits for whom, and does as `on_stall`
+    says. It does so too when all that moves, but no step has ended for six times as long: something repeats
+    without end."""
     on_stall: Literal["restart", "end"] = "restart"
     """What to do then. `restart`: replace the process that holds the run up; when that does not help, end the
     run. `end`: end it at once."""
@@ -124,6 +128,11 @@ class RunConfig(Section):
     deaths within an hour, at once at first and then with growing delays, before the run ends."""
     max_failed_share: float = Field(0.1, ge=0, le=1)
     """Stop the run when more than this share of the finished groups has failed (judged from 20 groups on)."""
+
+    @property
+    def longest_step_s(self) -> float:
+        """What a step may take, however much moves meanwhile."""
+        return STEP_STALLS * self.stall_s
 
     @property
     def records(self) -> bool:

@@ -19,7 +19,7 @@ from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.keys import Endpoint
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
-from asyncrl.runtime.pulse import Heart, read_pulses
+from asyncrl.runtime.pulse import Heart, Pulse, read_pulses
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
 from asyncrl.runtime.stall import StallWatch
 from asyncrl.runtime.state import rollout_task
@@ -46,6 +46,14 @@ class _Worker:
     reports: int = 0
     """The number of its last report."""
     last_heard_s: float = field(default_factory=time.monotonic)
+    generated_tokens: int = 0
+    generated_s: float = field(default_factory=time.monotonic)
+    """When it last reported more of them."""
+
+    def generated(self, tokens: int) -> None:
+        """It has so many, by what it says."""
+        if tokens != self.generated_tokens:
+            self.generated_tokens, self.generated_s = tokens, time.monotonic()
 
 
 class CoordinatorService:
@@ -79,7 +87,7 @@ class CoordinatorService:
         roles = {COORDINATOR, *self._senders["rollout"]}
         roles |= {f"trainer-{i}" for i in range(config.trainer.ranks)}
         roles |= {f"reward-{i}" for i in range(len(config.reward.models))}
-        self._stalls = StallWatch(config.run, coordinator, self._workers, roles, run_dir.pulses)
+        self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
@@ -164,6 +172,8 @@ class CoordinatorService:
             if isinstance(request, m.Submit | m.Report):
                 self._meter.resume(name, request.stats)
         worker.last_heard_s = time.monotonic()
+        if isinstance(request, m.Submit | m.Report):
+            worker.generated(request.stats.generated_tokens)
         match request:
             case m.Applied():
                 version = request.report.version
@@ -227,7 +237,7 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        self._stalls.handed_in(group.group_id)
+        self._stalls.delivered(group.group_id)
         self._changed_now()
 
     def _fail(self, request: m.Fail) -> None:
@@ -238,7 +248,7 @@ class CoordinatorService:
             "group %d failed (%s): %s",
             *(request.group_id, "to be tried again" if again else "given up", request.detail),
         )
-        self._stalls.handed_in(request.group_id)
+        self._stalls.failed(request.group_id)
         self._changed_now()
         self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
 
@@ -291,7 +301,7 @@ class CoordinatorService:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             for worker in list(self._workers.values()):
                 await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
-        memory = read_pulses(self._run_dir.pulses)
+        memory = self._pulses()
         answer = m.Published(
             self._coordinator.ledger.metrics()
             | self._meter.metrics()
@@ -337,6 +347,9 @@ class CoordinatorService:
             raise RpcError(late)
         finally:
             self._stalls.behind = ()
+
+    def _pulses(self) -> dict[str, Pulse]:
+        return read_pulses(self._run_dir.pulses)
 
     # ---- waiting -------------------------------------------------------------------------------------------
 

@@ -81,12 +81,16 @@ class InlineLink:
 
     async def take(self, step: int) -> Batch:
         """Roll out until the step has its batch."""
-        stall_s = self._config.run.stall_s
-        deadline_s = time.monotonic() + stall_s
+        run, tokens = self._config.run, -1
+        began_s = moved_s = time.monotonic()
         while (taken := self._coordinator.take(step)) is None:
-            if time.monotonic() > deadline_s:
+            now_s = time.monotonic()
+            if (generated := self._engine.stats().generated_tokens) != tokens:
+                tokens, moved_s = generated, now_s
+            if now_s - moved_s > run.stall_s or now_s - began_s > run.longest_step_s:
                 raise RunFailed(
-                    f"step {step} has waited for its batch for {stall_s:g} s (run.stall_s); the ledger: "
+                    f"step {step} has waited for its batch for {now_s - began_s:.0f} s, and no token was "
+                    f"generated for {now_s - moved_s:.0f} s (run.stall_s={run.stall_s:g}); the ledger: "
                     f"{self._coordinator.ledger.metrics()}"
                 )
             self._lease()

@@ -7,11 +7,12 @@ worth, and whether a deadline leaves room. A prediction may be off by half.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from asyncrl.config import Config
+from asyncrl.config import STEP_STALLS, Config
 from asyncrl.objective.catalogue import POLICY_LOSSES
 from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
 from asyncrl.runtime.models import KnownModels
@@ -41,6 +42,8 @@ TRAINER_START_S = 45.0
 ENGINE_START_S: Mapping[str, float] = {"vllm": 120.0, "torch": 30.0}
 """From a process's start to its readiness without reading weights, estimated: imports, process groups; of
 vLLM compiling, profiling of memory and capture of CUDA graphs too."""
+_ROOM = 2
+"""A deadline should leave so many times what is expected."""
 USUAL_PROMPT_SHARE = 1 / 4
 """Mean length of the prompts where nothing is known of them, in `data.max_prompt_tokens`, estimated."""
 
@@ -211,6 +214,29 @@ def predict(
         },
         held_gpus=placement.gpus,
     )
+
+
+def warnings(config: Config, pace: Pace) -> Iterator[str]:
+    """Deadlines that leave the predicted pace less than twice its time. pace: that of responses of full
+    length."""
+    run = config.run
+    silent_s = pace.snapshot_s + pace.publish_s
+    stall_s = _ROOM * max(pace.step_s / STEP_STALLS, silent_s)
+    if stall_s > run.stall_s:
+        yield (
+            f"run.stall_s={run.stall_s:g}: with responses of full length a step is expected to take about "
+            f"{pace.step_s:.0f} s, and training to be silent for {silent_s:.0f} s while weights are copied "
+            f"(estimated), which may pass for a stall; set run.stall_s={_rounded_up(stall_s)} or more"
+        )
+    if _ROOM * pace.start_s > run.start_s:
+        yield (
+            f"run.start_s={run.start_s:g}: the start is expected to take about {pace.start_s:.0f} s "
+            f"(estimated); set run.start_s={_rounded_up(_ROOM * pace.start_s)} or more"
+        )
+
+
+def _rounded_up(seconds: float) -> int:
+    return 60 * math.ceil(seconds / 60)
 
 
 def longest_affordable(pace_at: Callable[[float], Pace], config: Config) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
-from asyncrl.runtime import checks, gpu_checks
+from asyncrl.runtime import checks, gpu_checks, pace
 from asyncrl.runtime.cores import with_own_cores
 from asyncrl.runtime.earlier_run import with_trained_models
 from asyncrl.runtime.findings import Findings
@@ -120,6 +120,8 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
     implied = outline(config, placement, models, rows, longest, machine.gpu_bytes)
     gpu_checks.shares(config, implied)
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
+    expected = pace.predict(config, models, placement, config.rollout.max_new_tokens)
+    warnings += pace.warnings(config, expected) if expected is not None else []
     if prompts is not None and tokenizer is not None:
         warnings += checks.prompt_warnings(config, prompts, tokenizer)
     if not is_elsewhere:

@@ -1,5 +1,6 @@
 """A sign of life of each role, in a small file that its event loop writes about twice a second: what it waits
-for and what memory it takes. A role whose pulse stops is stopped, deadlocked, or blocked in C.
+for, how far its work is and what memory it takes. A role whose pulse stops is stopped, deadlocked, or blocked
+in C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 import psutil
 
 from asyncrl.waits import Wait, open_waits
+from asyncrl.work import Work, current_work
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Pulse(msgspec.Struct, frozen=True):
     waits: list[Wait]
     """What it waits for, oldest first, at most `MAX_WAITS`; empty while it works."""
     stall: Stall | None = None
+    work: Work | None = None
+    """How far it is with what it computes; None while it does nothing that is counted."""
     at_s: float = 0.0
     """Wall clock of the last beat: the file's own time."""
 
@@ -73,7 +77,7 @@ class Heart:
             self._rss_bytes = await asyncio.to_thread(_rss_bytes)
 
     def _write(self) -> None:
-        pulse = Pulse(os.getpid(), self._rss_bytes, open_waits()[:MAX_WAITS], self.stall)
+        pulse = Pulse(os.getpid(), self._rss_bytes, open_waits()[:MAX_WAITS], self.stall, current_work())
         aside = self._path.with_suffix(".new")
         try:
             aside.write_bytes(msgspec.json.encode(pulse))
@@ -130,7 +134,8 @@ class Stillness:
 
 
 def describe_waits(pulses: Mapping[str, Pulse], now_s: float) -> list[str]:
-    """A sentence a role: what it waits for and since when. `now_s` is the wall clock."""
+    """A sentence a role: what it waits for and since when, and how far its work is. `now_s` is the wall
+    clock."""
     return [f"{role} {_describe(pulse, now_s)}." for role, pulse in pulses.items()]
 
 
@@ -138,7 +143,14 @@ def _describe(pulse: Pulse, now_s: float) -> str:
     waits = [f"{wait.what} (for {max(0.0, now_s - wait.since_s):.0f} s)" for wait in pulse.waits]
     silent_s = now_s - pulse.at_s
     silent = f", and has not moved for {silent_s:.0f} s" if silent_s > 2 * LONGEST_LOOK_S else ""
-    return f"waits for {', '.join(waits)}{silent}" if waits else f"waits for nothing{silent}"
+    work = f", {_how_far(pulse.work, now_s)}" if pulse.work is not None else ""
+    return f"waits for {', '.join(waits) or 'nothing'}{work}{silent}"
+
+
+def _how_far(work: Work, now_s: float) -> str:
+    of = "" if work.total is None else f" of {work.total:,}"
+    since = "the last" if work.done else "begun"
+    return f"has done {work.done:,}{of} {work.what} ({since} {max(0.0, now_s - work.at_s):.0f} s ago)"
 
 
 def _rss_bytes() -> int:

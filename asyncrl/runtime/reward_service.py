@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from asyncrl.reward.template import UnreadablePairError
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.keys import Endpoint, Keys
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
+from asyncrl.work import did_one, working
 
 
 class Scorer(Protocol):
@@ -76,28 +77,31 @@ class RewardModelService:
         return await waiting.scored, ()
 
     async def _score_what_waits(self) -> None:
-        loop = asyncio.get_running_loop()
         executor = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         try:
-            while True:
-                await self._arrived.wait()
-                batch = self._next_batch()
-                pairs = [waiting.token_ids for waiting in batch]
-                started_s = time.monotonic()
-                try:
-                    async with asyncio.timeout(self._config.timeout_s):
-                        scores = await loop.run_in_executor(executor, self._scorer.score, pairs)
-                except TimeoutError:
-                    raise RewardModelHung(
-                        f"reward model `{self._config.label}`: a forward pass over {len(pairs)} responses, "
-                        f"the longest of {max(map(len, pairs))} tokens, took longer than timeout_s="
-                        f"{self._config.timeout_s:g}"
-                    ) from None
-                scoring_s = time.monotonic() - started_s
-                for waiting, score in zip(batch, scores, strict=True):
-                    waiting.scored.set_result(m.Scored(score, scoring_s))
+            with working("batches of responses"):
+                while True:
+                    await self._arrived.wait()
+                    await self._score(self._next_batch(), executor)
+                    did_one()
         finally:
             executor.shutdown(wait=False)  # a forward pass that hangs must not hold up the end
+
+    async def _score(self, batch: Sequence[_Waiting], executor: Executor) -> None:
+        pairs = [waiting.token_ids for waiting in batch]
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                scores = await asyncio.get_running_loop().run_in_executor(executor, self._scorer.score, pairs)
+        except TimeoutError:
+            raise RewardModelHung(
+                f"reward model `{self._config.label}`: a forward pass over {len(pairs)} responses, the "
+                f"longest of {max(map(len, pairs))} tokens, took longer than timeout_s="
+                f"{self._config.timeout_s:g}"
+            ) from None
+        scoring_s = time.monotonic() - started_s
+        for waiting, score in zip(batch, scores, strict=True):
+            waiting.scored.set_result(m.Scored(score, scoring_s))
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the next batch out of what waits."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-from asyncrl.config import RunConfig
+from asyncrl.config import STEP_STALLS, RunConfig
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.ledger import GroupState
 from asyncrl.errors import RunFailed
 from asyncrl.runtime.layout import TRAINER
-from asyncrl.runtime.pulse import Stall, describe_waits, read_pulses
+from asyncrl.runtime.pulse import Pulse, Stall, describe_waits
+from asyncrl.work import Work
 
 MAX_GROUPS = 10
 """Named in an explanation."""
@@ -23,12 +23,19 @@ class Worker(Protocol):
 
     engine_version: int | None
     last_heard_s: float
+    generated_s: float
+    """When it last had generated more tokens than before."""
 
 
 class StallWatch:
-    """Is told of everything that is progress.
+    """Is told of steps and of what they need, and sees for itself what moves inside a step.
 
-    roles: all of the run's. pulses: the folder of their pulses. now_s: a monotonic clock.
+    A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
+    groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
+    the reward models. Nothing for `run.stall_s` is a stall. So is a step that has taken
+    `run.longest_step_s`, whatever moves: groups may be delivered and dropped for ever.
+
+    roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
     """
 
     def __init__(
@@ -37,7 +44,7 @@ class StallWatch:
         coordinator: Coordinator[Any],
         workers: Mapping[str, Worker],
         roles: Collection[str],
-        pulses: Path,
+        pulses: Callable[[], Mapping[str, Pulse]],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -49,6 +56,9 @@ class StallWatch:
         self._started = coordinator.frontier > 0
         """An engine has taken the first weights: from here on steps are due."""
         self._since_s = self._step_s = self._taken_s = self._begun_s = self._complete_s = now_s()
+        self._moved_s = self._since_s
+        self._work: dict[str, Work | None] = {}
+        """Of the roles whose pulses count it, when last looked at."""
         self._leased_s: dict[int, float] = {}
         self.has_weights = False
         """There are weights that an engine could take."""
@@ -76,7 +86,13 @@ class StallWatch:
     def leased(self, group_ids: Iterable[int]) -> None:
         self._leased_s |= dict.fromkeys(group_ids, self._now_s())
 
-    def handed_in(self, group_id: int) -> None:
+    def delivered(self, group_id: int) -> None:
+        """A worker has handed in a finished group."""
+        if self._leased_s.pop(group_id, None) is not None and not self._trainer_has_a_batch:
+            self._moved_s = self._now_s()
+
+    def failed(self, group_id: int) -> None:
+        """A worker has given up an attempt: that brings no step nearer."""
         self._leased_s.pop(group_id, None)
 
     def look(self) -> Stall | None:
@@ -86,27 +102,45 @@ class StallWatch:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
         if not self._started or self._coordinator.finished:
             return None
-        if self._starting():
+        pulses, limit = self._pulses(), f"run.stall_s={run.stall_s:g}"
+        self._look_at_work(pulses)
+        begun_s = max(self._since_s, self._complete_s)
+        if self._starting(pulses):
             self._complete_s = now_s
             if now_s - self._since_s <= max(run.start_s, run.stall_s):
                 return None
-        elif now_s - max(self._since_s, self._complete_s) <= run.stall_s:
-            return None
-        silent_s = now_s - self._step_s
-        return self.stall(f"no training step has ended for {silent_s:.0f} s (run.stall_s={run.stall_s:g})")
+        elif now_s - max(begun_s, self._moved_s) <= run.stall_s:
+            if now_s - begun_s <= run.longest_step_s:
+                return None
+            limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
+        return self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
+
+    def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
+        """Note whether what the next step needs has moved."""
+        moving = False
+        for role, pulse in pulses.items():
+            if role == TRAINER or role.startswith("reward"):
+                needed = self._trainer_has_a_batch == (role == TRAINER)
+                moving |= needed and pulse.work is not None and pulse.work != self._work.get(role)
+                self._work[role] = pulse.work
+        if moving:
+            self._moved_s = self._now_s()
+        if not self._trainer_has_a_batch and self.has_weights:
+            holders = {e.worker for e in self._coordinator.waits_for() if e.state is GroupState.LEASED}
+            generated_s = (w.generated_s for name, w in self._workers.items() if name in holders)
+            self._moved_s = max([self._moved_s, *generated_s])
 
     def stall(self, what: str) -> Stall:
         """There is one. The next comes when `run.stall_s` have passed once more."""
         self._since_s = self._now_s()
         return Stall(f"{what}. {self._explain()}", self._culprits(), self._coordinator.version)
 
-    def _starting(self) -> tuple[str, ...]:
+    def _starting(self, pulses: Mapping[str, Pulse]) -> tuple[str, ...]:
         """The roles that have not come (back) yet: it may be one of them that all wait for."""
-        up = read_pulses(self._pulses).keys()
-        return tuple(role for role in self._roles if role not in up)
+        return tuple(role for role in self._roles if role not in pulses)
 
     def _culprits(self) -> tuple[str, ...]:
-        if self._starting():
+        if self._starting(self._pulses()):
             return ()  # the supervisor replaces what does not come up
         if self.behind:
             return self.behind
@@ -130,7 +164,7 @@ class StallWatch:
 
     def _explain(self) -> str:
         """Who waits for whom, for what, since when."""
-        now_s, version = self._now_s(), self._coordinator.version
+        now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
         if self._trainer_has_a_batch:
             trainer = f"has had the batch of step {version} for {now_s - self._taken_s:.0f} s"
         elif not self.has_weights:
@@ -146,11 +180,14 @@ class StallWatch:
             lines.append(f"Group {entry.group_id} is {state}{before}.")
         for name, worker in self._workers.items():
             has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
-            lines.append(f"{name} has {has} and was heard {now_s - worker.last_heard_s:.0f} s ago.")
+            lines.append(
+                f"{name} has {has}, was heard {now_s - worker.last_heard_s:.0f} s ago and had a new token "
+                f"{now_s - worker.generated_s:.0f} s ago."
+            )
         if not self._workers:
             lines.append("No rollout worker is connected.")
-        lines += [f"{role} has not come up since its start." for role in self._starting()]
-        lines += describe_waits(read_pulses(self._pulses), time.time())
+        lines += [f"{role} has not come up since its start." for role in self._starting(pulses)]
+        lines += describe_waits(pulses, time.time())
         ledger = self._coordinator.ledger
         if ledger.dropped_groups:
             lines.append(f"Groups dropped so far: {dict(ledger.dropped_groups)}.")

@@ -15,7 +15,8 @@ from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.optimizer import Update
 from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.shares import MiniBatch
+from asyncrl.trainer.shares import MiniBatch, micro_batches
+from asyncrl.work import did_one, working
 
 
 class CriticStep:
@@ -40,8 +41,9 @@ class CriticStep:
         value_clip = math.inf if self._config.value_clip is None else self._config.value_clip
         before, seen = ValueStats(), ValueStats()
         updates: list[Update] = []
-        for epoch in range(self._config.updates_per_policy_step):
-            for mini in minis:
+        passes = [(epoch, mini) for epoch in range(self._config.updates_per_policy_step) for mini in minis]
+        with working("micro-batches of the critic's updates", micro_batches([mini for _, mini in passes])):
+            for epoch, mini in passes:
                 for micro in mini.micros:
                     at = micro.token_index
                     values = self._critic(micro)
@@ -52,6 +54,7 @@ class CriticStep:
                     if epoch == 0:
                         unclipped = torch.zeros_like(everything)
                         before += value_stats(old_values[at], targets[at], unclipped, everything)
+                    did_one()
                 updates.append(self._critic.update(lr, step))
         before, seen = (
             ValueStats.from_tensor(self._ranks.sum_on_host(stats.to_tensor())) for stats in (before, seen)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from asyncrl.trainer.packing import MicroBatch
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.shares import MiniBatch
+from asyncrl.trainer.shares import MiniBatch, micro_batches
+from asyncrl.work import did_one, working
 
 
 @torch.no_grad()
@@ -21,11 +22,13 @@ def over_tokens(
     In the training pass's own packing, so that what is computed again there is the same to the last bit.
     """
     result = None
-    for mini in minis:
-        for micro in mini.micros:
-            values = compute(micro).float()
-            if result is None:
-                result = torch.zeros(tokens, device=values.device)
-            result[micro.token_index] = values
+    with working("micro-batches of a forward pass over the batch", micro_batches(minis)):
+        for mini in minis:
+            for micro in mini.micros:
+                values = compute(micro).float()
+                if result is None:
+                    result = torch.zeros(tokens, device=values.device)
+                result[micro.token_index] = values
+                did_one()
     assert result is not None
     return ranks.sum(result)

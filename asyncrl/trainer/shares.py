@@ -80,6 +80,11 @@ class MiniBatch:
     totals: Totals
 
 
+def micro_batches(minis: Sequence[MiniBatch]) -> int:
+    """Of this rank."""
+    return sum(len(mini.micros) for mini in minis)
+
+
 def mini_batch(
     flat: FlatBatch, sequences: NDArray[np.int64], packing: Packing, ranks: Ranks, max_length: int
 ) -> MiniBatch:

@@ -30,7 +30,8 @@ from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import OneRank, Ranks, gathered_on_host
 from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.schedule import learning_rate
-from asyncrl.trainer.shares import MiniBatch, Packing, mini_batch
+from asyncrl.trainer.shares import MiniBatch, Packing, micro_batches, mini_batch
+from asyncrl.work import did_one, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +188,12 @@ class TrainStep:
         ages = self._config.staleness.max_staleness + 1
         diagnostics, everything = Diagnostics(ages), Diagnostics(ages)
         losses, updates = [], []
-        for mini in minis:
-            losses.append(self._accumulate_gradient(mini, tokens, lessons, diagnostics))
-            updates.append(self._policy.update(lr, step))
-            if self._averaged is not None:
-                self._averaged.follow()
+        with working("micro-batches of the policy's updates", micro_batches(minis)):
+            for mini in minis:
+                losses.append(self._accumulate_gradient(mini, tokens, lessons, diagnostics))
+                updates.append(self._policy.update(lr, step))
+                if self._averaged is not None:
+                    self._averaged.follow()
         for table in gathered_on_host(self._ranks, diagnostics.to_tensor().cpu()):
             everything.merge(table)
         shares = torch.tensor(losses, dtype=torch.float64)
@@ -238,6 +240,7 @@ class TrainStep:
             # Of the policy that the step starts from, where it is known: its own updates add no staleness.
             start = logprobs if lessons.start_logprobs is None else lessons.start_logprobs[at]
             diagnostics.add(ages, start, mu, terms.clipped, entropy, seen.mask)
+            did_one()
         return loss
 
     def _proximal(

@@ -182,3 +182,24 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
                 assert (await worker.ask(m.Report(8, 0, STATS, {}))).notice == b"notice of version 1"
 
     asyncio.run(main())
+
+
+def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
+    async def main(service):
+        async def generated_s(request):
+            await service._handle(b"rollout-0", request, ())
+            return service._workers["rollout-0"].generated_s
+
+        begun_s = await generated_s(m.Hello("rollout-0", 1))
+        assert await generated_s(m.Report(1, 0, EngineStats(0, 1, 0, 0, 1.0), {})) == begun_s
+        first_s = await generated_s(m.Report(2, 0, EngineStats(0, 1, 0, 16, 1.0), {}))
+        assert first_s > begun_s
+        assert await generated_s(m.Report(3, 0, EngineStats(0, 1, 0, 16, 2.0), {})) == first_s
+        assert await generated_s(m.Hello("rollout-0", 1)) == first_s
+        assert await generated_s(m.Report(4, 0, EngineStats(0, 1, 0, 32, 3.0), {})) > first_s
+
+    config = from_tree(
+        {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    )
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store)))

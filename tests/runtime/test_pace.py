@@ -1,5 +1,6 @@
 """The time model: its published figures, and what follows from them, worked out by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from asyncrl.config import from_tree, load
 from asyncrl.runtime.model_facts import ModelFacts, model_facts
 from asyncrl.runtime.models import KnownModels
-from asyncrl.runtime.pace import TRAINING_FLOPS_PER_S, longest_affordable, predict
+from asyncrl.runtime.pace import TRAINING_FLOPS_PER_S, longest_affordable, predict, warnings
 from asyncrl.runtime.resources import assign
 from asyncrl.runtime.reward_facts import reward_model_facts
 from asyncrl.runtime.shapes import planned_model
@@ -163,6 +164,24 @@ def test_a_run_takes_its_start_its_first_step_and_the_others():
     assert p.hours(100) * 3600 == pytest.approx(p.start_s + p.first_step_s + 99 * p.step_s)
     assert p.gpu_hours(100) == 2 * p.hours(100)
     assert p.first_step_s > p.step_s
+
+
+def test_a_deadline_without_room_is_warned_of_with_one_that_has_room(grlo_models):
+    config = load(CONFIGS / "grlo.yaml", ["run.stall_s=300"])
+    expected = grlo(grlo_models, 4, 3)(3072)
+    assert not list(warnings(config, expected))
+    slow = dataclasses.replace(expected, train_s=1000.0)  # on other cards
+    (warning,) = warnings(config, slow)
+    assert "run.stall_s=300: with responses of full length a step is expected to take about 1006 s" in warning
+    assert warning.endswith("set run.stall_s=360 or more")
+    assert not list(warnings(load(CONFIGS / "grlo.yaml", ["run.stall_s=360"]), slow))
+    large = dataclasses.replace(expected, snapshot_s=400.0, start_s=301.0)  # models
+    silent, start = warnings(config, large)
+    assert "training to be silent for 403 s" in silent
+    assert silent.endswith("set run.stall_s=840 or more")
+    assert start == (
+        "run.start_s=600: the start is expected to take about 301 s (estimated); set run.start_s=660 or more"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import msgspec
 import pytest
 
 from asyncrl.config import from_tree
@@ -13,6 +12,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.runtime.pulse import Pulse
 from asyncrl.runtime.stall import StallWatch
 from asyncrl.waits import Wait
+from asyncrl.work import Work
 
 ROLES = ("coordinator", "trainer-0", "rollout-0", "rollout-1")
 
@@ -21,25 +21,37 @@ ROLES = ("coordinator", "trainer-0", "rollout-0", "rollout-1")
 class Worker:
     engine_version: int | None = 0
     last_heard_s: float = 0.0
+    generated_s: float = 0.0
 
 
 class Run:
     """A run of two groups a step with two workers, which has begun. `stall_s` is 10, `start_s` 100."""
 
-    def __init__(self, folder):
+    def __init__(self):
         self.now_s = 1000.0
-        self.folder = folder
+        self.pulses = {}
         for role in ROLES:
             self.up(role)
         self.coordinator = Coordinator(LoopSettings(2, 1, "wait", 10), PromptCursor(8, 0, shuffle=False))
         self.workers = {"rollout-0": Worker(), "rollout-1": Worker()}
         tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
         config = from_tree(tree, overrides=["run.stall_s=10", "run.start_s=100"])
-        self.watch = StallWatch(config.run, self.coordinator, self.workers, ROLES, folder, lambda: self.now_s)
+        self.watch = StallWatch(
+            config.run, self.coordinator, self.workers, ROLES, lambda: self.pulses, lambda: self.now_s
+        )
 
-    def up(self, role, *waits):
-        pulse = Pulse(1, 0, [Wait(what, 0.0) for what in waits])
-        (self.folder / role).write_bytes(msgspec.json.encode(pulse))
+    def up(self, role, *waits, work=None):
+        self.pulses[role] = Pulse(1, 0, [Wait(what, 0.0) for what in waits], work=work)
+
+    def works(self, role, done, total=None, what="micro-batches"):
+        self.up(role, work=Work(what, done, total, 0.0))
+
+    def train(self):
+        """The trainer has the batch of step 0."""
+        self.begin()
+        self.submit(self.lease("rollout-0", 2))
+        self.coordinator.take(0)
+        self.watch.taken()
 
     def begin(self):
         self.watch.has_weights = True
@@ -61,8 +73,8 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path):
-    return Run(tmp_path)
+def run():
+    return Run()
 
 
 def test_a_run_that_does_not_start_ends_with_an_explanation(run):
@@ -110,10 +122,7 @@ def test_the_next_stall_comes_after_as_long_a_time_again(run):
 
 
 def test_the_trainer_holds_it_up_while_it_has_a_batch(run):
-    run.begin()
-    run.submit(run.lease("rollout-0", 2))
-    run.coordinator.take(0)
-    run.watch.taken()
+    run.train()
     run.pass_by(11)
     stall = run.watch.look()
     assert stall.culprits == ("trainer-0",)
@@ -145,7 +154,7 @@ def test_nobody_is_blamed_where_all_seem_well(run):
 def test_a_role_that_is_being_started_gets_its_time(run):
     run.begin()
     run.lease("rollout-0", 2)
-    (run.folder / "trainer-0").unlink()
+    del run.pulses["trainer-0"]
     run.pass_by(100)
     assert run.watch.look() is None
     run.up("trainer-0")
@@ -157,9 +166,100 @@ def test_a_role_that_is_being_started_gets_its_time(run):
 
 def test_a_role_that_does_not_come_back_is_a_stall_at_last(run):
     run.begin()
-    (run.folder / "trainer-0").unlink()
+    del run.pulses["trainer-0"]
     run.lease("rollout-0", 2)
     run.pass_by(101)
     stall = run.watch.look()
     assert stall.culprits == ()
     assert "trainer-0 has not come up since its start." in stall.text
+
+
+def test_a_step_whose_micro_batches_go_on_is_not_stalled(run):
+    run.train()
+    for done in range(5):
+        run.works("trainer-0", done, 120)
+        run.pass_by(9)
+        assert run.watch.look() is None
+    run.pass_by(11)  # and now it stands still
+    stall = run.watch.look()
+    assert stall.culprits == ("trainer-0",)
+    assert "no training step has ended for 56 s (run.stall_s=10)" in stall.text
+    assert "trainer-0 waits for nothing, has done 4 of 120 micro-batches (the last " in stall.text
+
+
+def test_a_step_for_which_tokens_are_generated_is_not_stalled(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    for _ in range(5):
+        run.pass_by(9)
+        run.workers["rollout-0"].generated_s = run.now_s
+        assert run.watch.look() is None
+    run.pass_by(11)
+    stall = run.watch.look()
+    assert stall.culprits == ("rollout-0",)
+    assert "rollout-0 has version 0, was heard 0 s ago and had a new token 11 s ago." in stall.text
+
+
+def test_groups_that_are_handed_in_and_scores_count_while_a_step_waits_for_them(run):
+    run.begin()
+    leases = run.lease("rollout-0", 2)
+    run.pass_by(9)
+    run.watch.delivered(leases[0].group_id)
+    run.pass_by(9)
+    run.works("reward-0", 1)
+    assert run.watch.look() is None
+    run.pass_by(9)
+    assert run.watch.look() is None
+    run.pass_by(2)
+    assert run.watch.look() is not None
+
+
+@pytest.mark.parametrize("role", ["trainer-1", "reward-0", "rollout-0"])
+def test_what_the_step_does_not_need_now_is_no_progress(run, role):
+    run.train()
+    (lease,) = run.lease("rollout-1")  # of the next batch
+    for done in range(3):
+        run.works(role, done)
+        run.workers["rollout-1"].generated_s = run.now_s
+        run.pass_by(5)
+        stall = run.watch.look()
+    run.watch.delivered(lease.group_id)
+    assert (stall or run.watch.look()).culprits == ("trainer-0",)
+
+
+def test_a_trainer_that_waits_for_its_batch_and_engines_that_it_does_not_wait_for_are_no_progress(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    run.works("trainer-0", 1)
+    run.watch.look()
+    run.pass_by(6)
+    run.works("trainer-0", 2)
+    run.workers["rollout-1"].generated_s = run.now_s
+    assert run.watch.look() is None
+    run.pass_by(5)
+    assert run.watch.look().culprits == ("rollout-0",)
+
+
+def test_what_moves_without_end_is_a_stall_at_last(run):
+    """A group fails again and again, however many tokens are sampled for it."""
+    run.begin()
+    for _ in range(20):
+        run.lease("rollout-0", 1)
+        run.workers["rollout-0"].generated_s = run.now_s
+        run.pass_by(3)
+        assert run.watch.look() is None
+    run.pass_by(1)
+    stall = run.watch.look()
+    assert "no training step has ended for 61 s (all moves, but for more than 6 times run.stall_s=10)" in (
+        stall.text
+    )
+    assert stall.culprits == ("rollout-0",)
+
+
+def test_attempts_that_fail_are_no_progress(run):
+    run.begin()
+    (lease,) = run.lease("rollout-0")
+    run.pass_by(6)
+    run.watch.failed(lease.group_id)
+    run.pass_by(5)
+    assert run.watch.look() is not None

@@ -13,6 +13,7 @@ from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.step import TrainStep
+from asyncrl.work import current_work
 
 
 @pytest.fixture
@@ -97,6 +98,23 @@ def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_q
     expected = train()
     for options in ({"micro_batch_tokens": 1}, {"sharing": False}, {"order": [5, 3, 1, 0, 2, 4]}):
         assert (train(**options) - expected).norm() < 1e-5 * expected.norm(), options
+
+
+def test_a_step_tells_how_far_it_is_micro_batch_by_micro_batch(make_step, random_batch):
+    critic, step = make_step(micro_batch_tokens=64, mini_batches=2, critic={"updates_per_policy_step": 2})
+    seen = []
+    for model in (critic, step._policy._model):
+        model.register_forward_pre_hook(lambda *_: seen.append(current_work()))
+    step(random_batch(0))
+    micros = seen[0].total
+    assert micros > 2
+    runs = ["a forward pass over the batch"] * 2 + ["the critic's updates"] * 2 + ["the policy's updates"]
+    whats = [f"micro-batches of {run}" for run in runs for _ in range(micros)]
+    assert [work.what for work in seen] == whats
+    once, twice = range(micros), range(2 * micros)
+    assert [work.done for work in seen] == [*once, *once, *twice, *once]
+    assert [work.total for work in seen[2 * micros :]] == [2 * micros] * (2 * micros) + [micros] * micros
+    assert current_work() is None
 
 
 def test_vtrace_on_policy_trains_as_gae_does(make_step, random_batch, make_qwen3):
