@@ -194,27 +194,17 @@ class Supervisor:
     async def _look_after_pulses(self) -> None:
         """Replace what has not come up in time or not moved for too long, and see what the coordinator has to
         say of a stall."""
-        hang_s, now_s = self.run_config.hang_s, time.monotonic()
+        now_s = time.monotonic()
         for role in list(self._roles.values()):
             pulse = self._note_pulse(role)
             if role.condemned is not None:
                 continue
-            if pulse is None:
-                allowed_s = self._start_s(role.spec.name)
-                if now_s - role.started_s > allowed_s:
-                    await self._condemn([role], f"has not come up within {allowed_s:.0f} s")
-                continue
-            still_s = role.stillness.look(pulse, now_s)
-            if still_s > hang_s:
-                await self._condemn([role], f"has not moved for {still_s:.0f} s")
-            elif pulse.stall is not None and pulse.stall != self._stall:
+            still_s = None if pulse is None else role.stillness.look(pulse, now_s)
+            why = why_lost(role.spec.name, now_s - role.started_s, still_s, self.run_config)
+            if why is not None:
+                await self._condemn([role], why)
+            elif pulse is not None and pulse.stall is not None and pulse.stall != self._stall:
                 await self._stalled(pulse.stall)
-
-    def _start_s(self, name: str) -> float:
-        """Longest time from a role's start to its first pulse. The others wait for a coordinator for
-        `COORDINATOR_START_S` at most."""
-        start_s = self.run_config.start_s
-        return min(start_s, COORDINATOR_START_S) if name == COORDINATOR else start_s
 
     async def _stalled(self, stall: Stall) -> None:
         before, self._stall = self._stall, stall
@@ -326,6 +316,15 @@ class Supervisor:
         if fatal:
             return "\n".join(lines[fatal[-1] :]).removeprefix(FATAL) + f"\n(log: {path})"
         return f"The end of {path}:\n" + "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+
+
+def why_lost(name: str, age_s: float, still_s: float | None, run: RunConfig) -> str | None:
+    """Why a role that lives is given up, if it is. age_s: since its start. still_s: without a beat of its
+    pulse; None before the first. The others wait for a coordinator for `COORDINATOR_START_S` at most."""
+    if still_s is not None:
+        return f"has not moved for {still_s:.0f} s" if still_s > run.hang_s else None
+    allowed_s = min(run.start_s, COORDINATOR_START_S) if name == COORDINATOR else run.start_s
+    return f"has not come up within {allowed_s:.0f} s" if age_s > allowed_s else None
 
 
 def _precedence(role: _Running) -> tuple[bool, ...]:
