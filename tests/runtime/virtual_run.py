@@ -206,7 +206,7 @@ class VirtualRun:
         self._submit(engine, held)
 
     def _score(self, role, queue):
-        self.computes[role] = bool(queue)
+        self.computes[role] = min(1.0, sum(cost_s for cost_s, *_ in queue) / TICK_S)
         left_s = TICK_S * self._speed(role)
         while queue and queue[0][0] <= left_s:
             cost_s, engine, held = queue.popleft()
@@ -229,8 +229,8 @@ class VirtualRun:
         speeds = []
         for place in self.placement.places:
             if place.kind == kind:
-                busy = {p.kind for gpu in place.gpus for p in self.placement.on(gpu) if self._computes(p)}
-                speeds.append(1 / max(1, len(busy | {kind})))
+                beside = {p.role: p for gpu in place.gpus for p in self.placement.on(gpu) if p.kind != kind}
+                speeds.append(1 / (1 + sum(map(self._computes, beside.values()))))
         return sum(speeds) / len(speeds)
 
     def _computes(self, place):
