@@ -97,7 +97,14 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path / name} is damaged: its size or checksum is another")
 
     def seal(self) -> None:
-        """Write the manifest, and see to it that all of it is on the disk."""
+        """Write the manifest, and see to it that all of it is on the disk, for whom the folder is.
+
+        safetensors makes files that only their owner may read, whatever the umask, by which the folder was
+        made.
+        """
+        mode = self.path.stat().st_mode & 0o666
+        for path in _files(self.path):
+            path.chmod(mode)
         threads = blocks.spare_threads()
         manifest = {
             str(path.relative_to(self.path)): _File.of(path, threads) for path in sorted(_files(self.path))

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from asyncrl.config import Config
-from asyncrl.trainer.model_checks import ModelError
+from asyncrl.scratch import scratch_folder
+from asyncrl.trainer.model_checks import ModelError, model_name
 from asyncrl.trainer.state import hash_weights, on_host
 from asyncrl.weights.source import untied
 
@@ -33,11 +35,16 @@ class ModelFolder:
     """What a folder of the policy has beside the trained weights.
 
     Taken before an optimizer takes the model apart. Of the model itself, only what training leaves alone is
-    used later on: its config, its names, the types of its modules.
+    used later on: its config, its names, the types of its modules. Raises `ModelError` for a model whose
+    config transformers loads and would not save.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        _refuse_unsavable(model)
         self._model = model
+        self._generation_settings = _generation_settings(model)
+        if self._generation_settings is not None:
+            model.generation_config = GenerationConfig()  # transformers writes none that contradicts itself
         self._tokenizer = tokenizer
         self.dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
         aliases = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -60,7 +67,33 @@ class ModelFolder:
     def write(self, folder: Path, trained: Mapping[str, Tensor]) -> None:
         weights = {name: self.weight(name, trained) for name in self.names}
         self._model.save_pretrained(folder, state_dict=weights)
+        if self._generation_settings is not None:
+            (folder / GENERATION_CONFIG_NAME).write_bytes(self._generation_settings)
         self._tokenizer.save_pretrained(folder)
+
+
+def _generation_settings(model: PreTrainedModel) -> bytes | None:
+    """The model's own, as they came; None where it came without."""
+    if not model.name_or_path:
+        return None
+    found = cached_file(
+        model.name_or_path,
+        GENERATION_CONFIG_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found).read_bytes()
+
+
+def _refuse_unsavable(model: PreTrainedModel) -> None:
+    with scratch_folder() as folder:
+        try:
+            model.config.save_pretrained(folder)
+        except (ValueError, TypeError) as error:
+            raise ModelError(
+                f"{model_name(model)}: transformers loads its config.json and would not save it with a "
+                f"checkpoint: {error}; correct that in the file"
+            ) from error
 
 
 class WritableState(Protocol):

@@ -1,5 +1,7 @@
 """A checkpoint is whole or not there, and what is damaged is never loaded."""
 
+import os
+
 import pytest
 
 from asyncrl.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointState
@@ -9,6 +11,7 @@ def write(checkpoints, step, reward=0.0):
     def fill(folder):
         (folder / "hf").mkdir()
         (folder / "hf" / "model.safetensors").write_bytes(bytes([step]) * 10_000)
+        (folder / "hf" / "model.safetensors").chmod(0o600)  # as safetensors does
 
     return checkpoints.write(CheckpointState(step, reward, f"hash {step}", {"part": {"mean": 1.0}}), fill)
 
@@ -31,6 +34,14 @@ def test_what_was_written_is_verified_and_read(checkpoints):
     assert checkpoints.at(3) == newest
     with pytest.raises(CheckpointError, match="no checkpoint of step 4; there are: 3"):
         checkpoints.at(4)
+
+
+def test_files_are_for_whom_the_umask_says(checkpoints):
+    checkpoint = write(checkpoints, 3)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    modes = {path.stat().st_mode & 0o777 for path in checkpoint.path.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask}
 
 
 def flip(path):

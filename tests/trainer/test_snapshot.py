@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.model_checks import ModelError
 from asyncrl.trainer.optimizer import NonFiniteGradientError
 from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.state import RestoreError
@@ -256,3 +258,24 @@ def test_a_paced_trainer_goes_on_counting(make_config, steps, tmp_path):
     assert snapshot.weights_hash() != trainer.snapshot().weights_hash()
     with pytest.raises(RestoreError, match="no paced trainer wrote it"):
         restored.restore(tmp_path)
+
+
+def test_generation_settings_that_transformers_would_not_save_are_kept_as_they_came(
+    make, make_qwen3, save_model, steps, tmp_path
+):
+    start = Path(save_model(make_qwen3(), "start"))
+    settings = '{"do_sample": false, "temperature": 0.6, "top_p": 0.95, "eos_token_id": 1}\n'
+    (start / "generation_config.json").write_text(settings)
+    trainer = make(str(start))
+    train(trainer, steps[:1])
+    folder = written(trainer, tmp_path / "step_1")
+    assert (folder / "hf" / "generation_config.json").read_text() == settings
+    assert AutoModelForCausalLM.from_pretrained(folder / "hf").generation_config.temperature == 0.6
+
+
+def test_a_config_that_cannot_be_saved_is_refused_at_the_start(make_qwen3, save_model):
+    model = make_qwen3()
+    tokenizer = AutoTokenizer.from_pretrained(save_model(make_qwen3()))
+    model.config.odd = object()
+    with pytest.raises(ModelError, match="would not save it with a checkpoint"):
+        ModelFolder(model, tokenizer)
