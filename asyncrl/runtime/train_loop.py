@@ -14,6 +14,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.observe.symptoms import Symptoms
 from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
@@ -82,6 +83,8 @@ class TrainLoop:
         self._scaler = RewardScaler(config.reward)
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link)
         self._shares = TimeShares()
+        responses = config.trainer.batch_groups * config.rollout.group_size
+        self._symptoms = Symptoms(responses, config.rollout.max_new_tokens)
         self._frontier = 0
 
     async def run(self) -> None:
@@ -104,7 +107,8 @@ class TrainLoop:
                     metrics = await self._step(batch)
                     line = self._line(step + 1, time.monotonic() - started_s, metrics)
                     self._budget.stepped(line["time/step_s"])
-                    writer.write(line | dict(self._budget.metrics(step + 1)))
+                    told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
+                    writer.write(line | dict(self._budget.metrics(step + 1)) | told)
                     if self._budget.is_spent:
                         await self._end_early(step + 1)
                         break

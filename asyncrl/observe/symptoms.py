@@ -1,0 +1,50 @@
+"""What a run's first metrics say is wrong with it, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+FIRST_RESPONSES = 100
+"""So many have to be cut off, all of them, before that is told."""
+STEPS_WITHOUT_SIGNAL = 10
+
+
+class Symptoms:
+    """Is given every step's metrics, and tells each symptom once."""
+
+    def __init__(self, responses_per_step: int, max_new_tokens: int) -> None:
+        self._responses_per_step = responses_per_step
+        self._max_new_tokens = max_new_tokens
+        self._cut_off = 0
+        self._without_signal = 0
+
+    def of(self, metrics: Mapping[str, float]) -> list[str]:
+        """What is new with this step."""
+        return [*self._truncation(metrics), *self._no_signal(metrics)]
+
+    def _truncation(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        before = self._cut_off
+        if before < 0 or "truncated_frac" not in metrics:
+            return
+        if metrics["truncated_frac"] < 1:
+            self._cut_off = -1  # some response has ended by itself: that is no symptom any more
+            return
+        self._cut_off += self._responses_per_step
+        if before < FIRST_RESPONSES <= self._cut_off:
+            yield (
+                f"all of the first {self._cut_off} responses were cut off at rollout.max_new_tokens="
+                f"{self._max_new_tokens}: none ended by a stop token; give the one that ends this model's "
+                "turns in rollout.stop_token_ids, or more room"
+            )
+
+    def _no_signal(self, metrics: Mapping[str, float]) -> Iterator[str]:
+        if metrics.get("adv/zero_groups_frac", 0.0) < 1:
+            self._without_signal = 0
+            return
+        self._without_signal += 1
+        if self._without_signal == STEPS_WITHOUT_SIGNAL:
+            yield (
+                f"{STEPS_WITHOUT_SIGNAL} steps in a row have trained on nothing: in each group all rewards "
+                f"are equal (mean {metrics['reward/mean']:.3g}), so every advantage is 0; look at what the "
+                "reward gives, or at the prompts' difficulty"
+            )
