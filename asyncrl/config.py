@@ -557,6 +557,9 @@ class TrainerConfig(Section):
     """Gradients are scaled down to this global norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    fused_kernels: Literal["auto", "never"] = "auto"
+    """Fused norms, MLPs and rotary embeddings. `auto`: those of liger-kernel, on a GPU, if it is installed
+    and the model is of a family that they are known to be right for."""
     logit_chunk_tokens: int = Field(1024, ge=1)
     """Tokens whose logits exist at the same time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asyncrl.config import Config
 from asyncrl.trainer.attention import choose_attention, load_with, takes_shared_prompts
+from asyncrl.trainer.fused import fuse_kernels
 from asyncrl.trainer.model_checks import ModelError, check_packing, model_name, sharing_works
 from asyncrl.trainer.packing import MicroBatch
 from asyncrl.trainer.pieces import Pieces
@@ -108,6 +109,7 @@ def load_decoder(key: str, path: str, config: Config) -> PreTrainedModel:
         raise ModelError(f"cannot load {key}={path!r}: {error}") from error
     model = model.to(trainer_device(config)).eval()
     choose_attention(model, config.model.attn_implementation)
+    fuse_kernels(model, config.trainer.fused_kernels)
     return model
 
 

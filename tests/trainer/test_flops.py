@@ -59,8 +59,15 @@ def count_backward(grad, q, k, v, out, lse, q_starts, *args, **kwargs):
     return attention_flops(q_starts, q, BACKWARD_PRODUCTS)
 
 
-count_forward._get_raw = count_backward._get_raw = True
-KERNEL = {
+def count_addmm(total, a, b, *args, **kwargs):
+    """torch's own formula does not know the result's dtype among the arguments."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+for formula in (count_forward, count_backward, count_addmm):
+    formula._get_raw = True
+FORMULAS = {
+    torch.ops.aten.addmm: count_addmm,
     torch.ops.torch_attn._varlen_attn: count_forward,
     torch.ops.torch_attn._varlen_attn_backward: count_backward,
 }
@@ -70,7 +77,7 @@ class Counted:
     """FLOPs of what runs inside, and the largest tensor that it makes."""
 
     def __enter__(self):
-        self._flops = FlopCounterMode(display=False, custom_mapping=KERNEL)
+        self._flops = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         self._sizes = Largest()
         self._sizes.__enter__()
         self._flops.__enter__()
@@ -135,7 +142,7 @@ def critic():
 def micros_of(flat, sequences, model, max_tokens):
     """On the meta device but for where pieces begin, which the formulas read."""
     packing = common_packing([model], max_tokens)
-    mini = mini_batch(flat, sequences, packing, OneRank(), 3072)
+    mini = mini_batch(flat, sequences, packing, OneRank(torch.device("cpu")), 3072)
     return [
         replace(there, pieces=here.pieces)
         for here, there in zip(mini.micros._micros, mini.micros, strict=True)

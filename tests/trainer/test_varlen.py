@@ -349,8 +349,10 @@ def packing_of(tokens, row_tokens=ONE_ROW, device="cpu"):
 
 def test_micro_batches_move_to_the_device_one_at_a_time(random_batch):
     flat = flatten(random_batch(0, groups=6))
-    here = mini_batch(flat, np.arange(flat.sequences), packing_of(64), OneRank(), 14)
-    there = mini_batch(flat, np.arange(flat.sequences), packing_of(64, device="meta"), OneRank(), 14)
+    here = mini_batch(flat, np.arange(flat.sequences), packing_of(64), OneRank(torch.device("cpu")), 14)
+    there = mini_batch(
+        flat, np.arange(flat.sequences), packing_of(64, device="meta"), OneRank(torch.device("cpu")), 14
+    )
     assert len(there.micros) == len(here.micros) > 3
     for a, b in zip(here.micros, there.micros, strict=True):
         moved = [b.input_ids, b.position_ids, b.predicted_from, b.token_index, b.pieces.starts]
@@ -374,7 +376,9 @@ def test_models_on_different_kernels_are_packed_for_the_one_that_masks(make_qwen
 
 def test_a_varlen_model_computes_rows_that_were_packed_for_a_mask(make_qwen3, random_batch):
     flat = flatten(random_batch(1, groups=5))
-    mini = mini_batch(flat, np.arange(flat.sequences), packing_of(300, row_tokens=64), OneRank(), 14)
+    mini = mini_batch(
+        flat, np.arange(flat.sequences), packing_of(300, row_tokens=64), OneRank(torch.device("cpu")), 14
+    )
     micro = max(mini.micros, key=lambda micro: len(micro.input_ids))
     assert len(micro.input_ids) > 1
     targets = torch.from_numpy(flat.token_ids)[micro.token_index]
