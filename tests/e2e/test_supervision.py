@@ -106,3 +106,12 @@ def test_a_stall_that_a_new_worker_does_not_end_ends_the_run(launch, tmp_path, p
     assert "The trainer has waited for the batch of step 0 for" in text
     assert "rollout-0 waits for the rewards of group 0 (for" in text
     assert text.count("rollout-0 holds up step 0; replacing it") == (1 if policy == "restart" else 0)
+
+
+def test_responses_of_a_few_tokens_cost_no_worker(launch):
+    """Versions then follow each other faster than an engine takes them, and notices overtake welcomes."""
+    run = launch("rollout.max_new_tokens=3", "run.steps=100", "trainer.lr=1e-5")
+    assert run.end(2 * LONG_S) == 0
+    run.assert_all_steps_are_done(100)
+    assert "ended with status" not in run.output.read_text()
+    assert "again" not in run.output.read_text()
