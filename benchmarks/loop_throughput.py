@@ -51,6 +51,7 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.text import response_text
 from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.rollout.worker import AttemptFailed, GroupRollout, RolloutWorker
 from asyncrl.runtime.roles import spare_the_collector
@@ -179,8 +180,8 @@ class Collector:
 async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, float]:
     """Seconds for 128 rollouts with the engine kept full, and for a training step on them."""
     torch.set_num_threads(1)
-    tokenizer = load_tokenizer(config.model)
-    prompts = load_prompts(config.data, tokenizer)
+    text_of = response_text(config)
+    prompts = load_prompts(config.data, load_tokenizer(config.model))
     tasks = [
         RolloutTask(0, 0, 0, row.index, row.prompt, row.prompt_ids.tolist(), row.columns) for row in prompts
     ]
@@ -192,7 +193,7 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     collector = Collector(tasks, GROUPS * (WARM_UP_STEPS + steps))
     driver = asyncio.create_task(engine.run())
     try:
-        await RolloutWorker(GroupRollout(engine, rewards, tokenizer, config.rollout, seed=0), collector).run()
+        await RolloutWorker(GroupRollout(engine, rewards, text_of, config.rollout, seed=0), collector).run()
     finally:
         driver.cancel()
         await rewards.close()

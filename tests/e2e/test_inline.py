@@ -14,6 +14,7 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.functions import resolve
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.text import response_text
 from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.rollout.worker import assemble, sampling_seed
 from asyncrl.trainer.backend import make_trainer
@@ -22,8 +23,8 @@ from asyncrl.trainer.backend import make_trainer
 async def train_sequentially(config) -> str:
     """Generate B groups, train on them, publish; again. Nothing of coordinator, buffer, worker or link."""
     b, n, seed = config.trainer.batch_groups, config.rollout.group_size, config.run.seed
-    tokenizer = load_tokenizer(config.model)
-    prompts = load_prompts(config.data, tokenizer)
+    text_of = response_text(config)
+    prompts = load_prompts(config.data, load_tokenizer(config.model))
     reward = resolve(config.reward.functions[0].function)
     engine, trainer = make_torch_engine(config, prompts.longest_tokens), make_trainer(config)
     order = np.concatenate([np.random.default_rng([seed, e]).permutation(len(prompts)) for e in range(3)])
@@ -46,9 +47,7 @@ async def train_sequentially(config) -> str:
             trajectories = []
             for stream in streams[g * n : (g + 1) * n]:
                 trajectories.append(assemble(prompts[row].prompt_ids, [chunk async for chunk in stream]))
-            texts = [
-                tokenizer.decode(t.token_ids[t.loss_mask], skip_special_tokens=True) for t in trajectories
-            ]
+            texts = [text_of(t.token_ids[t.loss_mask].tolist()) for t in trajectories]
             messages = [[{"role": "assistant", "content": text}] for text in texts]
             for trajectory, value in zip(trajectories, reward(completions=messages), strict=True):
                 trajectory.reward = value
