@@ -370,6 +370,9 @@ class RewardConfig(Section):
     retries: int = Field(1, ge=0)
     """Further tries after an exception, a time-out or a lost process, before the attempt at the group
     fails."""
+    patience_s: float = Field(120.0, ge=0)
+    """A function that cannot reach what it asks over a network (a judge that is away or overloaded) is called
+    again, with growing pauses, for this long before that counts as a failure."""
     strip_special_tokens: bool = False
     """Leave every special token out of the text that rewards read, not only those that end a response or
     pad."""

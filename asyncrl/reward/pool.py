@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from asyncrl.config import ConfigError, RewardConfig
 from asyncrl.reward import wire
@@ -12,10 +16,22 @@ from asyncrl.reward.child import ChildDied, RewardChild
 from asyncrl.reward.compose import FORMAT
 from asyncrl.reward.score import Part, RewardError, ScoreRequest
 
+log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 120.0
 """For a child to start and import the functions; user modules may import a great deal."""
 KILL_TIMEOUT_S = 10.0
 """For a process to be gone after SIGKILL."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+"""Before what is away is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Of one attempt."""
+
+    reason: str
+    is_outage: bool = False
 
 
 class RewardPool:
@@ -23,6 +39,8 @@ class RewardPool:
 
     A call that raises, runs into `config.timeout_s` (counted from its start in an idle process), or loses its
     process is tried `config.retries` times more, then the group's scoring fails: there is no made-up reward.
+    While what a function asks over a network is away, it is tried again and again for `config.patience_s`,
+    with growing pauses.
     Waiting calls need no bound of their own: each is a leased group, and each call before it ends within its
     deadlines.
     """
@@ -98,32 +116,41 @@ class RewardPool:
             message = wire.frame(self._call_message(function, request))
         except (TypeError, ValueError, OverflowError) as error:
             raise RewardError(name, f"its arguments cannot be sent to its process: {error}", 1) from error
-        attempts = 1 + self._config.retries
-        reason = ""
-        for attempt in range(1, attempts + 1):
+        started_s, left = time.monotonic(), self._config.retries
+        for attempt in itertools.count(1):
             outcome = await self._attempt(message)
             if isinstance(outcome, wire.Result):
                 return outcome
             if self._closed:
                 raise RewardError(name, "the pool was closed", attempt)
-            reason = outcome
-        raise RewardError(name, reason, attempts)
+            waited_s = time.monotonic() - started_s
+            if outcome.is_outage and waited_s < self._config.patience_s:
+                log.warning(
+                    "reward function `%s` cannot reach what it asks, for %.0f s now (reward.patience_s=%g): %s",
+                    *(name, waited_s, self._config.patience_s, outcome.reason.partition("\n")[0]),
+                )
+                await asyncio.sleep(_pause_s(attempt))
+            elif left:
+                left -= 1
+            else:
+                raise RewardError(name, outcome.reason, attempt)
+        raise AssertionError("endless")
 
-    async def _attempt(self, message: bytes) -> wire.Result | str:
+    async def _attempt(self, message: bytes) -> wire.Result | _Failure:
         """The result, or why there is none."""
         limit_s = self._config.timeout_s
         try:
             child = await self._take_child()
             reply = await child.ask(message, limit_s)
         except TimeoutError:
-            return f"it took longer than reward.timeout_s={limit_s:g} and its process was killed"
+            return _Failure(f"it took longer than reward.timeout_s={limit_s:g} and its process was killed")
         except ChildDied as death:
-            return f"its process died ({death})"
+            return _Failure(f"its process died ({death})")
         except (ConfigError, OSError) as error:
-            return f"there is no process to run it: {error}"
+            return _Failure(f"there is no process to run it: {error}")
         self._idle.append(child)
         if isinstance(reply, wire.Raised):
-            return f"{reply.message}\n{reply.traceback}".strip()
+            return _Failure(f"{reply.message}\n{reply.traceback}".strip(), reply.is_outage)
         assert isinstance(reply, wire.Result)
         return reply
 
@@ -179,3 +206,10 @@ class RewardPool:
     def _add(self, metric: str, value: float, count: int = 1) -> None:
         total, n = self._metrics.get(metric, (0.0, 0))
         self._metrics[metric] = (total + value, n + count)
+
+
+def _pause_s(attempt: int) -> float:
+    """After so many attempts: twice as long as before, and never the same for two calls, so that they do not
+    all come back at once."""
+    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 16))
+    return random.uniform(longest / 2, longest)  # no matter of training: nothing is drawn from the run's seed

@@ -28,6 +28,7 @@ from asyncrl.affinity import unpin
 from asyncrl.config import ConfigError
 from asyncrl.reward import wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
+from asyncrl.reward.outage import is_outage
 from asyncrl.reward.score import checked_values
 from asyncrl.reward.shaping import format_function
 
@@ -133,7 +134,9 @@ def raised(error: BaseException) -> wire.Raised:
     user_frames = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, user_frames)
     message = "".join(traceback.format_exception_only(error)).strip()
-    return wire.Raised(readable(message), readable("".join(lines)[-MAX_TRACEBACK_CHARS:]))
+    return wire.Raised(
+        readable(message), readable("".join(lines)[-MAX_TRACEBACK_CHARS:]), is_outage=is_outage(error)
+    )
 
 
 def send(replies: BinaryIO, reply: wire.Reply) -> None:

@@ -54,6 +54,8 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     """Type and message."""
     traceback: str
     """Of the user's frames; empty when the function returned."""
+    is_outage: bool = False
+    """Whether it may work in a while (`asyncrl.reward.outage`)."""
 
 
 Request = Setup | Call

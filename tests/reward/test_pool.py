@@ -223,3 +223,26 @@ def test_an_import_that_hangs_or_dies_ends_the_start(tmp_path, text, message):
             await pool.start()
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr("asyncrl.reward.pool.FIRST_PAUSE_S", 0.01)
+
+
+@pytest.mark.parametrize("how", ["refused", "wrapped", "busy"])
+def test_a_judge_that_is_away_is_waited_for(how, hasty, tmp_path):
+    scores, _ = scored("judge_comes_back", asked=request(calls=str(tmp_path / "calls"), how=how), retries=0)
+    assert [s.reward for s in scores] == [1.0, 1.0]
+
+
+def test_what_a_judge_refuses_for_good_is_a_failure(hasty, tmp_path):
+    asked = request(calls=str(tmp_path / "calls"), how="bad request")
+    error = failure("judge_comes_back", asked=asked, retries=1)
+    assert (error.attempts, "too many requests" in error.reason) == (2, True)
+
+
+def test_patience_ends(hasty, tmp_path):
+    asked = request(calls=str(tmp_path / "calls"), how="refused")
+    error = failure("judge_comes_back", asked=asked, retries=0, patience_s=0)
+    assert (error.attempts, "nobody listens" in error.reason) == (1, True)
