@@ -126,7 +126,7 @@ class RewardPool:
             waited_s = time.monotonic() - started_s
             if outcome.is_outage and waited_s < self._config.patience_s:
                 log.warning(
-                    "reward function `%s` cannot reach what it asks, for %.0f s now (reward.patience_s=%g): %s",
+                    "reward function `%s` cannot reach what it asks, for %.0f s (reward.patience_s=%g): %s",
                     *(name, waited_s, self._config.patience_s, outcome.reason.partition("\n")[0]),
                 )
                 await asyncio.sleep(_pause_s(attempt))
