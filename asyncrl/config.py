@@ -927,9 +927,9 @@ def from_tree(tree: Mapping[str, Any], source: str = "config", overrides: Iterab
         raise ConfigError("\n".join(lines)) from None
 
 
-def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back."""
-    return yaml_tree.write(config.model_dump(mode="json"))
+def dump(config: Config, *, changed_only: bool = False) -> str:
+    """The resolved config as YAML that `load` reads back. changed_only: without what has its default."""
+    return yaml_tree.write(config.model_dump(mode="json", exclude_defaults=changed_only))
 
 
 def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -13,7 +13,16 @@ class ConfigError(AsyncRLError, ValueError):
 
 
 class NotHereError(ConfigError):
-    """What a setting names is not on this machine; it may well be on another, so a plan can do without."""
+    """What a setting names is not on this machine; it may well be on another, so a plan can do without.
+
+    what: that, in one line. command: what brings it here, as one types it or would tell it. advice: the same
+    in a sentence, where that says more.
+    """
+
+    def __init__(self, what: str, *, command: str, advice: str | None = None) -> None:
+        super().__init__(f"{what}; {advice or command}")
+        self.what = what
+        self.command = command
 
 
 class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.packages import install_command
 
 Function = Callable[..., Any]
 
@@ -40,6 +41,11 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     except (Exception, SystemExit) as error:
         if isinstance(error, ConfigError):
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            raise NotHereError(
+                f"{called}: importing {source} failed: {_explained(error)}",
+                command=install_command(error.name.partition(".")[0]),
+            ) from error
         raise ConfigError(
             f"{called}: importing {source} failed: {_explained(error)}; correct that, or name another "
             "function"
@@ -55,15 +61,19 @@ def _import_module(name: str, base: Path, called: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise NotHereError(
-            f"{called}: there is no module `{error.name}` in {base} or among the installed "
-            f"packages; install it, start from its folder, or name a file: path/file.py:function"
+            f"{called}: there is no module `{error.name}` in {base} or among the installed packages",
+            command="install it, start from its folder, or name a file: path/file.py:function",
         ) from error
 
 
 def _import_file(path: Path, called: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        raise NotHereError(f"{called}: there is no file {path}; paths are relative to the current directory")
+        raise NotHereError(
+            f"{called}: there is no file {path}",
+            command="write it, or name yours: path/file.py:function",
+            advice="paths are relative to the current directory",
+        )
     key = str(path)
     if key in sys.modules:
         return sys.modules[key]

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
-from asyncrl.runtime.compute import USUAL_FLOPS_PER_GPU_S
 from asyncrl.runtime.cores import cores_wanted
 from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.runtime.outline import Outline, Processes
+from asyncrl.runtime.pace import Pace
 from asyncrl.runtime.preflight import Plan
 from asyncrl.units import format_bytes
 
 UNKNOWN = "unknown"
 
 
-def show(plan: Plan, console: Console | None = None) -> None:
-    """Print the resolved config and what it implies."""
+def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -> None:
+    """Print the plan, the settings that differ from their defaults (verbose: all), and what this machine
+    lacks."""
     console = console or Console(highlight=False, soft_wrap=False)
-    _heading(console, "Settings")
-    console.print(dump(plan.config).rstrip(), markup=False)
-    _heading(console, "Processes")
+    _heading(console, "Who computes where")
     console.print(_table(("", "", ""), _processes(plan)))
     if plan.outline.gpus:
         _heading(console, "GPUs" + " (planned for: this machine does not have them)" * plan.is_elsewhere)
         console.print(_table(("", "", "", ""), _gpus(plan.outline.gpus)))
-    _heading(console, "What the settings imply")
-    console.print(_table(("", ""), _implied(plan)))
     _heading(console, "Memory, estimated")
     console.print(_table(("", "", ""), _memory(plan)))
+    _heading(console, "A training step, and all of them")
+    console.print(_table(("", ""), _implied(plan)))
+    if plan.placement.gpus:
+        _heading(console, "Time, estimated for H100s; it may be off by half")
+        _show_time(plan, console)
     if plan.prompts is not None and plan.prompts.skipped:
         _heading(console, "Bad rows, left out")
         for bad in plan.prompts.skipped[:10]:
             console.print(f"  {bad}", markup=False)
         if len(plan.prompts.skipped) > 10:
             console.print(f"  ... and {len(plan.prompts.skipped) - 10:,} more")
-    if plan.missing and plan.is_elsewhere:
-        _heading(console, "Not on this machine, so not checked")
-        for message in plan.missing:
-            console.print(f"- {message}", markup=False)
+    _heading(console, "Settings" + " that differ from the defaults (all: --verbose)" * (not verbose))
+    console.print(dump(plan.config, changed_only=not verbose).rstrip(), markup=False)
     if UNKNOWN in (row[1] for row in _memory(plan)):
         console.print(
-            "what is unknown hangs on models that are not here; a folder with a model's config.json is "
+            "\nwhat is unknown hangs on models that are not here; a folder with a model's config.json is "
             "enough for an estimate: model.path=FOLDER"
         )
+    if plan.missing:
+        _heading(console, "What this machine lacks")
+        for error in plan.missing:  # a line each, however narrow the terminal: it can be copied
+            console.print(f"- {error.what}: {error.command}", markup=False, soft_wrap=True)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     console.print("dry run: nothing was started")
@@ -139,28 +143,47 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         *_cores(plan),
         ("prompts", _prompts(plan)),
         ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
-        *_gpu_hours(plan),
     ]
 
 
-def _gpu_hours(plan: Plan) -> list[tuple[str, str]]:
-    """What the run may spend, and what its training takes at a usual pace."""
-    gpus, budget, hours = plan.placement.gpus, plan.config.run.gpu_hours, plan.outline.training_hours
-    rows = []
-    if budget is not None and gpus:
-        rows.append(
-            ("GPU hours allowed", f"{budget:g}, {budget / gpus:.2f} h of {gpus} GPUs (run.gpu_hours)")
+def _show_time(plan: Plan, console: Console) -> None:
+    paces, o, run = plan.outline.paces, plan.outline, plan.config.run
+    if paces:
+        console.print(_table(("", *("",) * len(paces)), _times_of(paces, run.steps)))
+    else:
+        console.print("  unknown: some model's size, or the speed of what computes, is not known")
+    if run.gpu_hours is None:
+        return
+    gpus = plan.placement.gpus
+    console.print(
+        f"  GPU hours allowed: {run.gpu_hours:g}, {run.gpu_hours / gpus:.2f} h of {gpus} GPUs (run.gpu_hours)"
+    )
+    if o.affordable_tokens is not None:
+        console.print(
+            f"  They pay for all {run.steps:,} steps up to a mean response of about "
+            f"{o.affordable_tokens:,.0f} tokens; from there on the run ends before its last step."
         )
-    if hours is not None:
-        pace = f"{USUAL_FLOPS_PER_GPU_S / 1e12:.0f} TFLOP/s a GPU"
-        rows.append(
-            (
-                "GPU hours expected",
-                f"{hours * gpus:.1f} if every response were of full length, {hours * gpus / 2:.1f} at half "
-                f"of that, where training sets the pace at {pace}",
-            )
-        )
-    return rows
+    elif paces:
+        console.print(f"  They pay for all {run.steps:,} steps, however long the responses.")
+
+
+def _times_of(paces: Sequence[Pace], steps: int) -> Iterator[tuple[str, ...]]:
+    """A column for each mean length of the responses."""
+
+    def row(name: str, of: Callable[[Pace], str]) -> tuple[str, ...]:
+        return name, *map(of, paces)
+
+    yield row("mean response", lambda pace: f"{pace.response_tokens:,.0f} tokens")
+    yield row("a step", lambda pace: f"{pace.step_s:,.0f} s")
+    yield row("  training", lambda pace: f"{pace.train_s:,.0f} s")
+    yield row("  generation", lambda pace: f"{pace.generate_s:,.0f} s")
+    for kind in paces[0].score_s:
+        yield row(f"  {kind}", lambda pace, kind=kind: f"{pace.score_s[kind]:,.0f} s")
+    yield row("sets the pace", lambda pace: ", ".join(sorted(pace.bottleneck)))
+    for kind in paces[0].idle:
+        yield row(f"idle, {kind}", lambda pace, kind=kind: f"{pace.idle[kind]:.0%}")
+    yield row("the run", lambda pace: f"{pace.hours(steps):,.1f} h")
+    yield row("GPU hours", lambda pace: f"{pace.gpu_hours(steps):,.1f}")
 
 
 def _versions(n: int) -> str:

@@ -13,7 +13,7 @@ from asyncrl.errors import AsyncRLError, ConfigError
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
-_FLAGS = ("--config", "--resume", "--gpus", "--dry-run", "--version", "--help")
+_FLAGS = ("--config", "--resume", "--gpus", "--dry-run", "--verbose", "--version", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +48,7 @@ def _launch(arguments: argparse.Namespace) -> None:
         from asyncrl.cli.dry_run import show
         from asyncrl.runtime.preflight import plan
 
-        planned = plan(config, arguments.gpus)
-        show(planned)
-        if planned.missing and not planned.is_elsewhere:
-            raise ConfigError("\n".join(["a run could not start here:", *planned.missing]))
+        show(plan(config, arguments.gpus), verbose=arguments.verbose)
     else:
         from asyncrl.observe.summary import print_summary
         from asyncrl.runtime.launcher import run
@@ -69,7 +66,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the settings")
+    what.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with the settings, or a preset (`asyncrl configs` lists them)",
+    )
     what.add_argument(
         "--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run, under its own settings"
     )
@@ -82,9 +84,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, show the settings and what they imply, start nothing; with more --gpus than "
-        "there are, plan for so many of 80 GB",
+        help="check everything, show the plan and what this machine lacks for it, fetch and start nothing; "
+        "with more --gpus than there are, plan for so many of 80 GB",
     )
+    parser.add_argument("--verbose", action="store_true", help="with --dry-run: show all settings")
     parser.add_argument("--version", action="version", version=f"asyncrl {__version__}")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
@@ -94,6 +97,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("; ".join(_advice(text) for text in unknown))
     if arguments.resume is not None and arguments.dry_run:
         parser.error("--dry-run looks at a config: write --config RUN_DIR/config.yaml")
+    if arguments.verbose and not arguments.dry_run:
+        parser.error("--verbose goes with --dry-run")
     for text in arguments.overrides:
         if f"--{text.partition('=')[0]}" in _FLAGS:
             parser.error(f"`{text}` is no setting; write --{text.replace('=', ' ')}")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from asyncrl.config import DataConfig
 from asyncrl.data.prompts import BadRow
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.packages import install_command
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where a row came from, and the row."""
@@ -18,17 +19,23 @@ _HUB = "hub:"
 _BATCH_ROWS = 1024
 
 
+def is_on_hub(data: DataConfig) -> bool:
+    """Whether reading the dataset fetches it, where it is not in the cache."""
+    return data.path.startswith(_HUB)
+
+
 def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     """Every row of `data.path`, in order. Raises `ConfigError` when there is no such dataset."""
-    if data.path.startswith(_HUB):
+    if is_on_hub(data):
         return _hub(data)
     path = Path(data.path).expanduser()
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():
         raise NotHereError(
-            f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()}); "
-            f"a dataset of the Hugging Face hub is written hub:OWNER/NAME"
+            f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()})",
+            command="put it there, or name yours: data.path=FILE.jsonl",
+            advice="a dataset of the Hugging Face hub is written hub:OWNER/NAME",
         )
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path)
@@ -126,7 +133,8 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
     ) as error:  # the hub's client, its HTTP library and `datasets` each raise kinds of their own
         raise NotHereError(
             f"data.path={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
-            f"cannot load it: {type(error).__name__}: {error}"
+            f"cannot load it: {type(error).__name__}: {error}",
+            command="see to the network, or name a file: data.path=FILE.jsonl",
         ) from error
     return _dataset_rows(loaded, data.path)
 
@@ -141,7 +149,9 @@ def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
 
 
 def _needs_datasets(path: str, kind: str) -> NotHereError:
+    command = install_command("datasets")
     return NotHereError(
-        f"data.path={path}: reading {kind} needs the package `datasets`: pip install 'asyncrl[data]' "
-        "(a .jsonl file needs nothing)"
+        f"data.path={path}: reading {kind} needs the package `datasets`",
+        command=command,
+        advice=f"{command} (a .jsonl file needs nothing)",
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from asyncrl.errors import NotHereError
+from asyncrl.packages import need
 from asyncrl.reward.math_process import MathProcess
 
-if find_spec("math_verify") is None:  # found out before a run starts, not by its first answer
-    raise NotHereError("asyncrl.reward.math: needs the package math-verify: pip install 'asyncrl[math]'")
+need("math_verify", "asyncrl.reward.math")  # found out before a run starts, not by its first answer
 
 PROCESS = MathProcess()
 """Lives as long as this one, and is never asked by two calls at once."""

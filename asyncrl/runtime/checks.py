@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +14,11 @@ import zmq
 
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
+from asyncrl.data.rows import is_on_hub, read_rows
 from asyncrl.data.tokenise import AddedTokens
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.objective.catalogue import is_own
+from asyncrl.packages import need
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
@@ -145,13 +146,22 @@ def engine(config: Config, placement: Placement) -> None:
     device = placement.of("rollout")[0].device
     if config.rollout.engine == "vllm":
         distribution.refuse_unsupported(device)
-    if config.rollout.engine == "http" and importlib.util.find_spec("aiohttp") is None:
-        raise ConfigError("rollout.engine=http: needs the package aiohttp: pip install 'asyncrl[http]'")
+    if config.rollout.engine == "http":
+        need("aiohttp", "rollout.engine=http")
     if config.rollout.engine == "torch" and config.rollout.torch.cuda_graphs and device == "cpu":
         raise ConfigError(
             "rollout.torch.cuda_graphs=true: the engines compute on the CPU, which has no CUDA graphs; leave "
             "it out"
         )
+
+
+def dataset(config: Config) -> bool:
+    """The dataset is on this machine, or can be fetched: then True."""
+    if is_on_hub(config.data):
+        need("datasets", f"data.path={config.data.path}", "name a file: data.path=FILE.jsonl")
+    else:
+        read_rows(config.data)
+    return True
 
 
 def trainer(config: Config) -> None:
@@ -161,11 +171,8 @@ def trainer(config: Config) -> None:
             "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
             "log-probabilities to train by; use a temperature above 0"
         )
-    if config.trainer.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            "trainer.backend=deepspeed: needs the package deepspeed: pip install 'asyncrl[deepspeed]', or "
-            "use trainer.backend=torch with trainer.ranks=1"
-        )
+    if config.trainer.backend == "deepspeed":
+        need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
 
 
 def servers(config: Config, prompts: PromptSet) -> None:
@@ -211,8 +218,7 @@ def attention(config: Config, placement: Placement) -> None:
         return
     if not on_gpu:
         raise ConfigError(f"{setting}: it needs a GPU, and the trainer has none; use {other}")
-    if importlib.util.find_spec("flash_attn") is None:
-        raise NotHereError(f"{setting}: needs the package flash-attn: pip install flash-attn, or use {other}")
+    need("flash_attn", setting, f"use {other}")
 
 
 def shared_memory(config: Config, model: ModelFacts | None, machine: Machine) -> None:
@@ -221,10 +227,10 @@ def shared_memory(config: Config, model: ModelFacts | None, machine: Machine) ->
         return
     free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
     if config.run.mode == "async" and free is not None and needed > free:
-        raise ConfigError(
+        raise NotHereError(
             f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
-            f"shared memory, and /dev/shm has {format_bytes(free)} free; make it larger (for a container: "
-            f"--shm-size={needed // 10**9 + 2}g)"
+            f"shared memory, and /dev/shm has {format_bytes(free)} free",
+            command=f"make it larger (for a container: --shm-size={needed // 10**9 + 2}g)",
         )
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from asyncrl.errors import ConfigError, NotHereError
 
 T = TypeVar("T")
+_SHOWN = 3
 
 
 @dataclass(slots=True)
 class Findings:
     refusals: list[str] = field(default_factory=list)
     """What cannot be, on any machine."""
-    missing: list[str] = field(default_factory=list)
+    missing: list[NotHereError] = field(default_factory=list)
     """What is not on this machine."""
 
     def of(self, check: Callable[[], T]) -> T | None:
@@ -23,13 +24,33 @@ class Findings:
         try:
             return check()
         except NotHereError as error:
-            self.missing.append(str(error))
+            self.missing.append(error)
         except ConfigError as error:
             self.refusals.append(str(error))
         return None
 
+    def forget(self, kind: type[NotHereError]) -> bool:
+        """Forget what is missing in that way. Returns whether there was any."""
+        kept = [error for error in self.missing if not isinstance(error, kind)]
+        had_some = len(kept) < len(self.missing)
+        self.missing = kept
+        return had_some
+
     def refuse(self, *, missing_too: bool) -> None:
-        """Raise `ConfigError` with all refusals, and with what is missing, which alone is refused only if
-        `missing_too`."""
-        if self.refusals or (missing_too and self.missing):
-            raise ConfigError("\n".join([*self.refusals, *self.missing]))
+        """Raise `ConfigError` with all refusals and with what is missing; what is missing is refused alone
+        only if `missing_too`, in at most five lines."""
+        if self.refusals:
+            raise ConfigError("\n".join([*self.refusals, *map(str, self.missing)]))
+        if missing_too and self.missing:
+            raise ConfigError(_in_few_lines(self.missing))
+
+
+def _in_few_lines(missing: Sequence[NotHereError]) -> str:
+    """First what to do."""
+    if len(missing) == 1:
+        return str(missing[0])
+    commands = dict.fromkeys(error.command for error in missing[:_SHOWN])
+    lines = [f"to do first: {'; '.join(commands)}"]
+    lines += [f"- {error.what}" for error in missing[:_SHOWN]]
+    more = f"{len(missing) - _SHOWN} more: " * (len(missing) > _SHOWN)
+    return "\n".join([*lines, f"{more}--dry-run shows the plan, and all that this machine lacks"])

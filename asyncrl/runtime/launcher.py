@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.event_loop import run_to_end
+from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
@@ -138,6 +140,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
         # Only now is it certain that no other run has begun here since the preflight looked.
         goes_on = checks.run_dir(prepared.config)
         run_dir.config.write_text(settings.dump(prepared.config))
+        run_dir.model_folders.write_text(json.dumps(prepared.folders))
         gpus, now = prepared.placement.gpus, time.time()
         if goes_on:
             Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
@@ -173,7 +176,7 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
 def _on_devices(prepared: Prepared) -> Config:
     """The config with the devices of its placement: in `inline` mode no environment of a role's own hides the
     GPUs."""
-    config = prepared.config
+    config = with_folders(prepared.config, prepared.folders)
     on = {place.kind: {"device": place.device} for place in prepared.placement.places}
     models = [m.model_copy(update=on[f"reward-{i}"]) for i, m in enumerate(config.reward.models)]
     return config.model_copy(

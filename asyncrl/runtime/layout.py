@@ -40,6 +40,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def model_folders(self) -> Path:
+        """Where the models of the hub lie on this host, by their names: JSON."""
+        return self.path / ".models"
+
+    @property
     def prompts(self) -> Path:
         """The usable rows of the dataset, tokenised."""
         return self.path / "prompts.msgpack"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from asyncrl.config import ModelConfig
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.runtime import hub
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-_HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,21 @@ class ModelSource:
     def __str__(self) -> str:
         return f"{self.key}={self.path}"
 
+    def lacks(self, what: str, advice: str) -> NotHereError:
+        """What to raise where the model, or a part of it, is not on this machine."""
+        if hub.is_name(self.path):
+            return NotFetchedError(
+                f"{self}: not in this machine's cache of the Hugging Face hub",
+                command=f"a run fetches it at its start, or now: hf download {self.path}",
+            )
+        is_tiny = self.key == "model.path" and self.path == "models/tiny"
+        command = f"asyncrl tiny-model {self.path}" if is_tiny else f"{self.key}=FOLDER, or a name on the hub"
+        return NotHereError(f"{self}: {what}", command=command, advice=advice)
+
+
+class NotFetchedError(NotHereError):
+    """A model of the hub is not in this machine's cache, or not whole: a run fetches it before it starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
@@ -70,7 +84,7 @@ class FoundModel:
 
     source: ModelSource
     folder: Path | None
-    """None where it is on the hub."""
+    """None where only its sizes are known."""
     config: PreTrainedConfig
 
 
@@ -85,16 +99,16 @@ def find_policy(model: ModelConfig) -> FoundModel:
 
 
 def find_model(source: ModelSource, check: Callable[[ModelSource, PreTrainedConfig], None]) -> FoundModel:
-    """The model, if `check` has nothing against its `config.json`. Raises `NotHereError` when it cannot be
-    reached, `ConfigError` when it is something else."""
+    """The model, if `check` has nothing against its `config.json`. Raises `NotHereError` when it is not on
+    this machine, `ConfigError` when it is something else."""
     folder = _find(source)
-    config = _config(source)
+    config = _config(source, folder)
     check(source, config)
     return FoundModel(source, folder, config)
 
 
-def _find(source: ModelSource) -> Path | None:
-    """The model's folder, or None when it is on the hub."""
+def _find(source: ModelSource) -> Path:
+    """The model's folder: its own, or that in the cache of the hub."""
     path = source.path
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -103,36 +117,17 @@ def _find(source: ModelSource) -> Path | None:
         return folder
     if folder.is_file():
         raise ConfigError(f"{source}: this is a file, not a model's folder; name the folder that holds it")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    if looks_local or (folder.parent != Path() and folder.parent.is_dir()):
-        raise NotHereError(f"{source}: there is no folder {folder.absolute()}; {source.advice}")
-    reason = _why_not_on_hub(path)
-    if reason is not None:
-        raise NotHereError(
-            f"{source}: there is no folder {folder.absolute()}, and no model of that name on the "
-            f"Hugging Face hub that can be reached ({reason}); {source.advice}"
-        )
-    return None
+    cached = hub.cached(path) if hub.is_name(path) else None
+    if cached is None:
+        raise source.lacks(f"there is no folder {folder.absolute()}", source.advice)
+    return cached
 
 
-def _why_not_on_hub(name: str) -> str | None:
-    """Why the hub's model cannot be had, None when it can: cached, or one request within a deadline."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return None
-        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001 - its HTTP library's errors share no base; each is shown
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return None
-
-
-def _config(source: ModelSource) -> PreTrainedConfig:
+def _config(source: ModelSource, folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{source}: its config.json cannot be used: {_first_line(error)}") from None
 
@@ -158,24 +153,19 @@ def check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
 
 
 def check_weights(found: FoundModel) -> None:
-    """Raises `NotHereError` when weights of a model in a folder are missing."""
+    """Raises `NotHereError` when weights of a model are missing."""
     source, folder = found.source, found.folder
     if folder is None:
         return
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
-            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-            if missing:
-                raise NotHereError(
-                    f"{source}: {len(missing)} of {len(shards)} weight files are missing "
-                    f"({missing[0]}, ...); download the model again"
-                )
-            return
-    if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-        raise NotHereError(
-            f"{source}: the folder has a config.json but no weights (model.safetensors); "
-            "download or save the model again"
+    missing = hub.missing_weights(folder)
+    if missing is None:
+        raise source.lacks(
+            "the folder has a config.json but no weights (model.safetensors)",
+            "download or save the model again",
+        )
+    if missing:
+        raise source.lacks(
+            f"{len(missing)} of its weight files are missing ({missing[0]}, ...)", "download the model again"
         )
 
 
@@ -184,16 +174,17 @@ def load_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     source, folder = found.source, found.folder
+    assert folder is not None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
         # Some classes come up empty where they find no file, instead of failing.
         files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
-        if folder is not None and not any((folder / name).is_file() for name in files):
+        if not any((folder / name).is_file() for name in files):
             raise OSError(f"the folder has none of {', '.join(sorted(files))}")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise NotHereError(
-            f"{source}: no tokenizer could be loaded from it: {_first_line(error)}; "
-            "save the model's tokenizer into the folder"
+        raise source.lacks(
+            f"no tokenizer could be loaded from it: {_first_line(error)}",
+            "save the model's tokenizer into the folder",
         ) from None
     return tokenizer
 

@@ -25,7 +25,7 @@ from asyncrl.runtime.reward_facts import (
     load_template,
     reward_model_facts,
 )
-from asyncrl.runtime.shapes import planned_model
+from asyncrl.runtime.shapes import known_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ class KnownModels:
 def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, PreTrainedTokenizerBase | None]:
     """What is known of the models, and the policy's tokenizer."""
     policy = findings.of(lambda: find_policy(config.model))
-    facts = _facts(policy or planned_model("model.path", config.model.path), config, findings)
+    facts = _facts(policy or known_model("model.path", config.model.path), config, findings)
     tokenizer = None if policy is None else findings.of(lambda: load_tokenizer(policy))
     critic = reference = None
     if config.critic is not None:
@@ -59,8 +59,7 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
 def _facts(model: FoundModel | None, config: Config, findings: Findings) -> ModelFacts | None:
     if model is None:
         return None
-    if model.folder is not None:
-        findings.of(lambda: check_weights(model))
+    findings.of(lambda: check_weights(model))
     return findings.of(lambda: model_facts(model, config.model.dtype))
 
 
@@ -73,7 +72,8 @@ def _beside(
     source = ModelSource(
         key, path, config.model.trust_remote_code, f"leave {key} out to start from a copy of the policy"
     )
-    facts = _facts(findings.of(lambda: find_model(source, check_decoder_only)), config, findings)
+    found = findings.of(lambda: find_model(source, check_decoder_only))
+    facts = _facts(found or known_model(key, path), config, findings)
     if facts is not None and policy is not None:
         findings.of(lambda: _refuse_other_vocabulary(source, facts, policy))
     return facts
@@ -90,8 +90,8 @@ def _refuse_other_vocabulary(source: ModelSource, facts: ModelFacts, policy: Mod
 def _reward_model(i: int, config: Config, findings: Findings) -> RewardModelFacts | None:
     model = findings.of(lambda: find_reward_model(i, config.reward.models[i]))
     if model is None:
-        planned = planned_model(f"reward.models.{i}.path", config.reward.models[i].path)
-        return None if planned is None else reward_model_facts(planned, None)
+        known = known_model(f"reward.models.{i}.path", config.reward.models[i].path)
+        return None if known is None else reward_model_facts(known, None)
     findings.of(lambda: check_weights(model))
     tokenizer = findings.of(lambda: load_template(model))
     return findings.of(lambda: reward_model_facts(model, tokenizer))

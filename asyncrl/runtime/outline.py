@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from asyncrl.config import Config
 from asyncrl.core.cursor import epoch_rows
-from asyncrl.runtime.compute import training_flops, training_hours
 from asyncrl.runtime.memory import (
     GpuLoad,
     Memory,
@@ -17,7 +18,11 @@ from asyncrl.runtime.memory import (
 )
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.models import KnownModels
+from asyncrl.runtime.pace import Pace, longest_affordable, predict
 from asyncrl.runtime.resources import Place, Placement
+
+MEAN_SHARES = (1 / 4, 1 / 2, 1.0)
+"""Mean lengths of responses, in `rollout.max_new_tokens`, that a run's pace is predicted for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,12 @@ class Outline:
     """Responses that all engines can decode at the same time."""
     epochs: float | None
     """Passes over the dataset in `run.steps` steps, when nothing is dropped."""
-    training_hours: float | None
-    """Wall-clock hours of training at the usual pace of a GPU, were every response of full length and nothing
-    else slower; None without GPUs, or where the models' sizes are not known."""
+    paces: tuple[Pace, ...]
+    """Predicted for responses of `MEAN_SHARES` of the longest that is allowed; none where no pace can be told
+    (`pace.predict`)."""
+    affordable_tokens: float | None
+    """The mean response length from which on `run.gpu_hours` do not pay for all steps; None where they pay for
+    responses of full length, or where there is no limit or no pace."""
     host_memory_bytes: int | None
     """Estimate of everything that does not lie on a GPU."""
     kv_sequences: int | None
@@ -82,15 +90,19 @@ def outline(
     rows: int | None,
     longest_prompt_tokens: int | None,
     gpu_bytes: Sequence[int] = (),
+    mean_prompt_tokens: float | None = None,
 ) -> Outline:
-    """What `config` implies for `rows` usable prompts of up to `longest_prompt_tokens` tokens, on GPUs of
-    `gpu_bytes` each. What is not known is None, and what hangs on it stays open."""
+    """What `config` implies for `rows` usable prompts of `mean_prompt_tokens`, and up to
+    `longest_prompt_tokens`, tokens, on GPUs of `gpu_bytes` each. What is not known is None, and what hangs on
+    it stays open."""
     trainer, rollout, eta = config.trainer, config.rollout, config.staleness.bound
     responses = trainer.batch_groups * rollout.group_size
     response_tokens = responses * rollout.max_new_tokens
     outstanding = (eta + 1) * trainer.batch_groups
     longest = config.data.max_prompt_tokens if longest_prompt_tokens is None else longest_prompt_tokens
     memory = estimate_memory(config, placement, models, longest, gpu_bytes)
+    pace_at = partial(predict, config, models, placement, prompt_tokens=mean_prompt_tokens)
+    paces = tuple(p for share in MEAN_SHARES if (p := pace_at(share * rollout.max_new_tokens)) is not None)
     return Outline(
         processes=tuple(_processes(config, placement)),
         memory=memory,
@@ -108,7 +120,10 @@ def outline(
         max_responses_outstanding=outstanding * rollout.group_size,
         slots=rollout.workers * rollout.slots,
         epochs=_epochs(config, rows),
-        training_hours=_training_hours(config, placement, models, response_tokens + responses * longest),
+        paces=paces,
+        affordable_tokens=longest_affordable(cast(Callable[[float], Pace], pace_at), config)
+        if paces
+        else None,
         host_memory_bytes=host_bytes(placement, memory),
         kv_sequences=_kv_sequences(config, placement, models.policy, memory, longest),
     )
@@ -118,12 +133,6 @@ def _epochs(config: Config, rows: int | None) -> float | None:
     if rows is None:
         return None
     return config.run.steps * config.trainer.batch_groups / epoch_rows(rows, config.epoch_multiple)
-
-
-def _training_hours(config: Config, placement: Placement, models: KnownModels, tokens: int) -> float | None:
-    flops = training_flops(config, models, tokens)
-    on_gpus = all(place.gpus for place in placement.of("trainer"))
-    return training_hours(config, flops) if on_gpus and flops is not None else None
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:

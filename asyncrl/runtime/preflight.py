@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
-from asyncrl.runtime import checks, gpu_checks, pace
+from asyncrl.data.rows import is_on_hub
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.runtime import checks, gpu_checks, hub, pace
 from asyncrl.runtime.cores import with_own_cores
 from asyncrl.runtime.earlier_run import with_trained_models
 from asyncrl.runtime.findings import Findings
 from asyncrl.runtime.machine import Machine, probe
-from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.model_facts import ModelFacts, NotFetchedError
 from asyncrl.runtime.models import KnownModels, look_for_models
 from asyncrl.runtime.outline import Outline, outline
-from asyncrl.runtime.resources import Placement, assign
+from asyncrl.runtime.resources import Placement, assign, too_few_gpus, wanted_gpus
 from asyncrl.runtime.reward_facts import check_pairs
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ class Prepared:
     outline: Outline
     warnings: tuple[str, ...]
     """What works but may surprise, one sentence each."""
+    folders: Mapping[str, str]
+    """Of the models of the hub, by their names (`hub.with_folders`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +57,20 @@ class Plan:
     outline: Outline
     prompts: PromptSet | None
     models: KnownModels
-    missing: tuple[str, ...]
-    """What a run needs and this machine lacks, one message each."""
+    missing: tuple[NotHereError, ...]
+    """What a run needs and this machine lacks."""
     warnings: tuple[str, ...]
 
 
 def preflight(config: Config, gpus: int | None = None) -> Prepared:
-    """Check the run against this machine and prepare it; loads no weights, starts and writes nothing.
+    """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
+    weights, starts and writes nothing.
 
     `gpus`: how many GPUs to use, None for as many as are of use. Raises `ConfigError` with all that the
-    independent checks found wrong, each with its key, value and remedy.
+    independent checks found wrong, each with its key, value and remedy; with what is only missing on this
+    machine, in at most five lines.
     """
-    found = _look(with_trained_models(config), gpus, probe(), is_elsewhere=False, needs_all=True)
+    found, folders = _look(with_trained_models(config), gpus, probe(), needs_all=True)
     assert found.prompts is not None
     assert found.models.policy is not None
     return Prepared(
@@ -73,43 +81,74 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
         found.placement,
         found.outline,
         found.warnings,
+        folders,
     )
 
 
 def plan(config: Config, gpus: int | None = None) -> Plan:
-    """As `preflight`, but what is not on this machine is listed instead of refused, and `gpus` may be more
-    than there are: the plan is then for a machine that has them, of 80 GB each."""
+    """As `preflight`, but what is not on this machine is listed instead of refused, and nothing is fetched.
+
+    `gpus` may be more than there are, and None takes as many as the config cannot do without: the plan is
+    then for a machine that has them, of 80 GB each.
+    """
     machine = probe()
-    is_elsewhere = gpus is not None and gpus > machine.gpus
-    return _look(with_trained_models(config), gpus, machine, is_elsewhere=is_elsewhere, needs_all=False)
+    config = with_trained_models(config)
+    planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, needs_all=False)
+    return planned
 
 
-def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool, needs_all: bool) -> Plan:
+def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | None:
+    if asked is not None:
+        return asked
+    try:
+        checks.budget(config, assign(config, None, available))
+    except ConfigError:
+        return wanted_gpus(config) or None
+    return None
+
+
+def _look(
+    config: Config, gpus: int | None, here: Machine, *, needs_all: bool
+) -> tuple[Plan, Mapping[str, str]]:
     """Check what can be checked, in two rounds: what is independent, then what builds on it. Each round's
-    messages come at once. needs_all: whether what is missing is refused, too."""
-    machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
+    messages come at once. needs_all: whether what is missing is refused, or fetched. The folders are those of
+    the hub's models, by name."""
     findings = Findings()
-    if not is_elsewhere:
+    is_elsewhere = gpus is not None and gpus > here.gpus
+    machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
+    if is_elsewhere:
+        findings.missing.append(too_few_gpus(gpus or 0, here.gpus))
+    else:
         findings.of(lambda: checks.run_dir(config))
         findings.of(lambda: checks.network(config))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus))
     functions = findings.of(lambda: checks.reward_functions(config))
     findings.of(lambda: checks.objective(config))
+    findings.of(lambda: checks.trainer(config))
+    has_rows = findings.of(lambda: checks.dataset(config))
+    if placement is not None:
+        findings.of(partial(checks.engine, config, placement))
+        findings.of(partial(checks.attention, config, placement))
+        findings.of(partial(checks.budget, config, placement))
     models, tokenizer = look_for_models(config, findings)
+    to_fetch = needs_all and findings.forget(NotFetchedError)
     findings.refuse(missing_too=needs_all)
     assert placement is not None
     placement = with_own_cores(config, placement, machine.own_cores)
 
-    findings.of(lambda: checks.engine(config, placement))
-    findings.of(lambda: checks.trainer(config))
-    findings.of(lambda: checks.attention(config, placement))
-    findings.of(lambda: checks.budget(config, placement))
+    folders = _fetch(config, findings) if needs_all else {}
+    if to_fetch:
+        models, tokenizer = look_for_models(config, findings)
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
-    prompts, rows = _prompts(config, tokenizer, findings)
+    prompts = rows = None
+    if has_rows and is_on_hub(config.data) and not needs_all:
+        findings.missing.append(_unread(config))
+    elif has_rows:
+        prompts, rows = _prompts(config, tokenizer, findings)
     findings.refuse(missing_too=needs_all)
 
-    longest = None
+    longest = mean = None
     if prompts is not None:
         longest = prompts.longest_tokens
         checks.reward_routes(config, functions, prompts)
@@ -117,16 +156,17 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
         checks.prompts_fit(config, models.policy, prompts)
         if needs_all:
             checks.servers(config, prompts)
-    implied = outline(config, placement, models, rows, longest, machine.gpu_bytes)
+        mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
+    implied = outline(config, placement, models, rows, longest, machine.gpu_bytes, mean_prompt_tokens=mean)
     gpu_checks.shares(config, implied)
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
-    expected = pace.predict(config, models, placement, config.rollout.max_new_tokens)
-    warnings += pace.warnings(config, expected) if expected is not None else []
+    if implied.paces:
+        warnings += pace.warnings(config, implied.paces[-1])
     if prompts is not None and tokenizer is not None:
         warnings += checks.prompt_warnings(config, prompts, tokenizer)
     if not is_elsewhere:
         warnings += checks.machine_warnings(machine, implied)
-    return Plan(
+    planned = Plan(
         config=config,
         machine=machine,
         gpus_here=here.gpus,
@@ -137,6 +177,21 @@ def _look(config: Config, gpus: int | None, here: Machine, *, is_elsewhere: bool
         models=models,
         missing=tuple(findings.missing),
         warnings=tuple(warnings),
+    )
+    return planned, folders
+
+
+def _fetch(config: Config, findings: Findings) -> dict[str, str]:
+    """The folders of the hub's models, fetched where they are not here."""
+    found = {name: findings.of(partial(hub.fetch, key, name, code)) for key, name, code in hub.names(config)}
+    findings.refuse(missing_too=True)
+    return {name: str(folder) for name, folder in found.items()}
+
+
+def _unread(config: Config) -> NotHereError:
+    return NotHereError(
+        f"data.path={config.data.path}: its rows are not known before it is fetched",
+        command="a run fetches it at its start",
     )
 
 

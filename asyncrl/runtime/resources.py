@@ -8,7 +8,7 @@ from itertools import count, islice, repeat
 from typing import Literal
 
 from asyncrl.config import Config
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,14 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     return replace(placement, idle_gpus=max(0, (asked or 0) - placement.gpus))
 
 
+def wanted_gpus(config: Config) -> int:
+    """How many GPUs the roles take where there are enough."""
+    needs = _needs(config)
+    loop = [need.gpus for need in needs if need.is_loop]
+    shared = config.placement.colocate == "always" or config.run.mode == "inline"
+    return (max(loop) if shared else sum(loop)) + sum(need.gpus for need in needs if not need.is_loop)
+
+
 def _needs(config: Config) -> list[_Need]:
     trainer, rollout = config.trainer, config.rollout
     engines = f"rollout.workers={rollout.workers}"
@@ -172,13 +180,20 @@ def _usable(asked: int | None, available: int) -> int:
     if asked < 0:
         raise ConfigError(f"--gpus {asked}: it should be 0 (the CPU only) or more")
     if asked > available:
-        there = "1 GPU" if available == 1 else f"{available or 'no'} GPUs"
-        remedy = f"use --gpus {available}" if available else "leave --gpus out to run on the CPU"
-        raise ConfigError(
-            f"--gpus {asked}: this machine has {there} that CUDA can use; {remedy}, or add --dry-run to plan "
-            f"for {asked}"
-        )
+        raise too_few_gpus(asked, available)
     return asked
+
+
+def too_few_gpus(wanted: int, available: int) -> NotHereError:
+    """What to raise where this machine has fewer GPUs than are wanted."""
+    there = "1 GPU" if available == 1 else f"{available or 'no'} GPUs"
+    fewer = f"use --gpus {available}" if available else "leave --gpus out to run on the CPU"
+    command = f"start it on a machine with {_count(wanted)}"
+    return NotHereError(
+        f"--gpus {wanted}: this machine has {there} that CUDA can use",
+        command=command,
+        advice=f"{fewer}, {command}, or add --dry-run to plan for {wanted}",
+    )
 
 
 def _are_shared(config: Config, usable: int) -> bool:

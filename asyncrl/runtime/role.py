@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import json
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from asyncrl import config as settings
 from asyncrl.affinity import pin
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
+from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
 from asyncrl.weights.source import WeightsError
@@ -68,7 +70,8 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    config = settings.load(run_dir / "config.yaml")
+    layout = RunDir(run_dir)
+    config = with_folders(settings.load(layout.config), json.loads(layout.model_folders.read_text()))
     await roles.entry(name)(config, run_dir, name)
 
 

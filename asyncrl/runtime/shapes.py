@@ -1,5 +1,8 @@
-"""Sizes of the models that the recipes in `configs/` name, so that a recipe can be planned where neither the
-model nor the hub can be reached. From the models' own config.json."""
+"""Sizes of models that the presets and the documentation name, so that a run can be planned where neither the
+model nor the hub can be reached.
+
+Source: the config.json that each model is published with (huggingface.co/NAME/blob/main/config.json).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,26 @@ from asyncrl.runtime.model_facts import FoundModel, ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_QWEN3_4B: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 151_936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
+
+def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
+    return {
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": tied,
+    }
+
+
+_QWEN3 = {
+    "0.6B": _qwen3(1024, 3072, 28, 16, tied=True),
+    "1.7B": _qwen3(2048, 6144, 28, 16, tied=True),
+    "4B": _qwen3(2560, 9728, 36, 32, tied=True),
+    "8B": _qwen3(4096, 12_288, 36, 32, tied=False),
 }
 _LLAMA31_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -33,13 +46,13 @@ _LLAMA31_8B: dict[str, Any] = {
     "max_position_embeddings": 131_072,
 }
 SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen3-4B": _QWEN3_4B | {"max_position_embeddings": 40_960},
-    "Qwen/Qwen3-4B-Base": _QWEN3_4B | {"max_position_embeddings": 32_768},
+    **{f"Qwen/Qwen3-{n}": shape | {"max_position_embeddings": 40_960} for n, shape in _QWEN3.items()},
+    **{f"Qwen/Qwen3-{n}-Base": shape | {"max_position_embeddings": 32_768} for n, shape in _QWEN3.items()},
     "Skywork/Skywork-Reward-V2-Llama-3.1-8B": _LLAMA31_8B | {"num_labels": 1},
 }
 
 
-def planned_model(key: str, path: str) -> FoundModel | None:
+def known_model(key: str, path: str) -> FoundModel | None:
     """The model of that hub name, by its known shape; None where it is not known."""
     if path not in SHAPES:
         return None

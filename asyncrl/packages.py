@@ -1,0 +1,33 @@
+"""Packages that a part of AsyncRL needs and that do not come with it: the extras of the installation."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from asyncrl.errors import NotHereError
+
+_EXTRAS = {"aiohttp": "http", "datasets": "data", "deepspeed": "gpu", "math_verify": "math"}
+"""The extra that brings a package, by its import name."""
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def install_command(package: str) -> str:
+    """What installs a package, by its import name."""
+    if package in _EXTRAS:
+        return f"pip install 'asyncrl[{_EXTRAS[package]}]'"
+    return f"pip install {package.replace('_', '-')}"
+
+
+def need(package: str, what_for: str, otherwise: str = "") -> None:
+    """Raise `NotHereError` where a package is not installed. what_for: the setting, or whatever needs it.
+    otherwise: what to do without it."""
+    if not is_installed(package):
+        command = install_command(package)
+        raise NotHereError(
+            f"{what_for}: needs the package {package.replace('_', '-')}",
+            command=command,
+            advice=f"{command}, or {otherwise}" if otherwise else None,
+        )

@@ -1,0 +1,150 @@
+"""Models of the Hugging Face hub: fetched into its cache before any process starts, and taken from there.
+
+Whatever has been fetched whole is used as it is, without asking the hub again; `hf download NAME` brings a
+newer one. Several runs of a host fetch a file once: the hub's client locks each file of its cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from asyncrl.config import Config, Section
+from asyncrl.errors import NotHereError
+
+S = TypeVar("S", bound=Section)
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""What a model's folder needs. The root only: folders below hold the same weights in other formats."""
+_ELSEWHERE = (*(f"*/{files}" for files in _FILES), "consolidated*")
+_OLD_WEIGHTS = ("pytorch_model*",)
+"""For models without safetensors."""
+_ANSWER_S = 10.0
+"""For the hub's first answer. Its client gives every later one as long, unless told otherwise."""
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_OWN_FOLDERS = ("models", "runs")
+"""Folders that the presets and commands make: nobody means a model of the hub by `models/tiny`."""
+
+
+def is_name(path: str) -> bool:
+    """Whether a model's path can only be a name on the hub: it is no folder, and does not look like one."""
+    folder = Path(path).expanduser()
+    if folder.exists() or path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
+        return False
+    return folder.parent == Path() or (not folder.parent.is_dir() and folder.parent.name not in _OWN_FOLDERS)
+
+
+def cached(name: str) -> Path | None:
+    """The folder of a model of the hub in the cache, whole or in part; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def missing_weights(folder: Path) -> tuple[str, ...] | None:
+    """The weight files that a model's folder lacks of those that its index names; None where it has no
+    weights at all."""
+    for index in INDEXES:
+        if (folder / index).is_file():
+            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            return tuple(sorted(shard for shard in shards if not (folder / shard).is_file()))
+    return () if any((folder / name).is_file() for name in SINGLE_FILES) else None
+
+
+def fetch(key: str, name: str, trust_remote_code: bool) -> Path:
+    """The folder of a model of the hub, `key`'s value, fetched with a progress bar unless it is whole:
+    configuration, tokenizer, one format of the weights, and its code where that is trusted.
+
+    Raises `NotHereError` where it cannot be had.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    wanted = [*_FILES, *["*.py"] * trust_remote_code]
+    folder = _whole(name, wanted)
+    if folder is not None:
+        return folder
+    print(f"{key}={name}: fetching it from the Hugging Face hub ...", flush=True)
+    try:
+        HfApi().model_info(name, timeout=_ANSWER_S)  # says at once what is wrong, and within a deadline
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(_ELSEWHERE)))
+        if missing_weights(folder) is None:
+            snapshot_download(name, allow_patterns=list(_OLD_WEIGHTS))
+    except Exception as error:
+        raise _not_fetched(key, name, error) from error
+    return folder
+
+
+def _whole(name: str, wanted: list[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = cached(name)
+    if folder is None or missing_weights(folder) != ():
+        return None
+    try:  # it knows what a download that was cut off has not brought
+        snapshot_download(
+            name, allow_patterns=wanted, ignore_patterns=list(_ELSEWHERE), local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return folder
+
+
+def _not_fetched(key: str, name: str, error: Exception) -> NotHereError:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    what = f"{key}={name}: cannot be fetched from {constants.ENDPOINT}"
+    if isinstance(error, GatedRepoError):
+        return NotHereError(
+            f"{what}: its owners ask for an agreement",
+            command=f"agree to it on {constants.ENDPOINT}/{name}, then: hf auth login",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return NotHereError(
+            f"{what}: there is no model of that name, or it is private",
+            command=f"correct the name, or log in: hf auth login; a folder does as well: {key}=FOLDER",
+        )
+    lines = str(error).strip().splitlines()
+    return NotHereError(
+        f"{what}: {type(error).__name__}: {lines[0] if lines else ''}",
+        command=f"hf download {name}, where the hub can be reached, or {key}=FOLDER",
+    )
+
+
+def names(config: Config) -> Iterator[tuple[str, str, bool]]:
+    """The models of the hub that a config names: key, name, and whether their code is trusted."""
+    trusted = config.model.trust_remote_code
+    paths = [("model.path", config.model.path, trusted)]
+    for key, section in (("critic", config.critic), ("reference", config.reference)):
+        if section is not None and section.path is not None:
+            paths.append((f"{key}.path", section.path, trusted))
+    for i, model in enumerate(config.reward.models):
+        paths.append((f"reward.models.{i}.path", model.path, model.trust_remote_code))
+    return (entry for entry in paths if is_name(entry[1]))
+
+
+def with_folders(config: Config, folders: Mapping[str, str]) -> Config:
+    """The same config with the folders of the models that have one, so that no role asks the hub. A reward
+    model keeps its name in the metrics."""
+
+    def found(section: S) -> S:
+        path = section.path  # type: ignore[attr-defined]
+        return section.model_copy(update={"path": folders.get(path, path)})
+
+    changed: dict[str, object] = {
+        key: found(section)
+        for key in ("model", "critic", "reference")
+        if (section := getattr(config, key)) is not None
+    }
+    models = [found(model).model_copy(update={"name": model.label}) for model in config.reward.models]
+    changed["reward"] = config.reward.model_copy(update={"models": models})
+    return config.model_copy(update=changed)
