@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from asyncrl import yaml_tree
+from asyncrl import presets, yaml_tree
 from asyncrl.config_messages import explain
 from asyncrl.config_servers import impossible_servers
 from asyncrl.errors import ConfigError
@@ -909,8 +909,10 @@ def _impossible_backends(c: Config) -> Iterator[str]:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply `key.sub=value` overrides (values are YAML). Raises `ConfigError`."""
-    return from_tree(yaml_tree.read(Path(path)), source=str(path), overrides=overrides)
+    """Read a YAML file, or the preset of that name where there is no such file (`asyncrl.presets`), and apply
+    `key.sub=value` overrides (values are YAML). Raises `ConfigError`."""
+    found = presets.find(Path(path))
+    return from_tree(yaml_tree.read(found), source=str(path), overrides=overrides)
 
 
 def from_tree(tree: Mapping[str, Any], source: str = "config", overrides: Iterable[str] = ()) -> Config:

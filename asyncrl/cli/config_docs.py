@@ -19,7 +19,7 @@ _INTRODUCTION = """\
 A run is described by one YAML file. Any key can be overridden on the command line, as `key.sub=value`
 (the value in YAML, list items by their number from 0):
 
-    asyncrl-launch --config configs/quickstart.yaml run.seed=1 reward.functions.0.weight=0.5
+    asyncrl-launch --config quickstart.yaml run.seed=1 reward.functions.0.weight=0.5
 
 Unknown keys, wrong types and combinations that cannot work are refused before any process starts.
 `asyncrl-launch --config FILE --dry-run` shows the resolved settings and what they imply.

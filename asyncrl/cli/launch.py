@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="asyncrl-launch",
         description="Train a language model by asynchronous reinforcement learning.",
-        epilog="example: asyncrl-launch --config configs/quickstart.yaml run.seed=1 run.steps=20\n"
+        epilog="example: asyncrl-launch --config quickstart.yaml run.seed=1 run.steps=20\n"
         "All settings: docs/configuration.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import evaluate, replay, sweep, train_reward
+from asyncrl.cli import configs, evaluate, replay, sweep, train_reward
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--force", action="store_true", help="build anew even where a complete folder is there")
     tiny.set_defaults(run=_tiny_model)
 
+    configs.add_parser(commands)
     evaluate.add_parser(commands)
     replay.add_parser(commands)
     pairs = commands.add_parser(

@@ -70,8 +70,8 @@ class Outline:
     """Predicted for responses of `MEAN_SHARES` of the longest that is allowed; none where no pace can be told
     (`pace.predict`)."""
     affordable_tokens: float | None
-    """The mean response length from which on `run.gpu_hours` do not pay for all steps; None where they pay for
-    responses of full length, or where there is no limit or no pace."""
+    """The mean response length from which on `run.gpu_hours` do not pay for all steps; None where they pay
+    for responses of full length, or where there is no limit or no pace."""
     host_memory_bytes: int | None
     """Estimate of everything that does not lie on a GPU."""
     kv_sequences: int | None

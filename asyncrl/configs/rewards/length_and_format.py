@@ -1,8 +1,8 @@
 """An example of a reward function in a file of its own: prefers answers of a wanted length, written in
 sentences.
 
-    asyncrl-launch --config configs/quickstart.yaml data.path=prompts.jsonl \\
-        "reward.functions=[{function: configs/rewards/length_and_format.py:length_and_format}]"
+    asyncrl-launch --config quickstart.yaml data.path=prompts.jsonl \\
+        "reward.functions=[{function: asyncrl.configs.rewards.length_and_format:length_and_format}]"
 
 It needs no right answer, so it works with any prompts. It is called once for each prompt, with all its
 completions, and returns one number a completion.
