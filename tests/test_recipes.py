@@ -14,10 +14,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(autouse=True)
-def _without_gpus_or_hub(monkeypatch):
+def _without_gpus_or_models(monkeypatch):
     machine = Machine(cores=2, memory_bytes=10**10, gpu_bytes=(), shared_memory_bytes=None)
     monkeypatch.setattr("asyncrl.runtime.preflight.probe", lambda: machine)
-    monkeypatch.setattr("asyncrl.runtime.model_facts._why_not_on_hub", lambda name: "no network")
+    monkeypatch.setattr("asyncrl.runtime.hub.cached", lambda name: None)
 
 
 def fits(load):
@@ -36,7 +36,10 @@ def test_the_recipe_fits_its_gpus_and_its_budget(recipe, gpus):
     assert o.responses_per_step == 1024
     assert planned.config.run.steps == 15 * (5000 // 1024)
     assert (o.updates_per_step, o.total_updates) == (4, 240)
-    assert o.training_hours * gpus / 2 < planned.config.run.gpu_hours
+    half = o.paces[1]
+    assert half.response_tokens == planned.config.rollout.max_new_tokens / 2
+    assert half.gpu_hours(planned.config.run.steps) < planned.config.run.gpu_hours
+    assert half.response_tokens < o.affordable_tokens < planned.config.rollout.max_new_tokens
 
 
 def test_the_second_stage_plans_with_the_first_stages_model():

@@ -23,6 +23,7 @@ def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -
     """Print the plan, the settings that differ from their defaults (verbose: all), and what this machine
     lacks."""
     console = console or Console(highlight=False, soft_wrap=False)
+    console.print(f"\n{_title(plan)}", markup=False)
     _heading(console, "Who computes where")
     console.print(_table(("", "", ""), _processes(plan)))
     if plan.outline.gpus:
@@ -51,10 +52,18 @@ def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -
     if plan.missing:
         _heading(console, "What this machine lacks")
         for error in plan.missing:  # a line each, however narrow the terminal: it can be copied
-            console.print(f"- {error.what}: {error.command}", markup=False, soft_wrap=True)
+            console.print(f"- {error.what}; {error.command}", markup=False, soft_wrap=True)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     console.print("dry run: nothing was started")
+
+
+def _title(plan: Plan) -> str:
+    config, gpus = plan.config, plan.placement.gpus
+    scored = " and ".join(model.path for model in config.reward.models)
+    by = f", scored by {scored}" * bool(scored)
+    where = _gpu_count(gpus) if gpus else "the CPU"
+    return f"{config.run.name}: {config.run.steps:,} steps of {config.model.path}{by}, on {where}"
 
 
 def _heading(console: Console, text: str) -> None:

@@ -34,7 +34,7 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     if not path.exists():
         raise NotHereError(
             f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()})",
-            command="put it there, or name yours: data.path=FILE.jsonl",
+            command="name yours: data.path=FILE.jsonl, or put it there",
             advice="a dataset of the Hugging Face hub is written hub:OWNER/NAME",
         )
     if path.suffix in (".jsonl", ".ndjson"):

@@ -103,7 +103,7 @@ def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
     ("settings", "asked", "available", "message"),
     [
         ({}, 8, 0, "--gpus 8: this machine has no GPUs that CUDA can use; leave --gpus out to run on the "
-         "CPU, or add --dry-run to plan for 8"),
+         "CPU, start it on a machine with 8 GPUs, or add --dry-run to plan for 8"),
         ({}, 8, 1, "--gpus 8: this machine has 1 GPU that CUDA can use; use --gpus 1"),
         ({}, -1, 4, "--gpus -1: it should be 0"),
         ({"trainer": "cuda"}, None, 0, "trainer.device=cuda: this machine has no GPU that CUDA can use; use"),
