@@ -64,14 +64,24 @@ def test_the_dry_run_shows_it_and_says_that_the_gpus_are_elsewhere(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "this machine does not have them" in shown
     assert "22.7, 2.84 h of 8 GPUs" in shown
-    assert "GPU hours expected" in shown
     assert "61,440" in shown
-    assert "Not on this machine, so not checked" in shown
+    assert "GPU hours allowed" in shown
+    assert "They pay for all 60 steps up to a mean response of about" in shown
+    lacking = shown.partition("What this machine lacks")[2]
+    for name in (
+        "--gpus 8",
+        "hf download Qwen/Qwen3-4B-Base",
+        "hf download Skywork/",
+        "data.path=FILE.jsonl",
+    ):
+        assert name in lacking
 
 
 def test_without_dry_run_gpus_that_are_not_there_are_refused(capsys):
     assert main(["--config", str(CONFIGS / "grlo.yaml"), "--gpus", "8"]) == 2
-    assert "--gpus 8" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("to do first: start it on a machine with 8 GPUs")
+    assert len(lines) <= 5
 
 
 def test_the_recipe_in_small_loads():

@@ -24,10 +24,18 @@ def lines_of(text):
 
 
 def test_the_resolved_settings_can_be_copied_into_a_file(shown, run_files):
-    settings = shown.split("Settings\n")[1].split("\nProcesses")[0]
+    settings = shown.split("(all: --verbose)\n")[1].split("\nwarning:")[0]
     (run_files / "copied.yaml").write_text(settings)
     assert load("copied.yaml") == load("run.yaml", ["run.name='[red]'"])
-    assert read(run_files / "copied.yaml")["run"]["name"] == "[red]"
+    assert read(run_files / "copied.yaml")["run"] == {"name": "[red]", "steps": 10}
+
+
+def test_all_settings_are_shown_on_request(run_files, capsys):
+    assert launch.main(["--config", "run.yaml", "--dry-run", "--verbose", "--gpus", "0"]) == 0
+    settings = capsys.readouterr().out.split("\nSettings\n")[1].split("\nwarning:")[0]
+    (run_files / "copied.yaml").write_text(settings)
+    assert load("copied.yaml") == load("run.yaml")
+    assert read(run_files / "copied.yaml")["network"] == {"bind": "127.0.0.1", "advertise": None}
 
 
 def test_what_the_settings_imply_is_told(shown):
@@ -90,16 +98,20 @@ def test_a_config_that_cannot_run_is_refused_all_the_same(run_files, capsys):
     assert "use at most rollout.max_new_tokens=2042" in output.err
 
 
-def test_what_is_known_without_the_model_is_shown_before_the_run_is_refused(run_files, capsys):
-    assert launch.main(["--config", "run.yaml", "--dry-run", "--gpus", "0", "model.path=./none"]) == 2
-    output = capsys.readouterr()
+def test_what_is_known_without_the_model_is_shown_with_what_is_lacking(run_files, capsys):
+    assert launch.main(["--config", "run.yaml", "--dry-run", "--gpus", "0", "model.path=./none"]) == 0
+    output = capsys.readouterr().out
     assert {
         "responses a step 32 (8 groups of 4)",
         "prompts 20 rows, not tokenised",
         "epochs 4.00",
-    } <= lines_of(output.out)
-    assert "config.json is enough" in output.out
-    assert output.err.startswith("a run could not start here:\nmodel.path=./none: there is no folder")
+    } <= lines_of(output)
+    assert "config.json is enough" in output
+    folder = run_files / "none"
+    (line,) = output.partition("What this machine lacks\n")[2].splitlines()[:-1]
+    assert line == (
+        f"- model.path=./none: there is no folder {folder}; model.path=FOLDER, or a name on the hub"
+    )
 
 
 PLANNED = ["--config", "run.yaml", "--dry-run", "--gpus", "128"]
@@ -118,10 +130,10 @@ def test_gpus_that_the_machine_has_not_are_planned_for(run_files, capsys):
     (trainer,) = (line for line in lines if line.startswith("GPU 0 trainer-0"))
     assert trainer.endswith("of 80.0 GB")
     text = " ".join(output.split())
-    assert (
-        "Not on this machine, so not checked - model.path=model: the folder has a config.json but no" in text
-    )
-    assert "- model.path=model: no tokenizer could be loaded" in text
+    lacking = text.partition("What this machine lacks")[2]
+    assert "- --gpus 128: this machine has" in lacking
+    assert "- model.path=model: the folder has a config.json but no weights" in lacking
+    assert "- model.path=model: no tokenizer could be loaded" in lacking
     assert "125 of the GPUs asked for stay idle" in text
 
 
