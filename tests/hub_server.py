@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ GATED = "owner/gated"
 
 
 class Hub:
-    """models: a folder for each name. fetched: how often each file was sent whole."""
+    """models: a folder for each name. requests: when each came, in seconds since the epoch, and what it asked
+    for. fetched: how often each file was sent whole."""
 
     def __init__(self, models: dict[str, Path]) -> None:
         self.models = models
-        self.requests: list[str] = []
+        self.requests: list[tuple[float, str]] = []
         self.fetched: Counter[str] = Counter()
 
     @contextmanager
@@ -47,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.strip("/")
-        self.served.requests.append(f"{self.command} {path}")
+        self.served.requests.append((time.time(), f"{self.command} {path}"))
         if path.startswith("api/models/"):
             return self._about(path.removeprefix("api/models/"))
         name, _, rest = path.partition("/resolve/")

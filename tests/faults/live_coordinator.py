@@ -160,6 +160,7 @@ async def live_coordinator(folder):
         "staleness": {"max_staleness": 2},
     }
     run_dir.config.write_text(settings.dump(settings.from_tree(tree)))
+    run_dir.model_folders.write_text("{}")
     prompt = np.arange(3, dtype=np.int32)
     PromptSet(tuple(Prompt(i, f"say {i}", prompt, {}) for i in range(64))).save(run_dir.prompts)
     run_dir.make_keys()

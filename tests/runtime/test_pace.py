@@ -11,7 +11,7 @@ from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.pace import TRAINING_FLOPS_PER_S, longest_affordable, predict, warnings
 from asyncrl.runtime.resources import assign
 from asyncrl.runtime.reward_facts import reward_model_facts
-from asyncrl.runtime.shapes import planned_model
+from asyncrl.runtime.shapes import known_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIMISTIC_FLOPS_PER_S = 4e14
@@ -19,8 +19,8 @@ OPTIMISTIC_FLOPS_PER_S = 4e14
 
 @pytest.fixture(scope="module")
 def grlo_models():
-    policy = model_facts(planned_model("model.path", "Qwen/Qwen3-4B-Base"), "bfloat16")
-    skywork = planned_model("reward.models.0.path", "Skywork/Skywork-Reward-V2-Llama-3.1-8B")
+    policy = model_facts(known_model("model.path", "Qwen/Qwen3-4B-Base"), "bfloat16")
+    skywork = known_model("reward.models.0.path", "Skywork/Skywork-Reward-V2-Llama-3.1-8B")
     return KnownModels(policy, policy, None, (reward_model_facts(skywork, None),))
 
 

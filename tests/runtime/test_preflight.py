@@ -305,7 +305,7 @@ def test_a_run_with_a_reward_model_is_prepared_without_its_weights(run, make_rew
 
 def test_reward_models_that_give_no_score(run, make_reward_model):
     key = "reward.models.0.path=judge"
-    assert f"{key}: there is no folder {run.path}" in refusal(run(reward=judged(path="./judge")))
+    assert f"{key[:-5]}./judge: there is no folder" in refusal(run(reward=judged(path="./judge")))
     make_reward_model("judge", labels=3)
     message = refusal(run(reward=judged()))
     assert f"{key}: it has 3 outputs, and a score is a single one; give a folder with" in message

@@ -15,7 +15,7 @@ from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.pace import predict
 from asyncrl.runtime.resources import assign
 from asyncrl.runtime.reward_facts import reward_model_facts
-from asyncrl.runtime.shapes import planned_model
+from asyncrl.runtime.shapes import known_model
 from asyncrl.trainer.deepspeed.group import ORDER_TIMEOUT_S
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,7 +35,7 @@ def facts(size):
 
 @cache
 def skywork():
-    found = planned_model("reward.models.0.path", "Skywork/Skywork-Reward-V2-Llama-3.1-8B")
+    found = known_model("reward.models.0.path", "Skywork/Skywork-Reward-V2-Llama-3.1-8B")
     return reward_model_facts(found, None)
 
 
