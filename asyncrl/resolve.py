@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -17,12 +18,22 @@ from asyncrl.packages import install_command
 
 Function = Callable[..., Any]
 
+OWN_PATH = {"PYTHONSAFEPATH": "1"}
+"""Environment of the processes that a run starts: Python must not look for its own modules in the working
+folder, where a user may have a `token.py`. What `resolve` adds comes last."""
+
+_files: dict[Path, ModuleType] = {}
+"""What was imported by its path."""
+_under_way: list[str] = []
+"""Imports that have not ended, the innermost last."""
+
 
 def resolve(spec: str, base: Path | None = None, what: str = "function") -> Function:
     """The function named by `package.module:function` or `path/file.py:function`.
 
-    base: folder that file paths are relative to and in which modules are looked for first; by default the
-        current directory. It is added to `sys.path`, and so is the folder of a file.
+    base: folder that file paths are relative to and in which modules are looked for, after all that is
+        installed; by default the current directory. It is added to the end of `sys.path`, and so is the
+        folder of a file: a user's `statistics.py` must not take the place of Python's.
     what: what messages call it.
 
     A module or file is imported once in a process, whatever number of functions it gives. Raises
@@ -33,6 +44,7 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     called = f"{what} `{spec}`"
     if not colon or not source or not name:
         raise ConfigError(f"{called}: write it as package.module:function or path/file.py:function")
+    _under_way.append(source)
     try:
         if source.endswith(".py") or "/" in source:
             module = _import_file(base / Path(source).expanduser(), called)
@@ -50,7 +62,14 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
             f"{called}: importing {source} failed: {_explained(error)}; correct that, or name another "
             "function"
         ) from error
+    finally:
+        _under_way.pop()
     return _attribute(module, name, called)
+
+
+def importing() -> str | None:
+    """What is being imported right now, as its spec names it."""
+    return _under_way[-1] if _under_way else None
 
 
 def _import_module(name: str, base: Path, called: str) -> ModuleType:
@@ -74,20 +93,32 @@ def _import_file(path: Path, called: str) -> ModuleType:
             command="write it, or name yours: path/file.py:function",
             advice="paths are relative to the current directory",
         )
-    key = str(path)
-    if key in sys.modules:
-        return sys.modules[key]
-    module_spec = importlib.util.spec_from_file_location(key, path)
+    if path in _files and sys.modules.get(_files[path].__name__) is _files[path]:
+        return _files[path]
+    _put_on_path(path.parent)
+    name = _module_name(path)
+    module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{called}: {path} is no Python file; it should end in .py")
-    _put_on_path(path.parent)
-    module = sys.modules[key] = importlib.util.module_from_spec(module_spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[key]
+        del sys.modules[name]
         raise
+    _files[path] = module
     return module
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name where an import of it finds this very file, so that what is defined in it can be
+    pickled (process pools do that); else one that nothing has."""
+    name = path.stem
+    if name.isidentifier() and name not in sys.stdlib_module_names:
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin == str(path):
+            return name
+    return f"{name}_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}"
 
 
 def _attribute(module: ModuleType, name: str, called: str) -> Function:
@@ -108,7 +139,7 @@ def _attribute(module: ModuleType, name: str, called: str) -> Function:
 
 def _put_on_path(folder: Path) -> None:
     if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+        sys.path.append(str(folder))
 
 
 def _explained(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Naming functions: what resolves, and what is said when it does not."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import textwrap
 import pytest
 
 from asyncrl.errors import ConfigError
-from asyncrl.resolve import resolve
+from asyncrl.resolve import OWN_PATH, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,52 @@ def test_files_of_one_name_in_two_folders_stay_apart(write, tmp_path):
     write("a/file.py", "def f(): return 'a'")
     write("b/file.py", "def f(): return 'b'")
     assert [resolve(f"{d}/file.py:f", tmp_path)() for d in "ab"] == ["a", "b"]
+
+
+def test_a_file_is_imported_under_a_name_that_pickles(write, tmp_path):
+    """Also in a process that has not imported it, as process pools start them."""
+    write("kind_of_rewards.py", "def f(x): return x + 1")
+    function = resolve("kind_of_rewards.py:f", tmp_path)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(function, [1, 2]) == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["statistics", "token", "math"])
+@pytest.mark.parametrize("by", ["path", "working folder"])
+def test_pythons_own_modules_stay_pythons(name, by, write, tmp_path):
+    write(f"{name}.py", "def f(): return 'mine'")
+    write("other.py", "def g(): return 1")
+    source = f"{name}.py:f" if by == "path" else "other:g"
+    write(
+        "role/main.py",
+        f"""
+        from asyncrl.resolve import resolve
+        assert resolve({source!r})() in ('mine', 1)
+        import {name}
+        assert not hasattr({name}, 'f'), {name}
+        """,
+    )
+    environment = {**os.environ, **OWN_PATH}
+    command = [sys.executable, "role/main.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60, env=environment)
+
+
+def test_a_script_that_names_itself_does_not_start_run_after_run(write, tmp_path):
+    write(
+        "script.py",
+        """
+        import asyncrl
+        def f(completions, **_): return [0.0] * len(completions)
+        asyncrl.run({
+            "run": {"dir": "run"},
+            "model": {"path": "none"},
+            "data": {"path": "none.jsonl"},
+            "reward": {"functions": [{"function": "script.py:f"}]},
+        })
+        """,
+    )
+    with pytest.raises(ConfigError, match=r"script\.py starts a run while it is imported.*__main__"):
+        resolve("script.py:f", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import cast
 
+from asyncrl.resolve import OWN_PATH
 from asyncrl.reward import wire
 
 
@@ -40,6 +41,7 @@ class RewardChild(asyncio.SubprocessProtocol):
                 lambda: self,
                 *(sys.executable, "-m", "asyncrl.reward.process", str(os.getpid())),
                 stderr=None,  # the log of the role
+                env={**os.environ, **OWN_PATH},
                 start_new_session=True,
             )
         except BaseException:

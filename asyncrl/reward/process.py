@@ -121,7 +121,7 @@ def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) ->
         returned = function(**accepted(function, arguments))
         if inspect.isawaitable(returned):
             returned = runner.run(_awaited(returned))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever user code raises is reported
+    except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
         return raised(error)
     try:
         return wire.Result(checked_values(returned, n), log.metrics, log.extra)

@@ -22,6 +22,7 @@ from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
+from asyncrl.resolve import importing
 from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.runtime import checks
@@ -68,6 +69,11 @@ def run(
     `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
     notebook).
     """
+    if (source := importing()) is not None:
+        raise ConfigError(
+            f"{source} starts a run while it is imported for its functions, so every import would start "
+            'another; put the call under `if __name__ == "__main__":`'
+        )
     return _run_resolved(_resolve(config, overrides), gpus, progress)
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
+from asyncrl.resolve import OWN_PATH
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runtime.processes import ROLE_TAG, how_it_ended, kill_tagged, signal_group
@@ -183,7 +184,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **spec.env, ROLE_TAG: self._tag(spec.name)},
+                env={**os.environ, **OWN_PATH, **spec.env, ROLE_TAG: self._tag(spec.name)},
                 start_new_session=True,  # Ctrl-C is ours to pass on, and its children are ours to end
             )
         ended = asyncio.create_task(process.wait(), name=f"end of {spec.name}")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from asyncrl.resolve import OWN_PATH
+
 STOP_GRACE_S = 30.0
 """Between the polite and the hard end of a cell; a run of several processes takes 10 seconds and more."""
 LANE_GRACE_S = 5.0
@@ -66,6 +68,6 @@ class Lane:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Cells that compute beside each other keep to their threads, also while they only start.
-            env={**os.environ, **ONE_THREAD, **self._environment},
+            env={**os.environ, **OWN_PATH, **ONE_THREAD, **self._environment},
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
