@@ -85,7 +85,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def warmed_up_model(tmp_path_factory) -> Path:
     """The quickstart's model, warmed up in full: all tests share it, since it takes a while."""
-    return build(tmp_path_factory.mktemp("models") / "tiny", threads=torch.get_num_threads())
+    return build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def save_reward_model(folder: Path, *, seed: int = 0, labels: int = 1, pad: bool = True) -> Path:

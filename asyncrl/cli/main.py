@@ -123,9 +123,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tiny_model(arguments: argparse.Namespace) -> None:
+    from rich.progress import Progress
+
     from asyncrl.tiny import build
 
-    build(arguments.path, seed=arguments.seed, force=arguments.force)
+    with Progress() as bar:
+        work = bar.add_task("building the tiny model", total=1.0)
+        build(
+            arguments.path,
+            seed=arguments.seed,
+            force=arguments.force,
+            tell=lambda share: bar.update(work, completed=share),
+        )
+        bar.update(work, completed=1.0)
     print(f"{arguments.path}: the tiny model, its tokenizer and its prompts (prompts.jsonl)")
 
 

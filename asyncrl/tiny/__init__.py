@@ -12,6 +12,7 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
@@ -24,15 +25,19 @@ complete."""
 
 
 def build(
-    path: str | os.PathLike[str], *, seed: int = 0, prompts: int = 4096, threads: int = 2, force: bool = False
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    prompts: int = 4096,
+    force: bool = False,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Path:
-    """Make the model, its tokenizer and `prompts.jsonl` in the folder `path`; under a minute on two cores.
+    """Make the model, its tokenizer and `prompts.jsonl` in the folder `path`; about a minute on one core.
 
     seed: of the initial weights, the demonstrations and the prompts.
     prompts: rows in the dataset.
-    threads: CPU threads to use while building, at most (torch's own limit, by cores or OMP_NUM_THREADS,
-    holds).
     force: build anew even where the folder holds the same model already.
+    tell: is told now and then what share of the work is done.
 
     A folder that was built with the same arguments and code is left alone. A half-built one cannot arise: the
     work is done in a folder beside it, renamed at the end. Raises `ConfigError` when `path` holds something
@@ -49,7 +54,7 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch, "model")
-        _write(fresh, seed=seed, prompts=prompts, threads=threads)
+        _write(fresh, seed=seed, prompts=prompts, tell=tell)
         (fresh / COMPLETE).write_text(json.dumps(recipe) + "\n")
         if target.exists():
             target.rename(Path(scratch, "replaced"))
@@ -57,7 +62,7 @@ def build(
     return target
 
 
-def _write(folder: Path, *, seed: int, prompts: int, threads: int) -> None:
+def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], None]) -> None:
     import torch
 
     from asyncrl.tiny.model import MAX_LENGTH, random_model
@@ -69,9 +74,10 @@ def _write(folder: Path, *, seed: int, prompts: int, threads: int) -> None:
     tokenizer = byte_tokenizer(MAX_LENGTH)
     model = random_model(tokenizer, seed)
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, threads_before))
+    # At this size a second thread only waits, and beside other work it makes everything several times slower.
+    torch.set_num_threads(1)
     try:
-        warm_up(model, tokenizer, rng)
+        warm_up(model, tokenizer, rng, tell)
     finally:
         torch.set_num_threads(threads_before)
     model.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,18 @@ WARMUP_STEPS = 30
 NOT_A_TARGET = -100
 
 
-def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> None:
-    """Train `model` in place on `STEPS` batches of demonstrations."""
+def warm_up(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    tell: Callable[[float], None],
+) -> None:
+    """Train `model` in place on `STEPS` batches of demonstrations. `tell` is told the share that is done."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share)
     model.train()
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        tell(step / STEPS)
         token_ids, targets = _batch(tokenizer, rng)
         hidden = model.model(token_ids, use_cache=False).last_hidden_state
         wanted = targets != NOT_A_TARGET

@@ -126,7 +126,7 @@ def test_an_empty_folder_is_used(quick, tmp_path):
 def test_the_seed_decides_everything_and_global_state_stays(quick, tmp_path):
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    folders = [build(tmp_path / f"{i}", seed=i % 2, prompts=9, threads=1) for i in range(3)]
+    folders = [build(tmp_path / f"{i}", seed=i % 2, prompts=9) for i in range(3)]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     first, other, again = (load_file(folder / "model.safetensors") for folder in folders)
