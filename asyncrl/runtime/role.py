@@ -20,6 +20,7 @@ from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
+from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
 from asyncrl.runtime.hub import with_folders
@@ -70,9 +71,12 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    layout = RunDir(run_dir)
-    config = with_folders(settings.load(layout.config), json.loads(layout.model_folders.read_text()))
-    await roles.entry(name)(config, run_dir, name)
+    await roles.entry(name)(_config(RunDir(run_dir)), run_dir, name)
+
+
+def _config(run_dir: RunDir) -> Config:
+    """The run's settings, with the folders of its models."""
+    return with_folders(settings.load(run_dir.config), json.loads(run_dir.model_folders.read_text()))
 
 
 def _report(error: Exception) -> int:

@@ -6,7 +6,7 @@ from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.runtime import launcher
 from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.resources import Place
+from asyncrl.runtime.resources import Place, Placement
 
 TREE = {
     "model": {"path": "m"},
@@ -60,4 +60,4 @@ def test_trainers_on_gpus_allocate_in_segments_that_grow_unless_told_otherwise(
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     place = Place(role, "cuda" if gpus else "cpu", gpus, threads=1)
-    assert launcher._environment(place).get("PYTORCH_ALLOC_CONF") == expected
+    assert launcher._environment(place, Placement((place,))).get("PYTORCH_ALLOC_CONF") == expected

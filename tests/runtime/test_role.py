@@ -30,7 +30,7 @@ def test_the_exit_status_tells_whether_to_start_it_again(monkeypatch, tmp_path, 
     RunDir(tmp_path).logs.mkdir()
     monkeypatch.setattr(role, "end_with", lambda supervisor: None)
     monkeypatch.setattr(role.faulthandler, "enable", lambda: None)  # it wants a real stderr
-    monkeypatch.setattr(role.settings, "load", lambda path: None)
+    monkeypatch.setattr(role, "_config", lambda run_dir: None)
     monkeypatch.setattr(roles, "entry", lambda name: fail)
     assert role.main(["rollout-0", "--run-dir", str(tmp_path), "--supervisor", "1"]) == status
     assert role.FATAL in capsys.readouterr().err
