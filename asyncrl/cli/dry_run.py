@@ -149,10 +149,16 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         ("groups outstanding", f"at most {outstanding}"),
         ("responses decoding at once", f"at most {decoding:,} in {o.slots:,} slots"),
         *_kv_room(config, o),
+        *_stops(plan),
         *_cores(plan),
         ("prompts", _prompts(plan)),
         ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
     ]
+
+
+def _stops(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.stops is not None:
+        yield "a response ends at", ", ".join(plan.stops) or "nothing but its limit"
 
 
 def _show_time(plan: Plan, console: Console) -> None:

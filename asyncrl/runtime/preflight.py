@@ -59,6 +59,9 @@ class Plan:
     models: KnownModels
     missing: tuple[NotHereError, ...]
     """What a run needs and this machine lacks."""
+    stops: tuple[str, ...] | None
+    """The tokens that end a response, each with what names it; None where the model is not here, or nobody
+    asks."""
     warnings: tuple[str, ...]
 
 
@@ -176,9 +179,22 @@ def _look(
         prompts=prompts,
         models=models,
         missing=tuple(findings.missing),
+        stops=None if needs_all or tokenizer is None else _stops(config, tokenizer),
         warnings=tuple(warnings),
     )
     return planned, folders
+
+
+def _stops(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    from asyncrl.rollout.stops import stop_tokens  # imports transformers
+
+    found = stop_tokens(config.model)
+    for token_id in config.rollout.stop_token_ids:
+        found.setdefault(token_id, []).append("rollout.stop_token_ids")
+    return tuple(
+        f"{tokenizer.convert_ids_to_tokens(token_id)} ({token_id}: {', '.join(sources)})"
+        for token_id, sources in sorted(found.items())
+    )
 
 
 def _fetch(config: Config, findings: Findings) -> dict[str, str]:

@@ -55,6 +55,9 @@ def test_what_the_settings_imply_is_told(shown):
         "warning: 1 bad row of rows.jsonl left out",
         "dry run: nothing was started",
     } <= lines_of(shown)
+    assert "(1: generation_config.json, config.json), <|im_end|> (258: tokenizer, chat" in " ".join(
+        shown.split()
+    )
     assert "KV cache 311.3 kB" in " ".join(shown.split())  # 16 slots of 6 + 32 tokens of 512 bytes
 
 
