@@ -98,6 +98,9 @@ class RunConfig(Section):
     resume: Literal["never", "auto"] = "never"
     """`auto`: where `run.dir` holds an interrupted run, go on with it (`asyncrl-launch --resume` in a config,
     for jobs that a cluster starts again)."""
+    accept_changed_files: bool = False
+    """Go on with an interrupted run although the Python files behind its reward functions or its objective
+    have changed since its start."""
     record: bool = False
     """Keep every batch that was trained on in `ledger.db`, for `asyncrl replay`. Otherwise a batch is
     forgotten once all checkpoints are later. `inline` runs are always recorded."""

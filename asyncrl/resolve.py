@@ -24,6 +24,8 @@ folder, where a user may have a `token.py`. What `resolve` adds comes last."""
 
 _files: dict[Path, ModuleType] = {}
 """What was imported by its path."""
+_folders: set[Path] = set()
+"""Where users' modules were looked for."""
 _under_way: list[str] = []
 """Imports that have not ended, the innermost last."""
 
@@ -70,6 +72,26 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
 def importing() -> str | None:
     """What is being imported right now, as its spec names it."""
     return _under_way[-1] if _under_way else None
+
+
+def loaded_files() -> dict[str, str]:
+    """Digests of all Python files that were imported from users' folders, by path."""
+    found = {}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file is None or not file.endswith(".py"):
+            continue
+        path = Path(file)
+        is_users = any(path.is_relative_to(folder) for folder in _folders) and not _is_installed(path)
+        if is_users and path.is_file():
+            found[str(path)] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return found
+
+
+def _is_installed(path: Path) -> bool:
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    ours = (Path(__file__).parent, Path(hashlib.__file__).parent)
+    return bool(installed) or any(path.is_relative_to(folder) for folder in ours)
 
 
 def _import_module(name: str, base: Path, called: str) -> ModuleType:
@@ -138,6 +160,7 @@ def _attribute(module: ModuleType, name: str, called: str) -> Function:
 
 
 def _put_on_path(folder: Path) -> None:
+    _folders.add(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -35,6 +35,7 @@ from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, Placement
 from asyncrl.runtime.resume import put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
+from asyncrl.runtime.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.weights.segment import sweep, sweep_abandoned
 
@@ -145,6 +146,11 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
     with run_dir.held():
         # Only now is it certain that no other run has begun here since the preflight looked.
         goes_on = checks.run_dir(prepared.config)
+        files, begun_with = UserFiles.of(prepared.config), UserFiles.load(run_dir.user_files)
+        news = []
+        if goes_on and begun_with is not None:
+            news = check_unchanged(begun_with, files, accept=c.accept_changed_files)
+        files.save(run_dir.user_files)
         run_dir.config.write_text(settings.dump(prepared.config))
         run_dir.model_folders.write_text(json.dumps(prepared.folders))
         gpus, now = prepared.placement.gpus, time.time()
@@ -153,7 +159,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
         else:
             Usage(gpus, now, seen_at=now).save(run_dir.usage)
             prepared.prompts.save(run_dir.prompts)
-        yield run_dir, [put_in_order(prepared.config, run_dir)] if goes_on else []
+        yield run_dir, news + [put_in_order(prepared.config, run_dir)] * goes_on
 
 
 def _make_new(path: Path) -> Path:

@@ -45,6 +45,11 @@ class RunDir:
         return self.path / ".models"
 
     @property
+    def user_files(self) -> Path:
+        """Which Python files of the user's the run has begun with (`runtime.user_files.UserFiles`)."""
+        return self.path / "user_files.json"
+
+    @property
     def prompts(self) -> Path:
         """The usable rows of the dataset, tokenised."""
         return self.path / "prompts.msgpack"

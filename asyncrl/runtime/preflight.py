@@ -22,6 +22,7 @@ from asyncrl.runtime.models import KnownModels, look_for_models
 from asyncrl.runtime.outline import Outline, outline
 from asyncrl.runtime.resources import Placement, assign, too_few_gpus, wanted_gpus
 from asyncrl.runtime.reward_facts import check_pairs
+from asyncrl.runtime.user_files import with_absolute_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     assert found.prompts is not None
     assert found.models.policy is not None
     return Prepared(
-        found.config,
+        with_absolute_paths(found.config),
         found.prompts,
         found.models.policy,
         found.machine,

@@ -15,6 +15,7 @@ from asyncrl.runtime.checkpoints import Checkpoint, Checkpoints
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.state import open_state
 from asyncrl.runtime.store import is_sound
+from asyncrl.runtime.user_files import with_absolute_paths
 
 SAME = (
     *("model", "data", "staleness", "run.seed", "run.mode"),
@@ -25,8 +26,8 @@ SAME = (
 
 def check_settings(config: Config, run_dir: RunDir) -> None:
     """Raises `ConfigError` when this config cannot go on with the run in `run_dir`."""
-    before = settings.load(run_dir.config).model_dump(mode="json")
-    now = config.model_dump(mode="json")
+    before = with_absolute_paths(settings.load(run_dir.config)).model_dump(mode="json")
+    now = with_absolute_paths(config).model_dump(mode="json")
     changed = [
         f"{key}={new!r}: the run in {run_dir.path} was started with {old!r} and keeps it; start another run "
         "with the new value"

@@ -1,0 +1,102 @@
+"""What a run takes from its user's folders: kept by absolute paths, and known again by digests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from asyncrl.config import Config
+from asyncrl.data.rows import is_on_hub
+from asyncrl.errors import ConfigError
+from asyncrl.objective.catalogue import is_own
+from asyncrl.resolve import Function, loaded_files, resolve
+
+
+class UserFiles(msgspec.Struct, frozen=True):
+    """The Python files behind the functions that a config names."""
+
+    functions: dict[str, str]
+    """The file of each function, by what the config calls it."""
+    digests: dict[str, str]
+    """Of all files that were imported from the user's folders, by path."""
+
+    @classmethod
+    def of(cls, config: Config) -> UserFiles:
+        """Imports the functions, where that has not been done."""
+        files = {spec: _file_of(resolve(spec)) for spec in _own_functions(config)}
+        return cls({spec: file for spec, file in files.items() if file is not None}, loaded_files())
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> UserFiles | None:
+        """None where a run of an earlier version has written none."""
+        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
+
+    def changes(self, now: UserFiles) -> list[str]:
+        """What is another since, one message each."""
+        elsewhere = [
+            f"`{spec}` is {now.functions[spec]}, and the run was started with {file}"
+            for spec, file in self.functions.items()
+            if now.functions.get(spec, file) != file
+        ]
+        changed = [
+            f"{file} has changed since the run was started"
+            for file, digest in self.digests.items()
+            if now.digests.get(file, digest) != digest
+        ]
+        return elsewhere + changed
+
+
+def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[str]:
+    """The changes, to be told. Raises `ConfigError` unless they are accepted."""
+    changes = before.changes(now)
+    if changes and not accept:
+        remedy = "start another run, or go on with what there is now: run.accept_changed_files=true"
+        raise ConfigError("\n".join([*changes, remedy]))
+    return changes
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same config, with what it names in the working folder named from anywhere."""
+    changed = {
+        section: settings.model_copy(update={"path": _absolute(settings.path)})
+        for section in ("model", "critic", "reference")
+        if (settings := getattr(config, section)) is not None and settings.path is not None
+    }
+    if not is_on_hub(config.data):
+        changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    reward, objective = config.reward, config.objective
+    functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
+    models = [m.model_copy(update={"path": _absolute(m.path)}) for m in reward.models]
+    changed["reward"] = reward.model_copy(update={"functions": functions, "models": models})
+    own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
+    changed["objective"] = objective.model_copy(update=own)
+    return config.model_copy(update=changed)
+
+
+def _own_functions(config: Config) -> Iterator[str]:
+    yield from (f.function for f in config.reward.functions)
+    yield from (name for name in (config.objective.policy_loss, config.objective.advantage) if is_own(name))
+
+
+def _file_of(function: Function) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # an object that can be called
+        return inspect.getsourcefile(type(function))
+
+
+def _absolute(path: str) -> str:
+    """A name on the hub, and what is not there, stays as it is."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
+
+
+def _of_file(spec: str) -> str:
+    source, colon, name = spec.rpartition(":")
+    return f"{_absolute(source)}{colon}{name}" if source.endswith(".py") or "/" in source else spec
