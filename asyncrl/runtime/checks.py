@@ -23,7 +23,7 @@ from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
 from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.machine import Machine
+from asyncrl.runtime.machine import Machine, visible_gpu
 from asyncrl.runtime.memory import shared_weights_bytes
 from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.outline import Outline
@@ -173,6 +173,18 @@ def trainer(config: Config) -> None:
         )
     if config.trainer.backend == "deepspeed":
         need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
+
+
+def visible_gpus(config: Config, placement: Placement) -> None:
+    """DeepSpeed can read the names of the trainer's GPUs: it takes `CUDA_VISIBLE_DEVICES` for numbers."""
+    if config.trainer.backend != "deepspeed":
+        return
+    names = [visible_gpu(gpu) for place in placement.of("trainer") for gpu in place.gpus]
+    if any(not name.strip().isdigit() for name in names):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there only; "
+            "name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
+        )
 
 
 def servers(config: Config, prompts: PromptSet) -> None:

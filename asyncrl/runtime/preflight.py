@@ -145,6 +145,7 @@ def _look(
         models, tokenizer = look_for_models(config, findings)
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
+        findings.of(lambda: checks.visible_gpus(config, placement))
     prompts = rows = None
     if has_rows and is_on_hub(config.data) and not needs_all:
         findings.missing.append(_unread(config))

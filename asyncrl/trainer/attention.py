@@ -105,7 +105,7 @@ def _mistake(model: PreTrainedModel) -> str | None:
             return None
         else:
             why = f"tried out, its hidden states were off by {off:.2g} of their size"
-    except (TypeError, RuntimeError, varlen.VarlenError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a kernel raises, there is another way
         why = f"tried out, it failed: {error}"
     model.set_attn_implementation(before)
     return why

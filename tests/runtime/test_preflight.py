@@ -396,3 +396,14 @@ def test_greedy_responses_cannot_be_trained_on(run, group_size):
     else:
         with pytest.raises(ConfigError, match="samples the same response for the whole group"):
             run(**sections)
+
+
+def test_gpus_that_deepspeed_cannot_read_the_names_of(run, monkeypatch):
+    config = run(trainer={"backend": "deepspeed", "device": "auto"}, rollout={"device": "cpu"})
+    placement = assign(config, None, 2)
+    checks.visible_gpus(config, placement)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    checks.visible_gpus(config, placement)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,GPU-1")
+    with pytest.raises(ConfigError, match="DeepSpeed reads numbers there only; name the GPUs by those that"):
+        checks.visible_gpus(config, placement)
