@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 __all__ = ["AsyncRLError", "ConfigError", "RunFailed", "RunResult", "resume", "run"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     # Lazily: `import asyncrl` must stay light, since every role and every reward process does it.
     if name in ("RunResult", "resume", "run"):

@@ -107,15 +107,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _advice(text: str) -> str:
     """What to write instead of an argument that looks like a flag and is none."""
-    name, _, value = text.partition("=")
-    if close := difflib.get_close_matches(name, _FLAGS, n=1):
-        return f"unknown option {text}; did you mean {close[0]}{' ' * bool(value)}{value}?"
     from asyncrl.config import keys
     from asyncrl.config_messages import did_you_mean
+    from asyncrl.resolve import quoted
 
+    name, _, value = text.partition("=")
     key, valid = name.lstrip("-").replace("-", "_"), list(keys())
-    if key in valid:
-        return f"unknown option {text}; settings have no dashes: write {key}={value or 'VALUE'}"
+    if meant := [full for full in valid if key in (full, full.rpartition(".")[2])]:
+        ways = " or ".join(f"{full}={value or 'VALUE'}" for full in meant)
+        near = "" if key in meant else f"did you mean {quoted(meant, ' or ')}? "
+        return f"unknown option {text}; {near}settings have no dashes: write {ways}"
+    if close := difflib.get_close_matches(name, _FLAGS, n=1):
+        return f"unknown option {text}; did you mean {close[0]}{' ' * bool(value)}{value}?"
     return f"unknown option {text}; settings are given as key.sub=value{did_you_mean(key, valid)}"
 
 

@@ -27,6 +27,7 @@ from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.runtime import checks
 from asyncrl.runtime.budget import Usage, metered
+from asyncrl.runtime.checkpoints import Checkpoints
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
@@ -82,10 +83,19 @@ def resume(
     run_dir: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None, progress: bool = True
 ) -> RunResult:
     """Go on with the interrupted run in `run_dir`, from its newest whole checkpoint, under its own settings
-    and `overrides`. As `run` otherwise."""
-    config = settings.load(
-        RunDir(Path(run_dir)).config, [*overrides, f"run.dir={run_dir}", "run.resume=auto"]
-    )
+    and `overrides`. As `run` otherwise; of a run whose steps are all done, nothing is started."""
+    run = RunDir(Path(run_dir).expanduser())
+    if not run.config.is_file():
+        raise ConfigError(f"there is no run in {run_dir} (no config.yaml); name a run's own folder")
+    config = settings.load(run.config, [*overrides, f"run.dir={run_dir}", "run.resume=auto"])
+    checkpoints = Checkpoints(run.checkpoints).all()
+    if checkpoints and checkpoints[0].step >= config.run.steps:
+        if progress:
+            print(
+                f"this run is finished: all its {config.run.steps:,} steps are done; to train on, give it "
+                f"more: run.steps={2 * config.run.steps}"
+            )
+        return RunResult(run.path, checkpoints[0].hf, summarise(run.path))
     return _run_resolved(config, gpus, progress)
 
 
@@ -101,6 +111,9 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
                 view.event(event)
             with _no_weights_left(config), _no_shared_memory_left(run_dir):
                 run_to_end(_run(prepared, run_dir, view))
+        except KeyboardInterrupt:
+            view.event(f"interrupted; go on with: asyncrl-launch --resume {run_dir.path}")
+            raise
         finally:
             view.stop()
     summary = summarise(run_dir.path)

@@ -122,3 +122,24 @@ def test_help_and_version_import_nothing_heavy(module):
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert result.stdout.startswith(words)
         assert result.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("--steps=5", "did you mean `run.steps`? settings have no dashes: write run.steps=5"),
+        ("--run.steps=5", "settings have no dashes: write run.steps=5"),
+        ("--max-staleness=1", "write staleness.max_staleness=1"),
+        ("--lr=1e-5", "write trainer.lr=1e-5 or critic.lr=1e-5"),
+        ("--gpu=8", "did you mean --gpus 8?"),
+    ],
+)
+def test_a_setting_that_looks_like_an_option(argument, advice, run_files, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["--config", "run.yaml", argument])
+    assert advice in capsys.readouterr().err
+
+
+def test_resuming_what_is_no_run(tmp_path, capsys):
+    assert launch.main(["--resume", str(tmp_path / "none")]) == 2
+    assert f"there is no run in {tmp_path / 'none'}" in capsys.readouterr().err

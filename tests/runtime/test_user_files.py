@@ -77,3 +77,12 @@ def test_a_changed_reward_is_refused_unless_accepted(make_config, tiny_folder, t
         asyncrl.resume(run, ["run.steps=3"], progress=False)
     asyncrl.resume(run, ["run.steps=3", "run.accept_changed_files=true"], progress=False)
     asyncrl.resume(run, ["run.steps=4"], progress=False)
+
+
+def test_a_finished_run_says_so_and_starts_nothing(make_config, tmp_path, capsys):
+    first = asyncrl.run(make_config("run.mode=inline", "run.steps=1"), progress=False)
+    before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
+    again = asyncrl.resume(tmp_path / "run")
+    assert (again.checkpoint, again.summary.steps) == (first.checkpoint, 1)
+    assert "all its 1 steps are done; to train on, give it more: run.steps=2" in capsys.readouterr().out
+    assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
