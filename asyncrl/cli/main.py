@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import configs, evaluate, replay, sweep, train_reward
+from asyncrl.cli import configs, evaluate, replay, samples, sweep, train_reward
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     configs.add_parser(commands)
     evaluate.add_parser(commands)
     replay.add_parser(commands)
+    samples.add_parser(commands)
     pairs = commands.add_parser(
         "tiny-pairs",
         help="write preference pairs for the tiny model's task",

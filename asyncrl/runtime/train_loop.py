@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,8 +15,10 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.observe.clock import OTHER, TimeShares
 from asyncrl.observe.metrics import MetricsWriter
+from asyncrl.observe.samples import SamplesWriter
 from asyncrl.observe.symptoms import Symptoms
 from asyncrl.reward.statistics import RewardScaler
+from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
@@ -96,7 +99,7 @@ class TrainLoop:
         self._shares.lap()
         fetch = self._fetch(done)
         try:
-            with MetricsWriter(self._run_dir.path, after_step=done) as writer:
+            with MetricsWriter(self._run_dir.path, after_step=done) as writer, self._samples(done) as samples:
                 started_s = time.monotonic() - writer.last_wall_s
                 for step in range(done, self._config.run.steps):
                     with self._shares.phase("wait"), waiting(f"the batch of step {step}"):
@@ -105,6 +108,8 @@ class TrainLoop:
                     if self._overlap:
                         fetch = self._fetch(step + 1)
                     metrics = await self._step(batch)
+                    if samples is not None:
+                        samples.write(batch)
                     line = self._line(step + 1, time.monotonic() - started_s, metrics)
                     self._budget.stepped(line["time/step_s"])
                     told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
@@ -119,6 +124,13 @@ class TrainLoop:
             fetch.cancel()
             self._saver.close()
         await self._in_executor(self._trainer.close)
+
+    def _samples(self, done: int) -> AbstractContextManager[SamplesWriter | None]:
+        """None where nothing computes, and so nobody writes."""
+        if "paced" in (self._config.rollout.engine, self._config.trainer.backend):
+            return nullcontext()
+        tokenizer = load_tokenizer(self._config.model)
+        return SamplesWriter(self._run_dir.path, tokenizer.decode, after_step=done)
 
     async def _restore(self) -> int:
         """Go on from the newest checkpoint; its step, or 0."""

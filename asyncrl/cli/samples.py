@@ -1,0 +1,59 @@
+"""`asyncrl samples`: what a run's policy writes, to be read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from asyncrl.errors import ConfigError
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "samples",
+        help="show some of the responses that a run was trained on",
+        description="Show some of the responses that a run was trained on: of each of its first steps, and "
+        "of ever fewer later ones, the best, the worst, the longest and the first of the batch.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of this step (default: the newest that there is)"
+    )
+    kinds = parser.add_mutually_exclusive_group()
+    for kind in ("best", "worst", "longest"):
+        kinds.add_argument(
+            f"--{kind}", dest="kind", action="store_const", const=kind, help=f"the {kind} alone"
+        )
+    parser.set_defaults(run=_show)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from asyncrl.observe.samples import read_samples
+
+    try:
+        samples = read_samples(arguments.run_dir)
+    except FileNotFoundError:
+        samples = []
+    if not samples:
+        raise ConfigError(f"{arguments.run_dir}: there are no samples (samples.jsonl) in it, or not yet")
+    steps = sorted({sample.step for sample in samples})
+    step = steps[-1] if arguments.step is None else arguments.step
+    if step not in steps:
+        near = min(steps, key=lambda there: abs(there - step))
+        raise ConfigError(f"--step {step}: there are no samples of this step; the nearest are of step {near}")
+    console = Console(highlight=False)
+    for sample in samples:
+        if sample.step != step or arguments.kind not in (None, *sample.chosen):
+            continue
+        parts = "".join(f", {name} {value:.3g}" for name, value in sample.parts.items())
+        oldest, newest = sample.versions
+        versions = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
+        chosen = " and ".join(sample.chosen)
+        console.print(
+            f"\n[bold]step {sample.step}, {chosen}[/bold]: reward {sample.reward:.3g}{parts}; "
+            f"{sample.tokens} tokens ({sample.finish}) of {versions}; row {sample.row}"
+        )
+        console.print(sample.prompt, markup=False, style="dim")
+        console.print(sample.response, markup=False)
