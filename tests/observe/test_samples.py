@@ -74,7 +74,7 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize(
     ("options", "shown", "hidden"),
     [
-        ([], ["step 2, best and longest: reward 1, right 1; 16 tokens (stop) of version 3", "first"], "step 1"),
+        ([], ["step 2, best and longest: reward 1, right 1; 16 tokens (stop) of", "first"], "step 1"),
         (["--step", "1", "--longest"], ["step 1", "best and longest"], "worst"),
         (["--worst"], ["step 2", "worst"], "longest"),
     ],
