@@ -19,7 +19,7 @@ class UserFiles(msgspec.Struct, frozen=True):
     """The Python files behind the functions that a config names."""
 
     functions: dict[str, str]
-    """The file of each function, by what the config calls it."""
+    """The file of each function that is the user's own, by what the config calls it."""
     digests: dict[str, str]
     """Of all files that were imported from the user's folders, by path."""
 
@@ -27,7 +27,8 @@ class UserFiles(msgspec.Struct, frozen=True):
     def of(cls, config: Config) -> UserFiles:
         """Imports the functions, where that has not been done."""
         files = {spec: _file_of(resolve(spec)) for spec in _own_functions(config)}
-        return cls({spec: file for spec, file in files.items() if file is not None}, loaded_files())
+        users = loaded_files()
+        return cls({spec: file for spec, file in files.items() if file in users}, users)
 
     def save(self, path: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
