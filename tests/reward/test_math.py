@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("math_verify", reason="needs asyncrl[math]")
@@ -84,6 +85,14 @@ def test_other_answers_of_these_kinds(answer, response, right):
 def test_an_answer_that_takes_for_ever_is_wrong_and_its_siblings_keep_theirs():
     responses = ["\\boxed{8}", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{8}", "it is ((8!)!)!", "\\boxed{2^3}"]
     assert math_answer(responses, ground_truth=["8"] * 5) == [1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+def test_a_process_that_was_killed_has_a_successor():
+    assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
+    (process,) = psutil.Process().children()
+    process.kill()
+    process.wait(10)
+    assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
 
 
 @pytest.mark.parametrize("answer", [None, "", "  "])
