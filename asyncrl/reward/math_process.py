@@ -35,10 +35,15 @@ class MathProcess:
     def equal(self, answer: str, response: str) -> bool:
         """Whether the last answer in `response` equals `answer`; false where that could not be found out
         within the limits. Raises `ValueError` for an `answer` in which there is no mathematics."""
-        if self._process is None or not self._process.is_alive():
+        if self._process is None:
             self._start()
         assert self._connection is not None
-        self._connection.send((answer, response))
+        try:
+            self._connection.send((answer, response))
+        except (BrokenPipeError, ConnectionResetError):  # it has died since the last one
+            self.close()
+            self._start()
+            self._connection.send((answer, response))
         try:
             found = self._connection.recv() if self._answered() else None
         except (EOFError, ConnectionResetError):  # it has died of this, as of too little memory
