@@ -31,7 +31,7 @@ grlo-tiny: $(VENV)/.deepspeed
 		--model $(TINY) --data $(TINY)/pairs.jsonl --out $(TINY_REWARD) --epochs 2 --lr 2e-3; }
 	$(BIN)/asyncrl-launch --config configs/grlo-tiny.yaml run.dir=$(GRLO_RUN) $(ARGS)
 	$(BIN)/asyncrl eval --config configs/grlo-tiny.yaml --model $(TINY) \
-		--model "$$(ls -d $(GRLO_RUN)/checkpoints/step_*/hf | sort -V | tail -1)" $(ARGS)
+		--model $(GRLO_RUN) $(ARGS)
 
 test: lint types tests
 

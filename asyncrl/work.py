@@ -50,3 +50,22 @@ def did_one() -> None:
 def current_work() -> Work | None:
     """The work under way, if there is any."""
     return _current
+
+
+_unhurried: list[str] = []
+
+
+@contextmanager
+def unhurried(what: str) -> Iterator[None]:
+    """For the body, this process does something long of which nobody can say how far it is, such as writing
+    files: that it is under way counts as progress. Any thread may."""
+    _unhurried.append(what)
+    try:
+        yield
+    finally:
+        _unhurried.remove(what)
+
+
+def current_unhurried() -> str | None:
+    """What of that is under way, the latest; None where nothing is."""
+    return _unhurried[-1] if _unhurried else None

@@ -14,6 +14,7 @@ from asyncrl.runtime.checkpoints import Checkpoint, Checkpoints, CheckpointState
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.store import copy_ledger
 from asyncrl.waits import waiting
+from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Snapshot
@@ -56,6 +57,11 @@ class CheckpointSaver:
             name=f"write the checkpoint of step {step}",
         )
 
+    async def look(self) -> None:
+        """Raises what has kept the last checkpoint from being written, as soon as that is known."""
+        if self._writing is not None and self._writing.done():
+            await self.finish()
+
     async def finish(self) -> None:
         """Wait until what was begun is written."""
         if self._writing is not None:
@@ -80,5 +86,6 @@ class CheckpointSaver:
             state = CheckpointState(step, reward, snapshot.weights_hash(), statistics)
             self._checkpoints.write(state, fill)
 
-        await asyncio.get_running_loop().run_in_executor(self._thread, write)
+        with unhurried(f"writing the checkpoint of step {step}"):
+            await asyncio.get_running_loop().run_in_executor(self._thread, write)
         await self._listener.checkpointed(self._checkpoints.oldest_to_begin_with)

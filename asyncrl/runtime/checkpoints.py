@@ -29,6 +29,7 @@ from asyncrl.weights import blocks
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
+DAMAGED = ".damaged"
 
 
 class CheckpointError(AsyncRLError):
@@ -173,6 +174,7 @@ class Checkpoints:
         if path.exists():  # of a step that was trained again
             shutil.rmtree(path)
         unfinished.path.rename(path)
+        self._set_aside_after(state.step)
         _sync(self.folder)
         self._rotate()
         return Checkpoint(path)
@@ -184,10 +186,19 @@ class Checkpoints:
         latest = self.all()[: self.keep_last]
         return latest[-1].step if len(latest) == self.keep_last else 0
 
+    def _set_aside_after(self, step: int) -> None:
+        """A run that writes this step has gone on from before it, so what is later was damaged."""
+        for later in (checkpoint for checkpoint in self.all() if checkpoint.step > step):
+            aside = later.path.with_name(f"{later.path.name}{DAMAGED}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            later.path.rename(aside)
+            log.warning("%s could not be gone on with, and is now %s", later.path, aside)
+
     def _rotate(self) -> None:
         latest_first = self.all()
         older = latest_first[self.keep_last :]
-        best = sorted(older, key=lambda c: (-self._reward(c), -c.step))[: self.keep_best]
+        best = sorted(older, key=lambda c: (-_reward(c), -c.step))[: self.keep_best] if self.keep_best else []
         for checkpoint in older:
             if checkpoint not in best:
                 # Renamed first: what is half removed is no checkpoint.
@@ -195,9 +206,14 @@ class Checkpoints:
                 checkpoint.path.rename(doomed)
                 shutil.rmtree(doomed)
 
-    def _reward(self, checkpoint: Checkpoint) -> float:
+
+def _reward(checkpoint: Checkpoint) -> float:
+    """Minus infinity where none is known, also of a checkpoint that is damaged."""
+    try:
         reward = checkpoint.state().reward
-        return -float("inf") if reward is None else reward
+    except (OSError, msgspec.DecodeError):
+        reward = None
+    return -float("inf") if reward is None else reward
 
 
 def _files(folder: Path) -> Iterator[Path]:

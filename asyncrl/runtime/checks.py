@@ -155,6 +155,16 @@ def engine(config: Config, placement: Placement) -> None:
         )
 
 
+def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
+    """Each rank of an engine gets whole heads."""
+    size = config.rollout.tensor_parallel_size
+    if model is not None and model.layer.heads % size:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={size}: the model's {model.layer.heads} heads cannot be dealt to "
+            f"so many ranks; use a divisor of {model.layer.heads}"
+        )
+
+
 def dataset(config: Config) -> bool:
     """The dataset is on this machine, or can be fetched: then True."""
     if is_on_hub(config.data):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from asyncrl.config import Config, Section
-from asyncrl.errors import NotHereError
+from asyncrl.errors import ConfigError, NotHereError
 
 S = TypeVar("S", bound=Section)
 
@@ -54,7 +54,12 @@ def missing_weights(folder: Path) -> tuple[str, ...] | None:
     weights at all."""
     for index in INDEXES:
         if (folder / index).is_file():
-            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            try:
+                shards = set(json.loads((folder / index).read_text())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigError(
+                    f"{folder / index} does not say where the weights are; download the model again"
+                ) from None
             return tuple(sorted(shard for shard in shards if not (folder / shard).is_file()))
     return () if any((folder / name).is_file() for name in SINGLE_FILES) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,7 @@ def _config(source: ModelSource, folder: Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - transformers and its checks raise kinds of their own
         raise ConfigError(f"{source}: its config.json cannot be used: {_first_line(error)}") from None
 
 
@@ -190,7 +190,18 @@ def load_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
 
 
 def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
-    """A decoder's sizes, from its structure alone. dtype: what it computes in."""
+    """A decoder's sizes, from its structure alone. dtype: what it computes in. Raises `ConfigError` for a
+    config.json of which no decoder can be made, or none whose layers are alike."""
+    try:
+        return _measured(found, dtype)
+    except Exception as error:
+        raise ConfigError(
+            f"{found.source}: its config.json makes no model that can be measured: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _measured(found: FoundModel, dtype: str) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -199,6 +210,9 @@ def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=found.source.trust_remote_code)
     text = config.get_text_config()
     layer = layer_shape(config, shell)
+    sizes = (text.num_hidden_layers, text.vocab_size, *asdict(layer).values())
+    if not all(isinstance(size, int) and (size > 0 or size is False) for size in sizes):
+        raise ValueError(f"layers, vocabulary and the sizes of a layer are {sizes}; each should be above 0")
     kv_values = 2 * text.num_hidden_layers * layer.kv_heads * layer.head_dim
     return ModelFacts(
         model_type=config.model_type,

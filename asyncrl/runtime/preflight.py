@@ -143,6 +143,7 @@ def _look(
     folders = _fetch(config, findings) if needs_all else {}
     if to_fetch:
         models, tokenizer = look_for_models(config, findings)
+    findings.of(lambda: checks.tensor_parallel(config, models.policy))
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
         findings.of(lambda: checks.visible_gpus(config, placement))

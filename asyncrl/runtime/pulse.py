@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from asyncrl.waits import Wait, open_waits
-from asyncrl.work import Work, current_work
+from asyncrl.work import Work, current_unhurried, current_work
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class Pulse(msgspec.Struct, frozen=True):
     stall: Stall | None = None
     work: Work | None = None
     """How far it is with what it computes; None while it does nothing that is counted."""
+    unhurried: str | None = None
+    """Something long that it does and of which it cannot say how far it is."""
     at_s: float = 0.0
     """Wall clock of the last beat: the file's own time."""
 
@@ -77,7 +79,14 @@ class Heart:
             self._rss_bytes = await asyncio.to_thread(_rss_bytes)
 
     def _write(self) -> None:
-        pulse = Pulse(os.getpid(), self._rss_bytes, open_waits()[:MAX_WAITS], self.stall, current_work())
+        pulse = Pulse(
+            os.getpid(),
+            self._rss_bytes,
+            open_waits()[:MAX_WAITS],
+            self.stall,
+            current_work(),
+            current_unhurried(),
+        )
         aside = self._path.with_suffix(".new")
         try:
             aside.write_bytes(msgspec.json.encode(pulse))
@@ -144,6 +153,7 @@ def _describe(pulse: Pulse, now_s: float) -> str:
     silent_s = now_s - pulse.at_s
     silent = f", and has not moved for {silent_s:.0f} s" if silent_s > 2 * LONGEST_LOOK_S else ""
     work = f", {_how_far(pulse.work, now_s)}" if pulse.work is not None else ""
+    work += f", is {pulse.unhurried}" if pulse.unhurried is not None else ""
     return f"waits for {', '.join(waits) or 'nothing'}{work}{silent}"
 
 

@@ -56,6 +56,8 @@ class StallWatch:
         self._started = coordinator.frontier > 0
         """An engine has taken the first weights: from here on steps are due."""
         self._since_s = self._step_s = self._taken_s = self._begun_s = self._complete_s = now_s()
+        self._all_there_s = now_s()
+        """When all roles were last seen to be there."""
         self._moved_s = self._since_s
         self._work: dict[str, Work | None] = {}
         """Of the roles whose pulses count it, when last looked at."""
@@ -107,12 +109,14 @@ class StallWatch:
         begun_s = max(self._since_s, self._complete_s)
         if self._starting(pulses):
             self._complete_s = now_s
-            if now_s - self._since_s <= max(run.start_s, run.stall_s):
+            if now_s - max(self._since_s, self._all_there_s) <= max(run.start_s, run.stall_s):
                 return None
-        elif now_s - max(begun_s, self._moved_s) <= run.stall_s:
-            if now_s - begun_s <= run.longest_step_s:
-                return None
-            limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
+        else:
+            self._all_there_s = now_s
+            if now_s - max(begun_s, self._moved_s) <= run.stall_s:
+                if now_s - begun_s <= run.longest_step_s:
+                    return None
+                limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
         return self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
 
     def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
@@ -122,6 +126,8 @@ class StallWatch:
             if role == TRAINER or role.startswith("reward"):
                 needed = self._trainer_has_a_batch == (role == TRAINER)
                 moving |= needed and pulse.work is not None and pulse.work != self._work.get(role)
+                waits_for_it = role == TRAINER and (needed or not self.has_weights)
+                moving |= waits_for_it and pulse.work is None and pulse.unhurried is not None
                 self._work[role] = pulse.work
         if moving:
             self._moved_s = self._now_s()

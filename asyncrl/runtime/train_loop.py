@@ -23,6 +23,7 @@ from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
 from asyncrl.waits import waiting
+from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Trainer
@@ -108,6 +109,7 @@ class TrainLoop:
                     if self._overlap:
                         fetch = self._fetch(step + 1)
                     metrics = await self._step(batch)
+                    await self._saver.look()
                     if samples is not None:
                         samples.write(batch)
                     line = self._line(step + 1, time.monotonic() - started_s, metrics)
@@ -134,10 +136,11 @@ class TrainLoop:
 
     async def _restore(self) -> int:
         """Go on from the newest checkpoint; its step, or 0."""
-        checkpoint = await self._in_executor(self._saver.newest)
-        if checkpoint is None:
-            return 0
-        await self._in_executor(self._trainer.restore, checkpoint.path)
+        with unhurried("reading the newest checkpoint"):
+            checkpoint = await self._in_executor(self._saver.newest)
+            if checkpoint is None:
+                return 0
+            await self._in_executor(self._trainer.restore, checkpoint.path)
         self._scaler.load(checkpoint.state().reward_statistics)
         log.info("going on from %s", checkpoint.path)
         return checkpoint.step

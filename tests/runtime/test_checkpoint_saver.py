@@ -69,3 +69,21 @@ async def check_one_at_a_time(saver):
     await saver.finish()
     assert saver.newest().step == 2
     assert not open_waits()
+
+
+def test_what_keeps_a_checkpoint_from_being_written_comes_out_at_the_next_look(saver):
+    class Broken(Snapshot):
+        def write(self, folder):
+            raise OSError("no room")
+
+    async def check():
+        async def take():
+            return Broken(threading.Event())
+
+        await saver.look()
+        await saver.save(1, 0.0, take, {})
+        await asyncio.wait([saver._writing], timeout=DEADLINE_S)
+        with pytest.raises(OSError, match="no room"):
+            await saver.look()
+
+    asyncio.run(check())

@@ -104,3 +104,26 @@ def test_a_step_that_was_trained_again_replaces_its_checkpoint(checkpoints):
     write(checkpoints, 2, reward=0.7)
     assert steps(checkpoints) == [2]
     assert checkpoints.newest_whole().state().reward == 0.7
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_what_is_written_after_going_on_from_before_a_damaged_one_stays(tmp_path, keep_last, caplog):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=keep_last)
+    for step in (20, 40):
+        write(checkpoints, step)
+    flip(checkpoints.at(40).hf / "model.safetensors")
+    assert write(checkpoints, 30).path.is_dir()
+    assert steps(checkpoints) == [30, 20][:keep_last]
+    assert checkpoints.newest_whole().step == 30
+    assert checkpoints.oldest_to_begin_with == [30, 20][keep_last - 1]
+    assert "step_40 could not be gone on with" in caplog.text
+    assert (checkpoints.folder / "step_40.damaged").is_dir()
+
+
+def test_an_old_one_that_is_damaged_does_not_keep_new_ones_from_being_written(checkpoints):
+    for step in (1, 2):
+        write(checkpoints, step)
+    (checkpoints.at(1).path / "state.json").write_bytes(b"")
+    for step in (3, 4):
+        write(checkpoints, step)
+    assert steps(checkpoints)[:2] == [4, 3]

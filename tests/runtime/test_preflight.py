@@ -407,3 +407,30 @@ def test_gpus_that_deepspeed_cannot_read_the_names_of(run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,GPU-1")
     with pytest.raises(ConfigError, match="DeepSpeed reads numbers there only; name the GPUs by those that"):
         checks.visible_gpus(config, placement)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 0},
+        {"num_attention_heads": "many"},
+        {"hidden_size": -64},
+        {"rope_parameters": {"rope_type": "odd"}},
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused_in_words(run, change):
+    path = run.path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert "model.path=model: its config.json" in refusal(run())
+
+
+def test_an_index_that_says_nothing_is_refused_in_words(run):
+    (run.path / "model" / "model.safetensors.index.json").write_text('{"weight_map"')
+    assert "model.safetensors.index.json does not say where the weights are" in refusal(run())
+
+
+def test_heads_that_cannot_be_dealt_to_the_ranks_of_an_engine(run):
+    config = run(rollout={"engine": "vllm", "tensor_parallel_size": 3})
+    facts = model_facts(find_policy(config.model), "float32")
+    with pytest.raises(ConfigError, match="the model's 4 heads cannot be dealt to so many ranks"):
+        checks.tensor_parallel(config, facts)

@@ -40,8 +40,9 @@ class Run:
             config.run, self.coordinator, self.workers, ROLES, lambda: self.pulses, lambda: self.now_s
         )
 
-    def up(self, role, *waits, work=None):
-        self.pulses[role] = Pulse(1, 0, [Wait(what, 0.0) for what in waits], work=work)
+    def up(self, role, *waits, work=None, unhurried=None):
+        waits = [Wait(what, 0.0) for what in waits]
+        self.pulses[role] = Pulse(1, 0, waits, work=work, unhurried=unhurried)
 
     def works(self, role, done, total=None, what="micro-batches"):
         self.up(role, work=Work(what, done, total, 0.0))
@@ -262,4 +263,54 @@ def test_attempts_that_fail_are_no_progress(run):
     run.pass_by(6)
     run.watch.failed(lease.group_id)
     run.pass_by(5)
+    assert run.watch.look() is not None
+
+
+def test_a_trainer_that_writes_or_reads_a_checkpoint_takes_its_time(run):
+    run.train()
+    run.up(
+        "trainer-0", "the checkpoint of step 0 to be written", unhurried="writing the checkpoint of step 0"
+    )
+    for _ in range(5):
+        run.pass_by(9)
+        assert run.watch.look() is None
+    run.up("trainer-0")
+    run.pass_by(11)
+    assert run.watch.look().culprits == ("trainer-0",)
+
+
+def test_a_new_trainer_may_read_its_checkpoint_before_it_has_weights(run):
+    run.begin()
+    run.watch.has_weights = False
+    run.up("trainer-0", unhurried="reading the newest checkpoint")
+    run.pass_by(55)
+    run.watch.look()
+    run.pass_by(4)
+    assert run.watch.look() is None
+    run.pass_by(2)
+    assert "all moves, but for more than 6 times" in run.watch.look().text
+
+
+def test_what_a_trainer_writes_excuses_no_worker(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    run.up("trainer-0", unhurried="writing the checkpoint of step 0")
+    run.pass_by(11)
+    assert run.watch.look().culprits == ("rollout-0",)
+
+
+def test_a_role_that_is_started_again_in_a_long_step_gets_its_time(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    for _ in range(5):
+        run.pass_by(8)
+        run.workers["rollout-0"].generated_s = run.now_s
+        assert run.watch.look() is None
+    run.pulses.pop("rollout-1")
+    run.watch._run = run.watch._run.model_copy(update={"start_s": 20.0})
+    run.pass_by(1)
+    assert run.watch.look() is None
+    run.pass_by(19)
+    assert run.watch.look() is None
+    run.pass_by(2)
     assert run.watch.look() is not None
