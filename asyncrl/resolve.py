@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,12 +24,20 @@ OWN_PATH = {"PYTHONSAFEPATH": "1"}
 """Environment of the processes that a run starts: Python must not look for its own modules in the working
 folder, where a user may have a `token.py`. What `resolve` adds comes last."""
 
+
+def forget_own_path() -> None:
+    """For a process that was started with `OWN_PATH`, and has it: the programs that a user's functions start
+    look for their modules as ever."""
+    for name in OWN_PATH:
+        os.environ.pop(name, None)
+
+
 _files: dict[Path, ModuleType] = {}
 """What was imported by its path."""
 _folders: set[Path] = set()
 """Where users' modules were looked for."""
-_under_way: list[str] = []
-"""Imports that have not ended, the innermost last."""
+_under_way = threading.local()
+"""`sources`: a thread's imports that have not ended, the innermost last."""
 
 
 def resolve(spec: str, base: Path | None = None, what: str = "function") -> Function:
@@ -46,10 +56,11 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     called = f"{what} `{spec}`"
     if not colon or not source or not name:
         raise ConfigError(f"{called}: write it as package.module:function or path/file.py:function")
-    _under_way.append(source)
+    sources = _under_way.__dict__.setdefault("sources", [])
+    sources.append(source)
     try:
         if source.endswith(".py") or "/" in source:
-            module = _import_file(base / Path(source).expanduser(), called)
+            module = _import_file(base / Path(source).expanduser(), base, called)
         else:
             module = _import_module(source, base, called)
     except (Exception, SystemExit) as error:
@@ -65,21 +76,22 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
             "function"
         ) from error
     finally:
-        _under_way.pop()
+        sources.pop()
     return _attribute(module, name, called)
 
 
 def importing() -> str | None:
-    """What is being imported right now, as its spec names it."""
-    return _under_way[-1] if _under_way else None
+    """What this thread is importing right now, as its spec names it."""
+    sources = _under_way.__dict__.get("sources")
+    return sources[-1] if sources else None
 
 
 def loaded_files() -> dict[str, str]:
     """Digests of all Python files that were imported from users' folders, by path."""
     found = {}
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file is None or not file.endswith(".py"):
+        if name == "__main__" or file is None or not file.endswith(".py"):
             continue
         path = Path(file)
         is_users = any(path.is_relative_to(folder) for folder in _folders) and not _is_installed(path)
@@ -107,7 +119,7 @@ def _import_module(name: str, base: Path, called: str) -> ModuleType:
         ) from error
 
 
-def _import_file(path: Path, called: str) -> ModuleType:
+def _import_file(path: Path, base: Path, called: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise NotHereError(
@@ -118,7 +130,11 @@ def _import_file(path: Path, called: str) -> ModuleType:
     if path in _files and sys.modules.get(_files[path].__name__) is _files[path]:
         return _files[path]
     _put_on_path(path.parent)
+    _put_on_path(base)
     name = _module_name(path)
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):  # by another file's import
+        return loaded
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{called}: {path} is no Python file; it should end in .py")

@@ -167,3 +167,33 @@ def test_resolving_imports_neither_torch_nor_pydantic():
     code = "import sys, asyncrl.resolve; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_file_may_import_packages_of_the_working_folder(write, tmp_path):
+    write("my_package/__init__.py", "")
+    write("my_package/helpers.py", "VALUE = 5")
+    write("scores/of_mine.py", "from my_package.helpers import VALUE\ndef f(): return VALUE")
+    assert resolve("scores/of_mine.py:f", tmp_path)() == 5
+
+
+def test_a_file_that_another_has_imported_is_not_imported_again(write, tmp_path):
+    write("shared_one.py", "STATE = []\ndef g(): return STATE")
+    write("uses_it.py", "import shared_one\ndef f(): return shared_one.STATE")
+    state = resolve("uses_it.py:f", tmp_path)()
+    assert resolve("shared_one.py:g", tmp_path)() is state
+
+
+def test_another_threads_import_is_none_of_ours(write, tmp_path):
+    write(
+        "asks_others.py",
+        """
+        import threading
+        from asyncrl.resolve import importing
+        seen = [importing()]
+        other = threading.Thread(target=lambda: seen.append(importing()))
+        other.start()
+        other.join(10)
+        def f(): return seen
+    """,
+    )
+    assert resolve("asks_others.py:f", tmp_path)() == ["asks_others.py", None]

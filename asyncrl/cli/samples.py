@@ -29,6 +29,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _show(arguments: argparse.Namespace) -> None:
     from rich.console import Console
+    from rich.markup import escape
+    from rich.text import Text
 
     from asyncrl.observe.samples import read_samples
 
@@ -47,7 +49,7 @@ def _show(arguments: argparse.Namespace) -> None:
     for sample in samples:
         if sample.step != step or arguments.kind not in (None, *sample.chosen):
             continue
-        parts = "".join(f", {name} {value:.3g}" for name, value in sample.parts.items())
+        parts = "".join(f", {escape(name)} {value:.3g}" for name, value in sample.parts.items())
         oldest, newest = sample.versions
         versions = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
         chosen = " and ".join(sample.chosen)
@@ -55,5 +57,10 @@ def _show(arguments: argparse.Namespace) -> None:
             f"\n[bold]step {sample.step}, {chosen}[/bold]: reward {sample.reward:.3g}{parts}; "
             f"{sample.tokens} tokens ({sample.finish}) of {versions}; row {sample.row}"
         )
-        console.print(sample.prompt, markup=False, style="dim")
-        console.print(sample.response, markup=False)
+        console.print(Text(_printable(sample.prompt), style="dim"))
+        console.print(Text(_printable(sample.response)))
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -27,7 +27,7 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                 )
             return value if system_prompt is None else [_system(system_prompt), _user(value)]
         case list():
-            messages = without_nulls(value)
+            messages = [_with_content(message) for message in without_nulls(value)]
             _check_messages(messages)
             if system_prompt is None or messages[0]["role"] == "system":
                 return messages
@@ -48,6 +48,13 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(item) for item in value]
     return value
+
+
+def _with_content(message: Any) -> Any:
+    """A message that calls tools and says nothing has an empty content: templates ask for it."""
+    if isinstance(message, dict) and message.get("tool_calls") and "content" not in message:
+        return {**message, "content": ""}
+    return message
 
 
 def _is_conversation_as_text(text: str) -> bool:

@@ -81,7 +81,7 @@ def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, argumen
 
     try:
         tokenizer.get_chat_template()
-    except ValueError:
+    except (ValueError, NotImplementedError):
         raise ConfigError(
             f"the dataset has conversations, but the tokenizer of {tokenizer.name_or_path} has no chat "
             "template: use an instruction-tuned model, put a chat_template.jinja into the model's folder, or "

@@ -10,12 +10,15 @@ STEPS_WITHOUT_SIGNAL = 10
 
 
 class Symptoms:
-    """Is given every step's metrics, and tells each symptom once."""
+    """Is given every step's metrics, and tells each symptom once.
 
-    def __init__(self, responses_per_step: int, max_new_tokens: int) -> None:
+    is_new: whether it sees the run from its first response on.
+    """
+
+    def __init__(self, responses_per_step: int, max_new_tokens: int, *, is_new: bool = True) -> None:
         self._responses_per_step = responses_per_step
         self._max_new_tokens = max_new_tokens
-        self._cut_off = 0
+        self._cut_off = 0 if is_new else -1
         self._without_signal = 0
 
     def of(self, metrics: Mapping[str, float]) -> list[str]:

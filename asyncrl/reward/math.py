@@ -24,7 +24,11 @@ def math_answer(
     `ground_truth`, or from `reward_model.ground_truth` as in verl's datasets. Raises `ValueError` for a row
     without one, or with one that is no mathematics.
     """
-    answers = ground_truth or [_of_verl(row) for row in reward_model]
+    rows = reward_model or [None] * len(completions)
+    answers = [
+        _of_verl(row) if answer is None else answer
+        for answer, row in zip(ground_truth or [None] * len(rows), rows, strict=True)
+    ]
     return [
         float(PROCESS.equal(_checked(answer), _text(completion)))
         for completion, answer in zip(completions, answers, strict=True)

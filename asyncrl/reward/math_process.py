@@ -7,6 +7,7 @@ an alarm or another thread could stop it.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -71,7 +72,8 @@ class MathProcess:
         _compare("1", "1")  # what the first one imports and builds is inherited, and in no answer's time
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), name="math", daemon=True)
+        arguments = (theirs, self._connection, os.getpid())
+        self._process = context.Process(target=_serve, args=arguments, name="math", daemon=True)
         self._process.start()
         theirs.close()
 
@@ -94,7 +96,11 @@ def _spent_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, parents_end: Connection, parent: int) -> None:
+    from asyncrl.reward.process import die_with_parent
+
+    parents_end.close()  # inherited: the end of the stream would never come
+    die_with_parent(parent)
     _limit_memory()
     while True:
         try:

@@ -15,6 +15,7 @@ from asyncrl.reward import wire
 from asyncrl.reward.child import ChildDied, RewardChild
 from asyncrl.reward.compose import FORMAT
 from asyncrl.reward.score import Part, RewardError, ScoreRequest
+from asyncrl.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ class RewardPool:
                     "reward function `%s` cannot reach what it asks, for %.0f s (reward.patience_s=%g): %s",
                     *(name, waited_s, self._config.patience_s, outcome.reason.partition("\n")[0]),
                 )
-                await asyncio.sleep(_pause_s(attempt))
+                with waiting(f"what the reward function {name} asks"):
+                    await asyncio.sleep(_pause_s(attempt))
             elif left:
                 left -= 1
             else:

@@ -26,6 +26,7 @@ import msgspec
 
 from asyncrl.affinity import unpin
 from asyncrl.config import ConfigError
+from asyncrl.resolve import forget_own_path
 from asyncrl.reward import wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
 from asyncrl.reward.outage import is_outage
@@ -75,6 +76,7 @@ class CallLog:
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
+    forget_own_path()
     unpin()  # the engine's cores are not for this
     faulthandler.enable()
     requests, replies = take_pipes()

@@ -38,6 +38,6 @@ def response_text(config: Config) -> ResponseText:
     """Of the run's model."""
     return ResponseText(
         load_tokenizer(config.model),
-        stop_token_ids(config.model),
+        {*stop_token_ids(config.model), *config.rollout.stop_token_ids},
         strip_special=config.reward.strip_special_tokens,
     )

@@ -14,7 +14,7 @@ def model_in(key: str, path: str) -> str:
     """The model of the run's newest checkpoint where `path`, the value of `key`, is a run directory; else
     `path` itself. Raises `ConfigError` for a run without checkpoints."""
     run = RunDir(Path(path).expanduser())
-    if not run.config.is_file():
+    if not run.config.is_file() or (run.path / "config.json").is_file():
         return path
     checkpoints = Checkpoints(run.checkpoints).all()
     if not checkpoints:

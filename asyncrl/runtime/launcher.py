@@ -87,7 +87,7 @@ def resume(
     run = RunDir(Path(run_dir).expanduser())
     if not run.config.is_file():
         raise ConfigError(f"there is no run in {run_dir} (no config.yaml); name a run's own folder")
-    config = settings.load(run.config, [*overrides, f"run.dir={run_dir}", "run.resume=auto"])
+    config = settings.load(run.config, [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"])
     checkpoints = Checkpoints(run.checkpoints).all()
     if checkpoints and checkpoints[0].step >= config.run.steps:
         if progress:

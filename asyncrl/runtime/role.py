@@ -23,6 +23,7 @@ from asyncrl.affinity import pin
 from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
+from asyncrl.resolve import forget_own_path
 from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--supervisor", type=int, required=True, metavar="PID")
     args = parser.parse_args(argv)
+    forget_own_path()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, RunDir(args.run_dir).stacks(args.name).open("a"), all_threads=True)
     logging.basicConfig(

@@ -87,8 +87,6 @@ class TrainLoop:
         self._scaler = RewardScaler(config.reward)
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link)
         self._shares = TimeShares()
-        responses = config.trainer.batch_groups * config.rollout.group_size
-        self._symptoms = Symptoms(responses, config.rollout.max_new_tokens)
         self._frontier = 0
 
     async def run(self) -> None:
@@ -96,6 +94,8 @@ class TrainLoop:
         an earlier one than the config says."""
         done = await self._restore()
         self._frontier = await self._link.begin(done)
+        rollout, groups = self._config.rollout, self._config.trainer.batch_groups
+        symptoms = Symptoms(groups * rollout.group_size, rollout.max_new_tokens, is_new=done == 0)
         await self._publish(done)
         self._shares.lap()
         fetch = self._fetch(done)
@@ -114,7 +114,7 @@ class TrainLoop:
                         samples.write(batch)
                     line = self._line(step + 1, time.monotonic() - started_s, metrics)
                     self._budget.stepped(line["time/step_s"])
-                    told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
+                    told = {"warnings": warnings} if (warnings := symptoms.of(line)) else {}
                     writer.write(line | dict(self._budget.metrics(step + 1)) | told)
                     if self._budget.is_spent:
                         await self._end_early(step + 1)

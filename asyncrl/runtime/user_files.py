@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -86,10 +87,10 @@ def _own_functions(config: Config) -> Iterator[str]:
 
 
 def _file_of(function: Function) -> str | None:
-    try:
-        return inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # an object that can be called
-        return inspect.getsourcefile(type(function))
+    for source in (inspect.unwrap(function), type(function)):  # a function, or an object that can be called
+        with suppress(TypeError):  # one written in C
+            return inspect.getsourcefile(source)
+    return None
 
 
 def _absolute(path: str) -> str:

@@ -32,3 +32,8 @@ def test_steps_that_train_on_nothing_are_told_when_there_are_many_in_a_row():
     assert "10 steps in a row have trained on nothing" in told
     assert "all rewards are equal (mean 0.25)" in told
     assert all(symptoms.of(step(zero=1.0)) == [] for _ in range(20))
+
+
+def test_a_run_that_goes_on_is_not_judged_by_its_later_responses():
+    symptoms = Symptoms(40, 256, is_new=False)
+    assert all(symptoms.of(step(truncated=1.0)) == [] for _ in range(10))

@@ -170,9 +170,21 @@ def judge_comes_back(completions, calls, how, **_):
         raise ConnectionRefusedError("nobody listens")
     if how[0] == "wrapped":
         try:
-            raise TimeoutError("no answer")
+            raise TimeoutError("timed out")
         except TimeoutError as error:
             raise RuntimeError("the client's own") from error
     error = RuntimeError("too many requests")
     error.status_code = 429 if how[0] == "busy" else 400
     raise error
+
+
+def runs_a_program_with_a_neighbour(completions, folder, **_):
+    """As rewards for code do: a program that imports a file beside it."""
+    Path(folder[0], "solution.py").write_text("ANSWER = 4")
+    Path(folder[0], "test_it.py").write_text("from solution import ANSWER\nassert ANSWER == 4")
+    done = subprocess.run([sys.executable, "test_it.py"], cwd=folder[0], timeout=30, check=False)
+    return [float(done.returncode == 0)] * len(completions)
+
+
+def takes_too_long(completions, **_):
+    raise TimeoutError("the candidate's program took too long")

@@ -1,6 +1,9 @@
 """Answers are compared as mathematics, not as text."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -88,8 +91,9 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_its_siblings_keep_theirs():
 
 
 def test_a_process_that_was_killed_has_a_successor():
+    before = psutil.Process().children()
     assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
-    (process,) = psutil.Process().children()
+    (process,) = [p for p in psutil.Process().children() if p not in before]
     process.kill()
     process.wait(10)
     assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
@@ -99,3 +103,31 @@ def test_a_process_that_was_killed_has_a_successor():
 def test_nothing_is_no_answer(answer):
     with pytest.raises(ValueError, match="no answer to check against"):
         math_answer(["\\boxed{7}"], ground_truth=[answer])
+
+
+def test_the_process_ends_with_the_one_that_asks():
+    code = (
+        "import os, signal, psutil\n"
+        "from asyncrl.reward.math import math_answer\n"
+        "math_answer(['1'], ground_truth=['1'])\n"
+        "print(psutil.Process().children()[0].pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    deadline_s = time.monotonic() + 10
+    while not has_ended(int(done.stdout)):
+        assert time.monotonic() < deadline_s, "it outlives the one that asked"
+        time.sleep(0.02)
+
+
+def has_ended(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_each_row_may_have_its_answer_in_either_place():
+    rows = [{"ground_truth": "1"}, {"ground_truth": "2"}]
+    assert math_answer(["1", "3"], ground_truth=[None, "3"], reward_model=rows) == [1.0, 1.0]

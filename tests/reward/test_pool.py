@@ -246,3 +246,12 @@ def test_patience_ends(hasty, tmp_path):
     asked = request(calls=str(tmp_path / "calls"), how="refused")
     error = failure("judge_comes_back", asked=asked, retries=0, patience_s=0)
     assert (error.attempts, "nobody listens" in error.reason) == (1, True)
+
+
+def test_programs_of_a_function_find_their_neighbours(tmp_path):
+    scores, _ = scored("runs_a_program_with_a_neighbour", asked=request(folder=str(tmp_path)))
+    assert [s.reward for s in scores] == [1.0, 1.0]
+
+
+def test_a_time_out_of_the_functions_own_is_no_outage(hasty):
+    assert failure("takes_too_long", retries=0).attempts == 1
