@@ -34,7 +34,7 @@ from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, Placement
-from asyncrl.runtime.resume import put_in_order
+from asyncrl.runtime.resume import check_settings, put_in_order
 from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
 from asyncrl.runtime.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
@@ -88,6 +88,7 @@ def resume(
     if not run.config.is_file():
         raise ConfigError(f"there is no run in {run_dir} (no config.yaml); name a run's own folder")
     config = settings.load(run.config, [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"])
+    check_settings(config, run)
     checkpoints = Checkpoints(run.checkpoints).all()
     if checkpoints and checkpoints[0].step >= config.run.steps:
         if progress:
