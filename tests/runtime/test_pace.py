@@ -168,7 +168,7 @@ def test_a_run_takes_its_start_its_first_step_and_the_others():
 
 
 def test_a_deadline_without_room_is_warned_of_with_one_that_has_room(grlo_models):
-    config = load(CONFIGS / "grlo.yaml", ["run.stall_s=300"])
+    config = load(CONFIGS / "grlo.yaml", ["run.stall_s=300", "run.start_s=600"])
     expected = grlo(grlo_models, 4, 3)(3072)
     assert not list(warnings(config, expected))
     slow = dataclasses.replace(expected, train_s=1000.0)  # on other cards
