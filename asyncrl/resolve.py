@@ -32,8 +32,6 @@ def forget_own_path() -> None:
         os.environ.pop(name, None)
 
 
-_files: dict[Path, ModuleType] = {}
-"""What was imported by its path."""
 _folders: set[Path] = set()
 """Where users' modules were looked for."""
 _under_way = threading.local()
@@ -127,13 +125,11 @@ def _import_file(path: Path, base: Path, called: str) -> ModuleType:
             command="write it, or name yours: path/file.py:function",
             advice="paths are relative to the current directory",
         )
-    if path in _files and sys.modules.get(_files[path].__name__) is _files[path]:
-        return _files[path]
     _put_on_path(path.parent)
     _put_on_path(base)
     name = _module_name(path)
     loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):  # by another file's import
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):  # by us, or by another file
         return loaded
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
@@ -144,7 +140,6 @@ def _import_file(path: Path, base: Path, called: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    _files[path] = module
     return module
 
 
