@@ -78,6 +78,13 @@ class Launched:
     def wait_for_steps(self, n):
         self.wait(lambda: self.steps() >= n, f"{n} steps")
 
+    def wait_a_moment(self, seconds, before_step):
+        """So long, but no longer than until `before_step` steps are done: a fast machine must not end the run
+        while its test waits."""
+        end_s = time.monotonic() + seconds
+        what = "the moment to disturb it"
+        self.wait(lambda: time.monotonic() >= end_s or self.steps() >= before_step, what)
+
     def wait(self, condition, what, timeout_s=LONG_S):
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -52,7 +52,7 @@ def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
     rng.shuffle(faults)
     for i, (name, fault) in enumerate(faults):
         run.wait_for_steps(1 + 3 * i)
-        time.sleep(rng.uniform(0.0, 1.0))
+        run.wait_a_moment(rng.uniform(0.0, 1.0), before_step=3 + 3 * i)
         print(f"{time.strftime('%X')} after {run.steps()} steps: {name}")
         fault(run, rng)
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
@@ -89,14 +89,12 @@ def test_a_coordinator_that_hangs_before_it_is_up_is_replaced(job):
     assert "coordinator has not come up within 30 s; replacing it" in run.output.read_text()
 
 
-def kill_and_resume(start, run_dir, times, rng):
-    """A job that `start` starts, killed whole so often, at random moments, and gone on with each time."""
+def kill_and_resume(start, run_dir, steps, times, rng):
+    """A job of so many steps that `start` starts, killed whole so often, at random moments, and gone on with
+    each time."""
     run = start()
-    for _ in range(times):
-        end_s = time.monotonic() + rng.uniform(3.0, 12.0)
-        while time.monotonic() < end_s:
-            assert run.process.poll() is None, f"ended before it was killed:\n{run.output.read_text()}"
-            time.sleep(0.05)
+    for i in range(1, times + 1):
+        run.wait_a_moment(rng.uniform(3.0, 12.0), before_step=steps * i // (times + 1))
         run.kill_whole()
         run = start(resume=run_dir) if (run_dir / "prompts.msgpack").exists() else start()
     return run
@@ -111,7 +109,7 @@ def test_a_job_is_killed_whole_again_and_again_and_goes_on(job, tmp_path):
     start = partial(
         job, "run.resume=auto", f"run.steps={steps}", f"checkpoint.every_steps={5 if MOMENTS else steps}"
     )
-    run = kill_and_resume(start, tmp_path / "run", times, random.Random(times))
+    run = kill_and_resume(start, tmp_path / "run", steps, times, random.Random(times))
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
     run.assert_all_steps_are_done(steps)
 
@@ -133,7 +131,7 @@ def test_a_quickstart_that_is_killed_again_and_again_learns_as_much(launch, warm
 
     undisturbed = last_reward(starter("undisturbed")())
     rng = random.Random("quickstart")
-    killed = last_reward(kill_and_resume(starter("killed"), tmp_path / "killed", MOMENTS, rng))
+    killed = last_reward(kill_and_resume(starter("killed"), tmp_path / "killed", steps, MOMENTS, rng))
     print(f"mean reward of the last 20 steps: {undisturbed:.3f}; killed {MOMENTS} times: {killed:.3f}")
     assert killed > undisturbed - 0.03
 
