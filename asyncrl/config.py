@@ -242,7 +242,14 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=1)
     """Responses sampled for each prompt."""
     max_new_tokens: int = Field(256, ge=1)
-    """Longest response."""
+    """Most tokens that are sampled by one request: of a response, or of one turn of an episode."""
+    max_sequence_tokens: int | None = Field(None, ge=2)
+    """Longest sequence, the prompt and all turns included; by default the longest prompt of the data and
+    `max_new_tokens`, which is room for one turn."""
+    episode: str | None = None
+    """How a response comes about where that takes more than one request to the model (docs/episodes.md):
+    `package.module:function` or `path/file.py:function`, an `async def` of a task and a function that
+    samples. By default it is one request."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -270,6 +277,10 @@ class RolloutConfig(Section):
     vllm: VllmEngineConfig = VllmEngineConfig()
     http: HttpEngineConfig = HttpEngineConfig()
     paced: PacedEngineConfig = PacedEngineConfig()
+
+    def context_tokens(self, longest_prompt_tokens: int) -> int:
+        """The longest sequence that engines and trainers must have room for."""
+        return self.max_sequence_tokens or longest_prompt_tokens + self.max_new_tokens
 
 
 class RewardPartConfig(Section):

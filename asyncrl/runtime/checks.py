@@ -22,6 +22,7 @@ from asyncrl.packages import need
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution
+from asyncrl.rollout.episode import make_episode
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.machine import Machine, visible_gpu
 from asyncrl.runtime.memory import shared_weights_bytes
@@ -69,6 +70,11 @@ def run_dir(config: Config) -> bool:
 def reward_functions(config: Config) -> dict[str, RewardFunction]:
     """The reward functions, imported, by what the config calls them."""
     return {function.function: resolve(function.function) for function in config.reward.functions}
+
+
+def episode(config: Config) -> None:
+    """The user's own episode can be imported, and be called."""
+    make_episode(config.rollout.episode)
 
 
 def objective(config: Config) -> None:
@@ -211,7 +217,7 @@ def servers(config: Config, prompts: PromptSet) -> None:
             "servers' API key into it"
         )
     key = os.environ[http.api_key_env] if http.api_key_env else None
-    needs = Needs(config.model.dtype, prompts.longest_tokens + config.rollout.max_new_tokens)
+    needs = Needs(config.model.dtype, config.rollout.context_tokens(prompts.longest_tokens))
     ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
     with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
         problems = thread.submit(ask, http.urls, needs, key).result()
@@ -261,7 +267,18 @@ def prompts_fit(config: Config, model: ModelFacts | None, prompts: PromptSet) ->
     if model is None:
         return
     longest, new = prompts.longest_tokens, config.rollout.max_new_tokens
-    if model.max_positions is not None and longest + new > model.max_positions:
+    if (context := config.rollout.max_sequence_tokens) is not None:
+        if context <= longest:
+            raise ConfigError(
+                f"rollout.max_sequence_tokens={context}: the longest prompt alone has {longest} tokens; use "
+                f"{longest + 1} at least, or a lower data.max_prompt_tokens with data.on_bad_row=skip"
+            )
+        if model.max_positions is not None and context > model.max_positions:
+            raise ConfigError(
+                f"rollout.max_sequence_tokens={context} is over the {model.max_positions} positions of the "
+                f"model {config.model.path}; use {model.max_positions} at most"
+            )
+    elif model.max_positions is not None and longest + new > model.max_positions:
         room = model.max_positions - longest
         remedy = f"at most rollout.max_new_tokens={room}, or " if room > 0 else ""
         raise ConfigError(

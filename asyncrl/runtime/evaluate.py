@@ -18,10 +18,10 @@ from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.group import AttemptFailed
+from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
-from asyncrl.rollout.text import response_text
 from asyncrl.rollout.tokenizer import load_tokenizer
-from asyncrl.rollout.worker import AttemptFailed, GroupRollout
 from asyncrl.trainer.packed import load_decoder
 from asyncrl.weights.source import LocalWeights
 
@@ -66,10 +66,11 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
     """
     if not prompts:
         raise ConfigError(f"data.path={config.data.path}: there is no prompt to evaluate on")
-    engine = make_torch_engine(config, max(len(prompt.prompt_ids) for prompt in prompts))
+    longest = max(len(prompt.prompt_ids) for prompt in prompts)
+    engine = make_torch_engine(config, longest)
     models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
     rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
-    rollout = GroupRollout(engine, rewards, response_text(config), config.rollout, seed=config.run.seed)
+    rollout = make_rollout(config, engine, rewards, longest)
     weights = load_decoder("model.path", config.model.path, config).state_dict()
     await rewards.start()
     driving = asyncio.create_task(engine.run())

@@ -28,8 +28,8 @@ from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engine import UpdateReport
 from asyncrl.rollout.engines.make import make_torch_engine
-from asyncrl.rollout.text import response_text
-from asyncrl.rollout.worker import AttemptFailed, GroupRollout
+from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.make import make_rollout
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.state import open_state, rollout_task
 from asyncrl.runtime.store import LedgerStore
@@ -154,12 +154,11 @@ class InlineLink:
         """Until every group is finished or waits for the engine, and every response that waits is in the
         engine."""
         while True:
-            left = [
-                self._rollout.responses_left(g.lease_id) for t, g in self._running.items() if not t.done()
-            ]
+            open_groups = [g.lease_id for task, g in self._running.items() if not task.done()]
+            progress = [self._rollout.progress(lease_id) for lease_id in open_groups]
             stats = self._engine.stats()
-            sampled = sum(left) == stats.running + stats.waiting
-            if sampled and all(left):
+            sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
+            if sampled and all(p.generating and not p.elsewhere for p in progress):
                 return
             # Scores come from other processes: no need to turn in circles while nothing but them is missing.
             await asyncio.sleep(SCORING_POLL_S if sampled else 0)
@@ -198,9 +197,7 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
         await rewards.start()
         try:
             with ThreadPoolExecutor(1) as executor:
-                rollout = GroupRollout(
-                    engine, rewards, response_text(config), config.rollout, seed=config.run.seed
-                )
+                rollout = make_rollout(config, engine, rewards, prompts.longest_tokens)
                 link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
                 try:
                     await TrainLoop(config, trainer, link, run_dir, executor=executor, overlap=False).run()

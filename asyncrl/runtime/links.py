@@ -17,8 +17,8 @@ import msgspec
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
-from asyncrl.rollout.worker import AttemptFailed
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.newest_weights import NewestWeights
 from asyncrl.runtime.restarts import COORDINATOR_START_S, MAX_DELAY_S

@@ -81,7 +81,7 @@ def estimate_memory(
     of each GPU."""
     on_gpu = {place.kind for place in placement.places if place.gpus}
     card_bytes = min(gpu_bytes) if "rollout" in on_gpu else None
-    longest_tokens = longest_prompt_tokens + config.rollout.max_new_tokens
+    longest_tokens = config.rollout.context_tokens(longest_prompt_tokens)
     entries = []
     trained = [models.policy]
     trained += [models.critic] if config.critic is not None else []

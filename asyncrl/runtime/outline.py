@@ -165,5 +165,5 @@ def _kv_sequences(
     if config.rollout.engine != "vllm" or not engine.gpus or model is None:
         return None
     room = len(engine.gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
-    sequence_tokens = longest_prompt + config.rollout.max_new_tokens
+    sequence_tokens = config.rollout.context_tokens(longest_prompt)
     return max(0, room // (sequence_tokens * model.kv_bytes_per_token))

@@ -43,20 +43,21 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.reward.rewards import Rewards
     from asyncrl.rollout.engines.make import make_engine
-    from asyncrl.rollout.text import response_text
-    from asyncrl.rollout.worker import GroupRollout, RolloutWorker
+    from asyncrl.rollout.make import make_rollout
+    from asyncrl.rollout.worker import RolloutWorker
     from asyncrl.runtime.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.runtime.reward_link import reward_links
     from asyncrl.runtime.rpc import RpcClient
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
-    engine = make_engine(config, PromptSet.load(run_dir.prompts).longest_tokens)
-    text_of = response_text(config)
+    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    engine = make_engine(config, longest)
     models = reward_links(config, run_dir, name)
     rewards = Rewards(
         config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
     )
+    group_rollout = make_rollout(config, engine, rewards, longest)
     await rewards.start()
     spare_the_collector()
     async with beating(run_dir.pulse(name)):
@@ -65,7 +66,6 @@ async def rollout(config: Config, path: Path, name: str) -> None:
                 link = ZmqWorkerLink(client, name, engine, answer_timeout_s(config))
                 client.on_notice = link.on_notice
                 await link.hello()
-                group_rollout = GroupRollout(engine, rewards, text_of, config.rollout, seed=config.run.seed)
                 worker = RolloutWorker(group_rollout, link)
                 work = asyncio.create_task(worker.run(), name="work")
                 services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]

@@ -72,6 +72,9 @@ def with_absolute_paths(config: Config) -> Config:
     }
     if not is_on_hub(config.data):
         changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    if config.rollout.episode is not None:
+        episode = _of_file(config.rollout.episode)
+        changed["rollout"] = config.rollout.model_copy(update={"episode": episode})
     reward, objective = config.reward, config.objective
     functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
     models = [m.model_copy(update={"path": _absolute(m.path)}) for m in reward.models]
@@ -83,6 +86,8 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _own_functions(config: Config) -> Iterator[str]:
     yield from (f.function for f in config.reward.functions)
+    if config.rollout.episode is not None:
+        yield config.rollout.episode
     yield from (name for name in (config.objective.policy_loss, config.objective.advantage) if is_own(name))
 
 

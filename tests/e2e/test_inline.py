@@ -14,9 +14,10 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.functions import resolve
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.episode import Completion, Transcript
+from asyncrl.rollout.group import sampling_seed
 from asyncrl.rollout.text import response_text
 from asyncrl.rollout.tokenizer import load_tokenizer
-from asyncrl.rollout.worker import assemble, sampling_seed
 from asyncrl.trainer.backend import make_trainer
 
 
@@ -46,7 +47,10 @@ async def train_sequentially(config) -> str:
         for g, row in enumerate(rows):
             trajectories = []
             for stream in streams[g * n : (g + 1) * n]:
-                trajectories.append(assemble(prompts[row].prompt_ids, [chunk async for chunk in stream]))
+                transcript = Transcript(prompts[row].prompt_ids)
+                completion = Completion.of([chunk async for chunk in stream])
+                transcript.sampled(completion)
+                trajectories.append(transcript.trajectory(completion.finish_reason))
             texts = [text_of(t.token_ids[t.loss_mask].tolist()) for t in trajectories]
             messages = [[{"role": "assistant", "content": text}] for text in texts]
             for trajectory, value in zip(trajectories, reward(completions=messages), strict=True):

@@ -45,7 +45,7 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
     from asyncrl.rollout.stops import stop_token_ids
 
     c, model = config.rollout, config.model
-    max_length = longest_prompt_tokens + c.max_new_tokens
+    max_length = c.context_tokens(longest_prompt_tokens)
     settings = LaunchSettings(
         model.path,
         model.dtype,
@@ -87,7 +87,7 @@ def _make_http_engine(config: Config, longest_prompt_tokens: int) -> HttpEngine:
         ExpectedWeights(model.path, model.dtype, model.trust_remote_code),
         dtype=model.dtype,
         capacity=c.slots,
-        max_length=longest_prompt_tokens + c.max_new_tokens,
+        max_length=c.context_tokens(longest_prompt_tokens),
         group_size=c.group_size,
         kv_on_update=c.kv_on_update,
         stop_token_ids=stop_token_ids(model),
@@ -114,7 +114,7 @@ def make_torch_engine(config: Config, longest_prompt_tokens: int) -> TorchEngine
     return TorchEngine(
         build_model(config.model, _device(config)),
         capacity=c.slots,
-        max_length=longest_prompt_tokens + c.max_new_tokens,
+        max_length=c.context_tokens(longest_prompt_tokens),
         kv_on_update=c.kv_on_update,
         stop_token_ids=stop_token_ids(config.model),
         cuda_graphs=c.torch.cuda_graphs,

@@ -1,0 +1,277 @@
+"""A group: its members' episodes side by side, each scored as it ends, then all together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asyncrl.config import RolloutConfig
+from asyncrl.core.records import FinishReason, Group, Trajectory
+from asyncrl.reward.rewards import Rewards
+from asyncrl.reward.score import RewardError, ScoreRequest
+from asyncrl.rollout.engine import Engine, GenerationRequest, SamplingParams
+from asyncrl.rollout.episode import Completion, Episode, single_turn
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.waits import waiting
+
+_BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
+
+
+class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may be tried again
+    """A group could not be sampled or scored this time.
+
+    reason: in few words, the same for failures of a kind. detail: the whole story.
+    """
+
+    def __init__(self, reason: str, detail: str, sampled_tokens: int) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.sampled_tokens = sampled_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a group's members whose episodes are not over."""
+
+    generating: int
+    """Requests that are in the engine, or about to be."""
+    elsewhere: int
+    """Members that wait for something else before they ask the engine again, or end."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """One member of a group while its episode runs."""
+
+    index: int
+    requests: int = 0
+    open_requests: int = 1
+    """The first counts from the beginning: every episode asks at once."""
+    sampled_tokens: int = 0
+    ended: bool = False
+    broken: FinishReason | None = None
+    """How the engine ended a request that it could not finish."""
+    engine_failure: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What an episode came to."""
+
+    member: _Member
+    trajectory: Trajectory | None = None
+    """None where it failed."""
+    text: str = ""
+    model_scores: dict[str, float] = field(default_factory=dict)
+    failure: AttemptFailed | RewardError | None = None
+    """Why there is no trajectory, or why a model has not scored it."""
+
+
+class GroupRollout:
+    """Carries out one task at a time: `group_size` episodes side by side, each scored by the reward models
+    as soon as it ends, then all together by the reward functions.
+
+    text_of: what rewards read of a response's token ids. context_tokens: longest sequence that the engine
+    has room for, where it is less than any prompt and `max_new_tokens`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rewards: Rewards,
+        text_of: Callable[[Sequence[int]], str],
+        config: RolloutConfig,
+        *,
+        seed: int,
+        episode: Episode = single_turn,
+        context_tokens: int | None = None,
+    ) -> None:
+        self._engine = engine
+        self._rewards = rewards
+        self._text_of = text_of
+        self._config = config
+        self._seed = seed
+        self._episode = episode
+        self._context_tokens = context_tokens
+        self._members: dict[int, list[_Member]] = {}
+        """By lease, of the groups whose episodes are not all over."""
+        self._freed = asyncio.Event()
+
+    async def __call__(self, task: RolloutTask) -> Group:
+        """Raises `AttemptFailed` when an episode or its reward is not to be had."""
+        members = [_Member(i) for i in range(self._config.group_size)]
+        self._members[task.lease_id] = members
+        try:
+            with waiting(f"the responses of group {task.group_id}"):
+                async with asyncio.TaskGroup() as running:
+                    sampling = [running.create_task(self._sample(task, member)) for member in members]
+        finally:
+            del self._members[task.lease_id]
+        samples = [sample.result() for sample in sampling]
+        with waiting(f"the rewards of group {task.group_id}"):
+            return Group(task.group_id, task.row, await self._score(task, samples))
+
+    @property
+    def room(self) -> int:
+        """Groups that the engine could take now: what waits for something else holds no slot. One waits at
+        its door, so that a slot is refilled in the very step in which it falls free."""
+        n = self._config.group_size
+        taken = sum(self.progress(lease_id).generating for lease_id in self._members)
+        return (self._config.slots + n - taken) // n
+
+    async def has_room(self) -> None:
+        """Wait until there is room: a slot is refilled when its request ends, not when its group does."""
+        while self.room < 1:
+            self._freed.clear()
+            await self._freed.wait()
+
+    def progress(self, lease_id: int) -> Progress:
+        """Of a group; nothing of one whose episodes are over."""
+        members = self._members.get(lease_id, [])
+        generating = sum(member.open_requests for member in members)
+        elsewhere = sum(not member.ended and not member.open_requests for member in members)
+        return Progress(generating, elsewhere)
+
+    async def _sample(self, task: RolloutTask, member: _Member) -> _Sample:
+        try:
+            trajectory = await self._run(task, member)
+        except AttemptFailed as failure:
+            return _Sample(member, failure=failure)
+        text = self._text_of(_response_ids(trajectory))
+        if member.broken is not None:
+            return _Sample(member, trajectory, text)
+        try:
+            scores = await self._rewards.score_response(task.prompt, text, task.columns)
+        except RewardError as error:
+            # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
+            return _Sample(member, trajectory, text, failure=error)
+        return _Sample(member, trajectory, text, scores)
+
+    async def _run(self, task: RolloutTask, member: _Member) -> Trajectory:
+        """The member's episode. Raises `AttemptFailed` for a failure of its own, whose tokens the group
+        counts, and the engine's as they are."""
+
+        async def generate(
+            prompt_ids: NDArray[np.int32] | Sequence[int], max_new_tokens: int | None = None
+        ) -> Completion:
+            return await self._generate(task, member, np.asarray(prompt_ids, np.int32), max_new_tokens)
+
+        try:
+            return _checked(await self._episode(task, generate))
+        except Exception as error:
+            if member.engine_failure is not None:
+                raise member.engine_failure from None
+            raise AttemptFailed(f"episode: {type(error).__name__}", _story(error), 0) from error
+        finally:
+            member.ended, member.open_requests = True, 0
+            self._freed.set()
+
+    async def _generate(
+        self, task: RolloutTask, member: _Member, prompt_ids: NDArray[np.int32], max_new_tokens: int | None
+    ) -> Completion:
+        c, number = self._config, member.requests
+        member.requests += 1
+        if number > 0:
+            member.open_requests += 1
+        try:
+            limit = c.max_new_tokens if max_new_tokens is None else min(max_new_tokens, c.max_new_tokens)
+            if self._context_tokens is not None:
+                limit = min(limit, self._context_tokens - len(prompt_ids))
+            if limit < 1:
+                return Completion.nothing()
+            sampling = SamplingParams(
+                max_new_tokens=limit,
+                temperature=c.temperature,
+                top_p=c.top_p,
+                top_k=c.top_k,
+                stop_token_ids=tuple(c.stop_token_ids),
+                seed=sampling_seed(self._seed, task.group_id, task.attempt, member.index, number),
+            )
+            name = f"{task.lease_id}/{member.index}" + (f"/{number}" if number else "")
+            try:
+                stream = self._engine.generate(GenerationRequest(name, prompt_ids, sampling))
+                completion = Completion.of([chunk async for chunk in stream])
+            except Exception as error:
+                member.engine_failure = error
+                raise
+        finally:
+            member.open_requests -= 1
+            self._freed.set()
+        member.sampled_tokens += len(completion.token_ids)
+        if completion.finish_reason in _BROKEN:
+            member.broken = completion.finish_reason
+        return completion
+
+    async def _score(self, task: RolloutTask, samples: Sequence[_Sample]) -> list[Trajectory]:
+        tokens = sum(sample.member.sampled_tokens for sample in samples)
+        for broken in (s.member.broken for s in samples if s.member.broken is not None):
+            reason = f"a response ended with {broken}"
+            raise AttemptFailed(reason, reason, tokens)
+        trajectories = []
+        for sample in samples:
+            if sample.trajectory is None:
+                assert isinstance(sample.failure, AttemptFailed)
+                raise AttemptFailed(sample.failure.reason, sample.failure.detail, tokens) from sample.failure
+            trajectories.append(sample.trajectory)
+        request = ScoreRequest(
+            prompt=task.prompt,
+            completions=[sample.text for sample in samples],
+            completion_ids=[_response_ids(t) for t in trajectories],
+            columns=task.columns,
+            version=max(span.version for t in trajectories for span in t.versions),
+        )
+        try:
+            for failure in (sample.failure for sample in samples if sample.failure is not None):
+                raise failure
+            scores = await self._rewards.score(request, [sample.model_scores for sample in samples])
+        except RewardError as error:
+            raise AttemptFailed(_kind(error), str(error), tokens) from error
+        for trajectory, score in zip(trajectories, scores, strict=True):
+            trajectory.reward = score.reward
+            trajectory.reward_parts = dict(score.parts)
+            trajectory.metadata = dict(score.extra)
+        return trajectories
+
+
+def _response_ids(trajectory: Trajectory) -> list[int]:
+    """From the first token that the policy sampled, with what it was shown after it."""
+    ids: list[int] = trajectory.token_ids[_prompt_tokens(trajectory) :].tolist()
+    return ids
+
+
+def _prompt_tokens(trajectory: Trajectory) -> int:
+    mask = trajectory.loss_mask
+    return int(mask.argmax()) if mask.any() else len(mask)
+
+
+def _checked(trajectory: object) -> Trajectory:
+    """Raises `TypeError` or `ValueError` for what an episode should not return."""
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(f"it returned {type(trajectory).__name__}; it should return a Trajectory")
+    if trajectory.finish_reason not in _BROKEN and not trajectory.versions:
+        raise ValueError("it returned a trajectory in which the policy sampled nothing")
+    return trajectory
+
+
+def _story(error: Exception) -> str:
+    return "".join(traceback.format_exception(error)).strip()
+
+
+def _kind(error: RewardError) -> str:
+    """What sort of failure it was, without the parts that differ from one to the next."""
+    first_line = error.reason.partition("\n")[0]
+    return f"reward {error.kind} `{error.part}`: {first_line.partition(':')[0][:100]}"
+
+
+def sampling_seed(run_seed: int, group_id: int, attempt: int, index: int, request: int = 0) -> int:
+    """A seed of its own (63 bits) for each request of each member of each attempt at each group of a run."""
+    name = f"{run_seed}/{group_id}/{attempt}/{index}" + (f"/{request}" if request else "")
+    digest = hashlib.blake2b(name.encode(), digest_size=8)
+    return int.from_bytes(digest.digest()) >> 1

@@ -1,0 +1,257 @@
+"""Episodes of many requests, with a real engine: what they may do, and what becomes of those that fail."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import asyncrl
+from asyncrl.config import RewardConfig, RolloutConfig
+from asyncrl.core.records import Batch, FinishReason
+from asyncrl.errors import ConfigError
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.reward.rewards import Rewards
+from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.episode import Transcript, make_episode
+from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.trainer.batch import flatten
+
+GROUP, TURN, CONTEXT = 4, 6, 40
+TASK = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {})
+SHOWN = [9, 10, 11, 12]
+
+
+class LengthModel:
+    """A reward model that scores by length."""
+
+    async def score(self, prompt, response):
+        return float(len(response))
+
+    def drain_metrics(self):
+        return {}
+
+
+def letters(token_ids):
+    return "".join(chr(ord("a") + i % 26) for i in token_ids)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "episodes.md"
+
+
+async def two_turns(task, generate):
+    transcript = Transcript(task.prompt_ids)
+    transcript.sampled(await generate(transcript.token_ids))
+    transcript.shown(SHOWN)
+    last = await generate(transcript.token_ids, max_new_tokens=3)
+    transcript.sampled(last)
+    return transcript.trajectory(last.finish_reason)
+
+
+@pytest.fixture
+def carry_out(make_qwen3):
+    """Runs one group of an episode; gives it, the rollout and the model."""
+    model = make_qwen3(vocab_size=32)
+
+    def carry_out(episode, watch=None, **settings):
+        async def run():
+            engine = TorchEngine(model, capacity=GROUP, max_length=CONTEXT)
+            rewards = Rewards(
+                RewardConfig.model_validate({"models": [{"path": "judge"}]}),
+                {"judge": LengthModel()},
+                max_steps=1,
+                max_tokens=TURN,
+            )
+            config = RolloutConfig(group_size=GROUP, max_new_tokens=TURN, slots=GROUP, **settings)
+            rollout = GroupRollout(
+                engine, rewards, letters, config, seed=3, episode=episode, context_tokens=CONTEXT
+            )
+            driving = asyncio.create_task(engine.run())
+            try:
+                watching = asyncio.create_task(watch(rollout)) if watch else None
+                group = await rollout(TASK)
+                if watching:
+                    await watching
+                return group
+            finally:
+                await engine.close()
+                await asyncio.gather(driving, return_exceptions=True)
+
+        return asyncio.run(run()), model
+
+    return carry_out
+
+
+def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out):
+    group, model = carry_out(two_turns)
+    assert len({t.token_ids.tobytes() for t in group.trajectories}) > 1, "all members sampled alike"
+    for t in group.trajectories:
+        shown_at = len(TASK.prompt_ids) + t.versions[0].length
+        assert t.token_ids[shown_at : shown_at + len(SHOWN)].tolist() == SHOWN
+        assert not t.loss_mask[shown_at : shown_at + len(SHOWN)].any()
+        assert t.loss_mask.sum() == t.sampled_tokens == sum(span.length for span in t.versions)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(t.token_ids)[None].long()).logits[0]
+        expected = logits.log_softmax(-1)[:-1].gather(1, torch.from_numpy(t.token_ids[1:, None]).long())[:, 0]
+        found = torch.from_numpy(t.behavior_logprobs)[1:]
+        mask = torch.from_numpy(t.loss_mask)[1:]
+        assert torch.allclose(found[mask], expected[mask], atol=1e-5)
+        assert (found[~mask] == 0).all()
+        assert t.reward == len(t.token_ids) - len(TASK.prompt_ids), "rewards read all that follows the prompt"
+    flat = flatten(Batch(0, 0, 0, (group,)))
+    assert flat.loss_mask.sum() == sum(t.sampled_tokens for t in group.trajectories)
+
+
+def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
+    door = asyncio.Event()
+
+    async def waits_between(task, generate):
+        transcript = Transcript(task.prompt_ids)
+        transcript.sampled(await generate(transcript.token_ids))
+        await door.wait()
+        transcript.sampled(await generate(transcript.token_ids))
+        return transcript.trajectory(FinishReason.STOP)
+
+    async def watch(rollout):
+        await asyncio.sleep(0)
+        assert rollout.room == 1, "only the place at the door: every slot is taken"
+        while rollout.progress(TASK.lease_id).elsewhere < GROUP:
+            await asyncio.sleep(0)
+        assert rollout.progress(TASK.lease_id).generating == 0
+        assert rollout.room == 2
+        await rollout.has_room()
+        door.set()
+
+    group, _ = carry_out(waits_between, watch)
+    assert all(len(t.versions) == 2 for t in group.trajectories)
+
+
+def test_requests_of_one_episode_may_run_side_by_side_and_differ(carry_out):
+    seen = []
+
+    async def best_of_two(task, generate):
+        found = await asyncio.gather(*(generate(task.prompt_ids) for _ in range(2)))
+        seen.append([c.token_ids.tolist() for c in found])
+        transcript = Transcript(task.prompt_ids)
+        transcript.sampled(max(found, key=lambda c: len(c.token_ids)))
+        return transcript.trajectory(FinishReason.STOP)
+
+    carry_out(best_of_two)
+    assert all(a != b for a, b in seen), "each request has a seed of its own"
+
+
+def test_a_full_context_ends_an_episode_and_no_engine(carry_out):
+    async def fills(task, generate):
+        transcript = Transcript(task.prompt_ids)
+        while len((last := await generate(transcript.token_ids)).token_ids):
+            transcript.sampled(last)
+        return transcript.trajectory(last.finish_reason)
+
+    group, _ = carry_out(fills)
+    for t in group.trajectories:
+        assert len(t.token_ids) == CONTEXT
+        assert t.finish_reason is FinishReason.LENGTH
+
+
+async def fails_after_a_turn(task, generate):
+    await generate(task.prompt_ids)
+    raise ConnectionError("the tool is away")
+
+
+async def returns_text(task, generate):
+    await generate(task.prompt_ids)
+    return "done"
+
+
+async def samples_nothing(task, generate):
+    return Transcript(task.prompt_ids).trajectory(FinishReason.STOP)
+
+
+@pytest.mark.parametrize(
+    ("episode", "reason", "detail", "tokens"),
+    [
+        (fails_after_a_turn, "episode: ConnectionError", "the tool is away", GROUP),
+        (returns_text, "episode: TypeError", "it returned str; it should return a Trajectory", GROUP),
+        (samples_nothing, "episode: ValueError", "the policy sampled nothing", 0),
+    ],
+)
+def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(
+    carry_out, episode, reason, detail, tokens
+):
+    with pytest.raises(AttemptFailed, match=detail) as caught:
+        carry_out(episode)
+    assert caught.value.reason == reason
+    assert caught.value.sampled_tokens >= tokens
+
+
+async def aborted_prompt(task, generate):
+    await generate([])
+
+
+def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out):
+    with pytest.raises(ExceptionGroup) as caught:
+        carry_out(aborted_prompt)
+    assert caught.group_contains(ValueError)
+
+
+NOT_ASYNC = "def episode(task, generate):\n    pass\n"
+TAKES_ONE = "async def episode(task):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NOT_ASYNC, r"must be `async def`"),
+        (TAKES_ONE, r"called with \(task, generate\)"),
+        ("", "it defines no function"),
+    ],
+)
+def test_an_episode_that_could_not_run_is_refused(tmp_path, text, message):
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        make_episode(f"{file}:episode")
+
+
+def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
+    text = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
+    shorter = text.replace("[271, 14209, 448]", str(SHOWN))
+    assert shorter != text, "the model of this test has a smaller vocabulary"
+    (tmp_path / "episode.py").write_text(shorter)
+    group, _ = carry_out(make_episode(f"{tmp_path / 'episode.py'}:twice"))
+    for t in group.trajectories:
+        assert t.loss_mask.sum() == len(t.token_ids) - len(TASK.prompt_ids) - len(SHOWN)
+
+
+OWN = """
+import numpy as np
+from asyncrl.rollout.episode import Transcript
+
+async def echo(task, generate):
+    '''The model writes, is shown its own first token thrice, and writes again.'''
+    transcript = Transcript(task.prompt_ids)
+    first = await generate(transcript.token_ids, max_new_tokens=4)
+    transcript.sampled(first)
+    transcript.shown(np.repeat(first.token_ids[:1], 3))
+    last = await generate(transcript.token_ids, max_new_tokens=4)
+    transcript.sampled(last)
+    return transcript.trajectory(last.finish_reason)
+"""
+
+
+def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tmp_path):
+    """Twice the same, to the last bit, on the schedule that depends on nothing but the seeds."""
+    (tmp_path / "own.py").write_text(OWN)
+    found = []
+    for i in range(2):
+        config = make_config(
+            *("run.mode=inline", "run.steps=3", f"run.dir={tmp_path / str(i)}", "rollout.slots=6"),
+            *(f"rollout.episode={tmp_path / 'own.py'}:echo", "rollout.max_sequence_tokens=64"),
+        )
+        result = asyncrl.run(config, progress=False)
+        found.append([line["reward/mean"] for line in read_metrics(result.run_dir / "metrics.jsonl")])
+    assert len(found[0]) == 3
+    assert np.isfinite(found).all()
+    assert found[0] == found[1]
