@@ -107,6 +107,9 @@ class RunConfig(Section):
     mode: Literal["async", "inline"] = "async"
     """`async`: several processes. `inline`: the same components in one process, on a deterministic
     schedule."""
+    role_host: str = "local"
+    """What starts the processes of an `async` run. `local`: this machine. Or your own, called with the run's
+    `RunDir`: `package.module:name` or `path/file.py:name` (`asyncrl.runtime.role_host`)."""
     steps: int = Field(100, ge=1)
     """Training steps (weight versions published after the initial one)."""
     gpu_hours: float | None = Field(None, gt=0)

@@ -30,6 +30,7 @@ from asyncrl.runtime.model_facts import ModelFacts
 from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.resume import check_settings
+from asyncrl.runtime.role_host import find_host
 from asyncrl.units import format_bytes
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def reward_functions(config: Config) -> dict[str, RewardFunction]:
 def episode(config: Config) -> None:
     """The user's own episode can be imported, and be called."""
     make_episode(config.rollout.episode)
+
+
+def role_host(config: Config) -> None:
+    """What is to start the processes can be imported."""
+    find_host(config.run.role_host)
 
 
 def objective(config: Config) -> None:

@@ -35,7 +35,8 @@ from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, Placement
 from asyncrl.runtime.resume import check_settings, put_in_order
-from asyncrl.runtime.supervisor import TICK_S, RoleSpec, Supervisor
+from asyncrl.runtime.role_host import RoleSpec, find_host
+from asyncrl.runtime.supervisor import TICK_S, Supervisor
 from asyncrl.runtime.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.weights.segment import sweep, sweep_abandoned
@@ -196,7 +197,8 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
         else:
             with scratch_folder() as folder:
-                await Supervisor(run_dir, _roles(prepared, folder), prepared.config.run, view).run()
+                host, roles = find_host(prepared.config.run.role_host)(run_dir), _roles(prepared, folder)
+                await Supervisor(run_dir, host, roles, prepared.config.run, view).run()
 
 
 def _on_devices(prepared: Prepared) -> Config:

@@ -127,6 +127,7 @@ def _look(
         findings.of(lambda: checks.network(config))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus))
     functions = findings.of(lambda: checks.reward_functions(config))
+    findings.of(lambda: checks.role_host(config))
     findings.of(lambda: checks.episode(config))
     findings.of(lambda: checks.objective(config))
     findings.of(lambda: checks.trainer(config))

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
-from asyncrl.resolve import OWN_PATH
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
-from asyncrl.runtime.processes import ROLE_TAG, how_it_ended, kill_tagged, signal_group
-from asyncrl.runtime.pulse import Pulse, Stall, Stillness, read_pulse
+from asyncrl.runtime.processes import how_it_ended
+from asyncrl.runtime.pulse import Pulse, Stall, Stillness
 from asyncrl.runtime.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.runtime.role import BAD_WEIGHTS, FATAL, NO_ROOM, PAST_HELP
+from asyncrl.runtime.role_host import RoleHandle, RoleHost, RoleSpec
 from asyncrl.runtime.rpc import RpcClient, RpcError
 from asyncrl.units import format_bytes
 
@@ -48,30 +43,19 @@ class View(Protocol):
         """Something happened."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoleSpec:
-    """A role to be started: `name` as `runtime.roles.entry` takes it, and what its environment has beside
-    ours."""
-
-    name: str
-    env: Mapping[str, str]
-    max_restarts: int = 0
-    """How often it is started again after a death, within any hour (`asyncrl.runtime.restarts`)."""
-    unit: str | None = None
-    """Roles of one unit are nothing without each other: when one dies all are started again together."""
-
-
 @dataclass(slots=True)
 class _Running:
     spec: RoleSpec
-    process: asyncio.subprocess.Process
-    ended: asyncio.Task[int]
-    log_start: int
-    """Where its words begin in the log, behind those of its predecessors."""
+    handle: RoleHandle
     started_s: float = field(default_factory=time.monotonic)
     stillness: Stillness = field(default_factory=Stillness)
     condemned: str | None = None
     """Why it was killed, if we did it."""
+
+    @property
+    def status(self) -> int:
+        """How it has ended."""
+        return self.handle.ended.result()
 
 
 @dataclass(slots=True)
@@ -79,6 +63,7 @@ class Supervisor:
     """Runs roles to the end of the run, replaces what dies or hangs, and tells `view` what is going on."""
 
     run_dir: RunDir
+    host: RoleHost
     specs: list[RoleSpec]
     run_config: RunConfig
     view: View
@@ -109,11 +94,11 @@ class Supervisor:
     async def _watch(self) -> None:
         while True:
             self.view.poll(self._status())
-            if running := [role.ended for role in self._roles.values()]:
+            if running := [role.handle.ended for role in self._roles.values()]:
                 await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(TICK_S)
-            for role in sorted((r for r in self._roles.values() if r.ended.done()), key=_precedence):
+            for role in sorted((r for r in self._roles.values() if r.handle.ended.done()), key=_precedence):
                 if self._is_current(role) and await self._ended(role):
                     return
             await self._look_after_pulses()
@@ -126,7 +111,7 @@ class Supervisor:
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
-        name, status = role.spec.name, role.ended.result()
+        name, status = role.spec.name, role.status
         if name == TRAINER and status == 0:
             return True
         if name.startswith(("rollout", "trainer")) and status == 0:
@@ -141,7 +126,8 @@ class Supervisor:
             raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
         it = "it" if role.spec.unit is None else f"all of the {unit}"
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
-        why = f" ({self._log(role)[-1][:MAX_WHY_CHARS]})" if status > 0 and self._log(role) else ""
+        log_lines = role.handle.log() if status > 0 else []
+        why = f" ({log_lines[-1][:MAX_WHY_CHARS]})" if log_lines else ""
         self.view.event(f"{name} {how}{why}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
         if status == BAD_WEIGHTS and TRAINER in self._roles:
             # They stay what they are until the next version, and that may need this very worker.
@@ -153,7 +139,7 @@ class Supervisor:
     def _is_past_help(self, role: _Running) -> bool:
         """Whether it would end so again. What the workers need may come yet (memory, a port); but when the
         trainer or the coordinator has never come up, and says why, a setting is wrong."""
-        status, name = role.ended.result(), role.spec.name
+        status, name = role.status, role.spec.name
         self._note_pulse(role)
         never_up = name not in self._been_up and name.startswith((COORDINATOR, "trainer"))
         return status in (PAST_HELP, NO_ROOM) or (never_up and status > 0)
@@ -162,10 +148,10 @@ class Supervisor:
         """End what is left of a unit, and forget what its successors must not find."""
         fallen = [self._roles.pop(spec.name) for spec in self._members(unit) if spec.name in self._roles]
         for role in fallen:
-            signal_group(role.process.pid, signal.SIGKILL)
-        await asyncio.wait([role.ended for role in fallen], timeout=STOP_GRACE_S)
+            role.handle.kill()
+        await asyncio.wait([role.handle.ended for role in fallen], timeout=STOP_GRACE_S)
         names = [spec.name for spec in self._members(unit)]
-        kill_tagged([self._tag(name) for name in names])
+        self.host.clear_away(names)
         for name in names:
             self.run_dir.pulse(name).unlink(missing_ok=True)
             if name != COORDINATOR:  # its successor will be where the others look for it
@@ -176,19 +162,7 @@ class Supervisor:
             self.run_dir.rendezvous.unlink(missing_ok=True)
 
     async def _start(self, spec: RoleSpec) -> None:
-        with self.run_dir.log(spec.name).open("ab") as output:
-            log_start = output.tell()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "asyncrl.runtime.role", spec.name),
-                *("--run-dir", str(self.run_dir.path), "--supervisor", str(os.getpid())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **OWN_PATH, **spec.env, ROLE_TAG: self._tag(spec.name)},
-                start_new_session=True,  # Ctrl-C is ours to pass on, and its children are ours to end
-            )
-        ended = asyncio.create_task(process.wait(), name=f"end of {spec.name}")
-        self._roles[spec.name] = _Running(spec, process, ended, log_start)
+        self._roles[spec.name] = _Running(spec, await self.host.start(spec))
 
     # ---- hangs and stalls ----------------------------------------------------------------------------------
 
@@ -226,27 +200,22 @@ class Supervisor:
     def _kill(self, roles: list[_Running], reason: str) -> None:
         for role in roles:
             role.condemned = reason
-            signal_group(role.process.pid, signal.SIGKILL)
+            role.handle.kill()
 
     async def _dump_stacks(self, roles: list[_Running]) -> None:
         """Have roles write what their threads are doing. Those that are still starting are not asked: the
         signal would end them."""
         asked = [role for role in roles if self._note_pulse(role) is not None]
         for role in asked:
-            name, pid = role.spec.name, role.process.pid
-            with self.run_dir.stacks(name).open("a") as file:
-                file.write(f"---- {name}, process {pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
+            role.handle.dump_stacks()
         if asked:
             await asyncio.sleep(STACKS_S)
 
     def _note_pulse(self, role: _Running) -> Pulse | None:
-        """The pulse of this very process, once it has one."""
-        pulse = read_pulse(self.run_dir.pulse(role.spec.name))
-        if pulse is None or pulse.pid != role.process.pid:
-            return None
-        self._been_up.add(role.spec.name)
+        """The pulse of this very start, once it has one."""
+        pulse = role.handle.pulse()
+        if pulse is not None:
+            self._been_up.add(role.spec.name)
         return pulse
 
     # ---- helpers -------------------------------------------------------------------------------------------
@@ -276,21 +245,18 @@ class Supervisor:
         for spec in self.specs:
             self.run_dir.forget_endpoint(spec.name)
 
-    def _tag(self, name: str) -> str:
-        return f"{self.run_dir.path.resolve()}:{name}"
-
     async def _stop_all(self) -> None:
         """Ask every role to end, then make it; its process group too, whatever it has started."""
         for role in self._roles.values():
-            signal_group(role.process.pid, signal.SIGTERM)
-        tasks = [role.ended for role in self._roles.values()]
+            role.handle.ask_to_end()
+        tasks = [role.handle.ended for role in self._roles.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_GRACE_S)
         for role in self._roles.values():
-            signal_group(role.process.pid, signal.SIGKILL)
+            role.handle.kill()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_GRACE_S)
-        kill_tagged([self._tag(spec.name) for spec in self.specs])
+        self.host.clear_away([spec.name for spec in self.specs])
         self._roles.clear()
 
     def _status(self) -> str:
@@ -298,21 +264,15 @@ class Supervisor:
             return "starting the coordinator"
         return f"{', '.join(sorted(self._roles))} running; the first steps take a few seconds"
 
-    def _log(self, role: _Running) -> list[str]:
-        """What this very process has written, by lines."""
-        with self.run_dir.log(role.spec.name).open("rb") as file:
-            file.seek(role.log_start)
-            return file.read().decode(errors="replace").splitlines()
-
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""
-        if role.ended.result() == NO_ROOM:
+        if role.status == NO_ROOM:
             return (
                 f"No room is left on a disk that it writes to (that of {self.run_dir.path} has "
                 f"{format_bytes(shutil.disk_usage(self.run_dir.path).free)} free). Make room, then go on: "
                 f"asyncrl-launch --resume {self.run_dir.path}"
             )
-        path, lines = self.run_dir.log(role.spec.name), self._log(role)
+        path, lines = self.run_dir.log(role.spec.name), role.handle.log()
         fatal = [i for i, line in enumerate(lines) if line.startswith(FATAL)]
         if fatal:
             return "\n".join(lines[fatal[-1] :]).removeprefix(FATAL) + f"\n(log: {path})"
@@ -331,7 +291,7 @@ def why_lost(name: str, age_s: float, still_s: float | None, run: RunConfig) -> 
 def _precedence(role: _Running) -> tuple[bool, ...]:
     """Of deaths that are noticed together, the first is the likely cause of the others: a good end, the
     coordinator's, one that is past help, one by a signal."""
-    status = role.ended.result()
+    status = role.status
     return status != 0, role.spec.name != COORDINATOR, status not in (PAST_HELP, NO_ROOM), status > 0
 
 

@@ -22,7 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import asyncrl
+from asyncrl.errors import AsyncRLError
+from asyncrl.runtime.launcher import run
 from asyncrl.runtime.lifeline import end_with
 from asyncrl.sweep.folder import mark_finished
 from asyncrl.sweep.lane import STOP_GRACE_S
@@ -80,8 +81,8 @@ def _fork() -> int | None:
 def _run(config: str, gpus: int | None) -> int:
     """Run the config to its end and mark its directory as finished; the exit status."""
     try:
-        result = asyncrl.run(config, gpus=gpus)
-    except asyncrl.AsyncRLError as error:
+        result = run(config, gpus=gpus)
+    except AsyncRLError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

@@ -1,0 +1,187 @@
+"""What every host of roles promises the supervisor, held against those that there are and a user's own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+import asyncrl
+from asyncrl.config import dump, from_tree
+from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.runtime.layout import RunDir
+from asyncrl.runtime.processes import kill_tagged
+from asyncrl.runtime.pulse import read_pulse
+from asyncrl.runtime.role_host import HOSTS, RoleSpec, find_host
+
+LONG_S = 60.0
+
+
+class PlainRole:
+    """A handle by a user: a `subprocess.Popen` whose end a thread waits for."""
+
+    def __init__(self, run_dir, spec):
+        self.run_dir, self.name = run_dir, spec.name
+        self.path = run_dir.logs / f"{spec.name}.{time.monotonic_ns()}"
+        arguments = [spec.name, "--run-dir", str(run_dir.path), "--supervisor", str(os.getpid())]
+        with self.path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asyncrl.runtime.role", *arguments],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONSAFEPATH": "1", **spec.env, "ASYNCRL_ROLE": str(self.path)},
+            )
+        self.ended = asyncio.ensure_future(asyncio.to_thread(self.process.wait))
+
+    def pulse(self):
+        pulse = read_pulse(self.run_dir.pulse(self.name))
+        return pulse if pulse is not None and pulse.pid == self.process.pid else None
+
+    def log(self):
+        return self.path.read_text().splitlines()
+
+    def ask_to_end(self):
+        self._signal(signal.SIGTERM)
+
+    def kill(self):
+        self._signal(signal.SIGKILL)
+
+    def dump_stacks(self):
+        self.process.send_signal(signal.SIGUSR1)
+
+    def _signal(self, number):
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class PlainHost:
+    def __init__(self, run_dir):
+        self.run_dir, self.started = run_dir, []
+
+    async def start(self, spec):
+        self.started.append(PlainRole(self.run_dir, spec))
+        return self.started[-1]
+
+    def clear_away(self, names):
+        kill_tagged([str(role.path) for role in self.started if role.name in names])
+
+
+OWN = f"{__file__}:PlainHost"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """With all that the role of the coordinator needs."""
+    run_dir = RunDir(tmp_path)
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    run_dir.config.write_text(dump(from_tree(tree)))
+    run_dir.model_folders.write_text("{}")
+    PromptSet((Prompt(0, "p", np.array([1], np.int32), {}),)).save(run_dir.prompts)
+    run_dir.logs.mkdir()
+    run_dir.make_keys()
+    return run_dir
+
+
+@pytest.fixture(params=[*HOSTS, OWN], ids=[*HOSTS, "own"])
+def with_host(request, run_dir):
+    """`with_host(body)`: awaits `body` of a host of the run."""
+
+    def run(body):
+        asyncio.run(asyncio.wait_for(body(find_host(request.param)(run_dir)), LONG_S))
+
+    return run
+
+
+COORDINATOR = RoleSpec("coordinator", {})
+
+
+async def up(role):
+    while role.pulse() is None:
+        assert not role.ended.done(), role.log()
+        await asyncio.sleep(0.02)
+
+
+def test_a_role_comes_up_and_ends_when_it_is_asked_to(with_host):
+    async def body(host):
+        role = await host.start(COORDINATOR)
+        assert role.pulse() is None
+        await up(role)
+        role.ask_to_end()
+        assert await role.ended == 128 + signal.SIGTERM
+
+    with_host(body)
+
+
+def test_a_role_is_killed_and_its_successor_has_a_pulse_and_a_log_of_its_own(with_host):
+    async def body(host):
+        first = await host.start(COORDINATOR)
+        await up(first)
+        first.kill()
+        assert await first.ended == -signal.SIGKILL
+        first.kill()  # nothing
+        second = await host.start(COORDINATOR)
+        assert second.pulse() is None, "that is the first one's"
+        await up(second)
+        assert first.pulse() is None
+        assert not any(line in first.log() for line in second.log())
+        second.kill()
+        await second.ended
+
+    with_host(body)
+
+
+def test_a_role_writes_what_its_threads_are_doing(with_host, run_dir):
+    async def body(host):
+        role = await host.start(COORDINATOR)
+        await up(role)
+        role.dump_stacks()
+        while "most recent call first" not in run_dir.stacks("coordinator").read_text():
+            await asyncio.sleep(0.02)
+        role.kill()
+        await role.ended
+
+    with_host(body)
+
+
+def test_a_role_that_cannot_work_says_why(with_host, run_dir):
+    run_dir.config.write_text("run: {steps: none}")
+
+    async def body(host):
+        role = await host.start(COORDINATOR)
+        assert await role.ended == 1
+        assert any(line.startswith("fatal: ") and "run.steps" in line for line in role.log())
+
+    with_host(body)
+
+
+def test_what_a_role_has_left_behind_is_cleared_away(with_host):
+    async def body(host):
+        role = await host.start(COORDINATOR)
+        await up(role)
+        host.clear_away(["rollout-0"])
+        assert role.pulse() is not None
+        assert not role.ended.done()
+        host.clear_away(["coordinator"])
+        assert await role.ended == -signal.SIGKILL
+
+    with_host(body)
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_a_host_of_the_users_own(make_config, assert_nothing_left):
+    result = asyncrl.run(make_config(f"run.role_host={OWN}", "run.steps=3"), progress=False)
+    assert len(read_metrics(result.run_dir / "metrics.jsonl")) == 3
+    assert list(result.run_dir.glob("logs/rollout-0.*")) != [result.run_dir / "logs" / "rollout-0.log"]
+    assert_nothing_left(result.run_dir)
+
+
+def test_a_host_that_is_not_there_is_refused(make_config):
+    with pytest.raises(asyncrl.ConfigError, match=r"run.role_host `nothing`: write it as package.module"):
+        asyncrl.run(make_config("run.role_host=nothing"), progress=False)

@@ -1,0 +1,132 @@
+"""Fences: what may import what, and how long a function may get."""
+
+import ast
+import sys
+from itertools import chain
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "asyncrl"
+
+LAYERS = (
+    {
+        *("affinity", "bounded", "config_messages", "errors", "packages", "presets", "resolve", "scratch"),
+        *("units", "waits", "work", "yaml_tree"),
+    },
+    {"core", "objective"},
+    {"config", "config_servers"},
+    {"weights", "data", "tiny"},
+    {"reward"},
+    {"rollout"},
+    {"trainer", "observe"},
+    {"runtime"},
+    {"sweep"},
+    {"cli"},
+)
+"""Rooms of the package from the ground up. A room imports from its own floor only itself."""
+
+PURE = {"core", "objective"}
+PURE_IMPORTS = {*sys.stdlib_module_names, "numpy", "torch", "asyncrl"}
+
+CYCLES = [
+    {"config", "config_servers"},
+    {"trainer.attention", "trainer.fused", "trainer.model", "trainer.model_checks", "trainer.packed"},
+]
+"""Of modules that know each other, for types only. None may come to these."""
+
+LONGEST_FUNCTION = 80
+TOO_LONG = {"cli.main._parser"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.is_relative_to(PACKAGE / "configs"):
+            continue  # what a user copies
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts).removesuffix("__init__").rstrip(".")
+        yield name, ast.parse(path.read_text())
+
+
+TREES = dict(modules())
+
+
+def imported(tree):
+    """Full names of all modules that are imported anywhere in a file, for types too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("asyncrl.") in TREES and inner.startswith("asyncrl")
+                yield inner if is_module else node.module
+
+
+def own_imports(name):
+    own = (full.removeprefix("asyncrl").lstrip(".") for full in imported(TREES[name]) if is_own(full))
+    return {module for module in own if module != name}
+
+
+def is_own(full):
+    return full.partition(".")[0] == "asyncrl"
+
+
+def room(name):
+    return name.partition(".")[0]
+
+
+def floor(name):
+    return next(i for i, rooms in enumerate(LAYERS) if room(name) in rooms)
+
+
+def test_every_room_is_on_a_floor():
+    assert {room(name) for name in TREES} - {""} == set(chain.from_iterable(LAYERS))
+
+
+def test_imports_point_downward():
+    """And never across: rooms of one floor know nothing of each other, but for what everything stands on."""
+    wrong = [
+        f"{name} imports {other}"
+        for name in TREES
+        for other in own_imports(name) - {""}
+        if name and room(name) != room(other)
+        if floor(other) > floor(name) or floor(other) == floor(name) > 2
+    ]
+    assert not wrong
+
+
+def test_the_front_door_is_for_users():
+    assert not [name for name in TREES if "" in own_imports(name) and room(name) != "cli"]
+
+
+def test_the_pure_rooms_import_nothing_but_python_numpy_and_torch():
+    pure = [name for name in TREES if room(name) in PURE]
+    assert {full.partition(".")[0] for name in pure for full in imported(TREES[name])} <= PURE_IMPORTS
+    assert {room(other) for name in pure for other in own_imports(name)} <= PURE | LAYERS[0]
+
+
+def cycles():
+    """Sets of modules that reach each other."""
+    reached = {name: own_imports(name) for name in TREES}
+    while True:
+        more = {name: set().union(others, *(reached[o] for o in others)) for name, others in reached.items()}
+        if more == reached:
+            break
+        reached = more
+    around = {name: {o for o in others if name in reached[o]} for name, others in reached.items()}
+    return sorted({frozenset(found) for found in around.values() if found}, key=sorted)
+
+
+def test_there_is_no_new_import_cycle():
+    assert cycles() == CYCLES
+
+
+def functions():
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_too_long():
+    assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == TOO_LONG
