@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Lease, Taken
+from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
-from asyncrl.observe.rollout_meter import RolloutMeter
+from asyncrl.rollout.task import RolloutTask
 from asyncrl.runtime import messages as m
+from asyncrl.runtime.host import Host
 from asyncrl.runtime.keys import Endpoint
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runtime.pulse import Heart, Pulse, read_pulses
 from asyncrl.runtime.rpc import Frames, RpcError, RpcServer
 from asyncrl.runtime.stall import StallWatch
-from asyncrl.runtime.state import rollout_task
 from asyncrl.runtime.store import LedgerStore
 from asyncrl.runtime.wire import FRAMES_PER_GROUP, WireGroup, check, decode_header
 
@@ -71,11 +70,10 @@ class CoordinatorService:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._prompts = prompts
+        self._host = Host(config, prompts, coordinator, store, changed=self._wake)
         self._coordinator = coordinator
         self._store = store
         self._server = RpcServer(self._handle)
-        self._meter = RolloutMeter(time.monotonic)
         self._senders = {
             "rollout": {f"rollout-{i}" for i in range(config.rollout.workers)},
             "trainer": {TRAINER},
@@ -122,7 +120,7 @@ class CoordinatorService:
             case m.LeaseRequest():
                 return await self._lease(name, request), ()
             case m.Submit():
-                self._meter.report(name, request.stats)
+                self._host.meter.report(name, request.stats)
                 self._submit(request.header, frames)
             case m.Fail():
                 self._fail(request)
@@ -133,7 +131,7 @@ class CoordinatorService:
             case m.WorkerLost():
                 self._lost(request.worker)
             case m.Applied():
-                self._meter.updated(name, request.report)
+                self._host.meter.updated(name, request.report)
             case m.Begin():
                 return self._begin(request.version), ()
             case m.Take():
@@ -141,8 +139,7 @@ class CoordinatorService:
             case m.Publish():
                 return await self._publish(request), ()
             case m.Checkpointed():
-                if not self._config.run.records:
-                    self._store.forget_trained(request.oldest)
+                self._host.checkpointed(request.oldest)
             case m.AwaitApplied():
                 await self._await_applied(request.version)
         return m.Done(), ()
@@ -170,7 +167,7 @@ class CoordinatorService:
         elif worker is None:
             worker = self._workers[name] = _Worker(peer)
             if isinstance(request, m.Submit | m.Report):
-                self._meter.resume(name, request.stats)
+                self._host.meter.resume(name, request.stats)
         worker.last_heard_s = time.monotonic()
         if isinstance(request, m.Submit | m.Report):
             worker.generated(request.stats.generated_tokens)
@@ -184,52 +181,42 @@ class CoordinatorService:
         if version is not None and (worker.engine_version is None or worker.engine_version < version):
             worker.engine_version = version
             self._stalls.started()
-            self._changed_now()
+            self._wake()
 
     def _report(self, name: str, request: m.Report) -> m.Welcome:
         worker = self._workers[name]
-        self._meter.report(name, request.stats)
+        self._host.meter.report(name, request.stats)
         if request.number > worker.reports:
             worker.reports = request.number
-            self._meter.rewards(request.reward_metrics)
+            self._host.meter.rewards(request.reward_metrics)
         # The notice may have got lost on its way, or gone out before this coordinator knew the worker.
         is_behind = worker.engine_version is None or worker.engine_version < self._coordinator.frontier
         return m.Welcome(self._notice if is_behind else None, self._notice_serial)
 
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
         worker = self._workers[name]
-        held = set(request.held)
-        missing = [lease for lease in self._coordinator.leases_of(name) if lease.lease_id not in held]
-        if missing:
-            tasks = [rollout_task(lease, self._prompts) for lease in missing[: max(1, request.limit)]]
-            return m.Leases(tasks, finished=False)
+        if unanswered := self._host.unanswered(name, set(request.held)):
+            return m.Leases(unanswered[: max(1, request.limit)], finished=False)
 
-        def leases() -> list[Lease] | None:
+        def tasks() -> list[RolloutTask] | None:
             if self._workers.get(name) is not worker:
                 raise RpcError(f"{name} has been replaced")
             if self._coordinator.finished:
                 return []
             if worker.engine_version is None:
                 return None
-            # Many places at once, as a synchronous step has them, are for all workers and not for the first
-            # to ask: a batch is done when its busiest engine is.
-            places = self._coordinator.open_places(worker.engine_version)
-            fair_share = math.ceil(places / self._config.rollout.workers)
-            limit = min(request.limit, max(1, fair_share))
-            return self._coordinator.lease(name, worker.engine_version, limit) or None
+            return self._host.lease(name, worker.engine_version, request.limit) or None
 
-        granted = await self._until(leases, request.wait_s) or []
-        if granted:
-            self._store.save(self._coordinator)
-            self._stalls.leased(lease.group_id for lease in granted)
-        return m.Leases([rollout_task(lease, self._prompts) for lease in granted], self._coordinator.finished)
+        granted = await self._until(tasks, request.wait_s) or []
+        self._stalls.leased(task.group_id for task in granted)
+        return m.Leases(granted, self._coordinator.finished)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
             check(group, frames, self._config.rollout.group_size)
             payload = WireGroup(header, tuple(frames))
-            self._coordinator.submit(group.group_id, group.lease_id, group.summary(), payload)
+            self._host.submit(group.group_id, group.lease_id, group.summary(), payload)
         except m.Malformed as error:
             raise RpcError(f"not a group to train on: {error}") from None
         except InvariantError as error:
@@ -238,54 +225,32 @@ class CoordinatorService:
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
         self._stalls.delivered(group.group_id)
-        self._changed_now()
 
     def _fail(self, request: m.Fail) -> None:
-        again = self._coordinator.fail(
+        self._stalls.failed(request.group_id)
+        self._host.fail(
             request.group_id, request.lease_id, request.reason, request.detail, request.sampled_tokens
         )
-        log.warning(
-            "group %d failed (%s): %s",
-            *(request.group_id, "to be tried again" if again else "given up", request.detail),
-        )
-        self._stalls.failed(request.group_id)
-        self._changed_now()
-        self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
 
     def _lost(self, name: str) -> None:
         self._workers.pop(name, None)
-        self._meter.lost(name)
-        groups = self._coordinator.worker_lost(name)
-        if groups:
-            log.warning("%s was lost; its %d leases go back: groups %s", name, len(groups), groups)
-        self._changed_now()
+        self._host.lost(name)
 
     # ---- trainer -------------------------------------------------------------------------------------------
 
     def _begin(self, version: int) -> m.Begun:
-        _in_turn(lambda v: self._coordinator.rewind(v, self._store.trained_since(v)), version)
+        frontier = _in_turn(self._host.begin, version)
         # The weights that its predecessor shared go with it; its own are news, be their version the same.
         self._keep_notice(None)
         self._published = None
         self._stalls.joined()
-        self._changed_now()
-        return m.Begun(self._coordinator.frontier)
+        return m.Begun(frontier)
 
     async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
-        dropped = self._coordinator.ledger.dropped_groups
-
-        def batch() -> Taken[WireGroup] | None:
-            before = dropped.total()
-            taken = _in_turn(self._coordinator.take, request.step)
-            if dropped.total() != before:
-                self._changed_now()  # their places are free
-            return taken
-
-        taken = await self._until(batch, request.wait_s)
+        taken = await self._until(lambda: _in_turn(self._host.take, request.step), request.wait_s)
         if taken is None:
             return m.Done(), ()
         self._stalls.taken()
-        self._changed_now()
         headers = [payload.header for _, payload in taken.groups]
         frames = [frame for _, payload in taken.groups for frame in payload.frames]
         return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
@@ -293,21 +258,18 @@ class CoordinatorService:
     async def _publish(self, request: m.Publish) -> m.Published:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:
             return self._published[1]
-        _in_turn(self._coordinator.published, request.version)
+        _in_turn(self._host.publish, request.version)
         self._stalls.stepped()
         self._heart.stall = None
-        self._changed_now()
         if request.notice is not None:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             for worker in list(self._workers.values()):
                 await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
         memory = self._pulses()
         answer = m.Published(
-            self._coordinator.ledger.metrics()
-            | self._meter.metrics()
+            self._host.metrics()
             | {f"memory/{role}_rss_bytes": pulse.rss_bytes for role, pulse in memory.items()}
             | {
-                "data/epoch": self._coordinator.cursor.epoch,
                 "rpc/refused": self._server.refused.total,
                 "rpc/refused_peers": self._server.refused_peers.total,
             }
@@ -353,9 +315,8 @@ class CoordinatorService:
 
     # ---- waiting -------------------------------------------------------------------------------------------
 
-    def _changed_now(self) -> None:
-        """Make the event durable, then let everybody who waits look again."""
-        self._store.save(self._coordinator)
+    def _wake(self) -> None:
+        """Let everybody who waits look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

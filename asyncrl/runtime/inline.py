@@ -9,7 +9,6 @@ anything is.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,33 +18,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.records import Batch, Group
-from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
-from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engine import UpdateReport
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import make_rollout
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.runtime.host import Host
 from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.state import open_state, rollout_task
-from asyncrl.runtime.store import LedgerStore
+from asyncrl.runtime.state import open_state
 from asyncrl.runtime.train_loop import TrainLoop
-from asyncrl.runtime.wire import WireGroup, pack, unpack
+from asyncrl.runtime.wire import pack, unpack
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.source import LocalWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asyncrl.core.coordinator import Lease
     from asyncrl.rollout.engines.torch import TorchEngine
     from asyncrl.weights.canary import Canary
-
-log = logging.getLogger(__name__)
 
 WORKER = "inline"
 SCORING_POLL_S = 0.0005
@@ -57,33 +51,26 @@ class InlineLink:
     def __init__(
         self,
         config: Config,
-        prompts: PromptSet,
-        store: LedgerStore[WireGroup],
-        coordinator: Coordinator[WireGroup],
+        host: Host,
         engine: TorchEngine,
         rewards: Rewards,
         rollout: GroupRollout,
     ) -> None:
         self._config = config
-        self._prompts = prompts
-        self._store = store
-        self._coordinator = coordinator
+        self._host = host
         self._engine = engine
         self._rewards = rewards
         self._rollout = rollout
-        self._meter = RolloutMeter(time.monotonic)
-        self._running: dict[asyncio.Task[Group], Lease] = {}
+        self._running: dict[asyncio.Task[Group], RolloutTask] = {}
 
     async def begin(self, version: int) -> int:
-        self._coordinator.rewind(version, self._store.trained_since(version))
-        self._store.save(self._coordinator)
-        return self._coordinator.frontier
+        return self._host.begin(version)
 
     async def take(self, step: int) -> Batch:
         """Roll out until the step has its batch."""
         run, tokens = self._config.run, -1
         began_s = moved_s = time.monotonic()
-        while (taken := self._coordinator.take(step)) is None:
+        while (taken := self._host.take(step)) is None:
             now_s = time.monotonic()
             if (generated := self._engine.stats().generated_tokens) != tokens:
                 tokens, moved_s = generated, now_s
@@ -91,11 +78,10 @@ class InlineLink:
                 raise RunFailed(
                     f"step {step} has waited for its batch for {now_s - began_s:.0f} s, and no token was "
                     f"generated for {now_s - moved_s:.0f} s (run.stall_s={run.stall_s:g}); the ledger: "
-                    f"{self._coordinator.ledger.metrics()}"
+                    f"{self._host.coordinator.ledger.metrics()}"
                 )
             self._lease()
             await self._decode()
-        self._store.save(self._coordinator)
         groups = tuple(unpack(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
@@ -106,7 +92,7 @@ class InlineLink:
             await self._decode()
 
     async def checkpointed(self, oldest: int) -> None:
-        """All batches are kept."""
+        self._host.checkpointed(oldest)
 
     async def publish(
         self, version: int, weights: Mapping[str, Tensor] | None, canary: Canary | None
@@ -115,17 +101,11 @@ class InlineLink:
         assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
         copies = LocalWeights(version, weights).tensors()
         pause_s = self._engine.swap(copies, version)
-        self._coordinator.published(version)
-        self._store.save(self._coordinator)
-        self._meter.report(WORKER, self._engine.stats())
-        self._meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
-        self._meter.rewards(self._rewards.drain_metrics())
-        return {
-            **self._coordinator.ledger.metrics(),
-            **self._meter.metrics(),
-            "data/epoch": self._coordinator.cursor.epoch,
-            "weights/publish_s": time.monotonic() - started_s,
-        }
+        self._host.publish(version)
+        self._host.meter.report(WORKER, self._engine.stats())
+        self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
+        self._host.meter.rewards(self._rewards.drain_metrics())
+        return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
     async def close(self) -> None:
         """Give up the groups that are being sampled; a run that ends well has none."""
@@ -145,10 +125,8 @@ class InlineLink:
         room = self._rollout.room
         if room < 1:
             return
-        for lease in self._coordinator.lease(WORKER, self._engine.stats().version, room):
-            task = asyncio.create_task(self._rollout(rollout_task(lease, self._prompts)))
-            self._running[task] = lease
-        self._store.save(self._coordinator)
+        for leased in self._host.lease(WORKER, self._engine.stats().version, room):
+            self._running[asyncio.create_task(self._rollout(leased))] = leased
 
     async def _settle(self) -> None:
         """Until every group is finished or waits for the engine, and every response that waits is in the
@@ -171,16 +149,12 @@ class InlineLink:
             try:
                 group = task.result()
             except AttemptFailed as failure:
-                log.warning("group %d failed: %s", lease.group_id, failure.detail)
-                self._coordinator.fail(
+                self._host.fail(
                     lease.group_id, lease.lease_id, failure.reason, failure.detail, failure.sampled_tokens
                 )
-                self._coordinator.ledger.judge_failures(self._config.run.max_failed_share)
             else:
                 wire = pack(group, lease.lease_id)
-                self._coordinator.submit(lease.group_id, lease.lease_id, group.summary(), wire)
-        if done:
-            self._store.save(self._coordinator)
+                self._host.submit(lease.group_id, lease.lease_id, group.summary(), wire)
 
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:
@@ -198,7 +172,8 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
         try:
             with ThreadPoolExecutor(1) as executor:
                 rollout = make_rollout(config, engine, rewards, prompts.longest_tokens)
-                link = InlineLink(config, prompts, store, coordinator, engine, rewards, rollout)
+                host = Host(config, prompts, coordinator, store)
+                link = InlineLink(config, host, engine, rewards, rollout)
                 try:
                     await TrainLoop(config, trainer, link, run_dir, executor=executor, overlap=False).run()
                 finally:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Lease, LoopSettings
+from asyncrl.core.coordinator import Coordinator, LoopSettings
 from asyncrl.data.prompts import PromptSet
-from asyncrl.rollout.task import RolloutTask
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.store import LedgerStore
 from asyncrl.runtime.wire import WireGroup
@@ -52,17 +51,3 @@ def open_state(
             multiple_of=config.epoch_multiple,
         )
         yield prompts, store, coordinator
-
-
-def rollout_task(lease: Lease, prompts: PromptSet) -> RolloutTask:
-    """A lease with its prompt."""
-    prompt = prompts[lease.row]
-    return RolloutTask(
-        lease.lease_id,
-        lease.group_id,
-        lease.attempt,
-        lease.row,
-        prompt.prompt,
-        prompt.prompt_ids.tolist(),
-        prompt.columns,
-    )
