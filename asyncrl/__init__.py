@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 
 if TYPE_CHECKING:
+    from asyncrl.config import Config, load
+    from asyncrl.observe.metrics import read_metrics
+    from asyncrl.observe.samples import Sample, read_samples
+    from asyncrl.observe.summary import Summary, summarise
+    from asyncrl.runtime.evaluate import Evaluation, evaluate_model
     from asyncrl.runtime.launcher import RunResult, resume, run
 
 __version__ = "0.1.0"
-__all__ = ["AsyncRLError", "ConfigError", "RunFailed", "RunResult", "resume", "run"]
+__all__ = [
+    "AsyncRLError",
+    "Config",
+    "ConfigError",
+    "Evaluation",
+    "RunFailed",
+    "RunResult",
+    "Sample",
+    "Summary",
+    "evaluate_model",
+    "load",
+    "read_metrics",
+    "read_samples",
+    "resume",
+    "run",
+    "summarise",
+]
+
+_HOME = {
+    "asyncrl.config": ("Config", "load"),
+    "asyncrl.observe.metrics": ("read_metrics",),
+    "asyncrl.observe.samples": ("Sample", "read_samples"),
+    "asyncrl.observe.summary": ("Summary", "summarise"),
+    "asyncrl.runtime.evaluate": ("Evaluation", "evaluate_model"),
+    "asyncrl.runtime.launcher": ("RunResult", "resume", "run"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     # Lazily: `import asyncrl` must stay light, since every role and every reward process does it.
-    if name in ("RunResult", "resume", "run"):
-        from asyncrl.runtime import launcher
-
-        return getattr(launcher, name)
-    raise AttributeError(f"module 'asyncrl' has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'asyncrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -7,37 +7,37 @@ import signal
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 START_TIMEOUT_S = 5.0
 """Longest wait for a loop in a thread of its own to begin."""
 
 
-def run_to_end(main: Coroutine[Any, Any, None]) -> None:
-    """Run an event loop to the end of `main`: in a thread of its own where this one has a loop already (a
-    notebook).
+def run_to_end(main: Coroutine[Any, Any, T]) -> T:
+    """Run an event loop to the end of `main` and return what it does: in a thread of its own where this one
+    has a loop already (a notebook).
 
     Ctrl-C and SIGTERM cancel `main`, which ends in good order, and raise `KeyboardInterrupt`."""
     if _loop_is_running():
-        _run_in_thread(main)
-    else:
-        asyncio.run(_terminable(main))
+        return _run_in_thread(main)
+    return asyncio.run(_terminable(main))
 
 
-def _run_in_thread(main: Coroutine[Any, Any, None]) -> None:
+def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
     """Whatever interrupts the caller ends `main` in good order first."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
 
-    async def tell() -> None:
+    async def tell() -> T:
         task = asyncio.current_task()
         assert task is not None
         started.set_result((asyncio.get_running_loop(), task))
-        await main
+        return await main
 
     with ThreadPoolExecutor(1, thread_name_prefix="asyncrl") as executor:
         done = executor.submit(asyncio.run, tell())
         try:
-            done.result()
+            return done.result()
         except BaseException:
             if not done.done():
                 loop, task = started.result(timeout=START_TIMEOUT_S)
@@ -53,7 +53,7 @@ def _loop_is_running() -> bool:
     return True
 
 
-async def _terminable(main: Coroutine[Any, Any, None]) -> None:
+async def _terminable(main: Coroutine[Any, Any, T]) -> T:
     """SIGTERM ends `main` as Ctrl-C does: in good order, and with `KeyboardInterrupt`."""
     if threading.current_thread() is not threading.main_thread():
         return await main
@@ -61,7 +61,7 @@ async def _terminable(main: Coroutine[Any, Any, None]) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        await task
+        return await task
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
