@@ -1,0 +1,118 @@
+"""examples/: the configs are planned, the rewards score, the script trains."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from asyncrl.cli.launch import main
+from asyncrl.config import load
+from asyncrl.reward.rewards import Rewards
+from asyncrl.reward.score import RewardError, ScoreRequest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+CONFIGS = {"maths": "problems.jsonl", "judge": "questions.jsonl"}
+"""The prompts of each config."""
+
+
+@pytest.mark.parametrize("example", CONFIGS)
+def test_a_config_is_planned_and_lacks_no_more_than_its_gpu_brings(example, monkeypatch, capsys):
+    monkeypatch.chdir(EXAMPLES / example)
+    assert main(["--config", f"{example}.yaml", "--gpus", "1", "--dry-run"]) == 0
+    lacking = capsys.readouterr().out.partition("What this machine lacks")[2]
+    assert set(re.findall(r"^- (\S+?)[= ]", lacking, re.M)) <= {"--gpus", "rollout.engine", "model.path"}
+
+
+def test_every_example_is_named_and_tested():
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    assert folders == {*CONFIGS, "from_python"}
+    page = (EXAMPLES / "README.md").read_text()
+    assert folders == set(re.findall(r"^\| \[(\w+)\]", page, re.M))
+
+
+async def scored(config, row, completions):
+    """What the example's rewards, in processes of their own, make of completions to a row's prompt."""
+    rewards = Rewards(config.reward, {}, max_steps=1, max_tokens=config.rollout.max_new_tokens)
+    await rewards.start()
+    try:
+        columns = {key: value for key, value in row.items() if key != "prompt"}
+        ids = [[0]] * len(completions)
+        request = ScoreRequest(row["prompt"], completions, ids, columns, version=0)
+        return [score.reward for score in await rewards.score(request)]
+    finally:
+        await rewards.close()
+
+
+def rows(example):
+    return [json.loads(line) for line in (EXAMPLES / example / CONFIGS[example]).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("row", rows("maths")[3:7], ids=lambda row: str(row["ground_truth"]))
+def test_the_right_answer_to_a_problem_earns_one(row, monkeypatch):
+    monkeypatch.chdir(EXAMPLES / "maths")
+    completions = [rf"So it is \boxed{{{row['ground_truth']}}}.", r"So it is \boxed{77}."]
+    assert asyncio.run(scored(load("maths.yaml"), row, completions)) == [1.0, 0.0]
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A server with OpenAI's chat API whose model likes the word "please", and once loses the thread."""
+
+    def do_POST(self):  # noqa: N802 - the name that `http.server` calls
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        answer = re.search(r"<answer>(.*)</answer>", asked, re.S)[1]
+        text = "I cannot say" if answer == "odd" else "8" if "please" in answer else "Mark: 2.5"
+        reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """It serves while the test runs."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.chdir(EXAMPLES / "judge")
+        yield
+        server.shutdown()
+        thread.join()
+
+
+def test_a_judge_is_asked_and_a_reply_without_a_mark_is_no_zero(judge):
+    pytest.importorskip("aiohttp")
+    config, row = load("judge.yaml", ["reward.retries=0", "reward.workers=1"]), rows("judge")[0]
+    assert asyncio.run(scored(config, row, ["yes, please", "no"])) == [0.8, 0.25]
+    with pytest.raises(RewardError, match="was to reply with a number from 0 to 10, and said 'I cannot say'"):
+        asyncio.run(scored(config, row, ["yes, please", "odd"]))
+
+
+@pytest.mark.slow
+def test_the_script_trains_and_reads_and_evaluates(tmp_path, warmed_up_model):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(warmed_up_model)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "from_python" / "train.py"), "run.steps=4", "data.held_out_rows=8"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 1, reward 1: '" in done.stdout
+    assert re.search(r"0\.\d\d before, \d\.\d\d after", done.stdout)
