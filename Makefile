@@ -28,7 +28,7 @@ quickstart: $(VENV)/.core
 	$(BIN)/asyncrl tiny-model $(TINY)
 	$(BIN)/asyncrl-launch --config configs/quickstart.yaml $(ARGS)
 
-# The recipe of configs/grlo.yaml in small: a reward model is trained, then PPO with a critic on two DeepSpeed ranks.
+# The algorithm of configs/grlo.yaml in small: a reward model is trained, then PPO with a critic on two DeepSpeed ranks.
 grlo-tiny: $(VENV)/.deepspeed
 	$(BIN)/asyncrl tiny-model $(TINY)
 	test -d $(TINY_REWARD) || { $(BIN)/asyncrl tiny-pairs $(TINY)/pairs.jsonl && $(BIN)/asyncrl train-reward \

@@ -65,7 +65,7 @@ def test_the_right_answer_to_a_problem_earns_one(row, monkeypatch):
 class Judge(BaseHTTPRequestHandler):
     """A server with OpenAI's chat API whose model likes the word "please", and once loses the thread."""
 
-    def do_POST(self):  # noqa: N802 - the name that `http.server` calls
+    def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
         answer = re.search(r"<answer>(.*)</answer>", asked, re.S)[1]
         text = "I cannot say" if answer == "odd" else "8" if "please" in answer else "Mark: 2.5"

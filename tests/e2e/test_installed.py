@@ -1,6 +1,7 @@
 """The command as a person types it: installed from a wheel, in an empty folder, without network or GPUs, with
 neither vLLM nor DeepSpeed."""
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+import asyncrl
 
 ROOT = Path(__file__).parents[2]
 PRESETS = {
@@ -84,6 +87,17 @@ def shown(installed, tmp_path_factory):
     plans = dict(part.split("\n", 1) for part in result.stdout.split("== ")[1:])
     assert not list(home.rglob("*.safetensors"))
     return plans, result.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_says_what_it_is(installed):
+    (found,) = importlib.metadata.distributions(name="asyncrl", path=[str(installed)])
+    assert found.version == asyncrl.__version__
+    assert found.metadata["License-Expression"] == "Apache-2.0"
+    assert found.metadata["Requires-Python"] == ">=3.11"
+    assert found.metadata["Summary"] in asyncrl.__doc__.replace("fully", "Fully")
+    assert "Programming Language :: Python :: 3.13" in found.metadata.get_all("Classifier")
+    assert {e.name for e in found.entry_points} == {"asyncrl", "asyncrl-launch"}
 
 
 @pytest.mark.slow
