@@ -4,6 +4,7 @@ side."""
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 from pathlib import Path
@@ -37,14 +38,15 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl import config as settings
     from asyncrl.runtime.earlier_run import model_in
-    from asyncrl.runtime.evaluate import evaluate_model
+    from asyncrl.runtime.evaluate import evaluate, held_out
 
     base = settings.load(arguments.config, arguments.overrides)
     table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
     figures = []
     named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
     for path in (model_in(key, path) for key, path in named):
-        found = evaluate_model(base, path, limit=arguments.limit)
+        config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
+        found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
         parts = {name: statistics.fmean(values) for name, values in found.parts.items()}
         figures.append(
             {
