@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from asyncrl.observe.metrics import read_metrics
     from asyncrl.observe.samples import Sample, read_samples
     from asyncrl.observe.summary import Summary, summarise
-    from asyncrl.runtime.evaluate import Evaluation, evaluate_model
+    from asyncrl.runtime.evaluate import Evaluation
+    from asyncrl.runtime.evaluate_model import evaluate_model
     from asyncrl.runtime.launcher import RunResult, resume, run
 
 __version__ = "0.1.0"
@@ -39,7 +40,8 @@ _HOME = {
     "asyncrl.observe.metrics": ("read_metrics",),
     "asyncrl.observe.samples": ("Sample", "read_samples"),
     "asyncrl.observe.summary": ("Summary", "summarise"),
-    "asyncrl.runtime.evaluate": ("Evaluation", "evaluate_model"),
+    "asyncrl.runtime.evaluate": ("Evaluation",),
+    "asyncrl.runtime.evaluate_model": ("evaluate_model",),
     "asyncrl.runtime.launcher": ("RunResult", "resume", "run"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -110,10 +110,10 @@ class SamplesWriter:
         self.close()
 
 
-def read_samples(run_dir: str | Path) -> list[Sample]:
+def read_samples(run_dir: Path) -> list[Sample]:
     """All of a run's; a line that a crash has cut short is left out. Raises `FileNotFoundError`."""
     decoder, found = msgspec.json.Decoder(Sample), []
-    for line in (Path(run_dir) / FILE_NAME).read_bytes().splitlines():
+    for line in (run_dir / FILE_NAME).read_bytes().splitlines():
         try:
             found.append(decoder.decode(line))
         except msgspec.DecodeError:

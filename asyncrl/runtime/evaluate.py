@@ -22,8 +22,6 @@ from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.tokenizer import load_tokenizer
-from asyncrl.runtime.earlier_run import model_in
-from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.trainer.packed import load_decoder
 from asyncrl.weights.source import LocalWeights
 
@@ -58,17 +56,6 @@ def held_out(config: Config) -> Sequence[Prompt]:
     """The dataset's last `data.held_out_rows` rows; all of it where none are held out."""
     _, kept_out = load_prompts(config.data, load_tokenizer(config.model)).split(config.data.held_out_rows)
     return kept_out.rows
-
-
-def evaluate_model(config: Config, model: str | None = None, *, limit: int | None = None) -> Evaluation:
-    """Score a model on the held-out prompts of a config, by its sampling and its rewards: `asyncrl eval`.
-
-    model: a model's folder, a name on the hub, or a run's folder for its newest; None is `model.path`.
-    limit: only the first so many prompts. Raises `ConfigError` and `RunFailed`.
-    """
-    path = model_in("model", model or config.model.path)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-    return run_to_end(evaluate(config, held_out(config)[:limit]))
 
 
 async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
