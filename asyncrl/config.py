@@ -619,8 +619,10 @@ class NetworkConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int = Field(0, ge=0)
-    """Save everything that the run needs to go on every so many steps, and at its end; 0: at the end only."""
+    every_steps: int | None = Field(None, ge=0)
+    """Save everything that the run needs to go on every so many steps, and at its end; 0: at the end only.
+    null: by the clock, the more seldom the longer a checkpoint keeps the training waiting, at most once a
+    minute (docs/operations.md); with `run.mode=inline`, which no clock may change, at the end only."""
     keep_last: int = Field(2, ge=1)
     """So many of the latest checkpoints are kept."""
     keep_best: int = Field(0, ge=0)

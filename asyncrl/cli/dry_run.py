@@ -10,6 +10,7 @@ from rich.table import Table
 
 from asyncrl.config import Config, dump
 from asyncrl.runtime.cores import cores_wanted
+from asyncrl.runtime.disk import Disk
 from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.runtime.outline import Outline, Processes
 from asyncrl.runtime.pace import Pace
@@ -29,7 +30,7 @@ def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -
     if plan.outline.gpus:
         _heading(console, "GPUs" + " (planned for: this machine does not have them)" * plan.is_elsewhere)
         console.print(_table(("", "", "", ""), _gpus(plan.outline.gpus)))
-    _heading(console, "Memory, estimated")
+    _heading(console, "Memory and disk, estimated")
     console.print(_table(("", "", ""), _memory(plan)))
     _heading(console, "A training step, and all of them")
     console.print(_table(("", ""), _implied(plan)))
@@ -247,6 +248,18 @@ def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
             yield kind, UNKNOWN, ""
     host = UNKNOWN if o.host_memory_bytes is None else format_bytes(o.host_memory_bytes)
     yield "host memory", host, "in all"
+    yield "disk", UNKNOWN if o.disk is None else format_bytes(o.disk.total_bytes), _checkpoints(o.disk)
+
+
+def _checkpoints(disk: Disk | None) -> str:
+    """What the run directory holds, beside what is small."""
+    if disk is None or not disk.checkpoints:
+        return ""
+    if disk.checkpoints == 1:
+        return "a checkpoint at the end"
+    return (
+        f"{disk.checkpoints} checkpoints of {format_bytes(disk.checkpoint_bytes)}, one of them being written"
+    )
 
 
 def _parts(memory: Memory) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
 from asyncrl.observe.words import duration, number, percent
+from asyncrl.units import format_bytes
 
 FIRST_STEPS, LAST_STEPS = 3, 5
 """The rewards at the start and the end are means over so many steps."""
@@ -40,6 +41,12 @@ class Summary:
     dropped_groups: int
     failed_groups: int
     in_flight_groups: int
+    checkpoint_s: float
+    """For which the training waited while checkpoints were made."""
+    checkpoints: int
+    """Those that are kept."""
+    checkpoint_bytes: int
+    """What they take of the disk."""
     checkpoint: Path | None
     """The newest model, as `AutoModelForCausalLM.from_pretrained` takes it; None when none was saved."""
 
@@ -64,6 +71,7 @@ def summarise(run_dir: str | Path) -> Summary:
     def whole_run(key: str) -> float:
         return _mean(column(key), durations_s)
 
+    kept = [path for path in run_dir.glob("checkpoints/step_*") if path.name.removeprefix("step_").isdigit()]
     return Summary(
         run_dir=run_dir,
         steps=last["step"],
@@ -81,6 +89,9 @@ def summarise(run_dir: str | Path) -> Summary:
         dropped_groups=last["ledger/dropped_groups"],
         failed_groups=last["ledger/failed_groups"],
         in_flight_groups=last["ledger/in_flight_groups"],
+        checkpoint_s=math.fsum(line.get("time/checkpoint_s", 0.0) for line in lines),
+        checkpoints=len(kept),
+        checkpoint_bytes=sum(f.stat().st_size for path in kept for f in path.rglob("*") if f.is_file()),
         checkpoint=newest_checkpoint(run_dir),
     )
 
@@ -108,6 +119,11 @@ def _rows(s: Summary) -> Iterator[tuple[str, str]]:
     yield "staleness", f"mean {number(s.staleness_mean, 2)}, max {number(s.staleness_max)}"
     yield "idle", f"trainer {percent(s.idle_trainer)}, rollout {percent(s.idle_rollout)}"
     yield "groups", f"{s.generated_groups:,} admitted: {fates}, {s.in_flight_groups:,} in flight at the end"
+    if s.checkpoints:
+        paused = (
+            f"training waited {number(s.checkpoint_s, 1)} s for them ({percent(s.checkpoint_s / s.wall_s)})"
+        )
+        yield "checkpoints", f"{s.checkpoints} kept, {format_bytes(s.checkpoint_bytes)}; {paused}"
     yield "run directory", str(s.run_dir)
     yield "model", str(s.checkpoint) if s.checkpoint else "no checkpoint was saved"
     yield "curves", s.board_command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,12 +61,17 @@ def run_dir(config: Config) -> bool:
                 f"{key}={value}: this folder holds a part of a run ({', '.join(held)}), and no run can go on "
                 "without config.yaml and prompts.msgpack; put them back, or name another folder"
             )
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    nearest = _nearest(path)
     if not nearest.is_dir():
         raise ConfigError(f"{key}={value}: {nearest} is a file, not a folder; name another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={value}: no permission to write into {nearest}; name another place")
     return False
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def reward_functions(config: Config) -> dict[str, RewardFunction]:
@@ -335,6 +341,17 @@ def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
         yield (
             f"about {format_bytes(needed)} of memory are needed and the machine has "
             f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
+        )
+
+
+def disk_warnings(config: Config, implied: Outline) -> Iterator[str]:
+    """Whether the run directory's disk has room for the checkpoints."""
+    folder = _nearest(Path(config.run.dir or config.run.root).expanduser())
+    free = shutil.disk_usage(folder).free
+    if implied.disk is not None and implied.disk.total_bytes > free:
+        yield (
+            f"checkpoints take about {format_bytes(implied.disk.total_bytes)}, and the disk of {folder} has "
+            f"{format_bytes(free)} free; name another place (run.dir), or keep fewer (checkpoint.keep_last)"
         )
 
 

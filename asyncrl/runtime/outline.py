@@ -9,6 +9,7 @@ from typing import cast
 
 from asyncrl.config import Config
 from asyncrl.core.cursor import epoch_rows
+from asyncrl.runtime.disk import Disk, estimate_disk
 from asyncrl.runtime.memory import (
     GpuLoad,
     Memory,
@@ -74,6 +75,8 @@ class Outline:
     for responses of full length, or where there is no limit or no pace."""
     host_memory_bytes: int | None
     """Estimate of everything that does not lie on a GPU."""
+    disk: Disk | None
+    """Estimate of what the run directory takes; None where a trained model's size is not known."""
     kv_sequences: int | None
     """Sequences of full length whose keys and values one engine holds; None where it has room for all slots
     by construction, or where the model's sizes are not known."""
@@ -125,6 +128,7 @@ def outline(
         if paces
         else None,
         host_memory_bytes=host_bytes(placement, memory),
+        disk=estimate_disk(config, models),
         kv_sequences=_kv_sequences(config, placement, models.policy, memory, longest),
     )
 

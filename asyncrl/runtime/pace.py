@@ -14,6 +14,7 @@ from typing import Self
 
 from asyncrl.config import STEP_STALLS, Config
 from asyncrl.objective.catalogue import POLICY_LOSSES
+from asyncrl.runtime.checkpoint_pace import interval_s
 from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
 from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.resources import Placement
@@ -190,11 +191,13 @@ def predict(
     per_token = sum(one.flops(lengths) for one in passes)
     version_bytes = models.policy.parameters * DTYPE_BYTES[config.model.dtype]
     trained = [model for model in (models.policy, models.critic) if model is not None]
+    train_s = lengths.trained * per_token / (config.trainer.ranks * TRAINING_FLOPS_PER_S)
+    snapshot_s = STATE_BYTES * sum(model.parameters for model in trained) / SNAPSHOT_BYTES_PER_S
     publish_s, load_s = version_bytes / PUBLISH_BYTES_PER_S, version_bytes / LOAD_BYTES_PER_S
     return Pace(
         response_tokens=response_tokens,
         prompt_tokens=prompt,
-        train_s=lengths.trained * per_token / (config.trainer.ranks * TRAINING_FLOPS_PER_S),
+        train_s=train_s,
         micro_batch_s=config.trainer.micro_batch_tokens
         * max(one.flops(lengths) for one in passes)
         / TRAINING_FLOPS_PER_S,
@@ -204,9 +207,9 @@ def predict(
         score_s=_score_s(config, models, lengths),
         publish_s=publish_s,
         load_s=load_s,
-        snapshot_s=STATE_BYTES * sum(model.parameters for model in trained) / SNAPSHOT_BYTES_PER_S,
+        snapshot_s=snapshot_s,
         start_s=_start_s(config, models, version_bytes) + publish_s + load_s,
-        steps_per_checkpoint=config.checkpoint.every_steps,
+        steps_per_checkpoint=_steps_per_checkpoint(config, snapshot_s, train_s + publish_s),
         takes_turns=config.staleness.bound == 0 or config.staleness.fixed_lag is not None,
         gpus={
             kind: frozenset(gpu for place in placement.of(kind) for gpu in place.gpus)
@@ -214,6 +217,12 @@ def predict(
         },
         held_gpus=placement.gpus,
     )
+
+
+def _steps_per_checkpoint(config: Config, snapshot_s: float, step_s: float) -> int:
+    """step_s: what a step takes at least."""
+    every = config.checkpoint.every_steps
+    return math.ceil(interval_s(snapshot_s, writing_s=0.0) / step_s) if every is None else every
 
 
 def warnings(config: Config, pace: Pace) -> Iterator[str]:

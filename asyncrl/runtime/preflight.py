@@ -174,6 +174,7 @@ def _look(
         warnings += checks.prompt_warnings(config, prompts, tokenizer)
     if not is_elsewhere:
         warnings += checks.machine_warnings(machine, implied)
+        warnings += checks.disk_warnings(config, implied)
     planned = Plan(
         config=config,
         machine=machine,

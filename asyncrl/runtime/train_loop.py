@@ -85,7 +85,7 @@ class TrainLoop:
         self._executor = executor
         self._overlap = overlap
         self._scaler = RewardScaler(config.reward)
-        self._saver = CheckpointSaver(run_dir, config.checkpoint, link)
+        self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
         self._shares = TimeShares()
         self._frontier = 0
 
@@ -98,6 +98,7 @@ class TrainLoop:
         symptoms = Symptoms(groups * rollout.group_size, rollout.max_new_tokens, is_new=done == 0)
         await self._publish(done)
         self._shares.lap()
+        self._saver.start_clock()
         fetch = self._fetch(done)
         try:
             with MetricsWriter(self._run_dir.path, after_step=done) as writer, self._samples(done) as samples:
@@ -153,8 +154,7 @@ class TrainLoop:
             metrics = self._scaler(batch) | await self._in_executor(self._trainer.step, batch, total_steps)
         with self._shares.phase("publish"):
             metrics |= await self._publish(done) | {"schedule/total_steps": total_steps}
-        every = self._config.checkpoint.every_steps
-        if done == self._config.run.steps or (every and done % every == 0):
+        if done == self._config.run.steps or self._saver.is_due(done):
             await self._save(done, metrics["reward/mean"])
         return metrics
 

@@ -139,13 +139,17 @@ def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bo
     """What a rank takes of host memory wherever it computes: a share of the checkpoint that is being written,
     and, before it computes, the model that it loads."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
-    of_learners = policy.parameters + (models.critic.parameters if models.critic is not None else 0)
-    # float32 weights and AdamW's two moments, and while they are written the policy in the model's dtype.
-    snapshot = 12 * of_learners + value_bytes * policy.parameters
-    if config.objective.proximal == "ewma":
-        snapshot += value_bytes * policy.parameters
     loaded = [facts.parameters for facts in (policy, models.critic, models.reference) if facts is not None]
     # One model after the other goes through host memory, and all of it is free before the first checkpoint.
     loading = value_bytes * max(loaded) if on_gpu else 0
-    share = -(-snapshot // config.trainer.ranks)
+    share = -(-snapshot_bytes(config, models, policy) // config.trainer.ranks)
     return {"checkpoint": share} if share >= loading else {"loading": loading}
+
+
+def snapshot_bytes(config: Config, models: KnownModels, policy: ModelFacts) -> int:
+    """What training needs to go on, in host memory or on disk: of policy and critic float32 weights and
+    AdamW's two moments, and the policy in the model's dtype."""
+    value_bytes = DTYPE_BYTES[config.model.dtype]
+    of_learners = policy.parameters + (models.critic.parameters if models.critic is not None else 0)
+    averaged = value_bytes * policy.parameters if config.objective.proximal == "ewma" else 0
+    return 12 * of_learners + value_bytes * policy.parameters + averaged

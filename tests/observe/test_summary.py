@@ -87,6 +87,19 @@ def test_the_board_command_can_be_pasted_into_a_shell(run_dir, tmp_path_factory)
     assert shlex.split(command) == ["tensorboard", "--logdir", str(spaced / "tensorboard")]
 
 
+def test_what_checkpoints_cost(tmp_path, make_line):
+    lines = [make_line(step, time__checkpoint_s=0.75 * (step % 2)) for step in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("step_3", "step_5", "step_7.unfinished"):
+        (add_checkpoint(tmp_path, name, 1000) / "model.safetensors").write_bytes(bytes(10**6))
+    s = summarise(tmp_path)
+    assert (s.checkpoints, s.checkpoint_bytes, s.checkpoint_s) == (2, 2 * 10**6, 2.25)
+    out = io.StringIO()
+    print_summary(s, Console(file=out, width=80))
+    (line,) = (line for line in out.getvalue().splitlines() if line.startswith("checkpoints"))
+    assert line.endswith("2 kept, 2.0 MB; training waited 2.2 s for them (11%)")  # of 20 s
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_printed_summary_keeps_paths_and_commands_whole(run_dir, width):
     folder = add_checkpoint(run_dir, "step_8", 1000)
