@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -53,6 +53,13 @@ def current_work() -> Work | None:
 
 
 _unhurried: list[str] = []
+_listener: Callable[[], None] | None = None
+
+
+def tell(listener: Callable[[], None]) -> None:
+    """From now on, `listener` is called whenever something `unhurried` begins or ends, in its thread."""
+    global _listener
+    _listener = listener
 
 
 @contextmanager
@@ -60,10 +67,17 @@ def unhurried(what: str) -> Iterator[None]:
     """For the body, this process does something long of which nobody can say how far it is, such as writing
     files: that it is under way counts as progress. Any thread may."""
     _unhurried.append(what)
+    _changed()
     try:
         yield
     finally:
         _unhurried.remove(what)
+        _changed()
+
+
+def _changed() -> None:
+    if _listener is not None:
+        _listener()
 
 
 def current_unhurried() -> str | None:

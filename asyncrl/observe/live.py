@@ -74,7 +74,11 @@ class LiveView:
         self._silent = False
 
     def start(self) -> None:
+        """What the run has written before, when it is gone on with, is not told again."""
         self._progress.started_s = self._now_s()
+        for line in self._tail.poll():
+            self._progress.add(line, self._progress.started_s)
+        self._progress.begun_with = self._progress.steps
         self._show(self._view.start)
 
     def poll(self, status: str = "") -> None:
@@ -174,7 +178,7 @@ class LinesView:
         p = self._progress
         if (
             p.status not in ("", self._told_status)
-            and (not p.steps or p.is_done)  # between steps, the lines of the steps tell enough
+            and not p.is_under_way
             and now_s - self._told_status_s >= PLAIN_STATUS_S
         ):
             self._told_status, self._told_status_s = p.status, now_s

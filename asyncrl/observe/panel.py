@@ -30,9 +30,10 @@ def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: in
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
         parts += [_chart_table(progress, width), Text(), _ledger(progress)]
-    if progress.steps and (progress.status or events):
+    status = list(_status(progress, now_s))
+    if progress.steps and (status or events):
         parts.append(Text())
-    parts += _status(progress, now_s)
+    parts += status
     parts += [_one_line(event, "yellow") for event in events]
     return Panel(
         Group(*parts),
@@ -127,7 +128,7 @@ def _status(progress: Progress, now_s: float) -> Iterator[RenderableType]:
     if overdue_s is not None:
         quiet = f"no step has ended for {duration(overdue_s)}"
         yield _one_line(f"{quiet}: {progress.status}" if progress.status else quiet, "yellow")
-    elif progress.status or not progress.steps:
+    elif not progress.is_under_way and (progress.status or not progress.steps):
         frame = SPINNER[int(now_s * SPINNER_HZ) % len(SPINNER)]
         yield _one_line(f"{frame} {progress.status or 'starting'}", "cyan")
 

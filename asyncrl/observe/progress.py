@@ -34,6 +34,8 @@ class Progress:
     started_s: float
     status: str = ""
     """What the run is doing or waiting for."""
+    begun_with: int = 0
+    """The steps that were done before the watcher came."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The newest line of metrics; empty before the first."""
     last_line_s: float = math.nan
@@ -56,6 +58,11 @@ class Progress:
     @property
     def is_done(self) -> bool:
         return self.steps >= self.total_steps
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether steps follow each other: then they tell enough, and a status says nothing new."""
+        return self.begun_with < self.steps < self.total_steps
 
     def number(self, key: str) -> float:
         """A number of the newest line; NaN when it has none of that name."""

@@ -36,6 +36,7 @@ from asyncrl.runtime.preflight import Prepared, preflight
 from asyncrl.runtime.resources import Place, Placement
 from asyncrl.runtime.resume import check_settings, put_in_order
 from asyncrl.runtime.role_host import RoleSpec, find_host
+from asyncrl.runtime.status import own_status
 from asyncrl.runtime.supervisor import TICK_S, Supervisor
 from asyncrl.runtime.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
@@ -268,7 +269,7 @@ async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None
     task = asyncio.ensure_future(run)
     try:
         while not task.done():
-            view.poll("running inline")
+            view.poll(own_status())
             await asyncio.wait([task], timeout=TICK_S)
         await task
     finally:

@@ -87,6 +87,14 @@ class RunDir:
         return self.pulses / role
 
     @property
+    def beginnings(self) -> Path:
+        """The folder of what roles do before they have a pulse (`asyncrl.runtime.status`)."""
+        return self.path / ".beginning"
+
+    def beginning(self, role: str) -> Path:
+        return self.beginnings / role
+
+    @property
     def weights_prefix(self) -> str:
         """Names the run's shared memory; the same for the same run directory."""
         digest = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6)

@@ -27,6 +27,7 @@ from asyncrl.resolve import forget_own_path
 from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.lifeline import end_with
+from asyncrl.runtime.status import tell_beginning
 from asyncrl.weights.source import WeightsError
 
 FATAL = "fatal: "
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    tell_beginning(RunDir(args.run_dir).beginning(args.name))
     pin()  # before any thread is started
     end_with(args.supervisor)
     try:

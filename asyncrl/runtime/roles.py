@@ -12,6 +12,7 @@ from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.pulse import beating
+from asyncrl.work import unhurried
 
 ENDPOINT_TIMEOUT_S = 60.0
 
@@ -58,7 +59,8 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
     )
     group_rollout = make_rollout(config, engine, rewards, longest)
-    await rewards.start()
+    with unhurried("starting the reward functions"):
+        await rewards.start()
     spare_the_collector()
     async with beating(run_dir.pulse(name)):
         try:
@@ -81,7 +83,9 @@ async def reward(config: Config, path: Path, name: str) -> None:
     from asyncrl.runtime.reward_service import RewardModelService
 
     model = config.reward.models[int(name.partition("-")[2])]
-    service = RewardModelService(load_scorer(model), model)
+    with unhurried("loading the reward model"):
+        scorer = load_scorer(model)
+    service = RewardModelService(scorer, model)
     spare_the_collector()
     run_dir = RunDir(path)
     run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))

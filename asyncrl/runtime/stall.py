@@ -32,7 +32,7 @@ class StallWatch:
 
     A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
     groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
-    the reward models. Nothing for `run.stall_s` is a stall. So is a step that has taken
+    the reward models. After the last step, the trainer is to write what it writes, and to end. Nothing for `run.stall_s` is a stall. So is a step that has taken
     `run.longest_step_s`, whatever moves: groups may be delivered and dropped for ever.
 
     roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
@@ -90,7 +90,7 @@ class StallWatch:
 
     def delivered(self, group_id: int) -> None:
         """A worker has handed in a finished group."""
-        if self._leased_s.pop(group_id, None) is not None and not self._trainer_has_a_batch:
+        if self._leased_s.pop(group_id, None) is not None and not self._is_the_trainer_s_turn:
             self._moved_s = self._now_s()
 
     def failed(self, group_id: int) -> None:
@@ -102,7 +102,7 @@ class StallWatch:
         now_s, run = self._now_s(), self._run
         if not self._started and now_s - self._begun_s > run.start_s:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
-        if not self._started or self._coordinator.finished:
+        if not self._started:
             return None
         pulses, limit = self._pulses(), f"run.stall_s={run.stall_s:g}"
         self._look_at_work(pulses)
@@ -117,21 +117,24 @@ class StallWatch:
                 if now_s - begun_s <= run.longest_step_s:
                     return None
                 limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
-        return self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
+        since_s = now_s - self._step_s
+        if self._coordinator.finished:
+            return self.stall(f"the run has not ended for {since_s:.0f} s after its last step ({limit})")
+        return self.stall(f"no training step has ended for {since_s:.0f} s ({limit})")
 
     def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
         """Note whether what the next step needs has moved."""
         moving = False
         for role, pulse in pulses.items():
             if role == TRAINER or role.startswith("reward"):
-                needed = self._trainer_has_a_batch == (role == TRAINER)
+                needed = self._is_the_trainer_s_turn == (role == TRAINER)
                 moving |= needed and pulse.work is not None and pulse.work != self._work.get(role)
                 waits_for_it = role == TRAINER and (needed or not self.has_weights)
                 moving |= waits_for_it and pulse.work is None and pulse.unhurried is not None
                 self._work[role] = pulse.work
         if moving:
             self._moved_s = self._now_s()
-        if not self._trainer_has_a_batch and self.has_weights:
+        if not self._is_the_trainer_s_turn and self.has_weights:
             holders = {e.worker for e in self._coordinator.waits_for() if e.state is GroupState.LEASED}
             generated_s = (w.generated_s for name, w in self._workers.items() if name in holders)
             self._moved_s = max([self._moved_s, *generated_s])
@@ -150,7 +153,7 @@ class StallWatch:
             return ()  # the supervisor replaces what does not come up
         if self.behind:
             return self.behind
-        if self._trainer_has_a_batch or not self.has_weights:
+        if self._is_the_trainer_s_turn or not self.has_weights:
             return (TRAINER,)
         leased = [e for e in self._coordinator.waits_for() if e.state is GroupState.LEASED]
         if leased:
@@ -165,12 +168,22 @@ class StallWatch:
         return worker.engine_version is None or worker.engine_version < self._coordinator.version
 
     @property
+    def _is_the_trainer_s_turn(self) -> bool:
+        """Whether nobody else has anything to do for the next step, or for the end of the run."""
+        return self._trainer_has_a_batch or self._coordinator.finished
+
+    @property
     def _trainer_has_a_batch(self) -> bool:
         return self._coordinator.steps_taken > self._coordinator.version
 
     def _explain(self) -> str:
         """Who waits for whom, for what, since when."""
         now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
+        starting = [f"{role} has not come up since its start." for role in self._starting(pulses)]
+        if self._coordinator.finished:
+            ranks = {role: pulse for role, pulse in pulses.items() if role.startswith("trainer")}
+            done = f"The trainer has done all {version} steps and has not ended."
+            return " ".join([done, *starting, *describe_waits(ranks, time.time())])
         if self._trainer_has_a_batch:
             trainer = f"has had the batch of step {version} for {now_s - self._taken_s:.0f} s"
         elif not self.has_weights:
@@ -192,7 +205,7 @@ class StallWatch:
             )
         if not self._workers:
             lines.append("No rollout worker is connected.")
-        lines += [f"{role} has not come up since its start." for role in self._starting(pulses)]
+        lines += starting
         lines += describe_waits(pulses, time.time())
         ledger = self._coordinator.ledger
         if ledger.dropped_groups:

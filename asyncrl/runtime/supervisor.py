@@ -19,6 +19,7 @@ from asyncrl.runtime.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.runtime.role import BAD_WEIGHTS, FATAL, NO_ROOM, PAST_HELP
 from asyncrl.runtime.role_host import RoleHandle, RoleHost, RoleSpec
 from asyncrl.runtime.rpc import RpcClient, RpcError
+from asyncrl.runtime.status import read_beginning, status_of
 from asyncrl.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class Supervisor:
         self.host.clear_away(names)
         for name in names:
             self.run_dir.pulse(name).unlink(missing_ok=True)
+            self.run_dir.beginning(name).unlink(missing_ok=True)
             if name != COORDINATOR:  # its successor will be where the others look for it
                 self.run_dir.forget_endpoint(name)
             if name.startswith("rollout"):
@@ -240,6 +242,7 @@ class Supervisor:
     def _forget_files(self) -> None:
         """What is of this start of the run only."""
         shutil.rmtree(self.run_dir.pulses, ignore_errors=True)
+        shutil.rmtree(self.run_dir.beginnings, ignore_errors=True)
         self.run_dir.rendezvous.unlink(missing_ok=True)
         self.run_dir.forget_keys()
         for spec in self.specs:
@@ -260,9 +263,11 @@ class Supervisor:
         self._roles.clear()
 
     def _status(self) -> str:
-        if self.run_dir.endpoint(COORDINATOR) is None:
-            return "starting the coordinator"
-        return f"{', '.join(sorted(self._roles))} running; the first steps take a few seconds"
+        pulses = {name: self._note_pulse(role) for name, role in self._roles.items()}
+        beginnings = {
+            name: read_beginning(self.run_dir.beginning(name)) for name, pulse in pulses.items() if not pulse
+        }
+        return status_of(beginnings, pulses.get(TRAINER))
 
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""

@@ -17,6 +17,7 @@ from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.reference import load_reference
 from asyncrl.trainer.state import Stateful
 from asyncrl.trainer.step import TrainStep
+from asyncrl.work import unhurried
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,12 @@ class Models:
 
 def load_models(config: Config) -> Models:
     """Raises `ModelError` for models that this backend would not train right, or not together."""
-    return Models(load_policy(config), None if config.critic is None else load_critic(config))
+    with unhurried("loading the model"):
+        policy = load_policy(config)
+    if config.critic is None:
+        return Models(policy, None)
+    with unhurried("loading the critic"):
+        return Models(policy, load_critic(config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,11 @@ def make_trained(config: Config, models: Models, learner: Callable[[nn.Module], 
 
 def make_step(config: Config, models: Models, trained: Trained, ranks: Ranks) -> TrainStep:
     """The training step of these models."""
+    if config.reference is None:
+        reference = None
+    else:
+        with unhurried("loading the reference"):
+            reference = load_reference(config, ranks)
     together = [models.policy] if models.critic is None else [models.policy, models.critic]
     return TrainStep(
         trained.policy,
@@ -65,6 +76,6 @@ def make_step(config: Config, models: Models, trained: Trained, ranks: Ranks) ->
         config,
         ranks,
         critic=trained.critic,
-        reference=None if config.reference is None else load_reference(config, ranks),
+        reference=reference,
         averaged=trained.averaged,
     )

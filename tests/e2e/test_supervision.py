@@ -1,5 +1,6 @@
 """Roles that hang, or without which nothing goes on, in the middle of a run through the real command."""
 
+import os
 import signal
 
 import pytest
@@ -106,6 +107,45 @@ def test_a_stall_that_a_new_worker_does_not_end_ends_the_run(launch, tmp_path, p
     assert "The trainer has waited for the batch of step 0 for" in text
     assert "rollout-0 waits for the rewards of group 0 (for" in text
     assert text.count("rollout-0 holds up step 0; replacing it") == (1 if policy == "restart" else 0)
+
+
+REWARD_FOR_A_TRAP = """
+import time
+from pathlib import Path
+
+STATE = Path(__file__).parent / "run/checkpoints/step_2/state.json"
+calls = 0
+
+
+def reward(completions, **_):
+    global calls
+    calls += 1
+    deadline = time.monotonic() + 100
+    while calls > 8 and time.monotonic() < deadline and not STATE.is_fifo():
+        time.sleep(0.05)
+    return [float(i) for i in range(len(completions))]
+"""
+"""It holds the run up after its second step, until the first checkpoint is a trap."""
+
+
+def test_a_run_whose_last_checkpoint_hangs_ends_with_a_report(launch, tmp_path):
+    """Before it removes a checkpoint, the trainer reads what reward it had: here from a pipe, for ever."""
+    (tmp_path / "trap.py").write_text(REWARD_FOR_A_TRAP)
+    run = launch(
+        f"reward.functions.0.function={tmp_path / 'trap.py'}:reward",
+        *("run.steps=4", "run.stall_s=4", "run.on_stall=end", "staleness.max_staleness=0"),
+        *("checkpoint.every_steps=2", "checkpoint.keep_last=1", "checkpoint.keep_best=1"),
+    )
+    state = run.run_dir / "checkpoints" / "step_2" / "state.json"
+    run.wait(state.exists, "the first checkpoint")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.replace(state)
+    assert run.end(LONG_S) == 1
+    text = run.output.read_text()
+    assert "after its last step" in text
+    assert "The trainer has done all 4 steps and has not ended." in text
+    assert "trainer-0 waits for the checkpoint of step 4 to be written (for" in text
 
 
 def test_responses_of_a_few_tokens_cost_no_worker(launch):

@@ -124,6 +124,19 @@ def test_a_status_is_told_when_it_changes_but_not_in_floods(plain, clock, append
     assert lines()[-1] == "0:56  saving the model"
 
 
+def test_a_run_that_is_gone_on_with_tells_its_start_but_not_its_past(plain, append, make_line, clock):
+    make_view, lines = plain
+    append(*(make_line(step, warnings=["reward timed out"]) for step in range(1, 8)))
+    view = make_view(100)
+    view.start()
+    view.poll("trainer-0: reading the newest checkpoint")
+    assert lines()[1:] == ["0:00  trainer-0: reading the newest checkpoint"]
+    append(make_line(8))
+    clock.now_s += 60
+    view.poll("trainer-0: waiting for the batch of step 8")
+    assert steps_in(lines()) == [8]
+
+
 def test_events_and_warnings_are_told_on_one_line_without_control_characters(plain, append, make_line, clock):
     make_view, lines = plain
     view = make_view(100)
@@ -222,7 +235,11 @@ def test_on_a_terminal_a_panel_shows_the_run(tmp_path, terminal, clock, append, 
     ):
         assert part in shown, part
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
-    clock.now_s += 40
+    assert "waiting" not in shown
+    clock.now_s += 1
+    view.poll("waiting for groups")
+    assert "waiting" not in without_escapes(terminal.written())  # between steps, it would say nothing new
+    clock.now_s += 39
     view.event("worker 0 restarted")
     view.poll("waiting for groups")
     shown = without_escapes(terminal.written())

@@ -314,3 +314,61 @@ def test_a_role_that_is_started_again_in_a_long_step_gets_its_time(run):
     assert run.watch.look() is None
     run.pass_by(2)
     assert run.watch.look() is not None
+
+
+@pytest.fixture
+def ended(run):
+    """A run whose one step is done."""
+    run.coordinator = Coordinator(LoopSettings(2, 1, "wait", 1), PromptCursor(8, 0, shuffle=False))
+    run.watch._coordinator = run.coordinator
+    run.train()
+    run.coordinator.published(1)
+    run.watch.stepped()
+    return run
+
+
+def test_a_run_that_does_not_end_after_its_last_step_says_what_its_trainer_waits_for(ended):
+    ended.pass_by(10)
+    assert ended.watch.look() is None
+    ended.up("trainer-0", "the end of the other ranks")
+    ended.pass_by(1)
+    stall = ended.watch.look()
+    assert (stall.culprits, stall.version) == (("trainer-0",), 1)
+    for part in (
+        "the run has not ended for 11 s after its last step (run.stall_s=10)",
+        "The trainer has done all 1 steps and has not ended.",
+        "trainer-0 waits for the end of the other ranks (for ",
+    ):
+        assert part in stall.text
+    ended.pass_by(11)
+    assert ended.watch.look().version == stall.version  # which ends it
+
+
+def test_the_last_checkpoint_has_its_time_but_not_for_ever(ended):
+    ended.up("trainer-0", unhurried="writing the checkpoint of step 1")
+    for _ in range(6):
+        ended.workers["rollout-0"].generated_s = ended.now_s
+        ended.pass_by(10)
+        assert ended.watch.look() is None
+    ended.pass_by(1)
+    stall = ended.watch.look()
+    assert stall.culprits == ("trainer-0",)
+    assert "after its last step (all moves, but for more than 6 times run.stall_s=10)" in stall.text
+    assert "is writing the checkpoint of step 1" in stall.text
+
+
+def test_what_others_do_is_no_end_of_the_run(ended):
+    for done in range(3):
+        ended.works("reward-0", done)
+        ended.workers["rollout-0"].generated_s = ended.now_s
+        ended.pass_by(5)
+        stall = ended.watch.look()
+    assert stall.culprits == ("trainer-0",)
+
+
+def test_a_trainer_that_is_started_again_for_the_end_gets_its_time(ended):
+    del ended.pulses["trainer-0"]
+    ended.pass_by(100)
+    assert ended.watch.look() is None
+    ended.pass_by(1)
+    assert "trainer-0 has not come up since its start." in ended.watch.look().text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from asyncrl.config import Config
 from asyncrl.rollout.engine import Engine
+from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.rollout.engines.http.engine import HttpEngine
@@ -61,8 +62,10 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
         trust_remote_code=model.trust_remote_code,
     )
     expected = ExpectedWeights(model.path, model.dtype, model.trust_remote_code)
+    with unhurried("starting vLLM (it compiles, and measures the memory)"):
+        core = launch(settings, expected.n_bytes)
     return VllmEngine(
-        launch(settings, expected.n_bytes),
+        core,
         expected,
         capacity=c.slots,
         max_length=max_length,
@@ -111,8 +114,10 @@ def make_torch_engine(config: Config, longest_prompt_tokens: int) -> TorchEngine
     from asyncrl.rollout.stops import stop_token_ids
 
     c = config.rollout
+    with unhurried("building the engine's model"):
+        model = build_model(config.model, _device(config))
     return TorchEngine(
-        build_model(config.model, _device(config)),
+        model,
         capacity=c.slots,
         max_length=c.context_tokens(longest_prompt_tokens),
         kv_on_update=c.kv_on_update,

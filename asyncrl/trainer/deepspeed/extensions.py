@@ -18,16 +18,28 @@ STALE_S = 300.0
 POLL_S = 0.1
 
 
+def what_starts() -> str:
+    """In words: DeepSpeed, which on a machine's first start on the CPU compiles its sums over ranks."""
+    found = (path for pattern in ("*/*.so", "*/*/*.so") for path in _root().glob(pattern))
+    is_compiled = any(path.stem == "deepspeed_shm_comm" for path in found)
+    if os.environ.get("DS_ACCELERATOR") == "cpu" and not is_compiled:
+        return "compiling an extension of DeepSpeed (once on a machine; half a minute)"
+    return "starting DeepSpeed"
+
+
 def wait_for_compilers() -> None:
     """Return once nobody compiles an extension.
 
     torch holds the lock as a file, which outlives its process, and itself waits for it to go without an end.
     One that is older than `STALE_S` is therefore taken away.
     """
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
+    for lock in (*_root().glob("*/lock"), *_root().glob("*/*/lock")):
         with waiting(f"another process to compile {lock.parent.name} ({lock})"):
             _wait_for(lock)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _wait_for(lock: Path) -> None:

@@ -12,13 +12,14 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 from asyncrl.config import Config
-from asyncrl.trainer.deepspeed.extensions import wait_for_compilers
+from asyncrl.trainer.deepspeed.extensions import wait_for_compilers, what_starts
 from asyncrl.trainer.deepspeed.pieces import gathered, optimizer_states, set_whole
 from asyncrl.trainer.deepspeed.settings import engine_settings
 from asyncrl.trainer.learner import learner_shapes, trained_parameters
 from asyncrl.trainer.optimizer import NonFiniteGradientError, SkipCounter, Update, adamw
 from asyncrl.trainer.packing import MicroBatch
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
+from asyncrl.work import unhurried
 
 
 class DeepSpeedLearner:
@@ -32,12 +33,13 @@ class DeepSpeedLearner:
         if config.trainer.deepspeed.zero_stage == 2:
             self._hold_large_gradients(settings["zero_optimization"]["reduce_bucket_size"])
         wait_for_compilers()
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=adamw(list(self._parameters.values()), config.trainer),
-            config=settings,
-            dist_init_required=False,
-        )
+        with unhurried(what_starts()):
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=adamw(list(self._parameters.values()), config.trainer),
+                config=settings,
+                dist_init_required=False,
+            )
         self._skips = SkipCounter()
 
     def _hold_large_gradients(self, bucket_elements: int) -> None:

@@ -1,0 +1,99 @@
+"""What a person is told of a run before its first step, and after its last."""
+
+import pytest
+from launched import LONG_S
+
+from asyncrl import work
+from asyncrl.runtime.pulse import Pulse
+from asyncrl.runtime.status import own_status, read_beginning, status_of, tell_beginning
+from asyncrl.trainer.backend import make_trainer
+from asyncrl.waits import Wait, waiting
+from asyncrl.work import Work, unhurried, working
+
+SLOW_IMPORT = """
+import sys
+import time
+from pathlib import Path
+
+if "asyncrl.cli.launch" not in sys.orig_argv:
+    deadline = time.monotonic() + 100
+    while not Path(__file__).with_name("go").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def reward(completions, **_):
+    return [float(i) for i in range(len(completions))]
+"""
+
+
+def test_roles_that_do_the_same_are_told_together_and_the_trainer_says_what_it_is_at():
+    loading = dict.fromkeys(["trainer-0", "trainer-1", "trainer-2"], "loading the model")
+    starting = {"rollout-0": "starting vLLM", "coordinator": "starting", "reward-0": "starting"}
+    assert status_of(loading | starting, None) == (
+        "coordinator, reward-0: starting; rollout-0: starting vLLM; trainer-0 to trainer-2: loading the model"
+    )
+    waits = Pulse(1, 0, [Wait("the batch of step 0", 0.0)])
+    assert status_of({}, waits) == "trainer-0: waiting for the batch of step 0"
+    assert status_of({"rollout-0": "starting vLLM"}, waits) == (
+        "rollout-0: starting vLLM; trainer-0: waiting for the batch of step 0"
+    )
+    computes = Pulse(1, 0, [], work=Work("micro-batches of the policy's updates", 3, 40, 0.0))
+    assert status_of({}, computes) == "trainer-0: computing the micro-batches of the policy's updates"
+    writes = Pulse(1, 0, waits.waits, work=computes.work, unhurried="writing the checkpoint of step 9")
+    assert status_of({}, writes) == "trainer-0: writing the checkpoint of step 9"
+    assert status_of({}, Pulse(1, 0, [])) == ""
+
+
+def test_one_process_says_what_it_does_itself():
+    assert own_status() == "running inline"
+    with waiting("the batch of step 3"):
+        assert own_status() == "waiting for the batch of step 3"
+        with working("micro-batches"), unhurried("reading the newest checkpoint"):
+            assert own_status() == "reading the newest checkpoint"
+
+
+@pytest.fixture
+def beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "_listener", None)
+    return tmp_path / ".beginning" / "trainer-0"
+
+
+def test_a_beginning_is_told_from_outside_as_it_goes_on(beginning):
+    assert read_beginning(beginning) == "starting"
+    tell_beginning(beginning)
+    assert read_beginning(beginning) == "starting"
+    with unhurried("loading the model"):
+        assert read_beginning(beginning) == "loading the model"
+        with unhurried("compiling"):
+            assert read_beginning(beginning) == "compiling"
+        assert read_beginning(beginning) == "loading the model"
+    assert read_beginning(beginning) == "starting"
+
+
+def test_a_beginning_that_cannot_be_written_ends_nothing(beginning):
+    tell_beginning(beginning)
+    beginning.unlink()
+    beginning.parent.rmdir()
+    with unhurried("loading the model"):
+        assert read_beginning(beginning) == "starting"
+
+
+def test_a_trainer_says_which_of_its_models_it_loads(make_config, monkeypatch):
+    told = []
+    monkeypatch.setattr(work, "_listener", lambda: told.append(work.current_unhurried()))
+    make_trainer(make_config("objective.advantage=gae", "critic={}", "reference={}"))
+    said = [what for what in told if what is not None]
+    assert said == ["loading the model", "loading the critic", "loading the reference"]
+
+
+@pytest.mark.slow
+def test_who_watches_is_told_who_keeps_the_run_from_starting(launch, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
+    run = launch(f"reward.functions.0.function={tmp_path / 'slow.py'}:reward", "run.steps=2")
+    run.wait(lambda: "rollout-0: starting the reward functions" in run.output.read_text(), "the status")
+    (tmp_path / "go").touch()
+    assert run.end(LONG_S) == 0
+    text = run.output.read_text()
+    assert "coordinator, rollout-0, trainer-0: starting" in text
+    after = text[text.index("\nstep 1/2") :]
+    assert "starting" not in after
