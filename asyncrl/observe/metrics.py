@@ -14,41 +14,13 @@ import msgspec
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError
+from asyncrl.observe.metric_table import REQUIRED_KEYS, board_tags
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"
-
-REQUIRED_KEYS: Mapping[str, str] = {
-    "step": "training steps done, this one included: counts from 1",
-    "version": "policy version that this step published",
-    "wall_s": "seconds since the run started, at the end of the step",
-    "reward/mean": "mean reward of the trained trajectories",
-    "reward/std": "standard deviation of their rewards",
-    "staleness/mean": "mean staleness of the trained tokens, in versions",
-    "staleness/max": "largest staleness of a trained token, in versions",
-    "ess": "effective sample size of the behaviour correction, as a share of the tokens, from the raw ratios",
-    "ratio/mean": "mean of pi_prox / mu over the trained tokens",
-    "kl/behavior": "estimated KL divergence between behaviour and proximal policy",
-    "clip_frac": "share of trained tokens whose PPO ratio was clipped",
-    "entropy": "mean entropy of the policy at the trained tokens, in nats",
-    "response_tokens/mean": "mean number of sampled tokens of a trajectory",
-    "throughput/generated_tokens_per_s": "sampled tokens of all workers per second, over the step",
-    "throughput/trained_tokens_per_s": "sampled tokens that were trained on per second, over the step",
-    "idle/trainer": "share of the step in which the trainer waited for groups",
-    "idle/rollout": "share of the step in which the engines had nothing to decode",
-    "weights/publish_s": "seconds that publishing the version took",
-    "weights/pause_s": "seconds that an engine paused for its last weight update, mean over engines",
-    "ledger/generated_groups": "groups admitted since the run started",
-    "ledger/trained_groups": "of them: trained on",
-    "ledger/failed_groups": "of them: failed, every attempt of them",
-    "ledger/dropped_groups": "of them: dropped, for whatever reason",
-    "ledger/in_flight_groups": "of them: queued, leased, ready or in training",
-}
-"""The keys that every line has, with what they mean. Lines may have more; the ones with numbers go to
-TensorBoard."""
 
 Value = float | int | str | list[str] | None
 
@@ -89,7 +61,8 @@ class MetricsWriter:
         self._last_step = step
         for key, value in values.items():
             if key != "step" and isinstance(value, int | float):
-                self._board.add_scalar(key, value, step)
+                for tag in board_tags(key):
+                    self._board.add_scalar(tag, value, step)
 
     def close(self) -> None:
         self._file.close()

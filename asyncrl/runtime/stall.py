@@ -32,8 +32,9 @@ class StallWatch:
 
     A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
     groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
-    the reward models. After the last step, the trainer is to write what it writes, and to end. Nothing for `run.stall_s` is a stall. So is a step that has taken
-    `run.longest_step_s`, whatever moves: groups may be delivered and dropped for ever.
+    the reward models; after the last step, what the trainer has to write before it ends. Nothing for
+    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever moves: groups may be
+    delivered and dropped for ever.
 
     roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
     """

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncrl.observe.metrics import REQUIRED_KEYS, read_metrics
+from asyncrl.observe.metric_table import REQUIRED_KEYS
+from asyncrl.observe.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
