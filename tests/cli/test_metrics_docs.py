@@ -19,7 +19,7 @@ def test_every_metric_has_a_line_with_its_unit_and_meaning():
     lines = render().splitlines()
     for metric in METRICS.values():
         (line,) = (line for line in lines if line.split(" | ")[0].strip("| *") == f"`{metric.name}`")
-        assert f" | {metric.unit} | {metric.meaning}" in line
+        assert f" | {metric.unit} | {metric.meaning} |" in line.replace("\\|", "|")
         assert metric.meaning
 
 
