@@ -9,6 +9,8 @@ import json
 import statistics
 from pathlib import Path
 
+from asyncrl.errors import ConfigError
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -27,6 +29,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N of these prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
     parser.add_argument(
+        "--responses",
+        type=Path,
+        metavar="FILE",
+        help="write every response with its prompt, reward and parts, a line of JSON each "
+        "(`asyncrl samples FILE` shows them)",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file"
     )
     parser.set_defaults(run=_run)
@@ -38,15 +47,20 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl import config as settings
     from asyncrl.runtime.earlier_run import model_in
-    from asyncrl.runtime.evaluate import evaluate, held_out
+    from asyncrl.runtime.evaluate import evaluate, held_out, responses
 
     base = settings.load(arguments.config, arguments.overrides)
+    if arguments.responses is not None:
+        _begin(arguments.responses)
     table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
     figures = []
     named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
     for path in (model_in(key, path) for key, path in named):
         config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
         found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
+        if arguments.responses is not None:
+            with arguments.responses.open("ab") as file:
+                file.writelines(sample.line() for sample in responses(config, found))
         parts = {name: statistics.fmean(values) for name, values in found.parts.items()}
         figures.append(
             {
@@ -80,3 +94,14 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _begin(path: Path) -> None:
+    """An empty file, before anything is sampled. Raises `ConfigError` where there can be none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise ConfigError(
+            f"--responses {path}: cannot be written ({error.strerror}); name another file"
+        ) from None

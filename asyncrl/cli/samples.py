@@ -13,9 +13,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "samples",
         help="show some of the responses that a run was trained on",
         description="Show some of the responses that a run was trained on: of each of its first steps, and "
-        "of ever fewer later ones, the best, the worst, the longest and the first of the batch.",
+        "of ever fewer later ones, the best, the worst, the longest and the first of the batch. Or show what "
+        "`asyncrl eval --responses` wrote.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("path", type=Path, metavar="RUN_DIR|FILE")
     parser.add_argument(
         "--step", type=int, metavar="N", help="of this step (default: the newest that there is)"
     )
@@ -35,11 +36,11 @@ def _show(arguments: argparse.Namespace) -> None:
     from asyncrl.observe.samples import read_samples
 
     try:
-        samples = read_samples(arguments.run_dir)
+        samples = read_samples(arguments.path)
     except FileNotFoundError:
         samples = []
     if not samples:
-        raise ConfigError(f"{arguments.run_dir}: there are no samples (samples.jsonl) in it, or not yet")
+        raise ConfigError(f"{arguments.path}: there are no samples (samples.jsonl) in it, or not yet")
     steps = sorted({sample.step for sample in samples})
     step = steps[-1] if arguments.step is None else arguments.step
     if step not in steps:
@@ -52,9 +53,11 @@ def _show(arguments: argparse.Namespace) -> None:
         parts = "".join(f", {escape(name)} {value:.3g}" for name, value in sample.parts.items())
         oldest, newest = sample.versions
         versions = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
-        chosen = " and ".join(sample.chosen)
+        heading = sample.model or f"step {sample.step}"
+        if sample.chosen:
+            heading += f", {' and '.join(sample.chosen)}"
         console.print(
-            f"\n[bold]step {sample.step}, {chosen}[/bold]: reward {sample.reward:.3g}{parts}; "
+            f"\n[bold]{escape(heading)}[/bold]: reward {sample.reward:.3g}{parts}; "
             f"{sample.tokens} tokens ({sample.finish}) of {versions}; row {sample.row}"
         )
         console.print(Text(_printable(sample.prompt), style="dim"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,13 +15,13 @@ from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajec
 FILE_NAME = "samples.jsonl"
 
 
-class Sample(msgspec.Struct, frozen=True):
-    """One response that was trained on."""
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One response that was trained on, or with which a model was evaluated."""
 
     step: int
-    """The training step, from 1 on, as in `metrics.jsonl`."""
+    """The training step, from 1 on, as in `metrics.jsonl`; 0 in an evaluation."""
     chosen: list[str]
-    """Why it is here: the `best`, `worst` or `longest` response of its batch, or the `first`."""
+    """What is special about it: the `best`, `worst` or `longest` response of its batch, or the `first`."""
     group: int
     row: int
     """Of the prompt, among the usable rows of the dataset."""
@@ -34,6 +34,41 @@ class Sample(msgspec.Struct, frozen=True):
     prompt: str
     response: str
     """Special tokens included, as they were sampled."""
+    model: str = ""
+    """The one that was evaluated."""
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        chosen: list[str],
+        group: Group,
+        trajectory: Trajectory,
+        decode: Callable[[Sequence[int]], str],
+        model: str = "",
+    ) -> Self:
+        """decode: text of token ids, special tokens included."""
+        versions = trajectory.token_versions()
+        sampled = versions[versions != NOT_SAMPLED]
+        begins = int(np.argmax(trajectory.loss_mask))
+        return cls(
+            step=step,
+            chosen=chosen,
+            group=group.group_id,
+            row=group.row,
+            reward=float(trajectory.reward),
+            parts={name: float(value) for name, value in trajectory.reward_parts.items()},
+            tokens=trajectory.sampled_tokens,
+            finish=trajectory.finish_reason,
+            versions=(int(sampled.min()), int(sampled.max())),
+            prompt=decode(trajectory.token_ids[:begins].tolist()),
+            response=decode(trajectory.token_ids[begins:].tolist()),
+            model=model,
+        )
+
+    def line(self) -> bytes:
+        """As in the file."""
+        return msgspec.json.encode(self) + b"\n"
 
 
 def is_kept(step: int) -> bool:
@@ -42,9 +77,9 @@ def is_kept(step: int) -> bool:
     return step % 10 ** max(0, int(math.log10(max(1, step))) - 1) == 0
 
 
-def choose(batch: Batch) -> Iterator[tuple[list[str], Group, Trajectory]]:
-    """The batch's best, worst, longest and first response; each once, with all that it is."""
-    everything = [(group, t) for group in batch.groups for t in group.trajectories]
+def choose(groups: Iterable[Group]) -> Iterator[tuple[list[str], Group, Trajectory]]:
+    """The best, worst, longest and first response; each once, with all that it is."""
+    everything = [(group, t) for group in groups for t in group.trajectories]
     picks: Mapping[str, Callable[[tuple[Group, Trajectory]], float]] = {
         "best": lambda pair: -pair[1].reward,
         "worst": lambda pair: pair[1].reward,
@@ -69,7 +104,7 @@ class SamplesWriter:
         path = run_dir / FILE_NAME
         if path.exists():
             kept = [sample for sample in read_samples(run_dir) if sample.step <= after_step]
-            path.write_bytes(b"".join(map(_line, kept)))
+            path.write_bytes(b"".join(sample.line() for sample in kept))
         self._file = path.open("ab")
         self._decode = decode
 
@@ -78,27 +113,9 @@ class SamplesWriter:
         step = batch.step + 1
         if not is_kept(step):
             return
-        for why, group, trajectory in choose(batch):
-            self._file.write(_line(self._sample(step, why, group, trajectory)))
+        for chosen, group, trajectory in choose(batch.groups):
+            self._file.write(Sample.of(step, chosen, group, trajectory, self._decode).line())
         self._file.flush()
-
-    def _sample(self, step: int, why: list[str], group: Group, trajectory: Trajectory) -> Sample:
-        versions = trajectory.token_versions()
-        sampled = versions[versions != NOT_SAMPLED]
-        begins = int(np.argmax(trajectory.loss_mask))
-        return Sample(
-            step=step,
-            chosen=why,
-            group=group.group_id,
-            row=group.row,
-            reward=float(trajectory.reward),
-            parts={name: float(value) for name, value in trajectory.reward_parts.items()},
-            tokens=trajectory.sampled_tokens,
-            finish=trajectory.finish_reason,
-            versions=(int(sampled.min()), int(sampled.max())),
-            prompt=self._decode(trajectory.token_ids[:begins].tolist()),
-            response=self._decode(trajectory.token_ids[begins:].tolist()),
-        )
 
     def close(self) -> None:
         self._file.close()
@@ -110,16 +127,14 @@ class SamplesWriter:
         self.close()
 
 
-def read_samples(run_dir: Path) -> list[Sample]:
-    """All of a run's; a line that a crash has cut short is left out. Raises `FileNotFoundError`."""
+def read_samples(path: Path) -> list[Sample]:
+    """All of a run's, by its directory, or of a file of them; a line that a crash has cut short is left out.
+    Raises `FileNotFoundError`."""
+    file = path / FILE_NAME if path.is_dir() else path
     decoder, found = msgspec.json.Decoder(Sample), []
-    for line in (run_dir / FILE_NAME).read_bytes().splitlines():
+    for line in file.read_bytes().splitlines():
         try:
             found.append(decoder.decode(line))
         except msgspec.DecodeError:
             continue
     return found
-
-
-def _line(sample: Sample) -> bytes:
-    return msgspec.json.encode(sample) + b"\n"

@@ -7,7 +7,7 @@ import asyncio
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from asyncrl.config import Config
@@ -15,6 +15,7 @@ from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
 from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
@@ -30,12 +31,17 @@ from asyncrl.weights.source import LocalWeights
 class Evaluation:
     """rewards: of each response. parts: of each response that has the part, by name."""
 
-    prompts: int
+    groups: tuple[Group, ...]
+    """The responses to each prompt."""
     rewards: tuple[float, ...]
     parts: dict[str, tuple[float, ...]]
     response_tokens: float
     """Mean."""
     truncated_frac: float
+
+    @property
+    def prompts(self) -> int:
+        return len(self.groups)
 
     @property
     def mean(self) -> float:
@@ -56,6 +62,15 @@ def held_out(config: Config) -> Sequence[Prompt]:
     """The dataset's last `data.held_out_rows` rows; all of it where none are held out."""
     _, kept_out = load_prompts(config.data, load_tokenizer(config.model)).split(config.data.held_out_rows)
     return kept_out.rows
+
+
+def responses(config: Config, evaluation: Evaluation) -> Iterator[Sample]:
+    """All of them, to be read."""
+    decode = load_tokenizer(config.model).decode
+    chosen = {id(trajectory): why for why, _, trajectory in choose(evaluation.groups)}
+    for group in evaluation.groups:
+        for t in group.trajectories:
+            yield Sample.of(0, chosen.get(id(t), []), group, t, decode, model=config.model.path)
 
 
 async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
@@ -100,7 +115,7 @@ def _summary(groups: Sequence[Group]) -> Evaluation:
         for name, value in trajectory.reward_parts.items():
             parts[name].append(value)
     return Evaluation(
-        len(groups),
+        tuple(groups),
         tuple(t.reward for t in trajectories),
         {name: tuple(values) for name, values in sorted(parts.items())},
         statistics.fmean(t.sampled_tokens for t in trajectories),

@@ -27,6 +27,36 @@ def test_models_are_scored_on_the_held_out_rows_side_by_side(warmed_up_model, tm
     assert "+0.00 of the first's standard deviations" in capsys.readouterr().out
 
 
+def test_every_response_is_written_to_be_read(warmed_up_model, tmp_path, capsys):
+    path = tmp_path / "new" / "responses.jsonl"
+    arguments = ["--responses", str(path), "--limit", "3", *settings(warmed_up_model, "rollout.group_size=4")]
+    assert main(["eval", "--config", str(CONFIG), "--model", str(warmed_up_model), *arguments]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["group"] for row in rows] == [0] * 4 + [1] * 4 + [2] * 4
+    for row in rows:
+        assert (row["model"], row["step"], row["versions"]) == (str(warmed_up_model), 0, [0, 0])
+        assert row["parts"] == {"exact_match": row["reward"]}
+        assert row["prompt"] and row["response"] and row["tokens"]
+    assert {row["row"] for row in rows} == {4096 - 40 + i for i in range(3)}
+    (best,) = (row for row in rows if "best" in row["chosen"])
+    assert best["reward"] == max(row["reward"] for row in rows)
+
+    capsys.readouterr()
+    assert main(["samples", str(path), "--longest"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    longest = max(rows, key=lambda row: row["tokens"])
+    assert f"{longest['tokens']} tokens ({longest['finish']})" in shown
+    assert shown.count(": reward ") == 1
+    assert main(["samples", str(path)]) == 0
+    assert capsys.readouterr().out.count(": reward ") == 12
+
+
+def test_responses_that_cannot_be_written_are_refused_before_any_is_sampled(warmed_up_model, capsys):
+    arguments = ["--responses", str(warmed_up_model), *settings(warmed_up_model)]
+    assert main(["eval", "--config", str(CONFIG), *arguments]) == 2
+    assert f"--responses {warmed_up_model}: cannot be written (Is a directory)" in capsys.readouterr().err
+
+
 def test_held_out_rows_are_the_last_ones(warmed_up_model):
     config = load(CONFIG, settings(warmed_up_model))
     everything = load(CONFIG, [*settings(warmed_up_model), "data.held_out_rows=0"])
