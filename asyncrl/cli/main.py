@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asyncrl import __version__
@@ -94,35 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
-    docs = commands.add_parser(
-        "config-docs",
-        help="write the reference of all settings, docs/configuration.md",
-        description="Write the reference of all settings from their schema, asyncrl/config.py.",
-    )
-    docs.add_argument(
-        "path",
-        nargs="?",
-        default=Path("docs/configuration.md"),
-        type=Path,
-        metavar="PATH",
-        help="file to write (default: docs/configuration.md)",
-    )
-    docs.set_defaults(run=_config_docs)
-
-    metrics = commands.add_parser(
-        "metrics-docs",
-        help="write the reference of all metrics, docs/metrics.md",
-        description="Write the reference of all metrics from their table, asyncrl/observe/metric_table.py.",
-    )
-    metrics.add_argument(
-        "path",
-        nargs="?",
-        default=Path("docs/metrics.md"),
-        type=Path,
-        metavar="PATH",
-        help="file to write (default: docs/metrics.md)",
-    )
-    metrics.set_defaults(run=_metrics_docs)
+    _add_reference(commands, "config-docs", "settings", "docs/configuration.md", _config_docs)
+    _add_reference(commands, "metrics-docs", "metrics", "docs/metrics.md", _metrics_docs)
 
     sweeps = commands.add_parser(
         "sweep",
@@ -136,6 +109,26 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_arguments(sweeps)
     sweeps.set_defaults(run=sweep.run)
     return parser
+
+
+def _add_reference(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    command: str,
+    things: str,
+    page: str,
+    run: Callable[[argparse.Namespace], None],
+) -> None:
+    what = f"write the reference of all {things}"
+    parser = commands.add_parser(command, help=f"{what}, {page}", description=f"{what.capitalize()}.")
+    parser.add_argument(
+        "path",
+        nargs="?",
+        default=Path(page),
+        type=Path,
+        metavar="PATH",
+        help=f"file to write (default: {page})",
+    )
+    parser.set_defaults(run=run)
 
 
 def _tiny_model(arguments: argparse.Namespace) -> None:
