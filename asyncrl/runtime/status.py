@@ -62,6 +62,6 @@ def _words(waits: Sequence[Wait], work: Work | None, unhurried: str | None) -> s
 
 
 def _names(roles: Sequence[str]) -> str:
-    """`rollout-0`; `rollout-0 to rollout-7, trainer-0`."""
+    """`rollout-0, rollout-1`; `rollout-0 to rollout-7, trainer-0`."""
     kinds = [list(of) for _, of in groupby(roles, lambda role: role.rpartition("-")[0])]
-    return ", ".join(of[0] if len(of) == 1 else f"{of[0]} to {of[-1]}" for of in kinds)
+    return ", ".join(", ".join(of) if len(of) < 3 else f"{of[0]} to {of[-1]}" for of in kinds)

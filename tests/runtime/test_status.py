@@ -28,9 +28,11 @@ def reward(completions, **_):
 
 def test_roles_that_do_the_same_are_told_together_and_the_trainer_says_what_it_is_at():
     loading = dict.fromkeys(["trainer-0", "trainer-1", "trainer-2"], "loading the model")
-    starting = {"rollout-0": "starting vLLM", "coordinator": "starting", "reward-0": "starting"}
-    assert status_of(loading | starting, None) == (
-        "coordinator, reward-0: starting; rollout-0: starting vLLM; trainer-0 to trainer-2: loading the model"
+    vllm = dict.fromkeys(["rollout-0", "rollout-1"], "starting vLLM")
+    starting = dict.fromkeys(["coordinator", "reward-0"], "starting")
+    assert status_of(loading | vllm | starting, None) == (
+        "coordinator, reward-0: starting; rollout-0, rollout-1: starting vLLM; "
+        "trainer-0 to trainer-2: loading the model"
     )
     waits = Pulse(1, 0, [Wait("the batch of step 0", 0.0)])
     assert status_of({}, waits) == "trainer-0: waiting for the batch of step 0"
