@@ -34,7 +34,6 @@ CYCLES = [
 """Of modules that know each other, for types only. None may come to these."""
 
 LONGEST_FUNCTION = 80
-TOO_LONG = {"cli.main._parser"}
 
 
 def modules():
@@ -129,4 +128,4 @@ def functions():
 
 
 def test_no_function_is_too_long():
-    assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == TOO_LONG
+    assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == set()
