@@ -109,33 +109,45 @@ def test_a_stall_that_a_new_worker_does_not_end_ends_the_run(launch, tmp_path, p
     assert text.count("rollout-0 holds up step 0; replacing it") == (1 if policy == "restart" else 0)
 
 
-REWARD_FOR_A_TRAP = """
+REWARD_WITH_TRAPS = """
+import sys
 import time
 from pathlib import Path
 
-STATE = Path(__file__).parent / "run/checkpoints/step_2/state.json"
+HERE = Path(__file__).parent
 calls = 0
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 100
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+if "asyncrl.cli.launch" not in sys.orig_argv:
+    wait_for((HERE / "go").exists)
 
 
 def reward(completions, **_):
     global calls
     calls += 1
-    deadline = time.monotonic() + 100
-    while calls > 8 and time.monotonic() < deadline and not STATE.is_fifo():
-        time.sleep(0.05)
+    if calls > 8:
+        wait_for((HERE / "run/checkpoints/step_2/state.json").is_fifo)
     return [float(i) for i in range(len(completions))]
 """
-"""It holds the run up after its second step, until the first checkpoint is a trap."""
+"""It holds the run up while it is imported, and after the second step, until the test has come so far."""
 
 
-def test_a_run_whose_last_checkpoint_hangs_ends_with_a_report(launch, tmp_path):
+def test_a_run_says_what_keeps_it_from_its_first_step_and_from_its_end(launch, tmp_path):
     """Before it removes a checkpoint, the trainer reads what reward it had: here from a pipe, for ever."""
-    (tmp_path / "trap.py").write_text(REWARD_FOR_A_TRAP)
+    (tmp_path / "traps.py").write_text(REWARD_WITH_TRAPS)
     run = launch(
-        f"reward.functions.0.function={tmp_path / 'trap.py'}:reward",
+        f"reward.functions.0.function={tmp_path / 'traps.py'}:reward",
         *("run.steps=4", "run.stall_s=4", "run.on_stall=end", "staleness.max_staleness=0"),
         *("checkpoint.every_steps=2", "checkpoint.keep_last=1", "checkpoint.keep_best=1"),
     )
+    run.wait(lambda: "rollout-0: starting the reward functions" in run.output.read_text(), "the status")
+    (tmp_path / "go").touch()
     state = run.run_dir / "checkpoints" / "step_2" / "state.json"
     run.wait(state.exists, "the first checkpoint")
     pipe = tmp_path / "pipe"
@@ -143,9 +155,15 @@ def test_a_run_whose_last_checkpoint_hangs_ends_with_a_report(launch, tmp_path):
     pipe.replace(state)
     assert run.end(LONG_S) == 1
     text = run.output.read_text()
-    assert "after its last step" in text
-    assert "The trainer has done all 4 steps and has not ended." in text
-    assert "trainer-0 waits for the checkpoint of step 4 to be written (for" in text
+    assert "coordinator, rollout-0, trainer-0: starting" in text
+    assert "starting" not in text[text.index("step 1/4") :]
+    for part in (
+        "trainer-0: writing the checkpoint of step 4",
+        "after its last step",
+        "The trainer has done all 4 steps and has not ended.",
+        "trainer-0 waits for the checkpoint of step 4 to be written (for",
+    ):
+        assert part in text, part
 
 
 def test_responses_of_a_few_tokens_cost_no_worker(launch):

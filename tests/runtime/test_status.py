@@ -1,7 +1,6 @@
 """What a person is told of a run before its first step, and after its last."""
 
 import pytest
-from launched import LONG_S
 
 from asyncrl import work
 from asyncrl.runtime.pulse import Pulse
@@ -9,21 +8,6 @@ from asyncrl.runtime.status import own_status, read_beginning, status_of, tell_b
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.waits import Wait, waiting
 from asyncrl.work import Work, unhurried, working
-
-SLOW_IMPORT = """
-import sys
-import time
-from pathlib import Path
-
-if "asyncrl.cli.launch" not in sys.orig_argv:
-    deadline = time.monotonic() + 100
-    while not Path(__file__).with_name("go").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def reward(completions, **_):
-    return [float(i) for i in range(len(completions))]
-"""
 
 
 def test_roles_that_do_the_same_are_told_together_and_the_trainer_says_what_it_is_at():
@@ -86,16 +70,3 @@ def test_a_trainer_says_which_of_its_models_it_loads(make_config, monkeypatch):
     make_trainer(make_config("objective.advantage=gae", "critic={}", "reference={}"))
     said = [what for what in told if what is not None]
     assert said == ["loading the model", "loading the critic", "loading the reference"]
-
-
-@pytest.mark.slow
-def test_who_watches_is_told_who_keeps_the_run_from_starting(launch, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
-    run = launch(f"reward.functions.0.function={tmp_path / 'slow.py'}:reward", "run.steps=2")
-    run.wait(lambda: "rollout-0: starting the reward functions" in run.output.read_text(), "the status")
-    (tmp_path / "go").touch()
-    assert run.end(LONG_S) == 0
-    text = run.output.read_text()
-    assert "coordinator, rollout-0, trainer-0: starting" in text
-    after = text[text.index("\nstep 1/2") :]
-    assert "starting" not in after
