@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl import config as settings
     from asyncrl.runtime.earlier_run import model_in
-    from asyncrl.runtime.evaluate import evaluate, held_out, responses
+    from asyncrl.runtime.evaluate import evaluate, held_out
 
     base = settings.load(arguments.config, arguments.overrides)
     if arguments.responses is not None:
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
-                file.writelines(sample.line() for sample in responses(config, found))
+                file.writelines(sample.line() for sample in found.samples)
         parts = {name: statistics.fmean(values) for name, values in found.parts.items()}
         figures.append(
             {

@@ -31,17 +31,14 @@ from asyncrl.weights.source import LocalWeights
 class Evaluation:
     """rewards: of each response. parts: of each response that has the part, by name."""
 
-    groups: tuple[Group, ...]
-    """The responses to each prompt."""
+    prompts: int
+    samples: tuple[Sample, ...]
+    """All responses, to be read."""
     rewards: tuple[float, ...]
     parts: dict[str, tuple[float, ...]]
     response_tokens: float
     """Mean."""
     truncated_frac: float
-
-    @property
-    def prompts(self) -> int:
-        return len(self.groups)
 
     @property
     def mean(self) -> float:
@@ -62,15 +59,6 @@ def held_out(config: Config) -> Sequence[Prompt]:
     """The dataset's last `data.held_out_rows` rows; all of it where none are held out."""
     _, kept_out = load_prompts(config.data, load_tokenizer(config.model)).split(config.data.held_out_rows)
     return kept_out.rows
-
-
-def responses(config: Config, evaluation: Evaluation) -> Iterator[Sample]:
-    """All of them, to be read."""
-    decode = load_tokenizer(config.model).decode
-    chosen = {id(trajectory): why for why, _, trajectory in choose(evaluation.groups)}
-    for group in evaluation.groups:
-        for t in group.trajectories:
-            yield Sample.of(0, chosen.get(id(t), []), group, t, decode, model=config.model.path)
 
 
 async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
@@ -99,7 +87,7 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
         await asyncio.gather(driving, return_exceptions=True)
         await rewards.close()
         await engine.close()
-    return _summary(groups)
+    return _summary(config, groups)
 
 
 def _task(index: int, prompt: Prompt) -> RolloutTask:
@@ -108,14 +96,23 @@ def _task(index: int, prompt: Prompt) -> RolloutTask:
     )
 
 
-def _summary(groups: Sequence[Group]) -> Evaluation:
+def _samples(config: Config, groups: Sequence[Group]) -> Iterator[Sample]:
+    decode = load_tokenizer(config.model).decode
+    chosen = {id(trajectory): why for why, _, trajectory in choose(groups)}
+    for group in groups:
+        for t in group.trajectories:
+            yield Sample.of(0, chosen.get(id(t), []), group, t, decode, model=config.model.path)
+
+
+def _summary(config: Config, groups: Sequence[Group]) -> Evaluation:
     trajectories = [t for group in groups for t in group.trajectories]
     parts: dict[str, list[float]] = defaultdict(list)
     for trajectory in trajectories:
         for name, value in trajectory.reward_parts.items():
             parts[name].append(value)
     return Evaluation(
-        tuple(groups),
+        len(groups),
+        tuple(_samples(config, groups)),
         tuple(t.reward for t in trajectories),
         {name: tuple(values) for name, values in sorted(parts.items())},
         statistics.fmean(t.sampled_tokens for t in trajectories),
