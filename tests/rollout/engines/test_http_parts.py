@@ -164,7 +164,7 @@ def test_weights_are_written_whole_with_tied_names_and_go_again(tmp_path, make_q
     model = make_qwen3(tie=True)
     model.config.save_pretrained(tmp_path)
     folder = WeightsDir(tmp_path / "weights")
-    tensors = ExpectedWeights(str(tmp_path), "float32").with_tied(untied(model.state_dict()))
+    tensors = ExpectedWeights(str(tmp_path), "float32").as_files(untied(model.state_dict()))
     written = folder.write(3, tensors)
     read = load_file(written / "model.safetensors")
     assert read.keys() == model.state_dict().keys()
