@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from asyncrl.rollout.engines.vllm.families import has_experts
 from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint, checkpoint_tensors
 from asyncrl.weights.loaded_dtypes import as_loaded
 from asyncrl.weights.manifest import Manifest
@@ -34,6 +35,7 @@ class ExpectedWeights:
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
         as_loaded(model)
+        self.has_experts = has_experts(config)
         self.vocab_size: int = config.get_text_config().vocab_size
         self._tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         own: dict[str, Tensor] = {}
