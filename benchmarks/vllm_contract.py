@@ -63,6 +63,13 @@ OBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
         "current_platform": ("vllm.platforms.cuda.NvmlCudaPlatform",),
     },
     "receiver.py": {"worker": _WORKERS, "model_runner": _RUNNERS},
+    "experts.py": {
+        "module": ("vllm.model_executor.layers.fused_moe.routed_experts.RoutedExperts",),
+        "moe": ("vllm.model_executor.layers.fused_moe.config.FusedMoEConfig",),
+        "quant_method": (
+            "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method.UnquantizedFusedMoEMethod",
+        ),
+    },
     "layout.py": {
         "shard": ("vllm.model_executor.layers.vocab_parallel_embedding.VocabParallelEmbeddingShardIndices",)
     },

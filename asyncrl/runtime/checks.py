@@ -22,12 +22,12 @@ from asyncrl.objective.catalogue import is_own
 from asyncrl.packages import need
 from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
-from asyncrl.rollout.engines.vllm import distribution
+from asyncrl.rollout.engines.vllm import distribution, families
 from asyncrl.rollout.episode import make_episode
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.machine import Machine, visible_gpu
 from asyncrl.runtime.memory import shared_weights_bytes
-from asyncrl.runtime.model_facts import ModelFacts
+from asyncrl.runtime.model_facts import ModelFacts, find_policy
 from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.resume import check_settings
@@ -183,6 +183,23 @@ def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
         )
 
 
+def family(config: Config, placement: Placement) -> None:
+    """vLLM computes the policy right, and can be given new weights of it."""
+    if config.rollout.engine not in ("vllm", "http"):
+        return
+    try:
+        structure = find_policy(config.model).config
+    except NotHereError:
+        return  # told where the models are looked for
+    device = placement.of("rollout")[0].device if config.rollout.engine == "vllm" else None
+    if refused := families.refusal(structure, device):
+        why, remedy = refused
+        raise ConfigError(
+            f"rollout.engine={config.rollout.engine}: model.path={config.model.path} is of the family "
+            f"{structure.get_text_config().model_type}: {why}; {remedy}"
+        )
+
+
 def dataset(config: Config) -> bool:
     """The dataset is on this machine, or can be fetched: then True."""
     if is_on_hub(config.data):
@@ -229,7 +246,11 @@ def servers(config: Config, prompts: PromptSet) -> None:
             "servers' API key into it"
         )
     key = os.environ[http.api_key_env] if http.api_key_env else None
-    needs = Needs(config.model.dtype, config.rollout.context_tokens(prompts.longest_tokens))
+    needs = Needs(
+        config.model.dtype,
+        config.rollout.context_tokens(prompts.longest_tokens),
+        families.has_experts(find_policy(config.model).config),
+    )
     ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
     with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
         problems = thread.submit(ask, http.urls, needs, key).result()

@@ -146,6 +146,8 @@ def _look(
     if to_fetch:
         models, tokenizer = look_for_models(config, findings)
     findings.of(lambda: checks.tensor_parallel(config, models.policy))
+    if models.policy is not None:
+        findings.of(partial(checks.family, config, placement))
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
         findings.of(lambda: checks.visible_gpus(config, placement))

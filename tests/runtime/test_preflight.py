@@ -1,10 +1,12 @@
 """What is found wrong before anything starts, on real models, tokenizers, datasets and reward functions."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
 import pytest
+from families import tiny_config
 from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import ConfigError, from_tree
@@ -12,7 +14,7 @@ from asyncrl.runtime import checks
 from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.model_facts import find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
-from asyncrl.runtime.resources import assign
+from asyncrl.runtime.resources import Place, Placement, assign
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 REWARDS = """\
@@ -434,3 +436,50 @@ def test_heads_that_cannot_be_dealt_to_the_ranks_of_an_engine(run):
     facts = model_facts(find_policy(config.model), "float32")
     with pytest.raises(ConfigError, match="the model's 4 heads cannot be dealt to so many ranks"):
         checks.tensor_parallel(config, facts)
+
+
+ROUTED = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "device", "says"),
+    [
+        ("gpt_oss", {}, "cuda", "gpt_oss: vLLM loads its experts around its own reloading"),
+        ("gpt_oss", {}, "cpu", "rollout.engine=torch"),
+        ("ernie4_5_moe", {}, "cpu", "leaves out the correction bias"),
+        ("ernie4_5_moe", {}, "cuda", None),
+        ("deepseek_v3", ROUTED, "cpu", "computes something else"),
+        ("deepseek_v3", ROUTED, "cuda", None),
+        ("deepseek_v3", {}, "cuda", '"topk_method": "noaux_tc"'),
+        *((family, {}, "cpu", None) for family in ("mixtral", "qwen3_moe", "glm4_moe", "olmoe", "phi")),
+    ],
+)
+def test_families_that_vllm_computes_wrongly_are_refused_with_the_reason(run, family, changes, device, says):
+    structure = tiny_config(family)
+    for name, value in changes.items():
+        setattr(structure, name, value)
+    structure.save_pretrained(run.path / "model")
+    config = run(rollout={"engine": "vllm", "device": device})
+    gpus = (0,) if device == "cuda" else ()
+    placement = Placement((Place("rollout-0", device, gpus, threads=1),))
+    if says is None:
+        checks.family(config, placement)
+        return
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        checks.family(config, placement)
+    assert "rollout.engine=vllm: model.path=model is of the family" in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["http", "torch"])
+def test_servers_are_refused_what_no_vllm_can_be_given_and_the_embedded_engine_is_not(run, engine):
+    tiny_config("gpt_oss").save_pretrained(run.path / "model")
+    http = (
+        {"http": {"urls": ["http://127.0.0.1:1"], "weights_dir": str(run.path)}} if engine == "http" else {}
+    )
+    config = run(rollout={"engine": engine, **http})
+    placement = assign(config, None, 0)
+    if engine == "torch":
+        checks.family(config, placement)
+    else:
+        with pytest.raises(ConfigError, match="gpt_oss"):
+            checks.family(config, placement)

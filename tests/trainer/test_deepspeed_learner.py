@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import tiny
 
 from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.deepspeed.group import Group
@@ -59,3 +60,29 @@ def test_the_memory_of_a_gradient_larger_than_a_bucket_outlives_its_sum_on_the_o
     learner.backward(sum(p.float().sum() for p in learner._parameters.values()))
     assert sorted(held) == sorted((shape, stream) for shape in large)
     assert all(p.grad is None for p in learner._parameters.values())
+
+
+@pytest.mark.timeout(240)
+def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_loaded_with(
+    group, make_config, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
+    from asyncrl.trainer.deepspeed.weights import GatheredWeights
+
+    for family, kept in (("glm4_moe", "gate.e_score_correction_bias"), ("ernie4_5_moe", "gate.weight")):
+        tiny(family).save_pretrained(tmp_path / family)
+        for stage in (1, 3):
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / family, dtype=torch.bfloat16)
+            loaded = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            dtypes = {name: tensor.dtype for name, tensor in loaded.items()}
+            section = {"backend": "deepspeed", "deepspeed": {"zero_stage": stage}}
+            DeepSpeedLearner(model, make_config(model={"dtype": "bfloat16"}, trainer=section))
+            weights = GatheredWeights(model, dtypes)
+            published = {name: tensor.clone() for name, tensor in weights.parts()}
+            assert [entry.name for entry in weights.manifest.entries] == list(published)
+            assert dtypes.items() >= {name: t.dtype for name, t in published.items()}.items()
+            assert {name for name in published if name.endswith(kept) and dtypes[name] == torch.float32}
+            for name, tensor in published.items():
+                torch.testing.assert_close(tensor, loaded[name], rtol=4e-3, atol=0)

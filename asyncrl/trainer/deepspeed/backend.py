@@ -37,6 +37,7 @@ class DeepSpeedTrainer:
         self._model = models.policy.model
         tokenizer = load_tokenizer(config)
         self._folder = ModelFolder(self._model, tokenizer)
+        dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
         self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
@@ -51,7 +52,7 @@ class DeepSpeedTrainer:
             ranks,
         )
         self._scattered = config.trainer.deepspeed.zero_stage == 3
-        self._gathered = GatheredWeights(self._model)
+        self._gathered = GatheredWeights(self._model, dtypes)
         self.manifest = self._gathered.manifest
 
     def follow(self) -> None:

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from asyncrl.trainer.optimizer import adamw_start
 
 
-def is_scattered(parameter: nn.Parameter) -> bool:
-    """Whether each rank holds a piece of it (ZeRO 3), rather than the whole."""
-    return hasattr(parameter, "ds_id")
+def is_scattered(tensor: Tensor) -> bool:
+    """Whether each rank holds a piece of it (ZeRO 3, of parameters), rather than the whole."""
+    return hasattr(tensor, "ds_id")
 
 
-def gathered(parameters: Sequence[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[object]:
+def gathered(tensors: Sequence[Tensor], *, modified: bool = False) -> AbstractContextManager[object]:
     """Has them whole on each rank meanwhile. `modified`: every rank writes the same into them."""
-    if not is_scattered(parameters[0]):
+    scattered = [tensor for tensor in tensors if is_scattered(tensor)]
+    if not scattered:
         return nullcontext()
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modified else None)
+    return deepspeed.zero.GatheredParameters(scattered, modifier_rank=0 if modified else None)
 
 
 def optimizer_states(optimizer: ZeROOptimizer) -> list[dict[str, Tensor]]:

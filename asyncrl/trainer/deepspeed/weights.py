@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import torch
@@ -13,30 +13,40 @@ from asyncrl.weights.manifest import Manifest
 
 
 class GatheredWeights:
-    """`ScatteredWeights` of a model under DeepSpeed. All ranks walk through `parts` together."""
+    """`ScatteredWeights` of a model under DeepSpeed. All ranks walk through `parts` together.
 
-    def __init__(self, model: nn.Module) -> None:
-        # Parameters that are tied come once, under their first name; buffers are not trained.
-        self._parameters = dict(model.named_parameters())
+    dtypes: those that the model was loaded with. DeepSpeed computes with all of it in one, also where a
+    family keeps a few tensors, such as a router's, in float32: they are published in their own.
+    """
+
+    def __init__(self, model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        # Tensors that are tied come once, under their first name.
+        first: dict[int, str] = {}
+        self._tensors = {
+            name: tensor
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if first.setdefault(id(tensor), name) == name
+        }
+        self._dtypes = dtypes
         self.manifest = Manifest.lay_out(
-            (name, p.dtype, tuple(p.ds_shape if is_scattered(p) else p.shape))
-            for name, p in self._parameters.items()
+            (name, dtypes[name], tuple(t.ds_shape if is_scattered(t) else t.shape))
+            for name, t in self._tensors.items()
         )
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
-        for _, layer in groupby(self._parameters, key=_layer):
-            names = list(layer)
-            with gathered([self._parameters[name] for name in names]):
-                for name in names:
-                    yield name, self._parameters[name].detach()
+        for _, layer in groupby(self._tensors, key=_layer):
+            tensors = {name: self._tensors[name] for name in layer}
+            with gathered([*tensors.values()]):
+                for name, tensor in tensors.items():
+                    yield name, tensor.detach().to(self._dtypes[name])
                 # DeepSpeed gives the memory to whatever its own streams do next.
-                _wait_for_reads(self._parameters[names[0]])
+                _wait_for_reads(tensors.values())
 
 
-def _wait_for_reads(parameter: nn.Parameter) -> None:
-    """Until what this thread has asked the GPU to do with a gathered parameter is done."""
-    if is_scattered(parameter) and parameter.is_cuda:
-        torch.cuda.current_stream(parameter.device).synchronize()
+def _wait_for_reads(tensors: Iterable[Tensor]) -> None:
+    """Until what this thread has asked the GPU to do with gathered ones is done."""
+    for device in {tensor.device for tensor in tensors if is_scattered(tensor) and tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _layer(name: str) -> str:

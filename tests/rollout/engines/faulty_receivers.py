@@ -48,3 +48,18 @@ class FailsHalfWay(WeightReceiver):
         names = list(tensors)
         load(self, {name: tensors[name] for name in names[: len(names) // 2]})
         raise RuntimeError("out of memory, say")
+
+
+class SwapsExpertsAtVersion2(WeightReceiver):
+    """The first two of a layer."""
+
+    loads = 0
+
+    def asyncrl_apply(self, tensors):
+        if self.loads == 2:
+            first = "model.layers.1.block_sparse_moe.experts."
+            for part in ("w1", "w2", "w3"):
+                own, other = (f"{first}{expert}.{part}.weight" for expert in range(2))
+                tensors = {**tensors, own: tensors[other], other: tensors[own]}
+        load(self, tensors)
+        self.loads += 1

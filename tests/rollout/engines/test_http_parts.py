@@ -151,12 +151,20 @@ def info(**changed):
     ],
 )
 def test_a_server_with_other_options_is_told_which(version, changed, remedy):
-    (problem,) = unfit(version, info(**changed), Needs("float32", 100))
+    (problem,) = unfit(version, info(**changed), Needs("float32", 100, experts=False))
     assert remedy in problem
 
 
+def test_a_server_on_the_cpu_takes_no_mixture_of_experts():
+    on_cpu = info(device="cpu", enable_chunked_prefill=False)
+    (problem,) = unfit("0.32.0", on_cpu, Needs("float32", 100, experts=True))
+    assert "once only" in problem
+    assert list(unfit("0.32.0", info(), Needs("float32", 100, experts=True))) == []
+    assert list(unfit("0.32.0", on_cpu, Needs("float32", 100, experts=False))) == []
+
+
 def test_a_server_with_the_right_options_is_fit_and_keeps_a_place_free():
-    assert list(unfit("0.32.1+cpu", info(), Needs("float32", 100))) == []
+    assert list(unfit("0.32.1+cpu", info(), Needs("float32", 100, experts=False))) == []
     assert room(info()) == 63
 
 
@@ -164,7 +172,7 @@ def test_weights_are_written_whole_with_tied_names_and_go_again(tmp_path, make_q
     model = make_qwen3(tie=True)
     model.config.save_pretrained(tmp_path)
     folder = WeightsDir(tmp_path / "weights")
-    tensors = ExpectedWeights(str(tmp_path), "float32").with_tied(untied(model.state_dict()))
+    tensors = ExpectedWeights(str(tmp_path), "float32").as_files(untied(model.state_dict()))
     written = folder.write(3, tensors)
     read = load_file(written / "model.safetensors")
     assert read.keys() == model.state_dict().keys()

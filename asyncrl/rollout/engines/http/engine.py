@@ -79,7 +79,7 @@ class HttpEngine:
             urls,
             ServerSettings(
                 wire.Identity(),
-                Needs(dtype, max_length),
+                Needs(dtype, max_length, expected.has_experts),
                 kv_on_update,
                 report_every_tokens,
                 deadlines.stall_timeout_s,

@@ -48,10 +48,12 @@ class Needs:
     """What a run needs of a server.
 
     dtype: what the model computes in, by torch's name. max_length: longest prompt plus output, in tokens.
+    experts: whether the model is a mixture of experts.
     """
 
     dtype: str
     max_length: int
+    experts: bool
 
 
 def unfit(vllm_version: str, info: Info, needs: Needs) -> Iterator[str]:
@@ -77,7 +79,13 @@ def unfit(vllm_version: str, info: Info, needs: Needs) -> Iterator[str]:
             f"it was started with --load-format {config.load_config.load_format}, by which it can load no "
             "new weights; leave that out"
         )
-    if config.device_config.device.startswith("cpu") and scheduler.enable_chunked_prefill:
+    on_cpu = config.device_config.device.startswith("cpu")
+    if on_cpu and needs.experts:
+        yield (
+            "on the CPU, vLLM's servers take the weights of a mixture of experts once only; use servers on "
+            "GPUs, or rollout.engine=vllm, which mends that"
+        )
+    if on_cpu and scheduler.enable_chunked_prefill:
         yield (
             "on the CPU, vLLM dies of a seeded request whose prompt it computes in pieces; start it with "
             "--no-enable-chunked-prefill"

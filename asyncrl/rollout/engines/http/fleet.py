@@ -170,7 +170,7 @@ class Fleet:
     def _stage(self, source: WeightSource) -> Staged:
         tensors = source.tensors()
         self._expected.refuse_other(Manifest.of(tensors))
-        folder = self._weights_dir.write(source.version, self._expected.with_tied(tensors))
+        folder = self._weights_dir.write(source.version, self._expected.as_files(tensors))
         return Staged(source.version, folder, source.canary)
 
     async def _swap(self, server: Server) -> float:

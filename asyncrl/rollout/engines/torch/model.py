@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
+from asyncrl.weights.loaded_dtypes import as_loaded
 
 if TYPE_CHECKING:
     from asyncrl.config import ModelConfig
@@ -29,6 +30,7 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreT
             )
     except ValueError as error:  # transformers: not a causal LM, or one without scaled-dot-product attention
         raise UnsupportedModelError(f"model.path={config.path}: {_first_sentence(error)}") from error
+    as_loaded(model)
     return model.eval()
 
 

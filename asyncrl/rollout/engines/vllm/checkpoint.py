@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from asyncrl.rollout.engines.vllm.families import has_experts
+from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint, checkpoint_tensors
+from asyncrl.weights.loaded_dtypes import as_loaded
 from asyncrl.weights.manifest import Manifest
 from asyncrl.weights.source import WeightsError
 
@@ -16,10 +20,12 @@ _SHOWN = 3
 
 
 class ExpectedWeights:
-    """Names, shapes and dtype of a model's checkpoint, tied tensors once, under their first name.
+    """Names, shapes and dtypes of the tensors that the trainer publishes, tied ones once, under their first
+    name; and what vLLM is given of them, under the names of a checkpoint.
 
     vLLM fuses and packs tensors as it loads them, and mere warnings tell of missing ones. So this is asked of
-    transformers, whose names the trainer publishes, and before vLLM has touched anything.
+    transformers, whose names the trainer publishes, and before vLLM has touched anything. Raises
+    `WeightsError` for a model of which no checkpoint can be given.
     """
 
     def __init__(self, model_path: str, dtype: str, trust_remote_code: bool = False) -> None:
@@ -28,16 +34,25 @@ class ExpectedWeights:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
+        as_loaded(model)
+        self.has_experts = has_experts(config)
         self.vocab_size: int = config.get_text_config().vocab_size
         self._tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self._tied: dict[str, str] = {}
-        seen: dict[int, str] = {}
+        own: dict[str, Tensor] = {}
+        tied: dict[str, Tensor] = {}
+        first_name: dict[int, str] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
-            first = seen.setdefault(id(tensor), name)
-            if first == name:
+            if first_name.setdefault(id(tensor), name) == name:
+                own[name] = tensor
                 self._tensors[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             else:
-                self._tied[name] = first
+                tied[name] = tensor
+        self.checkpoint: tuple[CheckpointTensor, ...] = checkpoint_tensors(model, own)
+        """What vLLM loads of a version."""
+        self._tied = tuple(
+            replace(saved, source=first_name[id(tied[saved.source])])
+            for saved in checkpoint_tensors(model, tied)
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -62,13 +77,14 @@ class ExpectedWeights:
             if entry.dtype != dtype:
                 raise WeightsError(f"weights: {name} is {entry.dtype}, the engine's model {dtype}")
 
-    def with_tied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same with tied tensors under each of their names, copied.
+    def as_files(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A version as a checkpoint, with tied tensors under each of their names, copied.
 
         vLLM's CPU build keeps a packed copy of the weights in each linear layer, and renews those that the
         checkpoint names: a tied head that is not named would go on with the old ones.
         """
-        return {**tensors, **{name: tensors[first].clone() for name, first in self._tied.items()}}
+        tied = {name: tensor.clone() for name, tensor in as_checkpoint(tensors, self._tied).items()}
+        return as_checkpoint(tensors, self.checkpoint) | tied
 
 
 def _listed(names: list[str]) -> str:

@@ -90,7 +90,7 @@ class VllmEngine:
         self._last_progress_s = 0.0
         self._busy_s = 0.0
         self._busy_since: float | None = None
-        self._tell_lifeline = True
+        self._begun = False
 
     async def run(self) -> None:
         """Raises `EngineError` when vLLM has died, or hangs."""
@@ -177,9 +177,10 @@ class VllmEngine:
 
     async def _stage(self, notice: WeightNotice) -> None:
         self._expected.refuse_other(notice.manifest)
-        if self._tell_lifeline:
-            await self._call("asyncrl_end_with_parent", os.getpid())
-            self._tell_lifeline = False
+        if not self._begun:
+            checkpoint = msgspec.msgpack.encode(self._expected.checkpoint)
+            await self._call("asyncrl_begin", os.getpid(), checkpoint)
+            self._begun = True
         await self._call("asyncrl_stage", msgspec.msgpack.encode(notice))
         deadline = time.monotonic() + self._answer_timeout_s
         while True:

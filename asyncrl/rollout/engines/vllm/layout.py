@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from asyncrl.rollout.engines.vllm import experts
+
 Slices = tuple[slice, ...]
 _ALL: Slices = ()
 
@@ -41,6 +43,11 @@ def parameters(model: nn.Module, checkpoint: Container[str]) -> Iterator[Paramet
     embeddings = _input_embeddings(model)
     for path, module in model.named_modules():
         for attribute, _ in module.named_parameters(recurse=False):
+            if experts.is_experts(module):
+                yield Parameter(
+                    f"{path}.{attribute}", module, attribute, experts.parts(path, module, attribute)
+                )
+                continue
             names = [f"{part}.{attribute}" for part in _checkpoint_modules(path, packed)]
             if _is_head(module) and names[0] not in checkpoint and len(embeddings) == 1:
                 names = embeddings  # tied, or else it should be
@@ -84,6 +91,7 @@ def _slices(module: nn.Module, attribute: str) -> list[Slices] | None:
     """The rank's part of each checkpoint tensor of a parameter. Subclasses may split in ways of their own, so
     they are unknown."""
     from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     kind = type(module)
@@ -104,7 +112,8 @@ def _slices(module: nn.Module, attribute: str) -> list[Slices] | None:
         shard = module.shard_indices
         return [(slice(shard.org_vocab_start_index, shard.org_vocab_end_index),)]
     if isinstance(module, linear.LinearBase | VocabParallelEmbedding):
-        return [_ALL] if kind in (linear.ReplicatedLinear, linear.RowParallelLinear) else None
+        whole = (linear.ReplicatedLinear, GateLinear, linear.RowParallelLinear)
+        return [_ALL] if kind in whole else None
     return [_ALL]
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from asyncrl.rollout.engines.vllm import experts
 from asyncrl.rollout.engines.vllm.layout import Parameter, parameters
 
 CHUNK_BYTES = 64 << 20
@@ -56,16 +57,28 @@ def prove(model: nn.Module, tensors: Mapping[str, Tensor], probe_flops: float, s
     columns = int(probe_flops / (2 * max(1, packed_values)))
     random = torch.Generator().manual_seed(seed)
     for parameter, parts in known:
-        if parameter.is_packed:
-            equal = _computes(parameter.module, parts, columns, random)
-        else:
-            equal = _holds(getattr(parameter.module, parameter.attribute), parts)
+        equal = _compare(parameter, parts, columns, random)
         if equal is None:
             proof.unknown.append(parameter.name)
         else:
             names = _names(parameter)
             proof.wrong += [name for name, is_equal in zip(names, equal, strict=True) if not is_equal]
     return proof
+
+
+def _compare(
+    parameter: Parameter, parts: Sequence[Tensor], columns: int, random: torch.Generator
+) -> list[bool] | None:
+    """Whether the parameter holds each of the parts, None where their shapes do not fit. `columns`: how many
+    to read of a packed layer."""
+    module, held = parameter.module, getattr(parameter.module, parameter.attribute)
+    if parameter.is_packed:
+        return _computes(module, parts, columns, random)
+    if not experts.is_experts(module) or held.ndim < 3:
+        return _holds(held, parts)
+    if experts.is_packed(module):
+        return experts.holds_packed(module, held, parts)
+    return _holds(held.flatten(0, 1), parts)
 
 
 def _names(parameter: Parameter) -> list[str]:
@@ -96,16 +109,16 @@ def _computes(
     module: nn.Module, parts: Sequence[Tensor], columns: int, random: torch.Generator
 ) -> list[bool] | None:
     """The same of a packed layer. `columns`: how many to read of its weights; at least one is."""
-    width = parts[0].shape[1]
+    width, dtype = parts[0].shape[1], module.weight.dtype
     chosen = torch.randperm(width, generator=random)[: max(1, columns)]
     rows = [len(part) for part in parts]
     equal = [True] * len(parts)
     for some in chosen.split(PROBE_ROWS):
-        identity = torch.zeros(len(some), width, dtype=parts[0].dtype)
+        identity = torch.zeros(len(some), width, dtype=dtype)
         identity[torch.arange(len(some)), some] = 1
         computed = module.quant_method.apply(module, identity, bias=None)
         if computed.shape[1] < sum(rows):
             return None
         for i, own in enumerate(computed[:, : sum(rows)].split(rows, dim=1)):
-            equal[i] &= torch.equal(own, parts[i][:, some].T)
+            equal[i] &= torch.equal(own, parts[i][:, some].T.to(own.dtype))
     return equal

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
 
+from asyncrl.rollout.engines.vllm import experts
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
 from asyncrl.rollout.engines.vllm.proof import FIRST_PROBE_FLOPS, PROBE_FLOPS, Proof, prove
 from asyncrl.weights.blocks import spare_threads
+from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.subscriber import ShmWeights
@@ -51,11 +53,15 @@ class WeightReceiver:
 
     asyncrl_staging: Staging | None = None
     asyncrl_proven = False
+    asyncrl_checkpoint: tuple[CheckpointTensor, ...] = ()
     reload_weights: Any
     model_runner: Any
 
-    def asyncrl_end_with_parent(self, parent: int) -> None:
+    def asyncrl_begin(self, parent: int, checkpoint: bytes) -> None:
+        """End with the process `parent`. `checkpoint`: the encoded `CheckpointTensor`s that are to be loaded
+        of every version."""
         end_with_parent(parent)
+        self.asyncrl_checkpoint = msgspec.msgpack.decode(checkpoint, type=tuple[CheckpointTensor, ...])
 
     def asyncrl_stage(self, notice: bytes) -> None:
         """Begin to read the version of an encoded `WeightNotice`. What was staged before is forgotten."""
@@ -79,11 +85,12 @@ class WeightReceiver:
             raise RuntimeError(f"weight version {version} is not staged")
         # It warns, at every load, of modules that have no weights, or tied ones.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
-        self.asyncrl_apply(staging.tensors)
+        tensors = as_checkpoint(staging.tensors, self.asyncrl_checkpoint)
+        self.asyncrl_apply(tensors)
         proof = Proof()
         if prove_it:
             flops = PROBE_FLOPS if self.asyncrl_proven else FIRST_PROBE_FLOPS
-            proof = prove(self.model_runner.get_model(), staging.tensors, flops, seed=version)
+            proof = prove(self.model_runner.get_model(), tensors, flops, seed=version)
             self.asyncrl_proven = True
         return {"wrong": proof.wrong, "unknown": proof.unknown}
 
@@ -94,8 +101,25 @@ class WeightReceiver:
 
 def load(worker: WeightReceiver, tensors: Mapping[str, Tensor]) -> None:
     """Load a checkpoint's tensors through vLLM's own reloading, which fuses and splits them."""
-    worker.reload_weights(weights_iterator=iter(tensors.items()))
-    repack_tied_heads(worker.model_runner.get_model())
+    model = worker.model_runner.get_model()
+    add_head_biases(model, tensors)
+    with experts.packed_anew(model):
+        worker.reload_weights(weights_iterator=iter(tensors.items()))
+    repack_tied_heads(model)
+
+
+def add_head_biases(model: nn.Module, checkpoint: Container[str]) -> None:
+    """Give every output head the bias that the checkpoint has for it.
+
+    Where vLLM computes with transformers' own layers, it makes a head's bias when it loads one, and a reload
+    leaves each layer with the parameters that it had before: none came with the random weights.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for path, head in model.named_modules():
+        if isinstance(head, ParallelLMHead) and head.bias is None and f"{path}.bias" in checkpoint:
+            with head.weight.device:
+                head._register_bias()
 
 
 def repack_tied_heads(model: nn.Module) -> None:
