@@ -58,13 +58,14 @@ def make_trained(config: Config, models: Models, learner: Callable[[nn.Module], 
 
 def make_step(config: Config, models: Models, trained: Trained, ranks: Ranks) -> TrainStep:
     """The training step of these models."""
-    together = [models.policy] if models.critic is None else [models.policy, models.critic]
+    reference = None if config.reference is None else load_reference(config, ranks)
+    together = [models.policy, models.critic, None if reference is None else reference.policy]
     return TrainStep(
         trained.policy,
-        common_packing(together, config.trainer.micro_batch_tokens),
+        common_packing([model for model in together if model is not None], config.trainer.micro_batch_tokens),
         config,
         ranks,
         critic=trained.critic,
-        reference=None if config.reference is None else load_reference(config, ranks),
+        reference=reference,
         averaged=trained.averaged,
     )

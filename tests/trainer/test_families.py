@@ -1,0 +1,98 @@
+"""Every family of decoders is trained as transformers computes it, packed or a sequence a row."""
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, WINDOW, tiny
+
+from asyncrl.trainer.batch import flatten
+from asyncrl.trainer.critic import make_critic
+from asyncrl.trainer.model import make_policy
+from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.ranks import OneRank
+from asyncrl.trainer.shares import mini_batch
+
+TEMPERATURE = 0.8
+
+
+@pytest.fixture
+def batch(random_batch):
+    """Three groups of four, of which most sequences are longer than a window."""
+    flat = flatten(random_batch(5, groups=3, group_size=4, max_response=3 * WINDOW))
+    assert np.median(np.diff(flat.offsets)) > WINDOW
+    return flat
+
+
+def micro_batches(models, flat, max_tokens=100):
+    packing = common_packing(models, max_tokens)
+    mini = mini_batch(flat, np.arange(flat.sequences), packing, OneRank(torch.device("cpu")), 1)
+    assert len(mini.micros) > 1
+    return mini.micros
+
+
+def plain_logprobs(model, flat, temperature=TEMPERATURE):
+    """float[T] of a forward pass for each sequence alone, 0 where nothing is trained."""
+    logprobs = []
+    for start, end in zip(flat.offsets[:-1], flat.offsets[1:], strict=True):
+        ids = torch.from_numpy(flat.token_ids[start:end])[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float() / temperature
+        chosen = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        logprobs += [torch.zeros(1), chosen]
+    return torch.cat(logprobs) * torch.from_numpy(flat.loss_mask)
+
+
+def gradients(model):
+    return torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(family, batch, make_config):
+    model = tiny(family)
+    weights = torch.linspace(-1, 2, len(batch.token_ids))
+    expected = plain_logprobs(model, batch)
+    (expected * weights).sum().backward()
+    expected_gradients = gradients(model)
+    model.zero_grad()
+
+    policy = make_policy(model, make_config(rollout={"temperature": TEMPERATURE}))
+    got = torch.zeros(len(batch.token_ids))
+    for micro in micro_batches([policy], batch):
+        logprobs, _ = policy(micro, torch.from_numpy(batch.token_ids)[micro.token_index])
+        (logprobs * weights[micro.token_index]).sum().backward()
+        got[micro.token_index] = logprobs.detach()
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)
+    off = (gradients(model) - expected_gradients).norm() / expected_gradients.norm()
+    assert off < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "nemotron_h", "llama4_text"])
+def test_a_model_that_cannot_be_packed_gets_a_row_for_each_sequence_beside_any_other_model(
+    family, batch, make_config
+):
+    """Policy, critic and reference share micro-batches."""
+    config = make_config(trainer={"gradient_checkpointing": True})
+    policy, critic = make_policy(tiny("qwen3"), config), make_critic(tiny(family), config)
+    torch.nn.init.normal_(critic.value_head.weight)
+    assert policy.unpacked is None
+    assert critic.unpacked is not None
+    values = torch.zeros(len(batch.token_ids))
+    logprobs = torch.zeros(len(batch.token_ids))
+    for micro in micro_batches([policy, critic], batch):
+        of_policy, of_critic = (
+            policy(micro, torch.from_numpy(batch.token_ids)[micro.token_index]),
+            critic(micro),
+        )
+        (of_policy[0].sum() + of_critic.sum()).backward()
+        logprobs[micro.token_index], values[micro.token_index] = of_policy[0].detach(), of_critic.detach()
+    expected = torch.zeros(len(batch.token_ids))
+    for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+        ids = torch.from_numpy(batch.token_ids[start:end])[None]
+        hidden = critic.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+        expected[start + 1 : end] = critic.value_head(hidden[:-1]).squeeze(-1).detach()
+    expected *= torch.from_numpy(batch.loss_mask)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+    plain = plain_logprobs(policy.model, batch, temperature=1.0).detach()
+    torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.value_head.parameters())
