@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from asyncrl.layer_sizes import largest_of_layers
 from asyncrl.trainer import varlen
 from asyncrl.trainer.model_checks import ModelError, backbone, difference, model_name, probe_ids, tolerance
 from asyncrl.trainer.pieces import Pieces
@@ -77,7 +78,7 @@ def _misfit(model: PreTrainedModel) -> str | None:
 def _misfit_of_gpu(model: PreTrainedModel) -> str | None:
     """The limits of torch's flash-attention kernels (ATen's `flash_api.cpp` and `sdp_utils.cpp`)."""
     config = model.config.get_text_config()
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = largest_of_layers(config, "head_dim") or config.hidden_size // config.num_attention_heads
     capability = torch.cuda.get_device_capability(model.device)
     if capability < (8, 0):
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernel needs 8.0"

@@ -113,6 +113,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_logprobs[chunk],
                 None if grad_entropy is None else grad_entropy[chunk],
             ).mul_(slope)
+            del logits, slope  # whose memory the products below need
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(hidden.dtype)

@@ -20,7 +20,7 @@ class FusedHead(nn.Module):
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
-        self._shape = shape
+        self.shape = shape
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
 
@@ -31,7 +31,7 @@ class FusedHead(nn.Module):
             self.weight,
             targets,
             head_bias=self.bias,
-            shape=self._shape,
+            shape=self.shape,
             temperature=self._temperature,
             chunk_tokens=self._chunk_tokens,
         )

@@ -69,7 +69,7 @@ class PackedModel(nn.Module):
         twin = None if small is None else PackedModel(small)
         self.unpacked = _why_unpacked(self, twin)
         if self.unpacked is not None:
-            log.warning("%s: %s", model_name(self.model), self.unpacked)
+            log.info("%s: %s", model_name(self.model), self.unpacked)
             self.row_tokens, self.shares_prefixes = ONE_SEQUENCE, False
             check_padding(self)
         wanted = self.shares_prefixes and config.trainer.share_prompts

@@ -1,10 +1,17 @@
 """Every family of decoders is trained as transformers computes it, packed or a sequence a row."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, WINDOW, tiny
+from families import FAMILIES, WINDOW, tiny, tiny_config
+from transformers import AutoConfig
 
+from asyncrl.errors import ConfigError
+from asyncrl.runtime.model_facts import FoundModel, ModelSource, TrainingForm, model_facts
+from asyncrl.runtime.training_form import training_form
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.critic import make_critic
 from asyncrl.trainer.model import make_policy
@@ -13,6 +20,16 @@ from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.shares import mini_batch
 
 TEMPERATURE = 0.8
+PAGE = Path(__file__).parents[2] / "docs/models.md"
+ROWS = {
+    family: (trainer, logits)
+    for family, trainer, logits in re.findall(
+        r"^\|[^|]*\| `(\w+)` \| (.*?) \| (\w*) ?\|$", PAGE.read_text(), re.M
+    )
+}
+"""The table of the documentation: how each family is trained, and what becomes of its logits."""
+BARE = {"lfm2", "lfm2_moe", "ministral"}
+"""Families whose configuration by default is of no model that there is."""
 
 
 @pytest.fixture
@@ -41,6 +58,13 @@ def plain_logprobs(model, flat, temperature=TEMPERATURE):
     return torch.cat(logprobs) * torch.from_numpy(flat.loss_mask)
 
 
+def as_documented(policy):
+    packed = "packed, prompts shared" if policy.shares_prefixes else "packed"
+    shape = policy.fused_head.shape
+    bent = "capped" if shape.cap is not None else "scaled" if shape.scale != 1 else ""
+    return packed if policy.unpacked is None else "unpacked", bent
+
+
 def gradients(model):
     return torch.cat(
         [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()]
@@ -57,6 +81,7 @@ def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(famil
     model.zero_grad()
 
     policy = make_policy(model, make_config(rollout={"temperature": TEMPERATURE}))
+    assert as_documented(policy) == ROWS[family]
     got = torch.zeros(len(batch.token_ids))
     for micro in micro_batches([policy], batch):
         logprobs, _ = policy(micro, torch.from_numpy(batch.token_ids)[micro.token_index])
@@ -96,3 +121,31 @@ def test_a_model_that_cannot_be_packed_gets_a_row_for_each_sequence_beside_any_o
     plain = plain_logprobs(policy.model, batch, temperature=1.0).detach()
     torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.value_head.parameters())
+
+
+def test_the_documentation_knows_every_family():
+    assert list(ROWS) == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_trainer_will_do_is_known_from_the_configuration(family, make_config):
+    """Of the tiny model, and of one in the sizes of the family's first release."""
+    trainer, logits = ROWS[family]
+    configs = [tiny_config(family)] if family in BARE else [tiny_config(family), AutoConfig.for_model(family)]
+    for config in configs:
+        found = FoundModel(ModelSource("model.path", family, False, ""), None, config)
+        assert model_facts(found, "bfloat16").parameters > 0
+        form = training_form(found, make_config(), has_head=True)
+        assert (form.unpacked is not None) == (trainer == "unpacked")
+        if config is configs[0]:
+            assert form.caps_logits == (logits == "capped")
+        beside = training_form(found, make_config(), has_head=False)
+        assert beside == TrainingForm(form.unpacked)
+
+
+def test_what_the_trainer_would_refuse_is_refused_from_the_configuration(make_config):
+    found = FoundModel(ModelSource("model.path", "some/bert", False, ""), None, AutoConfig.for_model("bert"))
+    with pytest.raises(
+        ConfigError, match=r"model.path=some/bert: BertLMHeadModel .* changes the hidden states"
+    ):
+        training_form(found, make_config(), has_head=True)
