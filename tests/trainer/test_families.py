@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from asyncrl.errors import ConfigError
 from asyncrl.runtime.model_facts import FoundModel, ModelSource, TrainingForm, model_facts
 from asyncrl.runtime.training_form import training_form
+from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.critic import make_critic
 from asyncrl.trainer.model import make_policy
@@ -121,6 +122,30 @@ def test_a_model_that_cannot_be_packed_gets_a_row_for_each_sequence_beside_any_o
     plain = plain_logprobs(policy.model, batch, temperature=1.0).detach()
     torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.value_head.parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma2"])
+def test_a_whole_step_does_not_depend_on_the_budget_of_a_micro_batch(
+    family, save_model, make_config, random_batch
+):
+    """Loaded from a folder, with a critic and a reference of other families, of which one is not packed."""
+    path = save_model(tiny(family))
+    other = save_model(tiny("mistral"), "other")
+    weights = []
+    for budget in (40, 400):
+        config = make_config(
+            path,
+            critic={"path": str(other), "lr": 1e-3},
+            objective={"advantage": "gae"},
+            reference={"path": str(other), "where": "loss", "kl_coef": 0.1},
+            trainer={"micro_batch_tokens": budget, "mini_batches": 2, "lr": 1e-3, "eps": 1e-4},
+        )
+        trainer = make_trainer(config)
+        metrics = trainer.step(random_batch(0, max_response=3 * WINDOW))
+        assert metrics["grad_norm"] > 0
+        weights.append(trainer.weights())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_the_documentation_knows_every_family():
