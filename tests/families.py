@@ -98,7 +98,9 @@ FAMILIES: dict[str, dict] = {
     "glm_moe_dsa": _DENSE
     | _ROUTED
     | _LATENT
-    | {"first_k_dense_replace": 1, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2},
+    # Many heads: a key that all of them score 0, which the positive part does to half of the products, would
+    # tie with others.
+    | {"first_k_dense_replace": 1, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 16},
     "olmo2": _DENSE,
     "olmo3": _DENSE | _WINDOWED,
     "olmoe": _DENSE | _EXPERTS,

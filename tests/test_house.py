@@ -9,8 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "asyncrl"
 
 LAYERS = (
     {
-        *("affinity", "bounded", "config_messages", "errors", "packages", "presets", "resolve", "scratch"),
-        *("units", "waits", "work", "yaml_tree"),
+        *(
+            "affinity",
+            "bounded",
+            "config_messages",
+            "errors",
+            "layer_sizes",
+            "packages",
+            "presets",
+            "resolve",
+        ),
+        *("scratch", "units", "waits", "work", "yaml_tree"),
     },
     {"core", "objective"},
     {"config", "config_servers"},
@@ -29,7 +38,7 @@ PURE_IMPORTS = {*sys.stdlib_module_names, "numpy", "torch", "asyncrl"}
 
 CYCLES = [
     {"config", "config_servers"},
-    {"trainer.attention", "trainer.fused", "trainer.model", "trainer.model_checks", "trainer.packed"},
+    {"trainer.attention", "trainer.fused", "trainer.model_checks", "trainer.packed"},
 ]
 """Of modules that know each other, for types only. None may come to these."""
 

@@ -144,6 +144,7 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         ("responses in all", f"{config.run.steps * o.responses_per_step:,}"),
         ("response tokens a step", f"at most {o.max_response_tokens_per_step:,}"),
         ("tokens a step, prompts included", f"at most {o.max_tokens_per_step:,}"),
+        *_rows(plan),
         ("optimizer updates a step", updates),
         ("staleness of a trained token", staleness),
         ("the same in optimizer updates", f"at most {o.max_staleness_updates:,}"),
@@ -155,6 +156,13 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         ("prompts", _prompts(plan)),
         ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
     ]
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What keeps the trainer from packing, if something does."""
+    for name, facts in plan.models.trained.items():
+        if facts.form.unpacked is not None:
+            yield f"sequences of the {name}", f"not packed: {facts.form.unpacked}"
 
 
 def _stops(plan: Plan) -> Iterator[tuple[str, str]]:

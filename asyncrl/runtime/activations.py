@@ -76,15 +76,16 @@ def head_bytes(
     value_bytes: int,
     *,
     entropy_has_gradient: bool,
+    caps_logits: bool = False,
 ) -> int:
     """What the chunked head (`trainer/logprob.py`) takes at its peak, in its backward pass on a GPU.
 
     It holds the head's gradient in float32, that of the hidden states, and a chunk's gradient in the model's
     dtype; beside them either a chunk's float32 logits, whose gradient takes their place unless the entropy
-    has one, or the head's gradient in the model's dtype.
+    has one, and the cap's slope where there is a cap, or the head's gradient in the model's dtype.
     """
     chunk, weight = min(chunk_tokens, tokens) * vocab_size, vocab_size * layer.hidden_size
-    logits = _FLOAT32 * chunk * (2 if entropy_has_gradient else 1)
+    logits = _FLOAT32 * chunk * (1 + entropy_has_gradient + caps_logits)
     rounded = value_bytes * weight if value_bytes != _FLOAT32 else 0
     states = value_bytes * tokens * layer.hidden_size
     return _FLOAT32 * weight + states + value_bytes * chunk + max(logits, rounded)

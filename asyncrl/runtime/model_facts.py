@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asyncrl.config import ModelConfig
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.layer_sizes import largest_of_layers
 from asyncrl.runtime import hub
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingForm:
+    """What is unusual about training a model (`runtime/training_form.py` finds out)."""
+
+    unpacked: str | None = None
+    """Why every sequence gets a row of its own; None where rows hold several."""
+    caps_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     model_type: str
     parameters: int
@@ -46,6 +56,7 @@ class ModelFacts:
     """Keys and values of all layers for one token, in the run's dtype."""
     max_positions: int | None
     """Longest sequence that the model's positions allow, None where the model sets no limit."""
+    form: TrainingForm = TrainingForm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +238,10 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
 
 
 def layer_shape(config: PreTrainedConfig, shell: nn.Module) -> LayerShape:
-    """Of a decoder's layers. shell: the model, without its weights."""
+    """Of a decoder's layers; without attention they count as of one head. shell: the model, without its
+    weights."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = largest_of_layers(text, "num_attention_heads") or 1
     dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     experts = getattr(text, "num_experts_per_tok", None)
     of_experts = (experts or 0) * (getattr(text, "moe_intermediate_size", None) or dense)
@@ -238,8 +250,8 @@ def layer_shape(config: PreTrainedConfig, shell: nn.Module) -> LayerShape:
         hidden_size=text.hidden_size,
         intermediate_size=of_experts + shared if experts else dense,
         heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        kv_heads=largest_of_layers(text, "num_key_value_heads") or heads,
+        head_dim=largest_of_layers(text, "head_dim") or text.hidden_size // heads,
         qk_norm=any(name.endswith("q_norm.weight") for name, _ in shell.named_parameters()),
     )
 

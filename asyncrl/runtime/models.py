@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
@@ -26,6 +26,7 @@ from asyncrl.runtime.reward_facts import (
     reward_model_facts,
 )
 from asyncrl.runtime.shapes import known_model
+from asyncrl.runtime.training_form import training_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,11 +42,22 @@ class KnownModels:
     reward: tuple[RewardModelFacts | None, ...] = ()
     """Of each of `reward.models`."""
 
+    @property
+    def trained(self) -> dict[str, ModelFacts]:
+        """Those that the trainer computes, which share its micro-batches; by name."""
+        models = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
+        return {name: facts for name, facts in models.items() if facts is not None}
+
+    @property
+    def unpacked(self) -> str | None:
+        """Why the trainer gives every sequence a row of its own; None where rows hold several."""
+        return next((facts.form.unpacked for facts in self.trained.values() if facts.form.unpacked), None)
+
 
 def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, PreTrainedTokenizerBase | None]:
     """What is known of the models, and the policy's tokenizer."""
     policy = findings.of(lambda: find_policy(config.model))
-    facts = _facts(policy or known_model("model.path", config.model.path), config, findings)
+    facts = _facts(policy or known_model("model.path", config.model.path), config, findings, has_head=True)
     tokenizer = None if policy is None else findings.of(lambda: load_tokenizer(policy))
     critic = reference = None
     if config.critic is not None:
@@ -56,11 +68,17 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
     return KnownModels(facts, critic, reference, reward), tokenizer
 
 
-def _facts(model: FoundModel | None, config: Config, findings: Findings) -> ModelFacts | None:
+def _facts(
+    model: FoundModel | None, config: Config, findings: Findings, *, has_head: bool
+) -> ModelFacts | None:
     if model is None:
         return None
     findings.of(lambda: check_weights(model))
-    return findings.of(lambda: model_facts(model, config.model.dtype))
+    facts = findings.of(lambda: model_facts(model, config.model.dtype))
+    if facts is None or config.trainer.backend == "paced":
+        return facts
+    form = findings.of(lambda: training_form(model, config, has_head=has_head))
+    return facts if form is None else replace(facts, form=form)
 
 
 def _beside(
@@ -73,7 +91,8 @@ def _beside(
         key, path, config.model.trust_remote_code, f"leave {key} out to start from a copy of the policy"
     )
     found = findings.of(lambda: find_model(source, check_decoder_only))
-    facts = _facts(found or known_model(key, path), config, findings)
+    has_head = key != "critic.path"
+    facts = _facts(found or known_model(key, path), config, findings, has_head=has_head)
     if facts is not None and policy is not None:
         findings.of(lambda: _refuse_other_vocabulary(source, facts, policy))
     return facts

@@ -184,7 +184,8 @@ def predict(
         return None
     assert models.policy is not None
     prompt = config.data.max_prompt_tokens * USUAL_PROMPT_SHARE if prompt_tokens is None else prompt_tokens
-    lengths = _Lengths.of(config, prompt, response_tokens)
+    shares_prompts = config.trainer.share_prompts and models.unpacked is None
+    lengths = _Lengths.of(config, prompt, response_tokens, shares_prompts)
     decoding = _decoding(config, models.policy, lengths)
     decode_step_s = _decode_step_s(config, models.policy, lengths, decoding)
     passes = list(_passes(config, models))
@@ -284,7 +285,7 @@ class _Lengths:
     """Those that a response's token attends to, on average."""
 
     @classmethod
-    def of(cls, config: Config, prompt: float, response: float) -> Self:
+    def of(cls, config: Config, prompt: float, response: float, shares_prompts: bool) -> Self:
         groups = config.trainer.batch_groups
         responses = groups * config.rollout.group_size
         generated = responses * response
@@ -293,7 +294,7 @@ class _Lengths:
             response=response,
             generated=generated,
             prefilled=groups * prompt,
-            trained=generated + (groups if config.trainer.share_prompts else responses) * prompt,
+            trained=generated + (groups if shares_prompts else responses) * prompt,
             scored=generated + responses * prompt,
             seen=prompt + response / 2,
         )

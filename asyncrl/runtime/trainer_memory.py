@@ -122,6 +122,7 @@ def _training_phases(
             config.trainer.logit_chunk_tokens,
             value_bytes,
             entropy_has_gradient=config.objective.entropy_coef > 0,
+            caps_logits=model.form.caps_logits,
         )
         yield "logits", kept + norm + head
     yield "last norm", kept + norm + final_norm_backward_bytes(layer, tokens) + tied_gradient

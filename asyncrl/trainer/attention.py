@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from asyncrl.layer_sizes import largest_of_layers
 from asyncrl.trainer import varlen
-from asyncrl.trainer.model_checks import ModelError, difference, model_name, probe_ids, tolerance
+from asyncrl.trainer.model_checks import ModelError, backbone, difference, model_name, probe_ids, tolerance
 from asyncrl.trainer.pieces import Pieces
 
 log = logging.getLogger(__name__)
 
-_PLAIN = {"full_attention", "sliding_attention"}
-"""Kinds of layers whose attention is causal, over everything or within a window."""
+_PLAIN = {"full_attention", "sliding_attention", "mlp", "moe"}
+"""Kinds of layers whose attention is causal, over everything or within a window, or that have none."""
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
 
-def load_with(setting: str) -> str:
-    """What a model is to be loaded with. `varlen` comes after, if it fits."""
-    return "sdpa" if setting in ("auto", varlen.NAME) else setting
+def load_with(setting: str) -> str | None:
+    """What a model is to be loaded with: None for `sdpa`, or `eager` where a model has nothing else. `varlen`
+    comes after, if it fits."""
+    return None if setting in ("auto", varlen.NAME) else setting
 
 
 def choose_attention(model: PreTrainedModel, setting: str) -> None:
@@ -51,6 +53,11 @@ def takes_shared_prompts(model: PreTrainedModel) -> bool:
     return not windowed and model.config._attn_implementation in (varlen.NAME, "sdpa", "eager")
 
 
+def strange_layers(model: PreTrainedModel) -> set[str]:
+    """Kinds of layers that are no plain attention."""
+    return _layer_kinds(model) - _PLAIN
+
+
 def _layer_kinds(model: PreTrainedModel) -> set[str]:
     return set(getattr(model.config, "layer_types", None) or ())
 
@@ -61,7 +68,7 @@ def _misfit(model: PreTrainedModel) -> str | None:
         return f"torch {torch.__version__} has no varlen_attn with grouped heads, which 2.13 brings"
     if not model._supports_flash_attn:
         return "transformers does not run this model on kernels that get no mask"
-    if strange := _layer_kinds(model) - _PLAIN:
+    if strange := strange_layers(model):
         return f"it has layers of kind {', '.join(sorted(strange))}, which need a mask"
     if model.device.type == "cuda":
         return _misfit_of_gpu(model)
@@ -71,7 +78,7 @@ def _misfit(model: PreTrainedModel) -> str | None:
 def _misfit_of_gpu(model: PreTrainedModel) -> str | None:
     """The limits of torch's flash-attention kernels (ATen's `flash_api.cpp` and `sdp_utils.cpp`)."""
     config = model.config.get_text_config()
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = largest_of_layers(config, "head_dim") or config.hidden_size // config.num_attention_heads
     capability = torch.cuda.get_device_capability(model.device)
     if capability < (8, 0):
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, and the kernel needs 8.0"
@@ -92,7 +99,7 @@ def _mistake(model: PreTrainedModel) -> str | None:
     pieces = Pieces(torch.tensor([0, 5, 12], dtype=torch.int32, device=model.device), 7, None)
 
     def hidden_states(**kwargs: Pieces) -> Tensor:
-        output = model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **kwargs)
+        output = backbone(model)(input_ids=ids, position_ids=positions, use_cache=False, **kwargs)
         return output.last_hidden_state
 
     before, expected = model.config._attn_implementation, hidden_states()

@@ -7,6 +7,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from asyncrl.config import Config
+from asyncrl.trainer.model_checks import backbone
 from asyncrl.trainer.packed import PackedModel, load_decoder
 from asyncrl.trainer.packing import MicroBatch
 
@@ -28,7 +29,7 @@ class Critic(PackedModel):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model.base_model)
+        super().__init__(backbone(model))
         hidden_size = model.config.get_text_config().hidden_size
         self.value_head = ValueHead(hidden_size, 1, device=model.device, dtype=model.dtype)
         nn.init.zeros_(self.value_head.weight)
@@ -43,6 +44,11 @@ def load_critic(config: Config) -> Critic:
     """Load `critic.path`, or another copy of the initial policy. Raises `ModelError`."""
     assert config.critic is not None
     path = config.critic.path or config.model.path
-    critic = Critic(load_decoder("critic.path", path, config))
+    return make_critic(load_decoder("critic.path", path, config), config)
+
+
+def make_critic(model: PreTrainedModel, config: Config) -> Critic:
+    """Ready to be trained. Raises `ModelError`."""
+    critic = Critic(model)
     critic.prepare(config)
     return critic

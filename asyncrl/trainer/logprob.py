@@ -5,17 +5,35 @@ several such tensors. Here the logits of `chunk_tokens` tokens exist at a time, 
 backward pass computes them again.
 
 Beside its inputs and results the head holds, with n tokens a chunk: 2·4·n·V bytes in the forward pass; in the
-backward pass (4 + 2)·n·V with bfloat16 inputs, or 2·4·n·V where the entropy has a gradient, and the weight's
-gradient, summed in float32 (4·V·H) and then rounded to its dtype.
+backward pass (4 + 2)·n·V with bfloat16 inputs, or 2·4·n·V where the entropy has a gradient, 4·n·V more where
+logits are capped, and the weight's gradient, summed in float32 (4·V·H) and then rounded to its dtype.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, slots=True)
+class LogitShape:
+    """What a model makes of its head's output z: scale · z, softly capped to cap · tanh(scale · z / cap)
+    where there is a cap (Gemma 2, arXiv 2408.00118)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Of the head's output, of any shape."""
+        scaled = logits * self.scale
+        return scaled if self.cap is None else self.cap * (scaled / self.cap).tanh()
+
+
+AS_THEY_ARE = LogitShape()
 
 
 def token_logprobs(
@@ -24,10 +42,11 @@ def token_logprobs(
     targets: Tensor,
     *,
     head_bias: Tensor | None = None,
+    shape: LogitShape = AS_THEY_ARE,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy of p = softmax((hidden @ head_weight.T + head_bias) / temperature).
+    """log p(target) and entropy of p = softmax(shape(hidden @ head_weight.T + head_bias) / temperature).
 
     hidden: float[N, H]. head_weight: float[V, H], head_bias: float[V], of the same dtype (float32, bfloat16,
     float64). targets: int64[N]. Returns (logprobs[N], entropy[N]) in nats, float32 (float64 for float64
@@ -41,7 +60,9 @@ def token_logprobs(
         raise ValueError(
             f"temperature is {temperature}; log-probabilities exist for temperatures above 0 only"
         )
-    logprobs, entropy = _ChunkedHead.apply(hidden, head_weight, head_bias, targets, temperature, chunk_tokens)
+    logprobs, entropy = _ChunkedHead.apply(
+        hidden, head_weight, head_bias, targets, shape, temperature, chunk_tokens
+    )
     return logprobs, entropy
 
 
@@ -53,6 +74,7 @@ class _ChunkedHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        shape: LogitShape,
         temperature: float,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
@@ -60,13 +82,13 @@ class _ChunkedHead(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=precise, device=hidden.device)
         lse, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for chunk in _chunks(len(targets), chunk_tokens):
-            logits = _logits(hidden[chunk], weight, bias, temperature)
+            logits = _logits(hidden[chunk], weight, bias, shape, temperature)
             lse[chunk] = logits.logsumexp(-1)
             log_probs = logits.sub_(lse[chunk, None])
             logprobs[chunk] = log_probs.gather(-1, targets[chunk, None]).squeeze(-1)
             entropy[chunk] = log_probs.exp().mul_(log_probs).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.shape, ctx.temperature, ctx.chunk_tokens = shape, temperature, chunk_tokens
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -81,14 +103,17 @@ class _ChunkedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if need_bias else None
         for chunk in _chunks(len(targets), ctx.chunk_tokens):
+            logits = _logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
+            slope = _slope(logits, ctx.shape, ctx.temperature)
             grad = _logit_gradient(
-                _logits(hidden[chunk], weight, bias, ctx.temperature),
+                logits,
                 targets[chunk],
                 lse[chunk],
                 entropy[chunk],
                 grad_logprobs[chunk],
                 None if grad_entropy is None else grad_entropy[chunk],
-            ).div_(ctx.temperature)
+            ).mul_(slope)
+            del logits, slope  # whose memory the products below need
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(hidden.dtype)
@@ -103,6 +128,7 @@ class _ChunkedHead(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -110,12 +136,25 @@ def _chunks(tokens: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: LogitShape, temperature: float
+) -> Tensor:
     """[n, V] in float32 (or float64), divided by the temperature."""
     logits = _product(hidden, weight.T)
     if bias is not None:
         logits += bias
-    return logits if temperature == 1 else logits.div_(temperature)
+    if shape.cap is not None:
+        return logits.mul_(shape.scale / shape.cap).tanh_().mul_(shape.cap / temperature)
+    factor = shape.scale / temperature
+    return logits if factor == 1 else logits.mul_(factor)
+
+
+def _slope(logits: Tensor, shape: LogitShape, temperature: float) -> Tensor | float:
+    """What a change of the head's output changes `_logits` by: d tanh(x) / dx = 1 - tanh(x)²."""
+    factor = shape.scale / temperature
+    if shape.cap is None:
+        return factor
+    return logits.mul(temperature / shape.cap).square_().neg_().add_(1).mul_(factor)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

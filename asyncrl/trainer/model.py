@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from asyncrl.config import Config
-from asyncrl.trainer.logprob import token_logprobs
-from asyncrl.trainer.model_checks import ModelError, check_head, model_name
+from asyncrl.trainer.logprob import LogitShape, token_logprobs
+from asyncrl.trainer.model_checks import find_logit_shape
 from asyncrl.trainer.packed import PackedModel, load_decoder
 from asyncrl.trainer.packing import MicroBatch
 
@@ -16,10 +16,11 @@ class FusedHead(nn.Module):
     """The model's output head as log-probabilities and entropies, without the logits. It shares the head's
     parameters, and is a module so that DeepSpeed gathers them for it."""
 
-    def __init__(self, head: nn.Linear, *, temperature: float, chunk_tokens: int) -> None:
+    def __init__(self, head: nn.Linear, shape: LogitShape, *, temperature: float, chunk_tokens: int) -> None:
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
+        self.shape = shape
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
 
@@ -30,6 +31,7 @@ class FusedHead(nn.Module):
             self.weight,
             targets,
             head_bias=self.bias,
+            shape=self.shape,
             temperature=self._temperature,
             chunk_tokens=self._chunk_tokens,
         )
@@ -38,15 +40,20 @@ class FusedHead(nn.Module):
 class Policy(PackedModel):
     """Log-probabilities and entropies of packed tokens under the model, at the sampling temperature."""
 
-    def __init__(self, model: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        shape: LogitShape | None = None,
+    ) -> None:
+        """shape: None to find it by trying, which raises `ModelError` for a model whose logits the fused head
+        does not give."""
         super().__init__(model)
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise ModelError(
-                f"{model_name(model)}: its output head is {type(head).__name__}; the fused log-probabilities "
-                "need a plain linear layer"
-            )
-        self.fused_head = FusedHead(head, temperature=temperature, chunk_tokens=chunk_tokens)
+        self.fused_head = FusedHead(
+            self.head, shape or find_logit_shape(model), temperature=temperature, chunk_tokens=chunk_tokens
+        )
 
     @property
     def head(self) -> nn.Linear:
@@ -60,11 +67,13 @@ class Policy(PackedModel):
 def load_policy(config: Config, key: str = "model.path", path: str | None = None) -> Policy:
     """Load `model.path`, or `path`, the value of the setting `key`. Raises `ModelError` for a model that this
     backend would not train right."""
+    return make_policy(load_decoder(key, path or config.model.path, config), config)
+
+
+def make_policy(model: PreTrainedModel, config: Config) -> Policy:
+    """Ready to be trained. Raises `ModelError`."""
     policy = Policy(
-        load_decoder(key, path or config.model.path, config),
-        temperature=config.rollout.temperature,
-        chunk_tokens=config.trainer.logit_chunk_tokens,
+        model, temperature=config.rollout.temperature, chunk_tokens=config.trainer.logit_chunk_tokens
     )
-    check_head(policy)
     policy.prepare(config)
     return policy

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.trainer.logprob import LogitShape
 from asyncrl.trainer.pieces import cut
 from asyncrl.trainer.prefix import Branches
 
 if TYPE_CHECKING:
-    from asyncrl.trainer.model import Policy
     from asyncrl.trainer.packed import PackedModel
 
-_REFUSED = "this model cannot be trained by trainer.backend=torch"
+_REFUSED = "this model cannot be trained"
+_TINY, _HUGE = 2.0**-30, 2.0**40
+"""Logits that no cap bends, and that every cap holds."""
+_EXACT = 1e-6
+"""Relative difference of logits that rounding to float32 explains."""
 
 
 class ModelError(AsyncRLError):
@@ -30,60 +34,100 @@ def model_name(model: PreTrainedModel) -> str:
     return f"{type(model).__name__} ({model.name_or_path or 'unnamed'})"
 
 
+def backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """The decoder below the output head, which gives hidden states."""
+    base = model.base_model
+    if base is not model or model.get_output_embeddings() is None:
+        return base
+    return next(child for child in model.children() if isinstance(child, PreTrainedModel))  # Llama 4
+
+
 @torch.no_grad()
-def check_head(policy: Policy) -> None:
-    """The model's logits must be exactly its head's output on the backbone's hidden states.
+def find_logit_shape(model: PreTrainedModel) -> LogitShape:
+    """What the model makes of its output head's numbers.
 
     Models that cap or scale their logits (Gemma 2's soft-capping, Cohere's and Granite's scaling, ...) would
-    get wrong log-probabilities without a word. So put known values in place of the head's output, and see
-    whether the model hands them out unchanged. Raises `ModelError`.
+    otherwise get wrong log-probabilities without a word. So put known values in place of the head's output,
+    in float64 whatever the model computes in, and see what the model hands out: the slope near 0 is the
+    scale, what huge values come to is the cap, and all others must be where these two say. Raises
+    `ModelError` where they are not, and where the hidden states change on their way to the head.
     """
-    input_ids = probe_ids(policy.model, 4)
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"{model_name(model)}: its output head is {type(head).__name__}; the fused log-probabilities "
+            "need a plain linear layer"
+        )
+    input_ids = probe_ids(model, 4)
     seen: list[Tensor] = []
-    known = torch.linspace(-60, 60, policy.head.out_features, device=policy.device)
-    known = known.expand(1, 4, -1).to(policy.head.weight.dtype)
+    known = _known_logits(head.out_features).to(model.device)
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         seen.append(inputs[0])
-        return known.clone()
+        return known[None].clone()
 
-    hook = policy.head.register_forward_hook(replace)
+    hook = head.register_forward_hook(replace)
     try:
-        logits = policy.model(input_ids=input_ids, use_cache=False).logits
+        logits = model(input_ids=input_ids, use_cache=False).logits[0].double()
     finally:
         hook.remove()
-    if not torch.equal(logits.float(), known.float()):
+    scale, most = float(logits[2, 0] / _TINY), float(logits[3, 0])
+    shape = LogitShape(scale, None if abs(most / (scale * _HUGE) - 1) < _EXACT else most)
+    if not torch.allclose(logits, shape(known), rtol=_EXACT, atol=_EXACT * _TINY):
         raise ModelError(
-            f"{model_name(policy.model)} changes its logits after the output head (soft-capping or scaling), "
-            f"which the fused log-probabilities leave out; {_REFUSED}"
+            f"{model_name(model)} changes its logits after the output head by more than scaling and "
+            f"soft-capping, which the fused log-probabilities leave out; {_REFUSED}"
         )
-    hidden = policy.hidden_states(input_ids, torch.arange(4, device=policy.device)[None])
+    hidden = backbone(model)(input_ids=input_ids, use_cache=False).last_hidden_state
     if len(seen) != 1 or difference(seen[0], hidden) > tolerance(hidden.dtype):
         raise ModelError(
-            f"{model_name(policy.model)} changes the hidden states between its backbone and its output head, "
+            f"{model_name(model)} changes the hidden states between its backbone and its output head, "
             f"which the fused log-probabilities leave out; {_REFUSED}"
         )
+    return shape
+
+
+def _known_logits(vocabulary: int) -> Tensor:
+    """float64[4, V]."""
+    spread = torch.linspace(-60, 60, vocabulary, dtype=torch.float64)
+    ones = torch.ones_like(spread)
+    return torch.stack([spread, spread.flip(0), _TINY * ones, _HUGE * ones])
 
 
 @torch.no_grad()
-def check_packing(model: PackedModel) -> None:
-    """Two sequences in one row must give what each gives alone.
-
-    Models with a recurrent state, or without position ids, mix packed sequences without a word. Raises
-    `ModelError`.
-    """
-    a, b = probe_ids(model.model, 5), probe_ids(model.model, 12)[:, 5:]
+def mixes_sequences(model: PackedModel) -> bool:
+    """Whether two sequences in one row, told apart by position ids that restart, or by their pieces, give
+    something else than each gives alone: models with a recurrent state, or without position ids, do."""
+    a, b = _two_sequences(model)
     positions = [torch.arange(ids.shape[1], device=model.device)[None] for ids in (a, b)]
-    blocks = torch.tensor([[0] * 5 + [1] * 7])
+    blocks = torch.tensor([[0] * a.shape[1] + [1] * b.shape[1]])
     pieces = cut(blocks.numpy(), torch.zeros_like(blocks).numpy()).to(model.device)
     packed = model.hidden_states(torch.cat([a, b], 1), torch.cat(positions, 1), pieces=pieces)
-    alone = torch.cat([model.hidden_states(a, positions[0]), model.hidden_states(b, positions[1])], 1)
-    if difference(packed, alone) > tolerance(packed.dtype):
+    alone = torch.cat([model.hidden_states(a), model.hidden_states(b)], 1)
+    return difference(packed, alone) > tolerance(packed.dtype)
+
+
+@torch.no_grad()
+def check_padding(model: PackedModel) -> None:
+    """Two rows, one of them padded on the right, must give what each gives alone. Raises `ModelError`."""
+    a, b = _two_sequences(model)
+    short, long = a.shape[1], b.shape[1]
+    rows = torch.zeros((2, long), dtype=torch.int64, device=model.device)
+    rows[0, :short], rows[1] = a[0], b[0]
+    padded = model.hidden_states(rows)
+    got = torch.cat([padded[:1, :short], padded[1:]], 1)
+    alone = torch.cat([model.hidden_states(a), model.hidden_states(b)], 1)
+    if difference(got, alone) > tolerance(got.dtype):
         raise ModelError(
-            f"{model_name(model.model)} does not keep sequences apart that are packed into one row with "
-            f"restarting position ids (attention {model.model.config._attn_implementation!r}), so their "
-            f"log-probabilities would be wrong; {_REFUSED}"
+            f"{model_name(model.model)} gives other hidden states for a sequence that is padded on the "
+            f"right, so its log-probabilities would be wrong; {_REFUSED}"
         )
+
+
+def _two_sequences(model: PackedModel) -> tuple[Tensor, Tensor]:
+    """int64[1, 9] and int64[1, 14]."""
+    ids = probe_ids(model.model, 23)
+    return ids[:, :9], ids[:, 9:]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ in common."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,14 +13,24 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asyncrl.config import Config
-from asyncrl.trainer.attention import choose_attention, load_with, takes_shared_prompts
+from asyncrl.trainer.attention import choose_attention, load_with, strange_layers, takes_shared_prompts
 from asyncrl.trainer.fused import fuse_kernels
-from asyncrl.trainer.model_checks import ModelError, check_packing, model_name, sharing_works
-from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.model_checks import (
+    ModelError,
+    backbone,
+    check_padding,
+    mixes_sequences,
+    model_name,
+    sharing_works,
+)
+from asyncrl.trainer.packing import ONE_SEQUENCE, MicroBatch
 from asyncrl.trainer.pieces import Pieces
 from asyncrl.trainer.prefix import Branches, attention_bias
 from asyncrl.trainer.shares import ONE_ROW, Packing
+from asyncrl.trainer.twin import small_twin
 from asyncrl.trainer.varlen import NAME as VARLEN
+
+log = logging.getLogger(__name__)
 
 MASKED_ROW_TOKENS = 128
 """Rows shorter than this cost more in padding than they save in attention."""
@@ -29,7 +40,7 @@ class PackedModel(nn.Module):
     """Hidden states of packed tokens.
 
     row_tokens: shortest rows into which to pack. shares_prefixes: whether sequences that begin alike may be
-    computed together.
+    computed together. unpacked: why every sequence has a row of its own; None where they are packed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -37,11 +48,12 @@ class PackedModel(nn.Module):
         self.model = model
         self.row_tokens = _row_tokens(model)
         self.shares_prefixes = takes_shared_prompts(model)
+        self.unpacked: str | None = None
 
     @property
     def backbone(self) -> nn.Module:
         """A property, since a module that is reached by two names would be hooked twice."""
-        return self.model.base_model
+        return backbone(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -50,23 +62,32 @@ class PackedModel(nn.Module):
     def prepare(self, config: Config) -> None:
         """Make sure that this backend trains the model right, and set it up. Raises `ModelError`.
 
+        What it can do is tried out on it, and on its small twin, whose windows end within what is tried.
         Dropout stays off, since its noise would enter every importance ratio.
         """
-        check_packing(self)
-        self.shares_prefixes &= config.trainer.share_prompts and sharing_works(self)
+        small = small_twin(self.model.config, self.model.config._attn_implementation)
+        twin = None if small is None else PackedModel(small)
+        self.unpacked = _why_unpacked(self, twin)
+        if self.unpacked is not None:
+            log.info("%s: %s", model_name(self.model), self.unpacked)
+            self.row_tokens, self.shares_prefixes = ONE_SEQUENCE, False
+            check_padding(self)
+        wanted = self.shares_prefixes and config.trainer.share_prompts
+        tried = [self] if twin is None else [self, twin]
+        self.shares_prefixes = wanted and all(map(sharing_works, tried))
         if config.trainer.gradient_checkpointing:
             _checkpoint_gradients(self.model)
 
     def hidden_states(
         self,
         input_ids: Tensor,
-        position_ids: Tensor,
+        position_ids: Tensor | None = None,
         branches: Branches | None = None,
         pieces: Pieces | None = None,
     ) -> Tensor:
         """float[R, L, H] of the last layer, of int64[R, L] each. Kernels that build masks separate the
         sequences of a row by position ids that restart at 0, or by `branches` where they share prompts; the
-        others go by `pieces`, and without them take every row for one sequence."""
+        others go by `pieces`. Without any of these every row is one sequence."""
         name = self.model.config._attn_implementation
         mask, extra = None, {}
         if name == VARLEN:
@@ -80,7 +101,10 @@ class PackedModel(nn.Module):
 
     def predicting_states(self, micro: MicroBatch) -> Tensor:
         """float[N, H]: the hidden state that predicts each of the micro-batch's trained tokens."""
-        hidden = self.hidden_states(micro.input_ids, micro.position_ids, micro.branches, micro.pieces)
+        if self.unpacked is None:
+            hidden = self.hidden_states(micro.input_ids, micro.position_ids, micro.branches, micro.pieces)
+        else:  # no token sees the padding, which comes after it
+            hidden = self.hidden_states(micro.input_ids)
         return hidden.flatten(0, 1)[micro.predicted_from]
 
 
@@ -111,6 +135,15 @@ def load_decoder(key: str, path: str, config: Config) -> PreTrainedModel:
     choose_attention(model, config.model.attn_implementation)
     fuse_kernels(model, config.trainer.fused_kernels)
     return model
+
+
+def _why_unpacked(model: PackedModel, twin: PackedModel | None) -> str | None:
+    strange = ", ".join(sorted(strange_layers(model.model)))
+    mixes = bool(strange) if twin is None else mixes_sequences(twin)
+    if not mixes and not mixes_sequences(model):
+        return None
+    layers = f"layers of kind {strange}" if strange else "attention"
+    return f"its {layers} would mix sequences that share a row, so each has a row of its own"
 
 
 def _row_tokens(model: PreTrainedModel) -> int:

@@ -2,7 +2,8 @@
 
 Several units share a row. Their position ids restart at 0, from which transformers builds block-diagonal
 attention. What else a kernel needs to know comes along: which tokens share a prompt, of which a mask is made,
-and where sequences begin and end. `pack` decides (pure, deterministic), `assemble` makes the tensors.
+and where sequences begin and end. For models that cannot keep them apart, every sequence has a row of its
+own, padded on the right. `pack` decides (pure, deterministic), `assemble` makes the tensors.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 from asyncrl.trainer.batch import FlatBatch
 from asyncrl.trainer.pieces import Pieces, cut
 from asyncrl.trainer.prefix import Branches, Unit
+
+ONE_SEQUENCE = 0
+"""As `min_row_tokens`: every item has a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +85,17 @@ def pack(lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1, round
     A micro-batch takes the longest item left and as many rows of `row_capacity` as `max_tokens` pays for,
     padding counted. Short rows keep the cost of masked attention, quadratic in the row, small. An item
     longer than `max_tokens` goes alone. Rows are padded to a multiple of `round_to`, where `max_tokens`
-    leaves room for it.
+    leaves room for it. With `ONE_SEQUENCE` items of like length come together, a row each.
     """
     left = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     layouts = []
     while left:
         capacity = row_capacity(lengths[left[0]], max_tokens, min_row_tokens)
-        rows, left = _fill_rows(left, lengths, capacity, max_rows=max(1, max_tokens // capacity))
+        max_rows = max(1, max_tokens // capacity)
+        if min_row_tokens == ONE_SEQUENCE:
+            rows, left = [[item] for item in left[:max_rows]], left[max_rows:]
+        else:
+            rows, left = _fill_rows(left, lengths, capacity, max_rows)
         used = max(sum(lengths[i] for i in row) for row in rows)
         rounded = max(used, min(-(-used // round_to) * round_to, max_tokens // len(rows)))
         layouts.append(Layout(tuple(tuple(row) for row in rows), rounded))

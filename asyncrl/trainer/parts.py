@@ -69,10 +69,10 @@ def make_step(config: Config, models: Models, trained: Trained, ranks: Ranks) ->
     else:
         with unhurried("loading the reference"):
             reference = load_reference(config, ranks)
-    together = [models.policy] if models.critic is None else [models.policy, models.critic]
+    together = [models.policy, models.critic, None if reference is None else reference.policy]
     return TrainStep(
         trained.policy,
-        common_packing(together, config.trainer.micro_batch_tokens),
+        common_packing([model for model in together if model is not None], config.trainer.micro_batch_tokens),
         config,
         ranks,
         critic=trained.critic,

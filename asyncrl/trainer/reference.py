@@ -18,7 +18,7 @@ class Reference:
     """Log-probabilities under the reference. With `offload` it lies in host memory between two batches."""
 
     def __init__(self, policy: Policy, ranks: Ranks, *, offload: bool) -> None:
-        self._policy = policy.requires_grad_(False)
+        self.policy = policy.requires_grad_(False)
         self._ranks = ranks
         self._device = policy.device
         self._offload = offload
@@ -26,16 +26,16 @@ class Reference:
 
     def logprobs(self, minis: Sequence[MiniBatch], ids: Tensor) -> Tensor:
         """float32[T]: of every trained token of the batch (ids: int64[T]), 0 elsewhere."""
-        self._policy.to(self._device)
+        self.policy.to(self._device)
         result = over_tokens(
-            minis, len(ids), self._ranks, lambda micro: self._policy(micro, ids[micro.token_index])[0]
+            minis, len(ids), self._ranks, lambda micro: self.policy(micro, ids[micro.token_index])[0]
         )
         self._park()
         return result
 
     def _park(self) -> None:
         if self._offload:
-            self._policy.to("cpu")
+            self.policy.to("cpu")
 
 
 def load_reference(config: Config, ranks: Ranks) -> Reference:

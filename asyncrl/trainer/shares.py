@@ -31,8 +31,9 @@ class Packing:
     """How a model's micro-batches are packed.
 
     max_tokens: of one micro-batch. row_tokens: shortest rows into which to pack; `ONE_ROW` for kernels that
-    compute each sequence of a row by itself. shares_prefixes: whether sequences that begin alike are computed
-    together. hidden_size: of the model, for the cost of a token beside that of attention.
+    compute each sequence of a row by itself, `ONE_SEQUENCE` for models that cannot keep them apart.
+    shares_prefixes: whether sequences that begin alike are computed together. hidden_size: of the model, for
+    the cost of a token beside that of attention.
     """
 
     max_tokens: int

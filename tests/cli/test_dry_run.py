@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.cli import launch
 from asyncrl.cli.dry_run import show
@@ -78,6 +79,18 @@ def test_how_the_cores_are_shared_out_is_told(run_files, capsys, monkeypatch, ow
     overrides = [f"placement.pin_cores={pin_cores}", "rollout.threads=3"]
     assert launch.main(["--config", "run.yaml", "--dry-run", *overrides]) == 0
     assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_that_is_not_packed_is_told_with_the_reason(run_files):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 259, "num_hidden_layers": 1}
+    config = AutoConfig.for_model("qwen3_5_text", layer_types=["linear_attention"], **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained("model")
+    console = Console(file=io.StringIO(), width=200)
+    show(plan(load("run.yaml"), 0), console)
+    assert (
+        "sequences of the policy not packed: its layers of kind linear_attention would mix sequences that "
+        "share a row, so each has a row of its own"
+    ) in lines_of(console.file.getvalue())
 
 
 def test_nothing_is_started_or_written(shown, run_files):

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 
 from asyncrl.runtime import activations
 from asyncrl.runtime.model_facts import layer_shape
-from asyncrl.trainer.logprob import token_logprobs
+from asyncrl.trainer.logprob import LogitShape, token_logprobs
 from asyncrl.trainer.packed import _checkpoint_gradients
 from asyncrl.trainer.varlen import NAME as VARLEN
 
@@ -166,16 +166,20 @@ def test_a_forward_pass_that_keeps_nothing(name, rows):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("tokens", [300, TOKENS])
 @pytest.mark.parametrize("entropy", [False, True])
-def test_the_head(name, tokens, entropy):
+@pytest.mark.parametrize("capped", [False, True])
+def test_the_head(name, tokens, entropy, capped):
     shape, vocab_size = make(name).shape, SHAPES[name]["vocab_size"]
     with torch.device("meta"):
         weight = torch.empty(vocab_size, shape.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         hidden = torch.empty(tokens, shape.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         targets = torch.empty(tokens, dtype=torch.int64)
     with LiveBytes("meta", [weight, hidden, targets]) as live:
-        logprobs, entropies = token_logprobs(hidden, weight, targets, chunk_tokens=1024)
+        bent = LogitShape(cap=30.0 if capped else None)
+        logprobs, entropies = token_logprobs(hidden, weight, targets, shape=bent, chunk_tokens=1024)
         (logprobs.sum() + entropies.sum() if entropy else logprobs.sum()).backward()
-    estimate = activations.head_bytes(shape, vocab_size, tokens, 1024, 2, entropy_has_gradient=entropy)
+    estimate = activations.head_bytes(
+        shape, vocab_size, tokens, 1024, 2, entropy_has_gradient=entropy, caps_logits=capped
+    )
     assert estimate == within_15_percent(live.peak)
 
 

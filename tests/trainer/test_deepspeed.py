@@ -11,6 +11,7 @@ import gradient_rank
 import pytest
 import rank
 import torch
+from families import tiny
 from safetensors.torch import load_file
 from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM
@@ -115,6 +116,22 @@ def test_invariant_5_each_goes_on_from_the_one_befores_snapshot_and_the_weights_
         assert found == pytest.approx(metrics[step], rel=1e-3, abs=1e-5), name
         saved = AutoModelForCausalLM.from_pretrained(start / "hf").state_dict()
         assert all(torch.equal(saved[key], tensor) for key, tensor in weights.items()), name
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_ranks_share_the_rows_of_a_model_that_is_not_packed(save_model, make_config, tmp_path):
+    """Linear attention, capped logits beside it: the weights are those of torch alone."""
+    path = save_model(tiny("qwen3_5_text"))
+    reference = {"path": str(save_model(tiny("gemma2"), "other")), "where": "loss", "kl_coef": 0.1}
+    common = {"lr": 1e-3, "eps": 1e-4, "mini_batches": 2, "micro_batch_tokens": 64}
+    zero = {"zero_stage": 3, "zero": {"stage3_param_persistence_threshold": 0}}
+    of_ranks = {"backend": "deepspeed", "ranks": 2, "deepspeed": zero}
+    weights = []
+    for name, trainer in (("torch", common), ("zero-3", common | of_ranks)):
+        config = make_config(path, run={"steps": 10}, trainer=trainer, reference=reference)
+        weights.append(train(config, tmp_path / f"{name}.yaml", 0, 1)[0])
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.timeout(5 * DEADLINE_S)

@@ -14,6 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from asyncrl import config as config_module
 from asyncrl.trainer.batch import FlatBatch, split_groups
 from asyncrl.trainer.critic import Critic
+from asyncrl.trainer.logprob import LogitShape
 from asyncrl.trainer.model import Policy
 from asyncrl.trainer.packed import _checkpoint_gradients, common_packing
 from asyncrl.trainer.ranks import OneRank
@@ -131,7 +132,7 @@ def on_meta(kind, **options):
 
 @pytest.fixture(scope="module")
 def policy():
-    return on_meta(Policy, temperature=1.0, chunk_tokens=1024)
+    return on_meta(Policy, temperature=1.0, chunk_tokens=1024, shape=LogitShape())
 
 
 @pytest.fixture(scope="module")

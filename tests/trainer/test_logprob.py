@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncrl.trainer.logprob import token_logprobs
+from asyncrl.trainer.logprob import LogitShape, token_logprobs
 
 
 def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):
@@ -16,8 +16,10 @@ def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):
     return h, w, b, torch.randint(vocabulary, (n,), generator=g)
 
 
-def naive(hidden, weight, bias, targets, temperature):
-    log_probs = (torch.nn.functional.linear(hidden, weight, bias).float() / temperature).log_softmax(-1)
+def naive(hidden, weight, bias, targets, temperature, bend=lambda logits: logits):
+    logits = bend(torch.nn.functional.linear(hidden, weight, bias))
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = (logits.to(precise) / temperature).log_softmax(-1)
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
 
 
@@ -79,6 +81,34 @@ def test_bfloat16_gives_the_results_of_float32_and_gradients_as_near_the_truth_a
         error, naive_error = ((x.float() - truth).norm() / truth.norm() for x in (ours, theirs))
         assert error <= 0.5 * naive_error
         assert error < 4e-3  # two roundings to bfloat16, 2^-9 at most each
+
+
+BENT = [
+    (LogitShape(scale=0.3), lambda z: z * 0.3),
+    (LogitShape(cap=5.0), lambda z: torch.tanh(z / 5) * 5),
+    (LogitShape(scale=2.0, cap=3.0), lambda z: torch.tanh(2 * z / 3) * 3),
+]
+
+
+@pytest.mark.parametrize(("shape", "bend"), BENT)
+@pytest.mark.parametrize("use_entropy", [False, True])
+def test_scaled_and_capped_logits_are_exact(shape, bend, use_entropy):
+    """Against autograd through the formulas in float64, forward and backward."""
+    h, w, b, targets = inputs(dtype=torch.float64)
+
+    def fused(h, w, b):
+        return token_logprobs(h, w, targets, head_bias=b, shape=shape, temperature=0.7, chunk_tokens=8)
+
+    def plain(h, w, b):
+        return naive(h, w, b, targets, 0.7, bend)
+
+    expected = gradients(plain, (h, w, b), use_entropy)
+    torch.testing.assert_close(gradients(fused, (h, w, b), use_entropy), expected, rtol=1e-10, atol=1e-10)
+    in_32_bits = gradients(fused, (h.float(), w.float(), b.float()), use_entropy)
+    rounded = tuple(
+        [t.float() for t in part] if isinstance(part, list) else part.float() for part in expected
+    )
+    torch.testing.assert_close(in_32_bits, rounded, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

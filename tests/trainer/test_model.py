@@ -1,10 +1,8 @@
-"""Models are tried out when loaded: what would train wrongly is refused."""
+"""Models are tried out when loaded: what they can do is found so, and what would train wrongly is refused."""
 
 import pytest
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -15,8 +13,6 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PhiConfig,
@@ -24,10 +20,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.model import Policy, load_policy
-from asyncrl.trainer.model_checks import ModelError, check_head, check_packing, sharing_works
+from asyncrl.trainer.logprob import LogitShape
+from asyncrl.trainer.model import Policy, load_policy, make_policy
+from asyncrl.trainer.model_checks import ModelError, find_logit_shape, mixes_sequences, sharing_works
 from asyncrl.trainer.packing import assemble, pack
 from asyncrl.trainer.prefix import single_units
 
@@ -49,32 +47,59 @@ def policy_of(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("make", "shape"),
     [
-        (lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)), "after the output head"),
-        (lambda: CohereForCausalLM(CohereConfig(**SMALL)), "after the output head"),
-        (lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)), "after the output head"),
+        (lambda: LlamaForCausalLM(LlamaConfig(**SMALL)), LogitShape()),
+        (
+            lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=7.0)),
+            LogitShape(cap=7.0),
+        ),
+        (lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.3)), LogitShape(0.3)),
+        (lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=6.0)), LogitShape(1 / 6)),
     ],
 )
-def test_models_that_change_their_logits_are_refused(make, why):
-    torch.manual_seed(0)
-    with pytest.raises(ModelError, match=why):
-        check_head(policy_of(make()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_model_makes_of_its_logits_is_found_by_trying(make, shape, dtype):
+    found = find_logit_shape(make().to(dtype).eval())
+    assert found.scale == pytest.approx(shape.scale, rel=1e-12)
+    assert found.cap == (None if shape.cap is None else pytest.approx(shape.cap, rel=1e-12))
+
+
+class _OneTokenLess(LlamaForCausalLM):
+    """Bends the logit of one token only."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits[..., 5] -= 1
+        return output
+
+
+class _OtherStates(LlamaForCausalLM):
+    """Changes what its head reads."""
+
+    def forward(self, input_ids, **kwargs):
+        hidden = self.model(input_ids, **kwargs).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden / 2))
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda: MambaForCausalLM(
-            MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, use_mambapy=False)
-        ),
-        lambda: BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)),
-    ],
+    ("kind", "why"),
+    [(_OneTokenLess, "by more than scaling and soft-capping"), (_OtherStates, "changes the hidden states")],
 )
-def test_models_that_mix_packed_sequences_are_refused(make):
+def test_models_whose_logits_are_still_others_are_refused(kind, why):
     torch.manual_seed(0)
-    with pytest.raises(ModelError, match="does not keep sequences apart"):
-        check_packing(policy_of(make()))
+    with pytest.raises(ModelError, match=why):
+        find_logit_shape(kind(LlamaConfig(**SMALL)).eval())
+
+
+def test_a_model_that_reads_ahead_is_refused(make_config):
+    """Its hidden states depend on the padding."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
+    with pytest.raises(ModelError, match="padded on the right"):
+        make_policy(model, make_config())
 
 
 @pytest.mark.parametrize(
@@ -92,8 +117,7 @@ def test_other_architectures_pass_and_their_log_probabilities_are_right(make, ra
     torch.nn.init.normal_(policy.head.weight)
     if policy.head.bias is not None:
         torch.nn.init.normal_(policy.head.bias)
-    check_head(policy)
-    check_packing(policy)
+    assert not mixes_sequences(policy)
     flat = flatten(random_batch(0, groups=1))
     lengths = flat.trained_lengths()
     units = single_units(lengths)
@@ -132,8 +156,7 @@ def test_a_model_that_ignores_masks_does_not_share_prompts(make_qwen3):
 
 def test_bfloat16_models_pass_the_checks(make_qwen3):
     policy = policy_of(make_qwen3(dtype=torch.bfloat16))
-    check_head(policy)
-    check_packing(policy)
+    assert not mixes_sequences(policy)
 
 
 def test_a_model_that_is_not_there_is_named(make_config, tmp_path):

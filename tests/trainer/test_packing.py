@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packing import assemble, pack
+from asyncrl.trainer.packing import ONE_SEQUENCE, assemble, pack
 from asyncrl.trainer.prefix import shared_units, single_units
 
 lengths_lists = st.lists(st.integers(1, 50), min_size=0, max_size=60)
@@ -22,6 +22,18 @@ def test_every_item_goes_once_and_no_micro_batch_exceeds_the_budget(lengths, bud
         assert max(totals) == layout.row_tokens
         assert layout.padded_tokens <= budget or len(layout.rows) == len(layout.rows[0]) == 1
     assert pack(lengths, budget, min_row) == layouts
+
+
+@given(lengths_lists, st.integers(1, 120))
+def test_items_that_must_not_meet_get_rows_of_their_own_beside_items_of_like_length(lengths, budget):
+    layouts = pack(lengths, budget, ONE_SEQUENCE)
+    rows = [row for layout in layouts for row in layout.rows]
+    assert all(len(row) == 1 for row in rows)
+    in_order = [lengths[item] for (item,) in rows]
+    assert in_order == sorted(lengths, reverse=True)
+    for layout in layouts:
+        assert layout.row_tokens == lengths[layout.rows[0][0]]
+        assert layout.padded_tokens <= budget or len(layout.rows) == 1
 
 
 @given(lengths_lists, st.integers(1, 120))

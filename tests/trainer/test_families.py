@@ -1,0 +1,176 @@
+"""Every family of decoders is trained as transformers computes it, packed or a sequence a row."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, WINDOW, tiny, tiny_config
+from transformers import AutoConfig
+
+from asyncrl.errors import ConfigError
+from asyncrl.runtime.model_facts import FoundModel, ModelSource, TrainingForm, model_facts
+from asyncrl.runtime.training_form import training_form
+from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.batch import flatten
+from asyncrl.trainer.critic import make_critic
+from asyncrl.trainer.model import make_policy
+from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.ranks import OneRank
+from asyncrl.trainer.shares import mini_batch
+
+TEMPERATURE = 0.8
+PAGE = Path(__file__).parents[2] / "docs/models.md"
+ROWS = {
+    family: (trainer, logits)
+    for family, trainer, logits in re.findall(
+        r"^\|[^|]*\| `(\w+)` \| (.*?) \| (\w*) ?\|$", PAGE.read_text(), re.M
+    )
+}
+"""The table of the documentation: how each family is trained, and what becomes of its logits."""
+BARE = {"lfm2", "lfm2_moe", "ministral"}
+"""Families whose configuration by default is of no model that there is."""
+
+
+@pytest.fixture
+def batch(random_batch):
+    """Three groups of four, of which most sequences are longer than a window."""
+    flat = flatten(random_batch(5, groups=3, group_size=4, max_response=3 * WINDOW))
+    assert np.median(np.diff(flat.offsets)) > WINDOW
+    return flat
+
+
+def micro_batches(models, flat, max_tokens=100):
+    packing = common_packing(models, max_tokens)
+    mini = mini_batch(flat, np.arange(flat.sequences), packing, OneRank(torch.device("cpu")), 1)
+    assert len(mini.micros) > 1
+    return mini.micros
+
+
+def plain_logprobs(model, flat, temperature=TEMPERATURE):
+    """float[T] of a forward pass for each sequence alone, 0 where nothing is trained."""
+    logprobs = []
+    for start, end in zip(flat.offsets[:-1], flat.offsets[1:], strict=True):
+        ids = torch.from_numpy(flat.token_ids[start:end])[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float() / temperature
+        chosen = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        logprobs += [torch.zeros(1), chosen]
+    return torch.cat(logprobs) * torch.from_numpy(flat.loss_mask)
+
+
+def as_documented(policy):
+    packed = "packed, prompts shared" if policy.shares_prefixes else "packed"
+    shape = policy.fused_head.shape
+    bent = "capped" if shape.cap is not None else "scaled" if shape.scale != 1 else ""
+    return packed if policy.unpacked is None else "unpacked", bent
+
+
+def gradients(model):
+    return torch.cat(
+        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(family, batch, make_config):
+    model = tiny(family)
+    weights = torch.linspace(-1, 2, len(batch.token_ids))
+    expected = plain_logprobs(model, batch)
+    (expected * weights).sum().backward()
+    expected_gradients = gradients(model)
+    model.zero_grad()
+
+    policy = make_policy(model, make_config(rollout={"temperature": TEMPERATURE}))
+    assert as_documented(policy) == ROWS[family]
+    got = torch.zeros(len(batch.token_ids))
+    for micro in micro_batches([policy], batch):
+        logprobs, _ = policy(micro, torch.from_numpy(batch.token_ids)[micro.token_index])
+        (logprobs * weights[micro.token_index]).sum().backward()
+        got[micro.token_index] = logprobs.detach()
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)
+    off = (gradients(model) - expected_gradients).norm() / expected_gradients.norm()
+    assert off < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "nemotron_h", "llama4_text"])
+def test_a_model_that_cannot_be_packed_gets_a_row_for_each_sequence_beside_any_other_model(
+    family, batch, make_config
+):
+    """Policy, critic and reference share micro-batches."""
+    config = make_config(trainer={"gradient_checkpointing": True})
+    policy, critic = make_policy(tiny("qwen3"), config), make_critic(tiny(family), config)
+    torch.nn.init.normal_(critic.value_head.weight)
+    assert policy.unpacked is None
+    assert critic.unpacked is not None
+    values = torch.zeros(len(batch.token_ids))
+    logprobs = torch.zeros(len(batch.token_ids))
+    for micro in micro_batches([policy, critic], batch):
+        of_policy, of_critic = (
+            policy(micro, torch.from_numpy(batch.token_ids)[micro.token_index]),
+            critic(micro),
+        )
+        (of_policy[0].sum() + of_critic.sum()).backward()
+        logprobs[micro.token_index], values[micro.token_index] = of_policy[0].detach(), of_critic.detach()
+    expected = torch.zeros(len(batch.token_ids))
+    for start, end in zip(batch.offsets[:-1], batch.offsets[1:], strict=True):
+        ids = torch.from_numpy(batch.token_ids[start:end])[None]
+        hidden = critic.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+        expected[start + 1 : end] = critic.value_head(hidden[:-1]).squeeze(-1).detach()
+    expected *= torch.from_numpy(batch.loss_mask)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
+    plain = plain_logprobs(policy.model, batch, temperature=1.0).detach()
+    torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.value_head.parameters())
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma2"])
+def test_a_whole_step_does_not_depend_on_the_budget_of_a_micro_batch(
+    family, save_model, make_config, random_batch
+):
+    """Loaded from a folder, with a critic and a reference of other families, of which one is not packed."""
+    path = save_model(tiny(family))
+    other = save_model(tiny("mistral"), "other")
+    weights = []
+    for budget in (40, 400):
+        config = make_config(
+            path,
+            critic={"path": str(other), "lr": 1e-3},
+            objective={"advantage": "gae"},
+            reference={"path": str(other), "where": "loss", "kl_coef": 0.1},
+            trainer={"micro_batch_tokens": budget, "mini_batches": 2, "lr": 1e-3, "eps": 1e-4},
+        )
+        trainer = make_trainer(config)
+        metrics = trainer.step(random_batch(0, max_response=3 * WINDOW))
+        assert metrics["grad_norm"] > 0
+        weights.append(trainer.weights())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_documentation_knows_every_family():
+    assert list(ROWS) == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_trainer_will_do_is_known_from_the_configuration(family, make_config):
+    """Of the tiny model, and of one in the sizes of the family's first release."""
+    trainer, logits = ROWS[family]
+    configs = [tiny_config(family)] if family in BARE else [tiny_config(family), AutoConfig.for_model(family)]
+    for config in configs:
+        found = FoundModel(ModelSource("model.path", family, False, ""), None, config)
+        assert model_facts(found, "bfloat16").parameters > 0
+        form = training_form(found, make_config(), has_head=True)
+        assert (form.unpacked is not None) == (trainer == "unpacked")
+        if config is configs[0]:
+            assert form.caps_logits == (logits == "capped")
+        beside = training_form(found, make_config(), has_head=False)
+        assert beside == TrainingForm(form.unpacked)
+
+
+def test_what_the_trainer_would_refuse_is_refused_from_the_configuration(make_config):
+    found = FoundModel(ModelSource("model.path", "some/bert", False, ""), None, AutoConfig.for_model("bert"))
+    with pytest.raises(
+        ConfigError, match=r"model.path=some/bert: BertLMHeadModel .* changes the hidden states"
+    ):
+        training_form(found, make_config(), has_head=True)
