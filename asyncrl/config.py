@@ -381,7 +381,10 @@ class RewardConfig(Section):
     """What the statistics behind `standardise` keep of their weight at each training step: 1 counts the whole
     run alike, 0.99 mostly the last hundred steps."""
     workers: int = Field(1, ge=1)
-    """Processes per rollout worker in which the functions run."""
+    """Processes per rollout worker in which the functions run; those that are `async def` run in as many of
+    their own."""
+    concurrency: int = Field(32, ge=1)
+    """Groups that such a process of `async def` functions scores side by side."""
     timeout_s: float = Field(30.0, gt=0)
     """Wall-clock limit of one call of a function, from its start (waiting in the queue does not count)."""
     retries: int = Field(1, ge=0)
