@@ -392,7 +392,8 @@ class RewardConfig(Section):
     fails."""
     patience_s: float = Field(120.0, ge=0)
     """A function that cannot reach what it asks over a network (a judge that is away or overloaded) is called
-    again, with growing pauses, for this long before that counts as a failure."""
+    again, with growing pauses, for this long before that counts as a failure; `run.stall_s` stands still
+    meanwhile."""
     strip_special_tokens: bool = False
     """Leave every special token out of the text that rewards read, not only those that end a response or
     pad."""

@@ -17,7 +17,7 @@ class Wait(msgspec.Struct, frozen=True):
     since_s: float
     """By the wall clock, which all processes share."""
     until_s: float | None = None
-    """When it ends at the latest, where whoever waits has patience for what is away: the run waits with it."""
+    """When it ends at the latest, where whoever waits has patience for what is away: the run waits, too."""
 
 
 _open: dict[int, Wait] = {}
