@@ -18,6 +18,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ import msgspec
 from asyncrl.affinity import unpin
 from asyncrl.config import ConfigError
 from asyncrl.resolve import forget_own_path
-from asyncrl.reward import wire
+from asyncrl.reward import deadline, wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
 from asyncrl.reward.outage import is_outage
 from asyncrl.reward.score import checked_values
@@ -114,6 +115,7 @@ def main() -> None:
 def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
     """Call `function`, which may return an awaitable. What it raises becomes `Raised`."""
     log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
     try:
         returned = function(**arguments(function, call, log))
         if inspect.isawaitable(returned):
@@ -126,6 +128,7 @@ def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) ->
 async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
     """The same for an async function."""
     log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
     try:
         returned = await function(**arguments(function, call, log))
     except BaseException as error:  # noqa: BLE001 - the end of this call, not of the others
