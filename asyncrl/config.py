@@ -15,7 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from asyncrl import presets, yaml_tree
 from asyncrl.config_messages import explain
@@ -28,6 +36,7 @@ from asyncrl.objective.catalogue import (
     TOKEN_ADVANTAGES,
     is_own,
 )
+from asyncrl.resolve import spec_of
 
 VLLM_MAX_TEMPERATURE = 2.0
 STEP_STALLS = 6
@@ -48,6 +57,11 @@ def _named(catalogue: Iterable[str]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _spec_of_function(function: Any) -> Any:
+    """Names of files and modules stay; what is no function either is refused by its type."""
+    return spec_of(function, "reward function") if callable(function) else function
 
 
 def _check_file_name(name: str) -> str:
@@ -304,8 +318,9 @@ class RewardPartConfig(Section):
 
 
 class RewardFunctionConfig(RewardPartConfig):
-    function: str
-    """`package.module:function` or `path/file.py:function`."""
+    function: Annotated[str, BeforeValidator(_spec_of_function)]
+    """`package.module:function` or `path/file.py:function`; from Python also a function that is defined in a
+    file."""
 
     @property
     def label(self) -> str:

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from asyncrl.affinity import unpin
-from asyncrl.config import ConfigError
+from asyncrl.errors import ConfigError
 from asyncrl.resolve import forget_own_path
 from asyncrl.reward import deadline, wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve

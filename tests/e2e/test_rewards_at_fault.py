@@ -5,7 +5,7 @@ from launched import LONG_S
 
 pytestmark = pytest.mark.slow
 
-JUDGE = '''
+JUDGE = """
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ async def asks_a_judge(completions, **_):
 
 def likes_all_alike(completions, **_):
     return [0.0] * len(completions)
-'''
+"""
 
 
 @pytest.fixture
