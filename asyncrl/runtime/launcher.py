@@ -128,7 +128,7 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
 def _resolve(
     config: Config | Mapping[str, Any] | str | Path,
     overrides: Sequence[str],
-    reward: Function | str | Sequence[Function | str],
+    reward: Function | str | Sequence[Function | str] = (),
 ) -> Config:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: give a list such as [{overrides!r}], not one text")

@@ -1,4 +1,4 @@
-"""Rewards that hold up a run, through the real command: a judge that is away, and one that likes all alike."""
+"""Rewards that hold up a run through the real command: a judge that is away, one that likes all alike."""
 
 import pytest
 from launched import LONG_S

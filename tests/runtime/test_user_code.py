@@ -136,7 +136,7 @@ def test_a_function_may_stand_in_a_config_wherever_its_name_may(make_config):
     config = from_tree(tree)
     assert config.reward.functions[0].function == spec
     config.reward.functions[0].function = look
-    (part,) = _resolve(config, (), ()).reward.functions
+    (part,) = _resolve(config, ()).reward.functions
     assert (part.function, part.weight) == ("asyncrl.user_code:look", 2.0)
     (part,) = _resolve(config, (), module_level).reward.functions
     assert part.function == spec
