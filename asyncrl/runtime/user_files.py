@@ -10,7 +10,7 @@ from asyncrl.config import Config
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
-from asyncrl.user_code import Found, Wanted, look
+from asyncrl.runtime.user_code import Found, Wanted, look
 
 
 class UserFiles(msgspec.Struct, frozen=True):

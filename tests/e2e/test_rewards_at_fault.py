@@ -31,10 +31,10 @@ def rewards(tmp_path):
 
 
 def test_a_run_waits_for_a_judge_for_longer_than_a_stall_and_says_so(launch, rewards, tmp_path):
-    run = launch("run.steps=3", "run.stall_s=2", "run.on_stall=end", rewards("asks_a_judge"))
+    run = launch("run.steps=3", "run.stall_s=1", "run.on_stall=end", rewards("asks_a_judge"))
     text = "what the reward function asks_a_judge asks is away: rollout-0 has asked again for "
     run.wait(lambda: text in run.output.read_text(), "the absence to be told")
-    run.wait_a_moment(5, before_step=1)
+    run.wait_a_moment(3, before_step=1)
     (tmp_path / "is_back").touch()
     assert run.end(LONG_S) == 0
     run.assert_all_steps_are_done(3)
@@ -42,8 +42,11 @@ def test_a_run_waits_for_a_judge_for_longer_than_a_stall_and_says_so(launch, rew
 
 def test_a_run_whose_groups_are_all_dropped_ends_and_says_why_first(launch, rewards):
     alike = ("objective.advantage=grpo", "objective.filter_constant_groups=true", rewards("likes_all_alike"))
-    run = launch("run.steps=3", "run.stall_s=2", *alike)
+    run = launch("run.steps=3", "run.stall_s=1", *alike)
     assert run.end(LONG_S) == 1
-    last = run.output.read_text()
-    assert "every one of the last " in last
-    assert "holds up" not in last
+    text = run.output.read_text()
+    last = text[text.index("every one of the last ") :]
+    assert "all 8 responses of each earned the same reward (mean 0)" in last.partition(". ")[0]
+    assert "So no training step has ended for " in last
+    assert "coordinator" not in text[: -len(last)].splitlines()[-1]
+    assert "holds up" not in text

@@ -101,7 +101,7 @@ def test_many_answers_that_take_for_ever_leave_their_siblings_theirs_in_the_time
 
     async def main():
         math = {"function": "asyncrl.reward.math:math_answer"}
-        async with running_pool(math, retries=0, timeout_s=24.0) as pool:
+        async with running_pool(math, retries=0, timeout_s=16.0) as pool:
             return await pool.score(request(responses, ground_truth="8"))
 
     assert [score.reward for score in asyncio.run(main())] == [1.0, *[0.0] * 32, 1.0]

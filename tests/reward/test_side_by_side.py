@@ -73,7 +73,7 @@ def test_a_call_that_takes_the_process_with_it_costs_the_others_no_try(what, rea
 def test_time_in_which_another_blocks_the_loop_does_not_count(caplog):
     """Together they block it for longer than the limit of each."""
     with caplog.at_level(logging.WARNING):
-        found = outcomes("does", ["block for a while"] * 5, retries=0, timeout_s=5.0)
+        found = outcomes("does", ["block for a while"] * 3, retries=0, timeout_s=4.0)
     assert len(set(found)) == 1
     assert isinstance(found[0], float)
     assert "functions_for_tests.py, line" in caplog.text

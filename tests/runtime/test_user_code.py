@@ -7,12 +7,12 @@ import textwrap
 import psutil
 import pytest
 
-from asyncrl import user_code
 from asyncrl.config import from_tree
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.resolve import spec_of
+from asyncrl.runtime import user_code
 from asyncrl.runtime.launcher import _resolve
-from asyncrl.user_code import Wanted, look
+from asyncrl.runtime.user_code import Wanted, look
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class Callable:
 def test_a_function_has_the_name_of_its_file_or_of_its_package():
     assert spec_of("a.b:c") == "a.b:c"
     assert spec_of(module_level) == f"{__file__}:module_level"
-    assert spec_of(look) == "asyncrl.user_code:look"
+    assert spec_of(look) == "asyncrl.runtime.user_code:look"
 
 
 def within():
@@ -137,7 +137,7 @@ def test_a_function_may_stand_in_a_config_wherever_its_name_may(make_config):
     assert config.reward.functions[0].function == spec
     config.reward.functions[0].function = look
     (part,) = _resolve(config, ()).reward.functions
-    assert (part.function, part.weight) == ("asyncrl.user_code:look", 2.0)
+    assert (part.function, part.weight) == ("asyncrl.runtime.user_code:look", 2.0)
     (part,) = _resolve(config, (), module_level).reward.functions
     assert part.function == spec
     tree["reward"]["functions"] = [{"function": lambda completions: [1.0]}]

@@ -16,6 +16,8 @@ import msgspec
 
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
+from asyncrl.reward.functions import needed_columns
+from asyncrl.reward.process import die_with_parent
 
 LIMIT_S = 120.0
 """For the process to start and import the functions."""
@@ -68,7 +70,7 @@ def look(wanted: Wanted) -> Found:
         question, answer = Path(folder, "wanted"), Path(folder, "found")
         question.write_bytes(msgspec.msgpack.encode(wanted))
         process = subprocess.Popen(
-            [sys.executable, "-m", "asyncrl.user_code", str(os.getpid()), folder],
+            [sys.executable, "-m", "asyncrl.runtime.user_code", str(os.getpid()), folder],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **OWN_PATH},
             start_new_session=True,
@@ -88,8 +90,6 @@ def look(wanted: Wanted) -> Found:
 
 def look_here(wanted: Wanted) -> Found:
     """The same in this process."""
-    from asyncrl.reward.functions import needed_columns
-
     problems, needs, files = [], {}, {}
     for spec in wanted.reward:
         try:
@@ -123,8 +123,6 @@ def _problem(error: ConfigError) -> Problem:
 
 
 def main() -> None:
-    from asyncrl.reward.process import die_with_parent
-
     die_with_parent(int(sys.argv[1]))
     forget_own_path()
     os.dup2(2, 1)  # what modules print while they are imported is no result
