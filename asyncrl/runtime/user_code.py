@@ -18,6 +18,7 @@ from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
 from asyncrl.reward.process import die_with_parent
+from asyncrl.rollout.episode import make_episode
 
 LIMIT_S = 120.0
 """For the process to start and import the functions."""
