@@ -39,14 +39,15 @@ def test_all_is_known_and_nothing_is_imported_here(write):
         class Own:
             def __call__(self, completions, hint): ...
         own = Own()
+        async def turns(task, generate): ...
         """
     )
     before = set(sys.modules)
     wanted = [f"mine.py:{name}" for name in ("right", "judged", "own")]
-    found = look(Wanted([*wanted, "json:dumps"], {}, {}))
+    found = look(Wanted([*wanted, "json:dumps"], episode="mine.py:turns"))
     assert found.problems == []
     assert [found.needs[spec] for spec in wanted] == [["answer"], [], ["hint"]]
-    assert found.files == dict.fromkeys(wanted, str(path))
+    assert found.files == dict.fromkeys([*wanted, "mine.py:turns"], str(path))
     assert set(found.digests) == {str(path), str(path.with_name("shared_by_mine.py"))}
     assert not {name for name in set(sys.modules) - before if "mine" in name}
     assert not psutil.Process().children(recursive=True)
@@ -55,12 +56,11 @@ def test_all_is_known_and_nothing_is_imported_here(write):
 def test_every_problem_is_told_as_it_would_be_here(write):
     write("import a_package_that_is_not_there", "lacks.py")
     write("def right(completions): ...")
-    found = look(
-        Wanted(
-            ["mine.py:rigth", "lacks.py:right", "mine.py:right"], {"objective.policy_loss": "none.py:f"}, {}
-        )
-    )
-    typo, package, file = found.problems
+    reward = ["mine.py:rigth", "lacks.py:right", "mine.py:right"]
+    found = look(Wanted(reward, {"objective.policy_loss": "none.py:f"}, episode="mine.py:right"))
+    typo, package, arguments, file = found.problems
+    with pytest.raises(ConfigError, match=r"rollout.episode `mine.py:right`: it is called with .task, gen"):
+        arguments.tell()
     with pytest.raises(
         ConfigError, match=r"`mine.py:rigth`: .* has no `rigth`; did you mean `right`"
     ) as told:
@@ -86,7 +86,7 @@ def test_every_problem_is_told_as_it_would_be_here(write):
 def test_an_import_that_dies_or_hangs_is_told(write, monkeypatch, text, what):
     monkeypatch.setattr(user_code, "LIMIT_S", 30.0 if "died" in what else 2.0)
     write(text)
-    (problem,) = look(Wanted(["mine.py:f"], {}, {})).problems
+    (problem,) = look(Wanted(["mine.py:f"])).problems
     with pytest.raises(ConfigError, match=what):
         problem.tell()
 
