@@ -15,7 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from asyncrl import presets, yaml_tree
 from asyncrl.config_messages import explain
@@ -28,6 +36,7 @@ from asyncrl.objective.catalogue import (
     TOKEN_ADVANTAGES,
     is_own,
 )
+from asyncrl.resolve import spec_of
 
 VLLM_MAX_TEMPERATURE = 2.0
 STEP_STALLS = 6
@@ -48,6 +57,11 @@ def _named(catalogue: Iterable[str]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _spec_of_function(function: Any) -> Any:
+    """Names of files and modules stay; what is no function either is refused by its type."""
+    return spec_of(function, "reward function") if callable(function) else function
 
 
 def _check_file_name(name: str) -> str:
@@ -304,8 +318,9 @@ class RewardPartConfig(Section):
 
 
 class RewardFunctionConfig(RewardPartConfig):
-    function: str
-    """`package.module:function` or `path/file.py:function`."""
+    function: Annotated[str, BeforeValidator(_spec_of_function)]
+    """`package.module:function` or `path/file.py:function`; from Python also a function that is defined in a
+    file."""
 
     @property
     def label(self) -> str:
@@ -381,7 +396,10 @@ class RewardConfig(Section):
     """What the statistics behind `standardise` keep of their weight at each training step: 1 counts the whole
     run alike, 0.99 mostly the last hundred steps."""
     workers: int = Field(1, ge=1)
-    """Processes per rollout worker in which the functions run."""
+    """Processes per rollout worker in which the functions run; those that are `async def` run in as many of
+    their own."""
+    concurrency: int = Field(32, ge=1)
+    """Groups that such a process of `async def` functions scores side by side."""
     timeout_s: float = Field(30.0, gt=0)
     """Wall-clock limit of one call of a function, from its start (waiting in the queue does not count)."""
     retries: int = Field(1, ge=0)
@@ -389,7 +407,8 @@ class RewardConfig(Section):
     fails."""
     patience_s: float = Field(120.0, ge=0)
     """A function that cannot reach what it asks over a network (a judge that is away or overloaded) is called
-    again, with growing pauses, for this long before that counts as a failure."""
+    again, with growing pauses, for this long before that counts as a failure; `run.stall_s` stands still
+    meanwhile."""
     strip_special_tokens: bool = False
     """Leave every special token out of the text that rewards read, not only those that end a response or
     pad."""

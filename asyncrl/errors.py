@@ -23,6 +23,7 @@ class NotHereError(ConfigError):
         super().__init__(f"{what}; {advice or command}")
         self.what = what
         self.command = command
+        self.advice = advice
 
 
 class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name

@@ -6,11 +6,13 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -78,10 +80,50 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     return _attribute(module, name, called)
 
 
+def spec_of(function: Any, what: str = "function") -> str:
+    """The spec by which other processes find a function that is at hand: `path/file.py:name`, or
+    `package.module:name` in a package. A spec stays as it is.
+
+    Raises `ConfigError` that says what to write instead where they could not find it.
+    """
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__qualname__", None)
+    file = file_of(function)
+    here = f"{what} {function!r:.100}"
+    write = "write it as a `def` at the top of a file and give path/file.py:function"
+    if not callable(function) or name is None or isinstance(function, type):
+        raise ConfigError(f"{here}: give a function, or its name as package.module:function; {write}")
+    if "<" in name:  # <lambda>, <locals>
+        kind = (
+            "a lambda has no name" if name.endswith("<lambda>") else "a function within another has no name"
+        )
+        raise ConfigError(f"{here}: {kind} by which the run's other processes could find it; {write}")
+    module = sys.modules.get(function.__module__)
+    if file is None or not Path(file).is_file() or getattr(module, "__file__", None) is None:
+        raise ConfigError(
+            f"{here}: it is in no file that the run's other processes could import (as in a notebook or a "
+            f"prompt); {write} (in a notebook, `%%writefile rewards.py` makes one of a cell)"
+        )
+    if getattr(module, name, None) is not function:
+        raise ConfigError(f"{here}: {module.__name__}.{name} is not this function; {write}")
+    if module.__spec__ is not None and module.__spec__.parent:
+        return f"{module.__spec__.name}:{name}"
+    return f"{Path(module.__file__).absolute()}:{name}"
+
+
 def importing() -> str | None:
     """What this thread is importing right now, as its spec names it."""
     sources = _under_way.__dict__.get("sources")
     return sources[-1] if sources else None
+
+
+def file_of(function: Function) -> str | None:
+    """Where it is written; None for what is not Python."""
+    for source in (inspect.unwrap(function), type(function)):  # a function, or an object that can be called
+        with suppress(TypeError):  # one written in C
+            return inspect.getsourcefile(source)
+    return None
 
 
 def loaded_files() -> dict[str, str]:

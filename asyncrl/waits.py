@@ -16,6 +16,8 @@ class Wait(msgspec.Struct, frozen=True):
     """Completes the sentence `it waits for ...`."""
     since_s: float
     """By the wall clock, which all processes share."""
+    until_s: float | None = None
+    """When it ends at the latest, where whoever waits has patience for what is away: the run waits, too."""
 
 
 _open: dict[int, Wait] = {}
@@ -23,10 +25,13 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """For the body, this process waits for `what`. Any thread or task may say so; waits may overlap."""
-    number = next(_numbers)
-    _open[number] = Wait(what, time.time())
+def waiting(what: str, patience_s: float | None = None) -> Iterator[None]:
+    """For the body, this process waits for `what`. Any thread or task may say so; waits may overlap.
+
+    patience_s: for what is away and hoped to come back, how long that is waited for at most.
+    """
+    number, now_s = next(_numbers), time.time()
+    _open[number] = Wait(what, now_s, None if patience_s is None else now_s + patience_s)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import cast
 
 from asyncrl.resolve import OWN_PATH
@@ -18,16 +19,17 @@ class ChildDied(Exception):  # noqa: N818 - says what happened
 
 
 class RewardChild(asyncio.SubprocessProtocol):
-    """A process that answers one request at a time. A request that is not answered, for whatever reason,
-    kills it and all that it has started: its process group."""
+    """A process that answers requests, by their numbers. One that `ask` gets no answer to, for whatever
+    reason, kills it and all that it has started: its process group."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process has been reaped."""
         self._transport: asyncio.SubprocessTransport | None = None
         self._reader = wire.ReplyReader()
-        self._reply: asyncio.Future[wire.Reply] | None = None
+        self._replies: dict[int, asyncio.Future[wire.Reply]] = {}
         self._doomed = False
+        self.on_notice: Callable[[wire.Notice], None] = lambda _: None
 
     @property
     def alive(self) -> bool:
@@ -49,24 +51,42 @@ class RewardChild(asyncio.SubprocessProtocol):
                 self.exited.set_result(None)
             self.kill()
             raise
-        return await self.ask(wire.frame(setup), timeout_s)
+        return await self.ask(wire.frame(setup), 0, timeout_s)
 
-    async def ask(self, request: bytes, timeout_s: float) -> wire.Reply:
+    async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
         """Send a framed request; the answer. Raises `TimeoutError` after `timeout_s` seconds, or `ChildDied`;
         then, and when cancelled, the process is killed."""
-        if not self.alive:
-            raise ChildDied(self._how())
-        self._reply = asyncio.get_running_loop().create_future()
+        reply = self.post(request, number)
         try:
-            stdin = cast(asyncio.WriteTransport, self._connected.get_pipe_transport(0))
-            stdin.write(request)
             async with asyncio.timeout(timeout_s):
-                return await self._reply
+                return await reply
         except BaseException:
             self.kill()
             raise
         finally:
-            self._reply = None
+            self.forget(number)
+
+    def post(self, request: bytes, number: int) -> asyncio.Future[wire.Reply]:
+        """Send a framed request; the answer to come, or `ChildDied`. Raises `ChildDied`."""
+        if not self.alive:
+            raise ChildDied(self._how())
+        self._replies[number] = asyncio.get_running_loop().create_future()
+        self.tell(request)
+        return self._replies[number]
+
+    def tell(self, request: bytes) -> None:
+        """Send what has no answer of its own."""
+        cast(asyncio.WriteTransport, self._connected.get_pipe_transport(0)).write(request)
+
+    def forget(self, number: int) -> None:
+        """Whatever comes for it is nobody's any more."""
+        self._replies.pop(number, None)
+
+    def fail(self, death: ChildDied) -> None:
+        """No answer will come to what was asked."""
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(death)
 
     def kill(self) -> None:
         """SIGKILL to the process group; `exited` follows. Harmless when repeated."""
@@ -82,17 +102,19 @@ class RewardChild(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         try:
             for reply in self._reader.feed(data):
-                if self._reply is not None and not self._reply.done():
-                    self._reply.set_result(reply)
+                if isinstance(reply, wire.Notice):
+                    self.on_notice(reply)
+                elif (asked := self._replies.get(reply.number)) is not None and not asked.done():
+                    asked.set_result(reply)
         except ValueError as error:
             self.kill()
-            self._fail(f"it sent what is no reply ({error}) and was killed")
+            self.fail(ChildDied(f"it sent what is no reply ({error}) and was killed"))
 
     def process_exited(self) -> None:
         self._kill_group()  # what it has started; the group keeps its id while it has members
         self._connected.close()
         self.exited.set_result(None)
-        self._fail(self._how())
+        self.fail(ChildDied(self._how()))
 
     @property
     def _connected(self) -> asyncio.SubprocessTransport:
@@ -103,10 +125,6 @@ class RewardChild(asyncio.SubprocessProtocol):
         # Gone already, or (macOS) nothing but a zombie.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._connected.get_pid(), signal.SIGKILL)
-
-    def _fail(self, how: str) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(ChildDied(how))
 
     def _how(self) -> str:
         status = self._transport.get_returncode() if self._transport is not None else None

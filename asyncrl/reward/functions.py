@@ -38,15 +38,20 @@ def accepted(function: RewardFunction, arguments: Mapping[str, Any]) -> dict[str
 
 def missing_columns(function: RewardFunction, columns: Iterable[str]) -> list[str]:
     """The arguments that `function` cannot do without and that neither `columns` nor AsyncRL gives."""
+    there = set(columns)
+    return [name for name in needed_columns(function) if name not in there]
+
+
+def needed_columns(function: RewardFunction) -> list[str]:
+    """The arguments that `function` cannot do without and that AsyncRL does not give."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have no signature
         return []
-    there = {*columns, *GIVEN}
     return [
         p.name
         for p in signature.parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in there
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in GIVEN
     ]
 
 

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncrl.packages import need
-from asyncrl.reward.math_process import MathProcess
+from asyncrl.reward.deadline import left_s
+from asyncrl.reward.math_process import MathProcess, decided
 
 need("math_verify", "asyncrl.reward.math")  # found out before a run starts, not by its first answer
 
 PROCESS = MathProcess()
 """Lives as long as this one, and is never asked by two calls at once."""
+BUDGET_S, BUDGET_SHARE = 30.0, 0.5
+"""Time for a group, where nothing limits it; and the share that answers may have which take long."""
 
 
 def math_answer(
     completions: Sequence[Any], ground_truth: Sequence[Any] | None = None, reward_model: Sequence[Any] = ()
 ) -> list[float]:
     """1.0 where a response's last answer equals the row's, mathematically (1/2 is 0.5 is \\frac{1}{2}), else
-    0.0; also where it takes more than a second of computing to find out.
+    0.0; also where it takes more than a second of computing to find out, or all of the group together more
+    than half of `reward.timeout_s`.
 
     The right answer, a number or LaTeX with or without dollars around it, comes from the column
     `ground_truth`, or from `reward_model.ground_truth` as in verl's datasets. Raises `ValueError` for a row
@@ -29,10 +33,9 @@ def math_answer(
         _of_verl(row) if answer is None else answer
         for answer, row in zip(ground_truth or [None] * len(rows), rows, strict=True)
     ]
-    return [
-        float(PROCESS.equal(_checked(answer), _text(completion)))
-        for completion, answer in zip(completions, answers, strict=True)
-    ]
+    pairs = [(_checked(answer), _text(text)) for text, answer in zip(completions, answers, strict=True)]
+    budget_s = BUDGET_SHARE * left_s(otherwise=BUDGET_S)
+    return [float(is_right) for is_right in decided(pairs, PROCESS.equal, budget_s)]
 
 
 def _of_verl(row: Any) -> Any:

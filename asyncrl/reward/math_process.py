@@ -11,19 +11,40 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 
-LIMIT_S = 1.0
-"""Processor time that an answer may take."""
-LIMIT_WALL_S = 15.0
-"""The same by the clock on the wall, on a machine that is busy with other things."""
+LIMITS_S = (1 / 16, 1 / 4, 1.0)
+"""Processor time that an answer may take, at its first, second and last try."""
+WALL_FACTOR = 10.0
+"""So many times as long by the clock on the wall, on a machine that is busy with other things."""
+END_S = 15.0
+"""For a process to be gone that was killed."""
 ROOM_BYTES = 2 << 30
 """Memory that a comparison may take beyond what the process begins with."""
-_POLL_S = 0.05
+_POLL_S = 0.01
+
+
+def decided(
+    pairs: Sequence[tuple[str, str]], equal: Callable[[str, str, float], bool | None], budget_s: float
+) -> list[bool]:
+    """Which pairs of an answer and a response are equal. `equal` finds out within a limit in seconds, or
+    gives None.
+
+    All are tried for a short time first, then those that are left for longer ones while less than `budget_s`
+    has gone by; so answers that take for ever take nothing from their siblings, however many they are.
+    """
+    found: list[bool | None] = [None] * len(pairs)
+    began_s = time.monotonic()
+    for limit_s in LIMITS_S:
+        for i in [i for i, is_equal in enumerate(found) if is_equal is None]:
+            if limit_s == LIMITS_S[0] or time.monotonic() - began_s < budget_s:
+                found[i] = equal(*pairs[i], limit_s)
+    return [bool(is_equal) for is_equal in found]
 
 
 class MathProcess:
@@ -33,9 +54,9 @@ class MathProcess:
         self._process: Any = None
         self._connection: Connection | None = None
 
-    def equal(self, answer: str, response: str) -> bool:
-        """Whether the last answer in `response` equals `answer`; false where that could not be found out
-        within the limits. Raises `ValueError` for an `answer` in which there is no mathematics."""
+    def equal(self, answer: str, response: str, limit_s: float = LIMITS_S[-1]) -> bool | None:
+        """Whether the last answer in `response` equals `answer`; None where that could not be found out in
+        `limit_s` of processor time. Raises `ValueError` for an `answer` in which there is no mathematics."""
         if self._process is None:
             self._start()
         assert self._connection is not None
@@ -46,17 +67,17 @@ class MathProcess:
             self._start()
             self._connection.send((answer, response))
         try:
-            found = self._connection.recv() if self._answered() else None
+            found = self._connection.recv() if self._answered(limit_s) else None
         except (EOFError, ConnectionResetError):  # it has died of this, as of too little memory
             found = None
         if found is None:
             self.close()
-            return False
+            return None
         if isinstance(found, ValueError):
             raise found
         return bool(found)
 
-    def _answered(self) -> bool:
+    def _answered(self, limit_s: float) -> bool:
         assert self._connection is not None
         meter = psutil.Process(self._process.pid)
         started_s, spent_s = time.monotonic(), _spent_s(meter)
@@ -64,7 +85,7 @@ class MathProcess:
             if not self._process.is_alive():
                 return False
             used_s = _spent_s(meter) - spent_s
-            if used_s > LIMIT_S or time.monotonic() - started_s > LIMIT_WALL_S:
+            if used_s > limit_s or time.monotonic() - started_s > WALL_FACTOR * limit_s:
                 return False
         return True
 
@@ -82,7 +103,7 @@ class MathProcess:
         if self._process is None or self._connection is None:
             return
         self._process.kill()
-        self._process.join(LIMIT_WALL_S)
+        self._process.join(END_S)
         self._connection.close()
         self._process = self._connection = None
 

@@ -1,7 +1,8 @@
 """The child process in which reward functions run: `python -m asyncrl.reward.process PARENT_PID`.
 
 It talks over private copies of its standard input and output; what user code prints goes to standard error,
-the log. It does one call at a time and may be killed at any moment.
+the log. It does one call at a time, or those of async functions side by side, and may be killed at any
+moment.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
 
 from asyncrl.affinity import unpin
-from asyncrl.config import ConfigError
+from asyncrl.errors import ConfigError
 from asyncrl.resolve import forget_own_path
-from asyncrl.reward import wire
+from asyncrl.reward import deadline, wire
 from asyncrl.reward.functions import RewardFunction, accepted, resolve
 from asyncrl.reward.outage import is_outage
 from asyncrl.reward.score import checked_values
 from asyncrl.reward.shaping import format_function
+from asyncrl.reward.side_by_side import SideBySide
 
 PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
@@ -92,11 +96,15 @@ def main() -> None:
         send(replies, wire.SetupFailed(readable(str(error))))
         inbox.get()  # the parent answers by killing this process
         return
-    send(replies, wire.Ready())
+    is_async = [_is_async(function) for function in functions]
+    send(replies, wire.Ready(is_async))
     with asyncio.Runner() as runner:
         while True:
             call = inbox.get()
             assert isinstance(call, wire.Call)
+            if is_async[call.function]:  # and so is all that will come
+                loop = SideBySide(lambda c: answer_async(functions[c.function], c), partial(send, replies))
+                runner.run(loop.serve(call, inbox))
             # The log shows where a call was that is about to be killed for its time.
             faulthandler.dump_traceback_later(DUMP_SHARE * call.timeout_s, file=2)
             reply = answer(functions[call.function], call, runner)
@@ -105,13 +113,36 @@ def main() -> None:
 
 
 def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
-    """Call `function`, sync or async. What it raises becomes `Raised`."""
+    """Call `function`, which may return an awaitable. What it raises becomes `Raised`."""
+    log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    try:
+        returned = function(**arguments(function, call, log))
+        if inspect.isawaitable(returned):
+            returned = runner.run(_awaited(returned))
+    except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
+        return raised(error, call.number)
+    return result(returned, call, log)
+
+
+async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
+    """The same for an async function."""
+    log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    try:
+        returned = await function(**arguments(function, call, log))
+    except BaseException as error:  # noqa: BLE001 - the end of this call, not of the others
+        return raised(error, call.number)
+    return result(returned, call, log)
+
+
+def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[str, Any]:
+    """The keyword arguments that `function` takes. Raises `TypeError` where it needs others."""
     n = len(call.completions)
-    log = CallLog(n)
     completions: list[Any] = list(call.completions)
     if not isinstance(call.prompt, str):
         completions = [[{"role": "assistant", "content": text}] for text in call.completions]
-    arguments = {column: [value] * n for column, value in call.columns.items()} | {
+    there_are = {column: [value] * n for column, value in call.columns.items()} | {
         "prompts": [call.prompt] * n,
         "completions": completions,
         "completion_ids": call.completion_ids,
@@ -119,35 +150,39 @@ def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) ->
         "log_extra": log.log_extra,
         "log_metric": log.log_metric,
     }
+    return accepted(function, there_are)
+
+
+def result(returned: Any, call: wire.Call, log: CallLog) -> wire.Reply:
     try:
-        returned = function(**accepted(function, arguments))
-        if inspect.isawaitable(returned):
-            returned = runner.run(_awaited(returned))
-    except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
-        return raised(error)
-    try:
-        return wire.Result(checked_values(returned, n), log.metrics, log.extra)
+        values = checked_values(returned, len(call.completions))
     except ValueError as error:
-        return wire.Raised(readable(str(error)), "")
+        return wire.Raised(call.number, readable(str(error)), "")
+    return wire.Result(call.number, values, log.metrics, log.extra)
 
 
-def raised(error: BaseException) -> wire.Raised:
+def raised(error: BaseException, number: int) -> wire.Raised:
     """An exception as text, without the frames of this module."""
     user_frames = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, user_frames)
     message = "".join(traceback.format_exception_only(error)).strip()
-    return wire.Raised(
-        readable(message), readable("".join(lines)[-MAX_TRACEBACK_CHARS:]), is_outage=is_outage(error)
-    )
+    shown = readable("".join(lines)[-MAX_TRACEBACK_CHARS:])
+    return wire.Raised(number, readable(message), shown, is_outage=is_outage(error))
 
 
-def send(replies: BinaryIO, reply: wire.Reply) -> None:
+_sending = threading.Lock()
+
+
+def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
+    """From any thread."""
     try:
         data = wire.frame(reply)
     except (TypeError, ValueError, OverflowError) as error:
-        data = wire.frame(wire.Raised(f"what it logged with log_extra cannot be kept: {error}", ""))
-    replies.write(data)
-    replies.flush()
+        why = f"what it logged with log_extra cannot be kept: {error}"
+        data = wire.frame(wire.Raised(reply.number, why, ""))
+    with _sending:
+        replies.write(data)
+        replies.flush()
 
 
 def read_requests(requests: BinaryIO, put: Callable[[wire.Request], None]) -> None:
@@ -186,6 +221,11 @@ def die_with_parent(parent_pid: int) -> None:
 def readable(text: str) -> str:
     """Text that UTF-8 can carry."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_async(function: RewardFunction) -> bool:
+    """Also of an object whose call is."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 async def _awaited(awaitable: Any) -> Any:

@@ -20,8 +20,11 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score N completions of one prompt; answered with `Result` or `Raised`."""
+    """Score N completions of one prompt; answered with `Result` or `Raised`. Until then another may only be
+    sent where all are of async functions: they run side by side."""
 
+    number: int
+    """From 1 on; the answer has it, too."""
     function: int
     """Index into `Setup.functions`."""
     prompt: str | list[dict[str, Any]]
@@ -33,15 +36,27 @@ class Call(msgspec.Struct, frozen=True, tag=True):
     timeout_s: float
 
 
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Give up the call of an async function; it is answered all the same."""
+
+    number: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every function is imported."""
+
+    is_async: list[bool]
+    """Of each."""
+    number: int = 0
 
 
 class SetupFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
+    number: int = 0
 
 
 class Result(msgspec.Struct, frozen=True, tag=True):
+    number: int
     values: list[float | None]
     metrics: dict[str, list[float]]
     extra: dict[str, list[Any]]
@@ -50,6 +65,7 @@ class Result(msgspec.Struct, frozen=True, tag=True):
 class Raised(msgspec.Struct, frozen=True, tag=True):
     """The function failed, or returned what is no reward."""
 
+    number: int
     message: str
     """Type and message."""
     traceback: str
@@ -58,11 +74,29 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     """Whether it may work in a while (`asyncrl.reward.outage`)."""
 
 
-Request = Setup | Call
+class Stuck(msgspec.Struct, frozen=True, tag=True):
+    """No answer: a call of an async function blocks the event loop that it shares with others."""
+
+    number: int
+    """0 where it is no call's doing."""
+    where: str
+    """File, line and function of the user's code."""
+    for_s: float
+
+
+class Moving(msgspec.Struct, frozen=True, tag=True):
+    """No answer: the event loop goes on, or another call blocks it now."""
+
+    number: int
+    blocked_s: float
+
+
+Request = Setup | Call | Cancel
 Reply = Ready | SetupFailed | Result | Raised
+Notice = Stuck | Moving
 
 
-def frame(message: Request | Reply) -> bytes:
+def frame(message: Request | Reply | Notice) -> bytes:
     """A message as bytes. Raises `TypeError`, `ValueError` or `OverflowError` for values that MessagePack has
     not."""
     body = msgspec.msgpack.encode(message, enc_hook=_plain)
@@ -72,14 +106,14 @@ def frame(message: Request | Reply) -> bytes:
 
 
 class ReplyReader:
-    """Cuts a stream of bytes into replies."""
+    """Cuts a stream of bytes into replies and notices."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._decoder = msgspec.msgpack.Decoder(Reply)
+        self._decoder = msgspec.msgpack.Decoder(Reply | Notice)
 
-    def feed(self, data: bytes) -> list[Reply]:
-        """The replies that `data` completes. Raises `ValueError` for bytes that are none."""
+    def feed(self, data: bytes) -> list[Reply | Notice]:
+        """Those that `data` completes. Raises `ValueError` for bytes that are none."""
         self._buffer += data
         replies = []
         while len(self._buffer) >= HEADER_BYTES:

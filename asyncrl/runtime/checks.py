@@ -18,12 +18,9 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows
 from asyncrl.data.tokenise import AddedTokens
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.objective.catalogue import is_own
 from asyncrl.packages import need
-from asyncrl.reward.functions import RewardFunction, missing_columns, resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution, families
-from asyncrl.rollout.episode import make_episode
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.machine import Machine, visible_gpu
 from asyncrl.runtime.memory import shared_weights_bytes
@@ -74,37 +71,17 @@ def _nearest(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
-def reward_functions(config: Config) -> dict[str, RewardFunction]:
-    """The reward functions, imported, by what the config calls them."""
-    return {function.function: resolve(function.function) for function in config.reward.functions}
-
-
-def episode(config: Config) -> None:
-    """The user's own episode can be imported, and be called."""
-    make_episode(config.rollout.episode)
-
-
 def role_host(config: Config) -> None:
     """What is to start the processes can be imported."""
     find_host(config.run.role_host)
 
 
-def objective(config: Config) -> None:
-    """The user's own objective and advantage can be imported, and take the settings that they are given."""
-    chosen = {
-        "objective.policy_loss": config.objective.policy_loss,
-        "objective.advantage": config.objective.advantage,
-    }
-    own = {key: name for key, name in chosen.items() if is_own(name)}
-    if own:
-        from asyncrl.objective.make import check_own  # imports torch
-
-        check_own(own, config.objective.settings)
-
-
-def reward_routes(config: Config, functions: Mapping[str, RewardFunction] | None, prompts: PromptSet) -> None:
+def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> None:
     """Every row is scored by something, and has the columns that the reward functions that score it cannot do
-    without (where they are known)."""
+    without (where they are known).
+
+    needs: those columns of each function.
+    """
     seen = set()
     for row in prompts:
         try:
@@ -116,7 +93,7 @@ def reward_routes(config: Config, functions: Mapping[str, RewardFunction] | None
             continue
         seen.add((columns, *names))
         for spec in (f.function for f in config.reward.functions if f.label in names):
-            if functions and (missing := missing_columns(functions[spec], columns)):
+            if missing := [name for name in needs.get(spec, ()) if name not in columns]:
                 raise ConfigError(
                     f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.coordinator import Coordinator, Submission
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
@@ -215,8 +215,8 @@ class CoordinatorService:
         try:
             group = decode_header(header)
             check(group, frames, self._config.rollout.group_size)
-            payload = WireGroup(header, tuple(frames))
-            self._host.submit(group.group_id, group.lease_id, group.summary(), payload)
+            payload, summary = WireGroup(header, tuple(frames)), group.summary()
+            became = self._host.submit(group.group_id, group.lease_id, summary, payload)
         except m.Malformed as error:
             raise RpcError(f"not a group to train on: {error}") from None
         except InvariantError as error:
@@ -224,7 +224,8 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        self._stalls.delivered(group.group_id)
+        if became is not Submission.SETTLED:
+            self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _fail(self, request: m.Fail) -> None:
         self._stalls.failed(request.group_id)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Lease, Taken
+from asyncrl.core.coordinator import Coordinator, Lease, Submission, Taken
 from asyncrl.core.records import GroupSummary
 from asyncrl.data.prompts import PromptSet
 from asyncrl.observe.rollout_meter import RolloutMeter
@@ -67,10 +67,11 @@ class Host:
         knows."""
         return [self._task(one) for one in self.coordinator.leases_of(worker) if one.lease_id not in held]
 
-    def submit(self, group_id: int, lease_id: int, summary: GroupSummary, payload: WireGroup) -> None:
+    def submit(self, group_id: int, lease_id: int, summary: GroupSummary, payload: WireGroup) -> Submission:
         """As `Coordinator.submit`."""
-        self.coordinator.submit(group_id, lease_id, summary, payload)
+        became = self.coordinator.submit(group_id, lease_id, summary, payload)
         self._happened()
+        return became
 
     def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> None:
         """As `Coordinator.fail`. Raises `RunFailed` when too many groups have failed for good."""

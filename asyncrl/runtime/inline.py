@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from asyncrl.config import Config
+from asyncrl.core.coordinator import Submission
 from asyncrl.core.records import Batch, Group
 from asyncrl.errors import RunFailed
 from asyncrl.reward.model import LocalRewardModel, load_scorer
@@ -27,6 +28,7 @@ from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.runtime.drops import Drops
 from asyncrl.runtime.host import Host
 from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.state import open_state
@@ -62,6 +64,7 @@ class InlineLink:
         self._rewards = rewards
         self._rollout = rollout
         self._running: dict[asyncio.Task[Group], RolloutTask] = {}
+        self._drops = Drops()
 
     async def begin(self, version: int) -> int:
         return self._host.begin(version)
@@ -70,8 +73,12 @@ class InlineLink:
         """Roll out until the step has its batch."""
         run, tokens = self._config.run, -1
         began_s = moved_s = time.monotonic()
+        self._drops = Drops()
         while (taken := self._host.take(step)) is None:
             now_s = time.monotonic()
+            if self._drops.lasted_s(now_s) > run.stall_s:
+                waited = f"step {step} has waited for its batch for {now_s - began_s:.0f} s"
+                raise RunFailed(f"{self._drops.cause()} So {waited} (run.stall_s={run.stall_s:g})")
             if (generated := self._engine.stats().generated_tokens) != tokens:
                 tokens, moved_s = generated, now_s
             if now_s - moved_s > run.stall_s or now_s - began_s > run.longest_step_s:
@@ -81,7 +88,8 @@ class InlineLink:
                     f"{self._host.coordinator.ledger.metrics()}"
                 )
             self._lease()
-            await self._decode()
+            scored_s = await self._decode()
+            began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
         groups = tuple(unpack(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
@@ -113,13 +121,14 @@ class InlineLink:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _decode(self) -> None:
-        """One token of everything that is being sampled."""
-        await self._settle()
+    async def _decode(self) -> float:
+        """One token of everything that is being sampled. Returns the seconds that scores took."""
+        scored_s = await self._settle()
         self._engine.step()
         await asyncio.sleep(0)  # whoever shows the run, or interrupts it, gets a turn
-        await self._settle()
+        scored_s += await self._settle()
         self._deliver()
+        return scored_s
 
     def _lease(self) -> None:
         room = self._rollout.room
@@ -128,16 +137,17 @@ class InlineLink:
         for leased in self._host.lease(WORKER, self._engine.stats().version, room):
             self._running[asyncio.create_task(self._rollout(leased))] = leased
 
-    async def _settle(self) -> None:
+    async def _settle(self) -> float:
         """Until every group is finished or waits for the engine, and every response that waits is in the
-        engine."""
+        engine. Returns the seconds that this took."""
+        began_s = time.monotonic()
         while True:
             open_groups = [g.lease_id for task, g in self._running.items() if not task.done()]
             progress = [self._rollout.progress(lease_id) for lease_id in open_groups]
             stats = self._engine.stats()
             sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
             if sampled and all(p.generating and not p.elsewhere for p in progress):
-                return
+                return time.monotonic() - began_s
             # Scores come from other processes: no need to turn in circles while nothing but them is missing.
             await asyncio.sleep(SCORING_POLL_S if sampled else 0)
 
@@ -154,7 +164,12 @@ class InlineLink:
                 )
             else:
                 wire = pack(group, lease.lease_id)
-                self._host.submit(lease.group_id, lease.lease_id, group.summary(), wire)
+                summary = group.summary()
+                became = self._host.submit(lease.group_id, lease.lease_id, summary, wire)
+                if became is Submission.DROPPED:
+                    self._drops.add(summary, time.monotonic())
+                else:
+                    self._drops = Drops()
 
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:

@@ -22,7 +22,7 @@ from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
-from asyncrl.resolve import importing
+from asyncrl.resolve import Function, importing, spec_of
 from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.runtime import checks
@@ -60,14 +60,16 @@ def run(
     config: Config | Mapping[str, Any] | str | Path,
     overrides: Sequence[str] = (),
     *,
+    reward: Function | str | Sequence[Function | str] = (),
     gpus: int | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run to the end and return what came of it.
 
     config: a `Config`, a nested mapping, or the path of a YAML file. overrides: `key.sub=value`, as on the
-    command line. gpus: how many to use; None takes what is there. progress: show the live view (plain lines
-    when stdout is no terminal).
+    command line. reward: the reward functions, in the place of the config's: functions that are defined in a
+    file, or their names. gpus: how many to use; None takes what is there. progress: show the live view (plain
+    lines when stdout is no terminal).
 
     Raises `ConfigError` before anything is started, `RunFailed` when the run cannot go on, and
     `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
@@ -78,7 +80,7 @@ def run(
             f"{source} starts a run while it is imported for its functions, so every import would start "
             'another; put the call under `if __name__ == "__main__":`'
         )
-    return _run_resolved(_resolve(config, overrides), gpus, progress)
+    return _run_resolved(_resolve(config, overrides, reward), gpus, progress)
 
 
 def resume(
@@ -124,11 +126,21 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
     return RunResult(run_dir.path, summary.checkpoint, summary)
 
 
-def _resolve(config: Config | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> Config:
+def _resolve(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str],
+    reward: Function | str | Sequence[Function | str] = (),
+) -> Config:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: give a list such as [{overrides!r}], not one text")
+    given = [reward] if callable(reward) or isinstance(reward, str) else reward
+    if named := [{"function": spec_of(function, "reward function")} for function in given]:
+        overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
     if isinstance(config, str | Path):
         return settings.load(config, overrides)
+    if isinstance(config, Config):
+        for part in config.reward.functions:  # where one was assigned, nothing has looked at it
+            part.function = spec_of(part.function, "reward function")
     tree = config.model_dump(mode="json") if isinstance(config, Config) else config
     return settings.from_tree(tree, overrides=overrides)
 
@@ -162,7 +174,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
     with run_dir.held():
         # Only now is it certain that no other run has begun here since the preflight looked.
         goes_on = checks.run_dir(prepared.config)
-        files, begun_with = UserFiles.of(prepared.config), UserFiles.load(run_dir.user_files)
+        files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
         news = []
         if goes_on and begun_with is not None:
             news = check_unchanged(begun_with, files, accept=c.accept_changed_files)

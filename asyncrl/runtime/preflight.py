@@ -22,7 +22,7 @@ from asyncrl.runtime.models import KnownModels, look_for_models
 from asyncrl.runtime.outline import Outline, outline
 from asyncrl.runtime.resources import Placement, assign, too_few_gpus, wanted_gpus
 from asyncrl.runtime.reward_facts import check_pairs
-from asyncrl.runtime.user_files import with_absolute_paths
+from asyncrl.runtime.user_files import UserFiles, look_at_functions, with_absolute_paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,7 @@ class Prepared:
     """What works but may surprise, one sentence each."""
     folders: Mapping[str, str]
     """Of the models of the hub, by their names (`hub.with_folders`)."""
+    user_files: UserFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Plan:
     """The tokens that end a response, each with what names it; None where the model is not here, or nobody
     asks."""
     warnings: tuple[str, ...]
+    user_files: UserFiles
 
 
 def preflight(config: Config, gpus: int | None = None) -> Prepared:
@@ -86,6 +88,7 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
         found.outline,
         found.warnings,
         folders,
+        found.user_files,
     )
 
 
@@ -126,10 +129,10 @@ def _look(
         findings.of(lambda: checks.run_dir(config))
         findings.of(lambda: checks.network(config))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus))
-    functions = findings.of(lambda: checks.reward_functions(config))
     findings.of(lambda: checks.role_host(config))
-    findings.of(lambda: checks.episode(config))
-    findings.of(lambda: checks.objective(config))
+    functions = look_at_functions(config)
+    for problem in functions.problems:
+        findings.of(problem.tell)
     findings.of(lambda: checks.trainer(config))
     has_rows = findings.of(lambda: checks.dataset(config))
     if placement is not None:
@@ -161,7 +164,7 @@ def _look(
     longest = mean = None
     if prompts is not None:
         longest = prompts.longest_tokens
-        checks.reward_routes(config, functions, prompts)
+        checks.reward_routes(config, functions.needs, prompts)
         check_pairs(config, models.reward, prompts)
         checks.prompts_fit(config, models.policy, prompts)
         if needs_all:
@@ -189,6 +192,7 @@ def _look(
         missing=tuple(findings.missing),
         stops=None if needs_all or tokenizer is None else _stops(config, tokenizer),
         warnings=tuple(warnings),
+        user_files=UserFiles.of(functions),
     )
     return planned, folders
 

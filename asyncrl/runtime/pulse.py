@@ -39,6 +39,8 @@ class Stall(msgspec.Struct, frozen=True):
     """The roles that hold it up; none where that cannot be told."""
     version: int
     """Steps done. Two stalls with the same number have no step between them."""
+    is_final: bool = False
+    """No other process would help: the run is to end."""
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ class Pulse(msgspec.Struct, frozen=True):
     rss_bytes: int
     """Resident memory of the role and all that it has started."""
     waits: list[Wait]
-    """What it waits for, oldest first, at most `MAX_WAITS`; empty while it works."""
+    """What it waits for, at most `MAX_WAITS`: first what is away, then the oldest; empty while it works."""
     stall: Stall | None = None
     work: Work | None = None
     """How far it is with what it computes; None while it does nothing that is counted."""
@@ -82,7 +84,7 @@ class Heart:
         pulse = Pulse(
             os.getpid(),
             self._rss_bytes,
-            open_waits()[:MAX_WAITS],
+            sorted(open_waits(), key=lambda wait: wait.until_s is None)[:MAX_WAITS],
             self.stall,
             current_work(),
             current_unhurried(),
@@ -122,6 +124,11 @@ def read_pulses(folder: Path) -> dict[str, Pulse]:
     """Of all roles that have one, by name."""
     found = {path.name: read_pulse(path) for path in sorted(folder.glob("*")) if path.suffix != ".new"}
     return {role: pulse for role, pulse in found.items() if pulse is not None}
+
+
+def patience(pulse: Pulse, now_s: float) -> Wait | None:
+    """What the role has patience for, if its deadline is not over. `now_s` is the wall clock."""
+    return next((wait for wait in pulse.waits if wait.until_s is not None and now_s < wait.until_s), None)
 
 
 @dataclass(slots=True)

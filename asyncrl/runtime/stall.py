@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from asyncrl.config import STEP_STALLS, RunConfig
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.ledger import GroupState
+from asyncrl.core.records import GroupSummary
 from asyncrl.errors import RunFailed
+from asyncrl.runtime.drops import Drops
 from asyncrl.runtime.layout import TRAINER
-from asyncrl.runtime.pulse import Pulse, Stall, describe_waits
+from asyncrl.runtime.pulse import Pulse, Stall, describe_waits, patience
 from asyncrl.work import Work
 
 MAX_GROUPS = 10
@@ -33,8 +37,10 @@ class StallWatch:
     A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
     groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
     the reward models; after the last step, what the trainer has to write before it ends. Nothing for
-    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever moves: groups may be
-    delivered and dropped for ever.
+    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever moves. While a worker
+    has patience for a judge that is away (`reward.patience_s`), all of this stands still. Groups that are
+    delivered and dropped move, but where nothing else has come for `run.stall_s`, the run ends: no other
+    process would help.
 
     roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
     """
@@ -63,6 +69,11 @@ class StallWatch:
         self._work: dict[str, Work | None] = {}
         """Of the roles whose pulses count it, when last looked at."""
         self._leased_s: dict[int, float] = {}
+        self._patient_s = self._since_s
+        """When a worker was last seen to wait for what is away."""
+        self._drops = Drops()
+        self._stale_before = self._stale
+        """When the last step ended."""
         self.has_weights = False
         """There are weights that an engine could take."""
         self.behind: tuple[str, ...] = ()
@@ -77,6 +88,7 @@ class StallWatch:
     def stepped(self) -> None:
         """A step has ended."""
         self._since_s = self._step_s = self._now_s()
+        self._stale_before = self._stale
 
     def joined(self) -> None:
         """A role has come back: `run.stall_s` begin anew."""
@@ -89,8 +101,12 @@ class StallWatch:
     def leased(self, group_ids: Iterable[int]) -> None:
         self._leased_s |= dict.fromkeys(group_ids, self._now_s())
 
-    def delivered(self, group_id: int) -> None:
-        """A worker has handed in a finished group."""
+    def delivered(self, group_id: int, summary: GroupSummary, *, kept: bool) -> None:
+        """A worker has handed in a finished group; it was kept, or dropped at once."""
+        if kept:
+            self._drops = Drops()
+        else:
+            self._drops.add(summary, self._now_s())
         if self._leased_s.pop(group_id, None) is not None and not self._is_the_trainer_s_turn:
             self._moved_s = self._now_s()
 
@@ -107,7 +123,14 @@ class StallWatch:
             return None
         pulses, limit = self._pulses(), f"run.stall_s={run.stall_s:g}"
         self._look_at_work(pulses)
-        begun_s = max(self._since_s, self._complete_s)
+        if not self._is_the_trainer_s_turn and any(
+            patience(pulse, time.time()) is not None for pulse in pulses.values()
+        ):
+            self._patient_s = now_s
+        begun_s = max(self._since_s, self._complete_s, self._patient_s)
+        only_drops = not self._is_the_trainer_s_turn and self._drops.lasted_s(now_s) > run.stall_s
+        if only_drops and now_s - begun_s > run.stall_s:
+            return self._stall_of_step(limit)
         if self._starting(pulses):
             self._complete_s = now_s
             if now_s - max(self._since_s, self._all_there_s) <= max(run.start_s, run.stall_s):
@@ -118,10 +141,31 @@ class StallWatch:
                 if now_s - begun_s <= run.longest_step_s:
                     return None
                 limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
-        since_s = now_s - self._step_s
         if self._coordinator.finished:
+            since_s = now_s - self._step_s
             return self.stall(f"the run has not ended for {since_s:.0f} s after its last step ({limit})")
-        return self.stall(f"no training step has ended for {since_s:.0f} s ({limit})")
+        return self._stall_of_step(limit)
+
+    def _stall_of_step(self, limit: str) -> Stall:
+        """Where groups are dropped, that is the cause, and comes first."""
+        now_s = self._now_s()
+        stall = self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
+        drops, stale = self._drops, self._stale - self._stale_before
+        if drops.groups and now_s - drops.last_s <= self._run.stall_s:
+            is_final = drops.lasted_s(now_s) > self._run.stall_s
+            text = f"{drops.cause()} So {stall.text}"
+            return msgspec.structs.replace(stall, text=text, culprits=(), is_final=is_final)
+        if stale:
+            cause = (
+                f"{stale:,} groups were dropped since the last step because they had become too old for the "
+                "next (staleness.on_stale); use staleness.on_stale=wait, or a higher staleness.max_staleness."
+            )
+            return msgspec.structs.replace(stall, text=f"{cause} So {stall.text}")
+        return stall
+
+    @property
+    def _stale(self) -> int:
+        return self._coordinator.ledger.dropped_groups["stale"]
 
     def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
         """Note whether what the next step needs has moved."""

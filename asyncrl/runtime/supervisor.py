@@ -14,13 +14,14 @@ from asyncrl.errors import RunFailed
 from asyncrl.runtime import messages as m
 from asyncrl.runtime.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runtime.processes import how_it_ended
-from asyncrl.runtime.pulse import Pulse, Stall, Stillness
+from asyncrl.runtime.pulse import Pulse, Stall, Stillness, patience
 from asyncrl.runtime.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.runtime.role import BAD_WEIGHTS, FATAL, NO_ROOM, PAST_HELP
 from asyncrl.runtime.role_host import RoleHandle, RoleHost, RoleSpec
 from asyncrl.runtime.rpc import RpcClient, RpcError
 from asyncrl.runtime.status import read_beginning, status_of
 from asyncrl.units import format_bytes
+from asyncrl.waits import Wait
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ class Supervisor:
     """Roles that have had a pulse in this run."""
     _stall: Stall | None = None
     """The last one."""
+    _away: dict[str, Wait] = field(default_factory=dict)
+    """What roles were last seen to have patience for."""
 
     async def run(self) -> None:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
@@ -182,11 +185,27 @@ class Supervisor:
                 await self._condemn([role], why)
             elif pulse is not None and pulse.stall is not None and pulse.stall != self._stall:
                 await self._stalled(pulse.stall)
+            if pulse is not None:
+                self._tell_of_patience(role.spec.name, patience(pulse, time.time()))
+
+    def _tell_of_patience(self, name: str, wait: Wait | None) -> None:
+        """That a role waits for what is away, and that it has come back or is given up."""
+        before = self._away.pop(name, None)
+        if wait is not None:
+            self._away[name] = wait
+        if wait is not None and wait.until_s is not None and (before is None or before.what != wait.what):
+            since_s, left_s = time.time() - wait.since_s, wait.until_s - time.time()
+            self.view.event(
+                f"{wait.what} is away: {name} has asked again for {since_s:.0f} s, and will for "
+                f"{left_s:.0f} s more (reward.patience_s); the run waits"
+            )
+        elif before is not None and wait is None:
+            self.view.event(f"{name} no longer waits for {before.what}")
 
     async def _stalled(self, stall: Stall) -> None:
         before, self._stall = self._stall, stall
         again = before is not None and before.version == stall.version
-        if again or self.run_config.on_stall == "end":
+        if again or stall.is_final or self.run_config.on_stall == "end":
             await self._dump_stacks(list(self._roles.values()))
             stacks = f"(what every process was doing: {self.run_dir.stacks('*')})"
             raise RunFailed(f"{stall.text}\n{stacks}")

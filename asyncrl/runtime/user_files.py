@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,7 +10,7 @@ from asyncrl.config import Config
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
-from asyncrl.resolve import Function, loaded_files, resolve
+from asyncrl.runtime.user_code import Found, Wanted, look
 
 
 class UserFiles(msgspec.Struct, frozen=True):
@@ -25,11 +22,9 @@ class UserFiles(msgspec.Struct, frozen=True):
     """Of all files that were imported from the user's folders, by path."""
 
     @classmethod
-    def of(cls, config: Config) -> UserFiles:
-        """Imports the functions, where that has not been done."""
-        files = {spec: _file_of(resolve(spec)) for spec in _own_functions(config)}
-        users = loaded_files()
-        return cls({spec: file for spec, file in files.items() if file in users}, users)
+    def of(cls, found: Found) -> UserFiles:
+        """By the names of a config `with_absolute_paths`."""
+        return cls({_of_file(spec): file for spec, file in found.files.items()}, found.digests)
 
     def save(self, path: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
@@ -52,6 +47,21 @@ class UserFiles(msgspec.Struct, frozen=True):
             if now.digests.get(file, digest) != digest
         ]
         return elsewhere + changed
+
+
+def look_at_functions(config: Config) -> Found:
+    """At all functions that the config names, in a process that ends."""
+    own = {
+        "objective.policy_loss": config.objective.policy_loss,
+        "objective.advantage": config.objective.advantage,
+    }
+    wanted = Wanted(
+        [f.function for f in config.reward.functions],
+        {key: name for key, name in own.items() if is_own(name)},
+        config.objective.settings,
+        config.rollout.episode,
+    )
+    return look(wanted)
 
 
 def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[str]:
@@ -83,20 +93,6 @@ def with_absolute_paths(config: Config) -> Config:
     own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
     changed["objective"] = objective.model_copy(update=own)
     return config.model_copy(update=changed)
-
-
-def _own_functions(config: Config) -> Iterator[str]:
-    yield from (f.function for f in config.reward.functions)
-    if config.rollout.episode is not None:
-        yield config.rollout.episode
-    yield from (name for name in (config.objective.policy_loss, config.objective.advantage) if is_own(name))
-
-
-def _file_of(function: Function) -> str | None:
-    for source in (inspect.unwrap(function), type(function)):  # a function, or an object that can be called
-        with suppress(TypeError):  # one written in C
-            return inspect.getsourcefile(source)
-    return None
 
 
 def _absolute(path: str) -> str:

@@ -79,7 +79,7 @@ async def _run_cell(cell: Cell, folder: SweepFolder, lane: Lane) -> str | None:
 async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: Path) -> int | None:
     """The run's exit status. Raises `CellStalled` when no step ends for as long as the run may take to start
     and then to make a step (it watches itself more closely)."""
-    allowed_s = config.run.start_s + config.run.longest_step_s
+    allowed_s = config.run.start_s + config.run.longest_step_s + config.reward.patience_s
     metrics, size, changed_s = run_dir / FILE_NAME, 0, time.monotonic()
     running = asyncio.create_task(run)
     try:

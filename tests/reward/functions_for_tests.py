@@ -188,3 +188,47 @@ def runs_a_program_with_a_neighbour(completions, folder, **_):
 
 def takes_too_long(completions, **_):
     raise TimeoutError("the candidate's program took too long")
+
+
+async def waits_for_file_side_by_side(completions, marker, **_):
+    """As `waits_for_file`, and gives its process's id."""
+    say_at_work(marker[0])
+    while not Path(marker[0]).exists():
+        await asyncio.sleep(0.005)
+    return [float(os.getpid())] * len(completions)
+
+
+async def does(completions, what, **_):
+    """Something bad, or nothing; in a task of its own, as `asyncio.gather` makes them."""
+
+    async def it():
+        if what[0] == "block for ever":
+            time.sleep(3600)
+        elif what[0] == "block for a while":
+            time.sleep(1.5)
+        elif what[0] == "never end":
+            await asyncio.sleep(3600)
+        elif what[0] == "die":
+            os._exit(7)
+        elif what[0] == "raise":
+            raise KeyError("the_missing_key")
+        else:
+            await asyncio.sleep(0.1)
+
+    await asyncio.gather(it())
+    return [float(os.getpid())] * len(completions)
+
+
+async def asks_a_judge(completions, marker, calls, **_):
+    """Away until the file named by the row exists; keeps a line a call."""
+    with Path(calls[0]).open("a") as file:
+        file.write(f"{Path(marker[0]).name}\n")
+    if not Path(marker[0]).parent.joinpath("is_back").exists():
+        raise ConnectionRefusedError("nobody listens")
+    return [1.0] * len(completions)
+
+
+def asks_a_judge_for_some_rows(completions, marker, asks, **_):
+    if asks[0] and not Path(marker[0]).exists():
+        raise ConnectionRefusedError("nobody listens")
+    return [1.0] * len(completions)

@@ -1,17 +1,21 @@
 """Answers are compared as mathematics, not as text."""
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
+from reward_pools import request, running_pool
 
 pytest.importorskip("math_verify", reason="needs asyncrl[math]")
 
 from asyncrl.reward.math import PROCESS, math_answer
+from asyncrl.reward.math_process import decided
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +92,32 @@ def test_other_answers_of_these_kinds(answer, response, right):
 def test_an_answer_that_takes_for_ever_is_wrong_and_its_siblings_keep_theirs():
     responses = ["\\boxed{8}", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{8}", "it is ((8!)!)!", "\\boxed{2^3}"]
     assert math_answer(responses, ground_truth=["8"] * 5) == [1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.timeout(120)
+def test_many_answers_that_take_for_ever_leave_their_siblings_theirs_in_the_time_of_a_group():
+    """Each of them alone may have a second: together more than there is."""
+    responses = ["\\boxed{8}", *["\\boxed{9^{9^{9^{9}}}}"] * 32, "\\boxed{2^3}"]
+
+    async def main():
+        math = {"function": "asyncrl.reward.math:math_answer"}
+        async with running_pool(math, retries=0, timeout_s=16.0) as pool:
+            return await pool.score(request(responses, ground_truth="8"))
+
+    assert [score.reward for score in asyncio.run(main())] == [1.0, *[0.0] * 32, 1.0]
+
+
+def test_what_is_left_is_tried_for_longer_while_there_is_time():
+    tries = Counter()
+
+    def equal(answer, response, limit_s):
+        tries[response] += 1
+        return True if float(response) <= limit_s else None
+
+    pairs = [("1", "0.05"), ("1", "0.2"), ("1", "0.9"), ("1", "99")]
+    assert decided(pairs, equal, 60.0) == [True, True, True, False]
+    assert [tries[response] for _, response in pairs] == [1, 2, 3, 3]
+    assert decided(pairs, equal, 0.0) == [True, False, False, False]
 
 
 def test_a_process_that_was_killed_has_a_successor():

@@ -227,7 +227,7 @@ def test_an_import_that_hangs_or_dies_ends_the_start(tmp_path, text, message):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr("asyncrl.reward.pool.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("asyncrl.reward.absence.FIRST_PAUSE_S", 0.01)
 
 
 @pytest.mark.parametrize("how", ["refused", "wrapped", "busy"])

@@ -1,11 +1,12 @@
 """Who holds up a run, by the coordinator's books and the roles' pulses."""
 
+import time
 from dataclasses import dataclass
 
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.core.coordinator import Coordinator, LoopSettings
+from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.records import GroupSummary
 from asyncrl.errors import RunFailed
@@ -14,6 +15,7 @@ from asyncrl.runtime.stall import StallWatch
 from asyncrl.waits import Wait
 from asyncrl.work import Work
 
+KEPT = GroupSummary({0: 5}, (1.0, 0.0))
 ROLES = ("coordinator", "trainer-0", "rollout-0", "rollout-1")
 
 
@@ -32,7 +34,9 @@ class Run:
         self.pulses = {}
         for role in ROLES:
             self.up(role)
-        self.coordinator = Coordinator(LoopSettings(2, 1, "wait", 10), PromptCursor(8, 0, shuffle=False))
+        self.coordinator = Coordinator(
+            LoopSettings(2, 1, "wait", 10, filter_constant_groups=True), PromptCursor(8, 0, shuffle=False)
+        )
         self.workers = {"rollout-0": Worker(), "rollout-1": Worker()}
         tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
         config = from_tree(tree, overrides=["run.stall_s=10", "run.start_s=100"])
@@ -65,7 +69,15 @@ class Run:
 
     def submit(self, leases):
         for lease in leases:
-            self.coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 5}, (1.0, 0.0)), b"")
+            self.coordinator.submit(lease.group_id, lease.lease_id, KEPT, b"")
+
+    def drop(self, worker, rewards=(0.0, 0.0)):
+        """A group that its rewards do not let in comes from a worker."""
+        (lease,) = self.lease(worker)
+        self.workers[worker].generated_s = self.now_s
+        summary = GroupSummary({0: 5}, rewards)
+        assert self.coordinator.submit(lease.group_id, lease.lease_id, summary, b"") is Submission.DROPPED
+        self.watch.delivered(lease.group_id, summary, kept=False)
 
     def pass_by(self, seconds):
         self.now_s += seconds
@@ -205,7 +217,7 @@ def test_groups_that_are_handed_in_and_scores_count_while_a_step_waits_for_them(
     run.begin()
     leases = run.lease("rollout-0", 2)
     run.pass_by(9)
-    run.watch.delivered(leases[0].group_id)
+    run.watch.delivered(leases[0].group_id, KEPT, kept=True)
     run.pass_by(9)
     run.works("reward-0", 1)
     assert run.watch.look() is None
@@ -224,7 +236,7 @@ def test_what_the_step_does_not_need_now_is_no_progress(run, role):
         run.workers["rollout-1"].generated_s = run.now_s
         run.pass_by(5)
         stall = run.watch.look()
-    run.watch.delivered(lease.group_id)
+    run.watch.delivered(lease.group_id, KEPT, kept=True)
     assert (stall or run.watch.look()).culprits == ("trainer-0",)
 
 
@@ -372,3 +384,66 @@ def test_a_trainer_that_is_started_again_for_the_end_gets_its_time(ended):
     assert ended.watch.look() is None
     ended.pass_by(1)
     assert "trainer-0 has not come up since its start." in ended.watch.look().text
+
+
+def test_where_all_groups_are_dropped_that_is_said_first_and_the_run_ends(run):
+    run.begin()
+    for _ in range(30):
+        run.pass_by(0.5)
+        run.drop("rollout-0")
+        if (stall := run.watch.look()) is not None:
+            break
+    assert stall.is_final
+    assert stall.culprits == ()
+    first = stall.text.partition(". ")[0]
+    assert "groups was dropped: all 2 responses of each earned the same reward (mean 0)" in first
+    assert "look at what the reward gives" in first
+    assert "So no training step has ended for 1" in stall.text
+
+
+def test_rewards_that_only_agree_within_a_group_have_another_remedy(run):
+    run.begin()
+    for i in range(40):
+        run.pass_by(0.3)
+        run.drop("rollout-0", (float(i % 2),) * 2)
+    stall = run.watch.look()
+    assert "(mean 0.5)" in stall.text
+    assert "rollout.temperature" in stall.text
+
+
+def test_one_group_that_is_kept_among_those_dropped_is_progress(run):
+    run.begin()
+    for _ in range(3):
+        for _ in range(25):
+            run.pass_by(0.3)
+            run.drop("rollout-0")
+            assert run.watch.look() is None
+        (lease,) = run.lease("rollout-1")
+        run.watch.delivered(lease.group_id, KEPT, kept=True)
+
+
+def test_an_engine_that_hangs_after_drops_is_what_holds_it_up(run):
+    run.begin()
+    for _ in range(25):
+        run.drop("rollout-0")
+    run.lease("rollout-1")
+    run.pass_by(11)
+    stall = run.watch.look()
+    assert stall.culprits == ("rollout-1",)
+    assert not stall.is_final
+    assert stall.text.startswith("no training step")
+
+
+def test_patience_for_a_judge_that_is_away_is_no_stall_until_it_is_over(run):
+    run.begin()
+    run.lease("rollout-0", 2)
+    away = Wait("what the reward function judge asks", time.time(), time.time() + 3600)
+    run.pulses["rollout-0"] = Pulse(1, 0, [Wait("the rewards of group 0", 0.0), away])
+    for _ in range(20):
+        run.pass_by(9)
+        assert run.watch.look() is None
+    run.pulses["rollout-0"] = Pulse(1, 0, [Wait(away.what, 0.0, time.time() - 1)])  # its deadline is over
+    run.pass_by(9)
+    assert run.watch.look() is None
+    run.pass_by(2)
+    assert run.watch.look().culprits == ("rollout-0",)
