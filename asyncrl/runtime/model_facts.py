@@ -124,7 +124,11 @@ def _find(source: ModelSource) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{source}: the folder holds no Hugging Face model (no config.json in it)")
+            mistral = "; params.json is of Mistral's own format: name the model in Hugging Face's"
+            raise ConfigError(
+                f"{source}: the folder holds no Hugging Face model (no config.json in it)"
+                + mistral * (folder / "params.json").is_file()
+            )
         return folder
     if folder.is_file():
         raise ConfigError(f"{source}: this is a file, not a model's folder; name the folder that holds it")
@@ -180,24 +184,18 @@ def check_weights(found: FoundModel) -> None:
         )
 
 
-def load_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
+def find_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `NotHereError` when none could be loaded."""
-    from transformers import AutoTokenizer
+    from asyncrl.tokenizer import TokenizerError, read_tokenizer  # imports transformers
 
-    source, folder = found.source, found.folder
-    assert folder is not None
+    source = found.source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
-        # Some classes come up empty where they find no file, instead of failing.
-        files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
-        if not any((folder / name).is_file() for name in files):
-            raise OSError(f"the folder has none of {', '.join(sorted(files))}")
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        return read_tokenizer(str(found.folder), trust_remote_code=source.trust_remote_code)
+    except TokenizerError as error:
         raise source.lacks(
-            f"no tokenizer could be loaded from it: {_first_line(error)}",
+            f"no tokenizer could be loaded from it: {error.reason}",
             "save the model's tokenizer into the folder",
         ) from None
-    return tokenizer
 
 
 def model_facts(found: FoundModel, dtype: str) -> ModelFacts:

@@ -16,8 +16,8 @@ from asyncrl.runtime.model_facts import (
     LayerShape,
     ModelSource,
     find_model,
+    find_tokenizer,
     layer_shape,
-    load_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def find_reward_model(i: int, model: RewardModelConfig) -> FoundModel:
 def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template by which it reads a pair. Raises `ConfigError` when there
     is none."""
-    tokenizer = load_tokenizer(found)
+    tokenizer = find_tokenizer(found)
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{found.source}: its tokenizer has no chat template, so nothing says how it reads a prompt and "
