@@ -200,6 +200,17 @@ def family(config: Config, placement: Placement) -> None:
         )
 
 
+def stop_tokens(config: Config, model: ModelFacts | None) -> None:
+    """The model can sample the tokens that are to end a response."""
+    unknown = [i for i in config.rollout.stop_token_ids if model is not None and i >= model.vocab_size]
+    if model is not None and unknown:
+        raise ConfigError(
+            f"rollout.stop_token_ids={config.rollout.stop_token_ids}: the model {config.model.path} never "
+            f"samples {', '.join(map(str, unknown))}, as it knows the tokens 0 to {model.vocab_size - 1:,} "
+            "only; leave these out, or give its own"
+        )
+
+
 def dataset(config: Config) -> bool:
     """The dataset is on this machine, or can be fetched: then True."""
     if is_on_hub(config.data):

@@ -148,6 +148,7 @@ def _look(
     findings.of(lambda: checks.tensor_parallel(config, models.policy))
     if models.policy is not None:
         findings.of(partial(checks.family, config, placement))
+    findings.of(lambda: checks.stop_tokens(config, models.policy))
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
         findings.of(lambda: checks.visible_gpus(config, placement))

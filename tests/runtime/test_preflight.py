@@ -160,6 +160,13 @@ def test_prompt_and_response_over_the_model_s_positions(run):
     assert f"use at most rollout.max_new_tokens={room}, or" in message
 
 
+def test_stop_tokens_that_the_model_never_samples(run):
+    assert preflight(run(rollout={"stop_token_ids": [0, 258]}))
+    message = refusal(run(rollout={"stop_token_ids": [258, 259, 70000]}))
+    assert message.startswith("rollout.stop_token_ids=[258, 259, 70000]: the model model never samples 259, ")
+    assert "70000, as it knows the tokens 0 to 258 only" in message
+
+
 def test_a_dataset_that_is_not_there(run):
     assert "data.path=none.jsonl: there is no such file" in refusal(run(data={"path": "none.jsonl"}))
 
