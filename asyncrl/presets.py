@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
+from asyncrl.paths import user_path
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -47,7 +48,7 @@ def copy(name: str, destination: str = ".") -> Path:
     preset = name if name.endswith(".yaml") else f"{name}.yaml"
     if preset not in names():
         raise ConfigError(_unknown(Path(name), preset))
-    target = Path(destination).expanduser()
+    target = user_path(destination, destination)
     try:
         if destination.endswith("/"):
             target.mkdir(parents=True, exist_ok=True)

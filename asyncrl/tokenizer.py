@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import processors
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.paths import user_path
 
 _WHOLE, _TEKKEN = "tokenizer.json", "tekken.json"
 
@@ -50,7 +50,7 @@ def _loaded_once(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 
 def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """As the model's files have it now. Raises `TokenizerError`."""
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = str(user_path(path, path)) if path.startswith("~") else path
     try:
         tokenizer = _read(path, trust_remote_code)
     except Exception as error:

@@ -13,6 +13,7 @@ from asyncrl.data.prompts import BadRow
 from asyncrl.data.template import ARGUMENTS, TOOLS
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import install_command
+from asyncrl.paths import user_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +34,7 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     """Every row of `data.path`, in order. Raises `ConfigError` when there is no such dataset."""
     if is_on_hub(data):
         return _hub(data)
-    path = Path(data.path).expanduser()
+    path = user_path(data.path, f"data.path={data.path}")
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from asyncrl.config import ModelConfig
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.layer_sizes import largest_of_layers
+from asyncrl.paths import user_path
 from asyncrl.runtime import hub
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def find_model(source: ModelSource, check: Callable[[ModelSource, PreTrainedConf
 def _find(source: ModelSource) -> Path:
     """The model's folder: its own, or that in the cache of the hub."""
     path = source.path
-    folder = Path(path).expanduser()
+    folder = user_path(path, str(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             mistral = "; params.json is of Mistral's own format: name the model in Hugging Face's"

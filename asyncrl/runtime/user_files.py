@@ -13,6 +13,7 @@ from asyncrl.config import Config
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
+from asyncrl.paths import user_path
 from asyncrl.resolve import Function, loaded_files, resolve
 
 
@@ -101,7 +102,7 @@ def _file_of(function: Function) -> str | None:
 
 def _absolute(path: str) -> str:
     """A name on the hub, and what is not there, stays as it is."""
-    found = Path(path).expanduser()
+    found = user_path(path, path)
     return str(found.absolute()) if found.exists() else path
 
 

@@ -10,7 +10,7 @@ from families import tiny_config
 from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import ConfigError, from_tree
-from asyncrl.runtime import checks
+from asyncrl.runtime import checks, disk_checks
 from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.model_facts import find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
@@ -208,7 +208,8 @@ def test_a_run_directory_that_holds_a_run(file, run):
 def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
     assert "run.root=rows.jsonl/runs: " in refusal(run(run={"root": "rows.jsonl/runs"}))
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
-    assert f"no permission to write into {run.path}" in refusal(run(run={"dir": str(run.path / "new")}))
+    message = refusal(run(run={"dir": str(run.path / "new")}))
+    assert f"run.dir={run.path}/new: cannot write into {run.path} (no permission)" in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
@@ -217,9 +218,9 @@ def test_shared_memory_too_small_for_two_versions(run):
     model = model_facts(find_policy(config.model), "float32")
     needed = 2 * 4 * model.parameters
     machine = Machine(cores=1, memory_bytes=10**12, gpu_bytes=(), shared_memory_bytes=needed)
-    checks.shared_memory(config, model, machine)
+    disk_checks.shared_memory_has_room(config, model, machine)
     with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
-        checks.shared_memory(config, model, replace(machine, shared_memory_bytes=needed - 1))
+        disk_checks.shared_memory_has_room(config, model, replace(machine, shared_memory_bytes=needed - 1))
 
 
 def test_flash_attention_without_gpu_or_package(run, monkeypatch):
@@ -347,7 +348,9 @@ def test_every_missing_model_is_reported_after_what_to_do_in_few_lines(run):
         "- reward.models.0.path=no/such/one-0",
         "- reward.models.1.path=no/such/one-1",
     ]
-    assert lines[4:] == ["2 more: --dry-run shows the plan, and all that this machine lacks"]
+    assert len(lines) == 5
+    assert "reward.models.2.path=no/such/one-2: there is no folder" in lines[4]
+    assert "reward.models.3.path=no/such/one-3: there is no folder" in lines[4]
 
 
 def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):
