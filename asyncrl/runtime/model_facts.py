@@ -237,13 +237,13 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
 
 
 def layer_shape(config: PreTrainedConfig, shell: nn.Module) -> LayerShape:
-    """Of a decoder's layers; without attention they count as of one head. shell: the model, without its
-    weights."""
+    """Of a decoder's layers, the largest of each; without attention they count as of one head. shell: the
+    model, without its weights."""
     text = config.get_text_config()
     heads = largest_of_layers(text, "num_attention_heads") or 1
-    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    dense = largest_of_layers(text, "intermediate_size") or 4 * text.hidden_size
     experts = getattr(text, "num_experts_per_tok", None)
-    of_experts = (experts or 0) * (getattr(text, "moe_intermediate_size", None) or dense)
+    of_experts = (experts or 0) * (largest_of_layers(text, "moe_intermediate_size") or dense)
     shared = getattr(text, "shared_expert_intermediate_size", None) or 0
     return LayerShape(
         hidden_size=text.hidden_size,
