@@ -699,6 +699,11 @@ def _impossible(c: Config) -> Iterator[str]:
             "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
             "from it; use a temperature above 0"
         )
+    if c.run.resume == "auto" and c.run.dir is None:
+        yield (
+            "run.resume=auto goes on with the run in run.dir, and none is named: every start would begin "
+            "another one; name it, such as run.dir=runs/mine"
+        )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_sampling(c)

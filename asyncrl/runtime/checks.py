@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
@@ -16,7 +17,7 @@ from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows
 from asyncrl.data.tokenise import AddedTokens
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.packages import need
 from asyncrl.paths import nearest_folder

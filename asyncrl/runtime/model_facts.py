@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,11 +203,18 @@ def find_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
 def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
     """A decoder's sizes, from its structure alone. dtype: what it computes in. Raises `ConfigError` for a
     config.json of which no decoder can be made, or none whose layers are alike."""
-    try:
+    with measuring(found.source):
         return _measured(found, dtype)
+
+
+@contextmanager
+def measuring(source: ModelSource) -> Iterator[None]:
+    """Whatever transformers raises of a `config.json` is told as a `ConfigError`."""
+    try:
+        yield
     except Exception as error:
         raise ConfigError(
-            f"{found.source}: its config.json makes no model that can be measured: "
+            f"{source}: its config.json makes no model that can be measured: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 

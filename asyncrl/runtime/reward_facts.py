@@ -18,6 +18,7 @@ from asyncrl.runtime.model_facts import (
     find_model,
     find_tokenizer,
     layer_shape,
+    measuring,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,13 @@ def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
 
 
 def reward_model_facts(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
-    """A reward model's sizes, from its structure alone."""
+    """A reward model's sizes, from its structure alone. Raises `ConfigError` for a config.json that makes no
+    model."""
+    with measuring(found.source):
+        return _measured(found, tokenizer)
+
+
+def _measured(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -328,6 +328,13 @@ def test_reward_models_that_give_no_score(run, make_reward_model):
     assert f"{key}: the folder has a config.json but no weights" in refusal(run(reward=judged()))
 
 
+def test_a_reward_model_that_cannot_be_made_is_refused_in_words(run, make_reward_model):
+    make_reward_model("judge")
+    path = run.path / "judge/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 0}))
+    assert "reward.models.0.path=judge: its config.json" in refusal(run(reward=judged()))
+
+
 def test_a_reward_model_whose_tokenizer_has_no_chat_template(run, make_reward_model):
     make_reward_model("judge")
     tokenizer = byte_tokenizer(512)
