@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -41,8 +42,10 @@ from asyncrl.resolve import spec_of
 VLLM_MAX_TEMPERATURE = 2.0
 STEP_STALLS = 6
 """What a step that moves may take, in `run.stall_s`."""
+_ANY_RATE = {"contradictions": True}
+"""Context of a validation that lets settings contradict each other."""
 Share = Annotated[float, Field(ge=0, lt=1)]
-__all__ = ["Config", "ConfigError", "dump", "from_tree", "keys", "load"]
+__all__ = ["Config", "ConfigError", "InvalidSettings", "dump", "from_tree", "keys", "load"]
 
 
 def _named(catalogue: Iterable[str]) -> AfterValidator:
@@ -80,6 +83,17 @@ def _check_ip_address(text: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 IpAddress = Annotated[str, AfterValidator(_check_ip_address)]
+
+
+class InvalidSettings(ConfigError):  # noqa: N818 - it is the settings that are wrong
+    """Some settings are wrong.
+
+    rest: a config of the others; None where they make none. What contradicts itself is in it.
+    """
+
+    def __init__(self, message: str, rest: Config | None) -> None:
+        super().__init__(message)
+        self.rest = rest
 
 
 class Section(BaseModel):
@@ -674,8 +688,8 @@ class Config(Section):
         return self.trainer.batch_groups if self.data.drop_last else 1
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if problems := list(_impossible(self)):
+    def _possible(self, info: ValidationInfo) -> Self:
+        if info.context != _ANY_RATE and (problems := list(_impossible(self))):
             raise ValueError("\n".join(problems))
         return self
 
@@ -696,6 +710,11 @@ def _impossible(c: Config) -> Iterator[str]:
         yield (
             "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
             "from it; use a temperature above 0"
+        )
+    if c.run.resume == "auto" and c.run.dir is None:
+        yield (
+            "run.resume=auto goes on with the run in run.dir, and none is named: every start would begin "
+            "another one; name it, such as run.dir=runs/mine"
         )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
@@ -964,7 +983,24 @@ def from_tree(tree: Mapping[str, Any], source: str = "config", overrides: Iterab
         return Config.model_validate(tree)
     except ValidationError as error:
         lines = explain(error, valid_keys=list(keys()), source=source, overridden=overridden)
-        raise ConfigError("\n".join(lines)) from None
+        raise InvalidSettings("\n".join(lines), _rest(tree, error)) from None
+
+
+def _rest(tree: dict[str, Any], error: ValidationError) -> Config | None:
+    """The settings without those that are wrong, which have their defaults; None where they have none."""
+    places = dict.fromkeys(e["loc"] for e in error.errors(include_url=False) if e["loc"])
+    for place in reversed(places):  # of a list, the last first
+        section: Any = tree
+        try:
+            for key in place[:-1]:
+                section = section[key]
+            del section[place[-1]]
+        except (KeyError, IndexError, TypeError):
+            return None
+    try:
+        return Config.model_validate(tree, context=_ANY_RATE)
+    except ValidationError:
+        return None
 
 
 def dump(config: Config, *, changed_only: bool = False) -> str:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
+from asyncrl.paths import user_path
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -40,19 +41,22 @@ def find(path: Path) -> Path:
     return FOLDER / preset
 
 
-def copy(name: str, destination: Path | None = None) -> Path:
-    """Copy a preset, under its own name into the current folder, into the folder `destination`, or to that
-    file. Raises `ConfigError` for an unknown preset, and for a file that is there already."""
+def copy(name: str, destination: str = ".") -> Path:
+    """Copy a preset to the file `destination`, or under its own name into that folder; what ends in a slash
+    is a folder, and is made where it is not there. Raises `ConfigError` for an unknown preset, and for a file
+    that is there already."""
     preset = name if name.endswith(".yaml") else f"{name}.yaml"
     if preset not in names():
         raise ConfigError(_unknown(Path(name), preset))
-    target = destination or Path()
-    target = target / preset if target.is_dir() else target
+    target = user_path(destination, destination)
     try:
+        if destination.endswith("/"):
+            target.mkdir(parents=True, exist_ok=True)
+        target = target / preset if target.is_dir() else target
         with (FOLDER / preset).open("rb") as source, target.open("xb") as file:
             shutil.copyfileobj(source, file)
     except FileExistsError:
-        raise ConfigError(f"{target} is there already, and is not overwritten; name another file") from None
+        raise ConfigError(f"{target} is there already, and is not overwritten; name another place") from None
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}; name another place") from None
     return target

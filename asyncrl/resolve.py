@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import install_command
+from asyncrl.paths import user_path
 
 Function = Callable[..., Any]
 
@@ -60,7 +61,7 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     sources.append(source)
     try:
         if source.endswith(".py") or "/" in source:
-            module = _import_file(base / Path(source).expanduser(), base, called)
+            module = _import_file(base / user_path(source, called), base, called)
         else:
             module = _import_module(source, base, called)
     except (Exception, SystemExit) as error:

@@ -52,9 +52,9 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.text import response_text
-from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.rollout.worker import AttemptFailed, GroupRollout, RolloutWorker
 from asyncrl.runtime.roles import spare_the_collector
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.backend import make_trainer
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "loop_throughput.json"

@@ -307,6 +307,7 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
     ("overrides", "reason", "remedy"),
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
+        (["run.resume=auto"], "every start would begin another one", "run.dir=runs/mine"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (
             ["rollout.top_p=0.9", "objective.policy_loss=topr"],

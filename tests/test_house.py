@@ -9,17 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "asyncrl"
 
 LAYERS = (
     {
-        *(
-            "affinity",
-            "bounded",
-            "config_messages",
-            "errors",
-            "layer_sizes",
-            "packages",
-            "presets",
-            "resolve",
-        ),
-        *("scratch", "units", "waits", "work", "yaml_tree"),
+        *("affinity", "bounded", "config_messages", "errors", "layer_sizes", "packages", "paths", "presets"),
+        *("resolve", "scratch", "tokenizer", "units", "waits", "work", "yaml_tree"),
     },
     {"core", "objective"},
     {"config", "config_servers"},

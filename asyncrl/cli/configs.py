@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +17,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     copy.add_argument("name", metavar="NAME", help="such as grlo.yaml")
     copy.add_argument(
-        "destination", nargs="?", type=Path, metavar="DEST", help="file or folder (default: this folder)"
+        "destination",
+        nargs="?",
+        default=".",
+        metavar="DEST",
+        help="file, or folder: one that is there, or a name that ends in a slash (default: this folder)",
     )
     copy.set_defaults(run=_copy)
 

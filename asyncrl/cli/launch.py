@@ -35,18 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    from asyncrl.config import load
-
     if arguments.resume is not None:
         from asyncrl.observe.summary import print_summary
         from asyncrl.runtime.launcher import resume
 
         print_summary(resume(arguments.resume, arguments.overrides, gpus=arguments.gpus).summary)
         return
+    from asyncrl.runtime.preflight import load, plan
+
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
-        from asyncrl.runtime.preflight import plan
 
         show(plan(config, arguments.gpus), verbose=arguments.verbose)
     else:

@@ -41,15 +41,22 @@ def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt
                 bad.append(result)
             else:
                 prompts.append(result)
-    if not prompts or (bad and data.on_bad_row == "error"):
-        raise ConfigError(_complaint(data, len(prompts), bad))
+    _refuse(data, len(prompts), bad)
     return PromptSet(tuple(prompts), tuple(bad))
 
 
 def count_rows(data: DataConfig) -> int:
-    """Rows that can be read, without a tokenizer to judge them by. Raises `ConfigError` when there is no such
-    dataset."""
-    return sum(not isinstance(row, BadRow) for row in read_rows(data))
+    """Rows that can be used as far as that is known without a tokenizer. Raises `ConfigError` as
+    `load_prompts` does."""
+    usable, bad = 0, []
+    for row in read_rows(data):
+        checked = row if isinstance(row, BadRow) else _check(row, data)
+        if isinstance(checked, BadRow):
+            bad.append(checked)
+        else:
+            usable += 1
+    _refuse(data, usable, bad)
+    return usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +110,12 @@ def _tokenised(
         index += 1
 
 
-def _complaint(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> str:
+def _refuse(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> None:
+    """Raises `ConfigError` where nothing is left to train on, or bad rows are not to be skipped."""
     if not usable and not bad:
-        return f"data.path={data.path}: the dataset has no rows"
+        raise ConfigError(f"data.path={data.path}: the dataset has no rows")
+    if usable and (not bad or data.on_bad_row == "skip"):
+        return
     shown = [f"  {row}" for row in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         shown.append(f"  ... and {len(bad) - _SHOWN:,} more")
@@ -115,4 +125,4 @@ def _complaint(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> str:
         longer = " or raise data.max_prompt_tokens" * any("data.max_prompt_tokens" in b.reason for b in bad)
         remedy = f"repair them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
     count = f"{len(bad):,} of {usable + len(bad):,} rows cannot be used"
-    return "\n".join([f"data.path={data.path}: {count}:", *shown, remedy])
+    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *shown, remedy]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from asyncrl.data.nulls import IN_MESSAGES, without_nulls
 from asyncrl.data.prompts import Message
 
 
@@ -27,7 +28,7 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                 )
             return value if system_prompt is None else [_system(system_prompt), _user(value)]
         case list():
-            messages = [_with_content(message) for message in without_nulls(value)]
+            messages = [_with_content(message) for message in without_nulls(value, IN_MESSAGES)]
             _check_messages(messages)
             if system_prompt is None or messages[0]["role"] == "system":
                 return messages
@@ -35,19 +36,6 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
     raise UnusablePromptError(
         f"is of type {type(value).__name__}; it should be a string or a list of messages"
     )
-
-
-def without_nulls(value: Any) -> Any:
-    """Without the keys that hold null, at any depth.
-
-    Arrow gives every object all the keys that any object of its column has. So a null may be a key that the
-    dataset's author never wrote, and chat templates ask whether a key is there.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
 
 
 def _with_content(message: Any) -> Any:

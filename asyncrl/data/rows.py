@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncrl.config import DataConfig
+from asyncrl.data.nulls import without_filled
 from asyncrl.data.prompts import BadRow
+from asyncrl.data.template import ARGUMENTS, TOOLS
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import install_command
+from asyncrl.paths import user_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where a row came from, and the row."""
@@ -28,7 +34,7 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     """Every row of `data.path`, in order. Raises `ConfigError` when there is no such dataset."""
     if is_on_hub(data):
         return _hub(data)
-    path = Path(data.path).expanduser()
+    path = user_path(data.path, f"data.path={data.path}")
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():
@@ -40,7 +46,7 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path)
     if path.suffix == ".parquet":
-        return _parquet(path)
+        return _parquet(path, data)
     raise ConfigError(
         f"data.path={data.path}: `{path.suffix or path.name}` files are not read; valid: a .jsonl file (one "
         "JSON object per line), a .parquet file, a folder saved by Hugging Face `datasets`, hub:OWNER/NAME"
@@ -81,7 +87,7 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _parquet(path: Path) -> Iterator[Row | BadRow]:
+def _parquet(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -91,7 +97,7 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
         with pq.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _arrow_rows(batch, data):
                     yield f"{path} row {number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
@@ -117,7 +123,7 @@ def _saved_by_datasets(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
         if data.split not in loaded:
             raise ConfigError(f"data.split={data.split}: {data.path} has the splits {', '.join(loaded)}")
         loaded = loaded[data.split]
-    return _dataset_rows(loaded, str(path))
+    return _dataset_rows(loaded, str(path), data)
 
 
 def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
@@ -136,16 +142,23 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
             f"cannot load it: {type(error).__name__}: {error}",
             command="see to the network, or name a file: data.path=FILE.jsonl",
         ) from error
-    return _dataset_rows(loaded, data.path)
+    return _dataset_rows(loaded, data.path, data)
 
 
-def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
+def _dataset_rows(dataset: Any, name: str, data: DataConfig) -> Iterator[Row]:
     """Rows of a `datasets.Dataset`, through its Arrow table: nothing is decoded (images stay bytes)."""
     number = 0
     for batch in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        for row in batch.to_pylist():
+        for row in _arrow_rows(batch, data):
             yield f"{name} row {number}", row
             number += 1
+
+
+def _arrow_rows(batch: pa.Table | pa.RecordBatch, data: DataConfig) -> Iterator[dict[str, Any]]:
+    """Where a chat template reads, without the nulls that Arrow filled in; other columns as they are."""
+    read = {f.name: f.type for f in batch.schema if f.name in (data.prompt_column, TOOLS, ARGUMENTS)}
+    for row in batch.to_pylist():
+        yield row | {name: without_filled(row[name], kind) for name, kind in read.items()}
 
 
 def _needs_datasets(path: str, kind: str) -> NotHereError:

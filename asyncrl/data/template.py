@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from asyncrl.data.messages import UnusablePromptError, without_nulls
+from asyncrl.data.messages import UnusablePromptError
+from asyncrl.data.nulls import IN_SCHEMAS, without_nulls
 
 TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
 OURS = ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message")
@@ -18,12 +19,13 @@ def template_arguments(common: Mapping[str, Any], columns: Mapping[str, Any]) ->
     """The keyword arguments of a row's chat template: the `common` ones (`data.chat_template_kwargs`), in
     their place those of its own column, and its tools. Raises `UnusablePromptError` for columns that hold
     something else."""
-    own = without_nulls(columns.get(ARGUMENTS) or {})
+    own = columns.get(ARGUMENTS) or {}
     if not isinstance(own, dict):
         raise UnusablePromptError(f"has `{ARGUMENTS}` of type {type(own).__name__}; it should be an object")
     if taken := sorted(own.keys() & set(OURS)):
         raise UnusablePromptError(f"has `{ARGUMENTS}.{taken[0]}`, which is not for a row to choose")
     tools = _tools(columns.get(TOOLS))
+    own = {name: value for name, value in own.items() if value is not None}
     return {**common, **own, **({TOOLS: tools} if tools else {})}
 
 
@@ -35,7 +37,7 @@ def _tools(value: Any) -> list[Any]:
             value = json.loads(value or "[]")
         except (json.JSONDecodeError, RecursionError) as error:
             raise UnusablePromptError(f"has `{TOOLS}` that are no JSON: {error}") from None
-    tools = without_nulls(value or [])
+    tools = without_nulls(value or [], IN_SCHEMAS)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnusablePromptError(f"has `{TOOLS}` that are no list of JSON schemas")
     return tools

@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,6 +20,7 @@ from asyncrl.config import RewardModelConfig
 from asyncrl.errors import RunFailed
 from asyncrl.reward.score import Message, RewardError
 from asyncrl.reward.template import UnreadablePairError, pair_ids
+from asyncrl.tokenizer import TokenizerError, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +112,14 @@ def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -
     disable_progress_bar()  # one belongs on a terminal, not into a log
     where = f"reward model `{config.label}` ({config.path})"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        tokenizer = load_tokenizer(config)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             config.path,
             dtype=getattr(torch, config.dtype),
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, TokenizerError) as error:
         raise RunFailed(f"{where} cannot be loaded: {error}") from error
     if random := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise RunFailed(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, GenerationConfig
 
-from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.tokenizer import TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,11 +70,9 @@ def _generation_settings(model: ModelConfig) -> list[int]:
 
 def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
     try:
-        tokenizer = load_tokenizer(model)
-    except (OSError, ValueError, KeyError, TypeError):  # preflight refuses it where one is needed
+        return load_tokenizer(model)
+    except TokenizerError:  # preflight refuses it where one is needed
         return None
-    # Where there are no tokenizer files, transformers 5 makes an empty one of the architecture's class.
-    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def _several(token_ids: int | list[int] | None) -> list[int]:

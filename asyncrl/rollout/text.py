@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from asyncrl.config import Config
 from asyncrl.rollout.stops import stop_token_ids
-from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.tokenizer import load_tokenizer
 
 
 class ResponseText:

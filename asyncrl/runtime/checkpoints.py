@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +83,15 @@ class Checkpoint:
     def state(self) -> CheckpointState:
         return msgspec.json.decode((self.path / "state.json").read_bytes(), type=CheckpointState)
 
-    def verify(self) -> None:
-        """Read everything. Raises `CheckpointError` unless each byte is as it was written."""
+    def verify(self, parts: Sequence[str] = ()) -> None:
+        """Read everything, or only these of its files and folders. Raises `CheckpointError` unless each byte
+        is as it was written."""
         try:
             manifest = msgspec.json.decode(self._manifest.read_bytes(), type=dict[str, _File])
         except (OSError, msgspec.DecodeError) as error:
             raise CheckpointError(f"{self._manifest} cannot be read: {error}") from None
+        if parts:
+            manifest = {n: file for n, file in manifest.items() if n.partition("/")[0] in parts}
         found = {str(path.relative_to(self.path)) for path in _files(self.path)} - {self._manifest.name}
         if missing := sorted(manifest.keys() - found):
             raise CheckpointError(f"{self.path} lacks {', '.join(missing)}")
@@ -142,13 +145,13 @@ class Checkpoints:
         there = ", ".join(str(c.step) for c in reversed(self.all())) or "none"
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
 
-    def newest_whole(self) -> Checkpoint | None:
-        """The latest that is as it was written. Damaged ones are reported and left alone. None where there is
-        none at all; raises `CheckpointError` when every one is damaged."""
+    def newest_whole(self, parts: Sequence[str] = ()) -> Checkpoint | None:
+        """The latest that is as it was written, or whose `parts` are. Damaged ones are reported and left
+        alone. None where there is none at all; raises `CheckpointError` when every one is damaged."""
         damaged = []
         for checkpoint in self.all():
             try:
-                checkpoint.verify()
+                checkpoint.verify(parts)
             except CheckpointError as error:
                 log.warning("this checkpoint is not used: %s", error)
                 damaged.append(str(error))

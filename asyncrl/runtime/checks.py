@@ -19,56 +19,18 @@ from asyncrl.data.rows import is_on_hub, read_rows
 from asyncrl.data.tokenise import AddedTokens
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import need
+from asyncrl.paths import nearest_folder
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution, families
-from asyncrl.runtime.layout import RunDir
 from asyncrl.runtime.machine import Machine, visible_gpu
-from asyncrl.runtime.memory import shared_weights_bytes
 from asyncrl.runtime.model_facts import ModelFacts, find_policy
 from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Placement
-from asyncrl.runtime.resume import check_settings
 from asyncrl.runtime.role_host import find_host
 from asyncrl.units import format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
-"""Files whose presence shows that a folder holds a run."""
-
-
-def run_dir(config: Config) -> bool:
-    """The run directory can be made, and holds no run yet, or one that this config may go on with: then
-    True."""
-    key, value = ("run.root", config.run.root) if config.run.dir is None else ("run.dir", config.run.dir)
-    path = Path(value).expanduser()
-    held = [name for name in _RUN_FILES if (path / name).exists()]
-    if key == "run.dir" and held:
-        if config.run.resume == "never":
-            raise ConfigError(
-                f"{key}={value}: this folder already holds a run ({', '.join(held)}); go on with it by "
-                f"`asyncrl-launch --resume {value}`, or name another one"
-            )
-        if RunDir(path).prompts.exists() and "config.yaml" in held:
-            check_settings(config, RunDir(path))
-            return True
-        if held != ["config.yaml"]:
-            raise ConfigError(
-                f"{key}={value}: this folder holds a part of a run ({', '.join(held)}), and no run can go on "
-                "without config.yaml and prompts.msgpack; put them back, or name another folder"
-            )
-    nearest = _nearest(path)
-    if not nearest.is_dir():
-        raise ConfigError(f"{key}={value}: {nearest} is a file, not a folder; name another place")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}={value}: no permission to write into {nearest}; name another place")
-    return False
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def role_host(config: Config) -> None:
@@ -76,9 +38,9 @@ def role_host(config: Config) -> None:
     find_host(config.run.role_host)
 
 
-def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> None:
+def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> bool:
     """Every row is scored by something, and has the columns that the reward functions that score it cannot do
-    without (where they are known).
+    without (where they are known): then True.
 
     needs: those columns of each function.
     """
@@ -98,6 +60,7 @@ def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: P
                     f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
                 )
+    return True
 
 
 def enough_rows(config: Config, usable: int) -> int:
@@ -174,6 +137,17 @@ def family(config: Config, placement: Placement) -> None:
         raise ConfigError(
             f"rollout.engine={config.rollout.engine}: model.path={config.model.path} is of the family "
             f"{structure.get_text_config().model_type}: {why}; {remedy}"
+        )
+
+
+def stop_tokens(config: Config, model: ModelFacts | None) -> None:
+    """The model can sample the tokens that are to end a response."""
+    unknown = [i for i in config.rollout.stop_token_ids if model is not None and i >= model.vocab_size]
+    if model is not None and unknown:
+        raise ConfigError(
+            f"rollout.stop_token_ids={config.rollout.stop_token_ids}: the model {config.model.path} never "
+            f"samples {', '.join(map(str, unknown))}, as it knows the tokens 0 to {model.vocab_size - 1:,} "
+            "only; leave these out, or give its own"
         )
 
 
@@ -259,19 +233,6 @@ def attention(config: Config, placement: Placement) -> None:
     need("flash_attn", setting, f"use {other}")
 
 
-def shared_memory(config: Config, model: ModelFacts | None, machine: Machine) -> None:
-    """Two versions of the weights fit into shared memory."""
-    if model is None:
-        return
-    free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
-    if config.run.mode == "async" and free is not None and needed > free:
-        raise NotHereError(
-            f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
-            f"shared memory, and /dev/shm has {format_bytes(free)} free",
-            command=f"make it larger (for a container: --shm-size={needed // 10**9 + 2}g)",
-        )
-
-
 def prompts_fit(config: Config, model: ModelFacts | None, prompts: PromptSet) -> None:
     """The model knows every position and every token that it will be given."""
     if model is None:
@@ -344,7 +305,7 @@ def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
 
 def disk_warnings(config: Config, implied: Outline) -> Iterator[str]:
     """Whether the run directory's disk has room for the checkpoints."""
-    folder = _nearest(Path(config.run.dir or config.run.root).expanduser())
+    folder = nearest_folder(Path(config.run.dir or config.run.root).expanduser())
     free = shutil.disk_usage(folder).free
     if implied.disk is not None and implied.disk.total_bytes > free:
         yield (

@@ -22,7 +22,7 @@ from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
-from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.packed import load_decoder
 from asyncrl.weights.source import LocalWeights
 

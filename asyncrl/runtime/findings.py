@@ -9,7 +9,8 @@ from typing import TypeVar
 from asyncrl.errors import ConfigError, NotHereError
 
 T = TypeVar("T")
-_SHOWN = 3
+_ALONE = 3
+"""Of the things that are missing, so many have a line of their own."""
 
 
 @dataclass(slots=True)
@@ -46,11 +47,11 @@ class Findings:
 
 
 def _in_few_lines(missing: Sequence[NotHereError]) -> str:
-    """First what to do."""
+    """First what to do, then what for: in the last line what the others have no room for."""
     if len(missing) == 1:
         return str(missing[0])
-    commands = dict.fromkeys(error.command for error in missing[:_SHOWN])
-    lines = [f"to do first: {'; '.join(commands)}"]
-    lines += [f"- {error.what}" for error in missing[:_SHOWN]]
-    more = f"{len(missing) - _SHOWN} more: " * (len(missing) > _SHOWN)
-    return "\n".join([*lines, f"{more}--dry-run shows the plan, and all that this machine lacks"])
+    commands = dict.fromkeys(error.command for error in missing)
+    lines = [f"to do first: {'; '.join(commands)}", *(f"- {error.what}" for error in missing[:_ALONE])]
+    if rest := [error.what for error in missing[_ALONE:]]:
+        lines.append(f"- {'; '.join(rest)}")
+    return "\n".join(lines)

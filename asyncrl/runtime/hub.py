@@ -31,8 +31,10 @@ _OWN_FOLDERS = ("models", "runs")
 
 def is_name(path: str) -> bool:
     """Whether a model's path can only be a name on the hub: it is no folder, and does not look like one."""
-    folder = Path(path).expanduser()
-    if folder.exists() or path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
+    if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
+        return False
+    folder = Path(path)
+    if folder.exists():
         return False
     return folder.parent == Path() or (not folder.parent.is_dir() and folder.parent.name not in _OWN_FOLDERS)
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,17 +22,18 @@ from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
+from asyncrl.paths import user_path
 from asyncrl.resolve import Function, importing, spec_of
 from asyncrl.rollout.engines.http import weights_dir
 from asyncrl.rollout.engines.make import SHARES_GPU
-from asyncrl.runtime import checks
+from asyncrl.runtime import disk_checks
 from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.checkpoints import Checkpoints
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.hub import with_folders
 from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runtime.machine import visible_gpu
-from asyncrl.runtime.preflight import Prepared, preflight
+from asyncrl.runtime.preflight import Prepared, load, preflight
 from asyncrl.runtime.resources import Place, Placement
 from asyncrl.runtime.resume import check_settings, put_in_order
 from asyncrl.runtime.role_host import RoleSpec, find_host
@@ -88,20 +89,34 @@ def resume(
 ) -> RunResult:
     """Go on with the interrupted run in `run_dir`, from its newest whole checkpoint, under its own settings
     and `overrides`. As `run` otherwise; of a run whose steps are all done, nothing is started."""
-    run = RunDir(Path(run_dir).expanduser())
+    run = RunDir(user_path(run_dir, f"--resume {run_dir}"))
     if not run.config.is_file():
-        raise ConfigError(f"there is no run in {run_dir} (no config.yaml); name a run's own folder")
-    config = settings.load(run.config, [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"])
-    check_settings(config, run)
-    checkpoints = Checkpoints(run.checkpoints).all()
-    if checkpoints and checkpoints[0].step >= config.run.steps:
+        raise ConfigError(_no_such_run(run.path))
+    again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
+    config = load(run.config, again)
+    newest = Checkpoints(run.checkpoints).newest_whole() if _has_done_all(config, run) else None
+    if newest is not None and newest.step >= config.run.steps:
+        check_settings(config, run)
         if progress:
             print(
                 f"this run is finished: all its {config.run.steps:,} steps are done; to train on, give it "
                 f"more: run.steps={2 * config.run.steps}"
             )
-        return RunResult(run.path, checkpoints[0].hf, summarise(run.path))
+        return RunResult(run.path, newest.hf, summarise(run.path))
     return _run_resolved(config, gpus, progress)
+
+
+def _has_done_all(config: Config, run: RunDir) -> bool:
+    """As far as the names of its checkpoints say so."""
+    checkpoints = Checkpoints(run.checkpoints).all()
+    return bool(checkpoints) and checkpoints[0].step >= config.run.steps
+
+
+def _no_such_run(path: Path) -> str:
+    beside = sorted(folder.parent.name for folder in path.absolute().parent.glob("*/config.yaml"))
+    there = f"; {path.parent} has {', '.join(beside[-5:])}" if beside else ""
+    what = "the folder holds none (no config.yaml)" if path.is_dir() else "there is no such folder"
+    return f"--resume {path}: no such run: {what}; name a run's own folder{there}"
 
 
 def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
@@ -137,12 +152,11 @@ def _resolve(
     if named := [{"function": spec_of(function, "reward function")} for function in given]:
         overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
     if isinstance(config, str | Path):
-        return settings.load(config, overrides)
+        return load(config, overrides)
     if isinstance(config, Config):
         for part in config.reward.functions:  # where one was assigned, nothing has looked at it
             part.function = spec_of(part.function, "reward function")
-    tree = config.model_dump(mode="json") if isinstance(config, Config) else config
-    return settings.from_tree(tree, overrides=overrides)
+    return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides)
 
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -165,29 +179,44 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
     """The run directory, with the settings and the prompts of the run in it, held against other runs; and
     what there is to say of it."""
     c = prepared.config.run
-    if c.dir:
-        path = Path(c.dir).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-    else:
-        path = _make_new(Path(c.root).expanduser() / f"{c.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    run_dir = RunDir(path)
-    with run_dir.held():
-        # Only now is it certain that no other run has begun here since the preflight looked.
-        goes_on = checks.run_dir(prepared.config)
-        files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
-        news = []
-        if goes_on and begun_with is not None:
-            news = check_unchanged(begun_with, files, accept=c.accept_changed_files)
-        files.save(run_dir.user_files)
-        run_dir.config.write_text(settings.dump(prepared.config))
-        run_dir.model_folders.write_text(json.dumps(prepared.folders))
-        gpus, now = prepared.placement.gpus, time.time()
-        if goes_on:
-            Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
-        else:
-            Usage(gpus, now, seen_at=now).save(run_dir.usage)
-            prepared.prompts.save(run_dir.prompts)
-        yield run_dir, news + [put_in_order(prepared.config, run_dir)] * goes_on
+    with ExitStack() as stack:
+        try:
+            if c.dir:
+                path = user_path(c.dir, f"run.dir={c.dir}")
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                root = user_path(c.root, f"run.root={c.root}")
+                path = _make_new(root / f"{c.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            run_dir = RunDir(path)
+            stack.enter_context(run_dir.held())
+            news = _fill(run_dir, prepared)
+        except OSError as error:  # what the preflight did not see, such as a disk that is full
+            where = f"run.dir={c.dir}" if c.dir else f"run.root={c.root}"
+            raise ConfigError(
+                f"{where}: cannot write {error.filename or 'into it'}: {error.strerror or error}; make room "
+                "for it, or name another place"
+            ) from error
+        yield run_dir, news
+
+
+def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
+    """Put the settings and the prompts of the run into its directory. Returns what there is to say of it."""
+    # Only now is it certain that no other run has begun here since the preflight looked.
+    goes_on = disk_checks.run_dir(prepared.config)
+    files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
+    news = []
+    if goes_on and begun_with is not None:
+        news = check_unchanged(begun_with, files, accept=prepared.config.run.accept_changed_files)
+    files.save(run_dir.user_files)
+    run_dir.config.write_text(settings.dump(prepared.config))
+    run_dir.model_folders.write_text(json.dumps(prepared.folders))
+    gpus, now = prepared.placement.gpus, time.time()
+    if goes_on:
+        Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
+        return [*news, put_in_order(prepared.config, run_dir)]
+    Usage(gpus, now, seen_at=now).save(run_dir.usage)
+    prepared.prompts.save(run_dir.prompts)
+    return news
 
 
 def _make_new(path: Path) -> Path:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
 
 from asyncrl.runtime.cgroup import read_limits
+from asyncrl.weights.segment import shared_folder
 
 PLANNED_GPU_BYTES = 80 * 10**9
 """Memory of a GPU that is only planned for."""
-
-_SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def probe() -> Machine:
         gpu_bytes=tuple(
             torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
         ),
-        shared_memory_bytes=psutil.disk_usage(str(_SHM)).free if on_linux and _SHM.is_dir() else None,
+        shared_memory_bytes=psutil.disk_usage(str(shared_folder())).free if on_linux else None,
         own_cores=allowed if quota is None else (),
     )
 

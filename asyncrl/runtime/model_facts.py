@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from asyncrl.config import ModelConfig
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.layer_sizes import largest_of_layers
+from asyncrl.paths import user_path
 from asyncrl.runtime import hub
 
 if TYPE_CHECKING:
@@ -121,10 +123,14 @@ def find_model(source: ModelSource, check: Callable[[ModelSource, PreTrainedConf
 def _find(source: ModelSource) -> Path:
     """The model's folder: its own, or that in the cache of the hub."""
     path = source.path
-    folder = Path(path).expanduser()
+    folder = user_path(path, str(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{source}: the folder holds no Hugging Face model (no config.json in it)")
+            mistral = "; params.json is of Mistral's own format: name the model in Hugging Face's"
+            raise ConfigError(
+                f"{source}: the folder holds no Hugging Face model (no config.json in it)"
+                + mistral * (folder / "params.json").is_file()
+            )
         return folder
     if folder.is_file():
         raise ConfigError(f"{source}: this is a file, not a model's folder; name the folder that holds it")
@@ -180,34 +186,35 @@ def check_weights(found: FoundModel) -> None:
         )
 
 
-def load_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
+def find_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `NotHereError` when none could be loaded."""
-    from transformers import AutoTokenizer
+    from asyncrl.tokenizer import TokenizerError, read_tokenizer  # imports transformers
 
-    source, folder = found.source, found.folder
-    assert folder is not None
+    source = found.source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=source.trust_remote_code)
-        # Some classes come up empty where they find no file, instead of failing.
-        files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
-        if not any((folder / name).is_file() for name in files):
-            raise OSError(f"the folder has none of {', '.join(sorted(files))}")
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        return read_tokenizer(str(found.folder), trust_remote_code=source.trust_remote_code)
+    except TokenizerError as error:
         raise source.lacks(
-            f"no tokenizer could be loaded from it: {_first_line(error)}",
+            f"no tokenizer could be loaded from it: {error.reason}",
             "save the model's tokenizer into the folder",
         ) from None
-    return tokenizer
 
 
 def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
     """A decoder's sizes, from its structure alone. dtype: what it computes in. Raises `ConfigError` for a
     config.json of which no decoder can be made, or none whose layers are alike."""
-    try:
+    with measuring(found.source):
         return _measured(found, dtype)
+
+
+@contextmanager
+def measuring(source: ModelSource) -> Iterator[None]:
+    """Whatever transformers raises of a `config.json` is told as a `ConfigError`."""
+    try:
+        yield
     except Exception as error:
         raise ConfigError(
-            f"{found.source}: its config.json makes no model that can be measured: "
+            f"{source}: its config.json makes no model that can be measured: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 
@@ -238,13 +245,13 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
 
 
 def layer_shape(config: PreTrainedConfig, shell: nn.Module) -> LayerShape:
-    """Of a decoder's layers; without attention they count as of one head. shell: the model, without its
-    weights."""
+    """Of a decoder's layers, the largest of each; without attention they count as of one head. shell: the
+    model, without its weights."""
     text = config.get_text_config()
     heads = largest_of_layers(text, "num_attention_heads") or 1
-    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    dense = largest_of_layers(text, "intermediate_size") or 4 * text.hidden_size
     experts = getattr(text, "num_experts_per_tok", None)
-    of_experts = (experts or 0) * (getattr(text, "moe_intermediate_size", None) or dense)
+    of_experts = (experts or 0) * (largest_of_layers(text, "moe_intermediate_size") or dense)
     shared = getattr(text, "shared_expert_intermediate_size", None) or 0
     return LayerShape(
         hidden_size=text.hidden_size,

@@ -16,7 +16,7 @@ from asyncrl.runtime.model_facts import (
     check_weights,
     find_model,
     find_policy,
-    load_tokenizer,
+    find_tokenizer,
     model_facts,
 )
 from asyncrl.runtime.reward_facts import (
@@ -58,7 +58,7 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
     """What is known of the models, and the policy's tokenizer."""
     policy = findings.of(lambda: find_policy(config.model))
     facts = _facts(policy or known_model("model.path", config.model.path), config, findings, has_head=True)
-    tokenizer = None if policy is None else findings.of(lambda: load_tokenizer(policy))
+    tokenizer = None if policy is None else findings.of(lambda: find_tokenizer(policy))
     critic = reference = None
     if config.critic is not None:
         critic = _beside(facts, "critic.path", config.critic.path, config, findings)

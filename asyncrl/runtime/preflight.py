@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from asyncrl import config as settings
 from asyncrl.config import Config
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.runtime import checks, gpu_checks, hub, pace
+from asyncrl.runtime import checks, disk_checks, gpu_checks, hub, pace
 from asyncrl.runtime.cores import with_own_cores
 from asyncrl.runtime.earlier_run import with_trained_models
 from asyncrl.runtime.findings import Findings
@@ -22,6 +24,7 @@ from asyncrl.runtime.models import KnownModels, look_for_models
 from asyncrl.runtime.outline import Outline, outline
 from asyncrl.runtime.resources import Placement, assign, too_few_gpus, wanted_gpus
 from asyncrl.runtime.reward_facts import check_pairs
+from asyncrl.runtime.user_code import Found
 from asyncrl.runtime.user_files import UserFiles, look_at_functions, with_absolute_paths
 
 if TYPE_CHECKING:
@@ -73,10 +76,10 @@ def preflight(config: Config, gpus: int | None = None) -> Prepared:
     weights, starts and writes nothing.
 
     `gpus`: how many GPUs to use, None for as many as are of use. Raises `ConfigError` with all that the
-    independent checks found wrong, each with its key, value and remedy; with what is only missing on this
-    machine, in at most five lines.
+    checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
+    most five lines.
     """
-    found, folders = _look(with_trained_models(config), gpus, probe(), needs_all=True)
+    found, folders = _look(config, gpus, probe(), needs_all=True)
     assert found.prompts is not None
     assert found.models.policy is not None
     return Prepared(
@@ -99,9 +102,26 @@ def plan(config: Config, gpus: int | None = None) -> Plan:
     then for a machine that has them, of 80 GB each.
     """
     machine = probe()
-    config = with_trained_models(config)
     planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, needs_all=False)
     return planned
+
+
+def load(config: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """The settings of a file, or of a tree, as `asyncrl.config` reads them. Where some are wrong, the
+    `ConfigError` says as well what the others lack on this machine: nobody wants to hear of it later."""
+    try:
+        if isinstance(config, str | Path):
+            return settings.load(config, overrides)
+        return settings.from_tree(config, overrides=overrides)
+    except settings.InvalidSettings as error:
+        findings = Findings()
+        if (rest := error.rest) is not None:
+            if _independent(rest, findings, is_elsewhere=False).has_rows and not is_on_hub(rest.data):
+                findings.of(partial(count_rows, rest.data))
+            look_for_models(rest, findings)
+            findings.forget(NotFetchedError)
+        lines = [str(error), *findings.refusals, *map(str, findings.missing)]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | None:
@@ -117,84 +137,141 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 def _look(
     config: Config, gpus: int | None, here: Machine, *, needs_all: bool
 ) -> tuple[Plan, Mapping[str, str]]:
-    """Check what can be checked, in two rounds: what is independent, then what builds on it. Each round's
-    messages come at once. needs_all: whether what is missing is refused, or fetched. The folders are those of
-    the hub's models, by name."""
+    """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
+    missing is refused, or fetched. The folders are those of the hub's models, by name."""
     findings = Findings()
     is_elsewhere = gpus is not None and gpus > here.gpus
     machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
     if is_elsewhere:
         findings.missing.append(too_few_gpus(gpus or 0, here.gpus))
-    else:
-        findings.of(lambda: checks.run_dir(config))
-        findings.of(lambda: checks.network(config))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus))
+    if placement is not None:
+        placement = with_own_cores(config, placement, machine.own_cores)
+        findings.of(partial(checks.engine, config, placement))
+        findings.of(partial(checks.attention, config, placement))
+        findings.of(partial(checks.budget, config, placement))
+        if not is_elsewhere:
+            findings.of(partial(checks.visible_gpus, config, placement))
+    independent = _independent(config, findings, is_elsewhere=is_elsewhere)
+    trained = findings.of(lambda: with_trained_models(config))
+    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
+    known = _known(scene, findings, fetches=False)
+    to_fetch = needs_all and (findings.forget(NotFetchedError) or is_on_hub(config.data))
+    findings.refuse(missing_too=needs_all)
+
+    folders = _fetch(scene.config, findings) if needs_all else {}
+    if to_fetch:
+        known = _known(scene, findings, fetches=True)
+        findings.refuse(missing_too=True)
+    return _plan(scene, known, findings, here.gpus), folders
+
+
+@dataclass(frozen=True, slots=True)
+class _Independent:
+    """What is known without models and placement."""
+
+    functions: Found
+    has_rows: bool
+    """Whether the dataset is here, or can be fetched."""
+
+
+def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
+    if not is_elsewhere:
+        findings.of(lambda: disk_checks.run_dir(config))
+        findings.of(lambda: disk_checks.temporary_folder())
+        findings.of(lambda: disk_checks.weights_folder(config))
+        findings.of(lambda: disk_checks.shared_memory_is_writable(config))
+        findings.of(lambda: checks.network(config))
     findings.of(lambda: checks.role_host(config))
     functions = look_at_functions(config)
     for problem in functions.problems:
         findings.of(problem.tell)
     findings.of(lambda: checks.trainer(config))
-    has_rows = findings.of(lambda: checks.dataset(config))
-    if placement is not None:
-        findings.of(partial(checks.engine, config, placement))
-        findings.of(partial(checks.attention, config, placement))
-        findings.of(partial(checks.budget, config, placement))
+    return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What models and data are looked at for."""
+
+    config: Config
+    placement: Placement | None
+    """None where there is no way to place the roles."""
+    machine: Machine
+    independent: _Independent
+    is_elsewhere: bool
+    needs_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    models: KnownModels
+    tokenizer: PreTrainedTokenizerBase | None
+    prompts: PromptSet | None
+    outline: Outline | None
+    """None without a placement."""
+
+
+def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
+    """Models and prompts, and what they imply, as far as they are here; `fetches` what the hub's dataset
+    has."""
+    config = scene.config
     models, tokenizer = look_for_models(config, findings)
-    to_fetch = needs_all and findings.forget(NotFetchedError)
-    findings.refuse(missing_too=needs_all)
-    assert placement is not None
-    placement = with_own_cores(config, placement, machine.own_cores)
-
-    folders = _fetch(config, findings) if needs_all else {}
-    if to_fetch:
-        models, tokenizer = look_for_models(config, findings)
     findings.of(lambda: checks.tensor_parallel(config, models.policy))
-    if models.policy is not None:
-        findings.of(partial(checks.family, config, placement))
-    if not is_elsewhere:
-        findings.of(lambda: checks.shared_memory(config, models.policy, machine))
-        findings.of(lambda: checks.visible_gpus(config, placement))
-    prompts = rows = None
-    if has_rows and is_on_hub(config.data) and not needs_all:
-        findings.missing.append(_unread(config))
-    elif has_rows:
+    if models.policy is not None and scene.placement is not None:
+        findings.of(partial(checks.family, config, scene.placement))
+    findings.of(lambda: checks.stop_tokens(config, models.policy))
+    if not scene.is_elsewhere:
+        findings.of(lambda: disk_checks.shared_memory_has_room(config, models.policy, scene.machine))
+    prompts = rows = longest = mean = None
+    if scene.independent.has_rows and (fetches or not is_on_hub(config.data)):
         prompts, rows = _prompts(config, tokenizer, findings)
-    findings.refuse(missing_too=needs_all)
-
-    longest = mean = None
+    elif scene.independent.has_rows and not scene.needs_all:
+        findings.missing.append(_unread(config))
     if prompts is not None:
         longest = prompts.longest_tokens
-        checks.reward_routes(config, functions.needs, prompts)
-        check_pairs(config, models.reward, prompts)
-        checks.prompts_fit(config, models.policy, prompts)
-        if needs_all:
-            checks.servers(config, prompts)
         mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
-    implied = outline(config, placement, models, rows, longest, machine.gpu_bytes, mean_prompt_tokens=mean)
-    gpu_checks.shares(config, implied)
+        if findings.of(partial(checks.reward_routes, config, scene.independent.functions.needs, prompts)):
+            findings.of(partial(check_pairs, config, models.reward, prompts))
+        findings.of(partial(checks.prompts_fit, config, models.policy, prompts))
+        if scene.needs_all:
+            findings.of(partial(checks.servers, config, prompts))
+    implied = None
+    if scene.placement is not None:
+        gpu_bytes = scene.machine.gpu_bytes
+        implied = outline(config, scene.placement, models, rows, longest, gpu_bytes, mean_prompt_tokens=mean)
+        findings.of(partial(gpu_checks.shares, config, implied))
+    return _Known(models, tokenizer, prompts, implied)
+
+
+def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> Plan:
+    """Of what nothing is wrong with."""
+    config, placement, implied = scene.config, scene.placement, known.outline
+    assert placement is not None
+    assert implied is not None
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
     if implied.paces:
         warnings += pace.warnings(config, implied.paces[-1])
-    if prompts is not None and tokenizer is not None:
-        warnings += checks.prompt_warnings(config, prompts, tokenizer)
-    if not is_elsewhere:
-        warnings += checks.machine_warnings(machine, implied)
+    if known.prompts is not None and known.tokenizer is not None:
+        warnings += checks.prompt_warnings(config, known.prompts, known.tokenizer)
+    if not scene.is_elsewhere:
+        warnings += checks.machine_warnings(scene.machine, implied)
         warnings += checks.disk_warnings(config, implied)
-    planned = Plan(
+    tokenizer = None if scene.needs_all else known.tokenizer
+    return Plan(
         config=config,
-        machine=machine,
-        gpus_here=here.gpus,
-        is_elsewhere=is_elsewhere,
+        machine=scene.machine,
+        gpus_here=gpus_here,
+        is_elsewhere=scene.is_elsewhere,
         placement=placement,
         outline=implied,
-        prompts=prompts,
-        models=models,
+        prompts=known.prompts,
+        models=known.models,
         missing=tuple(findings.missing),
-        stops=None if needs_all or tokenizer is None else _stops(config, tokenizer),
+        stops=None if tokenizer is None else _stops(config, tokenizer),
         warnings=tuple(warnings),
-        user_files=UserFiles.of(functions),
+        user_files=UserFiles.of(scene.independent.functions),
     )
-    return planned, folders
 
 
 def _stops(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

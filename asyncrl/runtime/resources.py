@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice, repeat
@@ -9,6 +10,7 @@ from typing import Literal
 
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.runtime.gpu_needs import Need, are_shared, gpus_needed, needs_of, remedies
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +73,6 @@ class Placement:
         return any(len(self.on(gpu)) > 1 for gpu in self.used_gpus)
 
 
-@dataclass(frozen=True, slots=True)
-class _Need:
-    """Equal processes that want to compute somewhere."""
-
-    key: str
-    """Section of the settings that they have."""
-    roles: tuple[str, ...]
-    gpus_each: int
-    device: Literal["auto", "cpu", "cuda"]
-    threads: int
-    settings: str
-    """The settings that say how many GPUs they take, with their values."""
-    shares_with: str | None = None
-    """The role on whose GPUs they compute, instead of on their own."""
-
-    @property
-    def gpus(self) -> int:
-        """Own ones."""
-        return 0 if self.device == "cpu" or self.shares_with else len(self.roles) * self.gpus_each
-
-    @property
-    def is_loop(self) -> bool:
-        """Whether it generates or trains, and does not only score."""
-        return self.key in ("trainer", "rollout")
-
-
 def assign(config: Config, asked: int | None, available: int) -> Placement:
     """Give every role that computes its device: each its own GPUs, or GPUs that trainer and engines share
     (`placement.colocate`) or a reward model shares with somebody (`share_gpu_with`).
@@ -104,7 +80,7 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are. Raises
     `ConfigError` when that cannot be.
     """
-    needs = _needs(config)
+    needs = needs_of(config)
     usable = _usable(asked, available)
     if config.run.mode == "inline":
         usable = min(usable, 1)  # one process computes everything
@@ -121,56 +97,15 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
         )
     if not usable:
         needs = [replace(need, device="cpu") for need in needs]
-    shared = _are_shared(config, usable)
-    _refuse_too_few(config, needs, usable, shared)
-    placement = Placement(tuple(_places(needs, usable, shared)))
+    if usable:
+        _refuse_too_few(config, needs, asked, usable)
+    placement = Placement(tuple(_places(needs, usable, are_shared(config, usable))))
     return replace(placement, idle_gpus=max(0, (asked or 0) - placement.gpus))
 
 
 def wanted_gpus(config: Config) -> int:
     """How many GPUs the roles take where there are enough."""
-    needs = _needs(config)
-    loop = [need.gpus for need in needs if need.is_loop]
-    shared = config.placement.colocate == "always" or config.run.mode == "inline"
-    return (max(loop) if shared else sum(loop)) + sum(need.gpus for need in needs if not need.is_loop)
-
-
-def _needs(config: Config) -> list[_Need]:
-    trainer, rollout = config.trainer, config.rollout
-    engines = f"rollout.workers={rollout.workers}"
-    if rollout.tensor_parallel_size > 1:
-        engines += f" x rollout.tensor_parallel_size={rollout.tensor_parallel_size}"
-    # What is paced only waits, and needs no GPU.
-    return [
-        _Need(
-            key="trainer",
-            roles=tuple(f"trainer-{i}" for i in range(trainer.ranks)),
-            gpus_each=1,
-            device="cpu" if trainer.backend == "paced" else trainer.device,
-            threads=trainer.threads,
-            settings=f"trainer.ranks={trainer.ranks}",
-        ),
-        _Need(
-            key="rollout",
-            roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
-            gpus_each=rollout.tensor_parallel_size,
-            device="cpu" if rollout.engine in ("paced", "http") else rollout.device,
-            threads=rollout.threads,
-            settings=engines,
-        ),
-        *(
-            _Need(
-                key=f"reward.models.{i}",
-                roles=(f"reward-{i}",),
-                gpus_each=1,
-                device=model.device,
-                threads=model.threads,
-                settings=f"reward.models.{i}",
-                shares_with="trainer-0" if model.share_gpu_with == "trainer" else model.share_gpu_with,
-            )
-            for i, model in enumerate(config.reward.models)
-        ),
-    ]
+    return gpus_needed(config, sys.maxsize)
 
 
 def _usable(asked: int | None, available: int) -> int:
@@ -196,48 +131,23 @@ def too_few_gpus(wanted: int, available: int) -> NotHereError:
     )
 
 
-def _are_shared(config: Config, usable: int) -> bool:
-    """Whether the engines start at GPU 0 like the trainer's ranks, instead of after them."""
-    if config.run.mode == "inline":
-        return True
-    colocate = config.placement.colocate
-    return colocate == "always" or (colocate == "auto" and usable == 1)
-
-
-def _refuse_too_few(config: Config, needs: Sequence[_Need], usable: int, shared: bool) -> None:
-    if usable == 1 and shared:
-        for need in needs:
-            # Several processes may compute on a GPU, but not ranks of one trainer or one engine: NCCL refuses
-            # them.
-            ranks = need.gpus if need.key == "trainer" else min(need.gpus, need.gpus_each)
-            if ranks > 1:
-                raise ConfigError(f"{need.settings}: {_count(ranks)} are needed, and there is 1; use fewer")
-        return
-    wanting = [need for need in needs if need.gpus]
-    loop = [need.gpus for need in wanting if need.is_loop]
-    models = sum(need.gpus for need in wanting if not need.is_loop)
-    needed = (max(loop, default=0) if shared else sum(loop)) + models
+def _refuse_too_few(config: Config, needs: Sequence[Need], asked: int | None, usable: int) -> None:
+    needed = gpus_needed(config, usable)
     if needed <= usable:
         return
-    parts = " and ".join(f"{need.gpus} for {need.settings}" for need in wanting)
-    remedies = []
-    workers, gpus_each = config.rollout.workers, config.rollout.tensor_parallel_size
-    others = models if shared else needed - sum(n.gpus for n in wanting if n.key == "rollout")
-    room = (usable - others) // gpus_each
-    if 0 < room < workers:
-        remedies.append(f"use rollout.workers={room}")
-    if not shared and len(loop) > 1 and max(loop) + models <= usable:
-        colocate = "auto" if usable == 1 else "always"
-        remedies.append(f"let trainer and engines share GPUs with placement.colocate={colocate}")
-    if models:
-        remedies.append("let a reward model share one with its share_gpu_with")
-    if not remedies:
-        remedies.append("lower trainer.ranks, rollout.workers or rollout.tensor_parallel_size")
+    if usable == 1 and are_shared(config, usable):
+        settings = next(need.settings for need in needs if need.ranks == needed)
+        what = f"{settings}: {_count(needed)} are needed"
+    else:
+        parts = " and ".join(f"{need.gpus} for {need.settings}" for need in needs if need.gpus)
+        what = f"{_count(needed)} are needed ({parts})"
     there = "there is 1" if usable == 1 else f"there are {usable}"
-    raise ConfigError(f"{_count(needed)} are needed ({parts}), and {there}; {', or '.join(remedies)}")
+    enough = max(needed, gpus_needed(config, usable + 1))  # a single GPU is shared, and two need not be
+    more = f"take a machine with {_count(enough)}" if asked is None else f"use --gpus {enough}"
+    raise ConfigError(f"{what}, and {there}; {', or '.join([*remedies(config, usable), more])}")
 
 
-def _places(needs: Sequence[_Need], usable: int, shared: bool) -> Iterator[Place]:
+def _places(needs: Sequence[Need], usable: int, shared: bool) -> Iterator[Place]:
     placed: dict[str, tuple[int, ...]] = {}
     for need in needs:
         used = {gpu for gpus in placed.values() for gpu in gpus}

@@ -16,8 +16,9 @@ from asyncrl.runtime.model_facts import (
     LayerShape,
     ModelSource,
     find_model,
+    find_tokenizer,
     layer_shape,
-    load_tokenizer,
+    measuring,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def find_reward_model(i: int, model: RewardModelConfig) -> FoundModel:
 def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template by which it reads a pair. Raises `ConfigError` when there
     is none."""
-    tokenizer = load_tokenizer(found)
+    tokenizer = find_tokenizer(found)
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{found.source}: its tokenizer has no chat template, so nothing says how it reads a prompt and "
@@ -60,7 +61,13 @@ def load_template(found: FoundModel) -> PreTrainedTokenizerBase:
 
 
 def reward_model_facts(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
-    """A reward model's sizes, from its structure alone."""
+    """A reward model's sizes, from its structure alone. Raises `ConfigError` for a config.json that makes no
+    model."""
+    with measuring(found.source):
+        return _measured(found, tokenizer)
+
+
+def _measured(found: FoundModel, tokenizer: PreTrainedTokenizerBase | None) -> RewardModelFacts:
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -18,10 +18,10 @@ from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.samples import SamplesWriter
 from asyncrl.observe.symptoms import Symptoms
 from asyncrl.reward.statistics import RewardScaler
-from asyncrl.rollout.tokenizer import load_tokenizer
 from asyncrl.runtime.budget import Budget, Usage
 from asyncrl.runtime.checkpoint_saver import CheckpointSaver
 from asyncrl.runtime.layout import RunDir
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
 

@@ -10,6 +10,7 @@ from asyncrl.config import Config
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
+from asyncrl.paths import user_path
 from asyncrl.runtime.user_code import Found, Wanted, look
 
 
@@ -97,7 +98,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute(path: str) -> str:
     """A name on the hub, and what is not there, stays as it is."""
-    found = Path(path).expanduser()
+    found = user_path(path, path)
     return str(found.absolute()) if found.exists() else path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.paths import user_path
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.machine import probe, visible_gpu
 from asyncrl.runtime.preflight import preflight
@@ -118,7 +119,7 @@ def make_lanes(jobs: int, gpus: int | None, available: int) -> list[dict[str, st
 
 def _default_folder(sweep: Sweep) -> Path:
     run = settings.load(sweep.config, sweep.overrides).run
-    return Path(run.root).expanduser() / f"{run.name}-sweep"
+    return user_path(run.root, f"run.root={run.root}") / f"{run.name}-sweep"
 
 
 def _preflight(cells: Sequence[Cell], folder: SweepFolder, gpus: int | None) -> None:

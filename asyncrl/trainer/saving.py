@@ -7,28 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from asyncrl.config import Config
 from asyncrl.scratch import scratch_folder
 from asyncrl.trainer.model_checks import ModelError, model_name
 from asyncrl.trainer.state import hash_weights, on_host
 from asyncrl.weights.source import untied
-
-
-def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer that is saved with the model. Raises `ModelError` when there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model.path, trust_remote_code=config.model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the tokenizer of {config.model.path!r}: {error}") from error
-    # Where there are no tokenizer files, transformers 5 makes an empty one of the architecture's class.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(f"there is no tokenizer in {config.model.path!r}; put the model's own there")
-    return tokenizer
 
 
 class ModelFolder:

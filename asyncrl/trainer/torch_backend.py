@@ -10,11 +10,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
+from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
 from asyncrl.trainer.state import HeldState, open_state
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.source import untied
@@ -31,7 +32,7 @@ class TorchTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        tokenizer = load_tokenizer(config)
+        tokenizer = load_tokenizer(config.model)
         self._folder = ModelFolder(self._model, tokenizer)
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))

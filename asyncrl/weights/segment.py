@@ -35,7 +35,7 @@ def segment_path(prefix: str, buffer: int) -> Path:
             f"{prefix!r} cannot name shared memory: use 1 to 200 letters, digits, `.`, `_` or `-`, "
             "and no leading dot"
         )
-    return _folder() / f"{prefix}-{buffer}"
+    return shared_folder() / f"{prefix}-{buffer}"
 
 
 def create(path: Path, n_bytes: int) -> HostMap:
@@ -43,8 +43,13 @@ def create(path: Path, n_bytes: int) -> HostMap:
 
     Raises `WeightsError` when the memory is not there.
     """
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+    try:
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o600)
+    except OSError as error:
+        raise WeightsError(
+            f"{path.parent}, through which weights are shared, cannot be written: {error.strerror}"
+        ) from error
     try:
         # Held by the mapping (it keeps the open file) until its process ends: what is not locked is
         # abandoned.
@@ -67,7 +72,7 @@ def create(path: Path, n_bytes: int) -> HostMap:
 def attach(path: Path, n_bytes: int) -> mmap.mmap:
     """Map an existing segment read-only. Raises `WeightsError` when it is gone, smaller than `n_bytes`, or no
     shared memory at all: the path comes from a message."""
-    if path.parent != _folder() or not path.name.rpartition("-")[2].isdigit():
+    if path.parent != shared_folder() or not path.name.rpartition("-")[2].isdigit():
         raise WeightsError(f"{path} names no shared memory of weights")
     try:
         fd = os.open(path, os.O_RDONLY | _NO_FOLLOW)
@@ -114,7 +119,7 @@ def sweep_abandoned(name_prefix: str) -> list[Path]:
     name_prefix: how the prefixes of all runs begin.
     """
     removed = []
-    for path in _folder().glob(f"{glob.escape(name_prefix)}*"):
+    for path in shared_folder().glob(f"{glob.escape(name_prefix)}*"):
         try:
             fd = os.open(path, os.O_RDWR | _NO_FOLLOW)
         except OSError:
@@ -133,7 +138,8 @@ def sweep_abandoned(name_prefix: str) -> list[Path]:
     return removed
 
 
-def _folder() -> Path:
+def shared_folder() -> Path:
+    """Where all shared memory lies."""
     shm = Path("/dev/shm")
     return shm if shm.is_dir() else Path(tempfile.gettempdir())
 

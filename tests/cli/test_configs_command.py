@@ -58,6 +58,9 @@ def test_a_copy_is_never_made_over_a_file(tmp_path, capsys):
     assert main(["configs", "copy", "grlo.yaml", "there"]) == 0
     assert main(["configs", "copy", "grlo.yaml", "mine.yaml"]) == 0
     assert load("mine.yaml") == load("there/grlo.yaml")
+    assert main(["configs", "copy", "grlo.yaml", "new/folder/"]) == 0
+    assert load("new/folder/grlo.yaml") == load("mine.yaml")
+    assert main(["configs", "copy", "grlo.yaml", "mine.yaml/"]) == 2
     assert main(["configs", "copy", "grlo.yaml", "no/such/folder.yaml"]) == 2
     assert main(["configs", "copy", "gro.yaml"]) == 2
     errors = capsys.readouterr().err

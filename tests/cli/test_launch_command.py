@@ -142,4 +142,11 @@ def test_a_setting_that_looks_like_an_option(argument, advice, run_files, capsys
 
 def test_resuming_what_is_no_run(tmp_path, capsys):
     assert launch.main(["--resume", str(tmp_path / "none")]) == 2
-    assert f"there is no run in {tmp_path / 'none'}" in capsys.readouterr().err
+    assert f"--resume {tmp_path}/none: no such run: there is no such folder" in capsys.readouterr().err
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/config.yaml").touch()
+    (tmp_path / "empty").mkdir()
+    assert launch.main(["--resume", str(tmp_path / "empty")]) == 2
+    message = capsys.readouterr().err
+    assert "no such run: the folder holds none (no config.yaml); name a run's own folder" in message
+    assert f"{tmp_path} has one" in message

@@ -48,24 +48,85 @@ def texts(data, tokenizer):
 
 @pytest.mark.parametrize("rows", [SOME_TOOL_CALLS, pytest.param(None, id="the case that failed")])
 def test_every_format_gives_the_same_prompts(rows, tmp_path, tokenizer):
-    datasets = pytest.importorskip("datasets", reason="needs asyncrl[data]")
     if rows is None:
         if not CASES.exists():
             pytest.skip("the case is not at hand")
         rows = [json.loads(line) for line in CASES.read_text().splitlines()]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    table = datasets.Dataset.from_list(rows)
-    table.to_parquet(tmp_path / "rows.parquet")
-    table.save_to_disk(tmp_path / "rows")
-    jsonl, parquet, folder = (
-        texts(DataConfig(path=str(tmp_path / name)), tokenizer)
-        for name in ("rows.jsonl", "rows.parquet", "rows")
-    )
+    jsonl, parquet, folder = (texts(data, tokenizer) for data in formats(rows, tmp_path))
     assert jsonl == parquet == folder
     assert not any("None" in text or "null" in text for text in jsonl)
     assert "calls" in jsonl[-1]
     assert "named lookup" in jsonl[-1]
     assert "calls" not in "".join(jsonl[:-1])
+
+
+def formats(rows, folder):
+    """The rows as a JSONL file, a Parquet file and a folder of `datasets`."""
+    datasets = pytest.importorskip("datasets", reason="needs asyncrl[data]")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(folder / "rows.parquet")
+    table.save_to_disk(folder / "rows")
+    return [DataConfig(path=str(folder / name)) for name in ("rows.jsonl", "rows.parquet", "rows")]
+
+
+def asks(*calls):
+    call = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
+    said = {"role": "assistant", "content": "", "tool_calls": call}
+    return [USER, said, {"role": "tool", "content": "1"}]
+
+
+def parameter(**more):
+    function = {"name": "find", "parameters": {"properties": {"unit": {"type": ["string", "null"], **more}}}}
+    return [{"type": "function", "function": function}]
+
+
+def test_a_null_that_is_a_value_is_kept_in_every_format(tmp_path, tokenizer):
+    """An argument that is null in every call, a default, and one of the values that a parameter may have."""
+    tools = parameter(default=None, enum=["C", "F", None])
+    rows = [{"prompt": asks(("find", {"word": word, "unit": None})), "tools": tools} for word in "ab"]
+    for data in formats(rows, tmp_path):
+        for word, text in zip("ab", texts(data, tokenizer), strict=True):
+            assert json.dumps({"word": word, "unit": None}) in text
+            assert '"default": null' in text
+            assert '["C", "F", null]' in text
+
+
+def test_a_null_that_arrow_filled_in_goes_wherever_it_is(tmp_path, tokenizer):
+    """Calls and schemas of unlike functions: each gets the keys of all others."""
+    rows = [
+        {"prompt": asks(("find", {"word": "a"}), ("add", {"x": 1})), "tools": parameter(default="C")},
+        {"prompt": asks(("find", {"word": "b"})), "tools": parameter(description="of heat")},
+        {"prompt": [USER], "chat_template_kwargs": {"shouts": True}},
+        {"prompt": [USER], "chat_template_kwargs": {"other": 1}},
+    ]
+    rows = [{"tools": None, "chat_template_kwargs": None} | row for row in rows]
+    found = [texts(data, tokenizer) for data in formats(rows, tmp_path)]
+    assert found[0] == found[1] == found[2]
+    assert not any("null," in text or "null}" in text for text in found[0])
+
+
+def test_what_is_written_as_json_is_taken_at_its_word(jsonl, tokenizer):
+    """Where nothing was filled in, an argument may be null in one call alone; what is no JSON schema goes."""
+    filled = parameter(default=None)
+    filled[0]["function"]["strict"] = None
+    filled[0]["function"]["parameters"]["properties"]["of_another_tool"] = None
+    rows = [
+        {"prompt": asks(("find", {"unit": None})), "tools": json.dumps(filled)},
+        {"prompt": asks(("find", {"unit": "C"}))},
+    ]
+    first, second = texts(jsonl(*rows), tokenizer)
+    assert '{"unit": null}' in first
+    assert '"default": null' in first
+    assert "of_another_tool" not in first
+    assert "strict" not in first
+    assert '{"unit": "C"}' in second
+
+
+def test_other_columns_keep_their_nulls(tmp_path, tokenizer):
+    rows = [{"prompt": "a", "info": {"x": 1, "y": None}}, {"prompt": "b", "info": {"x": None, "y": 2}}]
+    for data in formats(rows, tmp_path):
+        assert [row.columns["info"] for row in load_prompts(data, tokenizer)] == [r["info"] for r in rows]
 
 
 def test_a_rows_tools_and_arguments_reach_the_template(jsonl, tokenizer):

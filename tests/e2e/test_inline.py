@@ -17,7 +17,7 @@ from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.episode import Completion, Transcript
 from asyncrl.rollout.group import sampling_seed
 from asyncrl.rollout.text import response_text
-from asyncrl.rollout.tokenizer import load_tokenizer
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.backend import make_trainer
 
 

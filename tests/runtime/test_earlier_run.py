@@ -8,9 +8,12 @@ from asyncrl.runtime.earlier_run import model_in, with_trained_models
 
 
 def write(folder, step):
-    Checkpoints(folder / "checkpoints", keep_last=2).write(
-        CheckpointState(step, 0.0, "hash"), lambda new: (new / "hf").mkdir()
-    )
+    def fill(new):
+        for part in ("hf", "training"):
+            (new / part).mkdir()
+            (new / part / "weights").write_text(f"of step {step}")
+
+    Checkpoints(folder / "checkpoints", keep_last=2).write(CheckpointState(step, 0.0, "hash"), fill)
 
 
 @pytest.fixture
@@ -25,6 +28,20 @@ def test_the_newest_checkpoints_model_wherever_the_run_ended(run):
     write(run, 20)
     write(run, 53)
     assert model_in("model.path", str(run)) == str(run / "checkpoints" / "step_53" / "hf")
+
+
+def test_a_damaged_model_is_told_and_the_one_before_is_taken(run, caplog):
+    write(run, 20)
+    write(run, 53)
+    newest = run / "checkpoints/step_53"
+    (newest / "training/weights").write_text("OF STEP 53")  # no part of the model
+    assert model_in("model.path", str(run)) == str(newest / "hf")
+    (newest / "hf/weights").write_text("OF STEP 53")
+    assert model_in("model.path", str(run)) == str(run / "checkpoints/step_20/hf")
+    assert f"{newest}/hf/weights is damaged" in caplog.text
+    (run / "checkpoints/step_20/hf/weights").unlink()
+    with pytest.raises(ConfigError, match=rf"^model\.path={run}: every checkpoint is damaged"):
+        model_in("model.path", str(run))
 
 
 def test_anything_else_is_left_as_it_is(tmp_path):

@@ -10,7 +10,7 @@ from families import tiny_config
 from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import ConfigError, from_tree
-from asyncrl.runtime import checks
+from asyncrl.runtime import checks, disk_checks
 from asyncrl.runtime.machine import Machine
 from asyncrl.runtime.model_facts import find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
@@ -160,6 +160,13 @@ def test_prompt_and_response_over_the_model_s_positions(run):
     assert f"use at most rollout.max_new_tokens={room}, or" in message
 
 
+def test_stop_tokens_that_the_model_never_samples(run):
+    assert preflight(run(rollout={"stop_token_ids": [0, 258]}))
+    message = refusal(run(rollout={"stop_token_ids": [258, 259, 70000]}))
+    assert message.startswith("rollout.stop_token_ids=[258, 259, 70000]: the model model never samples 259, ")
+    assert "70000, as it knows the tokens 0 to 258 only" in message
+
+
 def test_a_dataset_that_is_not_there(run):
     assert "data.path=none.jsonl: there is no such file" in refusal(run(data={"path": "none.jsonl"}))
 
@@ -201,7 +208,8 @@ def test_a_run_directory_that_holds_a_run(file, run):
 def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
     assert "run.root=rows.jsonl/runs: " in refusal(run(run={"root": "rows.jsonl/runs"}))
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
-    assert f"no permission to write into {run.path}" in refusal(run(run={"dir": str(run.path / "new")}))
+    message = refusal(run(run={"dir": str(run.path / "new")}))
+    assert f"run.dir={run.path}/new: cannot write into {run.path} (no permission)" in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
@@ -210,9 +218,9 @@ def test_shared_memory_too_small_for_two_versions(run):
     model = model_facts(find_policy(config.model), "float32")
     needed = 2 * 4 * model.parameters
     machine = Machine(cores=1, memory_bytes=10**12, gpu_bytes=(), shared_memory_bytes=needed)
-    checks.shared_memory(config, model, machine)
+    disk_checks.shared_memory_has_room(config, model, machine)
     with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
-        checks.shared_memory(config, model, replace(machine, shared_memory_bytes=needed - 1))
+        disk_checks.shared_memory_has_room(config, model, replace(machine, shared_memory_bytes=needed - 1))
 
 
 def test_flash_attention_without_gpu_or_package(run, monkeypatch):
@@ -320,6 +328,13 @@ def test_reward_models_that_give_no_score(run, make_reward_model):
     assert f"{key}: the folder has a config.json but no weights" in refusal(run(reward=judged()))
 
 
+def test_a_reward_model_that_cannot_be_made_is_refused_in_words(run, make_reward_model):
+    make_reward_model("judge")
+    path = run.path / "judge/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 0}))
+    assert "reward.models.0.path=judge: its config.json" in refusal(run(reward=judged()))
+
+
 def test_a_reward_model_whose_tokenizer_has_no_chat_template(run, make_reward_model):
     make_reward_model("judge")
     tokenizer = byte_tokenizer(512)
@@ -340,7 +355,9 @@ def test_every_missing_model_is_reported_after_what_to_do_in_few_lines(run):
         "- reward.models.0.path=no/such/one-0",
         "- reward.models.1.path=no/such/one-1",
     ]
-    assert lines[4:] == ["2 more: --dry-run shows the plan, and all that this machine lacks"]
+    assert len(lines) == 5
+    assert "reward.models.2.path=no/such/one-2: there is no folder" in lines[4]
+    assert "reward.models.3.path=no/such/one-3: there is no folder" in lines[4]
 
 
 def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):

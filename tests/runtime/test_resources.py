@@ -1,7 +1,7 @@
 """Which role computes where, on machines with no, one and many GPUs."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncrl.config import ConfigError, from_tree
@@ -112,21 +112,26 @@ def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
         ({"workers": 8}, None, 4, "9 GPUs are needed (1 for trainer.ranks=1 and 8 for rollout.workers=8), "
          "and there are 4; use rollout.workers=3"),
         ({"workers": 8, "trainer": "cpu"}, 4, 8, "8 GPUs are needed (8 for rollout.workers=8), and there are "
-         "4; use rollout.workers=4"),
+         "4; use rollout.workers=4, or use --gpus 8"),
         ({"workers": 2, "tp": 4, "ranks": 4}, None, 8, "12 GPUs are needed (4 for trainer.ranks=4 and 8 for "
          "rollout.workers=2 x rollout.tensor_parallel_size=4), and there are 8; use rollout.workers=1, or "
-         "let trainer and engines share GPUs with placement.colocate=always"),
-        ({"ranks": 3, "tp": 3}, None, 2, "there are 2; lower trainer.ranks, rollout.workers or"),
+         "use rollout.tensor_parallel_size=2, or let trainer and engines share GPUs with "
+         "placement.colocate=always"),
+        ({"ranks": 3, "tp": 3}, None, 2, "there are 2; use rollout.tensor_parallel_size=1 trainer.ranks=1 "
+         "together, or take a machine with 6 GPUs"),
         ({"colocate": "never"}, None, 1, "2 GPUs are needed (1 for trainer.ranks=1 and 1 for "
          "rollout.workers=1), and there is 1; let trainer and engines share GPUs with "
          "placement.colocate=auto"),
-        ({"ranks": 2}, None, 1, "trainer.ranks=2: 2 GPUs are needed, and there is 1; use fewer"),
-        ({"tp": 2}, None, 1, "tensor_parallel_size=2: 2 GPUs are needed, and there is 1; use fewer"),
+        ({"ranks": 2}, None, 1, "trainer.ranks=2: 2 GPUs are needed, and there is 1; use trainer.ranks=1, "
+         "or take a machine with 3 GPUs"),
+        ({"tp": 2}, None, 1, "tensor_parallel_size=2: 2 GPUs are needed, and there is 1; use "
+         "rollout.tensor_parallel_size=1"),
         ({"workers": 5, "colocate": "always"}, None, 4, "5 GPUs are needed (1 for trainer.ranks=1 and 5 for "
          "rollout.workers=5), and there are 4; use rollout.workers=4"),
         ({"models": [{"path": "x"}]}, None, 2, "3 GPUs are needed (1 for trainer.ranks=1 and 1 for "
          "rollout.workers=1 and 1 for reward.models.0), and there are 2; let trainer and engines share GPUs "
-         "with placement.colocate=always, or let a reward model share one with its share_gpu_with"),
+         "with placement.colocate=always, or let reward models share GPUs with "
+         "reward.models.0.share_gpu_with=trainer, or take a machine with 3 GPUs"),
         ({"models": [{"path": "x", "device": "cuda"}]}, None, 0, "reward.models.0.device=cuda: this "
          "machine has no GPU that CUDA can use; use reward.models.0.device=auto"),
         ({"trainer": "cpu", "models": [{"path": "x", "device": "cuda", "share_gpu_with": "trainer"}]},
@@ -137,6 +142,33 @@ def test_what_cannot_be_is_refused_with_the_count_and_the_remedy(settings, asked
     with pytest.raises(ConfigError) as caught:
         assign(config(**settings), asked, available)
     assert message in str(caught.value)
+
+
+@settings(max_examples=50)
+@given(
+    workers=st.integers(1, 6),
+    ranks=st.integers(1, 6),
+    tp=st.sampled_from([1, 2, 3, 4, 6, 8]),
+    colocate=st.sampled_from(["auto", "never", "always"]),
+    trainer=st.sampled_from(["auto", "cpu"]),
+    models=st.lists(st.sampled_from(["auto", "cuda", "cpu"]), max_size=3),
+    available=st.integers(1, 8),
+)
+def test_whatever_is_offered_instead_works(workers, ranks, tp, colocate, trainer, models, available):
+    def made(*overrides):
+        rewards = [{"path": f"m{i}", "device": device} for i, device in enumerate(models)]
+        tree = config(workers, ranks=ranks, tp=tp, colocate=colocate, trainer=trainer, models=rewards)
+        return from_tree(tree.model_dump(mode="json"), overrides=overrides)
+
+    try:
+        assign(made(), None, available)
+    except ConfigError as error:
+        *changes, more = str(error).partition("; ")[2].split(", or ")
+        assert changes
+        for change in changes:
+            assert assign(made(*(word for word in change.split() if "=" in word)), None, available)
+        needed = int(more.removeprefix("take a machine with ").partition(" ")[0])
+        assert assign(made(), None, needed)
 
 
 @given(

@@ -86,3 +86,16 @@ def test_a_finished_run_says_so_and_starts_nothing(make_config, tmp_path, capsys
     assert (again.checkpoint, again.summary.steps) == (first.checkpoint, 1)
     assert "all its 1 steps are done; to train on, give it more: run.steps=2" in capsys.readouterr().out
     assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(make_config, tmp_path, caplog):
+    first = asyncrl.run(
+        make_config("run.mode=inline", "run.steps=2", "checkpoint.every_steps=1"), progress=False
+    )
+    weights = first.checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = asyncrl.resume(tmp_path / "run", progress=False)
+    assert f"{weights} is damaged" in caplog.text
+    assert again.checkpoint == first.checkpoint
+    assert weights.read_bytes() == whole, "trained again from the checkpoint before"

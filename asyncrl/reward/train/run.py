@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from asyncrl.errors import ConfigError
 from asyncrl.reward.train.bradley_terry import Report, Schedule, train
 from asyncrl.reward.train.pairs import read_pairs, split_held_out
+from asyncrl.tokenizer import TokenizerError, read_tokenizer
 
 _HEADS = ("score", "classifier")
 """What models call their heads."""
@@ -89,13 +89,9 @@ def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) 
 def _tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     """The model's tokenizer with its chat template. Raises `ConfigError`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            settings.model, trust_remote_code=settings.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"--model {settings.model}: no tokenizer could be loaded from it: {error}"
-        ) from None
+        tokenizer = read_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    except TokenizerError as error:
+        raise ConfigError(f"--model {settings.model}: {error}") from None
     if settings.chat_template is not None:
         try:
             tokenizer.chat_template = settings.chat_template.read_text()

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.deepspeed.group import Group, Order, RestoreOrder, TrainOrder
 from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
@@ -20,7 +21,7 @@ from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.parts import load_models, make_step, make_trained
-from asyncrl.trainer.saving import ModelFolder, ModelSnapshot, load_tokenizer
+from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_state
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 
@@ -35,7 +36,7 @@ class DeepSpeedTrainer:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         models = load_models(config)
         self._model = models.policy.model
-        tokenizer = load_tokenizer(config)
+        tokenizer = load_tokenizer(config.model)
         self._folder = ModelFolder(self._model, tokenizer)
         dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
