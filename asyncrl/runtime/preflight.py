@@ -146,6 +146,7 @@ def _look(
     if to_fetch:
         models, tokenizer = look_for_models(config, findings)
     findings.of(lambda: checks.tensor_parallel(config, models.policy))
+    decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not is_elsewhere:
         findings.of(lambda: checks.shared_memory(config, models.policy, machine))
         findings.of(lambda: checks.visible_gpus(config, placement))
@@ -168,6 +169,8 @@ def _look(
     implied = outline(config, placement, models, rows, longest, machine.gpu_bytes, mean_prompt_tokens=mean)
     gpu_checks.shares(config, implied)
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
+    if decoding is not None:
+        warnings.append(decoding)
     if implied.paces:
         warnings += pace.warnings(config, implied.paces[-1])
     if prompts is not None and tokenizer is not None:

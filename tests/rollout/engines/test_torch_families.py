@@ -25,12 +25,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _no_equal_scores(monkeypatch):
-    """With few heads, an indexer gives 0 to many keys, and which of equal ones it takes is left to chance."""
-    monkeypatch.setitem(FAMILIES, "glm_moe_dsa", {**FAMILIES["glm_moe_dsa"], "index_n_heads": 8})
-
-
 def requests() -> list[GenerationRequest]:
     """Of unlike lengths, past every window, two of them with equal prompts."""
     rng = np.random.default_rng(0)
