@@ -1,6 +1,8 @@
 """Every family of decoders runs exactly in the embedded engine, and it is known beforehand how."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.weights.source import untied
 
 MAX_LENGTH = 48
+PAGE = Path(__file__).parents[3] / "docs/models.md"
+TABLE = dict(re.findall(r"^\|[^|]*\| `(\w+)` \|.*\| (batched|by rows) \|$", PAGE.read_text(), re.M))
+"""How the embedded engine decodes each family, by the documentation."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +91,4 @@ def test_it_is_known_without_weights_how_a_family_decodes(family):
         shell = AutoModelForCausalLM.from_config(tiny_config(family))
     by_rows = isinstance(exact_decoder(tiny(family), 2, MAX_LENGTH), RowDecoder)
     assert (why_by_rows(shell) is not None) == by_rows
+    assert TABLE[family] == ("by rows" if by_rows else "batched")
