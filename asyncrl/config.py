@@ -182,7 +182,7 @@ class ModelConfig(Section):
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel of the trainer. `varlen`: torch's kernel for sequences of any length, without padding
     and masks (on a CPU a slow reference of it). `auto`: `varlen` on a GPU, if it can compute what the model
-    wants in `model.dtype`, else `sdpa`. The embedded engine always uses `sdpa`."""
+    wants in `model.dtype`, else `sdpa`. The embedded engine uses `sdpa` where the model has it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -290,9 +290,9 @@ class RolloutConfig(Section):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = []
     """Token ids that end a response, besides the model's own end-of-sequence tokens."""
     kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep"
-    """On a weight update, `keep` the running requests' keys and values of the old weights, or `recompute`
-    them in place. `resubmit` (vLLM only) recomputes by taking the requests back and sending them again with
-    the tokens so far."""
+    """On a weight update, `keep` the running requests' keys and values (and recurrent states) of the old
+    weights, or `recompute` them in place. `resubmit` (vLLM only) recomputes by taking the requests back and
+    sending them again with the tokens so far."""
     max_attempts: int = Field(3, ge=1)
     """Attempts at a group (after failed rewards or lost workers) before it is counted as failed."""
     max_restarts: int = Field(5, ge=0)

@@ -42,7 +42,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine
-from asyncrl.rollout.engines.torch.decoder import Decoder
+from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
 PROMPT_TOKENS = 16
 GROUP_SIZE = 8
@@ -111,11 +111,11 @@ def run_engine(loop: asyncio.Runner, engine: TorchEngine, requests: list[Generat
 
 
 @torch.inference_mode()
-def run_bare(decoder: Decoder, requests: list[GenerationRequest]) -> None:
+def run_bare(decoder: SlotDecoder, requests: list[GenerationRequest]) -> None:
     rows = np.arange(len(requests))
     prompts = np.stack([request.prompt_ids for request in requests]).astype(np.int64)
     positions = np.full(len(requests), PROMPT_TOKENS - 1)
-    decoder.fill(rows, prompts[:, :-1])
+    decoder.fill(rows, prompts[:, :-1], np.full(len(rows), prompts.shape[1] - 1))
     tokens = prompts[:, -1]
     last = decoder.vocab_size - 1
     for _ in range(requests[0].sampling.max_new_tokens):
@@ -143,7 +143,7 @@ def measure(loop: asyncio.Runner, slots: int, new_tokens: int, repeats: int) -> 
     vocab_size = model.config.vocab_size
     max_length = PROMPT_TOKENS + new_tokens
     engine = TorchEngine(make_model(), capacity=slots, max_length=max_length)
-    decoder = Decoder(make_model(), slots, max_length)
+    decoder = SlotDecoder(make_model(), slots, max_length)
     equal = make_requests([new_tokens] * slots, vocab_size)
     generator = np.random.Generator(np.random.Philox(1))
     uniform = generator.integers(max(new_tokens // 8, 1), new_tokens + 1, 8 * slots)

@@ -113,6 +113,18 @@ def engine(config: Config, placement: Placement) -> None:
         )
 
 
+def decoding(config: Config, model: ModelFacts | None) -> str | None:
+    """What to know of how the embedded engine decodes the model, if anything."""
+    if config.rollout.engine != "torch" or model is None or model.by_rows is None:
+        return None
+    if config.rollout.torch.cuda_graphs:
+        raise ConfigError(
+            f"rollout.torch.cuda_graphs=true: {model.by_rows}, so that the embedded engine decodes a request "
+            "at a time, which no CUDA graph can hold; leave it out, or use rollout.engine=vllm"
+        )
+    return f"the embedded engine decodes a request at a time: {model.by_rows}; exact, but slower than a batch"
+
+
 def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
     """Each rank of an engine gets whole heads."""
     size = config.rollout.tensor_parallel_size

@@ -46,12 +46,19 @@ def engine_parts(
     parts = {
         "weights": weights,
         "incoming weights": weights,
-        "KV cache": rollout.slots * longest_tokens * model.kv_bytes_per_token,
+        "KV cache": rollout.slots * _kept_bytes(model, longest_tokens),
         "logits": 2 * _FLOAT32 * rollout.slots * model.vocab_size,
     }
     if card_bytes is None:
         return parts, {}
     return parts | {"CUDA": CUDA_CONTEXT_BYTES}, {"incoming weights": weights}
+
+
+def _kept_bytes(model: ModelFacts, longest_tokens: int) -> int:
+    """Of one request of the embedded engine, at most."""
+    kept = longest_tokens * model.kv_bytes_per_token + _FLOAT32 * model.state_values
+    # Decoding by rows keeps what a row goes on from beside what it has been filled with.
+    return kept if model.by_rows is None else 2 * kept
 
 
 def _vllm_parts(

@@ -55,10 +55,14 @@ class ModelFacts:
     tied_head: bool
     """Whether the output head's weights are those of the embeddings."""
     kv_bytes_per_token: int
-    """Keys and values of all layers for one token, in the run's dtype."""
+    """What all layers keep of one token (keys and values), in the run's dtype."""
     max_positions: int | None
     """Longest sequence that the model's positions allow, None where the model sets no limit."""
     form: TrainingForm = TrainingForm()
+    state_values: int = 0
+    """Numbers that a sequence keeps whatever its length, of layers with a recurrent state."""
+    by_rows: str | None = None
+    """Why the embedded engine decodes it a request at a time; None where it decodes all in one forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,9 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from asyncrl.rollout.engines.torch.footprint import kept_values
+    from asyncrl.rollout.engines.torch.probe import why_by_rows
+
     config = found.config
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, trust_remote_code=found.source.trust_remote_code)
@@ -231,7 +238,10 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
     sizes = (text.num_hidden_layers, text.vocab_size, *asdict(layer).values())
     if not all(isinstance(size, int) and (size > 0 or size is False) for size in sizes):
         raise ValueError(f"layers, vocabulary and the sizes of a layer are {sizes}; each should be above 0")
-    kv_values = 2 * text.num_hidden_layers * layer.kv_heads * layer.head_dim
+    try:
+        kv_values, state_values = kept_values(shell)
+    except Exception:  # noqa: BLE001 - code of a model's own, which does not run without values
+        kv_values, state_values = 2 * text.num_hidden_layers * layer.kv_heads * layer.head_dim, 0
     return ModelFacts(
         model_type=config.model_type,
         parameters=sum(parameter.numel() for parameter in shell.parameters()),
@@ -241,6 +251,8 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
         tied_head=bool(getattr(config, "tie_word_embeddings", False)),
         kv_bytes_per_token=kv_values * DTYPE_BYTES[dtype],
         max_positions=getattr(text, "max_position_embeddings", None),
+        state_values=state_values,
+        by_rows=why_by_rows(shell),
     )
 
 

@@ -170,4 +170,4 @@ def _kv_sequences(
         return None
     room = len(engine.gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
     sequence_tokens = config.rollout.context_tokens(longest_prompt)
-    return max(0, room // (sequence_tokens * model.kv_bytes_per_token))
+    return max(0, room // max(1, sequence_tokens * model.kv_bytes_per_token))

@@ -354,7 +354,7 @@ def _decoding(config: Config, policy: ModelFacts, lengths: _Lengths) -> int:
         return requests
     cards = rollout.tensor_parallel_size * rollout.vllm.gpu_memory_utilization * CARD_BYTES
     room = cards - policy.parameters * DTYPE_BYTES[config.model.dtype]
-    return max(1, min(requests, int(room / (policy.kv_bytes_per_token * lengths.seen))))
+    return max(1, min(requests, int(room / max(1, policy.kv_bytes_per_token * lengths.seen))))
 
 
 def _decode_step_s(config: Config, policy: ModelFacts, lengths: _Lengths, decoding: int) -> float:
@@ -365,6 +365,8 @@ def _decode_step_s(config: Config, policy: ModelFacts, lengths: _Lengths, decodi
     computing = decoding * 2 * policy.parameters / TRAINING_FLOPS_PER_S
     keys_and_values = decoding * lengths.seen * policy.kv_bytes_per_token / MEMORY_BYTES_PER_S
     overhead_s = DECODE_OVERHEAD_S[rollout.engine]
+    if rollout.engine == "torch" and policy.by_rows is not None:  # a forward for each request
+        return decoding * (weights + overhead_s) + keys_and_values
     if rollout.engine == "torch" and rollout.torch.cuda_graphs:
         overhead_s = DECODE_OVERHEAD_S["vllm"]
     return (max(weights, computing) + keys_and_values) / rollout.tensor_parallel_size + overhead_s

@@ -210,6 +210,8 @@ class _Known:
     prompts: PromptSet | None
     outline: Outline | None
     """None without a placement."""
+    decoding: str | None
+    """What may surprise about how the engine decodes."""
 
 
 def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
@@ -221,6 +223,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     if models.policy is not None and scene.placement is not None:
         findings.of(partial(checks.family, config, scene.placement))
     findings.of(lambda: checks.stop_tokens(config, models.policy))
+    decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
         findings.of(lambda: disk_checks.shared_memory_has_room(config, models.policy, scene.machine))
     prompts = rows = longest = mean = None
@@ -241,7 +244,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         gpu_bytes = scene.machine.gpu_bytes
         implied = outline(config, scene.placement, models, rows, longest, gpu_bytes, mean_prompt_tokens=mean)
         findings.of(partial(gpu_checks.shares, config, implied))
-    return _Known(models, tokenizer, prompts, implied)
+    return _Known(models, tokenizer, prompts, implied, decoding)
 
 
 def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> Plan:
@@ -250,6 +253,8 @@ def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> P
     assert placement is not None
     assert implied is not None
     warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
+    if known.decoding is not None:
+        warnings.append(known.decoding)
     if implied.paces:
         warnings += pace.warnings(config, implied.paces[-1])
     if known.prompts is not None and known.tokenizer is not None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from families import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_servers import VllmServer
 
 from asyncrl.rollout.engine import Engine
@@ -33,6 +34,8 @@ class Harness(Protocol):
     """Largest difference, in float32, to the log-probabilities of a transformers forward."""
     kv_on_update: tuple[str, ...]
     """What the engine can do with the running requests' keys and values on an update."""
+    hybrid: bool
+    """Whether its models keep a recurrent state."""
 
     def make(
         self,
@@ -49,9 +52,20 @@ class Harness(Protocol):
         """Let the engine generate at least this many more tokens, or all there is to do; then hold it."""
 
 
+def qwen3_5(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A hybrid: a layer with a recurrent state, then one of attention."""
+    torch.manual_seed(seed)
+    settings = FAMILIES["qwen3_5_text"] | {"hidden_size": 64, "initializer_range": 0.12}
+    config = AutoConfig.for_model("qwen3_5_text", **settings)
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
 class TorchHarness:
     logprob_tolerance = 1e-4
     kv_on_update = ("keep", "recompute")
+
+    def __init__(self, *, hybrid: bool) -> None:
+        self.hybrid = hybrid
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
@@ -71,6 +85,7 @@ class VllmHarness:
     process for each capacity and dtype."""
 
     logprob_tolerance = 1e-4
+    hybrid = False
     kv_on_update = ("keep", "recompute", "resubmit")
 
     CAPACITIES = (1, 2, 64)
@@ -141,6 +156,7 @@ class HttpHarness:
     engine's business."""
 
     logprob_tolerance = 1e-4
+    hybrid = False
     kv_on_update = ("keep", "recompute")
 
     MAX_LENGTH = 128
@@ -230,6 +246,7 @@ def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
 
 HARNESSES = [
     "torch",
+    "torch-hybrid",
     pytest.param("vllm", marks=pytest.mark.vllm),
     pytest.param("http", marks=pytest.mark.vllm),
 ]
@@ -237,7 +254,9 @@ HARNESSES = [
 
 @pytest.fixture(params=HARNESSES)
 def harness(request) -> Harness:
-    return TorchHarness() if request.param == "torch" else request.getfixturevalue(f"{request.param}_harness")
+    if request.param.startswith("torch"):
+        return TorchHarness(hybrid=request.param == "torch-hybrid")
+    return request.getfixturevalue(f"{request.param}_harness")
 
 
 @pytest.fixture(params=["keep", "recompute", "resubmit"])
@@ -254,9 +273,10 @@ def run(loop):
 
 
 @pytest.fixture
-def make_qwen3(make_qwen3):
-    """Heads as wide as vLLM's CPU kernels ask for."""
-    return partial(make_qwen3, hidden=128)
+def make_model(harness, make_qwen3) -> Callable[..., PreTrainedModel]:
+    """Random models whose next-token distributions are far from uniform, with heads as wide as vLLM's CPU
+    kernels ask for."""
+    return qwen3_5 if harness.hybrid else partial(make_qwen3, hidden=128)
 
 
 @pytest.fixture(autouse=True)

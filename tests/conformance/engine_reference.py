@@ -87,9 +87,9 @@ def recomputed(
 
 @torch.no_grad()
 def stitched(models: Mapping[int, PreTrainedModel], request: GenerationRequest, output: Output) -> np.ndarray:
-    """Logprob of each output token, one forward of one token at a time over a plain growing cache: keys and
-    values stay those of the weights that were live when the token went through."""
-    cache = DynamicCache()
+    """Logprob of each output token, one forward of one token at a time over a plain growing cache: what it
+    keeps stays that of the weights that were live when the token went through."""
+    cache = DynamicCache(config=models[output.versions[0]].config)
     *before, last = request.prompt_ids.tolist()
     if before:
         models[output.versions[0]](torch.tensor([before]), past_key_values=cache, use_cache=True)

@@ -34,8 +34,8 @@ async def generate(harness, engine, requests) -> list[Output]:
     return await asyncio.gather(*streams)
 
 
-def test_greedy_tokens_equal_generate(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_greedy_tokens_equal_generate(run, harness, make_model):
+    model = make_model()
     requests = [request(f"r{i}", 3 + 4 * i, 20, temperature=0.0) for i in range(5)]
     engine = harness.make(model, stop_token_ids=(1,))
     outputs = run(generate(harness, engine, requests))
@@ -59,8 +59,8 @@ def test_greedy_tokens_equal_generate(run, harness, make_qwen3):
     ],
     ids=str,
 )
-def test_logprobs_are_of_the_distribution_sampled_from(run, harness, make_qwen3, sampling):
-    model = make_qwen3()
+def test_logprobs_are_of_the_distribution_sampled_from(run, harness, make_model, sampling):
+    model = make_model()
     requests = [request(f"r{i}", 1 + 5 * i, 24, seed=i, **sampling) for i in range(6)]
     outputs = run(generate(harness, harness.make(model), requests))
     for r, output in zip(requests, outputs, strict=True):
@@ -69,8 +69,8 @@ def test_logprobs_are_of_the_distribution_sampled_from(run, harness, make_qwen3,
         assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
 
 
-def test_different_sampling_side_by_side(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_different_sampling_side_by_side(run, harness, make_model):
+    model = make_model()
     kinds = [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_p": 0.7}, {"top_k": 3}]
     requests = [request(f"r{i}", 4 + i, 20, seed=i, **kind) for i, kind in enumerate(kinds)]
     outputs = run(generate(harness, harness.make(model), requests))
@@ -78,10 +78,10 @@ def test_different_sampling_side_by_side(run, harness, make_qwen3):
         assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
 
 
-def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update):
+def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
     """16 running requests, ragged, four versions: every token has the logprob of the version that it is
     stamped with."""
-    models = {v: make_qwen3(seed=v) for v in range(4)}
+    models = {v: make_model(seed=v) for v in range(4)}
     lengths = np.random.default_rng(0).integers(48, 90, 16)
     requests = [
         request(f"r{i}", 1 + (7 * i) % 23, int(n), seed=i, temperature=0.9) for i, n in enumerate(lengths)
@@ -109,9 +109,9 @@ def test_weights_swapped_in_flight(run, harness, make_qwen3, kv_on_update):
         assert error < harness.logprob_tolerance
 
 
-def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_qwen3):
+def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_model):
     """To transformers in the same dtype, across an update; the other version is far off."""
-    models = {v: make_qwen3(seed=v, dtype=torch.bfloat16) for v in range(2)}
+    models = {v: make_model(seed=v, dtype=torch.bfloat16) for v in range(2)}
     requests = [request(f"r{i}", 3 + 5 * i, 40, seed=i, temperature=0.9) for i in range(6)]
     engine = harness.make(models[0], capacity=64, kv_on_update="recompute")
 
@@ -132,9 +132,9 @@ def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_qwen3):
     assert error({0: models[1], 1: models[0]}) > 1.0
 
 
-def test_the_two_references_differ(make_qwen3):
+def test_the_two_references_differ(make_model):
     """Guards the test above: keeping and recomputing the cache can be told apart."""
-    models = {v: make_qwen3(seed=v) for v in range(2)}
+    models = {v: make_model(seed=v) for v in range(2)}
     r = request("r", 6)
     output = Output([9] * 12, np.zeros(12, np.float32), [0] * 6 + [1] * 6, FinishReason.LENGTH)
     difference = np.abs(recomputed(models, r, output) - stitched(models, r, output))
@@ -142,10 +142,10 @@ def test_the_two_references_differ(make_qwen3):
     assert difference[6:].min() > 1e-2
 
 
-def test_prompts_are_not_shared_across_versions(run, harness, make_qwen3, kv_on_update):
+def test_prompts_are_not_shared_across_versions(run, harness, make_model, kv_on_update):
     """An equal prompt that comes after an update is computed by the new weights, though the old one still
     runs."""
-    models = {v: make_qwen3(seed=v) for v in range(2)}
+    models = {v: make_model(seed=v) for v in range(2)}
     engine = harness.make(models[0], kv_on_update=kv_on_update)
     prompt = list(range(3, 20))
 
@@ -165,9 +165,9 @@ def test_prompts_are_not_shared_across_versions(run, harness, make_qwen3, kv_on_
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_traffic(run, harness, make_qwen3, kv_on_update, seed):
+def test_random_traffic(run, harness, make_model, kv_on_update, seed):
     """Requests of few prompts arrive, end, are aborted and see weights change in any order; all exact."""
-    models = {v: make_qwen3(seed=v) for v in range(8)}
+    models = {v: make_model(seed=v) for v in range(8)}
     rng = np.random.default_rng(seed)
     engine = harness.make(models[0], capacity=int(rng.integers(1, 5)), kv_on_update=kv_on_update)
     prompts = [[int(i) for i in rng.integers(2, VOCAB, n)] for n in (1, 2, 7, 7, 19)]
@@ -201,8 +201,8 @@ def test_random_traffic(run, harness, make_qwen3, kv_on_update, seed):
             assert error < harness.logprob_tolerance
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(run, harness, make_model):
+    model = make_model()
     one = request("one", 9, 30, seed=7, top_p=0.9)
     crowd = [request(f"r{i}", 2 + i, 10 + 3 * i, seed=i, top_k=i) for i in range(9)]
     alone = run(generate(harness, harness.make(model), [one]))[0]
@@ -211,16 +211,16 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(run, harness, make_qw
     assert np.abs(among.logprobs - alone.logprobs).max() < harness.logprob_tolerance
 
 
-def test_different_seeds_differ(run, harness, make_qwen3):
+def test_different_seeds_differ(run, harness, make_model):
     requests = [request(f"r{seed}", [4, 5, 6], 12, seed=seed) for seed in range(8)]
-    outputs = run(generate(harness, harness.make(make_qwen3(), capacity=8), requests))
+    outputs = run(generate(harness, harness.make(make_model(), capacity=8), requests))
     assert len({tuple(output.ids) for output in outputs}) == 8
 
 
-def test_first_tokens_follow_the_softmax(run, harness, make_qwen3):
+def test_first_tokens_follow_the_softmax(run, harness, make_model):
     """Chi-square over the likeliest tokens and the rest together; the seeds are fixed, so the outcome is
     too."""
-    model = make_qwen3()
+    model = make_model()
     draws = 2000
     requests = [request(f"r{i}", [4, 5, 6], 1, seed=i) for i in range(draws)]
     outputs = run(generate(harness, harness.make(model, capacity=64), requests))
@@ -237,8 +237,8 @@ def test_first_tokens_follow_the_softmax(run, harness, make_qwen3):
     assert chi_square < degrees + 4 * np.sqrt(2 * degrees)
 
 
-def test_stop_tokens_end_the_output_and_belong_to_it(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_stop_tokens_end_the_output_and_belong_to_it(run, harness, make_model):
+    model = make_model()
     free = run(generate(harness, harness.make(model), [request("free", 5, 40, seed=1)]))[0]
     stop = free.ids[10]
     expected = free.ids[: free.ids.index(stop) + 1]
@@ -253,8 +253,8 @@ def test_stop_tokens_end_the_output_and_belong_to_it(run, harness, make_qwen3):
         assert output.finish_reason is FinishReason.STOP
 
 
-def test_a_stop_token_at_the_limit_is_a_stop(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_a_stop_token_at_the_limit_is_a_stop(run, harness, make_model):
+    model = make_model()
     free = run(generate(harness, harness.make(model), [request("r", 5, 8, seed=1)]))[0]
     count = free.ids.index(free.ids[7]) + 1
     again = request("r", 5, count, seed=1, stop_token_ids=(free.ids[7],))
@@ -262,9 +262,9 @@ def test_a_stop_token_at_the_limit_is_a_stop(run, harness, make_qwen3):
     assert free.finish_reason is FinishReason.LENGTH
 
 
-def test_more_requests_than_slots(run, harness, make_qwen3):
+def test_more_requests_than_slots(run, harness, make_model):
     """Slots are refilled as they finish, in the order of the requests, and each result is as if alone."""
-    model = make_qwen3()
+    model = make_model()
     requests = [request(f"r{i}", 1 + (5 * i) % 17, 1 + (11 * i) % 29, seed=i) for i in range(23)]
     engine = harness.make(model, capacity=3)
     outputs = run(generate(harness, engine, requests))
@@ -281,8 +281,8 @@ def test_more_requests_than_slots(run, harness, make_qwen3):
     assert stats.busy_s > 0
 
 
-def test_admission_is_first_come_first_served(run, harness, make_qwen3):
-    engine = harness.make(make_qwen3(), capacity=1)
+def test_admission_is_first_come_first_served(run, harness, make_model):
+    engine = harness.make(make_model(), capacity=1)
     finished: list[str] = []
 
     async def scenario() -> None:
@@ -300,8 +300,8 @@ def test_admission_is_first_come_first_served(run, harness, make_qwen3):
 
 
 @pytest.mark.parametrize("capacity", [2, 8])
-def test_equal_prompts_give_what_they_give_alone(run, harness, make_qwen3, capacity):
-    model = make_qwen3()
+def test_equal_prompts_give_what_they_give_alone(run, harness, make_model, capacity):
+    model = make_model()
     prompt = list(range(2, 31))
     group = [request(f"r{i}", prompt, 8 + i, seed=i) for i in range(6)]
     other = request("other", 11, 12, seed=99)
@@ -327,8 +327,8 @@ def test_equal_prompts_give_what_they_give_alone(run, harness, make_qwen3, capac
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_impossible_requests_are_refused_at_once(run, harness, make_qwen3, bad, says):
-    engine = harness.make(make_qwen3())
+def test_impossible_requests_are_refused_at_once(run, harness, make_model, bad, says):
+    engine = harness.make(make_model())
 
     async def scenario() -> Output:
         with pytest.raises(ValueError, match=says) as refusal:
@@ -339,8 +339,8 @@ def test_impossible_requests_are_refused_at_once(run, harness, make_qwen3, bad, 
     assert len(run(scenario()).ids) == 28
 
 
-def test_a_running_request_id_is_refused(run, harness, make_qwen3):
-    engine = harness.make(make_qwen3())
+def test_a_running_request_id_is_refused(run, harness, make_model):
+    engine = harness.make(make_model())
 
     async def scenario() -> None:
         first = asyncio.ensure_future(collect(engine.generate(request("same", 3))))
@@ -353,8 +353,8 @@ def test_a_running_request_id_is_refused(run, harness, make_qwen3):
     run(scenario())
 
 
-def test_abort_gives_what_there_is(run, harness, make_qwen3):
-    model = make_qwen3()
+def test_abort_gives_what_there_is(run, harness, make_model):
+    model = make_model()
     requests = [request(f"r{i}", 3 + i, 60, seed=i) for i in range(3)]
     engine = harness.make(model, capacity=2)
 
@@ -378,8 +378,8 @@ def test_abort_gives_what_there_is(run, harness, make_qwen3):
         assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
 
 
-def test_a_cancelled_consumer_frees_its_slot(run, harness, make_qwen3):
-    engine = harness.make(make_qwen3(), capacity=1)
+def test_a_cancelled_consumer_frees_its_slot(run, harness, make_model):
+    engine = harness.make(make_model(), capacity=1)
 
     async def scenario() -> Output:
         gone = asyncio.ensure_future(collect(engine.generate(request("gone", 3, 100))))
@@ -412,8 +412,8 @@ NORM = "model.norm.weight"
     ],
     ids=["missing", "unknown", "shape", "dtype"],
 )
-def test_a_failed_update_leaves_the_old_weights(run, harness, make_qwen3, damage, says):
-    models = {v: make_qwen3(seed=v) for v in range(3)}
+def test_a_failed_update_leaves_the_old_weights(run, harness, make_model, damage, says):
+    models = {v: make_model(seed=v) for v in range(3)}
     engine = harness.make(models[0])
     r = request("r", 5, 30, seed=2)
 
@@ -433,10 +433,10 @@ def test_a_failed_update_leaves_the_old_weights(run, harness, make_qwen3, damage
     assert np.abs(output.logprobs - stitched(models, r, output)).max() < harness.logprob_tolerance
 
 
-def test_run_drives_the_engine(run, harness, make_qwen3):
+def test_run_drives_the_engine(run, harness, make_model):
     """Under `run`, requests come and go, weights change, and everything holds; then `close` ends what is
     open."""
-    models = {v: make_qwen3(seed=v) for v in range(3)}
+    models = {v: make_model(seed=v) for v in range(3)}
     engine = harness.make(models[0], capacity=4, kv_on_update="recompute")
     requests = [request(f"r{i}", 2 + i, 40, seed=i) for i in range(12)]
 

@@ -91,6 +91,11 @@ def test_in_float32_on_the_cpu():
     assert e.loads == ()
 
 
+def test_rows_of_their_own_keep_states_and_what_they_go_on_from():
+    hybrid = replace(MODEL, state_values=50, by_rows="it keeps a recurrent state")
+    assert Estimate(models=KnownModels(hybrid)).parts["rollout"]["KV cache"] == 2 * 10 * (64 * 800 + 4 * 50)
+
+
 def test_what_lies_on_gpus_is_not_in_host_memory_and_what_passes_through_is():
     e = Estimate(gpus=4)
     trainer, rollout, shared = e.memory

@@ -6,13 +6,16 @@ import sys
 from dataclasses import replace
 
 import pytest
-from families import tiny_config
+import torch
+from families import FAMILIES, tiny, tiny_config
 from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import ConfigError, from_tree
+from asyncrl.rollout.engines.torch.footprint import floats
+from asyncrl.rollout.engines.torch.row_decoder import cache_name
 from asyncrl.runtime import checks, disk_checks
 from asyncrl.runtime.machine import Machine
-from asyncrl.runtime.model_facts import find_policy, model_facts
+from asyncrl.runtime.model_facts import FoundModel, ModelSource, find_policy, model_facts
 from asyncrl.runtime.preflight import preflight
 from asyncrl.runtime.resources import Place, Placement, assign
 from asyncrl.tiny.tokenizer import byte_tokenizer
@@ -86,6 +89,30 @@ def test_the_parameter_count_is_that_of_the_loaded_model(run):
     assert model_facts(find_policy(run().model), "float32").parameters == sum(
         p.numel() for p in loaded.parameters()
     )
+
+
+def test_a_model_that_decodes_a_request_at_a_time_is_told_of_and_gets_no_cuda_graphs(run):
+    tiny("qwen3_5_text").config.save_pretrained("model")
+    config = run(data={"max_prompt_tokens": 32}, rollout={"torch": {"cuda_graphs": True}})
+    facts = model_facts(find_policy(config.model), "float32")
+    with pytest.raises(
+        ConfigError, match=r"rollout\.torch\.cuda_graphs=true: Qwen3_5ForCausalLM keeps a recur"
+    ):
+        checks.decoding(config, facts)
+    assert "a request at a time: Qwen3_5" in checks.decoding(run(), facts)
+    assert checks.decoding(run(rollout={"engine": "vllm"}), facts) is None
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_a_family_keeps_of_a_sequence_is_what_its_cache_holds(family):
+    """Of keys, values and states, at any length that no window has outgrown."""
+    source = ModelSource("model.path", family, False, "")
+    facts = model_facts(FoundModel(source, None, tiny_config(family)), "float32")
+    with torch.no_grad():
+        model = tiny(family)
+        cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True)[cache_name(model)]
+    held = sum(tensor.numel() for layer in cache.layers for tensor in floats(vars(layer)))
+    assert held == 5 * facts.kv_bytes_per_token // 4 + facts.state_values
 
 
 def test_all_independent_faults_are_reported_at_once(run):

@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs/models.md"
 ROWS = {
     family: (trainer, logits)
     for family, trainer, logits in re.findall(
-        r"^\|[^|]*\| `(\w+)` \| (.*?) \| (\w*) ?\|$", PAGE.read_text(), re.M
+        r"^\|[^|]*\| `(\w+)` \| (.*?) \| (\w*) ?\|", PAGE.read_text(), re.M
     )
 }
 """The table of the documentation: how each family is trained, and what becomes of its logits."""

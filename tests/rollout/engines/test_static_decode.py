@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from families import tiny
 from transformers import MistralConfig, MistralForCausalLM
 
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
@@ -100,3 +101,8 @@ def test_attention_windows_are_refused():
     batch_of(MistralForCausalLM(config).eval(), cuda_graphs=False)
     with pytest.raises(UnsupportedModelError, match=r"set rollout\.torch\.cuda_graphs=false"):
         batch_of(MistralForCausalLM(config).eval(), cuda_graphs=True)
+
+
+def test_what_decodes_a_request_at_a_time_is_refused():
+    with pytest.raises(UnsupportedModelError, match=r"recurrent.*set rollout\.torch\.cuda_graphs=false"):
+        batch_of(tiny("qwen3_5_text"), cuda_graphs=True)

@@ -30,9 +30,7 @@ def record_fills(engine: TorchEngine, monkeypatch) -> list[int]:
     """The number of rows of each prefill, as they come."""
     decoder = engine._batch._decoder
     fill, fills = decoder.fill, []
-    monkeypatch.setattr(
-        decoder, "fill", lambda rows, tokens: (fills.append(len(rows)), fill(rows, tokens))[1]
-    )
+    monkeypatch.setattr(decoder, "fill", lambda rows, *what: (fills.append(len(rows)), fill(rows, *what))[1])
     return fills
 
 

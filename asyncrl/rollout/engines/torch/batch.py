@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engine import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.requests import refuse_impossible
-from asyncrl.rollout.engines.torch.decoder import Decoder
 from asyncrl.rollout.engines.torch.model import refuse_unsupported
 from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key
-from asyncrl.rollout.engines.torch.probe import refuse_if_inexact
+from asyncrl.rollout.engines.torch.probe import exact_decoder
 from asyncrl.rollout.engines.torch.sampling import SamplingBatch, sample
 from asyncrl.rollout.engines.torch.slots import Slots
 from asyncrl.rollout.engines.torch.weights import LiveWeights
@@ -53,8 +52,7 @@ class ContinuousBatch:
         self.version = version
         self.generated_tokens = 0
         self.weights = LiveWeights(model, in_place=cuda_graphs)
-        self._decoder = Decoder(model, capacity, max_length, cuda_graphs=cuda_graphs)
-        refuse_if_inexact(self._decoder)
+        self._decoder = exact_decoder(model, capacity, max_length, cuda_graphs=cuda_graphs)
         self._slots = Slots(capacity, max_length)
         self._waiting: deque[GenerationRequest] = deque()
         self._resident: list[bytes | None] = [None] * capacity
@@ -123,7 +121,8 @@ class ContinuousBatch:
         self.version = version
         self._close_holes()
         recomputed = self._slots.active if self._recompute else 0
-        self._resident[recomputed:] = [None] * (self.capacity - recomputed)
+        resident = recomputed if self._decoder.keeps_prefixes else 0
+        self._resident[resident:] = [None] * (self.capacity - resident)
         if recomputed:
             self._refill()
         if self._decoder.device.type == "cuda":
@@ -155,7 +154,7 @@ class ContinuousBatch:
         lengths = self._slots.length[rows] - 1
         tokens = self._slots.tokens[rows, : lengths.max()]
         # What lies past a row's length is another request's leftover: any valid id will do as padding.
-        self._decoder.fill(np.asarray(rows), tokens)
+        self._decoder.fill(np.asarray(rows), tokens, lengths)
 
     def _refill(self) -> None:
         """Recompute the running rows' keys and values, within the prefill budget per forward."""

@@ -25,10 +25,9 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreT
             model = AutoModelForCausalLM.from_config(
                 structure,
                 dtype=getattr(torch, config.dtype),
-                attn_implementation="sdpa",
                 trust_remote_code=config.trust_remote_code,
             )
-    except ValueError as error:  # transformers: not a causal LM, or one without scaled-dot-product attention
+    except ValueError as error:  # transformers: not a causal LM
         raise UnsupportedModelError(f"model.path={config.path}: {_first_sentence(error)}") from error
     as_loaded(model)
     return model.eval()
@@ -40,12 +39,6 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; the engine runs decoder-only models")
-    if model._is_stateful:
-        raise UnsupportedModelError(f"{name} keeps a recurrent state, which a slot KV cache cannot hold")
-    if not model._supports_sdpa or not model._can_set_attn_implementation():
-        raise UnsupportedModelError(
-            f"{name} does not take its attention from transformers' attention interface (sdpa)"
-        )
     text = model.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and max_length > limit:

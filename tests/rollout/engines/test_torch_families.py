@@ -1,0 +1,94 @@
+"""Every family of decoders runs exactly in the embedded engine, and it is known beforehand how."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, VOCABULARY, tiny, tiny_config
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.probe import exact_decoder, why_by_rows
+from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
+from asyncrl.weights.source import untied
+
+MAX_LENGTH = 48
+PAGE = Path(__file__).parents[3] / "docs/models.md"
+TABLE = dict(re.findall(r"^\|[^|]*\| `(\w+)` \|.*\| (batched|by rows) \|$", PAGE.read_text(), re.M))
+"""How the embedded engine decodes each family, by the documentation."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def requests() -> list[GenerationRequest]:
+    """Of unlike lengths, past every window, two of them with equal prompts."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, VOCABULARY, length).astype(np.int32) for length in (1, 6, 13, 21)]
+    return [
+        GenerationRequest(str(i), prompt, SamplingParams(12 + i, seed=i))
+        for i, prompt in enumerate([*prompts, prompts[2]])
+    ]
+
+
+def generate(engine: TorchEngine, fresh: dict[str, torch.Tensor], swap_after: int):
+    """Chunks of all requests; after so many tokens, version 1 with its `fresh` weights comes."""
+
+    async def scenario():
+        streams = [asyncio.ensure_future(anext(engine.generate(r))) for r in requests()]
+        while engine.stats().running + engine.stats().waiting:
+            if engine.stats().version == 0 and engine.stats().generated_tokens >= swap_after:
+                engine.swap(fresh, 1)
+            engine.step()
+            await asyncio.sleep(0)
+        return await asyncio.gather(*streams)
+
+    return asyncio.run(scenario())
+
+
+@torch.no_grad()
+def forward_logprobs(model: PreTrainedModel, request: GenerationRequest, tokens: np.ndarray) -> np.ndarray:
+    """float32[N]: of the response's tokens, by a plain forward."""
+    ids = torch.tensor([*request.prompt_ids.tolist(), *tokens.tolist()])[None]
+    logprobs = model(ids, use_cache=False).logits[0].log_softmax(-1)
+    start = len(request.prompt_ids)
+    return logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0].numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_exactly(family):
+    """In ragged rows with refills, under two versions: each token has the log-probability that a plain
+    forward of its version gives it."""
+    models = [tiny(family, seed) for seed in (0, 1)]
+    engine = TorchEngine(tiny(family), capacity=4, max_length=MAX_LENGTH, kv_on_update="recompute")
+    fresh = {name: tensor.clone() for name, tensor in untied(models[1].state_dict()).items()}
+    chunks = generate(engine, fresh, swap_after=20)
+    seen = set()
+    for request, chunk in zip(requests(), chunks, strict=True):
+        assert len(chunk.token_ids) == request.sampling.max_new_tokens
+        expected = [forward_logprobs(model, request, chunk.token_ids) for model in models]
+        for span in chunk.versions:
+            tokens = slice(span.start, span.start + span.length)
+            np.testing.assert_allclose(
+                chunk.logprobs[tokens], expected[span.version][tokens], rtol=1e-5, atol=1e-5
+            )
+            seen.add(span.version)
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_known_without_weights_how_a_family_decodes(family):
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(tiny_config(family))
+    by_rows = isinstance(exact_decoder(tiny(family), 2, MAX_LENGTH), RowDecoder)
+    assert (why_by_rows(shell) is not None) == by_rows
+    assert TABLE[family] == ("by rows" if by_rows else "batched")
