@@ -18,7 +18,7 @@ from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.engines.make import make_engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
@@ -62,19 +62,26 @@ def held_out(config: Config) -> Sequence[Prompt]:
 
 
 async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
-    """Sample `rollout.group_size` responses to each prompt from `model.path` and score them.
+    """Sample `rollout.group_size` responses to each prompt from `model.path`, by the engine that the config
+    names, and score them.
 
     Raises `ConfigError` for a config that asks for nothing, `RunFailed` when a prompt cannot be sampled or
     scored.
     """
     if not prompts:
         raise ConfigError(f"data.path={config.data.path}: there is no prompt to evaluate on")
+    if config.rollout.engine == "paced":
+        raise ConfigError(
+            "rollout.engine=paced samples nothing that could be scored; use rollout.engine=torch"
+        )
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
-    engine = make_torch_engine(config, longest)
+    engine = make_engine(config, longest, shares_gpu=True)
     models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
     rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
     rollout = make_rollout(config, engine, rewards, longest)
-    weights = load_decoder("model.path", config.model.path, config).state_dict()
+    # On the CPU: the engine has a copy of its own, wherever it computes.
+    on_cpu = config.model_copy(update={"trainer": config.trainer.model_copy(update={"device": "cpu"})})
+    weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
     await rewards.start()
     driving = asyncio.create_task(engine.run())
     try:

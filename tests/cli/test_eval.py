@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from asyncrl.cli.main import main
 from asyncrl.config import load
 from asyncrl.runtime.evaluate import held_out
@@ -25,6 +27,25 @@ def test_models_are_scored_on_the_held_out_rows_side_by_side(warmed_up_model, tm
     assert 0.05 < first["reward_mean"] < 0.5  # the warmed-up model is right about a quarter of the time
     assert first["parts"] == {"exact_match": first["reward_mean"]}
     assert "+0.00 of the first's standard deviations" in capsys.readouterr().out
+
+
+@pytest.mark.vllm
+def test_a_model_is_sampled_from_by_the_engine_that_the_config_names(warmed_up_model, tmp_path):
+    means = {}
+    for engine in ("torch", "vllm"):
+        out = tmp_path / engine
+        arguments = ["--out", str(out), *settings(warmed_up_model, f"rollout.engine={engine}")]
+        assert main(["eval", "--config", str(CONFIG), "--limit", "20", *arguments]) == 0
+        (figures,) = json.loads(out.read_text())
+        means[engine] = figures["response_tokens"], figures["standard_error"]
+        assert 0.05 < figures["reward_mean"] < 0.5
+    assert means["vllm"] != means["torch"]  # other random numbers
+
+
+def test_what_only_waits_cannot_be_evaluated(warmed_up_model, capsys):
+    arguments = settings(warmed_up_model, "rollout.engine=paced", "trainer.backend=paced")
+    assert main(["eval", "--config", str(CONFIG), *arguments]) == 2
+    assert "rollout.engine=paced samples nothing that could be scored" in capsys.readouterr().err
 
 
 def test_every_response_is_written_to_be_read(warmed_up_model, tmp_path, capsys):

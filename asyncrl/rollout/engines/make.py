@@ -19,8 +19,11 @@ SHARES_GPU = "ASYNCRL_SHARES_GPU"
 """Environment variable of a rollout worker that is not alone on its GPUs."""
 
 
-def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
-    """Build `rollout.engine`. Its weights are not worth sampling from before the first update."""
+def make_engine(config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> Engine:
+    """Build `rollout.engine`. Its weights are not worth sampling from before the first update.
+
+    shares_gpu: others compute on its GPUs, as far as its caller knows; the launcher of a run knows more.
+    """
     c = config.rollout
     if c.engine == "paced":
         from asyncrl.rollout.engines.paced import PacedEngine
@@ -34,11 +37,11 @@ def make_engine(config: Config, longest_prompt_tokens: int) -> Engine:
     if c.engine == "http":
         return _make_http_engine(config, longest_prompt_tokens)
     if c.engine == "vllm":
-        return _make_vllm_engine(config, longest_prompt_tokens)
+        return _make_vllm_engine(config, longest_prompt_tokens, shares_gpu=shares_gpu)
     return make_torch_engine(config, longest_prompt_tokens)
 
 
-def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
+def _make_vllm_engine(config: Config, longest_prompt_tokens: int, *, shares_gpu: bool) -> VllmEngine:
     """Starts vLLM and waits until it is up: call it from the main thread (see `launch`)."""
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
@@ -56,7 +59,7 @@ def _make_vllm_engine(config: Config, longest_prompt_tokens: int) -> VllmEngine:
         threads=c.threads,
         tensor_parallel_size=c.tensor_parallel_size,
         gpu_memory_utilization=c.vllm.gpu_memory_utilization,
-        shares_gpu=config.run.mode == "inline" or SHARES_GPU in os.environ,
+        shares_gpu=shares_gpu or SHARES_GPU in os.environ,
         cuda_graphs=c.vllm.cuda_graphs,
         prefill_tokens=c.vllm.prefill_tokens,
         trust_remote_code=model.trust_remote_code,

@@ -189,10 +189,13 @@ def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_byte
 def _choose_start_method(settings: LaunchSettings) -> None:
     """Fork the engine's process where that is safe: a spawned one imports torch and vLLM a second time.
 
-    Forking is safe while OpenMP has no second thread in this process: the child would wait for threads that
-    do not exist in it. vLLM sets the method to spawn when it makes its configuration, so this comes after.
+    Forking is safe while OpenMP has no second thread in this process, as it never has where it may not have
+    one: the child would wait for threads that do not exist in it. vLLM sets the method to spawn when it makes
+    its configuration, so this comes after.
     """
-    forks = settings.threads == 1 and settings.tensor_parallel_size == 1
+    import torch
+
+    forks = settings.threads == torch.get_num_threads() == settings.tensor_parallel_size == 1
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork" if forks else "spawn"
 
 
