@@ -624,6 +624,9 @@ class TrainerConfig(Section):
 
 
 class WeightsConfig(Section):
+    transport: str = "shm"
+    """How weight versions get from the trainer to the engines. `shm`: through this host's shared memory. Or
+    your own, `package.module:name` or `path/file.py:name` (`asyncrl.weights.transport`)."""
     ack_timeout_s: float = Field(120.0, gt=0)
     """Longest wait for an engine to take a weight version, before it counts as a stall (`run.on_stall`)."""
     canary: bool = True

@@ -28,6 +28,7 @@ from asyncrl.runtime.outline import Outline
 from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.role_host import find_host
 from asyncrl.units import format_bytes
+from asyncrl.weights.transport import find_transport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 def role_host(config: Config) -> None:
     """What is to start the processes can be imported."""
     find_host(config.run.role_host)
+
+
+def transport(config: Config) -> None:
+    """What is to carry the weights can be imported."""
+    find_transport(config.weights.transport)
 
 
 def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> bool:

@@ -62,10 +62,14 @@ def weights_folder(config: Config) -> None:
         check_can_be_written(Path(http.weights_dir), f"rollout.http.weights_dir={http.weights_dir}")
 
 
+def _shares_memory(config: Config) -> bool:
+    return config.run.mode == "async" and config.weights.transport == "shm"
+
+
 def shared_memory_is_writable(config: Config) -> None:
     """The weights of the trainer can be put into shared memory."""
     folder = shared_folder()
-    if config.run.mode == "async" and not os.access(folder, os.W_OK | os.X_OK):
+    if _shares_memory(config) and not os.access(folder, os.W_OK | os.X_OK):
         raise NotHereError(
             f"{folder}: the weights go from the trainer to the engines through files in it, and it cannot be "
             "written",
@@ -79,7 +83,7 @@ def shared_memory_has_room(config: Config, model: ModelFacts | None, machine: Ma
     if model is None:
         return
     free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
-    if config.run.mode == "async" and free is not None and needed > free:
+    if _shares_memory(config) and free is not None and needed > free:
         raise NotHereError(
             f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
             f"shared memory, and {shared_folder()} has {format_bytes(free)} free",

@@ -31,7 +31,7 @@ from asyncrl.runtime.budget import Usage, metered
 from asyncrl.runtime.checkpoints import Checkpoints
 from asyncrl.runtime.event_loop import run_to_end
 from asyncrl.runtime.hub import with_folders
-from asyncrl.runtime.layout import COORDINATOR, SHARED_MEMORY_PREFIX, RunDir
+from asyncrl.runtime.layout import COORDINATOR, RunDir
 from asyncrl.runtime.machine import visible_gpu
 from asyncrl.runtime.preflight import Prepared, load, preflight
 from asyncrl.runtime.resources import Place, Placement
@@ -41,7 +41,7 @@ from asyncrl.runtime.status import own_status
 from asyncrl.runtime.supervisor import TICK_S, Supervisor
 from asyncrl.runtime.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
-from asyncrl.weights.segment import sweep, sweep_abandoned
+from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 """The variable from which torch takes its allocator's settings, by its name and the one that it had."""
@@ -129,7 +129,7 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
         try:
             for event in (*news, *prepared.warnings):
                 view.event(event)
-            with _no_weights_left(config), _no_shared_memory_left(run_dir):
+            with _no_weights_left(config), _no_versions_left(prepared.config, run_dir):
                 run_to_end(_run(prepared, run_dir, view))
         except KeyboardInterrupt:
             view.event(f"interrupted; go on with: asyncrl-launch --resume {run_dir.path}")
@@ -330,11 +330,11 @@ def _no_weights_left(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _no_shared_memory_left(run_dir: RunDir) -> Iterator[None]:
-    """Whatever kills the trainer: its shared memory goes, and that of runs whose launcher was killed as
-    well."""
-    sweep_abandoned(SHARED_MEMORY_PREFIX)
+def _no_versions_left(config: Config, run_dir: RunDir) -> Iterator[None]:
+    """Whatever kills the trainer: what it has published goes."""
+    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport.sweep()
     try:
         yield
     finally:
-        sweep(run_dir.weights_prefix)
+        transport.sweep()

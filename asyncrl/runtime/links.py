@@ -1,5 +1,4 @@
-"""The workers' and the trainer's way to the coordinator in `async` mode: ZMQ, and weights in shared
-memory."""
+"""The workers' and the trainer's way to the coordinator in `async` mode: ZMQ, and a transport for weights."""
 
 from __future__ import annotations
 
@@ -10,9 +9,6 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
-
-import msgspec
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
@@ -27,10 +23,8 @@ from asyncrl.runtime.wire import FRAMES_PER_GROUP, pack, unpack
 from asyncrl.waits import waiting
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.live import LiveWeights
-from asyncrl.weights.publisher import ShmPublisher
-from asyncrl.weights.segment import is_gone
 from asyncrl.weights.source import WeightsError
-from asyncrl.weights.subscriber import ShmWeights
+from asyncrl.weights.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +39,9 @@ class ZmqWorkerLink:
     """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
     date."""
 
-    def __init__(self, client: RpcClient, name: str, engine: Engine, answer_timeout_s: float) -> None:
+    def __init__(
+        self, client: RpcClient, name: str, engine: Engine, transport: Transport, answer_timeout_s: float
+    ) -> None:
         self._client = client
         self._name = name
         self._engine = engine
@@ -53,7 +49,8 @@ class ZmqWorkerLink:
         self._process = secrets.randbits(53)
         self._held: set[int] = set()
         """The leases whose outcome the coordinator has not confirmed."""
-        self._weights = NewestWeights()
+        self._transport = transport
+        self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
 
     def on_notice(self, notice: m.Notice) -> None:
@@ -101,18 +98,18 @@ class ZmqWorkerLink:
         """None when there is nothing newer, or the weights are gone with the trainer that published them: its
         successor's will come."""
         for attempt in range(1, UPDATE_TRIES + 1):
-            notice = self._weights.next
-            if notice is None:
+            source, notice = self._weights.next, self._weights.notice
+            if source is None or notice is None:
                 return None
             try:
-                with waiting(f"the engine to take weight version {notice.version}"):
-                    return await self._engine.update_weights(ShmWeights(notice))
+                with waiting(f"the engine to take weight version {source.version}"):
+                    return await self._engine.update_weights(source)
             except WeightsError as error:
                 # Usually overtaken by a newer version, whose notice is on its way.
-                log.warning("weight version %d, try %d: %s", notice.version, attempt, error)
-                if attempt == UPDATE_TRIES and not is_gone(Path(notice.segment)):
+                log.warning("weight version %d, try %d: %s", source.version, attempt, error)
+                if attempt == UPDATE_TRIES and not self._transport.is_gone(notice):
                     raise
-                if self._weights.next is notice:
+                if self._weights.next is source:
                     await asyncio.sleep(0.05 * attempt)
         return None
 
@@ -130,13 +127,11 @@ class ZmqWorkerLink:
 
 
 class ZmqTrainerLink:
-    """The trainer's link. `publisher` copies in `executor`, off the loop."""
+    """The trainer's link. `transport` publishes in `executor`, off the loop."""
 
-    def __init__(
-        self, client: RpcClient, publisher: ShmPublisher, config: Config, executor: Executor
-    ) -> None:
+    def __init__(self, client: RpcClient, transport: Transport, config: Config, executor: Executor) -> None:
         self._client = client
-        self._publisher = publisher
+        self._transport = transport
         self._config = config
         self._executor = executor
         self._answer_timeout_s = answer_timeout_s(config)
@@ -174,16 +169,15 @@ class ZmqTrainerLink:
 
     async def _share(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
         """Put the weights where the engines find them; the notice that says where."""
-        # The buffer holds version - 2. An engine that has that version may be reading the other buffer, not
-        # this one.
+        # Where this version goes an older one lies, which no engine may be reading.
+        overwritten = version - self._transport.keeps
         ack_timeout_s = m.ACK_PATIENCE * self._config.weights.ack_timeout_s
-        with waiting(f"every engine to take weight version {version - 2}"):
+        with waiting(f"every engine to take weight version {overwritten}"):
             await self._client.request(
-                m.AwaitApplied(version - 2), timeout_s=ack_timeout_s + self._answer_timeout_s
+                m.AwaitApplied(overwritten), timeout_s=ack_timeout_s + self._answer_timeout_s
             )
         loop = asyncio.get_running_loop()
-        notice = await loop.run_in_executor(self._executor, self._publisher.publish, version, weights, canary)
-        return msgspec.msgpack.encode(notice)
+        return await loop.run_in_executor(self._executor, self._transport.publish, version, weights, canary)
 
 
 def answer_timeout_s(config: Config) -> float:

@@ -16,6 +16,7 @@ from asyncrl.runtime.model_facts import DTYPE_BYTES, ModelFacts
 from asyncrl.runtime.models import KnownModels
 from asyncrl.runtime.resources import Placement
 from asyncrl.runtime.trainer_memory import ALLOCATOR, COMPUTED, NCCL, trainer_parts
+from asyncrl.weights.transport import transport_bytes
 
 SHARED_WEIGHTS = "shared weights"
 """The `Memory.kind` of what the trainer publishes weight versions in."""
@@ -66,8 +67,10 @@ def weights_bytes(config: Config, model: ModelFacts) -> int:
 
 
 def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
-    """The shared memory that holds the two newest versions; next to nothing where training is paced."""
-    return 0 if config.trainer.backend == "paced" else 2 * weights_bytes(config, model)
+    """What holds the newest versions on their way; next to nothing where training is paced."""
+    if config.trainer.backend == "paced":
+        return 0
+    return transport_bytes(config.weights.transport, weights_bytes(config, model))
 
 
 def estimate_memory(

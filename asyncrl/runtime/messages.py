@@ -141,7 +141,7 @@ class Publish(FromTrainer):
 
     version: Count
     notice: bytes | None
-    """`weights.manifest.WeightNotice`, encoded: the coordinator passes it on unread. None while the trainer
+    """What `weights.transport` tells the engines: the coordinator passes it on unread. None while the trainer
     trains again what it had trained before: engines are further on already."""
 
 

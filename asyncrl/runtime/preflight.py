@@ -183,6 +183,7 @@ def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _
         findings.of(lambda: disk_checks.shared_memory_is_writable(config))
         findings.of(lambda: checks.network(config))
     findings.of(lambda: checks.role_host(config))
+    findings.of(lambda: checks.transport(config))
     functions = look_at_functions(config)
     for problem in functions.problems:
         findings.of(problem.tell)

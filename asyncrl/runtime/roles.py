@@ -49,6 +49,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.runtime.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.runtime.reward_link import reward_links
     from asyncrl.runtime.rpc import RpcClient
+    from asyncrl.weights.transport import find_transport
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
@@ -65,7 +66,8 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     async with beating(run_dir.pulse(name)):
         try:
             async with RpcClient(endpoint, name) as client:
-                link = ZmqWorkerLink(client, name, engine, answer_timeout_s(config))
+                transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+                link = ZmqWorkerLink(client, name, engine, transport, answer_timeout_s(config))
                 client.on_notice = link.on_notice
                 await link.hello()
                 worker = RolloutWorker(group_rollout, link)
@@ -98,7 +100,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.runtime.rpc import RpcClient
     from asyncrl.runtime.train_loop import TrainLoop
     from asyncrl.trainer.backend import make_rank, make_trainer
-    from asyncrl.weights.publisher import ShmPublisher
+    from asyncrl.weights.transport import find_transport
 
     run_dir = RunDir(path)
     executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
@@ -109,14 +111,14 @@ async def trainer(config: Config, path: Path, name: str) -> None:
             return await loop.run_in_executor(executor, follower.follow)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
-    publisher = ShmPublisher(run_dir.weights_prefix)
+    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
     spare_the_collector()
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
-            link = ZmqTrainerLink(client, publisher, config, executor)
+            link = ZmqTrainerLink(client, transport, config, executor)
             await TrainLoop(config, made, link, run_dir, executor=executor, overlap=True).run()
     finally:
-        publisher.close()
+        transport.close()
 
 
 def spare_the_collector() -> None:

@@ -1,6 +1,8 @@
 """Whatever order notices, welcomes, acknowledgements and restarts come in, an engine never goes back, and
 ends with the newest weights."""
 
+from pathlib import Path
+
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,11 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from asyncrl.runtime.newest_weights import NewestWeights
 from asyncrl.weights.manifest import Manifest, WeightNotice
+from asyncrl.weights.shared_memory import SharedMemory
+from asyncrl.weights.subscriber import ShmWeights
 
 
 def encoded(version: int, trainer: int) -> bytes:
     """A version's notice; that of another trainer has other checksums."""
     return msgspec.msgpack.encode(WeightNotice(version, "/dev/shm/run-0", Manifest((), 8), (trainer,), 0.1))
+
+
+SOURCE = SharedMemory("asyncrl-test", Path()).source
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -24,8 +31,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.serial = self.trainer = self.version = self.frontier = 0
         self.notice: bytes | None = encoded(0, 0)
         self.on_their_way: list[tuple[bytes, int]] = []
-        self.weights = NewestWeights()
-        self.applying: WeightNotice | None = None
+        self.weights = NewestWeights(SOURCE)
+        self.applying: ShmWeights | None = None
         self.history: list[int] = []
 
     @rule()
@@ -101,7 +108,7 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 def test_a_late_welcome_does_not_take_the_place_of_a_version_that_is_being_applied():
-    weights = NewestWeights()
+    weights = NewestWeights(SOURCE)
     assert weights.hear(encoded(1, 0), 1)
     weights.taken = 1
     assert weights.hear(encoded(3, 0), 3)
@@ -110,9 +117,9 @@ def test_a_late_welcome_does_not_take_the_place_of_a_version_that_is_being_appli
 
 
 def test_a_new_trainer_publishes_a_version_again():
-    weights = NewestWeights()
+    weights = NewestWeights(SOURCE)
     weights.hear(encoded(1, 0), 1)
     assert weights.hear(encoded(1, 1), 3)
-    assert weights.next.checksums == (1,)
+    assert weights.next.notice.checksums == (1,)
     weights.taken = 1
     assert weights.next is None

@@ -1,0 +1,59 @@
+"""The way of a weight version from the trainer to the engines, both its ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from asyncrl.resolve import resolve
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.source import WeightSource
+
+
+class Transport(Protocol):
+    """Made in every process that needs it, with a name that only this run has and the run's own folder; each
+    process uses one end. Every implementation passes `tests/conformance/test_transport.py`."""
+
+    keeps: int
+    """So many newest versions can be read: version v is published once every engine that can has taken
+    version v - keeps."""
+
+    def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+        """The trainer's end: put a version where the engines find it. Returns the notice that tells them.
+        Blocking, one thread at a time; the weights do not change meanwhile. Raises `WeightsError` where there
+        is no room."""
+
+    def close(self) -> None:
+        """The trainer's end: take away what it has published. Engines that are reading finish undisturbed, or
+        get a `WeightsError`."""
+
+    def source(self, notice: bytes) -> WeightSource:
+        """An engine's end: what a notice tells of. Reads nothing yet."""
+
+    def is_gone(self, notice: bytes) -> bool:
+        """An engine's end: whether what a notice tells of went with its trainer, whose successor's comes."""
+
+    def sweep(self) -> None:
+        """The launcher's: leave nothing behind, whatever has ended the trainer. Called before a run and after
+        it."""
+
+    @staticmethod
+    def host_bytes(version_bytes: int) -> int:
+        """Memory of the trainer's host that it takes for versions of this size, besides the processes'
+        own."""
+
+
+TRANSPORTS = {"shm": "asyncrl.weights.shared_memory:SharedMemory"}
+"""Those that there are, by the names that `weights.transport` knows them by."""
+
+
+def find_transport(spec: str) -> Callable[[str, Path], Transport]:
+    """One of `TRANSPORTS`, or the user's own. Raises `ConfigError` for one that cannot be imported."""
+    return resolve(TRANSPORTS.get(spec, spec), what="weights.transport")
+
+
+def transport_bytes(spec: str, version_bytes: int) -> int:
+    """`host_bytes` of the transport that a config names."""
+    return cast(Transport, find_transport(spec)).host_bytes(version_bytes)

@@ -1,0 +1,170 @@
+"""What every transport of weights promises, held against those that there are and a user's own."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import asyncrl
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.source import LocalWeights, WeightsError, untied
+from asyncrl.weights.transport import TRANSPORTS, find_transport
+
+
+class FolderSource:
+    def __init__(self, path, version, canary):
+        self.path, self.version, self.canary = path, version, canary
+
+    def tensors(self):
+        try:
+            return load_file(self.path)
+        except FileNotFoundError as error:
+            raise WeightsError(f"{self.path} is gone") from error
+
+
+class Folder:
+    """A user's: a plain folder of safetensors files, of which the two newest stay."""
+
+    keeps = 2
+
+    def __init__(self, name, folder):
+        self.folder = folder / "weights"
+
+    def publish(self, version, weights, canary):
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{version}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in untied(weights).items()}, path)
+        (self.folder / f"{version - self.keeps}.safetensors").unlink(missing_ok=True)
+        canary = None if canary is None else asdict(canary)
+        return json.dumps([str(path), version, canary]).encode()
+
+    def close(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def source(self, notice):
+        path, version, canary = json.loads(notice)
+        canary = (
+            None
+            if canary is None
+            else Canary(**{k: v if k == "dtype" else tuple(v) for k, v in canary.items()})
+        )
+        return FolderSource(path, version, canary)
+
+    def is_gone(self, notice):
+        return not Path(json.loads(notice)[0]).exists()
+
+    def sweep(self):
+        self.close()
+
+    @staticmethod
+    def host_bytes(version_bytes):
+        return 0
+
+
+OWN = f"{__file__}:Folder"
+WHICH = pytest.mark.parametrize("spec", [*TRANSPORTS, OWN], ids=[*TRANSPORTS, "own"])
+
+
+@pytest.fixture
+def ends(tmp_path):
+    """`ends(spec)`: a trainer's end and an engine's, of one run."""
+    made = []
+
+    def make(spec):
+        made.extend(find_transport(spec)("asyncrl-conformance-test", tmp_path) for _ in range(2))
+        return made[-2:]
+
+    yield make
+    for end in made:
+        end.close()
+
+
+def weights(version):
+    """Any dtype and stride, one tensor tied to another."""
+    generator = torch.Generator().manual_seed(version)
+    embedding = torch.randn(7, 6, generator=generator)
+    return {
+        "embedding": embedding,
+        "scale": torch.full((3,), float(version), dtype=torch.bfloat16),
+        "turned": torch.randn(5, 4, generator=generator).T,
+        "head": embedding,
+    }
+
+
+def assert_equal(source, version):
+    found, wanted = source.tensors(), LocalWeights(version, weights(version)).tensors()
+    assert source.version == version
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+@WHICH
+def test_a_version_arrives_as_it_was_published_with_its_canary(ends, spec):
+    trainer, engine = ends(spec)
+    canary = Canary((1, 2, 3), (-0.5, -0.25), "float32")
+    live = weights(4)
+    notice = trainer.publish(4, live, canary)
+    live["scale"].zero_()  # the next step changes them
+    source = engine.source(notice)
+    assert_equal(source, 4)
+    assert source.canary == canary
+    assert engine.source(trainer.publish(5, weights(5), None)).canary is None
+
+
+@WHICH
+def test_as_many_versions_as_it_says_can_be_read(ends, spec):
+    trainer, engine = ends(spec)
+    notices = [trainer.publish(version, weights(version), None) for version in range(trainer.keeps + 1)]
+    for version, notice in list(enumerate(notices))[1:]:
+        assert_equal(engine.source(notice), version)
+    with pytest.raises(WeightsError):
+        engine.source(notices[0]).tensors()
+
+
+@WHICH
+def test_what_was_read_is_the_readers_own(ends, spec):
+    trainer, engine = ends(spec)
+    first = engine.source(trainer.publish(0, weights(0), None)).tensors()
+    for version in range(1, 1 + trainer.keeps):
+        trainer.publish(version, weights(version), None)
+    assert torch.equal(first["embedding"], weights(0)["embedding"])
+    first["embedding"].zero_()
+
+
+@WHICH
+@pytest.mark.parametrize("end", ["close", "sweep"])
+def test_with_the_trainer_its_versions_go(ends, spec, end):
+    trainer, engine = ends(spec)
+    notice = trainer.publish(0, weights(0), None)
+    assert not engine.is_gone(notice)
+    trainer.close() if end == "close" else engine.sweep()
+    assert engine.is_gone(notice)
+    with pytest.raises(WeightsError):
+        engine.source(notice).tensors()
+
+
+@WHICH
+def test_its_memory_grows_with_the_versions(spec):
+    host_bytes = find_transport(spec).host_bytes
+    assert 0 == host_bytes(0) <= host_bytes(10) <= 10 * find_transport(spec).keeps
+
+
+@pytest.mark.slow
+def test_a_whole_run_over_a_transport_of_the_users_own(make_config, assert_nothing_left):
+    result = asyncrl.run(make_config(f"weights.transport={OWN}", "run.steps=3"), progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert len(lines) == 3
+    assert not (result.run_dir / "weights").exists()
+    assert_nothing_left(result.run_dir)
+
+
+def test_a_transport_that_is_not_there_is_refused(make_config):
+    with pytest.raises(asyncrl.ConfigError, match=r"weights.transport `nothing`: write it as package.module"):
+        asyncrl.run(make_config("weights.transport=nothing"), progress=False)
