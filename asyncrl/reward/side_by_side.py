@@ -12,6 +12,7 @@ import traceback
 import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,11 +66,17 @@ class SideBySide:
         assert isinstance(request, wire.Call)
         context = copy_context()
         context.run(_call.set, request.number)
-        self._under_way[request.number] = self._loop.create_task(self._run(request), context=context)
+        task = self._loop.create_task(self._run(request), context=context)
+        self._under_way[request.number] = task
+        task.add_done_callback(partial(self._ended, request.number))
 
     async def _run(self, call: wire.Call) -> None:
         self._say(await self._answer(call))
-        del self._under_way[call.number]
+
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._under_way[number]
+        if task.cancelled():  # before its first step, or it would have been answered
+            self._say(wire.Raised(number, "it was cancelled before it began", ""))
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)

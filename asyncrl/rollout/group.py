@@ -54,6 +54,8 @@ class _Member:
     requests: int = 0
     open_requests: int = 1
     """The first counts from the beginning: every episode asks at once."""
+    under_way: set[str] = field(default_factory=set)
+    """Ids of the requests that are in the engine."""
     sampled_tokens: int = 0
     ended: bool = False
     broken: FinishReason | None = None
@@ -163,19 +165,33 @@ class GroupRollout:
         ) -> Completion:
             return await self._generate(task, member, np.asarray(prompt_ids, np.int32), max_new_tokens)
 
+        failure: Exception | None = None
         try:
-            return _checked(await self._episode(task, generate))
-        except Exception as error:
-            if member.engine_failure is not None:
-                raise member.engine_failure from None
-            raise AttemptFailed(f"episode: {type(error).__name__}", _story(error), 0) from error
+            trajectory = _checked(await self._episode(task, generate), member)
+        except Exception as error:  # noqa: BLE001 - whatever a user's code raises
+            failure = error
         finally:
-            member.ended, member.open_requests = True, 0
-            self._freed.set()
+            self._end(member)
+        if member.engine_failure is not None:  # also where the episode has made light of it
+            raise member.engine_failure
+        if failure is not None:
+            raise AttemptFailed(f"episode: {type(failure).__name__}", _story(failure), 0) from failure
+        return trajectory
+
+    def _end(self, member: _Member) -> None:
+        """The member's episode is over: what it has left in the engine is of no use to anybody."""
+        member.ended = True
+        if member.requests == 0:
+            member.open_requests = 0
+        for request_id in list(member.under_way):
+            self._engine.abort(request_id)
+        self._freed.set()
 
     async def _generate(
         self, task: RolloutTask, member: _Member, prompt_ids: NDArray[np.int32], max_new_tokens: int | None
     ) -> Completion:
+        if member.ended:
+            raise RuntimeError("`generate` was called after its episode had ended")
         c, number = self._config, member.requests
         member.requests += 1
         if number > 0:
@@ -195,17 +211,20 @@ class GroupRollout:
                 seed=sampling_seed(self._seed, task.group_id, task.attempt, member.index, number),
             )
             name = f"{task.lease_id}/{member.index}" + (f"/{number}" if number else "")
+            member.under_way.add(name)
             try:
                 stream = self._engine.generate(GenerationRequest(name, prompt_ids, sampling))
                 completion = Completion.of([chunk async for chunk in stream])
             except Exception as error:
                 member.engine_failure = error
                 raise
+            finally:
+                member.under_way.discard(name)
         finally:
             member.open_requests -= 1
             self._freed.set()
         member.sampled_tokens += len(completion.token_ids)
-        if completion.finish_reason in _BROKEN:
+        if completion.finish_reason in _BROKEN and not member.ended:
             member.broken = completion.finish_reason
         return completion
 
@@ -251,11 +270,15 @@ def _prompt_tokens(trajectory: Trajectory) -> int:
     return int(mask.argmax()) if mask.any() else len(mask)
 
 
-def _checked(trajectory: object) -> Trajectory:
+def _checked(trajectory: object, member: _Member) -> Trajectory:
     """Raises `TypeError` or `ValueError` for what an episode should not return."""
     if not isinstance(trajectory, Trajectory):
         raise TypeError(f"it returned {type(trajectory).__name__}; it should return a Trajectory")
-    if trajectory.finish_reason not in _BROKEN and not trajectory.versions:
+    if member.broken is not None:
+        return trajectory
+    if trajectory.finish_reason in _BROKEN:
+        raise ValueError(f"its trajectory ended with `{trajectory.finish_reason}`; raise an error instead")
+    if not trajectory.versions:
         raise ValueError("it returned a trajectory in which the policy sampled nothing")
     return trajectory
 

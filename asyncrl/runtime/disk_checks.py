@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError, NotHereError
@@ -47,10 +46,10 @@ def run_dir(config: Config) -> bool:
     return False
 
 
-def temporary_folder() -> None:
-    """Temporary files find a folder."""
+def temporary_folder() -> bool:
+    """Temporary files find a folder: then True."""
     try:
-        tempfile.gettempdir()
+        return bool(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise ConfigError(f"temporary files find no folder ({error.strerror}); set TMPDIR to one") from None
 
@@ -59,7 +58,8 @@ def weights_folder(config: Config) -> None:
     """The folder by which servers get weights can be written."""
     http = config.rollout.http
     if config.rollout.engine == "http" and http.weights_dir is not None:
-        check_can_be_written(Path(http.weights_dir), f"rollout.http.weights_dir={http.weights_dir}")
+        called = f"rollout.http.weights_dir={http.weights_dir}"
+        check_can_be_written(user_path(http.weights_dir, called), called)
 
 
 def _shares_memory(config: Config) -> bool:

@@ -14,10 +14,11 @@ from asyncrl.config import Config
 from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
-from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
+from asyncrl.rollout.engine import Engine, EngineError
 from asyncrl.rollout.engines.make import make_engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import make_rollout
@@ -76,25 +77,45 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
         )
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
     engine = make_engine(config, longest, shares_gpu=True)
+    try:
+        return _summary(config, await _sampled(config, prompts, engine, longest))
+    except ExceptionGroup as failures:
+        raise _for_people(failures) from failures
+    finally:
+        await engine.close()
+
+
+async def _sampled(
+    config: Config, prompts: Sequence[Prompt], engine: Engine, longest_prompt_tokens: int
+) -> list[Group]:
+    """A group for each prompt. Raises an `ExceptionGroup` of what went wrong."""
     models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
     rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
-    rollout = make_rollout(config, engine, rewards, longest)
+    rollout = make_rollout(config, engine, rewards, longest_prompt_tokens)
     # On the CPU: the engine has a copy of its own, wherever it computes.
     on_cpu = config.model_copy(update={"trainer": config.trainer.model_copy(update={"device": "cpu"})})
     weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
     await rewards.start()
-    driving = asyncio.create_task(engine.run())
     try:
-        await engine.update_weights(LocalWeights(0, weights))
-        groups = await asyncio.gather(*(rollout(_task(i, prompt)) for i, prompt in enumerate(prompts)))
-    except AttemptFailed as failure:
-        raise RunFailed(f"the evaluation cannot go on: {failure.detail}") from failure
+        async with asyncio.TaskGroup() as tasks:
+            driving = tasks.create_task(engine.run())
+            await engine.update_weights(LocalWeights(0, weights))
+            async with asyncio.TaskGroup() as groups:
+                found = [groups.create_task(rollout(_task(i, prompt))) for i, prompt in enumerate(prompts)]
+            driving.cancel()
     finally:
-        driving.cancel()
-        await asyncio.gather(driving, return_exceptions=True)
         await rewards.close()
-        await engine.close()
-    return _summary(config, groups)
+    return [group.result() for group in found]
+
+
+def _for_people(failures: ExceptionGroup[Exception]) -> Exception:
+    """What has gone wrong first, where that has words; else all of it."""
+    first: Exception = failures
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    if isinstance(first, AttemptFailed | EngineError):
+        return RunFailed(f"the evaluation cannot go on: {first}")
+    return first if isinstance(first, AsyncRLError) else failures
 
 
 def _task(index: int, prompt: Prompt) -> RolloutTask:

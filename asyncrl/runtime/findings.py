@@ -41,7 +41,7 @@ class Findings:
         """Raise `ConfigError` with all refusals and with what is missing; what is missing is refused alone
         only if `missing_too`, in at most five lines."""
         if self.refusals:
-            raise ConfigError("\n".join([*self.refusals, *map(str, self.missing)]))
+            raise ConfigError("\n".join(dict.fromkeys([*self.refusals, *map(str, self.missing)])))
         if missing_too and self.missing:
             raise ConfigError(_in_few_lines(self.missing))
 

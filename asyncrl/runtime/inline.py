@@ -148,6 +148,12 @@ class InlineLink:
             sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
             if sampled and all(p.generating and not p.elsewhere for p in progress):
                 return time.monotonic() - began_s
+            waited_s, limit_s = time.monotonic() - began_s, self._config.run.longest_step_s
+            if any(p.elsewhere for p in progress) and waited_s > limit_s:
+                raise RunFailed(
+                    f"an episode has kept the run waiting for {waited_s:.0f} s, for something that is no "
+                    "request to the model; give what it awaits a time limit"
+                )
             # Scores come from other processes: no need to turn in circles while nothing but them is missing.
             await asyncio.sleep(SCORING_POLL_S if sampled else 0)
 

@@ -198,6 +198,10 @@ def find_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
     try:
         return read_tokenizer(str(found.folder), trust_remote_code=source.trust_remote_code)
     except TokenizerError as error:
+        if hub.is_name(source.path) and hub.missing_weights(Path(str(found.folder))) == ():
+            raise ConfigError(  # it was fetched whole: another try would give the same
+                f"{source}: no tokenizer could be loaded from it: {error.reason}; name a model that has one"
+            ) from None
         raise source.lacks(
             f"no tokenizer could be loaded from it: {error.reason}",
             "save the model's tokenizer into the folder",

@@ -118,9 +118,10 @@ def load(config: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
         if (rest := error.rest) is not None:
             if _independent(rest, findings, is_elsewhere=False).has_rows and not is_on_hub(rest.data):
                 findings.of(partial(count_rows, rest.data))
-            look_for_models(rest, findings)
+            if (trained := findings.of(lambda: with_trained_models(rest))) is not None:
+                look_for_models(trained, findings)
             findings.forget(NotFetchedError)
-        lines = [str(error), *findings.refusals, *map(str, findings.missing)]
+        lines = dict.fromkeys([str(error), *findings.refusals, *map(str, findings.missing)])
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -154,6 +155,8 @@ def _look(
             findings.of(partial(checks.visible_gpus, config, placement))
     independent = _independent(config, findings, is_elsewhere=is_elsewhere)
     trained = findings.of(lambda: with_trained_models(config))
+    if trained is None:
+        findings.refuse(missing_too=False)
     scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
     known = _known(scene, findings, fetches=False)
     to_fetch = needs_all and (findings.forget(NotFetchedError) or is_on_hub(config.data))
@@ -178,13 +181,14 @@ class _Independent:
 def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
     if not is_elsewhere:
         findings.of(lambda: disk_checks.run_dir(config))
-        findings.of(lambda: disk_checks.temporary_folder())
         findings.of(lambda: disk_checks.weights_folder(config))
         findings.of(lambda: disk_checks.shared_memory_is_writable(config))
         findings.of(lambda: checks.network(config))
     findings.of(lambda: checks.role_host(config))
     findings.of(lambda: checks.transport(config))
-    functions = look_at_functions(config)
+    # Without it no process can be asked to import them.
+    has_temporary_folder = findings.of(disk_checks.temporary_folder)
+    functions = look_at_functions(config) if has_temporary_folder else Found()
     for problem in functions.problems:
         findings.of(problem.tell)
     findings.of(lambda: checks.trainer(config))

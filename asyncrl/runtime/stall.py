@@ -151,6 +151,8 @@ class StallWatch:
         now_s = self._now_s()
         stall = self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
         drops, stale = self._drops, self._stale - self._stale_before
+        if self._is_the_trainer_s_turn or not self.has_weights:
+            return stall  # whatever was dropped, it is not what all wait for
         if drops.groups and now_s - drops.last_s <= self._run.stall_s:
             is_final = drops.lasted_s(now_s) > self._run.stall_s
             text = f"{drops.cause()} So {stall.text}"

@@ -1,6 +1,7 @@
 """Episodes of many requests, with a real engine: what they may do, and what becomes of those that fail."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -186,13 +187,56 @@ def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(
     assert caught.value.sampled_tokens >= tokens
 
 
+async def ends_by_itself(task, generate):
+    return Transcript(task.prompt_ids).trajectory(FinishReason.ERROR)
+
+
+def test_an_episode_says_that_it_failed_by_an_exception(carry_out):
+    with pytest.raises(AttemptFailed, match=r"its trajectory ended with `error`; raise an error instead"):
+        carry_out(ends_by_itself)
+
+
+def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_out):
+    late = []
+
+    async def forgets(task, generate):
+        request = asyncio.ensure_future(generate(task.prompt_ids))
+        late.append((request, generate))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise ConnectionError("the tool is away")
+
+    async def watch(rollout):
+        while rollout.room < 2:
+            await asyncio.sleep(0)
+
+    with pytest.raises(AttemptFailed, match="the tool is away"):
+        carry_out(forgets, watch)
+    assert [request.result().finish_reason for request, _ in late] == [FinishReason.ABORT] * GROUP
+
+    async def ask_again():
+        await late[0][1](TASK.prompt_ids)
+
+    with pytest.raises(RuntimeError, match="called after its episode had ended"):
+        asyncio.run(ask_again())
+
+
 async def aborted_prompt(task, generate):
     await generate([])
 
 
-def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out):
+async def shrugs(task, generate):
+    with suppress(ValueError):
+        await generate([])
+    transcript = Transcript(task.prompt_ids)
+    transcript.sampled(await generate(transcript.token_ids))
+    return transcript.trajectory(FinishReason.STOP)
+
+
+@pytest.mark.parametrize("episode", [aborted_prompt, shrugs])
+def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out, episode):
     with pytest.raises(ExceptionGroup) as caught:
-        carry_out(aborted_prompt)
+        carry_out(episode)
     assert caught.group_contains(ValueError)
 
 
@@ -239,6 +283,23 @@ async def echo(task, generate):
     transcript.sampled(last)
     return transcript.trajectory(last.finish_reason)
 """
+
+
+HANGS = """
+import asyncio
+
+async def hangs(task, generate):
+    await generate(task.prompt_ids)
+    await asyncio.sleep(3600)
+"""
+
+
+def test_an_inline_run_does_not_wait_for_an_episode_for_ever(make_config, one_thread, tmp_path):
+    (tmp_path / "own.py").write_text(HANGS)
+    episode = f"rollout.episode={tmp_path / 'own.py'}:hangs"
+    config = make_config("run.mode=inline", "run.stall_s=0.05", episode)
+    with pytest.raises(asyncrl.RunFailed, match=r"an episode has kept the run waiting for .* time limit"):
+        asyncrl.run(config, progress=False)
 
 
 def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tmp_path):

@@ -422,6 +422,22 @@ def test_one_group_that_is_kept_among_those_dropped_is_progress(run):
         run.watch.delivered(lease.group_id, KEPT, kept=True)
 
 
+@pytest.mark.parametrize("drops", [1, 2])
+def test_a_trainer_that_hangs_is_not_excused_by_drops(run, drops):
+    """It has its batch: what comes in beside it, kept or dropped, holds nothing up."""
+    run.train()
+    for _ in range(12):
+        run.pass_by(1)
+        if drops:
+            drops -= 1
+            run.drop("rollout-1")
+        if (stall := run.watch.look()) is not None:
+            break
+    assert stall.culprits == ("trainer-0",)
+    assert not stall.is_final
+    assert stall.text.startswith("no training step")
+
+
 def test_an_engine_that_hangs_after_drops_is_what_holds_it_up(run):
     run.begin()
     for _ in range(25):
