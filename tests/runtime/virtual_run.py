@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.coordinator import Coordinator, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.ledger import GroupState
 from asyncrl.core.records import GroupSummary
@@ -219,9 +219,9 @@ class VirtualRun:
         lease, version, _, tokens = held
         constant = self.config.objective.filter_constant_groups and self.random.random() < CONSTANT_SHARE
         summary = GroupSummary({version: tokens}, (0.0, 0.0) if constant else (0.0, 1.0))
-        self.coordinator.submit(lease.group_id, lease.lease_id, summary, b"")
+        became = self.coordinator.submit(lease.group_id, lease.lease_id, summary, b"")
         if self.shows_progress:
-            self.watch.delivered(lease.group_id)
+            self.watch.delivered(lease.group_id, summary, kept=became is Submission.ACCEPTED)
         del engine.leases[lease.lease_id]
 
     def _speed(self, kind):

@@ -19,7 +19,7 @@ DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('dea
 
 def test_a_cell_without_a_sign_of_life_is_given_up(sweep_config, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "POLL_S", 0.05)
-    config = load(sweep_config, ["run.start_s=0.2", "run.stall_s=0.2"])
+    config = load(sweep_config, ["run.start_s=0.2", "run.stall_s=0.2", "reward.patience_s=0"])
     with pytest.raises(run.CellStalled, match=r"no step has ended for 1.4 s"):
         asyncio.run(run._watch(asyncio.sleep(3600), config, tmp_path))
 

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from asyncrl.tokenizer import TokenizerError
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.batch import BatchError
-from asyncrl.trainer.model_checks import ModelError
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_an_untied_head_is_published(make_qwen3, save_model, make_config):
 
 def test_a_model_without_a_tokenizer_is_refused_when_it_is_loaded(make_qwen3, tmp_path, make_config):
     make_qwen3().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="tokenizer"):
+    with pytest.raises(TokenizerError, match="no tokenizer could be loaded"):
         make_trainer(make_config(tmp_path))
 
 
