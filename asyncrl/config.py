@@ -182,7 +182,8 @@ class ModelConfig(Section):
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel of the trainer. `varlen`: torch's kernel for sequences of any length, without padding
     and masks (on a CPU a slow reference of it). `auto`: `varlen` on a GPU, if it can compute what the model
-    wants in `model.dtype`, else `sdpa`. The embedded engine uses `sdpa` where the model has it."""
+    wants in `model.dtype`, else `sdpa`, and `eager` for models that cap their attention's scores (Gemma 2).
+    The embedded engine uses `sdpa` where the model has it, and caps where the model does."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 

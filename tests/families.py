@@ -73,7 +73,9 @@ FAMILIES: dict[str, dict] = {
         "floor_scale": 4,
     },
     "gemma": _DENSE,
-    "gemma2": _DENSE | _WINDOWED | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 4.0},
+    "gemma2": _DENSE
+    | _WINDOWED
+    | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 4.0, "attn_logit_softcapping": 0.5},
     "gemma3_text": _DENSE | _WINDOWED | {"query_pre_attn_scalar": 8},
     "gemma4_text": _DENSE
     | _WINDOWED
@@ -171,9 +173,12 @@ def tiny_config(family: str) -> PreTrainedConfig:
 
 
 def tiny(family: str, seed: int = 0) -> nn.Module:
-    """The family's model: float32, in evaluation mode, the same for the same seed."""
+    """The family's model: float32, in evaluation mode, the same for the same seed. By `eager` where attention
+    scores are capped, which transformers' `sdpa` does not do."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32).eval()
+    config = tiny_config(family)
+    kernel = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kernel).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

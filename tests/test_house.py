@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "asyncrl"
 
 LAYERS = (
     {
-        *("affinity", "bounded", "config_messages", "errors", "layer_sizes", "packages", "paths", "presets"),
-        *("resolve", "scratch", "tokenizer", "units", "waits", "work", "yaml_tree"),
+        *("affinity", "attention_cap", "bounded", "config_messages", "errors", "layer_sizes", "packages"),
+        *("paths", "presets", "resolve", "scratch", "tokenizer", "units", "waits", "work", "yaml_tree"),
     },
     {"core", "objective"},
     {"config", "config_servers"},

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from asyncrl.attention_cap import keep_cap
 from asyncrl.config import RewardModelConfig
 from asyncrl.errors import RunFailed
 from asyncrl.reward.score import Message, RewardError
@@ -125,6 +126,7 @@ def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -
         raise RunFailed(
             f"{where}: its files lack {', '.join(random)}, which would be random; save the model again, whole"
         )
+    keep_cap(model)
     device = device or _device(config)
     if device.type == "cuda" and config.gpu_memory < 1:
         torch.cuda.set_per_process_memory_fraction(config.gpu_memory)

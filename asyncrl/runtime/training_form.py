@@ -14,15 +14,24 @@ log = logging.getLogger(__name__)
 def training_form(found: FoundModel, config: Config, *, has_head: bool) -> TrainingForm | None:
     """None where no twin can tell, so that the trainer finds out when it loads the model. has_head: whether
     the model's own output head is used. Raises `ConfigError` for a model that the trainer would refuse."""
-    from asyncrl.trainer.critic import make_critic  # imports torch
+    from asyncrl.trainer.attention import choose_attention, load_with  # imports torch
+    from asyncrl.trainer.critic import make_critic
     from asyncrl.trainer.model import make_policy
     from asyncrl.trainer.model_checks import ModelError
     from asyncrl.trainer.twin import small_twin
 
-    twin = small_twin(found.config, config.model.attn_implementation)
+    setting = config.model.attn_implementation
+    kernel = load_with(setting)
+    twin = small_twin(found.config, kernel)
     if twin is None:
+        if kernel is not None and (other := small_twin(found.config)) is not None:
+            raise ConfigError(
+                f"model.attn_implementation={setting}: {found.source}: {type(other).__name__} cannot compute "
+                "by it; use model.attn_implementation=auto"
+            )
         return None
     try:
+        choose_attention(twin, setting)
         if not has_head:
             return TrainingForm(make_critic(twin, config).unpacked, caps_logits=False)
         policy = make_policy(twin, config)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from asyncrl.attention_cap import attention_cap, keep_cap
 from asyncrl.layer_sizes import largest_of_layers
 from asyncrl.trainer import varlen
 from asyncrl.trainer.model_checks import ModelError, backbone, difference, model_name, probe_ids, tolerance
@@ -31,7 +32,11 @@ def load_with(setting: str) -> str | None:
 
 def choose_attention(model: PreTrainedModel, setting: str) -> None:
     """Switch a model that lies where it is going to compute to `varlen`, if that is what the setting comes
-    to. Raises `ModelError` where the setting asks for it by name and the model cannot have it."""
+    to, or to `eager` where only that is right. Raises `ModelError` where the setting asks by name for what
+    the model cannot have."""
+    if attention_cap(model.config) is not None:
+        _choose_for_capped(model, setting)
+        return
     if setting != varlen.NAME and (setting != "auto" or model.device.type != "cuda"):
         return
     why = _misfit(model) or _mistake(model)
@@ -46,10 +51,21 @@ def choose_attention(model: PreTrainedModel, setting: str) -> None:
         )
 
 
+def _choose_for_capped(model: PreTrainedModel, setting: str) -> None:
+    if setting in ("sdpa", varlen.NAME):
+        raise ModelError(
+            f"model.attn_implementation={setting}: {model_name(model)} caps its attention's scores, which "
+            "only `eager` and `flash_attention_2` do; use model.attn_implementation=auto"
+        )
+    if setting == "auto":
+        keep_cap(model)
+        log.info("%s computes attention by `eager`, since it caps its scores", model_name(model))
+
+
 def takes_shared_prompts(model: PreTrainedModel) -> bool:
     """Whether the model's layers see all tokens before theirs, and take our word for which belong to them."""
-    kinds = _layer_kinds(model)
-    windowed = kinds != {"full_attention"} if kinds else getattr(model.config, "sliding_window", None)
+    kinds, config = _layer_kinds(model), model.config.get_text_config()
+    windowed = kinds != {"full_attention"} if kinds else getattr(config, "sliding_window", None)
     return not windowed and model.config._attn_implementation in (varlen.NAME, "sdpa", "eager")
 
 
@@ -59,7 +75,7 @@ def strange_layers(model: PreTrainedModel) -> set[str]:
 
 
 def _layer_kinds(model: PreTrainedModel) -> set[str]:
-    return set(getattr(model.config, "layer_types", None) or ())
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 def _misfit(model: PreTrainedModel) -> str | None:

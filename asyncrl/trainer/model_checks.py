@@ -133,10 +133,10 @@ def _two_sequences(model: PackedModel) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def sharing_works(model: PackedModel) -> bool:
     """Whether two sequences that share their prefix give what each gives alone."""
-    ids = probe_ids(model.model, 12)
-    prefix, a, b = ids[:, :5], ids[:, 5:9], ids[:, 9:]
-    positions = torch.tensor([[*range(9), 5, 6, 7]], device=model.device)
-    branches = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3])
+    ids = probe_ids(model.model, 40)
+    prefix, a, b = ids[:, :16], ids[:, 16:28], ids[:, 28:]  # well beyond the window of a small twin
+    positions = torch.tensor([[*range(28), *range(16, 28)]], device=model.device)
+    branches = torch.tensor([[0] * 16 + [1] * 12 + [2] * 12])
     blocks = torch.zeros_like(branches)
     shared = model.hidden_states(
         ids,
@@ -144,9 +144,9 @@ def sharing_works(model: PackedModel) -> bool:
         Branches(blocks, branches).to(model.device),
         cut(blocks.numpy(), branches.numpy()).to(model.device),
     )
-    first = model.hidden_states(torch.cat([prefix, a], 1), positions[:, :9])
-    second = model.hidden_states(torch.cat([prefix, b], 1), positions[:, :8])
-    alone = torch.cat([first, second[:, 5:]], 1)
+    first = model.hidden_states(torch.cat([prefix, a], 1), positions[:, :28])
+    second = model.hidden_states(torch.cat([prefix, b], 1), positions[:, :28])
+    alone = torch.cat([first, second[:, 16:]], 1)
     return difference(shared, alone) <= tolerance(shared.dtype)
 
 

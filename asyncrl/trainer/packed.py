@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -174,4 +176,21 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
             "set trainer.gradient_checkpointing=false"
         )
     for layer in layers:
-        layer.training = True  # transformers checkpoints no others; the layers inside stay in eval mode
+        layer.training = True  # transformers checkpoints no others; the modules inside stay in eval mode
+        _without_dropout(layer)
+
+
+def _without_dropout(layer: nn.Module) -> None:
+    """Some layers (OPT's) drop out by themselves where they are training: only the checkpointing around the
+    layer's own pass is to see that."""
+    own = layer.forward
+
+    @wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        layer.training = False
+        try:
+            return own(*args, **kwargs)
+        finally:
+            layer.training = True
+
+    layer.forward = forward

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from asyncrl.attention_cap import keep_cap
 from asyncrl.trainer import varlen
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 
 def small_twin(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel | None:
     """The twin of models with this configuration, float32 on the CPU, the same every time; None where none
-    can be made. attention: the kernel, where the CPU has it."""
+    can be made. attention: the kernel, where the CPU has it; else what computes the model right."""
     kernel = attention if attention in ("sdpa", "eager", varlen.NAME) else None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -77,10 +78,15 @@ def small_twin(config: PreTrainedConfig, attention: str | None = None) -> PreTra
                 shell = AutoModelForCausalLM.from_config(shrunken)
             if sum(parameter.numel() for parameter in shell.parameters()) > _MOST_PARAMETERS:
                 raise ValueError("it has sizes that are not known here, and is not small")
-            twin = AutoModelForCausalLM.from_config(shrunken, dtype=torch.float32).eval()
+            loaded_with = None if kernel == varlen.NAME else kernel
+            twin = AutoModelForCausalLM.from_config(
+                shrunken, dtype=torch.float32, attn_implementation=loaded_with
+            ).eval()
             for parameter in twin.parameters():  # away from 0 and 1, where layers do nothing
                 parameter += 0.1 * torch.randn_like(parameter)
-            if kernel is not None and kernel != twin.config._attn_implementation:
+            if kernel is None:
+                keep_cap(twin)
+            elif kernel != loaded_with:
                 twin.set_attn_implementation(kernel)
             twin(input_ids=torch.zeros((1, 2), dtype=torch.int64), use_cache=False)
     except Exception as error:  # noqa: BLE001 - whatever its code raises, there is no twin

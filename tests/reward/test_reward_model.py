@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import tiny_config
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification
@@ -42,6 +43,21 @@ def test_a_pair_that_ends_with_the_padding_token_is_read_to_its_end(tmp_path, ma
     alone = [model(torch.tensor([ids])).logits.item() for ids in pairs]
     judge._model.config.pad_token_id = end
     assert judge.score(pairs) == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_model_that_caps_its_attention_scores_by_capped_ones(tmp_path, make_reward_model):
+    """transformers' `sdpa`, its default, leaves the cap out."""
+    folder = make_reward_model(tmp_path / "judge")  # for its tokenizer
+    torch.manual_seed(0)
+    config = tiny_config("gemma2")
+    config.num_labels, config.vocab_size = 1, len(byte_tokenizer(512))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    judge = scorer(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+    pairs = [judge.tokens(prompt, response) for prompt, response in PAIRS]
+    alone = [model(torch.tensor([ids])).logits.item() for ids in pairs]
+    assert judge.score(pairs) == pytest.approx(alone, abs=1e-4)
+    assert judge._model.config._attn_implementation == "eager"
 
 
 def test_bfloat16_scores_are_not_rounded_to_bfloat16(tmp_path, make_reward_model):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, WINDOW, tiny, tiny_config
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.errors import ConfigError
 from asyncrl.runtime.model_facts import FoundModel, ModelSource, TrainingForm, model_facts
@@ -72,8 +72,14 @@ def gradients(model):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(family, batch, make_config):
+@pytest.mark.parametrize(
+    ("family", "checkpointing"),
+    [*((family, False) for family in FAMILIES), *((f, True) for f in ("opt", "qwen3", "llama4_text"))],
+)
+def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(
+    family, checkpointing, batch, make_config
+):
+    """Checkpointing included: layers that drop out by themselves while they are trained must not."""
     model = tiny(family)
     weights = torch.linspace(-1, 2, len(batch.token_ids))
     expected = plain_logprobs(model, batch)
@@ -81,7 +87,8 @@ def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(famil
     expected_gradients = gradients(model)
     model.zero_grad()
 
-    policy = make_policy(model, make_config(rollout={"temperature": TEMPERATURE}))
+    trainer = {"gradient_checkpointing": checkpointing}
+    policy = make_policy(model, make_config(rollout={"temperature": TEMPERATURE}, trainer=trainer))
     assert as_documented(policy) == ROWS[family]
     got = torch.zeros(len(batch.token_ids))
     for micro in micro_batches([policy], batch):
@@ -91,6 +98,15 @@ def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(famil
     torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)
     off = (gradients(model) - expected_gradients).norm() / expected_gradients.norm()
     assert off < 1e-5
+
+
+def test_windows_show_in_the_text_part_of_a_model_that_has_others(make_config):
+    """Beyond a window a shared prompt is not seen."""
+    text = FAMILIES["gemma3_text"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    composite = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    model = AutoModelForCausalLM.from_config(composite, dtype=torch.float32).eval()
+    assert not make_policy(model, make_config()).shares_prefixes
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "nemotron_h", "llama4_text"])
@@ -166,6 +182,24 @@ def test_what_the_trainer_will_do_is_known_from_the_configuration(family, make_c
             assert form.caps_logits == (logits == "capped")
         beside = training_form(found, make_config(), has_head=False)
         assert beside == TrainingForm(form.unpacked)
+
+
+@pytest.mark.parametrize(
+    ("family", "kernel", "why"),
+    [
+        ("gemma2", "sdpa", "caps its attention's scores"),
+        ("gemma2", "varlen", "caps its attention's scores"),
+        ("gpt_oss", "sdpa", "GptOssForCausalLM cannot compute by it"),
+        ("gpt_oss", "varlen", "wants s_aux"),
+        ("mamba", "varlen", "no mask"),
+    ],
+)
+def test_a_kernel_that_a_model_cannot_have_is_refused_from_the_configuration(
+    family, kernel, why, make_config
+):
+    found = FoundModel(ModelSource("model.path", family, False, ""), None, tiny_config(family))
+    with pytest.raises(ConfigError, match=f"model.attn_implementation={kernel}: .*{why}"):
+        training_form(found, make_config(model={"attn_implementation": kernel}), has_head=True)
 
 
 def test_what_the_trainer_would_refuse_is_refused_from_the_configuration(make_config):

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from batches import with_true_logprobs
+from families import tiny
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GptOssConfig,
@@ -40,6 +39,7 @@ from asyncrl.trainer.pieces import cut
 from asyncrl.trainer.prefix import Branches, shared_units, single_units
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.shares import ONE_ROW, Packing, mini_batch
+from asyncrl.trainer.twin import small_twin
 
 SMALL = {
     "vocab_size": 97,
@@ -256,7 +256,6 @@ def chunked():
             lambda: MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1)),
             "no mask",
         ),
-        (lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8)), "wants softcap"),
         (gpt_oss, "wants s_aux"),
         (chunked, "layers of kind chunked_attention"),
     ],
@@ -268,6 +267,19 @@ def test_a_model_whose_layers_want_more_is_refused_by_name_and_keeps_its_attenti
     with pytest.raises(ModelError, match=f"attn_implementation=varlen: .*{why}.*attn_implementation=sdpa"):
         choose_attention(model, "varlen")
     assert model.config._attn_implementation == before
+
+
+def test_a_model_that_caps_its_scores_computes_by_what_keeps_the_cap(save_model, make_config):
+    """`sdpa` leaves it out without a word."""
+    path = save_model(tiny("gemma2"))
+    sections = [{"path": str(path), "attn_implementation": name} for name in ("auto", "eager")]
+    for section in sections:
+        model = load_policy(make_config(path, model=section)).model
+        assert model.config._attn_implementation == "eager"
+    assert small_twin(model.config).config._attn_implementation == "eager"
+    for name in ("sdpa", "varlen"):
+        with pytest.raises(ModelError, match=f"={name}: .*caps its attention's scores.*implementation=auto"):
+            load_policy(make_config(path, model={"path": str(path), "attn_implementation": name}))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from asyncrl.attention_cap import keep_cap
 from asyncrl.errors import ConfigError
 from asyncrl.reward.train.bradley_terry import Report, Schedule, train
 from asyncrl.reward.train.pairs import read_pairs, split_held_out
@@ -151,6 +152,7 @@ def _load(
         raise ConfigError(
             f"--model {settings.model}: its files lack {', '.join(lacking)}; download or save the model again"
         )
+    keep_cap(model)
     if tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if settings.gradient_checkpointing:

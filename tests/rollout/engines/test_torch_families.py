@@ -11,7 +11,7 @@ from families import FAMILIES, VOCABULARY, tiny, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.rollout.engine import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError
 from asyncrl.rollout.engines.torch.probe import exact_decoder, why_by_rows
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.weights.source import untied
@@ -83,6 +83,32 @@ def test_every_family_runs_exactly(family):
             )
             seen.add(span.version)
     assert seen == {0, 1}
+
+
+def test_capped_scores_stay_capped_where_a_model_decodes_by_rows(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise UnsupportedModelError("no slots today")
+
+    monkeypatch.setattr("asyncrl.rollout.engines.torch.probe.SlotDecoder", refuse)
+    model = tiny("gemma2")
+    model.set_attn_implementation("sdpa")
+    decoder = exact_decoder(model, 2, MAX_LENGTH)
+    assert isinstance(decoder, RowDecoder)
+    tokens = np.arange(2, 22)
+    decoder.fill(np.array([0]), tokens[None, :-1], np.array([19]))
+    logits = decoder.decode(tokens[-1:], np.array([19]))
+    with torch.no_grad():
+        expected = tiny("gemma2")(torch.from_numpy(tokens)[None], use_cache=False).logits[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lack_of_memory_is_no_reason_to_decode_by_rows(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("asyncrl.rollout.engines.torch.probe.SlotDecoder.decode", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        exact_decoder(tiny("qwen3"), 2, MAX_LENGTH)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,15 +34,19 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`sdpa`, except that a single query position is attended without repeating keys and values.
+    """`sdpa`, except that scores are capped where a model wants it, and that a single query position is
+    attended without repeating keys and values.
 
     query: [B, Hq, 1, D]; key, value: [B, Hkv, L, D]. The Hq / Hkv query heads that share a key head become as
     many query positions of that head: the mask does not depend on them, and nothing of the cache is copied.
     """
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]
+    if softcap is not None:
+        return _capped_attention(query, key, value, attention_mask, scaling or dim**-0.5, softcap), None
     if length != 1 or position_bias is not None or heads % kv_heads:
         return sdpa_attention_forward(
             module,
@@ -57,6 +61,27 @@ def _attention(
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim)
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float
+) -> Tensor:
+    """[B, L, Hq, Dv] by scores of softcap * tanh(score / softcap), in float32.
+
+    query: [B, Hq, L, D]; key, value: [B, Hkv, K, D] and Dv. mask: bool or additive [B, 1, L, K]; None means
+    causal, as `sdpa` takes it.
+    """
+    batch, heads, length, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, kv_heads, -1, dim)
+    scores = (grouped @ key.transpose(2, 3)).float().view(batch, heads, length, keys)
+    scores = softcap * torch.tanh(scores * (scaling / softcap))
+    if mask is None and length > 1:
+        mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1).to(value.dtype).view(batch, kv_heads, -1, keys)
+    return (weights @ value).view(batch, heads, length, -1).transpose(1, 2).contiguous()
 
 
 def _mask(

@@ -111,10 +111,6 @@ class SlotCache(Cache):
         self.slots = slots
         self.max_length = max_length
 
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
-
     def fill(self, rows: Tensor) -> None:
         """The next forward's tokens [N, T] are the first T of `rows` (int64[N]); they attend to each other
         only."""

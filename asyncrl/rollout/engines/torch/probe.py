@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from asyncrl.attention_cap import keep_cap
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
@@ -48,6 +49,7 @@ def exact_decoder(
         )
     if model.config._attn_implementation != attention:
         model.set_attn_implementation(attention)
+    keep_cap(model)
     try:
         by_rows = RowDecoder(model, slots, max_length)
         _refuse_if_inexact(by_rows, "its own cache")
@@ -80,6 +82,8 @@ def _refuse_if_inexact(decoder: Decoder, cache: str) -> None:
     name = type(decoder.model).__name__
     try:
         error = _median_error(decoder)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # of the machine, not of the model
     except Exception as failure:
         raise UnsupportedModelError(f"{name} does not run over {cache}: {failure}") from failure
     # Not `error > tolerance`: NaN must be refused.

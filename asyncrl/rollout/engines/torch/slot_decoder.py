@@ -97,6 +97,8 @@ def _layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     try:
         model(input_ids=token, past_key_values=seen, use_cache=True)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # of the machine, not of the model
     except Exception as error:
         raise UnsupportedModelError(f"{name} does not run over a plain key-value cache: {error}") from error
     shapes = []
