@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -177,20 +177,22 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
         )
     for layer in layers:
         layer.training = True  # transformers checkpoints no others; the modules inside stay in eval mode
-        _without_dropout(layer)
+        layer.forward = _WithoutDropout(layer)
 
 
-def _without_dropout(layer: nn.Module) -> None:
-    """Some layers (OPT's) drop out by themselves where they are training: only the checkpointing around the
-    layer's own pass is to see that."""
-    own = layer.forward
+class _WithoutDropout:
+    """A layer's own pass, out of training mode: some layers (OPT's) drop out by themselves where they are
+    training, and only the checkpointing around them is to see that they are. An object, not a function: a
+    copy of the layer has one of its own."""
 
-    @wraps(own)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        layer.training = False
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._own = layer.forward
+        update_wrapper(self, self._own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._layer.training = False
         try:
-            return own(*args, **kwargs)
+            return self._own(*args, **kwargs)
         finally:
-            layer.training = True
-
-    layer.forward = forward
+            self._layer.training = True

@@ -1,6 +1,7 @@
 """Every family of decoders is trained as transformers computes it, packed or a sequence a row."""
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,20 @@ def test_log_probabilities_and_gradients_are_those_of_a_plain_forward_pass(
     torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)
     off = (gradients(model) - expected_gradients).norm() / expected_gradients.norm()
     assert off < 1e-5
+
+
+def test_a_copy_of_a_checkpointed_model_computes_by_its_own_weights(batch, make_config):
+    """The average of an objective's proximal policy is such a copy."""
+    policy = make_policy(tiny("opt"), make_config(trainer={"gradient_checkpointing": True}))
+    copied = deepcopy(policy)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    micro = micro_batches([policy], batch)[0]
+    targets = torch.from_numpy(batch.token_ids)[micro.token_index]
+    assert (copied(micro, targets)[0] - policy(micro, targets)[0]).abs().min() > 0
+    uniform = torch.full((len(targets),), -np.log(policy.head.out_features), dtype=torch.float32)
+    torch.testing.assert_close(copied(micro, targets)[0], uniform)
 
 
 def test_windows_show_in_the_text_part_of_a_model_that_has_others(make_config):
