@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -102,17 +99,7 @@ def test_a_judge_is_asked_and_a_reply_without_a_mark_is_no_zero(judge):
 
 
 @pytest.mark.slow
-def test_the_script_trains_and_reads_and_evaluates(tmp_path, warmed_up_model):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny").symlink_to(warmed_up_model)
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "from_python" / "train.py"), "run.steps=4", "data.held_out_rows=8"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "step 1, reward 1: '" in done.stdout
-    assert re.search(r"0\.\d\d before, \d\.\d\d after", done.stdout)
+def test_the_script_trains_and_reads_and_evaluates(run_script):
+    printed = run_script(EXAMPLES / "from_python" / "train.py", "run.steps=4", "data.held_out_rows=8")
+    assert "step 1, reward 1: '" in printed
+    assert re.search(r"0\.\d\d before, \d\.\d\d after", printed)

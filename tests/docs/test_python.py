@@ -1,7 +1,6 @@
 """docs/python.md has all that `import asyncrl` gives, with its signature; its examples run."""
 
 import inspect
-import os
 import re
 import subprocess
 import sys
@@ -40,20 +39,10 @@ def test_importing_it_loads_neither_torch_nor_a_config():
 
 
 @pytest.mark.slow
-def test_the_examples_run_in_order(tmp_path, warmed_up_model):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny").symlink_to(warmed_up_model)
+def test_the_examples_run_in_order(run_script, tmp_path):
     script = tmp_path / "page.py"
     script.write_text("".join(re.findall(r"^```python\n(.*?)^```$", PAGE, re.S | re.M)))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "runs/python/checkpoints/step_4/hf" in done.stdout
-    assert "run.stepz" in done.stdout
+    printed = run_script(script)
+    assert "runs/python/checkpoints/step_4/hf" in printed
+    assert "run.stepz" in printed
     assert len(asyncrl.read_metrics(tmp_path / "runs" / "python" / "metrics.jsonl")) == 6

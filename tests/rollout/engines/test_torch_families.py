@@ -22,12 +22,7 @@ TABLE = dict(re.findall(r"^\|[^|]*\| `(\w+)` \|.*\| (batched|by rows) \|$", PAGE
 """How the embedded engine decodes each family, by the documentation."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def requests() -> list[GenerationRequest]:
