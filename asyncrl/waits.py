@@ -1,5 +1,5 @@
 """What this process waits for at the moment, and since when, in words for people. Whoever waits says so, and
-the role's pulse (`asyncrl.runtime.pulse`) passes it on."""
+the role's pulse (`asyncrl.liveness.pulse`) passes it on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """How far this process is with work that takes long. Whoever computes says so, and the role's pulse
-(`asyncrl.runtime.pulse`) passes it on: so others tell what takes long from what has stopped."""
+(`asyncrl.liveness.pulse`) passes it on: so others tell what takes long from what has stopped."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ async def ours(folder: str) -> None:
     import numpy as np
     from safetensors.torch import load_file
 
-    from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+    from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
     from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch

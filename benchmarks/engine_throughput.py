@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 

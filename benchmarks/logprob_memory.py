@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from asyncrl.trainer.logprob import token_logprobs
+from asyncrl.trainer.kernels.logprob import token_logprobs
 
 MIB = 2**20
 SAMPLE_EVERY_S = 0.001

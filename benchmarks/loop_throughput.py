@@ -44,17 +44,17 @@ from rich.table import Table
 import asyncrl
 import asyncrl.tiny
 from asyncrl import config as settings
+from asyncrl.cluster.roles import spare_the_collector
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.data.load import load_prompts
+from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.loop.worker import AttemptFailed, GroupRollout, RolloutWorker
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.text import response_text
-from asyncrl.rollout.worker import AttemptFailed, GroupRollout, RolloutWorker
-from asyncrl.runtime.roles import spare_the_collector
-from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.backend import make_trainer
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "loop_throughput.json"

@@ -26,7 +26,7 @@ import torch
 from logprob_memory import MIB, PeakResident
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from asyncrl.trainer.model import Policy
+from asyncrl.trainer.models.policy import Policy
 
 HEADS = ("fused", "naive", "one token")
 CHUNK_TOKENS = 1024

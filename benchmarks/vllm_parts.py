@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.engine import VllmEngine
 from asyncrl.rollout.engines.vllm.generation import sampling_params

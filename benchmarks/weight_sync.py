@@ -49,13 +49,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.units import format_bytes
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import untied
-from asyncrl.weights.subscriber import ShmWeights
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "weight_sync.json"
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads

@@ -48,7 +48,7 @@ class Launched:
 
     def roles(self, name):
         """The living processes of a role. What a role forks shows the role's command line at first."""
-        wanted = ["asyncrl.runtime.role", name]
+        wanted = ["asyncrl.cluster.role", name]
         return [p for p in self._children() if command(p)[2:4] == wanted]
 
     def role(self, name):

@@ -12,9 +12,9 @@ from launched import Launched
 from asyncrl import config as settings
 from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.runtime.layout import RunDir
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import PREFIX
-from asyncrl.weights.segment import segment_path
+from asyncrl.weights.shm.segment import segment_path
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from asyncrl.config import load
+from asyncrl.plan.preflight import plan
 from asyncrl.rollout.engines.vllm import distribution
-from asyncrl.runtime.preflight import plan
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = ("aiohttp", "datasets", "deepspeed", "liger_kernel", "math_verify", "matplotlib", "vllm")

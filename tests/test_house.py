@@ -9,16 +9,32 @@ PACKAGE = Path(__file__).parents[1] / "asyncrl"
 
 LAYERS = (
     {
-        *("affinity", "attention_cap", "bounded", "config_messages", "errors", "layer_sizes", "packages"),
-        *("paths", "presets", "resolve", "scratch", "tokenizer", "units", "waits", "work", "yaml_tree"),
+        *(
+            "affinity",
+            "bounded",
+            "decoders",
+            "errors",
+            "event_loop",
+            "packages",
+            "paths",
+            "resolve",
+            "scratch",
+        ),
+        *("units", "waits", "work"),
     },
     {"core", "objective"},
-    {"config", "config_servers"},
+    {"config"},
     {"weights", "data", "tiny"},
     {"reward"},
     {"rollout"},
     {"trainer", "observe"},
-    {"runtime"},
+    {"wire"},
+    {"runfiles"},
+    {"liveness"},
+    {"loop"},
+    {"cluster"},
+    {"plan"},
+    {"launch"},
     {"sweep"},
     {"cli"},
 )
@@ -28,8 +44,8 @@ PURE = {"core", "objective"}
 PURE_IMPORTS = {*sys.stdlib_module_names, "numpy", "torch", "asyncrl"}
 
 CYCLES = [
-    {"config", "config_servers"},
-    {"trainer.attention", "trainer.fused", "trainer.model_checks", "trainer.packed"},
+    {"config.schema", "config.servers"},
+    {"trainer.kernels.attention", "trainer.kernels.fused", "trainer.models.checks", "trainer.models.packed"},
 ]
 """Of modules that know each other, for types only. None may come to these."""
 

@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from asyncrl import presets
+    from asyncrl.config import presets
 
     names = presets.names()
     for name in names:
@@ -35,6 +35,6 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _copy(arguments: argparse.Namespace) -> None:
-    from asyncrl import presets
+    from asyncrl.config import presets
 
     print(presets.copy(arguments.name, arguments.destination))

@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
-from asyncrl.runtime.cores import cores_wanted
-from asyncrl.runtime.disk import Disk
-from asyncrl.runtime.memory import SHARED_WEIGHTS, GpuLoad, Memory
-from asyncrl.runtime.outline import Outline, Processes
-from asyncrl.runtime.pace import Pace
-from asyncrl.runtime.preflight import Plan
+from asyncrl.plan.cores import cores_wanted
+from asyncrl.plan.disk import Disk
+from asyncrl.plan.memory.estimate import SHARED_WEIGHTS, GpuLoad, Memory
+from asyncrl.plan.outline import Outline, Processes
+from asyncrl.plan.pace import Pace
+from asyncrl.plan.preflight import Plan
 from asyncrl.units import format_bytes
 
 UNKNOWN = "unknown"

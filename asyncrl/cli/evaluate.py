@@ -46,8 +46,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from asyncrl import config as settings
-    from asyncrl.runtime.earlier_run import model_in
-    from asyncrl.runtime.evaluate import evaluate, held_out
+    from asyncrl.loop.evaluate import evaluate, held_out
+    from asyncrl.runfiles.earlier_run import model_in
 
     base = settings.load(arguments.config, arguments.overrides)
     if arguments.responses is not None:

@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(arguments: argparse.Namespace) -> None:
     if arguments.resume is not None:
+        from asyncrl.launch.launcher import resume
         from asyncrl.observe.summary import print_summary
-        from asyncrl.runtime.launcher import resume
 
         print_summary(resume(arguments.resume, arguments.overrides, gpus=arguments.gpus).summary)
         return
-    from asyncrl.runtime.preflight import load, plan
+    from asyncrl.plan.preflight import load, plan
 
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
@@ -49,8 +49,8 @@ def _launch(arguments: argparse.Namespace) -> None:
 
         show(plan(config, arguments.gpus), verbose=arguments.verbose)
     else:
+        from asyncrl.launch.launcher import run
         from asyncrl.observe.summary import print_summary
-        from asyncrl.runtime.launcher import run
 
         print_summary(run(config, gpus=arguments.gpus).summary)
 
@@ -107,7 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _advice(text: str) -> str:
     """What to write instead of an argument that looks like a flag and is none."""
     from asyncrl.config import keys
-    from asyncrl.config_messages import did_you_mean
+    from asyncrl.config.messages import did_you_mean
     from asyncrl.resolve import quoted
 
     name, _, value = text.partition("=")

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from asyncrl.rollout.engine import EngineStats, UpdateReport
+from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 
 
 @dataclass(slots=True)

@@ -1,5 +1,5 @@
 """A verifiable reward: does the program in a response pass the row's tests? Needs Linux
-(`asyncrl.reward.sandbox`)."""
+(`asyncrl.reward.sandbox.sandbox`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncrl.reward import sandbox
-from asyncrl.reward.limits import Limits
+from asyncrl.reward.sandbox import sandbox
+from asyncrl.reward.sandbox.limits import Limits
 
 # Here, so that a run that could not score anything ends before it begins.
 sandbox.check()

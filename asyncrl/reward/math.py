@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncrl.packages import need
-from asyncrl.reward.deadline import left_s
-from asyncrl.reward.math_process import MathProcess, decided
+from asyncrl.reward.processes.deadline import left_s
+from asyncrl.reward.processes.math_process import MathProcess, decided
 
 need("math_verify", "asyncrl.reward.math")  # found out before a run starts, not by its first answer
 

@@ -16,12 +16,12 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from asyncrl.attention_cap import keep_cap
 from asyncrl.config import RewardModelConfig
+from asyncrl.data.tokenizer import TokenizerError, load_tokenizer
+from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.errors import RunFailed
 from asyncrl.reward.score import Message, RewardError
 from asyncrl.reward.template import UnreadablePairError, pair_ids
-from asyncrl.tokenizer import TokenizerError, load_tokenizer
 
 log = logging.getLogger(__name__)
 

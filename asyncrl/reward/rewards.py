@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from asyncrl.config import RewardConfig
 from asyncrl.reward.compose import OVERLONG, compose, part_rules
-from asyncrl.reward.pool import RewardPool
+from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.route import scoring_parts
 from asyncrl.reward.score import Message, Part, RewardError, Score, ScoreRequest
 from asyncrl.reward.shaping import soft_overlong

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from asyncrl.core.records import FinishReason, Trajectory, VersionSpan
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import resolve
-from asyncrl.rollout.engine import TokenChunk
+from asyncrl.rollout.engines.base import TokenChunk
 from asyncrl.rollout.task import RolloutTask
 
 

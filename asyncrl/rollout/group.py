@@ -15,7 +15,7 @@ from asyncrl.config import RolloutConfig
 from asyncrl.core.records import FinishReason, Group, Trajectory
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError, ScoreRequest
-from asyncrl.rollout.engine import Engine, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import Engine, GenerationRequest, SamplingParams
 from asyncrl.rollout.episode import Completion, Episode, single_turn
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.episode import make_episode
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.rollout.text import response_text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, GenerationConfig
 
-from asyncrl.tokenizer import TokenizerError, load_tokenizer
+from asyncrl.data.tokenizer import TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
-from asyncrl.runtime.layout import LOCK, held
+from asyncrl.runfiles.layout import LOCK, held
 from asyncrl.sweep.grid import Cell
 
 FINISHED = "finished"

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl import config as settings
-from asyncrl import yaml_tree
-from asyncrl.config import Config
+from asyncrl.config import Config, yaml_tree
 from asyncrl.errors import ConfigError
 
 OF_THE_SWEEP = {

@@ -22,9 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from asyncrl.cluster.lifeline import end_with
 from asyncrl.errors import AsyncRLError
-from asyncrl.runtime.launcher import run
-from asyncrl.runtime.lifeline import end_with
+from asyncrl.launch.launcher import run
 from asyncrl.sweep.folder import mark_finished
 from asyncrl.sweep.lane import STOP_GRACE_S
 
@@ -66,7 +66,7 @@ def _speak_to(output: str) -> None:
 
 def _fork() -> int | None:
     """The id of the cell's process, in the lane; None in the cell."""
-    import asyncrl.runtime.inline  # noqa: F401 - for the cell; here, so that a failure is in its output
+    import asyncrl.loop.inline  # noqa: F401 - for the cell; here, so that a failure is in its output
 
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.errors import ConfigError
+from asyncrl.event_loop import run_to_end
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.paths import user_path
-from asyncrl.runtime.event_loop import run_to_end
-from asyncrl.runtime.machine import probe, visible_gpu
-from asyncrl.runtime.preflight import preflight
+from asyncrl.plan.machine import probe, visible_gpu
+from asyncrl.plan.preflight import preflight
 from asyncrl.sweep import plot
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes

@@ -10,7 +10,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 
 if TYPE_CHECKING:
-    from asyncrl.trainer.deepspeed.backend import DeepSpeedTrainer
+    from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.live import LiveWeights
 
@@ -59,22 +59,22 @@ def make_trainer(config: Config, rendezvous: Path | None = None) -> Trainer:
     """The trainer that `trainer.backend` names. Loads the model where there is one. `rendezvous`: where its
     ranks find each other, a file that does not exist yet."""
     if config.trainer.backend == "paced":
-        from asyncrl.trainer.paced import PacedTrainer
+        from asyncrl.trainer.backends.paced.backend import PacedTrainer
 
         return PacedTrainer(config)
     if config.trainer.backend == "deepspeed":
         assert rendezvous is not None
         return make_rank(config, 0, rendezvous)
-    from asyncrl.trainer.torch_backend import TorchTrainer
+    from asyncrl.trainer.backends.torch.backend import TorchTrainer
 
     return TorchTrainer(config)
 
 
 def make_rank(config: Config, rank: int, rendezvous: Path) -> DeepSpeedTrainer:
     """One of the ranks of `trainer.backend=deepspeed`. Returns when all are there."""
-    from asyncrl.trainer.packed import trainer_device
+    from asyncrl.trainer.models.packed import trainer_device
 
     os.environ["DS_ACCELERATOR"] = trainer_device(config).type  # DeepSpeed reads it when it is imported
-    from asyncrl.trainer.deepspeed.backend import DeepSpeedTrainer
+    from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
 
     return DeepSpeedTrainer(config, rank, rendezvous)

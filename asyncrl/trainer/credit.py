@@ -15,7 +15,7 @@ from asyncrl.objective.catalogue import TOKEN_ADVANTAGES
 from asyncrl.objective.gae import Steps, whiten, whitening_sums
 from asyncrl.objective.make import make_group_advantage, make_token_advantage
 from asyncrl.objective.policy import ratio
-from asyncrl.trainer.batch import FlatBatch
+from asyncrl.trainer.packing.batch import FlatBatch
 
 
 @dataclass(frozen=True, slots=True)

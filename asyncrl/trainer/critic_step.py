@@ -13,9 +13,9 @@ from asyncrl.objective.normalise import token_mean
 from asyncrl.objective.value import ValueStats, value_loss, value_stats
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.optimizer import Update
+from asyncrl.trainer.packing.shares import MiniBatch, micro_batches
 from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.shares import MiniBatch, micro_batches
 from asyncrl.work import did_one, working
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asyncrl.config import TrainerConfig
 from asyncrl.trainer.optimizer import MasterAdamW, Update
-from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes, Stateful
 

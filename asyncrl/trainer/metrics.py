@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from asyncrl.core.records import Batch, FinishReason
-from asyncrl.trainer.batch import FlatBatch
+from asyncrl.trainer.packing.batch import FlatBatch
 
 
 def batch_metrics(batch: Batch, flat: FlatBatch) -> Iterator[tuple[str, float]]:

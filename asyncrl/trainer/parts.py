@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from asyncrl.config import Config
-from asyncrl.trainer.critic import Critic, load_critic
-from asyncrl.trainer.ewma import AveragedPolicy
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.model import Policy, load_policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.models.critic import Critic, load_critic
+from asyncrl.trainer.models.ewma import AveragedPolicy
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy, load_policy
+from asyncrl.trainer.models.reference import load_reference
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.reference import load_reference
 from asyncrl.trainer.state import Stateful
 from asyncrl.trainer.step import TrainStep
 from asyncrl.work import unhurried

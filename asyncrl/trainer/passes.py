@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from asyncrl.trainer.packing import MicroBatch
+from asyncrl.trainer.packing.pack import MicroBatch
+from asyncrl.trainer.packing.shares import MiniBatch, micro_batches
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.shares import MiniBatch, micro_batches
 from asyncrl.work import did_one, working
 
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from asyncrl.scratch import scratch_folder
-from asyncrl.trainer.model_checks import ModelError, model_name
+from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.state import hash_weights, on_host
 from asyncrl.weights.source import untied
 

@@ -19,18 +19,18 @@ from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.objective.proximal import WITHOUT_PASS
 from asyncrl.objective.step_size import sequence_sums, vcpo_lr_scale
-from asyncrl.trainer.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
 from asyncrl.trainer.credit import Assigned, Credit, Evidence
 from asyncrl.trainer.critic_step import CriticStep
-from asyncrl.trainer.ewma import AveragedPolicy
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.model import Policy
+from asyncrl.trainer.models.ewma import AveragedPolicy
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.models.reference import Reference
+from asyncrl.trainer.packing.batch import FlatBatch, check_staleness, count_trained, flatten, split_groups
+from asyncrl.trainer.packing.shares import MiniBatch, Packing, micro_batches, mini_batch
 from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import OneRank, Ranks, gathered_on_host
-from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.schedule import learning_rate
-from asyncrl.trainer.shares import MiniBatch, Packing, micro_batches, mini_batch
 from asyncrl.work import did_one, working
 
 

@@ -45,7 +45,7 @@ class Transport(Protocol):
         own."""
 
 
-TRANSPORTS = {"shm": "asyncrl.weights.shared_memory:SharedMemory"}
+TRANSPORTS = {"shm": "asyncrl.weights.shm.transport:SharedMemory"}
 """Those that there are, by the names that `weights.transport` knows them by."""
 
 

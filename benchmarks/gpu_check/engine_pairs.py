@@ -25,11 +25,11 @@ from check_step import Bench
 from trainer_steps import config_of, timed
 
 from asyncrl.core.records import Batch, Group, Trajectory, VersionSpan
-from asyncrl.rollout.engine import Engine, GenerationRequest, SamplingParams, TokenChunk
+from asyncrl.rollout.engines.base import Engine, GenerationRequest, SamplingParams, TokenChunk
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.weights.publisher import ShmPublisher
-from asyncrl.weights.subscriber import ShmWeights
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.subscriber import ShmWeights
 
 WAIT_S = 300.0
 REPEATS = 5

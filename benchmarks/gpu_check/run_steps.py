@@ -19,7 +19,7 @@ from asyncrl.config import dump
 from asyncrl.errors import NotHereError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
-from asyncrl.runtime.layout import RunDir
+from asyncrl.runfiles.layout import RunDir
 
 TAIL_LINES = 40
 COLD_STEPS = 2

@@ -14,8 +14,9 @@ import torch
 from check_model import QWEN3_4B_STACK, Size, make_config, make_model, random_batch, tokens_of
 from check_step import Bench, NotThere
 
-from asyncrl.config import Config, ConfigError, keys
-from asyncrl.runtime.preflight import plan
+from asyncrl.config import Config, keys
+from asyncrl.errors import ConfigError
+from asyncrl.plan.preflight import plan
 from asyncrl.trainer.backend import Trainer, make_rank, make_trainer
 
 STEPS = 3

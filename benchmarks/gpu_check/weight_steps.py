@@ -16,8 +16,8 @@ from asyncrl.errors import NotHereError
 from asyncrl.rollout.engines.make import make_engine
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.trainer.backend import Trainer, make_trainer
-from asyncrl.weights.publisher import ShmPublisher
-from asyncrl.weights.subscriber import ShmWeights
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.subscriber import ShmWeights
 
 UPDATES = 20
 VERSIONS = 5

@@ -2,9 +2,9 @@
 
 import pytest
 
-from asyncrl import presets
 from asyncrl.cli.main import main
-from asyncrl.config import ConfigError, load
+from asyncrl.config import load, presets
+from asyncrl.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from asyncrl.cli import launch
 from asyncrl.cli.dry_run import show
 from asyncrl.config import load
-from asyncrl.runtime.machine import Machine
-from asyncrl.runtime.preflight import plan
-from asyncrl.yaml_tree import read
+from asyncrl.config.yaml_tree import read
+from asyncrl.plan.machine import Machine
+from asyncrl.plan.preflight import plan
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_the_settings_imply_is_told(shown):
 )
 def test_how_the_cores_are_shared_out_is_told(run_files, capsys, monkeypatch, own_cores, pin_cores, told):
     machine = Machine(4, 10**10, (), None, own_cores)
-    monkeypatch.setattr("asyncrl.runtime.preflight.probe", lambda: machine)
+    monkeypatch.setattr("asyncrl.plan.preflight.probe", lambda: machine)
     overrides = [f"placement.pin_cores={pin_cores}", "rollout.threads=3"]
     assert launch.main(["--config", "run.yaml", "--dry-run", *overrides]) == 0
     assert told in " ".join(capsys.readouterr().out.split())

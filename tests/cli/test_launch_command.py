@@ -7,7 +7,7 @@ import pytest
 
 from asyncrl.cli import launch
 from asyncrl.errors import ConfigError, RunFailed
-from asyncrl.runtime import launcher
+from asyncrl.launch import launcher
 
 
 def asyncrl_launch(*arguments):

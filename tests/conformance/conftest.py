@@ -15,7 +15,7 @@ from families import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_servers import VllmServer
 
-from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.engines.http.engine import HttpEngine
 from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.weights.canary import make_canary

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams, TokenChunk
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams, TokenChunk
 
 
 @dataclass

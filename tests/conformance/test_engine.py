@@ -11,7 +11,7 @@ import torch
 from engine_reference import Output, collect, processed_logprobs, recomputed, stitched
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.weights.source import LocalWeights, WeightsError
 
 VOCAB = 97

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import asyncrl
+from asyncrl.cluster.hosts.base import HOSTS, RoleSpec, find_host
+from asyncrl.cluster.processes import kill_tagged
 from asyncrl.config import dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.liveness.pulse import read_pulse
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.processes import kill_tagged
-from asyncrl.runtime.pulse import read_pulse
-from asyncrl.runtime.role_host import HOSTS, RoleSpec, find_host
+from asyncrl.runfiles.layout import RunDir
 
 LONG_S = 60.0
 
@@ -32,7 +32,7 @@ class PlainRole:
         arguments = [spec.name, "--run-dir", str(run_dir.path), "--supervisor", str(os.getpid())]
         with self.path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "asyncrl.runtime.role", *arguments],
+                [sys.executable, "-m", "asyncrl.cluster.role", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -15,7 +15,7 @@ from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, TooManyFailures
 from asyncrl.core.records import GroupSummary
-from asyncrl.runtime.store import LedgerStore
+from asyncrl.runfiles.store import LedgerStore
 
 ROWS = 7
 

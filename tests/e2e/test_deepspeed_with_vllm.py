@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launched import LONG_S
 
-from asyncrl.runtime.checkpoints import Checkpoints
+from asyncrl.runfiles.checkpoints import Checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(600)]
 

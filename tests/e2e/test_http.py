@@ -13,15 +13,15 @@ import torch
 from vllm_servers import VllmServer
 
 import asyncrl
-from asyncrl.config import ConfigError
 from asyncrl.core.records import FinishReason
+from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.plan.preflight import preflight
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.http.engine import HttpEngine
 from asyncrl.rollout.engines.http.fleet import Deadlines, NoServerLeft
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
-from asyncrl.runtime.preflight import preflight
 from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
 from asyncrl.weights.canary import CanaryError, make_canary

@@ -10,14 +10,14 @@ import pytest
 import asyncrl
 from asyncrl.core.records import Batch, Group
 from asyncrl.data.load import load_prompts
+from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.functions import resolve
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.make import make_torch_engine
 from asyncrl.rollout.episode import Completion, Transcript
 from asyncrl.rollout.group import sampling_seed
 from asyncrl.rollout.text import response_text
-from asyncrl.tokenizer import load_tokenizer
 from asyncrl.trainer.backend import make_trainer
 
 
@@ -77,7 +77,7 @@ def trained(monkeypatch):
         made.append(make_trainer(config))
         return made[-1]
 
-    monkeypatch.setattr("asyncrl.runtime.inline.make_trainer", make)
+    monkeypatch.setattr("asyncrl.loop.inline.make_trainer", make)
     return made
 
 

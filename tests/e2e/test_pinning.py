@@ -7,7 +7,7 @@ import sys
 import pytest
 from launched import command
 
-from asyncrl.runtime.machine import probe
+from asyncrl.plan.machine import probe
 
 CORES = set(probe().own_cores)
 FIRST, SECOND = set(sorted(CORES)[:1]), set(sorted(CORES)[1:2])
@@ -35,7 +35,7 @@ def test_engine_and_trainer_keep_to_their_cores_and_nobody_else_has_to(launch):
     worker = run.role("rollout-0")
     assert cores_of(run.role("trainer-0")) == FIRST
     assert cores_of(worker) == SECOND
-    (rewards,) = [p for p in worker.children() if "asyncrl.reward.process" in command(p)]
+    (rewards,) = [p for p in worker.children() if "asyncrl.reward.processes.process" in command(p)]
     assert cores_of(rewards) == cores_of(run.role("coordinator")) == CORES
     interrupt(run)
 
@@ -45,7 +45,7 @@ def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch):
     run = launch("placement.pin_cores=auto", "rollout.engine=vllm", "run.steps=100000")
     run.wait_for_steps(1)
     children = run.role("rollout-0").children(recursive=True)
-    rewards = [p for p in children if "asyncrl.reward.process" in command(p)]
+    rewards = [p for p in children if "asyncrl.reward.processes.process" in command(p)]
     engines = [p for p in children if "EngineCore" in " ".join(command(p))]
     assert (len(rewards), len(engines)) == (1, 1)
     assert cores_of(*engines) == SECOND

@@ -5,9 +5,9 @@ import torch
 
 import asyncrl
 from asyncrl.cli.main import main
-from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.replay import ReplayError, replay
-from asyncrl.runtime.state import open_ledger
+from asyncrl.loop.replay import ReplayError, replay
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.state import open_ledger
 
 CHECKPOINTS = ("checkpoint.every_steps=2", "checkpoint.keep_last=3")
 

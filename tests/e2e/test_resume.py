@@ -6,9 +6,9 @@ from launched import LONG_S
 
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.runtime.budget import Usage
-from asyncrl.runtime.checkpoints import Checkpoints
-from asyncrl.runtime.layout import RunDir
+from asyncrl.runfiles.budget import Usage
+from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.trainer.backend import make_trainer
 
 
@@ -37,7 +37,7 @@ def interrupt_at(monkeypatch):
 
     def interrupt_at(step):
         chosen["step"] = step
-        monkeypatch.setattr("asyncrl.runtime.inline.make_trainer", Interrupted)
+        monkeypatch.setattr("asyncrl.loop.inline.make_trainer", Interrupted)
 
     return interrupt_at
 

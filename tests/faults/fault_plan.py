@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 from launched import Launched
 
-from asyncrl.runtime.layout import RunDir
-from asyncrl.weights.segment import segment_path
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.weights.shm.segment import segment_path
 
 Fault = Callable[[Launched, random.Random], None]
 

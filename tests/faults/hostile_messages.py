@@ -9,9 +9,9 @@ import numpy as np
 from live_coordinator import INSIDER, group_of, plain
 from msgspec import inspect
 
-from asyncrl.runtime import messages as m
-from asyncrl.runtime.rpc import MAX_FRAMES
-from asyncrl.runtime.wire import pack
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import pack
+from asyncrl.wire.rpc import MAX_FRAMES
 
 KINDS = typing.get_args(m.Request)
 INTEGERS = (0, 1, -1, 127, 255, 2**31, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1)

@@ -15,11 +15,11 @@ from msgspec import inspect
 from asyncrl import config as settings
 from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
-from asyncrl.rollout.engine import UpdateReport
-from asyncrl.runtime import messages as m
-from asyncrl.runtime.layout import RunDir
-from asyncrl.runtime.rpc import RpcClient
-from asyncrl.runtime.wire import pack
+from asyncrl.rollout.engines.base import UpdateReport
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import pack
+from asyncrl.wire.rpc import RpcClient
 
 BATCH_GROUPS = 4
 GROUP_SIZE = 2
@@ -169,7 +169,7 @@ async def live_coordinator(folder):
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "asyncrl.runtime.role", "coordinator"),
+                *(sys.executable, "-m", "asyncrl.cluster.role", "coordinator"),
                 *("--run-dir", str(run_dir.path), "--supervisor", str(os.getpid())),
             ],
             stderr=output,

@@ -18,7 +18,7 @@ from fault_plan import FAULTS, corrupt_weights, write_reward
 from launched import LONG_S
 
 from asyncrl import config as settings
-from asyncrl.runtime.layout import RunDir
+from asyncrl.runfiles.layout import RunDir
 
 pytestmark = pytest.mark.slow
 

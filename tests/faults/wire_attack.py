@@ -11,11 +11,11 @@ from hostile_messages import insider_message, request_id, stranger_message
 from live_coordinator import ANSWER_S, INSIDER, group_of, plain
 from raw_peers import raw_peer
 
-from asyncrl.rollout.engine import UpdateReport
-from asyncrl.runtime import messages as m
-from asyncrl.runtime.keys import Keys
-from asyncrl.runtime.rpc import MAX_FRAME_BYTES
-from asyncrl.runtime.wire import pack
+from asyncrl.rollout.engines.base import UpdateReport
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import pack
+from asyncrl.wire.keys import Keys
+from asyncrl.wire.rpc import MAX_FRAME_BYTES
 
 NOTICE = bytes(8)
 

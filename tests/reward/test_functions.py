@@ -36,7 +36,7 @@ def test_columns_are_missing_that_have_no_default_and_are_not_given():
 
 def test_importing_rewards_imports_neither_torch_nor_transformers():
     code = (
-        "import sys, asyncrl.reward.pool, asyncrl.reward.process, asyncrl.tiny.skill;"
+        "import sys, asyncrl.reward.processes.pool, asyncrl.reward.processes.process, asyncrl.tiny.skill;"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -153,7 +153,7 @@ def test_children_die_with_their_parent(tmp_path, function):
             sys.path.insert(0, "{FUNCTIONS.parent}")
             from reward_pools import until
             from asyncrl.config import RewardConfig
-            from asyncrl.reward.pool import RewardPool
+            from asyncrl.reward.processes.pool import RewardPool
             from asyncrl.reward.score import ScoreRequest
             async def main():
                 config = RewardConfig.model_validate(

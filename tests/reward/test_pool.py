@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from reward_pools import request, reward_config, running_pool, until
 
-from asyncrl.config import ConfigError
-from asyncrl.reward.pool import RewardPool
+from asyncrl.errors import ConfigError
+from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.score import RewardError, ScoreRequest
 
 
@@ -119,7 +119,7 @@ def test_failures_name_function_reason_and_attempts(name, reason):
 def test_an_exception_comes_with_the_users_traceback():
     reason = failure("broken", retries=0).reason
     assert 'raise KeyError("the_missing_key")' in reason
-    assert "asyncrl/reward/process.py" not in reason
+    assert "asyncrl/reward/processes/process.py" not in reason
 
 
 def test_a_missing_column_is_named():
@@ -227,7 +227,7 @@ def test_an_import_that_hangs_or_dies_ends_the_start(tmp_path, text, message):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr("asyncrl.reward.absence.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("asyncrl.reward.processes.absence.FIRST_PAUSE_S", 0.01)
 
 
 @pytest.mark.parametrize("how", ["refused", "wrapped", "busy"])

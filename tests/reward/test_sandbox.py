@@ -16,10 +16,10 @@ from launched import command
 from reward_pools import is_running, until
 
 from asyncrl import scratch
-from asyncrl.reward import confine, sandbox
-from asyncrl.reward.limits import Limits, SandboxError
-from asyncrl.reward.sandbox import run_program
-from asyncrl.reward.seccomp import AUDIT_ARCH, allowed_calls
+from asyncrl.reward.sandbox import confine, sandbox
+from asyncrl.reward.sandbox.limits import Limits, SandboxError
+from asyncrl.reward.sandbox.sandbox import run_program
+from asyncrl.reward.sandbox.seccomp import AUDIT_ARCH, allowed_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -303,7 +303,7 @@ def test_root_is_nobody_special():
 def test_it_ends_with_its_parent_and_the_next_process_cleans_up(tmp_path):
     script = (
         f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
-        "from asyncrl.reward.sandbox import run_program\n"
+        "from asyncrl.reward.sandbox.sandbox import run_program\n"
         "run_program('import time; time.sleep(3600)')"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)

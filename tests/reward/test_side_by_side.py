@@ -95,7 +95,7 @@ def test_a_cancelled_call_ends_and_its_neighbours_go_on(tmp_path):
 
 
 def test_one_call_asks_again_for_all_while_a_judge_is_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("asyncrl.reward.absence.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("asyncrl.reward.processes.absence.FIRST_PAUSE_S", 0.05)
     calls = tmp_path / "calls"
 
     def made() -> Counter[str]:
@@ -118,7 +118,7 @@ def test_one_call_asks_again_for_all_while_a_judge_is_away(tmp_path, monkeypatch
 
 
 def test_who_waits_for_a_judge_keeps_no_process_from_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("asyncrl.reward.absence.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("asyncrl.reward.processes.absence.FIRST_PAUSE_S", 0.05)
 
     async def main():
         async with running_pool("asks_a_judge_for_some_rows", retries=0) as pool:

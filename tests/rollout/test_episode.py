@@ -18,7 +18,7 @@ from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.rollout.episode import Transcript, make_episode
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
-from asyncrl.trainer.batch import flatten
+from asyncrl.trainer.packing.batch import flatten
 
 GROUP, TURN, CONTEXT = 4, 6, 40
 TASK = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {})

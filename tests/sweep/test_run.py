@@ -41,7 +41,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("what has looked for GPUs cannot use them after a fork")
 
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = torch.cuda._lazy_init = refuse
-import asyncrl.runtime.inline
+import asyncrl.loop.inline
 assert psutil.Process().num_threads() == 1
 """
 

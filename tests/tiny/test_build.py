@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from asyncrl.config import ConfigError
+from asyncrl.errors import ConfigError
 from asyncrl.tiny import build, warmup
 from asyncrl.tiny.skill import exact_match
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from asyncrl import config as settings
-from asyncrl.trainer.batch import flatten
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
 
@@ -44,8 +44,8 @@ def alone(config) -> dict[str, torch.Tensor]:
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from asyncrl.trainer.deepspeed.backend import _learner
-    from asyncrl.trainer.deepspeed.group import Group
+    from asyncrl.trainer.backends.deepspeed.backend import _learner
+    from asyncrl.trainer.backends.deepspeed.group import Group
 
     configs = {path.stem: settings.load(path) for path in sorted(folder.glob("*.yaml"))}
     size = next(iter(configs.values())).trainer.ranks

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from asyncrl.tokenizer import TokenizerError
+from asyncrl.data.tokenizer import TokenizerError
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.batch import BatchError
+from asyncrl.trainer.packing.batch import BatchError
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_paced_trainer_refuses_what_a_real_one_refuses(make_config, random_bat
 def test_imports_stay_light():
     code = (
         "import sys, asyncrl.trainer.backend; assert 'torch' not in sys.modules; "
-        "import asyncrl.trainer.paced; assert 'transformers' not in sys.modules"
+        "import asyncrl.trainer.backends.paced.backend; assert 'transformers' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False

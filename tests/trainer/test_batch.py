@@ -7,7 +7,7 @@ import pytest
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.trainer.batch import BatchError, check_staleness, count_trained, flatten, split_groups
+from asyncrl.trainer.packing.batch import BatchError, check_staleness, count_trained, flatten, split_groups
 
 
 def trajectory(**changes):

@@ -9,14 +9,14 @@ import torch.distributed as dist
 from batches import make_batch, with_true_logprobs
 from pretended import DEVICE, pretended_device
 
-from asyncrl.trainer.critic import Critic
-from asyncrl.trainer.deepspeed import group as trainer_group
-from asyncrl.trainer.deepspeed.group import Group
+from asyncrl.trainer.backends.deepspeed import group as trainer_group
+from asyncrl.trainer.backends.deepspeed.group import Group
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.models.critic import Critic
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.models.reference import Reference
 from asyncrl.trainer.ranks import DeviceError, OneRank
-from asyncrl.trainer.reference import Reference
 from asyncrl.trainer.step import TrainStep
 
 

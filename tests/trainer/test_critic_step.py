@@ -8,10 +8,10 @@ import torch
 from batches import with_true_logprobs
 
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.critic import Critic
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.models.critic import Critic
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.step import TrainStep
 from asyncrl.work import current_work
 

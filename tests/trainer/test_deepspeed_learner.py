@@ -4,8 +4,8 @@ import pytest
 import torch
 from families import tiny
 
-from asyncrl.trainer.critic import Critic
-from asyncrl.trainer.deepspeed.group import Group
+from asyncrl.trainer.backends.deepspeed.group import Group
+from asyncrl.trainer.models.critic import Critic
 
 pytestmark = pytest.mark.deepspeed
 
@@ -25,7 +25,7 @@ def group(tmp_path_factory):
 
 @pytest.fixture
 def make_learner(group, make_config, make_qwen3):
-    from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
+    from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 
     def make(**settings):
         section = {"backend": "deepspeed", "deepspeed": settings}
@@ -68,8 +68,8 @@ def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_load
 ):
     from transformers import AutoModelForCausalLM
 
-    from asyncrl.trainer.deepspeed.learner import DeepSpeedLearner
-    from asyncrl.trainer.deepspeed.weights import GatheredWeights
+    from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
+    from asyncrl.trainer.backends.deepspeed.weights import GatheredWeights
 
     for family, kept in (("glm4_moe", "gate.e_score_correction_bias"), ("ernie4_5_moe", "gate.weight")):
         tiny(family).save_pretrained(tmp_path / family)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from asyncrl.trainer.deepspeed import extensions
-from asyncrl.trainer.deepspeed.extensions import STALE_S, wait_for_compilers
+from asyncrl.trainer.backends.deepspeed import extensions
+from asyncrl.trainer.backends.deepspeed.extensions import STALE_S, wait_for_compilers
 from asyncrl.waits import open_waits
 
 

@@ -11,15 +11,15 @@ from families import FAMILIES, WINDOW, tiny, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.errors import ConfigError
-from asyncrl.runtime.model_facts import FoundModel, ModelSource, TrainingForm, model_facts
-from asyncrl.runtime.training_form import training_form
+from asyncrl.plan.facts.model import FoundModel, ModelSource, TrainingForm, model_facts
+from asyncrl.plan.facts.training_form import training_form
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.critic import make_critic
-from asyncrl.trainer.model import make_policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.models.critic import make_critic
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import make_policy
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.shares import mini_batch
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.shares import mini_batch
 
 TEMPERATURE = 0.8
 PAGE = Path(__file__).parents[2] / "docs/models.md"

@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl import config as config_module
-from asyncrl.trainer.batch import FlatBatch, split_groups
-from asyncrl.trainer.critic import Critic
-from asyncrl.trainer.logprob import LogitShape
-from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packed import _checkpoint_gradients, common_packing
+from asyncrl.trainer.kernels.logprob import LogitShape
+from asyncrl.trainer.models.critic import Critic
+from asyncrl.trainer.models.packed import _checkpoint_gradients, common_packing
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.packing.batch import FlatBatch, split_groups
+from asyncrl.trainer.packing.shares import mini_batch
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.shares import mini_batch
 
 GRLO = Path(__file__).parents[2] / "configs" / "grlo.yaml"
 LAYERS = 2

@@ -14,9 +14,9 @@ from test_varlen import FAMILIES, made
 from torch.nn import functional as F
 from transformers import PhiConfig, PhiForCausalLM
 
-from asyncrl.trainer import fused
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.fused import GEMMA, LLAMA, Kernels, Norm, fuse, fuse_if_right, fuse_kernels
+from asyncrl.trainer.kernels import fused
+from asyncrl.trainer.kernels.fused import GEMMA, LLAMA, Kernels, Norm, fuse, fuse_if_right, fuse_kernels
 
 
 def rms_norm(hidden, weight, eps, norm):
@@ -162,7 +162,7 @@ def test_a_step_with_fused_models_trains_as_one_without(
         return trainer, torch.cat([w.flatten() for w in trainer.weights().values()])
 
     _, expected = trained()
-    monkeypatch.setattr("asyncrl.trainer.packed.fuse_kernels", lambda model, _: fuse(model, REFERENCE))
+    monkeypatch.setattr("asyncrl.trainer.models.packed.fuse_kernels", lambda model, _: fuse(model, REFERENCE))
     trainer, weights = trained()
     assert [m for m in trainer._model.modules() if type(m).__name__ == "FusedQwen3RMSNorm"]
     assert (weights - expected).norm() < 1e-5 * expected.norm()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncrl.trainer.logprob import LogitShape, token_logprobs
+from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
 
 
 def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):

@@ -22,12 +22,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.logprob import LogitShape
-from asyncrl.trainer.model import Policy, load_policy, make_policy
-from asyncrl.trainer.model_checks import ModelError, find_logit_shape, mixes_sequences, sharing_works
-from asyncrl.trainer.packing import assemble, pack
-from asyncrl.trainer.prefix import single_units
+from asyncrl.trainer.kernels.logprob import LogitShape
+from asyncrl.trainer.models.checks import ModelError, find_logit_shape, mixes_sequences, sharing_works
+from asyncrl.trainer.models.policy import Policy, load_policy, make_policy
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.pack import assemble, pack
+from asyncrl.trainer.packing.prefix import single_units
 
 SMALL = {
     "vocab_size": 97,

@@ -9,10 +9,10 @@ import pytest
 from batches import make_batch, with_true_logprobs
 
 from asyncrl.config import from_tree
-from asyncrl.runtime.user_files import look_at_functions
+from asyncrl.runfiles.user_files import look_at_functions
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packed import common_packing
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.step import TrainStep
 
 PAGE = (Path(__file__).parents[2] / "docs/objectives.md").read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.model import Policy
-from asyncrl.trainer.packing import ONE_SEQUENCE, assemble, pack
-from asyncrl.trainer.prefix import shared_units, single_units
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.pack import ONE_SEQUENCE, assemble, pack
+from asyncrl.trainer.packing.prefix import shared_units, single_units
 
 lengths_lists = st.lists(st.integers(1, 50), min_size=0, max_size=60)
 

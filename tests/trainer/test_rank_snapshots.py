@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from asyncrl.runtime.checkpoints import Checkpoints, CheckpointState
-from asyncrl.trainer.deepspeed import snapshots
-from asyncrl.trainer.deepspeed.snapshots import RankSnapshots, SnapshotError
+from asyncrl.runfiles.checkpoints import Checkpoints, CheckpointState
+from asyncrl.trainer.backends.deepspeed import snapshots
+from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots, SnapshotError
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, HeldState, RestoreError, open_state, share_out

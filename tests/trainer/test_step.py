@@ -14,9 +14,9 @@ from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.model import Policy
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.optimizer import NonFiniteGradientError
-from asyncrl.trainer.packed import common_packing
 from asyncrl.trainer.passes import over_tokens
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.step import TrainStep

@@ -27,19 +27,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from asyncrl.trainer import attention, varlen
-from asyncrl.trainer.attention import choose_attention
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.batch import flatten
-from asyncrl.trainer.model import Policy, load_policy
-from asyncrl.trainer.model_checks import ModelError, mixes_sequences, sharing_works
-from asyncrl.trainer.packed import common_packing
-from asyncrl.trainer.packing import assemble, pack
-from asyncrl.trainer.pieces import cut
-from asyncrl.trainer.prefix import Branches, shared_units, single_units
+from asyncrl.trainer.kernels import attention, varlen
+from asyncrl.trainer.kernels.attention import choose_attention
+from asyncrl.trainer.models.checks import ModelError, mixes_sequences, sharing_works
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy, load_policy
+from asyncrl.trainer.models.twin import small_twin
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.pack import assemble, pack
+from asyncrl.trainer.packing.pieces import cut
+from asyncrl.trainer.packing.prefix import Branches, shared_units, single_units
+from asyncrl.trainer.packing.shares import ONE_ROW, Packing, mini_batch
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.shares import ONE_ROW, Packing, mini_batch
-from asyncrl.trainer.twin import small_twin
 
 SMALL = {
     "vocab_size": 97,

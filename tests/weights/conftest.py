@@ -3,7 +3,7 @@ import uuid
 
 import pytest
 
-from asyncrl.weights.segment import sweep
+from asyncrl.weights.shm.segment import sweep
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ import msgspec
 import pytest
 import torch
 
-from asyncrl.weights import segment
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.publisher import ShmPublisher
-from asyncrl.weights.segment import segment_path, sweep, sweep_abandoned
+from asyncrl.weights.shm import segment
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.segment import segment_path, sweep, sweep_abandoned
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
-from asyncrl.weights.subscriber import ShmWeights
 
 PUBLISHER = """
     import sys, msgspec, torch
-    from asyncrl.weights.publisher import ShmPublisher
+    from asyncrl.weights.shm.publisher import ShmPublisher
     publisher = ShmPublisher(sys.argv[1])
     for line in sys.stdin:
         version = int(line)
@@ -33,7 +33,7 @@ READER = """
     import sys, msgspec, torch
     from asyncrl.weights.manifest import WeightNotice
     from asyncrl.weights.source import WeightsError
-    from asyncrl.weights.subscriber import ShmWeights
+    from asyncrl.weights.shm.subscriber import ShmWeights
     for line in sys.stdin:
         source = ShmWeights(msgspec.json.decode(line, type=WeightNotice))
         try:
@@ -135,7 +135,7 @@ def test_the_next_run_sweeps_what_nobody_holds_any_more(start, prefix, monkeypat
 
 OVERTAKER = """
     import sys, msgspec, torch
-    from asyncrl.weights.publisher import ShmPublisher
+    from asyncrl.weights.shm.publisher import ShmPublisher
     publisher = ShmPublisher(sys.argv[1])
     print(msgspec.json.encode(publisher.publish(0, {"w": torch.zeros(2_000_000)})).decode(), flush=True)
     version = 0

@@ -11,14 +11,15 @@ import psutil
 import pytest
 import torch
 
-from asyncrl.weights import blocks, segment, subscriber
-from asyncrl.weights import publisher as publisher_module
+from asyncrl.weights import blocks
 from asyncrl.weights.digest import CHUNK_BYTES, chunk_sums, digest
 from asyncrl.weights.mapping import HostMap
-from asyncrl.weights.publisher import ShmPublisher
-from asyncrl.weights.segment import segment_path, sweep
+from asyncrl.weights.shm import publisher as publisher_module
+from asyncrl.weights.shm import segment, subscriber
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.segment import segment_path, sweep
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
-from asyncrl.weights.subscriber import ShmWeights
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from asyncrl.attention_cap import keep_cap
+from asyncrl.data.tokenizer import TokenizerError, read_tokenizer
+from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.errors import ConfigError
 from asyncrl.reward.train.bradley_terry import Report, Schedule, train
 from asyncrl.reward.train.pairs import read_pairs, split_held_out
-from asyncrl.tokenizer import TokenizerError, read_tokenizer
 
 _HEADS = ("score", "classifier")
 """What models call their heads."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from asyncrl.config import Config
-from asyncrl.rollout.engine import Engine
+from asyncrl.rollout.engines.base import Engine
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make_engine(config: Config, longest_prompt_tokens: int, *, shares_gpu: bool 
     """
     c = config.rollout
     if c.engine == "paced":
-        from asyncrl.rollout.engines.paced import PacedEngine
+        from asyncrl.rollout.engines.paced.engine import PacedEngine
 
         return PacedEngine(
             capacity=c.slots,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from asyncrl.rollout.engine import GenerationRequest
+from asyncrl.rollout.engines.base import GenerationRequest
 
 
 def refuse_impossible(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import EngineError, TokenChunk
+from asyncrl.rollout.engines.base import EngineError, TokenChunk
 
 
 class Streams:

@@ -26,5 +26,5 @@ def spoil() -> None:
     WeightReceiver.asyncrl_apply = apply
 
 
-if {"asyncrl.runtime.role", "rollout-0"} <= set(sys.orig_argv):
+if {"asyncrl.cluster.role", "rollout-0"} <= set(sys.orig_argv):
     spoil()

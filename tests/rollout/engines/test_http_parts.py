@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.errors import RunFailed
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.facts import Info, Needs, room, unfit
 from asyncrl.rollout.engines.http.router import Router

@@ -7,8 +7,8 @@ import pytest
 from virtual_clock import run_virtual
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.paced import LOGPROB, PacedEngine
+from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.paced.engine import LOGPROB, PacedEngine
 
 BASE_S, EACH_S = 0.010, 0.001
 

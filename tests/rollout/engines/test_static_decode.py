@@ -6,7 +6,7 @@ import torch
 from families import tiny
 from transformers import MistralConfig, MistralForCausalLM
 
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch
 from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
 from asyncrl.rollout.engines.torch.graphs import StaticDecode

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.weights.source import LocalWeights, WeightsError
 

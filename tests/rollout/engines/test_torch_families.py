@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, VOCABULARY, tiny, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError
 from asyncrl.rollout.engines.torch.probe import exact_decoder, why_by_rows
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from asyncrl.config import ModelConfig
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError, build_model
 
 SHAPE = {

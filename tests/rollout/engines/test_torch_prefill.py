@@ -3,7 +3,7 @@
 import numpy as np
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.engine import GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch.prefill import plan_prefill, prompt_key
 from asyncrl.rollout.engines.torch.slots import Slots, version_spans
 

@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 
+from asyncrl.launch.launcher import _environment
+from asyncrl.plan.resources import Place, Placement
 from asyncrl.rollout.engines.make import SHARES_GPU
 from asyncrl.rollout.engines.vllm.kv_cache import (
     SPARE_KV_BLOCKS,
@@ -11,8 +13,6 @@ from asyncrl.rollout.engines.vllm.kv_cache import (
     shared_gpu_bytes,
     workspace_bytes,
 )
-from asyncrl.runtime.launcher import _environment
-from asyncrl.runtime.resources import Place, Placement
 
 CARD_BYTES = 80 * 10**9
 QWEN3_1_7B = {"hidden_size": 2048, "vocab_size": 151_936, "value_bytes": 2}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from asyncrl.rollout.engine import EngineError
+from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.vllm import engine as module
 
 TIMEOUT_S = 120.0

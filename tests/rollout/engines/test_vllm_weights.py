@@ -11,12 +11,12 @@ import pytest
 import torch
 from launched import command
 
-from asyncrl.rollout.engine import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.weights.canary import CanaryError, make_canary
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import LocalWeights, WeightsError
-from asyncrl.weights.subscriber import ShmWeights
 
 pytestmark = pytest.mark.vllm
 

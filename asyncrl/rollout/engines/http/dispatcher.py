@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.client import ServerError
 from asyncrl.rollout.engines.http.job import Job

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Literal
 
 from asyncrl.errors import RunFailed
-from asyncrl.rollout.engine import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
+from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.client import ServerError
 from asyncrl.rollout.engines.http.dispatcher import Dispatcher

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from asyncrl.errors import RunFailed
-from asyncrl.rollout.engine import UpdateReport
+from asyncrl.rollout.engines.base import UpdateReport
 from asyncrl.rollout.engines.http.client import Client, ServerError, open_session
 from asyncrl.rollout.engines.http.dispatcher import Dispatcher
 from asyncrl.rollout.engines.http.server import Server, ServerSettings

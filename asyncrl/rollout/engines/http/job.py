@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from asyncrl.rollout.engine import GenerationRequest
+from asyncrl.rollout.engines.base import GenerationRequest
 from asyncrl.rollout.engines.http.wire import Output
 
 

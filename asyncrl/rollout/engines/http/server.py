@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import TokenChunk
+from asyncrl.rollout.engines.base import TokenChunk
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.client import Client, ServerError
 from asyncrl.rollout.engines.http.facts import Needs, room

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 
 SERVER_ID_PREFIX = "generate-tokens-"
 """The server puts this before the id that a request gives itself."""

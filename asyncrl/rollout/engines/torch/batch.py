@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from asyncrl.core.records import FinishReason
-from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.requests import refuse_impossible
 from asyncrl.rollout.engines.torch.model import refuse_unsupported
 from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key

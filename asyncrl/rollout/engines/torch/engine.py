@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engine import (
+from asyncrl.rollout.engines.base import (
     EngineError,
     EngineStats,
     GenerationRequest,

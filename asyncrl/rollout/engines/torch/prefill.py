@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from asyncrl.rollout.engine import GenerationRequest
+from asyncrl.rollout.engines.base import GenerationRequest
 
 
 @dataclass(slots=True)

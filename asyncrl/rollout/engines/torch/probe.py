@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.attention_cap import keep_cap
+from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.engine import GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.sampling import uniforms
 
 _NO_TOKEN = -1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from asyncrl.rollout.engine import (
+from asyncrl.rollout.engines.base import (
     EngineError,
     EngineStats,
     GenerationRequest,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.engine import EngineError, GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.base import EngineError, GenerationRequest, TokenChunk
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from asyncrl.rollout.engine import EngineError
+from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.publisher import ShmPublisher
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightSource
-from asyncrl.weights.subscriber import ShmWeights
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from asyncrl.rollout.engines.vllm.proof import FIRST_PROBE_FLOPS, PROBE_FLOPS, P
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
-from asyncrl.weights.subscriber import ShmWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,0 +1,141 @@
+"""The roles of an `async` run, each as the coroutine that its process runs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from asyncrl.config import Config
+from asyncrl.data.prompts import PromptSet
+from asyncrl.liveness.pulse import beating
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.work import unhurried
+
+ENDPOINT_TIMEOUT_S = 60.0
+
+Role = Callable[[Config, Path, str], Awaitable[None]]
+
+
+def entry(name: str) -> Role:
+    """The role that a process name such as `rollout-1` stands for."""
+    roles: dict[str, Role] = {
+        "coordinator": coordinator,
+        "reward": reward,
+        "rollout": rollout,
+        "trainer": trainer,
+    }
+    return roles[name.partition("-")[0]]
+
+
+async def coordinator(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.coordinator_service import CoordinatorService
+    from asyncrl.runfiles.state import open_state
+
+    run_dir = RunDir(path)
+    with open_state(config, run_dir) as (prompts, store, state):
+        service = CoordinatorService(config, run_dir, prompts, state, store)
+        run_dir.announce_endpoint(name, service.bind())
+        await service.run()
+
+
+async def rollout(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
+    from asyncrl.loop.reward_link import reward_links
+    from asyncrl.loop.worker import RolloutWorker
+    from asyncrl.reward.rewards import Rewards
+    from asyncrl.rollout.engines.make import make_engine
+    from asyncrl.rollout.make import make_rollout
+    from asyncrl.weights.transport import find_transport
+    from asyncrl.wire.rpc import RpcClient
+
+    run_dir = RunDir(path)
+    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
+    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    engine = make_engine(config, longest)
+    models = reward_links(config, run_dir, name)
+    rewards = Rewards(
+        config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
+    )
+    group_rollout = make_rollout(config, engine, rewards, longest)
+    with unhurried("starting the reward functions"):
+        await rewards.start()
+    spare_the_collector()
+    async with beating(run_dir.pulse(name)):
+        try:
+            async with RpcClient(endpoint, name) as client:
+                transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+                link = ZmqWorkerLink(client, name, engine, transport, answer_timeout_s(config))
+                client.on_notice = link.on_notice
+                await link.hello()
+                worker = RolloutWorker(group_rollout, link)
+                work = asyncio.create_task(worker.run(), name="work")
+                services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]
+                services += [model.follow() for model in models.values()]
+                await _while_serving(work, services)
+        finally:
+            await rewards.close()
+            await engine.close()
+
+
+async def reward(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.reward_service import RewardModelService
+    from asyncrl.reward.model import load_scorer
+
+    model = config.reward.models[int(name.partition("-")[2])]
+    with unhurried("loading the reward model"):
+        scorer = load_scorer(model)
+    service = RewardModelService(scorer, model)
+    spare_the_collector()
+    run_dir = RunDir(path)
+    run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))
+    async with beating(run_dir.pulse(name)):
+        await service.run()
+
+
+async def trainer(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.links import ZmqTrainerLink
+    from asyncrl.loop.trainer import TrainLoop
+    from asyncrl.trainer.backend import make_rank, make_trainer
+    from asyncrl.weights.transport import find_transport
+    from asyncrl.wire.rpc import RpcClient
+
+    run_dir = RunDir(path)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+    loop = asyncio.get_running_loop()
+    if rank := int(name.rpartition("-")[2]):
+        follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
+        async with beating(run_dir.pulse(name)):
+            return await loop.run_in_executor(executor, follower.follow)
+    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
+    made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
+    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    spare_the_collector()
+    try:
+        async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
+            link = ZmqTrainerLink(client, transport, config, executor)
+            await TrainLoop(config, made, link, run_dir, executor=executor, overlap=True).run()
+    finally:
+        transport.close()
+
+
+def spare_the_collector() -> None:
+    """Take what a role starts with out of the garbage collector's sight: looking through the many objects of
+    torch and transformers again and again would stop decoding and training for a tenth of a second a time."""
+    gc.collect()
+    gc.freeze()
+
+
+async def _while_serving(work: asyncio.Task[None], services: list[Awaitable[None]]) -> None:
+    """Await `work`; the services run for ever beside it, and the first of them to fail ends everything."""
+    tasks = [work, *(asyncio.ensure_future(service) for service in services)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,340 @@
+"""`asyncrl.run`: from settings to a finished run. What `asyncrl-launch` does, with exceptions instead of
+exits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from asyncrl import config as settings
+from asyncrl.affinity import OWN_CORES, listed
+from asyncrl.cluster.hosts.base import RoleSpec, find_host
+from asyncrl.cluster.supervisor import TICK_S, Supervisor
+from asyncrl.config import Config
+from asyncrl.data.hub import with_folders
+from asyncrl.errors import ConfigError
+from asyncrl.event_loop import run_to_end
+from asyncrl.liveness.status import own_status
+from asyncrl.observe.live import LiveView
+from asyncrl.observe.summary import Summary, summarise
+from asyncrl.paths import user_path
+from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan.machine import visible_gpu
+from asyncrl.plan.preflight import Prepared, load, preflight
+from asyncrl.plan.resources import Place, Placement
+from asyncrl.resolve import Function, importing, spec_of
+from asyncrl.rollout.engines.http import weights_dir
+from asyncrl.rollout.engines.make import SHARES_GPU
+from asyncrl.runfiles.budget import Usage, metered
+from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.layout import COORDINATOR, RunDir
+from asyncrl.runfiles.resume import check_settings, put_in_order
+from asyncrl.runfiles.user_files import UserFiles, check_unchanged
+from asyncrl.scratch import scratch_folder
+from asyncrl.weights.transport import find_transport
+
+_ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
+"""The variable from which torch takes its allocator's settings, by its name and the one that it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    run_dir: Path
+    checkpoint: Path
+    """The final model, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    summary: Summary
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    reward: Function | str | Sequence[Function | str] = (),
+    gpus: int | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Run to the end and return what came of it.
+
+    config: a `Config`, a nested mapping, or the path of a YAML file. overrides: `key.sub=value`, as on the
+    command line. reward: the reward functions, in the place of the config's: functions that are defined in a
+    file, or their names. gpus: how many to use; None takes what is there. progress: show the live view (plain
+    lines when stdout is no terminal).
+
+    Raises `ConfigError` before anything is started, `RunFailed` when the run cannot go on, and
+    `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
+    notebook).
+    """
+    if (source := importing()) is not None:
+        raise ConfigError(
+            f"{source} starts a run while it is imported for its functions, so every import would start "
+            'another; put the call under `if __name__ == "__main__":`'
+        )
+    return _run_resolved(_resolve(config, overrides, reward), gpus, progress)
+
+
+def resume(
+    run_dir: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None, progress: bool = True
+) -> RunResult:
+    """Go on with the interrupted run in `run_dir`, from its newest whole checkpoint, under its own settings
+    and `overrides`. As `run` otherwise; of a run whose steps are all done, nothing is started."""
+    run = RunDir(user_path(run_dir, f"--resume {run_dir}"))
+    if not run.config.is_file():
+        raise ConfigError(_no_such_run(run.path))
+    again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
+    config = load(run.config, again)
+    newest = Checkpoints(run.checkpoints).newest_whole() if _has_done_all(config, run) else None
+    if newest is not None and newest.step >= config.run.steps:
+        check_settings(config, run)
+        if progress:
+            print(
+                f"this run is finished: all its {config.run.steps:,} steps are done; to train on, give it "
+                f"more: run.steps={2 * config.run.steps}"
+            )
+        return RunResult(run.path, newest.hf, summarise(run.path))
+    return _run_resolved(config, gpus, progress)
+
+
+def _has_done_all(config: Config, run: RunDir) -> bool:
+    """As far as the names of its checkpoints say so."""
+    checkpoints = Checkpoints(run.checkpoints).all()
+    return bool(checkpoints) and checkpoints[0].step >= config.run.steps
+
+
+def _no_such_run(path: Path) -> str:
+    beside = sorted(folder.parent.name for folder in path.absolute().parent.glob("*/config.yaml"))
+    there = f"; {path.parent} has {', '.join(beside[-5:])}" if beside else ""
+    what = "the folder holds none (no config.yaml)" if path.is_dir() else "there is no such folder"
+    return f"--resume {path}: no such run: {what}; name a run's own folder{there}"
+
+
+def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
+    if progress:
+        print("checking settings, model and data ...", flush=True)
+    prepared = preflight(config, gpus)
+    with _held(prepared) as (run_dir, news):
+        view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
+        view.start()
+        try:
+            for event in (*news, *prepared.warnings):
+                view.event(event)
+            with _no_weights_left(config), _no_versions_left(prepared.config, run_dir):
+                run_to_end(_run(prepared, run_dir, view))
+        except KeyboardInterrupt:
+            view.event(f"interrupted; go on with: asyncrl-launch --resume {run_dir.path}")
+            raise
+        finally:
+            view.stop()
+    summary = summarise(run_dir.path)
+    assert summary.checkpoint is not None
+    return RunResult(run_dir.path, summary.checkpoint, summary)
+
+
+def _resolve(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str],
+    reward: Function | str | Sequence[Function | str] = (),
+) -> Config:
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: give a list such as [{overrides!r}], not one text")
+    given = [reward] if callable(reward) or isinstance(reward, str) else reward
+    if named := [{"function": spec_of(function, "reward function")} for function in given]:
+        overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
+    if isinstance(config, str | Path):
+        return load(config, overrides)
+    if isinstance(config, Config):
+        for part in config.reward.functions:  # where one was assigned, nothing has looked at it
+            part.function = spec_of(part.function, "reward function")
+    return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides)
+
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
+
+class Silence:
+    """A view of nothing."""
+
+    def start(self) -> None: ...
+
+    def poll(self, status: str = "") -> None: ...
+
+    def event(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
+    """The run directory, with the settings and the prompts of the run in it, held against other runs; and
+    what there is to say of it."""
+    c = prepared.config.run
+    with ExitStack() as stack:
+        try:
+            if c.dir:
+                path = user_path(c.dir, f"run.dir={c.dir}")
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                root = user_path(c.root, f"run.root={c.root}")
+                path = _make_new(root / f"{c.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            run_dir = RunDir(path)
+            stack.enter_context(run_dir.held())
+            news = _fill(run_dir, prepared)
+        except OSError as error:  # what the preflight did not see, such as a disk that is full
+            where = f"run.dir={c.dir}" if c.dir else f"run.root={c.root}"
+            raise ConfigError(
+                f"{where}: cannot write {error.filename or 'into it'}: {error.strerror or error}; make room "
+                "for it, or name another place"
+            ) from error
+        yield run_dir, news
+
+
+def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
+    """Put the settings and the prompts of the run into its directory. Returns what there is to say of it."""
+    # Only now is it certain that no other run has begun here since the preflight looked.
+    goes_on = disk_checks.run_dir(prepared.config)
+    files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
+    news = []
+    if goes_on and begun_with is not None:
+        news = check_unchanged(begun_with, files, accept=prepared.config.run.accept_changed_files)
+    files.save(run_dir.user_files)
+    run_dir.config.write_text(settings.dump(prepared.config))
+    run_dir.model_folders.write_text(json.dumps(prepared.folders))
+    gpus, now = prepared.placement.gpus, time.time()
+    if goes_on:
+        Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
+        return [*news, put_in_order(prepared.config, run_dir)]
+    Usage(gpus, now, seen_at=now).save(run_dir.usage)
+    prepared.prompts.save(run_dir.prompts)
+    return news
+
+
+def _make_new(path: Path) -> Path:
+    """Make `path`, or the first of `path-2`, ... that does not exist: several runs may start in a second."""
+    for name in itertools.chain([path.name], (f"{path.name}-{i}" for i in itertools.count(2))):
+        try:
+            path.with_name(name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path.with_name(name)
+    raise AssertionError("unreachable")
+
+
+async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
+    async with metered(run_dir.usage):
+        if prepared.config.run.mode == "inline":
+            # Here, not above: it imports the trainer and the engine, which other modes leave to their roles.
+            from asyncrl.loop.inline import run_inline
+
+            await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
+        else:
+            with scratch_folder() as folder:
+                host, roles = find_host(prepared.config.run.role_host)(run_dir), _roles(prepared, folder)
+                await Supervisor(run_dir, host, roles, prepared.config.run, view).run()
+
+
+def _on_devices(prepared: Prepared) -> Config:
+    """The config with the devices of its placement: in `inline` mode no environment of a role's own hides the
+    GPUs."""
+    config = with_folders(prepared.config, prepared.folders)
+    on = {place.kind: {"device": place.device} for place in prepared.placement.places}
+    models = [m.model_copy(update=on[f"reward-{i}"]) for i, m in enumerate(config.reward.models)]
+    return config.model_copy(
+        update={
+            "trainer": config.trainer.model_copy(update=on["trainer"]),
+            "rollout": config.rollout.model_copy(update=on["rollout"]),
+            "reward": config.reward.model_copy(update={"models": models}),
+        }
+    )
+
+
+def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
+    """temporary: the folder of their temporary files, for those that outlive who made them: a killed vLLM
+    engine leaves its sockets."""
+    c = prepared.config
+    common = {"TMPDIR": str(temporary)}
+    restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
+    restarts |= {"rollout": c.rollout.max_restarts, "trainer": c.run.max_restarts}
+    computing = [
+        RoleSpec(
+            place.role,
+            common | _environment(place, prepared.placement),
+            restarts[place.kind],
+            unit="trainer" if place.kind == "trainer" else None,
+        )
+        for place in prepared.placement.places
+    ]
+    return [RoleSpec(COORDINATOR, common, c.run.max_restarts), *computing]
+
+
+def _environment(place: Place, placement: Placement) -> dict[str, str]:
+    own = {OWN_CORES: listed(place.cores)} if place.cores else {}
+    if any(len(placement.on(gpu)) > 1 for gpu in place.gpus):
+        own[SHARES_GPU] = "1"
+    own |= _allocator(place)
+    return own | {
+        "OMP_NUM_THREADS": str(place.threads),
+        # A thread that waits must not spin: trainer and engines share the cores.
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
+        # The trainer's ranks listen to each other, and nobody else is to reach them.
+        "GLOO_SOCKET_IFNAME": _LOOPBACK,
+        "NCCL_SOCKET_IFNAME": _LOOPBACK,
+    }
+
+
+def _allocator(place: Place) -> dict[str, str]:
+    """How torch's allocator is to behave, unless whoever starts the run has said so.
+
+    A trainer's tensors have ever-changing sizes, and segments of fixed size would leave gaps between them.
+    Engines keep torch's default, since they allocate once and vLLM's memory pools refuse segments that grow;
+    so does `run.mode=inline`, whose one process is an engine, too.
+    """
+    if place.kind != "trainer" or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None:
+    task = asyncio.ensure_future(run)
+    try:
+        while not task.done():
+            view.poll(own_status())
+            await asyncio.wait([task], timeout=TICK_S)
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def _no_weights_left(config: Config) -> Iterator[None]:
+    """Whatever kills a rollout worker: the weights that it has put where servers find them go."""
+    http = config.rollout.http
+    try:
+        yield
+    finally:
+        if config.rollout.engine == "http" and http.weights_dir is not None:
+            weights_dir.sweep(Path(http.weights_dir))
+
+
+@contextmanager
+def _no_versions_left(config: Config, run_dir: RunDir) -> Iterator[None]:
+    """Whatever kills the trainer: what it has published goes."""
+    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport.sweep()
+    try:
+        yield
+    finally:
+        transport.sweep()

@@ -1,0 +1,261 @@
+"""Notices that a run does not get on, says who waits for whom, and finds who holds it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from asyncrl.config import STEP_STALLS, RunConfig
+from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.ledger import GroupState
+from asyncrl.core.records import GroupSummary
+from asyncrl.errors import RunFailed
+from asyncrl.liveness.drops import Drops
+from asyncrl.liveness.pulse import Pulse, Stall, describe_waits, patience
+from asyncrl.runfiles.layout import TRAINER
+from asyncrl.work import Work
+
+MAX_GROUPS = 10
+"""Named in an explanation."""
+
+
+class Worker(Protocol):
+    """What the coordinator knows of a rollout worker."""
+
+    engine_version: int | None
+    last_heard_s: float
+    generated_s: float
+    """When it last had generated more tokens than before."""
+
+
+class StallWatch:
+    """Is told of steps and of what they need, and sees for itself what moves inside a step.
+
+    A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
+    groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
+    the reward models; after the last step, what the trainer has to write before it ends. Nothing for
+    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever moves. While a worker
+    has patience for a judge that is away (`reward.patience_s`), all of this stands still. Groups that are
+    delivered and dropped move, but where nothing else has come for `run.stall_s`, the run ends: no other
+    process would help.
+
+    roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        coordinator: Coordinator[Any],
+        workers: Mapping[str, Worker],
+        roles: Collection[str],
+        pulses: Callable[[], Mapping[str, Pulse]],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._coordinator = coordinator
+        self._workers = workers
+        self._roles = roles
+        self._pulses = pulses
+        self._now_s = now_s
+        self._started = coordinator.frontier > 0
+        """An engine has taken the first weights: from here on steps are due."""
+        self._since_s = self._step_s = self._taken_s = self._begun_s = self._complete_s = now_s()
+        self._all_there_s = now_s()
+        """When all roles were last seen to be there."""
+        self._moved_s = self._since_s
+        self._work: dict[str, Work | None] = {}
+        """Of the roles whose pulses count it, when last looked at."""
+        self._leased_s: dict[int, float] = {}
+        self._patient_s = self._since_s
+        """When a worker was last seen to wait for what is away."""
+        self._drops = Drops()
+        self._stale_before = self._stale
+        """When the last step ended."""
+        self.has_weights = False
+        """There are weights that an engine could take."""
+        self.behind: tuple[str, ...] = ()
+        """The workers that the trainer waits for before it can publish."""
+
+    def started(self) -> None:
+        """An engine samples."""
+        if not self._started:
+            self._started = True
+            self.stepped()
+
+    def stepped(self) -> None:
+        """A step has ended."""
+        self._since_s = self._step_s = self._now_s()
+        self._stale_before = self._stale
+
+    def joined(self) -> None:
+        """A role has come back: `run.stall_s` begin anew."""
+        self._since_s = self._now_s()
+
+    def taken(self) -> None:
+        """The trainer has got a batch."""
+        self._taken_s = self._now_s()
+
+    def leased(self, group_ids: Iterable[int]) -> None:
+        self._leased_s |= dict.fromkeys(group_ids, self._now_s())
+
+    def delivered(self, group_id: int, summary: GroupSummary, *, kept: bool) -> None:
+        """A worker has handed in a finished group; it was kept, or dropped at once."""
+        if kept:
+            self._drops = Drops()
+        else:
+            self._drops.add(summary, self._now_s())
+        if self._leased_s.pop(group_id, None) is not None and not self._is_the_trainer_s_turn:
+            self._moved_s = self._now_s()
+
+    def failed(self, group_id: int) -> None:
+        """A worker has given up an attempt: that brings no step nearer."""
+        self._leased_s.pop(group_id, None)
+
+    def look(self) -> Stall | None:
+        """A stall that is new, if there is one. Raises `RunFailed` when the run has not started in time."""
+        now_s, run = self._now_s(), self._run
+        if not self._started and now_s - self._begun_s > run.start_s:
+            raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
+        if not self._started:
+            return None
+        pulses, limit = self._pulses(), f"run.stall_s={run.stall_s:g}"
+        self._look_at_work(pulses)
+        if not self._is_the_trainer_s_turn and any(
+            patience(pulse, time.time()) is not None for pulse in pulses.values()
+        ):
+            self._patient_s = now_s
+        begun_s = max(self._since_s, self._complete_s, self._patient_s)
+        only_drops = not self._is_the_trainer_s_turn and self._drops.lasted_s(now_s) > run.stall_s
+        if only_drops and now_s - begun_s > run.stall_s:
+            return self._stall_of_step(limit)
+        if self._starting(pulses):
+            self._complete_s = now_s
+            if now_s - max(self._since_s, self._all_there_s) <= max(run.start_s, run.stall_s):
+                return None
+        else:
+            self._all_there_s = now_s
+            if now_s - max(begun_s, self._moved_s) <= run.stall_s:
+                if now_s - begun_s <= run.longest_step_s:
+                    return None
+                limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
+        if self._coordinator.finished:
+            since_s = now_s - self._step_s
+            return self.stall(f"the run has not ended for {since_s:.0f} s after its last step ({limit})")
+        return self._stall_of_step(limit)
+
+    def _stall_of_step(self, limit: str) -> Stall:
+        """Where groups are dropped, that is the cause, and comes first."""
+        now_s = self._now_s()
+        stall = self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
+        drops, stale = self._drops, self._stale - self._stale_before
+        if self._is_the_trainer_s_turn or not self.has_weights:
+            return stall  # whatever was dropped, it is not what all wait for
+        if drops.groups and now_s - drops.last_s <= self._run.stall_s:
+            is_final = drops.lasted_s(now_s) > self._run.stall_s
+            text = f"{drops.cause()} So {stall.text}"
+            return msgspec.structs.replace(stall, text=text, culprits=(), is_final=is_final)
+        if stale:
+            cause = (
+                f"{stale:,} groups were dropped since the last step because they had become too old for the "
+                "next (staleness.on_stale); use staleness.on_stale=wait, or a higher staleness.max_staleness."
+            )
+            return msgspec.structs.replace(stall, text=f"{cause} So {stall.text}")
+        return stall
+
+    @property
+    def _stale(self) -> int:
+        return self._coordinator.ledger.dropped_groups["stale"]
+
+    def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
+        """Note whether what the next step needs has moved."""
+        moving = False
+        for role, pulse in pulses.items():
+            if role == TRAINER or role.startswith("reward"):
+                needed = self._is_the_trainer_s_turn == (role == TRAINER)
+                moving |= needed and pulse.work is not None and pulse.work != self._work.get(role)
+                waits_for_it = role == TRAINER and (needed or not self.has_weights)
+                moving |= waits_for_it and pulse.work is None and pulse.unhurried is not None
+                self._work[role] = pulse.work
+        if moving:
+            self._moved_s = self._now_s()
+        if not self._is_the_trainer_s_turn and self.has_weights:
+            holders = {e.worker for e in self._coordinator.waits_for() if e.state is GroupState.LEASED}
+            generated_s = (w.generated_s for name, w in self._workers.items() if name in holders)
+            self._moved_s = max([self._moved_s, *generated_s])
+
+    def stall(self, what: str) -> Stall:
+        """There is one. The next comes when `run.stall_s` have passed once more."""
+        self._since_s = self._now_s()
+        return Stall(f"{what}. {self._explain()}", self._culprits(), self._coordinator.version)
+
+    def _starting(self, pulses: Mapping[str, Pulse]) -> tuple[str, ...]:
+        """The roles that have not come (back) yet: it may be one of them that all wait for."""
+        return tuple(role for role in self._roles if role not in pulses)
+
+    def _culprits(self) -> tuple[str, ...]:
+        if self._starting(self._pulses()):
+            return ()  # the supervisor replaces what does not come up
+        if self.behind:
+            return self.behind
+        if self._is_the_trainer_s_turn or not self.has_weights:
+            return (TRAINER,)
+        leased = [e for e in self._coordinator.waits_for() if e.state is GroupState.LEASED]
+        if leased:
+            return (min(leased, key=lambda e: self._leased_s.get(e.group_id, self._begun_s)).worker,)
+        # Nobody has what the step waits for: no more is admitted for whoever is not there, or samples with
+        # old weights.
+        now_s = self._now_s()
+        silent = [n for n, w in self._workers.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
+        return tuple(silent or [n for n, w in self._workers.items() if self._is_behind(w)])
+
+    def _is_behind(self, worker: Worker) -> bool:
+        return worker.engine_version is None or worker.engine_version < self._coordinator.version
+
+    @property
+    def _is_the_trainer_s_turn(self) -> bool:
+        """Whether nobody else has anything to do for the next step, or for the end of the run."""
+        return self._trainer_has_a_batch or self._coordinator.finished
+
+    @property
+    def _trainer_has_a_batch(self) -> bool:
+        return self._coordinator.steps_taken > self._coordinator.version
+
+    def _explain(self) -> str:
+        """Who waits for whom, for what, since when."""
+        now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
+        starting = [f"{role} has not come up since its start." for role in self._starting(pulses)]
+        if self._coordinator.finished:
+            ranks = {role: pulse for role, pulse in pulses.items() if role.startswith("trainer")}
+            done = f"The trainer has done all {version} steps and has not ended."
+            return " ".join([done, *starting, *describe_waits(ranks, time.time())])
+        if self._trainer_has_a_batch:
+            trainer = f"has had the batch of step {version} for {now_s - self._taken_s:.0f} s"
+        elif not self.has_weights:
+            trainer = "has not published any weights since its start"
+        else:
+            trainer = f"has waited for the batch of step {version} for {now_s - self._step_s:.0f} s"
+        lines = [f"The trainer {trainer}."]
+        for entry in self._coordinator.waits_for()[:MAX_GROUPS]:
+            since_s = now_s - self._leased_s.get(entry.group_id, self._begun_s)
+            before = f" (attempt {entry.attempt + 1}; last: {entry.reason})" if entry.reason else ""
+            is_leased = entry.state is GroupState.LEASED
+            state = f"leased to {entry.worker} for {since_s:.0f} s" if is_leased else "waiting for a worker"
+            lines.append(f"Group {entry.group_id} is {state}{before}.")
+        for name, worker in self._workers.items():
+            has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
+            lines.append(
+                f"{name} has {has}, was heard {now_s - worker.last_heard_s:.0f} s ago and had a new token "
+                f"{now_s - worker.generated_s:.0f} s ago."
+            )
+        if not self._workers:
+            lines.append("No rollout worker is connected.")
+        lines += starting
+        lines += describe_waits(pulses, time.time())
+        ledger = self._coordinator.ledger
+        if ledger.dropped_groups:
+            lines.append(f"Groups dropped so far: {dict(ledger.dropped_groups)}.")
+        lines += [f"The latest failed attempt: {detail}" for detail in list(ledger.failures.values())[-1:]]
+        return " ".join(lines)

@@ -1,0 +1,67 @@
+"""What a run is doing, in a line for the person who watches it start and end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from asyncrl.liveness.pulse import Pulse
+from asyncrl.runfiles.layout import TRAINER
+from asyncrl.waits import Wait, open_waits
+from asyncrl.work import Work, current_unhurried, current_work, tell
+
+STARTING = "starting"
+
+
+def tell_beginning(path: Path) -> None:
+    """Keep in `path` what this process does that takes long, for those who wait for its pulse."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        aside = path.with_suffix(".new")
+        try:
+            aside.write_text(current_unhurried() or STARTING)
+            aside.replace(path)
+        except OSError:  # nothing hangs on it
+            path.unlink(missing_ok=True)
+
+    write()
+    tell(write)
+
+
+def read_beginning(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return STARTING
+
+
+def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
+    """What the roles that have no pulse yet do, by their names, and what the trainer does that has one."""
+    doing = dict(beginnings)
+    if trainer is not None and (words := _words(trainer.waits, trainer.work, trainer.unhurried)):
+        doing[TRAINER] = words
+    by_words = sorted(doing.items(), key=lambda pair: (pair[1], pair[0]))
+    alike = [(what, [role for role, _ in pairs]) for what, pairs in groupby(by_words, lambda pair: pair[1])]
+    return "; ".join(f"{_names(roles)}: {what}" for what, roles in sorted(alike, key=lambda pair: pair[1]))
+
+
+def own_status() -> str:
+    """What this process does, where it is the whole run."""
+    return _words(open_waits(), current_work(), current_unhurried()) or "running inline"
+
+
+def _words(waits: Sequence[Wait], work: Work | None, unhurried: str | None) -> str:
+    """Without numbers that change all the time."""
+    if unhurried is not None:
+        return unhurried
+    if work is not None:
+        return f"computing the {work.what}"
+    return f"waiting for {waits[0].what}" if waits else ""
+
+
+def _names(roles: Sequence[str]) -> str:
+    """`rollout-0, rollout-1`; `rollout-0 to rollout-7, trainer-0`."""
+    kinds = [list(of) for _, of in groupby(roles, lambda role: role.rpartition("-")[0])]
+    return ", ".join(", ".join(of) if len(of) < 3 else f"{of[0]} to {of[-1]}" for of in kinds)

@@ -1,0 +1,350 @@
+"""The coordinator as a process: the pure state machine behind ZMQ, with its file and its clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator, Submission
+from asyncrl.core.invariants import InvariantError
+from asyncrl.data.prompts import PromptSet
+from asyncrl.errors import RunFailed
+from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
+from asyncrl.liveness.stall import StallWatch
+from asyncrl.loop.host import Host
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.runfiles.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.runfiles.store import LedgerStore
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check, decode_header
+from asyncrl.wire.keys import Endpoint
+from asyncrl.wire.rpc import Frames, RpcError, RpcServer
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STALL_POLL_S = 0.5
+VERSIONS_ARE_TRUE = 6
+NOTICE, NOTICE_SERIAL = "notice", "notice_serial"
+"""Under these keys the store keeps the current notice and its number, which goes on through restarts."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    peer: bytes
+    process: int | None = None
+    """As in its hello; None where another coordinator has heard that."""
+    engine_version: int | None = None
+    """None until its engine has taken a first version: it must not sample before."""
+    reports: int = 0
+    """The number of its last report."""
+    last_heard_s: float = field(default_factory=time.monotonic)
+    generated_tokens: int = 0
+    generated_s: float = field(default_factory=time.monotonic)
+    """When it last reported more of them."""
+
+    def generated(self, tokens: int) -> None:
+        """It has so many, by what it says."""
+        if tokens != self.generated_tokens:
+            self.generated_tokens, self.generated_s = tokens, time.monotonic()
+
+
+class CoordinatorService:
+    """Answers `wire.messages`. Everything that an event changes is stored before the event is answered, so
+    that another process can take over from the store: what it knows beyond that, the workers tell it again.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        prompts: PromptSet,
+        coordinator: Coordinator[WireGroup],
+        store: LedgerStore[WireGroup],
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._host = Host(config, prompts, coordinator, store, changed=self._wake)
+        self._coordinator = coordinator
+        self._store = store
+        self._server = RpcServer(self._handle)
+        self._senders = {
+            "rollout": {f"rollout-{i}" for i in range(config.rollout.workers)},
+            "trainer": {TRAINER},
+            "supervisor": {"supervisor"},
+        }
+        self._workers: dict[str, _Worker] = {}
+        self._changed = asyncio.Event()
+        self._heart = Heart(run_dir.pulse(COORDINATOR))
+        roles = {COORDINATOR, *self._senders["rollout"]}
+        roles |= {f"trainer-{i}" for i in range(config.trainer.ranks)}
+        roles |= {f"reward-{i}" for i in range(len(config.reward.models))}
+        self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
+        self._notice = store.recall(NOTICE)
+        self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
+        self._stalls.has_weights = self._notice is not None
+        self._published: tuple[int, m.Published] | None = None
+        """The last answer to a `Publish`, by version."""
+
+    def bind(self) -> Endpoint:
+        """Listen, for peers with the run's keys, where the process before this one did if there was one;
+        returns what they need."""
+        network, before = self._config.network, self._run_dir.endpoint(COORDINATOR)
+        port = before.port if before is not None else None
+        return self._server.bind(self._run_dir.keys(), network.bind, network.advertise, port)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises `RunFailed` when the run cannot go on."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._server.serve())
+                tasks.create_task(self._watch_for_stalls())
+                tasks.create_task(self._heart.beat())
+        except* RunFailed as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._server.close()
+
+    async def _handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
+        name = peer.decode(errors="replace")
+        self._check_protocol(name, request, frames)
+        if isinstance(request, m.FromWorker):
+            self._heard(name, peer, request)
+        match request:
+            case m.LeaseRequest():
+                return await self._lease(name, request), ()
+            case m.Submit():
+                self._host.meter.report(name, request.stats)
+                self._submit(request.header, frames)
+            case m.Fail():
+                self._fail(request)
+            case m.Report():
+                return self._report(name, request), ()
+            case m.Hello():
+                return m.Welcome(self._notice, self._notice_serial), ()
+            case m.WorkerLost():
+                self._lost(request.worker)
+            case m.Applied():
+                self._host.meter.updated(name, request.report)
+            case m.Begin():
+                return self._begin(request.version), ()
+            case m.Take():
+                return await self._take(request)
+            case m.Publish():
+                return await self._publish(request), ()
+            case m.Checkpointed():
+                self._host.checkpointed(request.oldest)
+            case m.AwaitApplied():
+                await self._await_applied(request.version)
+        return m.Done(), ()
+
+    def _check_protocol(self, name: str, request: m.Request, frames: Frames) -> None:
+        """Whether a peer of this name may send this, and with so many frames."""
+        kind = type(request).__name__
+        if name not in self._senders.get(request.SENDER, ()):
+            raise RpcError(f"{kind} is not for {name!r} to send")
+        wanted = FRAMES_PER_GROUP if isinstance(request, m.Submit) else 0
+        if len(frames) != wanted:
+            raise RpcError(f"{kind} has {len(frames)} frames, not {wanted}")
+        if isinstance(request, m.Hello) and request.worker != name:
+            raise RpcError(f"{name!r} says hello as {request.worker!r}")
+
+    # ---- workers -------------------------------------------------------------------------------------------
+
+    def _heard(self, name: str, peer: bytes, request: m.FromWorker) -> None:
+        """Whatever a worker says makes it known: it may be this coordinator that is new."""
+        worker = self._workers.get(name)
+        if isinstance(request, m.Hello) and (worker is None or worker.process != request.process):
+            self._lost(name)
+            worker = self._workers[name] = _Worker(peer, request.process)
+            self._stalls.joined()
+        elif worker is None:
+            worker = self._workers[name] = _Worker(peer)
+            if isinstance(request, m.Submit | m.Report):
+                self._host.meter.resume(name, request.stats)
+        worker.last_heard_s = time.monotonic()
+        if isinstance(request, m.Submit | m.Report):
+            worker.generated(request.stats.generated_tokens)
+        match request:
+            case m.Applied():
+                version = request.report.version
+            case m.LeaseRequest() | m.Report():
+                version = request.engine_version
+            case _:
+                return
+        if version is not None and (worker.engine_version is None or worker.engine_version < version):
+            worker.engine_version = version
+            self._stalls.started()
+            self._wake()
+
+    def _report(self, name: str, request: m.Report) -> m.Welcome:
+        worker = self._workers[name]
+        self._host.meter.report(name, request.stats)
+        if request.number > worker.reports:
+            worker.reports = request.number
+            self._host.meter.rewards(request.reward_metrics)
+        # The notice may have got lost on its way, or gone out before this coordinator knew the worker.
+        is_behind = worker.engine_version is None or worker.engine_version < self._coordinator.frontier
+        return m.Welcome(self._notice if is_behind else None, self._notice_serial)
+
+    async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
+        worker = self._workers[name]
+        if unanswered := self._host.unanswered(name, set(request.held)):
+            return m.Leases(unanswered[: max(1, request.limit)], finished=False)
+
+        def tasks() -> list[RolloutTask] | None:
+            if self._workers.get(name) is not worker:
+                raise RpcError(f"{name} has been replaced")
+            if self._coordinator.finished:
+                return []
+            if worker.engine_version is None:
+                return None
+            return self._host.lease(name, worker.engine_version, request.limit) or None
+
+        granted = await self._until(tasks, request.wait_s) or []
+        self._stalls.leased(task.group_id for task in granted)
+        return m.Leases(granted, self._coordinator.finished)
+
+    def _submit(self, header: bytes, frames: Frames) -> None:
+        try:
+            group = decode_header(header)
+            check(group, frames, self._config.rollout.group_size)
+            payload, summary = WireGroup(header, tuple(frames)), group.summary()
+            became = self._host.submit(group.group_id, group.lease_id, summary, payload)
+        except m.Malformed as error:
+            raise RpcError(f"not a group to train on: {error}") from None
+        except InvariantError as error:
+            if error.number != VERSIONS_ARE_TRUE:
+                raise
+            # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
+            raise RpcError(str(error)) from None
+        if became is not Submission.SETTLED:
+            self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
+
+    def _fail(self, request: m.Fail) -> None:
+        self._stalls.failed(request.group_id)
+        self._host.fail(
+            request.group_id, request.lease_id, request.reason, request.detail, request.sampled_tokens
+        )
+
+    def _lost(self, name: str) -> None:
+        self._workers.pop(name, None)
+        self._host.lost(name)
+
+    # ---- trainer -------------------------------------------------------------------------------------------
+
+    def _begin(self, version: int) -> m.Begun:
+        frontier = _in_turn(self._host.begin, version)
+        # The weights that its predecessor shared go with it; its own are news, be their version the same.
+        self._keep_notice(None)
+        self._published = None
+        self._stalls.joined()
+        return m.Begun(frontier)
+
+    async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
+        taken = await self._until(lambda: _in_turn(self._host.take, request.step), request.wait_s)
+        if taken is None:
+            return m.Done(), ()
+        self._stalls.taken()
+        headers = [payload.header for _, payload in taken.groups]
+        frames = [frame for _, payload in taken.groups for frame in payload.frames]
+        return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
+
+    async def _publish(self, request: m.Publish) -> m.Published:
+        if self._published is not None and self._published[0] == request.version == self._coordinator.version:
+            return self._published[1]
+        _in_turn(self._host.publish, request.version)
+        self._stalls.stepped()
+        self._heart.stall = None
+        if request.notice is not None:
+            self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
+            for worker in list(self._workers.values()):
+                await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
+        memory = self._pulses()
+        answer = m.Published(
+            self._host.metrics()
+            | {f"memory/{role}_rss_bytes": pulse.rss_bytes for role, pulse in memory.items()}
+            | {
+                "rpc/refused": self._server.refused.total,
+                "rpc/refused_peers": self._server.refused_peers.total,
+            }
+        )
+        self._published = request.version, answer
+        return answer
+
+    def _keep_notice(self, notice: bytes | None) -> None:
+        self._notice = notice
+        self._notice_serial += 1
+        self._stalls.has_weights = notice is not None
+        # The number first: a crash between the two gives the notice before a new number, which is harmless.
+        self._store.keep(NOTICE_SERIAL, self._notice_serial.to_bytes(8))
+        self._store.keep(NOTICE, notice)
+
+    async def _await_applied(self, version: int) -> None:
+        """An engine that does not take it in time counts as a stall, whose culprit is replaced."""
+
+        def behind() -> tuple[str, ...]:
+            engines = {name: worker.engine_version for name, worker in self._workers.items()}
+            return tuple(name for name, has in engines.items() if has is not None and has < version)
+
+        def nobody_is_behind() -> bool | None:
+            self._stalls.behind = behind()
+            return not self._stalls.behind or None
+
+        timeout_s = self._config.weights.ack_timeout_s
+        try:
+            for _ in range(m.ACK_PATIENCE):
+                if await self._until(nobody_is_behind, timeout_s):
+                    return
+                late = (
+                    f"{', '.join(behind())} did not take weight version {version} within "
+                    f"weights.ack_timeout_s={timeout_s:.0f}"
+                )
+                self._heart.stall = self._stalls.stall(late)
+            raise RpcError(late)
+        finally:
+            self._stalls.behind = ()
+
+    def _pulses(self) -> dict[str, Pulse]:
+        return read_pulses(self._run_dir.pulses)
+
+    # ---- waiting -------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Let everybody who waits look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _until(self, look: Callable[[], T | None], wait_s: float) -> T | None:
+        """What `look` gives once it is not None, looking again after every event; None after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while (found := look()) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                return None
+        return found
+
+    async def _watch_for_stalls(self) -> None:
+        while True:
+            await asyncio.sleep(STALL_POLL_S)
+            if (stall := self._stalls.look()) is not None:
+                log.warning("%s", stall.text)
+                self._heart.stall = stall  # for the supervisor to see
+
+
+def _in_turn(event: Callable[[int], T], number: int) -> T:
+    """An event of the trainer, refused when it is not its turn."""
+    try:
+        return event(number)
+    except ValueError as error:
+        raise RpcError(str(error)) from None

@@ -1,0 +1,186 @@
+"""The workers' and the trainer's way to the coordinator in `async` mode: ZMQ, and a transport for weights."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch, Group
+from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
+from asyncrl.loop.newest_weights import NewestWeights
+from asyncrl.rollout.engines.base import Engine
+from asyncrl.rollout.group import AttemptFailed
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.waits import waiting
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.source import WeightsError
+from asyncrl.weights.transport import Transport
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import FRAMES_PER_GROUP, pack, unpack
+from asyncrl.wire.rpc import RpcClient
+
+log = logging.getLogger(__name__)
+
+POLL_S = 5.0
+"""How long the coordinator may keep a request that waits for something."""
+REPORT_S = 0.25
+UPDATE_TRIES = 5
+MAX_DETAIL_CHARS = 10_000
+
+
+class ZmqWorkerLink:
+    """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
+    date."""
+
+    def __init__(
+        self, client: RpcClient, name: str, engine: Engine, transport: Transport, answer_timeout_s: float
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._engine = engine
+        self._answer_timeout_s = answer_timeout_s
+        self._process = secrets.randbits(53)
+        self._held: set[int] = set()
+        """The leases whose outcome the coordinator has not confirmed."""
+        self._transport = transport
+        self._weights = NewestWeights(transport.source)
+        self._news = asyncio.Event()
+
+    def on_notice(self, notice: m.Notice) -> None:
+        self._announced(notice.notice, notice.serial)
+
+    async def hello(self) -> None:
+        self._welcomed(await self._ask(m.Hello(self._name, self._process)))
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken)
+        with waiting("groups to sample"):
+            answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
+        self._held |= {task.lease_id for task in answer.tasks}
+        return None if answer.finished else answer.tasks
+
+    async def submit(self, group: Group, lease_id: int) -> None:
+        wire = pack(group, lease_id)
+        request = m.Submit(wire.header, self._engine.stats())
+        await self._client.request(request, wire.frames, timeout_s=self._answer_timeout_s)
+        self._held.discard(lease_id)
+
+    async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
+        detail = failure.detail[:MAX_DETAIL_CHARS]
+        await self._ask(m.Fail(task.group_id, task.lease_id, failure.reason, detail, failure.sampled_tokens))
+        self._held.discard(task.lease_id)
+
+    async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
+        """Report for ever. `reward_metrics` gives what has come together since its last call."""
+        for number in itertools.count(1):
+            stats = self._engine.stats()
+            self._welcomed(await self._ask(m.Report(number, self._weights.taken, stats, reward_metrics())))
+            await asyncio.sleep(REPORT_S)
+
+    async def follow_weights(self) -> None:
+        """Give the engine every new version, skipping those that are out of date already."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            report = await self._update()
+            if report is not None:
+                self._weights.taken = report.version
+                await self._ask(m.Applied(report))
+
+    async def _update(self) -> m.UpdateReport | None:
+        """None when there is nothing newer, or the weights are gone with the trainer that published them: its
+        successor's will come."""
+        for attempt in range(1, UPDATE_TRIES + 1):
+            source, notice = self._weights.next, self._weights.notice
+            if source is None or notice is None:
+                return None
+            try:
+                with waiting(f"the engine to take weight version {source.version}"):
+                    return await self._engine.update_weights(source)
+            except WeightsError as error:
+                # Usually overtaken by a newer version, whose notice is on its way.
+                log.warning("weight version %d, try %d: %s", source.version, attempt, error)
+                if attempt == UPDATE_TRIES and not self._transport.is_gone(notice):
+                    raise
+                if self._weights.next is source:
+                    await asyncio.sleep(0.05 * attempt)
+        return None
+
+    def _welcomed(self, welcome: m.Welcome) -> None:
+        if welcome.notice is not None:
+            self._announced(welcome.notice, welcome.serial)
+
+    def _announced(self, notice: bytes, serial: int) -> None:
+        if self._weights.hear(notice, serial):
+            self._news.set()
+
+    async def _ask(self, request: m.Request) -> m.Answer:
+        answer, _ = await self._client.request(request, timeout_s=self._answer_timeout_s)
+        return answer
+
+
+class ZmqTrainerLink:
+    """The trainer's link. `transport` publishes in `executor`, off the loop."""
+
+    def __init__(self, client: RpcClient, transport: Transport, config: Config, executor: Executor) -> None:
+        self._client = client
+        self._transport = transport
+        self._config = config
+        self._executor = executor
+        self._answer_timeout_s = answer_timeout_s(config)
+
+    async def take(self, step: int) -> Batch:
+        while True:
+            answer, frames = await self._client.request(
+                m.Take(step, POLL_S), timeout_s=POLL_S + self._answer_timeout_s
+            )
+            if isinstance(answer, m.Batch):
+                break
+        groups = [
+            unpack(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
+            for i, header in enumerate(answer.headers)
+        ]
+        return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
+
+    async def begin(self, version: int) -> int:
+        answer, _ = await self._client.request(m.Begin(version), timeout_s=self._answer_timeout_s)
+        return answer.frontier
+
+    async def come_to_rest(self) -> None:
+        """Nothing has to: a run that goes on samples anew what was being sampled."""
+
+    async def checkpointed(self, oldest: int) -> None:
+        await self._client.request(m.Checkpointed(oldest), timeout_s=self._answer_timeout_s)
+
+    async def publish(
+        self, version: int, weights: LiveWeights | None, canary: Canary | None
+    ) -> dict[str, float]:
+        started_s = time.monotonic()
+        notice = None if weights is None else await self._share(version, weights, canary)
+        answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=self._answer_timeout_s)
+        return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
+
+    async def _share(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+        """Put the weights where the engines find them; the notice that says where."""
+        # Where this version goes an older one lies, which no engine may be reading.
+        overwritten = version - self._transport.keeps
+        ack_timeout_s = m.ACK_PATIENCE * self._config.weights.ack_timeout_s
+        with waiting(f"every engine to take weight version {overwritten}"):
+            await self._client.request(
+                m.AwaitApplied(overwritten), timeout_s=ack_timeout_s + self._answer_timeout_s
+            )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._transport.publish, version, weights, canary)
+
+
+def answer_timeout_s(config: Config) -> float:
+    """Longest wait for an answer that the coordinator gives at once: longer than it takes to find out that it
+    hangs and to start another one in its place."""
+    return config.run.hang_s + MAX_DELAY_S + COORDINATOR_START_S

@@ -1,0 +1,91 @@
+"""Whether a run finds the disks and the memory that it writes to. Each check raises a `ConfigError` that
+names key, value and remedy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.paths import check_can_be_written, user_path
+from asyncrl.plan.facts.model import ModelFacts
+from asyncrl.plan.machine import Machine
+from asyncrl.plan.memory.estimate import shared_weights_bytes
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.resume import check_settings
+from asyncrl.units import format_bytes
+from asyncrl.weights.shm.segment import shared_folder
+
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
+"""Files whose presence shows that a folder holds a run."""
+
+
+def run_dir(config: Config) -> bool:
+    """The run directory can be made, and holds no run yet, or one that this config may go on with: then
+    True."""
+    key, value = ("run.root", config.run.root) if config.run.dir is None else ("run.dir", config.run.dir)
+    path = user_path(value, f"{key}={value}")
+    held = [name for name in _RUN_FILES if (path / name).exists()]
+    if key == "run.dir" and held:
+        if config.run.resume == "never":
+            raise ConfigError(
+                f"{key}={value}: this folder already holds a run ({', '.join(held)}); go on with it by "
+                f"`asyncrl-launch --resume {value}`, or name another one"
+            )
+        if RunDir(path).prompts.exists() and "config.yaml" in held:
+            check_settings(config, RunDir(path))
+            check_can_be_written(path, f"{key}={value}")
+            return True
+        if held != ["config.yaml"]:
+            raise ConfigError(
+                f"{key}={value}: this folder holds a part of a run ({', '.join(held)}), and no run can go on "
+                "without config.yaml and prompts.msgpack; put them back, or name another folder"
+            )
+    check_can_be_written(path, f"{key}={value}")
+    return False
+
+
+def temporary_folder() -> bool:
+    """Temporary files find a folder: then True."""
+    try:
+        return bool(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ConfigError(f"temporary files find no folder ({error.strerror}); set TMPDIR to one") from None
+
+
+def weights_folder(config: Config) -> None:
+    """The folder by which servers get weights can be written."""
+    http = config.rollout.http
+    if config.rollout.engine == "http" and http.weights_dir is not None:
+        called = f"rollout.http.weights_dir={http.weights_dir}"
+        check_can_be_written(user_path(http.weights_dir, called), called)
+
+
+def _shares_memory(config: Config) -> bool:
+    return config.run.mode == "async" and config.weights.transport == "shm"
+
+
+def shared_memory_is_writable(config: Config) -> None:
+    """The weights of the trainer can be put into shared memory."""
+    folder = shared_folder()
+    if _shares_memory(config) and not os.access(folder, os.W_OK | os.X_OK):
+        raise NotHereError(
+            f"{folder}: the weights go from the trainer to the engines through files in it, and it cannot be "
+            "written",
+            command=f"mount it writable (for a container: --shm-size=2g, and no --read-only for {folder}), "
+            "or use run.mode=inline",
+        )
+
+
+def shared_memory_has_room(config: Config, model: ModelFacts | None, machine: Machine) -> None:
+    """Two versions of the weights fit into shared memory."""
+    if model is None:
+        return
+    free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
+    if _shares_memory(config) and free is not None and needed > free:
+        raise NotHereError(
+            f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
+            f"shared memory, and {shared_folder()} has {format_bytes(free)} free",
+            command=f"make it larger (for a container: --shm-size={needed // 10**9 + 2}g)",
+        )

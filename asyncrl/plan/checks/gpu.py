@@ -1,0 +1,105 @@
+"""Whether what computes on a GPU fits into its memory, judged by estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.plan.memory.estimate import GpuLoad, Memory
+from asyncrl.plan.outline import Outline
+from asyncrl.plan.resources import Placement, kind_of
+from asyncrl.units import format_bytes
+
+ROOM_TO_GENERATE_BYTES = 2 * 10**9
+"""The least that an engine needs for keys and values to be worth starting."""
+FREE_SHARE = 0.08
+"""Of a GPU, so much is to be left over by an estimate that is right within 15% of what it computes."""
+
+
+def shares(config: Config, implied: Outline) -> None:
+    """vLLM, which takes its share of a GPU whole, leaves the others on it what they certainly need, and has
+    enough for itself."""
+    share = config.rollout.vllm.gpu_memory_utilization
+    for load in implied.gpus if config.rollout.engine == "vllm" else ():
+        others = [role for role in load.roles if kind_of(role) != "rollout"]
+        engines = len(load.roles) - len(others)
+        if not engines or len(load.roles) == 1:
+            continue
+        memory = {m.kind: m for m in implied.memory}
+        theirs = [memory[kind_of(role)] for role in others if kind_of(role) in memory]
+        taken = engines * memory["rollout"].total_bytes
+        if taken + sum(entry.certain_bytes for entry in theirs) <= load.card_bytes:
+            continue
+        needed = sum(entry.total_bytes for entry in theirs)
+        fits = int(20 * (1 - FREE_SHARE - needed / load.card_bytes) / engines) / 20
+        beside = (
+            f", on which {' and '.join(others)} need{'s' * (len(others) == 1)} about {format_bytes(needed)}"
+            if others
+            else ""
+        )
+        take = f"{engines} engines take" if engines > 1 else "the engine takes"
+        remedy = _share_remedy(fits, load.card_bytes, memory["rollout"])
+        raise ConfigError(
+            f"rollout.vllm.gpu_memory_utilization={share:g}: {take} {format_bytes(taken)} of the "
+            f"{format_bytes(load.card_bytes)} of GPU {load.gpu}{beside}; {remedy}"
+        )
+    if implied.kv_sequences == 0:
+        raise ConfigError(
+            f"rollout.vllm.gpu_memory_utilization={share:g}: the engines' share of a GPU holds the weights "
+            "and not one sequence of full length; raise it, or rollout.tensor_parallel_size"
+        )
+
+
+def _share_remedy(fits: float, card_bytes: int, engine: Memory) -> str:
+    own = engine.parts.get("weights", 0) + engine.parts.get("workspace", 0)
+    if fits * card_bytes > own + ROOM_TO_GENERATE_BYTES:
+        return f"use rollout.vllm.gpu_memory_utilization={fits:g} or less, or more GPUs"
+    return (
+        "that leaves too little for an engine; use more GPUs, a smaller model, or keep the optimizer in host "
+        "memory: trainer.backend=deepspeed trainer.deepspeed.offload_optimizer=true"
+    )
+
+
+def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:
+    """What works, or may, and may surprise."""
+    if placement.shares_gpu:
+        yield "several processes share a GPU: each is slower while another computes"
+    if placement.idle_gpus:
+        yield (
+            f"{placement.idle_gpus} of the GPUs asked for stay idle; raise rollout.workers or trainer.ranks "
+            "to use them"
+        )
+    for load in implied.gpus:
+        needed, there = format_bytes(load.total_bytes), format_bytes(load.card_bytes)
+        roles, remedy = " and ".join(load.roles), _remedy(config, load.roles)
+        if load.total_bytes > load.card_bytes:
+            yield f"GPU {load.gpu}: about {needed} for {roles}, and it has {there}; {remedy}"
+        elif _is_tight(load):
+            yield (
+                f"GPU {load.gpu}: about {needed} of {there} for {roles}, which leaves less than "
+                f"{FREE_SHARE:.0%} for what an estimate misses; {remedy}"
+            )
+
+
+def _is_tight(load: GpuLoad) -> bool:
+    """Engines alone on a GPU take what they are told to, and no more."""
+    is_estimated = any(kind_of(role) != "rollout" for role in load.roles)
+    return is_estimated and load.total_bytes > (1 - FREE_SHARE) * load.card_bytes
+
+
+def _remedy(config: Config, roles: Sequence[str]) -> str:
+    remedies = []
+    kinds = set(map(kind_of, roles))
+    if "trainer" in kinds:
+        if not config.trainer.gradient_checkpointing:
+            remedies.append("set trainer.gradient_checkpointing=true")
+        remedies.append("lower trainer.micro_batch_tokens")
+        remedies.append("share the model out with trainer.backend=deepspeed and more trainer.ranks")
+        remedies.append("keep the optimizer in host memory with trainer.deepspeed.offload_optimizer=true")
+    if "rollout" in kinds:
+        vllm = config.rollout.engine == "vllm"
+        remedies.append("lower " + ("rollout.vllm.gpu_memory_utilization" if vllm else "rollout.slots"))
+    for kind in sorted(kinds - {"trainer", "rollout"}):
+        remedies.append(f"lower reward.models.{kind.partition('-')[2]}.batch_tokens")
+    return ", or ".join(remedies)

@@ -1,0 +1,362 @@
+"""The single checks of the preflight. Each raises a `ConfigError` that names key, value and remedy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zmq
+
+from asyncrl.cluster.hosts.base import find_host
+from asyncrl.config import Config
+from asyncrl.data.prompts import PromptSet
+from asyncrl.data.rows import is_on_hub, read_rows
+from asyncrl.data.tokenise import AddedTokens
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.packages import need
+from asyncrl.paths import nearest_folder
+from asyncrl.plan.facts.model import ModelFacts, find_policy
+from asyncrl.plan.machine import Machine, visible_gpu
+from asyncrl.plan.outline import Outline
+from asyncrl.plan.resources import Placement
+from asyncrl.reward.route import RouteError, scoring_parts
+from asyncrl.rollout.engines.vllm import distribution, families
+from asyncrl.units import format_bytes
+from asyncrl.weights.transport import find_transport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def role_host(config: Config) -> None:
+    """What is to start the processes can be imported."""
+    find_host(config.run.role_host)
+
+
+def transport(config: Config) -> None:
+    """What is to carry the weights can be imported."""
+    find_transport(config.weights.transport)
+
+
+def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> bool:
+    """Every row is scored by something, and has the columns that the reward functions that score it cannot do
+    without (where they are known): then True.
+
+    needs: those columns of each function.
+    """
+    seen = set()
+    for row in prompts:
+        try:
+            names = scoring_parts(config.reward, row.columns)
+        except RouteError as error:
+            raise ConfigError(f"usable row {row.index} of the dataset: {error}; correct either") from None
+        columns = frozenset(row.columns)
+        if (columns, *names) in seen:
+            continue
+        seen.add((columns, *names))
+        for spec in (f.function for f in config.reward.functions if f.label in names):
+            if missing := [name for name in needs.get(spec, ()) if name not in columns]:
+                raise ConfigError(
+                    f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
+                    f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
+                )
+    return True
+
+
+def enough_rows(config: Config, usable: int) -> int:
+    """Rows that are left to train on when those held out are taken away."""
+    trained = usable - config.data.held_out_rows
+    if trained < 1:
+        raise ConfigError(
+            f"data.held_out_rows={config.data.held_out_rows}: the dataset has {usable} usable rows, so "
+            "none would be left to train on; hold out fewer"
+        )
+    if trained < config.epoch_multiple:
+        raise ConfigError(
+            f"data.drop_last=true: the {trained:,} rows to train on do not fill one batch "
+            f"(trainer.batch_groups={config.trainer.batch_groups}), so an epoch would be empty; use "
+            "data.drop_last=false, which fills a batch from the next epoch, or a smaller batch"
+        )
+    return trained
+
+
+def network(config: Config) -> None:
+    """The coordinator can listen where it should, encrypted."""
+    host = config.network.bind
+    if not zmq.has("curve"):
+        raise ConfigError(
+            "this build of ZeroMQ cannot encrypt (it lacks CURVE), and no run goes without; install the "
+            "wheel of pyzmq: pip install --force-reinstall --only-binary :all: pyzmq"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"network.bind={host}: this machine cannot listen there ({error.strerror}); give one of its own "
+            "addresses, or leave it out"
+        ) from None
+
+
+def engine(config: Config, placement: Placement) -> None:
+    """The engine is installed, and can be as it is set, on the device that the engines compute on."""
+    device = placement.of("rollout")[0].device
+    if config.rollout.engine == "vllm":
+        distribution.refuse_unsupported(device)
+    if config.rollout.engine == "http":
+        need("aiohttp", "rollout.engine=http")
+    if config.rollout.engine == "torch" and config.rollout.torch.cuda_graphs and device == "cpu":
+        raise ConfigError(
+            "rollout.torch.cuda_graphs=true: the engines compute on the CPU, which has no CUDA graphs; leave "
+            "it out"
+        )
+
+
+def decoding(config: Config, model: ModelFacts | None) -> str | None:
+    """What to know of how the embedded engine decodes the model, if anything."""
+    if config.rollout.engine != "torch" or model is None or model.by_rows is None:
+        return None
+    if config.rollout.torch.cuda_graphs:
+        raise ConfigError(
+            f"rollout.torch.cuda_graphs=true: {model.by_rows}, so that the embedded engine decodes a request "
+            "at a time, which no CUDA graph can hold; leave it out, or use rollout.engine=vllm"
+        )
+    return f"the embedded engine decodes a request at a time: {model.by_rows}; exact, but slower than a batch"
+
+
+def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
+    """Each rank of an engine gets whole heads."""
+    size = config.rollout.tensor_parallel_size
+    if model is not None and model.layer.heads % size:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={size}: the model's {model.layer.heads} heads cannot be dealt to "
+            f"so many ranks; use a divisor of {model.layer.heads}"
+        )
+
+
+def family(config: Config, placement: Placement) -> None:
+    """vLLM computes the policy right, and can be given new weights of it."""
+    if config.rollout.engine not in ("vllm", "http"):
+        return
+    try:
+        structure = find_policy(config.model).config
+    except NotHereError:
+        return  # told where the models are looked for
+    device = placement.of("rollout")[0].device if config.rollout.engine == "vllm" else None
+    if refused := families.refusal(structure, device):
+        why, remedy = refused
+        raise ConfigError(
+            f"rollout.engine={config.rollout.engine}: model.path={config.model.path} is of the family "
+            f"{structure.get_text_config().model_type}: {why}; {remedy}"
+        )
+
+
+def stop_tokens(config: Config, model: ModelFacts | None) -> None:
+    """The model can sample the tokens that are to end a response."""
+    unknown = [i for i in config.rollout.stop_token_ids if model is not None and i >= model.vocab_size]
+    if model is not None and unknown:
+        raise ConfigError(
+            f"rollout.stop_token_ids={config.rollout.stop_token_ids}: the model {config.model.path} never "
+            f"samples {', '.join(map(str, unknown))}, as it knows the tokens 0 to {model.vocab_size - 1:,} "
+            "only; leave these out, or give its own"
+        )
+
+
+def dataset(config: Config) -> bool:
+    """The dataset is on this machine, or can be fetched: then True."""
+    if is_on_hub(config.data):
+        need("datasets", f"data.path={config.data.path}", "name a file: data.path=FILE.jsonl")
+    else:
+        read_rows(config.data)
+    return True
+
+
+def trainer(config: Config) -> None:
+    """What the trainer's backend needs is installed, and there is a policy to train."""
+    if config.rollout.temperature == 0 and config.trainer.backend != "paced":
+        raise ConfigError(
+            "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
+            "log-probabilities to train by; use a temperature above 0"
+        )
+    if config.trainer.backend == "deepspeed":
+        need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
+
+
+def visible_gpus(config: Config, placement: Placement) -> None:
+    """DeepSpeed can read the names of the trainer's GPUs: it takes `CUDA_VISIBLE_DEVICES` for numbers."""
+    if config.trainer.backend != "deepspeed":
+        return
+    names = [visible_gpu(gpu) for place in placement.of("trainer") for gpu in place.gpus]
+    if any(not name.strip().isdigit() for name in names):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there only; "
+            "name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
+        )
+
+
+def servers(config: Config, prompts: PromptSet) -> None:
+    """The servers of `rollout.engine=http` answer, and run with options that can be used."""
+    http = config.rollout.http
+    if config.rollout.engine != "http":
+        return
+    from asyncrl.rollout.engines.http.facts import Needs
+    from asyncrl.rollout.engines.http.probe import unusable
+
+    if http.api_key_env is not None and not os.environ.get(http.api_key_env):
+        raise ConfigError(
+            f"rollout.http.api_key_env={http.api_key_env}: there is no such environment variable; put the "
+            "servers' API key into it"
+        )
+    key = os.environ[http.api_key_env] if http.api_key_env else None
+    needs = Needs(
+        config.model.dtype,
+        config.rollout.context_tokens(prompts.longest_tokens),
+        families.has_experts(find_policy(config.model).config),
+    )
+    ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
+    with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
+        problems = thread.submit(ask, http.urls, needs, key).result()
+    if problems:
+        raise ConfigError("\n".join(f"rollout.http.urls: {problem}" for problem in problems))
+
+
+def budget(config: Config, placement: Placement) -> None:
+    """A budget of GPU hours needs GPUs that spend it."""
+    if config.run.gpu_hours is not None and not placement.gpus:
+        raise ConfigError(
+            f"run.gpu_hours={config.run.gpu_hours:g}: this run holds no GPU, so it spends none; set "
+            "run.steps instead"
+        )
+
+
+def attention(config: Config, placement: Placement) -> None:
+    """The trainer's attention kernel runs where the trainer runs."""
+    name, on_gpu = config.model.attn_implementation, bool(placement.of("trainer")[0].gpus)
+    setting, other = f"model.attn_implementation={name}", "model.attn_implementation=sdpa"
+    if name == "varlen" and on_gpu and config.model.dtype == "float32":
+        raise ConfigError(
+            f"{setting}: on a GPU it computes in 16 bits only; use model.dtype=bfloat16, or {other}"
+        )
+    if name != "flash_attention_2":
+        return
+    if not on_gpu:
+        raise ConfigError(f"{setting}: it needs a GPU, and the trainer has none; use {other}")
+    need("flash_attn", setting, f"use {other}")
+
+
+def prompts_fit(config: Config, model: ModelFacts | None, prompts: PromptSet) -> None:
+    """The model knows every position and every token that it will be given."""
+    if model is None:
+        return
+    longest, new = prompts.longest_tokens, config.rollout.max_new_tokens
+    if (context := config.rollout.max_sequence_tokens) is not None:
+        if context <= longest:
+            raise ConfigError(
+                f"rollout.max_sequence_tokens={context}: the longest prompt alone has {longest} tokens; use "
+                f"{longest + 1} at least, or a lower data.max_prompt_tokens with data.on_bad_row=skip"
+            )
+        if model.max_positions is not None and context > model.max_positions:
+            raise ConfigError(
+                f"rollout.max_sequence_tokens={context} is over the {model.max_positions} positions of the "
+                f"model {config.model.path}; use {model.max_positions} at most"
+            )
+    elif model.max_positions is not None and longest + new > model.max_positions:
+        room = model.max_positions - longest
+        remedy = f"at most rollout.max_new_tokens={room}, or " if room > 0 else ""
+        raise ConfigError(
+            f"rollout.max_new_tokens={new}: after the longest prompt ({longest} tokens) this makes "
+            f"{longest + new}, over the {model.max_positions} positions of the model {config.model.path}; "
+            f"use {remedy}a lower data.max_prompt_tokens with data.on_bad_row=skip"
+        )
+    largest = max(int(row.prompt_ids.max()) for row in prompts)
+    if largest >= model.vocab_size:
+        raise ConfigError(
+            f"model.path={config.model.path}: its tokenizer gives the token id {largest}, but the model "
+            f"knows only {model.vocab_size} tokens; the tokenizer is another model's"
+        )
+
+
+def warnings(config: Config, implied: Outline) -> Iterator[str]:
+    """What works but may surprise, wherever the run runs."""
+    if implied.slots > implied.max_responses_outstanding:
+        yield (
+            f"only {implied.max_responses_outstanding} of {implied.slots} slots can be in use: no more "
+            f"responses may be outstanding with a staleness of at most {config.staleness.bound}"
+        )
+    for model in config.reward.models:
+        if model.gate is not None and not model.sigmoid and (model.clip is None or model.clip[0] < 0):
+            yield (
+                f"reward model `{model.label}` counts only where `{model.gate}` gave more than 0, and its "
+                "scores may be negative: a response that passes may then earn less than one that fails; set "
+                "its `sigmoid: true`, or a `clip` from 0 on"
+            )
+    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
+        yield (
+            "rollout.top_p and rollout.top_k renormalise what is sampled from, and the trainer's policy is "
+            "not cut: ratios come out low even on policy"
+        )
+    if config.trainer.warmup_steps >= config.run.steps:
+        yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
+
+
+def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
+    """What works but may surprise on this machine."""
+    if implied.threads > machine.cores:
+        yield (
+            f"{implied.threads} computing threads on {machine.cores} cores; lower trainer.threads, "
+            "rollout.threads or rollout.workers"
+        )
+    needed = implied.host_memory_bytes
+    if needed is not None and needed > machine.memory_bytes:
+        yield (
+            f"about {format_bytes(needed)} of memory are needed and the machine has "
+            f"{format_bytes(machine.memory_bytes)}; lower rollout.slots or trainer.micro_batch_tokens"
+        )
+
+
+def disk_warnings(config: Config, implied: Outline) -> Iterator[str]:
+    """Whether the run directory's disk has room for the checkpoints."""
+    folder = nearest_folder(Path(config.run.dir or config.run.root).expanduser())
+    free = shutil.disk_usage(folder).free
+    if implied.disk is not None and implied.disk.total_bytes > free:
+        yield (
+            f"checkpoints take about {format_bytes(implied.disk.total_bytes)}, and the disk of {folder} has "
+            f"{format_bytes(free)} free; name another place (run.dir), or keep fewer (checkpoint.keep_last)"
+        )
+
+
+def prompt_warnings(config: Config, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What works but may surprise about the dataset and its tokens."""
+    if prompts.skipped:
+        count = len(prompts.skipped)
+        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
+    texts = [prompt for row in prompts if isinstance(prompt := row.prompt, str)]
+    if texts:
+        yield from _text_warnings(texts, tokenizer)
+    if config.data.chat_template_kwargs and len(texts) == len(prompts):
+        yield "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them"
+    if tokenizer.eos_token_id is None and not config.rollout.stop_token_ids:
+        yield (
+            "neither the tokenizer nor rollout.stop_token_ids names a token that ends a response: all will "
+            f"have {config.rollout.max_new_tokens} tokens"
+        )
+
+
+def _text_warnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What the tokenizer would put around texts, and what becomes of it."""
+    added = AddedTokens.of(tokenizer)
+    if added.after:
+        yield (
+            f"the tokenizer ends a text with {tokenizer.decode(added.after)!r}; prompts go without it, since "
+            "the model is to go on"
+        )
+    start = tokenizer.decode(added.before) if added.before else ""
+    if start and (rendered := sum(text.startswith(start) for text in texts)):
+        yield f"{rendered:,} prompts begin with {start!r} already, and get no second one"

@@ -1,0 +1,116 @@
+"""The models of a run: found, checked against each other, and measured without their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.plan.facts.model import (
+    FoundModel,
+    ModelFacts,
+    ModelSource,
+    check_decoder_only,
+    check_weights,
+    find_model,
+    find_policy,
+    find_tokenizer,
+    model_facts,
+)
+from asyncrl.plan.facts.reward import (
+    RewardModelFacts,
+    find_reward_model,
+    load_template,
+    reward_model_facts,
+)
+from asyncrl.plan.facts.shapes import known_model
+from asyncrl.plan.facts.training_form import training_form
+from asyncrl.plan.findings import Findings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModels:
+    """The sizes of a run's models; None for those that it does not have, or that are not known."""
+
+    policy: ModelFacts | None
+    critic: ModelFacts | None = None
+    reference: ModelFacts | None = None
+    reward: tuple[RewardModelFacts | None, ...] = ()
+    """Of each of `reward.models`."""
+
+    @property
+    def trained(self) -> dict[str, ModelFacts]:
+        """Those that the trainer computes, which share its micro-batches; by name."""
+        models = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
+        return {name: facts for name, facts in models.items() if facts is not None}
+
+    @property
+    def unpacked(self) -> str | None:
+        """Why the trainer gives every sequence a row of its own; None where rows hold several."""
+        return next((facts.form.unpacked for facts in self.trained.values() if facts.form.unpacked), None)
+
+
+def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, PreTrainedTokenizerBase | None]:
+    """What is known of the models, and the policy's tokenizer."""
+    policy = findings.of(lambda: find_policy(config.model))
+    facts = _facts(policy or known_model("model.path", config.model.path), config, findings, has_head=True)
+    tokenizer = None if policy is None else findings.of(lambda: find_tokenizer(policy))
+    critic = reference = None
+    if config.critic is not None:
+        critic = _beside(facts, "critic.path", config.critic.path, config, findings)
+    if config.reference is not None:
+        reference = _beside(facts, "reference.path", config.reference.path, config, findings)
+    reward = tuple(_reward_model(i, config, findings) for i in range(len(config.reward.models)))
+    return KnownModels(facts, critic, reference, reward), tokenizer
+
+
+def _facts(
+    model: FoundModel | None, config: Config, findings: Findings, *, has_head: bool
+) -> ModelFacts | None:
+    if model is None:
+        return None
+    findings.of(lambda: check_weights(model))
+    facts = findings.of(lambda: model_facts(model, config.model.dtype))
+    if facts is None or config.trainer.backend == "paced":
+        return facts
+    form = findings.of(lambda: training_form(model, config, has_head=has_head))
+    return facts if form is None else replace(facts, form=form)
+
+
+def _beside(
+    policy: ModelFacts | None, key: str, path: str | None, config: Config, findings: Findings
+) -> ModelFacts | None:
+    """A decoder that reads what the policy reads: another copy of the policy where no path is given."""
+    if path is None:
+        return policy
+    source = ModelSource(
+        key, path, config.model.trust_remote_code, f"leave {key} out to start from a copy of the policy"
+    )
+    found = findings.of(lambda: find_model(source, check_decoder_only))
+    has_head = key != "critic.path"
+    facts = _facts(found or known_model(key, path), config, findings, has_head=has_head)
+    if facts is not None and policy is not None:
+        findings.of(lambda: _refuse_other_vocabulary(source, facts, policy))
+    return facts
+
+
+def _refuse_other_vocabulary(source: ModelSource, facts: ModelFacts, policy: ModelFacts) -> None:
+    if facts.vocab_size < policy.vocab_size:
+        raise ConfigError(
+            f"{source}: it knows {facts.vocab_size:,} tokens, and the policy, whose responses it reads, "
+            f"{policy.vocab_size:,}; give a model of the same family, or {source.advice}"
+        )
+
+
+def _reward_model(i: int, config: Config, findings: Findings) -> RewardModelFacts | None:
+    model = findings.of(lambda: find_reward_model(i, config.reward.models[i]))
+    if model is None:
+        known = known_model(f"reward.models.{i}.path", config.reward.models[i].path)
+        return None if known is None else reward_model_facts(known, None)
+    findings.of(lambda: check_weights(model))
+    tokenizer = findings.of(lambda: load_template(model))
+    return findings.of(lambda: reward_model_facts(model, tokenizer))

@@ -1,0 +1,66 @@
+"""What the machine has, and what a container leaves of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+
+import psutil
+
+from asyncrl.plan.cgroup import read_limits
+from asyncrl.weights.shm.segment import shared_folder
+
+PLANNED_GPU_BYTES = 80 * 10**9
+"""Memory of a GPU that is only planned for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this process may use of the machine."""
+
+    cores: int
+    memory_bytes: int
+    gpu_bytes: tuple[int, ...]
+    """Memory of each GPU that CUDA can use."""
+    shared_memory_bytes: int | None
+    """Free shared memory; None where it is not limited apart from the memory (macOS)."""
+    own_cores: tuple[int, ...] = ()
+    """Numbers of the cores that are this process's alone to give away; none where the system lets nobody
+    choose (macOS), and where a container limits CPU time: what others may compute on the same cores."""
+
+    @property
+    def gpus(self) -> int:
+        return len(self.gpu_bytes)
+
+    def with_planned_gpus(self, gpus: int) -> Machine:
+        """This machine as if it had so many GPUs of 80 GB, and cores of which nothing is known but their
+        number."""
+        return replace(self, gpu_bytes=(PLANNED_GPU_BYTES,) * gpus, own_cores=())
+
+
+def probe() -> Machine:
+    """Look at this machine, and at what its container leaves of it."""
+    import torch
+
+    on_linux = sys.platform == "linux"
+    allowed = tuple(sorted(os.sched_getaffinity(0))) if on_linux else ()
+    cores = len(allowed) or os.cpu_count() or 1
+    memory_bytes = psutil.virtual_memory().total
+    limits = read_limits()
+    quota = limits.cpus if limits.cpus is not None and limits.cpus < cores else None
+    return Machine(
+        cores=cores if quota is None else max(1, int(quota)),
+        memory_bytes=min(memory_bytes, limits.memory_bytes or memory_bytes),
+        gpu_bytes=tuple(
+            torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
+        ),
+        shared_memory_bytes=psutil.disk_usage(str(shared_folder())).free if on_linux else None,
+        own_cores=allowed if quota is None else (),
+    )
+
+
+def visible_gpu(index: int) -> str:
+    """The name in `CUDA_VISIBLE_DEVICES` of the GPU that is this process's number `index`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)

@@ -1,0 +1,133 @@
+"""What each process needs of the memory where it computes, estimated from the model's sizes. Pure.
+
+The parts are in `trainer_memory.py` (with `zero_memory.py` and `activations.py`) and `engine_memory.py`. They
+hold what grows with model and settings. What a process takes for Python and torch (0.3 to 0.6 GB of host
+memory, with CUDA's libraries 2 to 4) comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from asyncrl.config import Config
+from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
+from asyncrl.plan.facts.models import KnownModels
+from asyncrl.plan.memory.engine import engine_parts, reward_model_parts
+from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, NCCL, trainer_parts
+from asyncrl.plan.resources import Placement
+from asyncrl.weights.transport import transport_bytes
+
+SHARED_WEIGHTS = "shared weights"
+"""The `Memory.kind` of what the trainer publishes weight versions in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Estimated bytes of each process of a kind, or of what processes share."""
+
+    kind: str
+    """The processes' `Place.kind`, or `SHARED_WEIGHTS`."""
+    parts: dict[str, int]
+    """Where it computes: on each of its GPUs, or in host memory."""
+    host_parts: dict[str, int] = field(default_factory=dict)
+    """In host memory besides."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def certain_bytes(self) -> int:
+        """Without what hangs on kernels, on how full the batches are, and on libraries: weights, optimizer,
+        gradients and buffers are sure."""
+        rough = (COMPUTED, ALLOCATOR, NCCL)
+        return sum(n for part, n in self.parts.items() if not part.startswith(rough))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """Who computes on a GPU, and the estimated bytes of each."""
+
+    gpu: int
+    card_bytes: int
+    roles: tuple[str, ...]
+    bytes: tuple[int | None, ...]
+    """Of each of `roles`; None where its model's sizes are not known."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of those that are known."""
+        return sum(n or 0 for n in self.bytes)
+
+
+def weights_bytes(config: Config, model: ModelFacts) -> int:
+    """One version of the weights, in the dtype that is computed in and published."""
+    return model.parameters * DTYPE_BYTES[config.model.dtype]
+
+
+def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
+    """What holds the newest versions on their way; next to nothing where training is paced."""
+    if config.trainer.backend == "paced":
+        return 0
+    return transport_bytes(config.weights.transport, weights_bytes(config, model))
+
+
+def estimate_memory(
+    config: Config,
+    placement: Placement,
+    models: KnownModels,
+    longest_prompt_tokens: int,
+    gpu_bytes: Sequence[int],
+) -> tuple[Memory, ...]:
+    """An entry for each kind of process whose models are known, and one for the shared weights. `gpu_bytes`:
+    of each GPU."""
+    on_gpu = {place.kind for place in placement.places if place.gpus}
+    card_bytes = min(gpu_bytes) if "rollout" in on_gpu else None
+    longest_tokens = config.rollout.context_tokens(longest_prompt_tokens)
+    entries = []
+    trained = [models.policy]
+    trained += [models.critic] if config.critic is not None else []
+    trained += [models.reference] if config.reference is not None else []
+    if models.policy is not None and None not in trained:
+        parts = trainer_parts(config, models, models.policy, longest_tokens, "trainer" in on_gpu)
+        entries.append(Memory("trainer", *parts))
+    if models.policy is not None or (config.rollout.engine == "vllm" and card_bytes is not None):
+        gpus = {gpu for place in placement.of("rollout") for gpu in place.gpus}
+        shares_gpu = any(len(placement.on(gpu)) > 1 for gpu in gpus)
+        parts = engine_parts(config, models.policy, longest_tokens, card_bytes, shares_gpu=shares_gpu)
+        entries.append(Memory("rollout", *parts))
+    for i, facts in enumerate(models.reward):
+        if facts is not None:
+            kind = f"reward-{i}"
+            parts = reward_model_parts(config.reward.models[i], facts, longest_tokens, kind in on_gpu)
+            entries.append(Memory(kind, *parts))
+    if models.policy is not None:
+        two_versions = shared_weights_bytes(config, models.policy)
+        entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))
+    return tuple(entries)
+
+
+def gpu_loads(
+    placement: Placement, memory: Iterable[Memory], gpu_bytes: Sequence[int]
+) -> tuple[GpuLoad, ...]:
+    """What lies on each GPU in use."""
+    total_bytes = {m.kind: m.total_bytes for m in memory}
+    loads = []
+    for gpu in placement.used_gpus:
+        places = placement.on(gpu)
+        n_bytes = tuple(total_bytes.get(place.kind) for place in places)
+        loads.append(GpuLoad(gpu, gpu_bytes[gpu], tuple(place.role for place in places), n_bytes))
+    return tuple(loads)
+
+
+def host_bytes(placement: Placement, memory: Iterable[Memory]) -> int | None:
+    """Everything that does not lie on a GPU; None where something is not known."""
+    entries = {m.kind: m for m in memory}
+    if any(place.kind not in entries for place in placement.places):
+        return None
+    total = entries[SHARED_WEIGHTS].total_bytes
+    for place in placement.places:
+        entry = entries[place.kind]
+        total += sum(entry.host_parts.values()) + (0 if place.gpus else entry.total_bytes)
+    return total

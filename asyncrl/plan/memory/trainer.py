@@ -1,0 +1,156 @@
+"""What a rank of the trainer needs of its GPU, or of host memory where it computes there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asyncrl.config import Config
+from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
+from asyncrl.plan.facts.models import KnownModels
+from asyncrl.plan.memory.activations import (
+    final_norm_backward_bytes,
+    final_norm_bytes,
+    forward_bytes,
+    head_bytes,
+    kept_bytes,
+    layer_backward_bytes,
+)
+from asyncrl.plan.memory.zero import (
+    Zero,
+    arriving_bytes,
+    sending_bytes,
+    step_bytes,
+    trained,
+    zero_of,
+)
+
+CUDA_CONTEXT_BYTES = 7 * 10**8
+"""What CUDA and its libraries take of a GPU for each process: the context with its kernels (about 0.5 GB on
+an H100), cuBLAS's workspaces. An estimate."""
+NCCL_BYTES = 10**9
+"""What NCCL takes of a GPU for the groups of one process: up to 32 channels, with buffers of about 10 MB for
+each connection (NCCL_BUFFSIZE and those of the LL protocols), of a ring and a tree. An estimate."""
+FRAGMENTATION_SHARE = 0.1
+"""Of what comes and goes, so much is held by torch's allocator and of no use, with segments that can grow
+(`expandable_segments`). An estimate: without them, 15% of everything were measured, and up to 33% (Guo et al.
+2024, arXiv 2401.08156)."""
+
+COMPUTED, ALLOCATOR, NCCL = "computing", "fragmentation", "NCCL"
+
+
+def trainer_parts(
+    config: Config, models: KnownModels, policy: ModelFacts, longest_tokens: int, on_gpu: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of one rank: where it computes, and in host memory besides. longest_tokens: of prompt and response."""
+    if config.trainer.backend == "paced":
+        return {}, {}
+    zero = zero_of(config, on_gpu)
+    parts, host_parts = trained(zero, policy.parameters)
+    if models.critic is not None:
+        critic, critic_in_host = trained(zero, models.critic.parameters)
+        parts["critic"] = sum(critic.values())
+        host_parts["critic"] = sum(critic_in_host.values())
+    if config.objective.proximal == "ewma":
+        parts["averaged policy"] = zero.value_bytes * policy.parameters
+    offloads_reference = on_gpu and config.reference is not None and config.reference.offload
+    if models.reference is not None:
+        weights = zero.value_bytes * models.reference.parameters
+        (host_parts if offloads_reference else parts)["reference"] = weights
+    tokens = max(config.trainer.micro_batch_tokens, longest_tokens)
+    row_tokens = masked_row_tokens(config, tokens, longest_tokens, on_gpu)
+    phases = dict(_phases(config, zero, models, policy, tokens, row_tokens))
+    if models.reference is not None and offloads_reference:
+        phases["reference"] += zero.value_bytes * models.reference.parameters
+    # One thing is computed at a time: the largest counts, and the others use its memory.
+    largest = max(phases, key=lambda name: phases[name])
+    parts[f"{COMPUTED}: {largest}"] = phases[largest]
+    if on_gpu:
+        parts[ALLOCATOR] = int(FRAGMENTATION_SHARE * (phases[largest] + parts.get("gathered weights", 0)))
+        parts[NCCL] = NCCL_BYTES if config.trainer.ranks > 1 else 0
+        parts["CUDA"] = CUDA_CONTEXT_BYTES
+    host_parts |= _in_host(config, models, policy, on_gpu)
+    return parts, host_parts
+
+
+def masked_row_tokens(config: Config, tokens: int, longest_tokens: int, on_gpu: bool) -> int:
+    """Length of the rows that attention computes under a dense mask; 0 where its kernel needs none."""
+    if takes_sequences(config, on_gpu):
+        return 0
+    return min(tokens, longest_tokens)
+
+
+def takes_sequences(config: Config, on_gpu: bool) -> bool:
+    """Whether the attention kernel computes the sequences of a row one by one."""
+    chosen = config.model.attn_implementation
+    if chosen == "auto":
+        return on_gpu and config.model.dtype == "bfloat16"
+    return chosen in ("varlen", "flash_attention_2")
+
+
+def _phases(
+    config: Config, zero: Zero, models: KnownModels, policy: ModelFacts, tokens: int, row_tokens: int
+) -> Iterator[tuple[str, int]]:
+    """What is computed in turn, and what each takes at its peak beside what stays."""
+    yield from _training_phases(config, zero, policy, tokens, row_tokens, has_head=True)
+    if models.critic is not None:
+        critic = _training_phases(config, zero, models.critic, tokens, row_tokens, has_head=False)
+        for name, n_bytes in critic:
+            yield f"{name} of the critic", n_bytes
+    if models.reference is not None:
+        yield (
+            "reference",
+            forward_bytes(models.reference.layer, tokens, zero.value_bytes, row_tokens),
+        )
+
+
+def _training_phases(
+    config: Config, zero: Zero, model: ModelFacts, tokens: int, row_tokens: int, *, has_head: bool
+) -> Iterator[tuple[str, int]]:
+    value_bytes, layer = zero.value_bytes, model.layer
+    of_layer = kept_bytes(layer, tokens, value_bytes, row_tokens)
+    inputs = model.layers * value_bytes * tokens * layer.hidden_size
+    rotary = 2 * value_bytes * tokens * layer.head_dim
+    kept = rotary + (inputs if config.trainer.gradient_checkpointing else model.layers * of_layer)
+    norm = final_norm_bytes(layer, tokens, value_bytes)
+    embeddings = model.vocab_size * layer.hidden_size
+    tied_gradient = value_bytes * embeddings if has_head and model.tied_head else 0
+    if has_head:
+        head = head_bytes(
+            layer,
+            model.vocab_size,
+            tokens,
+            config.trainer.logit_chunk_tokens,
+            value_bytes,
+            entropy_has_gradient=config.objective.entropy_coef > 0,
+            caps_logits=model.form.caps_logits,
+        )
+        yield "logits", kept + norm + head
+    yield "last norm", kept + norm + final_norm_backward_bytes(layer, tokens) + tied_gradient
+    # A tied head's gradient waits for that of the embeddings, which comes last.
+    waiting = tied_gradient + arriving_bytes(zero, model.parameters)
+    recomputed = of_layer if config.trainer.gradient_checkpointing else 0
+    backward = recomputed + layer_backward_bytes(layer, tokens, value_bytes)
+    sending = sending_bytes(zero, min(zero.bucket, model.parameters))
+    yield "layers", kept + backward + waiting + sending
+    yield "embeddings", value_bytes * embeddings + waiting + sending_bytes(zero, embeddings)
+    yield "update", step_bytes(zero, model.parameters, embeddings)
+
+
+def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bool) -> dict[str, int]:
+    """What a rank takes of host memory wherever it computes: a share of the checkpoint that is being written,
+    and, before it computes, the model that it loads."""
+    value_bytes = DTYPE_BYTES[config.model.dtype]
+    loaded = [facts.parameters for facts in (policy, models.critic, models.reference) if facts is not None]
+    # One model after the other goes through host memory, and all of it is free before the first checkpoint.
+    loading = value_bytes * max(loaded) if on_gpu else 0
+    share = -(-snapshot_bytes(config, models, policy) // config.trainer.ranks)
+    return {"checkpoint": share} if share >= loading else {"loading": loading}
+
+
+def snapshot_bytes(config: Config, models: KnownModels, policy: ModelFacts) -> int:
+    """What training needs to go on, in host memory or on disk: of policy and critic float32 weights and
+    AdamW's two moments, and the policy in the model's dtype."""
+    value_bytes = DTYPE_BYTES[config.model.dtype]
+    of_learners = policy.parameters + (models.critic.parameters if models.critic is not None else 0)
+    averaged = value_bytes * policy.parameters if config.objective.proximal == "ewma" else 0
+    return 12 * of_learners + value_bytes * policy.parameters + averaged

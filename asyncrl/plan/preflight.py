@@ -1,0 +1,327 @@
+"""Everything that can be found wrong with a run before its first process starts, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncrl import config as settings
+from asyncrl.config import Config
+from asyncrl.data import hub
+from asyncrl.data.load import count_rows, load_prompts
+from asyncrl.data.prompts import PromptSet
+from asyncrl.data.rows import is_on_hub
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.plan import pace
+from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan.checks import gpu as gpu_checks
+from asyncrl.plan.checks import settings as checks
+from asyncrl.plan.cores import with_own_cores
+from asyncrl.plan.facts.model import ModelFacts, NotFetchedError
+from asyncrl.plan.facts.models import KnownModels, look_for_models
+from asyncrl.plan.facts.reward import check_pairs
+from asyncrl.plan.findings import Findings
+from asyncrl.plan.machine import Machine, probe
+from asyncrl.plan.outline import Outline, outline
+from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus
+from asyncrl.runfiles.earlier_run import with_trained_models
+from asyncrl.runfiles.user_code import Found
+from asyncrl.runfiles.user_files import UserFiles, look_at_functions, with_absolute_paths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that can start."""
+
+    config: Config
+    prompts: PromptSet
+    model: ModelFacts
+    machine: Machine
+    placement: Placement
+    outline: Outline
+    warnings: tuple[str, ...]
+    """What works but may surprise, one sentence each."""
+    folders: Mapping[str, str]
+    """Of the models of the hub, by their names (`hub.with_folders`)."""
+    user_files: UserFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a config implies, as far as this machine knows."""
+
+    config: Config
+    machine: Machine
+    """This one, with the GPUs that are planned for."""
+    gpus_here: int
+    is_elsewhere: bool
+    """Whether the plan is for GPUs that this machine does not have."""
+    placement: Placement
+    outline: Outline
+    prompts: PromptSet | None
+    models: KnownModels
+    missing: tuple[NotHereError, ...]
+    """What a run needs and this machine lacks."""
+    stops: tuple[str, ...] | None
+    """The tokens that end a response, each with what names it; None where the model is not here, or nobody
+    asks."""
+    warnings: tuple[str, ...]
+    user_files: UserFiles
+
+
+def preflight(config: Config, gpus: int | None = None) -> Prepared:
+    """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
+    weights, starts and writes nothing.
+
+    `gpus`: how many GPUs to use, None for as many as are of use. Raises `ConfigError` with all that the
+    checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
+    most five lines.
+    """
+    found, folders = _look(config, gpus, probe(), needs_all=True)
+    assert found.prompts is not None
+    assert found.models.policy is not None
+    return Prepared(
+        with_absolute_paths(found.config),
+        found.prompts,
+        found.models.policy,
+        found.machine,
+        found.placement,
+        found.outline,
+        found.warnings,
+        folders,
+        found.user_files,
+    )
+
+
+def plan(config: Config, gpus: int | None = None) -> Plan:
+    """As `preflight`, but what is not on this machine is listed instead of refused, and nothing is fetched.
+
+    `gpus` may be more than there are, and None takes as many as the config cannot do without: the plan is
+    then for a machine that has them, of 80 GB each.
+    """
+    machine = probe()
+    planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, needs_all=False)
+    return planned
+
+
+def load(config: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """The settings of a file, or of a tree, as `asyncrl.config` reads them. Where some are wrong, the
+    `ConfigError` says as well what the others lack on this machine: nobody wants to hear of it later."""
+    try:
+        if isinstance(config, str | Path):
+            return settings.load(config, overrides)
+        return settings.from_tree(config, overrides=overrides)
+    except settings.InvalidSettings as error:
+        findings = Findings()
+        if (rest := error.rest) is not None:
+            if _independent(rest, findings, is_elsewhere=False).has_rows and not is_on_hub(rest.data):
+                findings.of(partial(count_rows, rest.data))
+            if (trained := findings.of(lambda: with_trained_models(rest))) is not None:
+                look_for_models(trained, findings)
+            findings.forget(NotFetchedError)
+        lines = dict.fromkeys([str(error), *findings.refusals, *map(str, findings.missing)])
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | None:
+    if asked is not None:
+        return asked
+    try:
+        checks.budget(config, assign(config, None, available))
+    except ConfigError:
+        return wanted_gpus(config) or None
+    return None
+
+
+def _look(
+    config: Config, gpus: int | None, here: Machine, *, needs_all: bool
+) -> tuple[Plan, Mapping[str, str]]:
+    """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
+    missing is refused, or fetched. The folders are those of the hub's models, by name."""
+    findings = Findings()
+    is_elsewhere = gpus is not None and gpus > here.gpus
+    machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
+    if is_elsewhere:
+        findings.missing.append(too_few_gpus(gpus or 0, here.gpus))
+    placement = findings.of(lambda: assign(config, gpus, machine.gpus))
+    if placement is not None:
+        placement = with_own_cores(config, placement, machine.own_cores)
+        findings.of(partial(checks.engine, config, placement))
+        findings.of(partial(checks.attention, config, placement))
+        findings.of(partial(checks.budget, config, placement))
+        if not is_elsewhere:
+            findings.of(partial(checks.visible_gpus, config, placement))
+    independent = _independent(config, findings, is_elsewhere=is_elsewhere)
+    trained = findings.of(lambda: with_trained_models(config))
+    if trained is None:
+        findings.refuse(missing_too=False)
+    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
+    known = _known(scene, findings, fetches=False)
+    to_fetch = needs_all and (findings.forget(NotFetchedError) or is_on_hub(config.data))
+    findings.refuse(missing_too=needs_all)
+
+    folders = _fetch(scene.config, findings) if needs_all else {}
+    if to_fetch:
+        known = _known(scene, findings, fetches=True)
+        findings.refuse(missing_too=True)
+    return _plan(scene, known, findings, here.gpus), folders
+
+
+@dataclass(frozen=True, slots=True)
+class _Independent:
+    """What is known without models and placement."""
+
+    functions: Found
+    has_rows: bool
+    """Whether the dataset is here, or can be fetched."""
+
+
+def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
+    if not is_elsewhere:
+        findings.of(lambda: disk_checks.run_dir(config))
+        findings.of(lambda: disk_checks.weights_folder(config))
+        findings.of(lambda: disk_checks.shared_memory_is_writable(config))
+        findings.of(lambda: checks.network(config))
+    findings.of(lambda: checks.role_host(config))
+    findings.of(lambda: checks.transport(config))
+    # Without it no process can be asked to import them.
+    has_temporary_folder = findings.of(disk_checks.temporary_folder)
+    functions = look_at_functions(config) if has_temporary_folder else Found()
+    for problem in functions.problems:
+        findings.of(problem.tell)
+    findings.of(lambda: checks.trainer(config))
+    return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What models and data are looked at for."""
+
+    config: Config
+    placement: Placement | None
+    """None where there is no way to place the roles."""
+    machine: Machine
+    independent: _Independent
+    is_elsewhere: bool
+    needs_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    models: KnownModels
+    tokenizer: PreTrainedTokenizerBase | None
+    prompts: PromptSet | None
+    outline: Outline | None
+    """None without a placement."""
+    decoding: str | None
+    """What may surprise about how the engine decodes."""
+
+
+def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
+    """Models and prompts, and what they imply, as far as they are here; `fetches` what the hub's dataset
+    has."""
+    config = scene.config
+    models, tokenizer = look_for_models(config, findings)
+    findings.of(lambda: checks.tensor_parallel(config, models.policy))
+    if models.policy is not None and scene.placement is not None:
+        findings.of(partial(checks.family, config, scene.placement))
+    findings.of(lambda: checks.stop_tokens(config, models.policy))
+    decoding = findings.of(lambda: checks.decoding(config, models.policy))
+    if not scene.is_elsewhere:
+        findings.of(lambda: disk_checks.shared_memory_has_room(config, models.policy, scene.machine))
+    prompts = rows = longest = mean = None
+    if scene.independent.has_rows and (fetches or not is_on_hub(config.data)):
+        prompts, rows = _prompts(config, tokenizer, findings)
+    elif scene.independent.has_rows and not scene.needs_all:
+        findings.missing.append(_unread(config))
+    if prompts is not None:
+        longest = prompts.longest_tokens
+        mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
+        if findings.of(partial(checks.reward_routes, config, scene.independent.functions.needs, prompts)):
+            findings.of(partial(check_pairs, config, models.reward, prompts))
+        findings.of(partial(checks.prompts_fit, config, models.policy, prompts))
+        if scene.needs_all:
+            findings.of(partial(checks.servers, config, prompts))
+    implied = None
+    if scene.placement is not None:
+        gpu_bytes = scene.machine.gpu_bytes
+        implied = outline(config, scene.placement, models, rows, longest, gpu_bytes, mean_prompt_tokens=mean)
+        findings.of(partial(gpu_checks.shares, config, implied))
+    return _Known(models, tokenizer, prompts, implied, decoding)
+
+
+def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> Plan:
+    """Of what nothing is wrong with."""
+    config, placement, implied = scene.config, scene.placement, known.outline
+    assert placement is not None
+    assert implied is not None
+    warnings = [*gpu_checks.warnings(config, placement, implied), *checks.warnings(config, implied)]
+    if known.decoding is not None:
+        warnings.append(known.decoding)
+    if implied.paces:
+        warnings += pace.warnings(config, implied.paces[-1])
+    if known.prompts is not None and known.tokenizer is not None:
+        warnings += checks.prompt_warnings(config, known.prompts, known.tokenizer)
+    if not scene.is_elsewhere:
+        warnings += checks.machine_warnings(scene.machine, implied)
+        warnings += checks.disk_warnings(config, implied)
+    tokenizer = None if scene.needs_all else known.tokenizer
+    return Plan(
+        config=config,
+        machine=scene.machine,
+        gpus_here=gpus_here,
+        is_elsewhere=scene.is_elsewhere,
+        placement=placement,
+        outline=implied,
+        prompts=known.prompts,
+        models=known.models,
+        missing=tuple(findings.missing),
+        stops=None if tokenizer is None else _stops(config, tokenizer),
+        warnings=tuple(warnings),
+        user_files=UserFiles.of(scene.independent.functions),
+    )
+
+
+def _stops(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    from asyncrl.rollout.stops import stop_tokens  # imports transformers
+
+    found = stop_tokens(config.model)
+    for token_id in config.rollout.stop_token_ids:
+        found.setdefault(token_id, []).append("rollout.stop_token_ids")
+    return tuple(
+        f"{tokenizer.convert_ids_to_tokens(token_id)} ({token_id}: {', '.join(sources)})"
+        for token_id, sources in sorted(found.items())
+    )
+
+
+def _fetch(config: Config, findings: Findings) -> dict[str, str]:
+    """The folders of the hub's models, fetched where they are not here."""
+    found = {name: findings.of(partial(hub.fetch, key, name, code)) for key, name, code in hub.names(config)}
+    findings.refuse(missing_too=True)
+    return {name: str(folder) for name, folder in found.items()}
+
+
+def _unread(config: Config) -> NotHereError:
+    return NotHereError(
+        f"data.path={config.data.path}: its rows are not known before it is fetched",
+        command="a run fetches it at its start",
+    )
+
+
+def _prompts(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
+) -> tuple[PromptSet | None, int | None]:
+    """The prompts to train on, if they can be tokenised, and how many there are, if the rows can be read."""
+    if tokenizer is None:
+        return None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
+    prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
+    if prompts is None or findings.of(lambda: checks.enough_rows(config, len(prompts))) is None:
+        return None, None
+    trained, _ = prompts.split(config.data.held_out_rows)
+    return trained, len(trained)

@@ -1,0 +1,173 @@
+"""Which role computes where."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice, repeat
+from typing import Literal
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.plan.gpu_needs import Need, are_shared, gpus_needed, needs_of, remedies
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one role computes."""
+
+    role: str
+    """Name of its process: `trainer-N`, `rollout-N` or `reward-N`."""
+    device: Literal["cpu", "cuda"]
+    gpus: tuple[int, ...]
+    """Indices of its GPUs among the visible ones; none on the CPU."""
+    threads: int
+    """CPU threads that it computes with."""
+    cores: tuple[int, ...] = ()
+    """Those that it stays on, and nobody else does; none: the system's choice."""
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.role)
+
+
+def kind_of(role: str) -> str:
+    """What equal processes have in common: `rollout` of `rollout-1`. Each reward model is a kind of its
+    own."""
+    kind = role.partition("-")[0]
+    return role if kind == "reward" else kind
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    places: tuple[Place, ...]
+    """The trainer's ranks, the engines, the reward models."""
+    idle_gpus: int = 0
+    """GPUs that were asked for and that nothing uses."""
+
+    def of(self, kind: str) -> tuple[Place, ...]:
+        """The places of one kind, such as `rollout`."""
+        return tuple(place for place in self.places if place.kind == kind)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(place.kind for place in self.places))
+
+    @property
+    def used_gpus(self) -> tuple[int, ...]:
+        """The GPUs in use, each once."""
+        return tuple(sorted({gpu for place in self.places for gpu in place.gpus}))
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the run holds."""
+        return len(self.used_gpus) + self.idle_gpus
+
+    def on(self, gpu: int) -> tuple[Place, ...]:
+        """Who computes on a GPU."""
+        return tuple(place for place in self.places if gpu in place.gpus)
+
+    @property
+    def shares_gpu(self) -> bool:
+        return any(len(self.on(gpu)) > 1 for gpu in self.used_gpus)
+
+
+def assign(config: Config, asked: int | None, available: int) -> Placement:
+    """Give every role that computes its device: each its own GPUs, or GPUs that trainer and engines share
+    (`placement.colocate`) or a reward model shares with somebody (`share_gpu_with`).
+
+    `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are. Raises
+    `ConfigError` when that cannot be.
+    """
+    needs = needs_of(config)
+    usable = _usable(asked, available)
+    if config.run.mode == "inline":
+        usable = min(usable, 1)  # one process computes everything
+    for need in needs:
+        if need.device == "cuda" and not usable:
+            reason = "--gpus 0 allows none" if available else "this machine has no GPU that CUDA can use"
+            raise ConfigError(
+                f"{need.key}.device=cuda: {reason}; use {need.key}.device=auto or {need.key}.device=cpu"
+            )
+    if asked and all(need.device == "cpu" for need in needs):
+        raise ConfigError(
+            f"--gpus {asked}: no role would use a GPU: all are set to the CPU, or paced; set "
+            "trainer.device=auto or rollout.device=auto, or leave --gpus out"
+        )
+    if not usable:
+        needs = [replace(need, device="cpu") for need in needs]
+    if usable:
+        _refuse_too_few(config, needs, asked, usable)
+    placement = Placement(tuple(_places(needs, usable, are_shared(config, usable))))
+    return replace(placement, idle_gpus=max(0, (asked or 0) - placement.gpus))
+
+
+def wanted_gpus(config: Config) -> int:
+    """How many GPUs the roles take where there are enough."""
+    return gpus_needed(config, sys.maxsize)
+
+
+def _usable(asked: int | None, available: int) -> int:
+    """How many GPUs the run may use."""
+    if asked is None:
+        return available
+    if asked < 0:
+        raise ConfigError(f"--gpus {asked}: it should be 0 (the CPU only) or more")
+    if asked > available:
+        raise too_few_gpus(asked, available)
+    return asked
+
+
+def too_few_gpus(wanted: int, available: int) -> NotHereError:
+    """What to raise where this machine has fewer GPUs than are wanted."""
+    there = "1 GPU" if available == 1 else f"{available or 'no'} GPUs"
+    fewer = f"use --gpus {available}" if available else "leave --gpus out to run on the CPU"
+    command = f"start it on a machine with {_count(wanted)}"
+    return NotHereError(
+        f"--gpus {wanted}: this machine has {there} that CUDA can use",
+        command=command,
+        advice=f"{fewer}, {command}, or add --dry-run to plan for {wanted}",
+    )
+
+
+def _refuse_too_few(config: Config, needs: Sequence[Need], asked: int | None, usable: int) -> None:
+    needed = gpus_needed(config, usable)
+    if needed <= usable:
+        return
+    if usable == 1 and are_shared(config, usable):
+        settings = next(need.settings for need in needs if need.ranks == needed)
+        what = f"{settings}: {_count(needed)} are needed"
+    else:
+        parts = " and ".join(f"{need.gpus} for {need.settings}" for need in needs if need.gpus)
+        what = f"{_count(needed)} are needed ({parts})"
+    there = "there is 1" if usable == 1 else f"there are {usable}"
+    enough = max(needed, gpus_needed(config, usable + 1))  # a single GPU is shared, and two need not be
+    more = f"take a machine with {_count(enough)}" if asked is None else f"use --gpus {enough}"
+    raise ConfigError(f"{what}, and {there}; {', or '.join([*remedies(config, usable), more])}")
+
+
+def _places(needs: Sequence[Need], usable: int, shared: bool) -> Iterator[Place]:
+    placed: dict[str, tuple[int, ...]] = {}
+    for need in needs:
+        used = {gpu for gpus in placed.values() for gpu in gpus}
+        # A single GPU is everybody's.
+        free = repeat(0) if usable == 1 else count(0 if shared and need.is_loop else len(used))
+        for role in need.roles:
+            if need.device == "cpu":
+                gpus: tuple[int, ...] = ()
+            elif need.shares_with is not None:
+                gpus = placed[need.shares_with][:1]
+                if not gpus and need.device == "cuda":
+                    raise ConfigError(
+                        f"{need.key}.share_gpu_with: {need.shares_with} computes on the CPU; leave it out, "
+                        f"or use {need.key}.device=auto"
+                    )
+            else:
+                gpus = tuple(islice(free, need.gpus_each))
+            placed[role] = gpus
+            yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads)
+
+
+def _count(gpus: int) -> str:
+    return f"{gpus} GPU{'s' * (gpus > 1)}"

@@ -1,0 +1,138 @@
+"""The parent's side of one reward process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import cast
+
+from asyncrl.resolve import OWN_PATH
+from asyncrl.reward.processes import wire
+
+
+class ChildDied(Exception):  # noqa: N818 - says what happened
+    """The process ended, or had to be ended, without an answer; the message says how."""
+
+
+class RewardChild(asyncio.SubprocessProtocol):
+    """A process that answers requests, by their numbers. One that `ask` gets no answer to, for whatever
+    reason, kills it and all that it has started: its process group."""
+
+    def __init__(self) -> None:
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the process has been reaped."""
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._reader = wire.ReplyReader()
+        self._replies: dict[int, asyncio.Future[wire.Reply]] = {}
+        self._doomed = False
+        self.on_notice: Callable[[wire.Notice], None] = lambda _: None
+
+    @property
+    def alive(self) -> bool:
+        return not self._doomed and not self.exited.done()
+
+    async def start(self, setup: wire.Setup, timeout_s: float) -> wire.Reply:
+        """Start the process and let it import its functions: `Ready` or `SetupFailed`. Raises `TimeoutError`,
+        `ChildDied` or `OSError`."""
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: self,
+                *(sys.executable, "-m", "asyncrl.reward.processes.process", str(os.getpid())),
+                stderr=None,  # the log of the role
+                env={**os.environ, **OWN_PATH},
+                start_new_session=True,
+            )
+        except BaseException:
+            if self._transport is None and not self.exited.done():
+                self.exited.set_result(None)
+            self.kill()
+            raise
+        return await self.ask(wire.frame(setup), 0, timeout_s)
+
+    async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
+        """Send a framed request; the answer. Raises `TimeoutError` after `timeout_s` seconds, or `ChildDied`;
+        then, and when cancelled, the process is killed."""
+        reply = self.post(request, number)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await reply
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            self.forget(number)
+
+    def post(self, request: bytes, number: int) -> asyncio.Future[wire.Reply]:
+        """Send a framed request; the answer to come, or `ChildDied`. Raises `ChildDied`."""
+        if not self.alive:
+            raise ChildDied(self._how())
+        self._replies[number] = asyncio.get_running_loop().create_future()
+        self.tell(request)
+        return self._replies[number]
+
+    def tell(self, request: bytes) -> None:
+        """Send what has no answer of its own."""
+        cast(asyncio.WriteTransport, self._connected.get_pipe_transport(0)).write(request)
+
+    def forget(self, number: int) -> None:
+        """Whatever comes for it is nobody's any more."""
+        self._replies.pop(number, None)
+
+    def fail(self, death: ChildDied) -> None:
+        """No answer will come to what was asked."""
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(death)
+
+    def kill(self) -> None:
+        """SIGKILL to the process group; `exited` follows. Harmless when repeated."""
+        self._doomed = True
+        if self._transport is not None and not self.exited.done():
+            self._kill_group()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        if self._doomed:
+            self._kill_group()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        try:
+            for reply in self._reader.feed(data):
+                if isinstance(reply, wire.Notice):
+                    self.on_notice(reply)
+                elif (asked := self._replies.get(reply.number)) is not None and not asked.done():
+                    asked.set_result(reply)
+        except ValueError as error:
+            self.kill()
+            self.fail(ChildDied(f"it sent what is no reply ({error}) and was killed"))
+
+    def process_exited(self) -> None:
+        self._kill_group()  # what it has started; the group keeps its id while it has members
+        self._connected.close()
+        self.exited.set_result(None)
+        self.fail(ChildDied(self._how()))
+
+    @property
+    def _connected(self) -> asyncio.SubprocessTransport:
+        assert self._transport is not None
+        return self._transport
+
+    def _kill_group(self) -> None:
+        # Gone already, or (macOS) nothing but a zombie.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._connected.get_pid(), signal.SIGKILL)
+
+    def _how(self) -> str:
+        status = self._transport.get_returncode() if self._transport is not None else None
+        if status is None:
+            return "killed"
+        if status >= 0:
+            return f"exit status {status}"
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"

@@ -1,0 +1,156 @@
+"""The processes of a reward pool, and the seats in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from asyncrl.config import RewardConfig
+from asyncrl.errors import ConfigError
+from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.child import ChildDied, RewardChild
+from asyncrl.reward.processes.shared_child import SharedChild
+
+KILL_TIMEOUT_S = 10.0
+"""For a process to be gone after SIGKILL."""
+
+
+class Seat:
+    """One of a limited number, for the body of `async with`."""
+
+    def __init__(self, seats: asyncio.Semaphore) -> None:
+        self._seats = seats
+        self._is_held = False
+
+    async def __aenter__(self) -> Seat:
+        await self._seats.acquire()
+        self._is_held = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._is_held:
+            self._seats.release()
+
+    @asynccontextmanager
+    async def left(self) -> AsyncIterator[None]:
+        """For the body, others may have it."""
+        self._is_held = False
+        self._seats.release()
+        yield  # whoever leaves by an exception needs it no more
+        await self._seats.acquire()
+        self._is_held = True
+
+
+class Children:
+    """`config.workers` processes that do one call each at a time, and as many for async functions, which do
+    `config.concurrency` each; only the kinds that there is use for."""
+
+    def __init__(self, config: RewardConfig, start_timeout_s: float) -> None:
+        self._config = config
+        self._start_timeout_s = start_timeout_s
+        self._seats = asyncio.Semaphore(config.workers)
+        self._shared_seats = asyncio.Semaphore(config.workers * config.concurrency)
+        self._idle: list[RewardChild] = []
+        self._shared: list[SharedChild] = []
+        self._sharing = asyncio.Lock()
+        self._all: set[RewardChild] = set()
+        """All that may still have a process."""
+        self.is_async: list[bool] = []
+        """Of each function; known from the start on."""
+        self.closed = False
+
+    async def start(self) -> None:
+        """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
+        leaves no process then."""
+        starting = [asyncio.create_task(self._spawn()) for _ in range(self._config.workers)]
+        try:
+            children = await asyncio.gather(*starting)
+        except BaseException:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            await self.close()
+            raise
+        if all(self.is_async):
+            self._shared += map(SharedChild, children)
+        else:
+            self._idle += children
+
+    def seat(self, *, shared: bool) -> Seat:
+        """For a call, or several one after the other."""
+        return Seat(self._shared_seats if shared else self._seats)
+
+    async def ask(self, request: bytes, number: int, *, shared: bool) -> wire.Reply:
+        """The answer of a process in which the asker has a seat. Raises as `RewardChild.ask` and
+        `SharedChild.ask`; `ConfigError` or `OSError` where there is no process to be had."""
+        limit_s = self._config.timeout_s
+        if shared:
+            return await (await self._take_shared()).ask(request, number, limit_s)
+        child = await self._take()
+        reply = await child.ask(request, number, limit_s)
+        self._idle.append(child)
+        return reply
+
+    async def ask_alone(self, request: bytes, number: int) -> wire.Reply:
+        """The answer of an async function in a process of its own."""
+        async with self.seat(shared=False):
+            child = await self._spawn()
+            try:
+                return await child.ask(request, number, self._config.timeout_s)
+            finally:
+                child.kill()
+
+    async def close(self) -> None:
+        """Kill every process and wait until they are gone. Calls under way fail."""
+        self.closed = True
+        self._idle.clear()
+        children = list(self._all)
+        for child in children:
+            child.kill()
+        if children:
+            _, left = await asyncio.wait([child.exited for child in children], timeout=KILL_TIMEOUT_S)
+            if left:
+                raise RuntimeError(f"{len(left)} reward processes outlive SIGKILL by {KILL_TIMEOUT_S:g} s")
+
+    async def _take(self) -> RewardChild:
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+        return await self._spawn()
+
+    async def _take_shared(self) -> SharedChild:
+        """The one with the fewest calls."""
+        async with self._sharing:
+            self._shared = [child for child in self._shared if child.alive]
+            if len(self._shared) < self._config.workers:
+                self._shared.append(SharedChild(await self._spawn()))
+        return min(self._shared, key=lambda child: child.calls)
+
+    async def _spawn(self) -> RewardChild:
+        """A process that is ready. Raises `ConfigError`, or `OSError` when the system gives no process."""
+        if self.closed:
+            raise ChildDied("the pool was closed")
+        child = RewardChild()
+        self._all.add(child)
+        child.exited.add_done_callback(lambda _: self._all.discard(child))
+        specs = [function.function for function in self._config.functions]
+        try:
+            reply = await child.start(wire.Setup(specs, self._config.format.pattern), self._start_timeout_s)
+        except TimeoutError:
+            raise ConfigError(
+                f"reward functions {', '.join(specs)}: not imported after {self._start_timeout_s:g} s; "
+                f"do less while the module is imported"
+            ) from None
+        except ChildDied as death:
+            raise ConfigError(
+                f"reward functions {', '.join(specs)}: the process died ({death}) while it imported them; "
+                f"its last words are in the log above"
+            ) from None
+        if isinstance(reply, wire.SetupFailed):
+            child.kill()
+            raise ConfigError(reply.message)
+        assert isinstance(reply, wire.Ready)
+        self.is_async = reply.is_async
+        return child

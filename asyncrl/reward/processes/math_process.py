@@ -1,0 +1,166 @@
+"""Compares mathematical answers in a process of its own, which is killed when one takes too long.
+
+Nothing less can end such a comparison: the integer arithmetic of 9^9^9^9^9 never comes back to Python, where
+an alarm or another thread could stop it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+LIMITS_S = (1 / 16, 1 / 4, 1.0)
+"""Processor time that an answer may take, at its first, second and last try."""
+WALL_FACTOR = 10.0
+"""So many times as long by the clock on the wall, on a machine that is busy with other things."""
+END_S = 15.0
+"""For a process to be gone that was killed."""
+ROOM_BYTES = 2 << 30
+"""Memory that a comparison may take beyond what the process begins with."""
+_POLL_S = 0.01
+
+
+def decided(
+    pairs: Sequence[tuple[str, str]], equal: Callable[[str, str, float], bool | None], budget_s: float
+) -> list[bool]:
+    """Which pairs of an answer and a response are equal. `equal` finds out within a limit in seconds, or
+    gives None.
+
+    All are tried for a short time first, then those that are left for longer ones while less than `budget_s`
+    has gone by; so answers that take for ever take nothing from their siblings, however many they are.
+    """
+    found: list[bool | None] = [None] * len(pairs)
+    began_s = time.monotonic()
+    for limit_s in LIMITS_S:
+        for i in [i for i, is_equal in enumerate(found) if is_equal is None]:
+            if limit_s == LIMITS_S[0] or time.monotonic() - began_s < budget_s:
+                found[i] = equal(*pairs[i], limit_s)
+    return [bool(is_equal) for is_equal in found]
+
+
+class MathProcess:
+    """Answers one comparison after another. Not for several threads."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def equal(self, answer: str, response: str, limit_s: float = LIMITS_S[-1]) -> bool | None:
+        """Whether the last answer in `response` equals `answer`; None where that could not be found out in
+        `limit_s` of processor time. Raises `ValueError` for an `answer` in which there is no mathematics."""
+        if self._process is None:
+            self._start()
+        assert self._connection is not None
+        try:
+            self._connection.send((answer, response))
+        except (BrokenPipeError, ConnectionResetError):  # it has died since the last one
+            self.close()
+            self._start()
+            self._connection.send((answer, response))
+        try:
+            found = self._connection.recv() if self._answered(limit_s) else None
+        except (EOFError, ConnectionResetError):  # it has died of this, as of too little memory
+            found = None
+        if found is None:
+            self.close()
+            return None
+        if isinstance(found, ValueError):
+            raise found
+        return bool(found)
+
+    def _answered(self, limit_s: float) -> bool:
+        assert self._connection is not None
+        meter = psutil.Process(self._process.pid)
+        started_s, spent_s = time.monotonic(), _spent_s(meter)
+        while not self._connection.poll(_POLL_S):
+            if not self._process.is_alive():
+                return False
+            used_s = _spent_s(meter) - spent_s
+            if used_s > limit_s or time.monotonic() - started_s > WALL_FACTOR * limit_s:
+                return False
+        return True
+
+    def _start(self) -> None:
+        _compare("1", "1")  # what the first one imports and builds is inherited, and in no answer's time
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, self._connection, os.getpid())
+        self._process = context.Process(target=_serve, args=arguments, name="math", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """End the process, whatever it does; the next comparison starts another."""
+        if self._process is None or self._connection is None:
+            return
+        self._process.kill()
+        self._process.join(END_S)
+        self._connection.close()
+        self._process = self._connection = None
+
+
+def _spent_s(process: psutil.Process) -> float:
+    """Processor seconds; those of a process that has ended do not matter."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def _serve(connection: Connection, parents_end: Connection, parent: int) -> None:
+    from asyncrl.reward.processes.process import die_with_parent
+
+    parents_end.close()  # inherited: the end of the stream would never come
+    die_with_parent(parent)
+    _limit_memory()
+    while True:
+        try:
+            answer, response = connection.recv()
+        except EOFError:
+            return
+        connection.send(_found(answer, response))
+
+
+def _found(answer: str, response: str) -> bool | ValueError:
+    try:
+        return _compare(answer, response)
+    except ValueError as error:
+        return error
+    except (MemoryError, OverflowError, RecursionError):
+        return False
+
+
+def _compare(answer: str, response: str) -> bool:
+    import logging
+
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # that nothing limits the time: we do
+    # Of several boxes the last is the answer; by default all of them together are.
+    latex = LatexExtractionConfig(boxed_match_priority=0)
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
+    extraction = (latex, ExprExtractionConfig())
+    is_marked = answer.count("$") >= 2 or "\\boxed" in answer
+    wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
+    if not wanted:
+        raise ValueError(f"the right answer {answer!r} cannot be read as mathematics")
+    given = parse(response, extraction, parsing_timeout=None)
+    return bool(verify(wanted, given, timeout_seconds=None))
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        limit = psutil.Process().memory_info().vms + ROOM_BYTES
+        _, highest = resource.getrlimit(resource.RLIMIT_AS)
+        if highest == resource.RLIM_INFINITY or limit < highest:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, highest))

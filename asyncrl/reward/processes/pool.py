@@ -1,0 +1,170 @@
+"""Reward functions in killable child processes, used from a rollout worker's event loop."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from asyncrl.config import RewardConfig
+from asyncrl.errors import ConfigError
+from asyncrl.reward.compose import FORMAT
+from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.absence import Absence
+from asyncrl.reward.processes.child import ChildDied
+from asyncrl.reward.processes.children import Children, Seat
+from asyncrl.reward.processes.shared_child import Interrupted
+from asyncrl.reward.score import Part, RewardError, ScoreRequest
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+"""For a child to start and import the functions; user modules may import a great deal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Of one attempt."""
+
+    reason: str
+    is_outage: bool = False
+    is_excused: bool = False
+    """Another call of its process was the cause."""
+    to_be_alone: bool = False
+    """Nobody knows which call of its process was the cause."""
+
+
+class RewardPool:
+    """Functions in processes (`asyncrl.reward.processes.children`): a plain one scores one group at a time in
+    each, an async one several side by side, first come first served.
+
+    A call that raises, runs into `config.timeout_s` (counted from its start in an idle process), or loses its
+    process is tried `config.retries` times more, then the group's scoring fails: there is no made-up reward.
+    While what a function asks over a network is away, one of its calls tries again and again for
+    `config.patience_s`, with growing pauses; others that have met it wait for what comes of that, and none
+    keeps a seat meanwhile.
+    Waiting calls need no bound of their own: each is a leased group, and each call before it ends within its
+    deadlines.
+    """
+
+    def __init__(
+        self, config: RewardConfig, *, max_steps: int, start_timeout_s: float = START_TIMEOUT_S
+    ) -> None:
+        self._config = config
+        self._max_steps = max_steps
+        self._names = [f.label for f in config.functions] + [FORMAT] * (config.format.pattern is not None)
+        self._children = Children(config, start_timeout_s)
+        self._absences = [Absence(name, config.patience_s) for name in self._names]
+        self._numbers = itertools.count(1)
+        self._metrics: dict[str, tuple[float, int]] = {}
+
+    async def start(self) -> None:
+        """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
+        leaves no process then."""
+        if self._names:
+            await self._children.start()
+
+    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[Part]:
+        """What each of the functions `names` makes of a group, and the format where one is asked for. Raises
+        `RewardError`. When cancelled, the call at work is given up, or its process killed and replaced."""
+        calls = [i for i, name in enumerate(self._names) if name in names or name == FORMAT]
+        if not calls:
+            return []
+        results: dict[int, wire.Result] = {}
+        waited_s, began_s = 0.0, time.monotonic()
+        for shared in (False, True):
+            if of_kind := [i for i in calls if self._children.is_async[i] == shared]:
+                asked_s = time.monotonic()
+                async with self._children.seat(shared=shared) as seat:
+                    waited_s += time.monotonic() - asked_s
+                    for i in of_kind:
+                        results[i] = await self._call(i, request, seat)
+        self._keep_metrics(results.values())
+        self._add("reward_time/functions/wait_s", waited_s)
+        self._add("reward_time/functions/score_s", time.monotonic() - began_s - waited_s)
+        return [Part(self._names[i], results[i].values, results[i].extra) for i in calls]
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """Sum and count since the last drain, by metric: what functions logged with `log_metric`, and the
+        seconds that groups waited for a process and were scored in one."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    async def close(self) -> None:
+        """Kill every process and wait until they are gone. Calls under way fail."""
+        await self._children.close()
+
+    async def _call(self, function: int, request: ScoreRequest, seat: Seat) -> wire.Result:
+        name, left, alone = self._names[function], self._config.retries, False
+        call = self._call_message(function, request)
+        with self._absences[function].of_call(seat) as absence:
+            for attempt in itertools.count(1):
+                outcome = await self._attempt(call, alone=alone)
+                if isinstance(outcome, wire.Result):
+                    return outcome
+                if self._children.closed:
+                    raise RewardError(name, "the pool was closed", attempt)
+                if outcome.is_outage and absence.has_patience:
+                    await absence.pause(outcome.reason)
+                elif outcome.is_excused:
+                    log.warning("reward function `%s` is called again: %s", name, outcome.reason)
+                    alone |= outcome.to_be_alone
+                elif left:
+                    left -= 1
+                else:
+                    raise RewardError(name, outcome.reason, attempt)
+        raise AssertionError("endless")
+
+    async def _attempt(self, call: wire.Call, *, alone: bool) -> wire.Result | _Failure:
+        """The result, or why there is none. Raises `RewardError` for what cannot be tried."""
+        limit_s, number = self._config.timeout_s, next(self._numbers)
+        shared = self._children.is_async[call.function] and not alone
+        try:
+            message = wire.frame(msgspec.structs.replace(call, number=number))
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = f"its arguments cannot be sent to its process: {error}"
+            raise RewardError(self._names[call.function], reason, 1) from error
+        try:
+            if alone:
+                reply = await self._children.ask_alone(message, number)
+            else:
+                reply = await self._children.ask(message, number, shared=shared)
+        except TimeoutError:
+            ended = "given up" if shared else "its process was killed"
+            return _Failure(f"it took longer than reward.timeout_s={limit_s:g} and {ended}")
+        except Interrupted as cause:
+            return _Failure(str(cause), is_excused=True)
+        except ChildDied as death:
+            return _Failure(f"its process died ({death})", is_excused=shared, to_be_alone=shared)
+        except (ConfigError, OSError) as error:
+            return _Failure(f"there is no process to run it: {error}")
+        if isinstance(reply, wire.Raised):
+            return _Failure(f"{reply.message}\n{reply.traceback}".strip(), reply.is_outage)
+        assert isinstance(reply, wire.Result)
+        return reply
+
+    def _call_message(self, function: int, request: ScoreRequest) -> wire.Call:
+        return wire.Call(
+            number=0,
+            function=function,
+            prompt=request.prompt,
+            completions=list(request.completions),
+            completion_ids=[list(ids) for ids in request.completion_ids],
+            columns=dict(request.columns),
+            version=request.version,
+            max_steps=self._max_steps,
+            timeout_s=self._config.timeout_s,
+        )
+
+    def _keep_metrics(self, results: Iterable[wire.Result]) -> None:
+        for result in results:
+            for name, values in result.metrics.items():
+                self._add(f"reward_log/{name}", sum(values), len(values))
+
+    def _add(self, metric: str, value: float, count: int = 1) -> None:
+        total, n = self._metrics.get(metric, (0.0, 0))
+        self._metrics[metric] = (total + value, n + count)

@@ -1,0 +1,236 @@
+"""The child process in which reward functions run: `python -m asyncrl.reward.processes.process PARENT_PID`.
+
+It talks over private copies of its standard input and output; what user code prints goes to standard error,
+the log. It does one call at a time, or those of async functions side by side, and may be killed at any
+moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import inspect
+import io
+import numbers
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, BinaryIO
+
+import msgspec
+
+from asyncrl.affinity import unpin
+from asyncrl.errors import ConfigError
+from asyncrl.resolve import forget_own_path
+from asyncrl.reward.functions import RewardFunction, accepted, resolve
+from asyncrl.reward.processes import deadline, wire
+from asyncrl.reward.processes.outage import is_outage
+from asyncrl.reward.processes.side_by_side import SideBySide
+from asyncrl.reward.score import checked_values
+from asyncrl.reward.shaping import format_function
+
+PR_SET_PDEATHSIG = 1
+MAX_TRACEBACK_CHARS = 8000
+DUMP_SHARE = 0.9
+"""Of the time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What reward functions see of the run, named as in TRL."""
+
+    global_step: int
+    """The policy version, which is the number of finished training steps."""
+    max_steps: int
+
+
+@dataclass(slots=True)
+class CallLog:
+    """Behind `log_metric` and `log_extra` of one call with `n` completions."""
+
+    n: int
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Average `value` into the run's metric `name`."""
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, numbers.Real):
+            raise TypeError(f"log_metric({name!r}, ...) takes a number, not {type(value).__name__}")
+        self.metrics.setdefault(name, []).append(float(number))
+
+    def log_extra(self, column: str, values: Any) -> None:
+        """Keep one value a completion with the trajectories."""
+        kept = list(values)
+        if len(kept) != self.n:
+            raise ValueError(
+                f"log_extra({column!r}, ...) got {len(kept)} values for {self.n} completions; "
+                "one each is needed"
+            )
+        self.extra[column] = kept
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    forget_own_path()
+    unpin()  # the engine's cores are not for this
+    faulthandler.enable()
+    requests, replies = take_pipes()
+    inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
+    threading.Thread(target=read_requests, args=(requests, inbox.put), daemon=True).start()
+    setup = inbox.get()
+    assert isinstance(setup, wire.Setup)
+    try:
+        functions = [resolve(spec) for spec in setup.functions]
+        if setup.format_pattern is not None:
+            functions.append(format_function(setup.format_pattern))
+    except ConfigError as error:
+        send(replies, wire.SetupFailed(readable(str(error))))
+        inbox.get()  # the parent answers by killing this process
+        return
+    is_async = [_is_async(function) for function in functions]
+    send(replies, wire.Ready(is_async))
+    with asyncio.Runner() as runner:
+        while True:
+            call = inbox.get()
+            assert isinstance(call, wire.Call)
+            if is_async[call.function]:  # and so is all that will come
+                loop = SideBySide(lambda c: answer_async(functions[c.function], c), partial(send, replies))
+                runner.run(loop.serve(call, inbox))
+            # The log shows where a call was that is about to be killed for its time.
+            faulthandler.dump_traceback_later(DUMP_SHARE * call.timeout_s, file=2)
+            reply = answer(functions[call.function], call, runner)
+            faulthandler.cancel_dump_traceback_later()
+            send(replies, reply)
+
+
+def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
+    """Call `function`, which may return an awaitable. What it raises becomes `Raised`."""
+    log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    try:
+        returned = function(**arguments(function, call, log))
+        if inspect.isawaitable(returned):
+            returned = runner.run(_awaited(returned))
+    except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
+        return raised(error, call.number)
+    return result(returned, call, log)
+
+
+async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
+    """The same for an async function."""
+    log = CallLog(len(call.completions))
+    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    try:
+        returned = await function(**arguments(function, call, log))
+    except BaseException as error:  # noqa: BLE001 - the end of this call, not of the others
+        return raised(error, call.number)
+    return result(returned, call, log)
+
+
+def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[str, Any]:
+    """The keyword arguments that `function` takes. Raises `TypeError` where it needs others."""
+    n = len(call.completions)
+    completions: list[Any] = list(call.completions)
+    if not isinstance(call.prompt, str):
+        completions = [[{"role": "assistant", "content": text}] for text in call.completions]
+    there_are = {column: [value] * n for column, value in call.columns.items()} | {
+        "prompts": [call.prompt] * n,
+        "completions": completions,
+        "completion_ids": call.completion_ids,
+        "trainer_state": TrainerState(call.version, call.max_steps),
+        "log_extra": log.log_extra,
+        "log_metric": log.log_metric,
+    }
+    return accepted(function, there_are)
+
+
+def result(returned: Any, call: wire.Call, log: CallLog) -> wire.Reply:
+    try:
+        values = checked_values(returned, len(call.completions))
+    except ValueError as error:
+        return wire.Raised(call.number, readable(str(error)), "")
+    return wire.Result(call.number, values, log.metrics, log.extra)
+
+
+def raised(error: BaseException, number: int) -> wire.Raised:
+    """An exception as text, without the frames of this module."""
+    user_frames = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = traceback.format_exception(type(error), error, user_frames)
+    message = "".join(traceback.format_exception_only(error)).strip()
+    shown = readable("".join(lines)[-MAX_TRACEBACK_CHARS:])
+    return wire.Raised(number, readable(message), shown, is_outage=is_outage(error))
+
+
+_sending = threading.Lock()
+
+
+def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
+    """From any thread."""
+    try:
+        data = wire.frame(reply)
+    except (TypeError, ValueError, OverflowError) as error:
+        why = f"what it logged with log_extra cannot be kept: {error}"
+        data = wire.frame(wire.Raised(reply.number, why, ""))
+    with _sending:
+        replies.write(data)
+        replies.flush()
+
+
+def read_requests(requests: BinaryIO, put: Callable[[wire.Request], None]) -> None:
+    """Runs in a thread of its own, so that the parent's end is noticed while a function is running: the end
+    of the stream ends this process and whatever its functions have started."""
+    decoder = msgspec.msgpack.Decoder(wire.Request)
+    while header := requests.read(wire.HEADER_BYTES):
+        put(decoder.decode(requests.read(int.from_bytes(header, "little"))))
+    os.killpg(0, signal.SIGKILL)
+
+
+def take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Move the protocol away from descriptors 0 and 1, which user code and C libraries read and write."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
+    return requests, replies
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """On Linux the kernel kills this process when its parent dies, even inside a C call that holds the GIL.
+    Elsewhere the end of the request stream has to do."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it died before the call
+        os._exit(1)
+
+
+def readable(text: str) -> str:
+    """Text that UTF-8 can carry."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_async(function: RewardFunction) -> bool:
+    """Also of an object whose call is."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a reward pool and its child processes say to each other: length-prefixed MessagePack over pipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 1 << 30
+
+
+class Setup(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a child; answered with `Ready` or `SetupFailed`."""
+
+    functions: list[str]
+    """As in the config: `package.module:function` or `path/file.py:function`."""
+    format_pattern: str | None = None
+    """Where there is one, `asyncrl.reward.shaping.format_function` comes after them."""
+
+
+class Call(msgspec.Struct, frozen=True, tag=True):
+    """Score N completions of one prompt; answered with `Result` or `Raised`. Until then another may only be
+    sent where all are of async functions: they run side by side."""
+
+    number: int
+    """From 1 on; the answer has it, too."""
+    function: int
+    """Index into `Setup.functions`."""
+    prompt: str | list[dict[str, Any]]
+    completions: list[str]
+    completion_ids: list[list[int]]
+    columns: dict[str, Any]
+    version: int
+    max_steps: int
+    timeout_s: float
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Give up the call of an async function; it is answered all the same."""
+
+    number: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Every function is imported."""
+
+    is_async: list[bool]
+    """Of each."""
+    number: int = 0
+
+
+class SetupFailed(msgspec.Struct, frozen=True, tag=True):
+    message: str
+    number: int = 0
+
+
+class Result(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    values: list[float | None]
+    metrics: dict[str, list[float]]
+    extra: dict[str, list[Any]]
+
+
+class Raised(msgspec.Struct, frozen=True, tag=True):
+    """The function failed, or returned what is no reward."""
+
+    number: int
+    message: str
+    """Type and message."""
+    traceback: str
+    """Of the user's frames; empty when the function returned."""
+    is_outage: bool = False
+    """Whether it may work in a while (`asyncrl.reward.processes.outage`)."""
+
+
+class Stuck(msgspec.Struct, frozen=True, tag=True):
+    """No answer: a call of an async function blocks the event loop that it shares with others."""
+
+    number: int
+    """0 where it is no call's doing."""
+    where: str
+    """File, line and function of the user's code."""
+    for_s: float
+
+
+class Moving(msgspec.Struct, frozen=True, tag=True):
+    """No answer: the event loop goes on, or another call blocks it now."""
+
+    number: int
+    blocked_s: float
+
+
+Request = Setup | Call | Cancel
+Reply = Ready | SetupFailed | Result | Raised
+Notice = Stuck | Moving
+
+
+def frame(message: Request | Reply | Notice) -> bytes:
+    """A message as bytes. Raises `TypeError`, `ValueError` or `OverflowError` for values that MessagePack has
+    not."""
+    body = msgspec.msgpack.encode(message, enc_hook=_plain)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"the message has {len(body)} bytes; at most {MAX_FRAME_BYTES} can be sent")
+    return len(body).to_bytes(HEADER_BYTES, "little") + body
+
+
+class ReplyReader:
+    """Cuts a stream of bytes into replies and notices."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._decoder = msgspec.msgpack.Decoder(Reply | Notice)
+
+    def feed(self, data: bytes) -> list[Reply | Notice]:
+        """Those that `data` completes. Raises `ValueError` for bytes that are none."""
+        self._buffer += data
+        replies = []
+        while len(self._buffer) >= HEADER_BYTES:
+            end = HEADER_BYTES + int.from_bytes(self._buffer[:HEADER_BYTES], "little")
+            if end - HEADER_BYTES > MAX_FRAME_BYTES:
+                raise ValueError("a reply announces more bytes than can be sent")
+            if len(self._buffer) < end:
+                break
+            replies.append(self._decoder.decode(self._buffer[HEADER_BYTES:end]))
+            del self._buffer[:end]
+        return replies
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and their scalars as plain Python values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__} cannot be sent between processes")

@@ -1,0 +1,172 @@
+"""Runs Python programs that a model wrote: each in a process of its own that can compute, read its input,
+write its output and a few files in an empty folder, and nothing else.
+
+| a program has | how |
+|---|---|
+| no network | seccomp refuses to make a socket, of any family |
+| no child, no daemon | seccomp refuses fork, and lets `clone` make threads only |
+| no say in other processes | seccomp: no signals, no tracing, no memory or limits of others |
+| no file of the machine | Landlock: to read the interpreter and its libraries; to write one empty folder |
+| no privilege, no key | no capability, no environment, no descriptor of its parent |
+| bounded time, memory, files | `Limits`: kept by the kernel (rlimits), or watched from outside |
+
+Both mechanisms are the kernel's and need no privilege, no namespace and no container: Linux 5.13 or newer on
+x86-64 or ARM64, with Landlock switched on. Where one is missing nothing runs (`SandboxError`); there is no
+weaker sandbox. The program is a single process, so to kill it is to be rid of it; it stays in the process
+group of whoever started it, is killed with the group, and dies with its parent.
+
+It may see names, sizes and dates of files (`stat`), the host's name, and how busy the machine is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from asyncrl.reward.sandbox import confine
+from asyncrl.reward.sandbox.limits import KILL_TIMEOUT_S, Limits, Outcome, SandboxError, watched
+from asyncrl.reward.sandbox.seccomp import AUDIT_ARCH, filter_program
+from asyncrl.scratch import scratch_folder
+
+START_TIMEOUT_S = 60.0
+"""For the interpreter that becomes the program; a busy machine takes its time."""
+
+_LIBRARIES = (
+    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"),
+    *("/usr/share/zoneinfo", "/etc/localtime", "/dev/urandom", "/dev/zero"),
+)
+_PREFIXES = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+
+
+def check() -> None:
+    """Raise `SandboxError` where this machine cannot confine a program, and say what is missing."""
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in AUDIT_ARCH:
+        raise SandboxError(
+            f"programs of a model are run on Linux on {' or '.join(AUDIT_ARCH)} only, and this is "
+            f"{sys.platform} on {machine}; run it there, in a container for example"
+        )
+    if not confine.has_seccomp(machine):
+        raise SandboxError("programs of a model are not run: this kernel has no seccomp filters")
+    if not confine.landlock_abi():
+        raise SandboxError(
+            "programs of a model are not run: this kernel offers no Landlock, which keeps them away from the "
+            "machine's files; it needs Linux 5.13 or newer with `landlock` among the kernel parameter lsm="
+        )
+
+
+def run_program(source: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
+    """Run a Python program and wait for its end, at the latest that of `limits`.
+
+    It runs in this interpreter, with its installed packages, on one thread unless it starts more. The same
+    program with the same input prints the same: sets have the same order every time. Raises `SandboxError`.
+    """
+    _try_out()
+    return _run(source, stdin, limits or Limits())
+
+
+@cache
+def _try_out() -> None:
+    """Once in a process: an interpreter that does not run in the sandbox would make every program wrong."""
+    check()
+    outcome = _run("print(input())", "ok", Limits())
+    if outcome.stdout != "ok\n":
+        raise SandboxError(
+            f"{sys.executable} does not run in the sandbox: {outcome.how}\n{outcome.stderr}".strip()
+        )
+
+
+def _run(source: str, stdin: str, limits: Limits) -> Outcome:
+    with scratch_folder() as folder:
+        work = folder / "work"
+        work.mkdir()
+        (folder / "program.py").write_text(source, "utf-8", "replace")
+        (folder / "stdin").write_text(stdin, "utf-8", "replace")
+        with _started(folder, work, limits) as process:
+            return watched(process, work, limits)
+
+
+@contextmanager
+def _started(folder: Path, work: Path, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
+    """The program's process, from its first instruction on; it is gone at the end."""
+    reader, writer = os.pipe()
+    plan = json.dumps(_plan(folder, work, limits, writer))
+    with os.fdopen(reader, "rb") as report, (folder / "stdin").open("rb") as stdin:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", confine.__file__, plan],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={},
+                pass_fds=(writer,),
+            )
+        finally:
+            os.close(writer)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with process.stdout, process.stderr:
+            try:
+                said = _read_report(report)
+                if said != confine.STARTED:
+                    raise SandboxError(f"no program can be run: {said.decode(errors='replace') or 'it died'}")
+                yield process
+            finally:
+                process.kill()
+                process.wait(KILL_TIMEOUT_S)
+
+
+def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, Any]:
+    """What `asyncrl.reward.sandbox.confine` is to do."""
+    return {
+        "parent": os.getpid(),
+        "report": report,
+        "folder": str(work),
+        "limits": limits.for_kernel(),
+        "readable": [*_LIBRARIES, *_interpreter(), str(folder / "program.py")],
+        "usable": [str(work), os.devnull],
+        "filter": filter_program(platform.machine()).hex(),
+        # As isolated as by -I, but for one variable: the order of sets is to be the same every time.
+        "command": [sys.executable, "-P", "-s", str(folder / "program.py")],
+        "environment": {
+            "PYTHONHASHSEED": "0",
+            "PYTHONUTF8": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(work),
+            "TMPDIR": str(work),
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+    }
+
+
+def _interpreter() -> Iterator[str]:
+    """What this interpreter is read from: itself and its libraries, not all of the folder that it lies in."""
+    yield from (sys.executable, str(Path(sys.executable).resolve()))
+    for prefix in _PREFIXES:
+        yield from (f"{prefix}/{name}" for name in ("lib", "lib64", "pyvenv.cfg"))
+
+
+def _read_report(report: BinaryIO) -> bytes:
+    """What the child says before it becomes the program, which ends the pipe."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(report, selectors.EVENT_READ)
+        while selector.select(max(0.0, deadline_s - time.monotonic())):
+            chunk = os.read(report.fileno(), 4096)
+            if not chunk:
+                return said
+            said += chunk
+    raise SandboxError(f"no program can be run: its interpreter did not start within {START_TIMEOUT_S:g} s")

@@ -1,0 +1,45 @@
+"""Models that an earlier run has trained, named by its directory."""
+
+from __future__ import annotations
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.paths import user_path
+from asyncrl.runfiles.checkpoints import CheckpointError, Checkpoints
+from asyncrl.runfiles.layout import RunDir
+
+
+def model_in(key: str, path: str) -> str:
+    """The model of the run's newest checkpoint where `path`, the value of `key`, is a run directory; else
+    `path` itself. A damaged one is told, and the one before it taken. Raises `ConfigError` for a run without
+    a whole one."""
+    run = RunDir(user_path(path, f"{key}={path}"))
+    if not run.config.is_file() or (run.path / "config.json").is_file():
+        return path
+    try:
+        checkpoint = Checkpoints(run.checkpoints).newest_whole(parts=("hf",))
+    except CheckpointError as error:
+        raise ConfigError(f"{key}={path}: {error}") from None
+    if checkpoint is None:
+        raise ConfigError(
+            f"{key}={path}: this run has no checkpoint to take a model from; let it go on with "
+            f"`asyncrl-launch --resume {path}`, or name a model"
+        )
+    return str(checkpoint.hf)
+
+
+def with_trained_models(config: Config) -> Config:
+    """The same config, with each run directory that it names as a model replaced by the model in it."""
+    changed, problems = {}, []
+    for section in ("model", "critic", "reference"):
+        settings = getattr(config, section)
+        if settings is not None and settings.path is not None:
+            try:
+                path = model_in(f"{section}.path", settings.path)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            changed[section] = settings.model_copy(update={"path": path})
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config.model_copy(update=changed)

@@ -1,0 +1,87 @@
+"""Going on with an interrupted run: what its directory holds is checked and put in order before any process
+starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asyncrl import config as settings
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.runfiles.checkpoints import Checkpoint, Checkpoints
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.state import open_state
+from asyncrl.runfiles.store import is_sound
+from asyncrl.runfiles.user_files import with_absolute_paths
+
+SAME = (
+    *("model", "data", "staleness", "run.seed", "run.mode"),
+    *("rollout.group_size", "trainer.batch_groups"),
+)
+"""Settings that a run keeps for life: its ledger and its checkpoints are made with them."""
+
+
+def check_settings(config: Config, run_dir: RunDir) -> None:
+    """Raises `ConfigError` when this config cannot go on with the run in `run_dir`."""
+    before = with_absolute_paths(settings.load(run_dir.config)).model_dump(mode="json")
+    now = with_absolute_paths(config).model_dump(mode="json")
+    changed = [
+        f"{key}={new!r}: the run in {run_dir.path} was started with {old!r} and keeps it; start another run "
+        "with the new value"
+        for name in SAME
+        for key, old, new in _differences(name, _at(before, name), _at(now, name))
+    ]
+    if changed:
+        raise ConfigError("\n".join(changed))
+
+
+def put_in_order(config: Config, run_dir: RunDir) -> str:
+    """Make the ledger one that the newest whole checkpoint can go on with. Returns what was found, in words.
+
+    The ledger of the run directory knows of all that was sampled since the checkpoint, and is kept. It gives
+    way to the checkpoint's own where it is damaged, and in `inline` mode, which samples the same again.
+    """
+    checkpoint = Checkpoints(run_dir.checkpoints).newest_whole()
+    words = "from its start" if checkpoint is None else f"from the checkpoint of step {checkpoint.step}"
+    if config.run.mode == "inline" or not is_sound(run_dir.ledger):
+        _replace_ledger(run_dir, checkpoint)
+    version, ready = _give_leases_back(config, run_dir)
+    if checkpoint is not None and version < checkpoint.step:
+        _replace_ledger(run_dir, checkpoint)
+        version, ready = _give_leases_back(config, run_dir)
+    again = version - (0 if checkpoint is None else checkpoint.step)
+    if again:
+        words += f"; {again} steps since are trained again, on the same batches"
+    return f"going on {words}; {ready} sampled groups wait to be trained on"
+
+
+def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{run_dir.ledger}{suffix}").unlink(missing_ok=True)
+    if checkpoint is not None:
+        shutil.copyfile(checkpoint.ledger, run_dir.ledger)
+
+
+def _give_leases_back(config: Config, run_dir: RunDir) -> tuple[int, int]:
+    """Nobody works for the run any more. Returns its version, and the number of groups that are ready."""
+    with open_state(config, run_dir) as (_, store, coordinator):
+        coordinator.all_workers_lost()
+        store.save(coordinator)
+        return coordinator.version, coordinator.ledger.metrics()["buffer/ready_groups"]
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old:
+            yield from _differences(f"{key}.{name}", old[name], new[name])
+    elif old != new:
+        yield key, old, new

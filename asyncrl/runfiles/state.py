@@ -1,0 +1,53 @@
+"""Opens the durable state of a run: its prompts, its ledger file, and the coordinator restored from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator, LoopSettings
+from asyncrl.data.prompts import PromptSet
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.store import LedgerStore
+from asyncrl.wire.codec import WireGroup
+
+
+def loop_settings(config: Config) -> LoopSettings:
+    """What the coordinator decides by."""
+    return LoopSettings(
+        batch_groups=config.trainer.batch_groups,
+        max_staleness=config.staleness.max_staleness,
+        on_stale=config.staleness.on_stale,
+        total_steps=config.run.steps,
+        filter_constant_groups=config.objective.filter_constant_groups,
+        max_attempts=config.rollout.max_attempts,
+        fixed_lag=config.staleness.fixed_lag,
+    )
+
+
+@contextmanager
+def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
+    """The ledger's file, made where there is none; closed at the end."""
+    store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def open_state(
+    config: Config, run_dir: RunDir
+) -> Iterator[tuple[PromptSet, LedgerStore[WireGroup], Coordinator[WireGroup]]]:
+    """Prompts, store and coordinator; the store is closed at the end."""
+    prompts = PromptSet.load(run_dir.prompts)
+    with open_ledger(run_dir) as store:
+        coordinator = store.load(
+            loop_settings(config),
+            len(prompts),
+            config.run.seed,
+            shuffle=config.data.shuffle,
+            multiple_of=config.epoch_multiple,
+        )
+        yield prompts, store, coordinator

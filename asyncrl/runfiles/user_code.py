@@ -1,0 +1,140 @@
+"""What can be known of a user's functions only by importing them: found out in a process that ends, since
+what they import may be large, take a GPU, or never come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
+from asyncrl.reward.functions import needed_columns
+from asyncrl.reward.processes.process import die_with_parent
+from asyncrl.rollout.episode import make_episode
+
+LIMIT_S = 120.0
+"""For the process to start and import the functions."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """reward: functions. objective: those of the objective, by the keys that name them. settings: theirs.
+    episode: where there is an own one."""
+
+    reward: list[str] = []
+    objective: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    episode: str | None = None
+
+    @property
+    def specs(self) -> list[str]:
+        """Of all functions."""
+        return [*self.reward, *self.objective.values(), *([self.episode] if self.episode else [])]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A `ConfigError`, or where there is a `command` a `NotHereError`, by its parts."""
+
+    what: str
+    command: str | None = None
+    advice: str | None = None
+
+    def tell(self) -> None:
+        """Raise it."""
+        if self.command is None:
+            raise ConfigError(self.what)
+        raise NotHereError(self.what, command=self.command, advice=self.advice)
+
+
+class Found(msgspec.Struct, frozen=True):
+    problems: list[Problem] = []
+    needs: dict[str, list[str]] = {}
+    """The columns that each reward function cannot do without."""
+    files: dict[str, str] = {}
+    """The file of each function that is the user's own."""
+    digests: dict[str, str] = {}
+    """Of all files that were imported from the user's folders, by path."""
+
+
+def look(wanted: Wanted) -> Found:
+    """Import the functions, in a process that is gone afterwards with all that it has started."""
+    if not wanted.specs:
+        return Found()
+    with TemporaryDirectory(prefix="asyncrl-") as folder:
+        question, answer = Path(folder, "wanted"), Path(folder, "found")
+        question.write_bytes(msgspec.msgpack.encode(wanted))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asyncrl.runfiles.user_code", str(os.getpid()), folder],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **OWN_PATH},
+            start_new_session=True,
+        )
+        try:
+            how = f"the process that imported them died (exit status {process.wait(LIMIT_S)})"
+        except subprocess.TimeoutExpired:
+            how = f"not imported after {LIMIT_S:g} s; do less while the module is imported"
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if answer.exists():
+            return msgspec.msgpack.decode(answer.read_bytes(), type=Found)
+    return Found([Problem(f"functions {', '.join(wanted.specs)}: {how}")])
+
+
+def look_here(wanted: Wanted) -> Found:
+    """The same in this process."""
+    problems, needs, files = [], {}, {}
+    for spec in wanted.reward:
+        try:
+            function = resolve(spec, what="reward function")
+        except ConfigError as error:
+            problems.append(_problem(error))
+        else:
+            needs[spec], files[spec] = needed_columns(function), file_of(function)
+    if wanted.episode is not None:
+        try:
+            files[wanted.episode] = file_of(make_episode(wanted.episode))
+        except ConfigError as error:
+            problems.append(_problem(error))
+    if wanted.objective:
+        from asyncrl.objective.make import check_own  # imports torch
+
+        try:
+            check_own(wanted.objective, wanted.settings)
+            files |= {spec: file_of(resolve(spec, what=key)) for key, spec in wanted.objective.items()}
+        except ConfigError as error:
+            problems.append(_problem(error))
+    users = loaded_files()
+    own = {spec: file for spec, file in files.items() if file is not None and file in users}
+    return Found(problems, needs, own, users)
+
+
+def _problem(error: ConfigError) -> Problem:
+    if isinstance(error, NotHereError):
+        return Problem(error.what, error.command, error.advice)
+    return Problem(str(error))
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    forget_own_path()
+    os.dup2(2, 1)  # what modules print while they are imported is no result
+    folder = Path(sys.argv[2])
+    found = look_here(msgspec.msgpack.decode((folder / "wanted").read_bytes(), type=Wanted))
+    aside = folder / "found.new"
+    aside.write_bytes(msgspec.msgpack.encode(found))
+    aside.replace(folder / "found")
+    sys.stderr.flush()
+    os._exit(0)  # no thread or exit handler of theirs holds it up
+
+
+if __name__ == "__main__":
+    main()

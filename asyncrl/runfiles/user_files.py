@@ -1,0 +1,108 @@
+"""What a run takes from its user's folders: kept by absolute paths, and known again by digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from asyncrl.config import Config
+from asyncrl.data.rows import is_on_hub
+from asyncrl.errors import ConfigError
+from asyncrl.objective.catalogue import is_own
+from asyncrl.paths import user_path
+from asyncrl.runfiles.user_code import Found, Wanted, look
+
+
+class UserFiles(msgspec.Struct, frozen=True):
+    """The Python files behind the functions that a config names."""
+
+    functions: dict[str, str]
+    """The file of each function that is the user's own, by what the config calls it."""
+    digests: dict[str, str]
+    """Of all files that were imported from the user's folders, by path."""
+
+    @classmethod
+    def of(cls, found: Found) -> UserFiles:
+        """By the names of a config `with_absolute_paths`."""
+        return cls({_of_file(spec): file for spec, file in found.files.items()}, found.digests)
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> UserFiles | None:
+        """None where a run of an earlier version has written none."""
+        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
+
+    def changes(self, now: UserFiles) -> list[str]:
+        """What is another since, one message each."""
+        elsewhere = [
+            f"`{spec}` is {now.functions[spec]}, and the run was started with {file}"
+            for spec, file in self.functions.items()
+            if now.functions.get(spec, file) != file
+        ]
+        changed = [
+            f"{file} has changed since the run was started"
+            for file, digest in self.digests.items()
+            if now.digests.get(file, digest) != digest
+        ]
+        return elsewhere + changed
+
+
+def look_at_functions(config: Config) -> Found:
+    """At all functions that the config names, in a process that ends."""
+    own = {
+        "objective.policy_loss": config.objective.policy_loss,
+        "objective.advantage": config.objective.advantage,
+    }
+    wanted = Wanted(
+        [f.function for f in config.reward.functions],
+        {key: name for key, name in own.items() if is_own(name)},
+        config.objective.settings,
+        config.rollout.episode,
+    )
+    return look(wanted)
+
+
+def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[str]:
+    """The changes, to be told. Raises `ConfigError` unless they are accepted."""
+    changes = before.changes(now)
+    if changes and not accept:
+        remedy = "start another run, or go on with what there is now: run.accept_changed_files=true"
+        raise ConfigError("\n".join([*changes, remedy]))
+    return changes
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same config, with what it names in the working folder named from anywhere."""
+    changed = {
+        section: settings.model_copy(update={"path": _absolute(settings.path)})
+        for section in ("model", "critic", "reference")
+        if (settings := getattr(config, section)) is not None and settings.path is not None
+    }
+    if not is_on_hub(config.data):
+        changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    if config.rollout.episode is not None:
+        episode = _of_file(config.rollout.episode)
+        changed["rollout"] = config.rollout.model_copy(update={"episode": episode})
+    changed["weights"] = config.weights.model_copy(update={"transport": _of_file(config.weights.transport)})
+    changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
+    reward, objective = config.reward, config.objective
+    functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
+    models = [m.model_copy(update={"path": _absolute(m.path)}) for m in reward.models]
+    changed["reward"] = reward.model_copy(update={"functions": functions, "models": models})
+    own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
+    changed["objective"] = objective.model_copy(update=own)
+    return config.model_copy(update=changed)
+
+
+def _absolute(path: str) -> str:
+    """A name on the hub, and what is not there, stays as it is."""
+    found = user_path(path, path)
+    return str(found.absolute()) if found.exists() else path
+
+
+def _of_file(spec: str) -> str:
+    source, colon, name = spec.rpartition(":")
+    return f"{_absolute(source)}{colon}{name}" if source.endswith(".py") or "/" in source else spec

@@ -1,0 +1,128 @@
+"""The trainer of several ranks: rank 0 is the run's trainer, the others follow its orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.trainer.backends.deepspeed.group import Group, Order, RestoreOrder, TrainOrder
+from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
+from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
+from asyncrl.trainer.backends.deepspeed.weights import GatheredWeights
+from asyncrl.trainer.host_memory import Shelf
+from asyncrl.trainer.learner import Learner, TorchLearner
+from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.parts import load_models, make_step, make_trained
+from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
+from asyncrl.trainer.state import HeldState, SavedPart, open_state
+from asyncrl.weights.canary import Canary, canary_ids, make_canary
+
+
+class DeepSpeedTrainer:
+    """One rank of the trainer. Rank 0 is a `Trainer`; the others `follow` it.
+
+    rendezvous: a file that does not exist yet, by which the ranks find each other.
+    """
+
+    def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
+        disable_progress_bar()  # one belongs on a terminal, not into a log
+        models = load_models(config)
+        self._model = models.policy.model
+        tokenizer = load_tokenizer(config.model)
+        self._folder = ModelFolder(self._model, tokenizer)
+        dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
+        self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
+        self._total_steps = config.run.steps
+        self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
+        trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
+        self._parts = trained.parts()
+        self._step = make_step(config, models, trained, self._group)
+        shelf, ranks = Shelf(), config.trainer.ranks
+        self._snapshots = RankSnapshots(
+            lambda: HeldState(self._parts, shelf, self._folder.dtypes, rank, ranks),
+            dist.PrefixStore("snapshots", dist.FileStore(str(rendezvous), ranks)),
+            rank,
+            ranks,
+        )
+        self._scattered = config.trainer.deepspeed.zero_stage == 3
+        self._gathered = GatheredWeights(self._model, dtypes)
+        self.manifest = self._gathered.manifest
+
+    def follow(self) -> None:
+        """Do what rank 0 does, until it is done."""
+        while (order := self._group.next_order()) is not Order.END:
+            match order:
+                case TrainOrder():
+                    self._train(order)
+                case RestoreOrder():
+                    self._load(open_state(order.folder, self._parts))
+                case Order.SNAPSHOT:
+                    self._snapshots.follow()
+                case Order.GATHER:
+                    for _ in self._gathered.parts():
+                        pass
+                case Order.SCORE_CANARY:
+                    make_canary(self._model, self._canary_ids)
+        self._snapshots.close()
+        self._group.close()
+
+    def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
+        # What is wrong with a batch is found before the others take part in it.
+        flat = flatten(batch)
+        order = TrainOrder(batch.step, total_steps or self._total_steps, flat)
+        self._group.tell(order)
+        return dict(batch_metrics(batch, flat)) | self._train(order)
+
+    def _train(self, order: TrainOrder) -> dict[str, float]:
+        return self._step.train(order.batch, order.step, order.total_steps)
+
+    def weights(self) -> DeepSpeedTrainer:
+        return self
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """`ScatteredWeights`."""
+        self._tell_if_scattered(Order.GATHER)
+        return self._gathered.parts()
+
+    def canary(self) -> Canary:
+        self._tell_if_scattered(Order.SCORE_CANARY)
+        return make_canary(self._model, self._canary_ids)
+
+    def snapshot(self) -> ModelSnapshot:
+        self._group.tell(Order.SNAPSHOT)
+        return ModelSnapshot(self._snapshots.take(), self._folder)
+
+    def restore(self, folder: Path) -> None:
+        # What is wrong with it is found before the others read it; they need the folder in the same place.
+        saved = open_state(folder, self._parts)
+        self._group.tell(RestoreOrder(folder.absolute()))
+        self._load(saved)
+
+    def _load(self, saved: Mapping[str, SavedPart]) -> None:
+        for name, part in self._parts.items():
+            part.load(saved[name])
+
+    def close(self) -> None:
+        self._group.tell(Order.END)
+        self._snapshots.close()
+        self._group.close()
+
+    def _tell_if_scattered(self, order: Order) -> None:
+        """Where every rank holds whole weights, nobody else is needed to read them."""
+        if self._scattered:
+            self._group.tell(order)
+
+
+def _learner(model: nn.Module, config: Config, group: Group) -> Learner:
+    """With nothing to share out, plain torch does what DeepSpeed would."""
+    if config.trainer.deepspeed.zero_stage == 0:
+        return TorchLearner(model, config.trainer, group)
+    return DeepSpeedLearner(model, config)

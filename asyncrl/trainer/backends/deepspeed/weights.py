@@ -1,0 +1,56 @@
+"""The policy's weights, gathered from the ranks a layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from asyncrl.trainer.backends.deepspeed.pieces import gathered, is_scattered
+from asyncrl.weights.manifest import Manifest
+
+
+class GatheredWeights:
+    """`ScatteredWeights` of a model under DeepSpeed. All ranks walk through `parts` together.
+
+    dtypes: those that the model was loaded with. DeepSpeed computes with all of it in one, also where a
+    family keeps a few tensors, such as a router's, in float32: they are published in their own.
+    """
+
+    def __init__(self, model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        # Tensors that are tied come once, under their first name.
+        first: dict[int, str] = {}
+        self._tensors = {
+            name: tensor
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if first.setdefault(id(tensor), name) == name
+        }
+        self._dtypes = dtypes
+        self.manifest = Manifest.lay_out(
+            (name, dtypes[name], tuple(t.ds_shape if is_scattered(t) else t.shape))
+            for name, t in self._tensors.items()
+        )
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        for _, layer in groupby(self._tensors, key=_layer):
+            tensors = {name: self._tensors[name] for name in layer}
+            with gathered([*tensors.values()]):
+                for name, tensor in tensors.items():
+                    yield name, tensor.detach().to(self._dtypes[name])
+                # DeepSpeed gives the memory to whatever its own streams do next.
+                _wait_for_reads(tensors.values())
+
+
+def _wait_for_reads(tensors: Iterable[Tensor]) -> None:
+    """Until what this thread has asked the GPU to do with gathered ones is done."""
+    for device in {tensor.device for tensor in tensors if is_scattered(tensor) and tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _layer(name: str) -> str:
+    """`model.layers.7` of `model.layers.7.mlp.up_proj.weight`; the module's own name outside the layers."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[0] + 1] if numbers else parts[:-1])

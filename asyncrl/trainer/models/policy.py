@@ -1,0 +1,79 @@
+"""The policy being trained: a Hugging Face decoder behind the fused head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from asyncrl.config import Config
+from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
+from asyncrl.trainer.models.checks import find_logit_shape
+from asyncrl.trainer.models.packed import PackedModel, load_decoder
+from asyncrl.trainer.packing.pack import MicroBatch
+
+
+class FusedHead(nn.Module):
+    """The model's output head as log-probabilities and entropies, without the logits. It shares the head's
+    parameters, and is a module so that DeepSpeed gathers them for it."""
+
+    def __init__(self, head: nn.Linear, shape: LogitShape, *, temperature: float, chunk_tokens: int) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self.shape = shape
+        self._temperature = temperature
+        self._chunk_tokens = chunk_tokens
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]."""
+        return token_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            head_bias=self.bias,
+            shape=self.shape,
+            temperature=self._temperature,
+            chunk_tokens=self._chunk_tokens,
+        )
+
+
+class Policy(PackedModel):
+    """Log-probabilities and entropies of packed tokens under the model, at the sampling temperature."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        shape: LogitShape | None = None,
+    ) -> None:
+        """shape: None to find it by trying, which raises `ModelError` for a model whose logits the fused head
+        does not give."""
+        super().__init__(model)
+        self.fused_head = FusedHead(
+            self.head, shape or find_logit_shape(model), temperature=temperature, chunk_tokens=chunk_tokens
+        )
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()
+
+    def forward(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(logprobs, entropy), float32[N] each, of the micro-batch's trained tokens `targets` (int64[N])."""
+        return self.fused_head(self.predicting_states(micro), targets)
+
+
+def load_policy(config: Config, key: str = "model.path", path: str | None = None) -> Policy:
+    """Load `model.path`, or `path`, the value of the setting `key`. Raises `ModelError` for a model that this
+    backend would not train right."""
+    return make_policy(load_decoder(key, path or config.model.path, config), config)
+
+
+def make_policy(model: PreTrainedModel, config: Config) -> Policy:
+    """Ready to be trained. Raises `ModelError`."""
+    policy = Policy(
+        model, temperature=config.rollout.temperature, chunk_tokens=config.trainer.logit_chunk_tokens
+    )
+    policy.prepare(config)
+    return policy

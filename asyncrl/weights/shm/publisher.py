@@ -1,0 +1,106 @@
+"""The trainer's end: puts weight versions into shared memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from asyncrl.weights import blocks
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.digest import device_sums, digest
+from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.manifest import Manifest, WeightNotice
+from asyncrl.weights.mapping import HostMap, over
+from asyncrl.weights.shm.segment import BUFFERS, create, segment_path
+from asyncrl.weights.source import WeightsError
+
+
+class ShmPublisher:
+    """Publishes weight versions to this host, version v into buffer v % 2.
+
+    Whoever publishes version v makes sure first that no engine is still reading version v - 2; a reader that
+    is overtaken all the same finds out by the checksum. One thread at a time may publish.
+
+    threads: threads for the digests of weights on the CPU; by default those that torch has.
+    """
+
+    def __init__(self, prefix: str, threads: int | None = None) -> None:
+        self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
+        self._threads = threads or torch.get_num_threads()
+        self._maps: dict[int, HostMap] = {}
+        self._manifest: Manifest | None = None
+        self._version: int | None = None
+        self._closed = False
+
+    def publish(self, version: int, weights: LiveWeights, canary: Canary | None = None) -> WeightNotice:
+        """Copy the weights (any device, dtype and strides; tied ones once) into the version's buffer, and let
+        `canary` go along in the notice.
+
+        Raises `ValueError` when names, dtypes or shapes differ from the first version's or the version does
+        not rise, `WeightsError` when there is no shared memory left.
+        """
+        started = time.perf_counter()
+        whole = isinstance(weights, Mapping)
+        manifest = self._checked(version, Manifest.of(weights) if whole else weights.manifest)
+        parts = ((e.name, weights[e.name]) for e in manifest.entries) if whole else weights.parts()
+        checksums = self._copy(manifest, parts, version % BUFFERS)
+        self._manifest, self._version = manifest, version
+        path = self._paths[version % BUFFERS]
+        return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)
+
+    def close(self) -> None:
+        """Unlink the segments. Engines that are reading finish undisturbed; later ones get `WeightsError`."""
+        self._closed = True
+        for buffer in self._maps:
+            self._paths[buffer].unlink(missing_ok=True)
+        self._maps.clear()  # a mapping goes with the last tensor over it
+
+    def _checked(self, version: int, manifest: Manifest) -> Manifest:
+        if self._closed:
+            raise WeightsError(f"cannot publish version {version}: the publisher is closed")
+        if version < 0 or (self._version is not None and version <= self._version):
+            raise ValueError(f"cannot publish version {version} after {self._version}: versions rise from 0")
+        if not manifest.n_bytes:
+            raise ValueError(f"version {version} has no weights in it")
+        if self._manifest is not None and (difference := self._manifest.difference(manifest)):
+            raise ValueError(
+                f"version {version} does not have the layout of version {self._version}: {difference}"
+            )
+        return manifest
+
+    @torch.no_grad()
+    def _copy(self, manifest: Manifest, parts: Iterable[tuple[str, Tensor]], buffer: int) -> tuple[int, ...]:
+        """Returns the tensors' digests. A GPU copies and digests by itself what lies on it."""
+        mapped = self._mapped(buffer, manifest.n_bytes)
+        payload = over(mapped)
+        views = manifest.views(payload)
+        apart: dict[str, Tensor] = {}
+        for name, tensor in parts:
+            if computes_apart(tensor):
+                mapped.lock_pages()
+                apart[name] = device_sums(tensor)
+            views[name].copy_(tensor, non_blocking=True)
+        here = {e.name: e.span for e in manifest.entries if e.name not in apart}
+        digests = blocks.digests(payload.numpy(), list(here.values()), self._threads)
+        found = dict(zip(here, digests, strict=True))
+        if apart:
+            # This waits for the copies too, which were asked for before.
+            sums = torch.cat(list(apart.values())).cpu()
+            of_each = dict(zip(apart, sums.split([len(s) for s in apart.values()]), strict=True))
+            n_bytes = {e.name: e.n_bytes for e in manifest.entries}
+            found |= {name: digest(s.numpy(), n_bytes[name]) for name, s in of_each.items()}
+        return tuple(found[e.name] for e in manifest.entries)
+
+    def _mapped(self, buffer: int, n_bytes: int) -> HostMap:
+        """The segment."""
+        if buffer not in self._maps:
+            self._maps[buffer] = create(self._paths[buffer], n_bytes)
+        return self._maps[buffer]
+
+
+def computes_apart(tensor: Tensor) -> bool:
+    """Whether it lies on a device that works beside this thread."""
+    return tensor.device.type != "cpu"

@@ -1,0 +1,52 @@
+"""Weight versions through the shared memory of one host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.segment import BUFFERS, is_gone, sweep, sweep_abandoned
+from asyncrl.weights.shm.subscriber import ShmWeights
+
+
+class SharedMemory:
+    """A `Transport`: two buffers, written in turns (`ShmPublisher`, `ShmWeights`).
+
+    name: begins as those of all runs do, up to its last `-`.
+    """
+
+    keeps = BUFFERS
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._publisher = ShmPublisher(name)
+
+    def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+        return msgspec.msgpack.encode(self._publisher.publish(version, weights, canary))
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def source(self, notice: bytes) -> ShmWeights:
+        return ShmWeights(_decoded(notice))
+
+    def is_gone(self, notice: bytes) -> bool:
+        return is_gone(Path(_decoded(notice).segment))
+
+    def sweep(self) -> None:
+        """What runs whose launcher was killed have left goes, too."""
+        sweep(self._name)
+        sweep_abandoned(self._name.rpartition("-")[0] + "-")
+
+    @staticmethod
+    def host_bytes(version_bytes: int) -> int:
+        return BUFFERS * version_bytes
+
+
+def _decoded(notice: bytes) -> WeightNotice:
+    return msgspec.msgpack.decode(notice, type=WeightNotice)

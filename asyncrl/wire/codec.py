@@ -1,0 +1,146 @@
+"""A finished group on the wire: a msgspec header and raw array frames. No pickle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asyncrl.bounded import Count
+from asyncrl.core.records import FinishReason, Group, GroupSummary, Trajectory, VersionSpan
+from asyncrl.wire.messages import Malformed, decode
+
+DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
+"""Of a group's frames: token ids, loss mask (0 or 1), behaviour logprobs, each of all trajectories end to
+end."""
+FRAMES_PER_GROUP = len(DTYPES)
+
+
+class TrajectoryHeader(msgspec.Struct, frozen=True):
+    """What of a trajectory is not in the array frames."""
+
+    n_tokens: Count
+    versions: list[VersionSpan]
+    finish_reason: FinishReason
+    reward: float
+    reward_parts: dict[str, float]
+    metadata: dict[str, Any]
+
+
+class GroupHeader(msgspec.Struct, frozen=True):
+    group_id: Count
+    lease_id: Count
+    row: Count
+    trajectories: list[TrajectoryHeader]
+
+    def summary(self) -> GroupSummary:
+        return GroupSummary.of((t.versions for t in self.trajectories), (t.reward for t in self.trajectories))
+
+
+@dataclass(frozen=True, slots=True)
+class WireGroup:
+    """A group as the coordinator keeps it: received, never opened beyond its header."""
+
+    header: bytes
+    frames: tuple[bytes, ...]
+
+    def to_bytes(self) -> bytes:
+        return _ENCODER.encode((self.header, *self.frames))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> WireGroup:
+        header, *frames = msgspec.msgpack.decode(data, type=list[bytes])
+        return WireGroup(header, tuple(frames))
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_HEADER = msgspec.msgpack.Decoder(GroupHeader)
+
+
+def decode_header(header: bytes) -> GroupHeader:
+    """Raises `Malformed` for anything that is no group header."""
+    return decode(_HEADER, header)
+
+
+def check(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
+    """Raise `Malformed` unless this is a group of `group_size` trajectories on which one could train: header
+    and frames agree, every number is a number, and each token of the loss mask has a version."""
+    ts = header.trajectories
+    where = f"group {header.group_id}"
+    if len(ts) != group_size:
+        raise Malformed(f"{where} has {len(ts)} trajectories, not {group_size}")
+    ids, mask, logprobs = _arrays(header, frames)
+    versioned = np.zeros(len(mask), np.bool_)
+    start = 0
+    for i, t in enumerate(ts):
+        if not math.isfinite(t.reward) or not all(map(math.isfinite, t.reward_parts.values())):
+            raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
+        end = 0
+        for span in t.versions:
+            if span.start < end or span.length < 1 or span.version < 0:
+                raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
+            end = span.start + span.length
+            versioned[start + span.start : start + end] = True
+        if not 0 < end <= t.n_tokens:
+            raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
+        start += t.n_tokens
+    if mask.max() > 1 or (mask > versioned).any():
+        raise Malformed(f"{where}: its loss mask covers tokens that have no version, or is none")
+    if ids.min() < 0:
+        raise Malformed(f"{where} has the token id {ids.min()}")
+    if not np.isfinite(logprobs).all():
+        raise Malformed(f"{where} has log-probabilities that are not finite")
+
+
+def pack(group: Group, lease_id: int) -> WireGroup:
+    ts = group.trajectories
+    header = GroupHeader(
+        group.group_id,
+        lease_id,
+        group.row,
+        [
+            TrajectoryHeader(
+                len(t.token_ids), list(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata
+            )
+            for t in ts
+        ],
+    )
+    frames = (
+        np.concatenate([t.token_ids for t in ts]).astype(np.int32, copy=False).tobytes(),
+        np.concatenate([t.loss_mask for t in ts]).astype(np.bool_, copy=False).tobytes(),
+        np.concatenate([t.behavior_logprobs for t in ts]).astype(np.float32, copy=False).tobytes(),
+    )
+    return WireGroup(_ENCODER.encode(header), frames)
+
+
+def unpack(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
+    """The group; its arrays look into the frames. Raises `Malformed` when frames and header disagree."""
+    decoded = decode_header(header)
+    all_ids, all_masks, all_logprobs = _arrays(decoded, frames)
+    arrays = (all_ids, all_masks.view(np.bool_), all_logprobs)
+    trajectories = []
+    start = 0
+    for t in decoded.trajectories:
+        ids, mask, logprobs = (array[start : start + t.n_tokens] for array in arrays)
+        start += t.n_tokens
+        trajectories.append(
+            Trajectory(
+                ids, mask, logprobs, tuple(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata
+            )
+        )
+    return Group(decoded.group_id, decoded.row, trajectories)
+
+
+def _arrays(header: GroupHeader, frames: Sequence[bytes | memoryview]) -> list[np.ndarray]:
+    """The frames as arrays of `DTYPES`, each of as many elements as the header has tokens."""
+    total = sum(t.n_tokens for t in header.trajectories)
+    sizes = [len(frame) for frame in frames]
+    if sizes != [total * dtype.itemsize for dtype in DTYPES]:
+        raise Malformed(
+            f"group {header.group_id}: the header speaks of {total} tokens, the frames have {sizes} bytes"
+        )
+    return [np.frombuffer(frame, dtype) for frame, dtype in zip(frames, DTYPES, strict=True)]

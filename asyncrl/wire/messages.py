@@ -1,0 +1,248 @@
+"""What the processes say to each other. Every message is a tagged msgspec struct: what does not decode is
+refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from asyncrl.bounded import Count
+from asyncrl.rollout.engines.base import EngineStats, UpdateReport
+from asyncrl.rollout.task import RolloutTask
+
+Wait = Annotated[float, Meta(ge=0, le=60)]
+"""Seconds that a request may be kept."""
+Text = Annotated[str, Meta(max_length=100_000)]
+ACK_PATIENCE = 2
+"""Engines have this many times `weights.ack_timeout_s`; after the first, whoever is late gets replaced."""
+
+
+class Malformed(ValueError):  # noqa: N818 - says what the bytes are
+    """Bytes that are no message."""
+
+
+def decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    """What the decoder makes of `data`. Raises `Malformed` for whatever it does not like: errors of msgspec,
+    text that is no UTF-8, nesting without end."""
+    try:
+        return decoder.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from None
+
+
+class Message(msgspec.Struct, tag=True, frozen=True):
+    """Base of all messages."""
+
+    SENDER: ClassVar[str] = ""
+    """The role that may send it as a request."""
+
+
+# ---- from a rollout worker -------------------------------------------------------------------------------
+
+
+class FromWorker(Message, frozen=True):
+    SENDER = "rollout"
+
+
+class Hello(FromWorker):
+    """A worker has started: whatever its predecessor of that name had leased goes back. Answered by
+    `Welcome`."""
+
+    worker: Text
+    process: Count
+    """A number of this process's own, by which a hello that comes twice is known."""
+
+
+class LeaseRequest(FromWorker):
+    """Ask for groups; answered by `Leases`, at the latest after `wait_s`. Leases that the worker should hold
+    and does not, since an answer was lost, come first."""
+
+    limit: Count
+    wait_s: Wait
+    held: list[Count]
+    """The leases that it holds: not handed in, or not known to have arrived."""
+    engine_version: Count | None
+    """What its engine samples with; None before its first weights."""
+
+
+class Submit(FromWorker):
+    """A finished, scored group (the arrays travel as frames). Answered by `Done`."""
+
+    header: bytes
+    """`wire.codec.GroupHeader`, encoded: the trainer gets the same bytes."""
+    stats: EngineStats
+
+
+class Fail(FromWorker):
+    """An attempt at a group is given up. Answered by `Done`."""
+
+    group_id: Count
+    lease_id: Count
+    reason: Text
+    """In few words, the same for failures of a kind."""
+    detail: Text
+    sampled_tokens: Count
+
+
+class Applied(FromWorker):
+    """The engine now samples with this version. Answered by `Done`."""
+
+    report: UpdateReport
+
+
+class Report(FromWorker):
+    """A sign of life with totals since the worker's start. Answered by `Welcome`, with the notice of newer
+    weights if there are any."""
+
+    number: Count
+    """Counts the reports of this process from 1: one that comes twice counts once."""
+    engine_version: Count | None
+    stats: EngineStats
+    reward_metrics: dict[str, tuple[float, int]]
+    """Sum and count of what the rewards have to tell since the last report, by metric."""
+
+
+# ---- from a rollout worker to a reward model
+# -----------------------------------------------------------------
+
+
+class Score(FromWorker):
+    """Score a response. Answered by `Scored`, or by `Refused` where the model cannot read it."""
+
+    prompt: str | list[dict[str, Any]]
+    response: str
+
+
+# ---- from the trainer --------------------------------------------------------------------------------------
+
+
+class FromTrainer(Message, frozen=True):
+    SENDER = "trainer"
+
+
+class Begin(FromTrainer):
+    """The trainer has started, with the weights of this version: what it trained since is undone, and handed
+    out again. Answered by `Begun`."""
+
+    version: Count
+
+
+class Take(FromTrainer):
+    """Ask for the batch of a step; answered by `Batch`, at the latest after `wait_s` by `Done`."""
+
+    step: Count
+    wait_s: Wait
+
+
+class Publish(FromTrainer):
+    """The step that made this version is done, and its weights lie ready. Answered by `Published`."""
+
+    version: Count
+    notice: bytes | None
+    """What `weights.transport` tells the engines: the coordinator passes it on unread. None while the trainer
+    trains again what it had trained before: engines are further on already."""
+
+
+class Checkpointed(FromTrainer):
+    """The trainer will never again begin with a version before this one. Answered by `Done`."""
+
+    oldest: Count
+
+
+class AwaitApplied(FromTrainer):
+    """Wait until every live engine has at least this version (an older version's buffer is then free to be
+    written). Answered by `Done`, or after `ACK_PATIENCE * weights.ack_timeout_s` by `Refused`."""
+
+    version: int  # before the first buffer is reused: negative
+
+
+# ---- from the supervisor -----------------------------------------------------------------------------------
+
+
+class WorkerLost(Message):
+    """A rollout worker died. Answered by `Done`."""
+
+    SENDER = "supervisor"
+
+    worker: Text
+
+
+# ---- answers -----------------------------------------------------------------------------------------------
+
+
+class Welcome(Message):
+    notice: bytes | None
+    """Notice of the current weight version, if one has been published that is news to the worker."""
+    serial: Count = 0
+    """The number of the notice: of two, the one with the higher number is in force, whichever comes first."""
+
+
+class Begun(Message):
+    frontier: int
+    """The highest version that there has been: from here on, engines need the trainer's."""
+
+
+class Leases(Message):
+    tasks: list[RolloutTask]
+    finished: bool
+    """No group will be leased any more."""
+
+
+class Batch(Message):
+    """The groups of a training step; the frames of each (`wire.codec`) follow in order."""
+
+    step: int
+    version: int
+    oldest_version: int
+    headers: list[bytes]
+
+
+class Published(Message):
+    metrics: dict[str, int | float]
+    """The coordinator's share of the step's metrics: ledger, rollout totals, reward metrics."""
+
+
+class Scored(Message):
+    score: float
+    scoring_s: float
+    """Seconds that the forward pass took, of the whole batch that it was in."""
+
+
+class Done(Message):
+    pass
+
+
+class Refused(Message):
+    """The request could not be carried out."""
+
+    reason: str
+
+
+# ---- unasked, to rollout workers ---------------------------------------------------------------------------
+
+
+class NewWeights(Message):
+    notice: bytes
+    serial: Count
+    """As in `Welcome`."""
+
+
+Request = (
+    Hello
+    | LeaseRequest
+    | Submit
+    | Fail
+    | Applied
+    | Report
+    | Score
+    | Begin
+    | Take
+    | Publish
+    | Checkpointed
+    | AwaitApplied
+    | WorkerLost
+)
+Answer = Welcome | Begun | Leases | Batch | Published | Scored | Done | Refused
+Notice = NewWeights

@@ -1,0 +1,36 @@
+"""How a role's process ends."""
+
+import pytest
+
+from asyncrl.cluster import role, roles
+from asyncrl.core.invariants import InvariantError
+from asyncrl.errors import AsyncRLError, RunFailed
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.trainer.optimizer import NonFiniteGradientError
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (AsyncRLError("for people"), 1),
+        (RunFailed("would fail again"), role.PAST_HELP),
+        (ExceptionGroup("", [AsyncRLError("for people")]), 1),
+        (InvariantError(1, "it did not hold"), role.PAST_HELP),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [InvariantError(3, "the books are wrong")])]),
+            role.PAST_HELP,
+        ),
+        (NonFiniteGradientError("diverged"), role.PAST_HELP),
+    ],
+)
+def test_the_exit_status_tells_whether_to_start_it_again(monkeypatch, tmp_path, capsys, error, status):
+    async def fail(config, path, name):
+        raise error
+
+    RunDir(tmp_path).logs.mkdir()
+    monkeypatch.setattr(role, "end_with", lambda supervisor: None)
+    monkeypatch.setattr(role.faulthandler, "enable", lambda: None)  # it wants a real stderr
+    monkeypatch.setattr(role, "_config", lambda run_dir: None)
+    monkeypatch.setattr(roles, "entry", lambda name: fail)
+    assert role.main(["rollout-0", "--run-dir", str(tmp_path), "--supervisor", "1"]) == status
+    assert role.FATAL in capsys.readouterr().err

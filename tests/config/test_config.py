@@ -1,0 +1,506 @@
+"""Settings: what is read, what is refused, and whether the refusal helps."""
+
+import math
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncrl.config import (
+    Config,
+    ObjectiveConfig,
+    ReferenceConfig,
+    Section,
+    dump,
+    from_tree,
+    keys,
+    load,
+    section_of,
+    yaml_tree,
+)
+from asyncrl.errors import AsyncRLError, ConfigError
+from asyncrl.objective.catalogue import (
+    AGGREGATIONS,
+    GROUP_ADVANTAGES,
+    KL_ESTIMATORS,
+    POLICY_LOSSES,
+    PROXIMALS,
+)
+
+MINIMAL = """\
+model:
+  path: models/m
+data:
+  path: rows.jsonl
+reward:
+  functions:
+    - function: my.rewards:right
+    - function: my/rewards.py:short
+      weight: 0.5
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str = MINIMAL) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(path, *overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return str(caught.value)
+
+
+def test_a_config_error_is_an_asyncrl_error_and_a_value_error():
+    assert issubclass(ConfigError, AsyncRLError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_defaults_fill_what_the_file_leaves_out(config_file):
+    config = load(config_file())
+    assert config.model.path == "models/m"
+    assert config.staleness.max_staleness == 4
+    assert [f.weight for f in config.reward.functions] == [1.0, 0.5]
+
+
+def test_overrides_are_yaml_values(config_file):
+    config = load(
+        config_file(),
+        [
+            "run.seed=7",
+            "trainer.lr=1e-4",
+            "objective.behavior_cap=.inf",
+            "objective.clip_eps_low=null",
+            "run.dir=",
+            "data.shuffle=false",
+            "trainer.betas=[0.8, 0.9]",
+            "data.system_prompt=Think, then answer",
+            "rollout.paced.step_base_s=0",
+        ],
+    )
+    assert (config.run.seed, config.trainer.lr, config.run.dir) == (7, 1e-4, None)
+    assert (config.objective.behavior_cap, config.objective.clip_eps_low) == (math.inf, None)
+    assert config.data.shuffle is False
+    assert config.trainer.betas == (0.8, 0.9)
+    assert config.data.system_prompt == "Think, then answer"
+    assert config.rollout.paced.step_base_s == 0
+
+
+def test_overrides_reach_into_lists_and_replace_whole_ones(config_file):
+    config = load(config_file(), ["reward.functions.1.weight=2", "reward.functions.0.name=r"])
+    assert [(f.name, f.weight) for f in config.reward.functions] == [("r", 1.0), (None, 2.0)]
+    config = load(config_file(), ["reward.functions=[{function: 'a:b'}]", "reward.functions.0.weight=3"])
+    assert [(f.function, f.weight) for f in config.reward.functions] == [("a:b", 3.0)]
+
+
+def test_overrides_of_sections_that_the_file_leaves_empty_or_out(config_file):
+    config = load(
+        config_file(MINIMAL + "staleness:\n"), ["staleness.max_staleness=1", "weights.ack_timeout_s=5"]
+    )
+    assert (config.staleness.max_staleness, config.weights.ack_timeout_s) == (1, 5.0)
+
+
+def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(config_file):
+    config = load(config_file(MINIMAL + "trainer:\n  # lr: 1.0\nrollout:\n  paced:\n"))
+    assert config == load(config_file())
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("staleness.max_stalness=2", "`staleness.max_staleness`"),
+        ("max_staleness=2", "`staleness.max_staleness`"),
+        ("stalenes.max_staleness=2", "`staleness`"),
+        ("rollout.temprature=1", "`rollout.temperature`"),
+        ("rollout.paced.step=1", "`rollout.paced.step_base_s`"),
+        ("reward.functions.1.weigth=1", "`reward.functions.1.weight`"),
+        ("trainer.max_staleness=1", "`staleness.max_staleness`"),
+        ("lr=1", "`trainer.lr` or `critic.lr`"),
+        ("workers=1", "`rollout.workers` or `reward.workers`"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest, config_file):
+    message = refusal(config_file(), override)
+    key = override.partition("=")[0]
+    shown = "stalenes" if key.startswith("stalenes.") else key
+    assert message == f"the command line: unknown key `{shown}`; did you mean {nearest}?"
+
+
+def test_an_unknown_key_that_resembles_nothing_is_refused_with_what_is_valid_there(config_file):
+    assert refusal(config_file(), "checkpoint.xyzzy=1").endswith(
+        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best"
+    )
+
+
+def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
+    path = config_file(MINIMAL + "trainer: {lr: fast, epz: 1}\nrun: {mode: sync}\n")
+    assert sorted(refusal(path, "run.seed=x").split("\n")) == sorted(
+        [
+            f"{path}: `run.mode` is 'sync'; valid: 'async' or 'inline'",
+            f"{path}: `trainer.lr` is the text 'fast'; it should be a valid number",
+            f"{path}: unknown key `trainer.epz`; did you mean `trainer.eps`?",
+            "the command line: `run.seed` is the text 'x'; it should be a valid integer",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("run.seed=1.5", "`run.seed` is 1.5; it should be a valid integer"),
+        ("run.seed=-1", "`run.seed` is -1; it should be greater than or equal to 0"),
+        ("run.seed.x=1", "`run.seed` is {'x': 1}; it should be a valid integer"),
+        ("run.name=12", "`run.name` is the number 12; it should be text: write '\"12\"'"),
+        (
+            "run.name=a/../b",
+            "`run.name` is 'a/../b'; give a name for a folder: up to 100 characters, no slashes, and no dot "
+            "first",
+        ),
+        (
+            "network.bind=localhost",
+            "`network.bind` is 'localhost'; give an IP address of this machine, such as 127.0.0.1 or "
+            "10.0.0.5",
+        ),
+        ("run.name=true", "`run.name` is the boolean true; it should be text: write '\"true\"'"),
+        ("model.path=", "`model.path` is null; it should be a valid string"),
+        ("data.shuffle=1", "`data.shuffle` is 1; it should be true or false"),
+        ("data.shuffle=no", "`data.shuffle` is 'no'; it should be true or false"),
+        ("trainer.lr=.inf", "`trainer.lr` is inf; it should be a finite number"),
+        ("trainer.lr=.nan", "`trainer.lr` is nan; it should be a finite number"),
+        ("trainer.lr=0", "`trainer.lr` is 0; it should be greater than 0"),
+        ("trainer.betas=[0.9, 1]", "`trainer.betas.1` is 1; it should be less than 1"),
+        (
+            "rollout.stop_token_ids=[-1]",
+            "`rollout.stop_token_ids.0` is -1; it should be greater than or equal to 0",
+        ),
+        ("staleness=2", "`staleness` is 2; it is a section with the keys max_staleness, on_stale, fixed_lag"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_would_be_right(override, complaint, config_file):
+    assert refusal(config_file(), override) == f"the command line: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("run", "cannot read `run`: write a setting as key.sub=value"),
+        ("=3", "cannot read `=3`"),
+        ("run..seed=3", "cannot read `run..seed=3`"),
+        ("run.name=[a", "`run.name`: '[a' is no YAML value, at 1:3: "),
+        ("model.path.x=1", "`model.path` is the value 'models/m' in the config file, not a section"),
+        ("reward.functions.x.weight=1", "`reward.functions` is a list: its items are numbered from 0"),
+        (
+            "reward.functions.2.weight=1",
+            "`reward.functions` is a list of 2, numbered from 0: there is no item 2",
+        ),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused(override, complaint, config_file):
+    assert complaint in refusal(config_file(), override)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("run:\n  seed: 1\n  seed: 2\n", ":3:3: the key `seed` is already given in line 2"),
+        ("run: {seed: 1\n", ":2:1: "),
+        ("a: [1\n", ":2:1: "),
+        ("- a\n", ": expected sections such as `model:` and `data:` at the top, found ['a']"),
+        ("", ": expected sections such as `model:` and `data:` at the top, found nothing"),
+        ("? [a, b]\n: 1\n", ":1:3: a key must be a word"),
+        ("run: !!python/object/apply:os.system [ls]\n", ":1:6: could not determine a constructor"),
+    ],
+)
+def test_a_broken_file_is_refused_with_line_and_column(text, complaint, config_file):
+    path = config_file(text)
+    assert refusal(path).startswith(f"{path}{complaint}")
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    assert "No such file" in refusal(tmp_path / "none.yaml")
+    assert "Is a directory" in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run: {name: \xff}")
+    assert "is not a text file in UTF-8" in refusal(tmp_path / "latin.yaml")
+
+
+def test_missing_sections_are_named_with_their_keys(config_file):
+    message = refusal(config_file("data: {path: x}\n"))
+    assert "the section `model` is missing (its keys: path, dtype," in message
+    assert "the section `reward` is missing (its keys: functions, models," in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("1_000", 1000),
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("2026-01-31", "2026-01-31"),
+        ("no", "no"),
+        ("off", "off"),
+        ("True", True),
+        ("~", None),
+        ("1e", "1e"),
+        ("1__0", "1__0"),
+        ("0x10", "0x10"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value, config_file):
+    read = yaml_tree.read(config_file(f"a: {text}\n"))["a"]
+    assert (read, type(read)) == (value, type(value))
+
+
+def test_anchors_and_merges_work_and_may_override(config_file):
+    tree = yaml_tree.read(config_file("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"))
+    assert tree == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
+    [
+        "1e5",
+        "no",
+        "null",
+        "010",
+        "1:30",
+        "true",
+        "2026-01-31",
+        "",
+        " a",
+        "<<",
+        "=",
+        "0x1f",
+        "~",
+        "1_0",
+        ".inf",
+    ]
+)
+
+
+@given(path=TEXTS, prompt=st.none() | TEXTS, seed=st.integers(0), lr=st.floats(1e-300, 1e300))
+def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_factory):
+    config = from_tree(
+        {
+            "run": {"seed": seed},
+            "model": {"path": "m"},
+            "data": {"path": path, "system_prompt": prompt},
+            "reward": {"functions": [{"function": "a:b"}]},
+            "trainer": {"lr": lr},
+        }
+    )
+    file = tmp_path_factory.mktemp("dump") / "config.yaml"
+    file.write_text(dump(config))
+    assert load(file) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason", "remedy"),
+    [
+        (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
+        (["run.resume=auto"], "every start would begin another one", "run.dir=runs/mine"),
+        (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
+        (
+            ["rollout.top_p=0.9", "objective.policy_loss=topr"],
+            "objective.policy_loss=topr weighs whole responses by their ratios, and rollout.top_p=0.9 renorm",
+            "use rollout.top_p=1 and rollout.top_k=0",
+        ),
+        (
+            ["rollout.top_k=20", "objective.step_size=vcpo"],
+            "objective.step_size=vcpo weighs whole responses by their ratios, and rollout.top_k=20 renorm",
+            "use rollout.top_p=1 and rollout.top_k=0",
+        ),
+        (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
+        *(
+            (
+                ["objective.filter_constant_groups=true", f"objective.advantage={advantage}", *more],
+                f"objective.advantage={advantage} learns from groups of equal rewards, too",
+                "leave the filter out",
+            )
+            for advantage, more in {
+                "ngrpo": [],
+                "nsr": [],
+                "reinforce_pp": [],
+                "gae": ["critic.lr=1e-5"],
+                "vtrace": ["critic.lr=1e-5"],
+            }.items()
+        ),
+        (
+            ["objective.filter_constant_groups=true", "rollout.group_size=1", "objective.advantage=nsr"],
+            "every group of one (rollout.group_size=1) has equal rewards and would be dropped",
+            "leave the filter out",
+        ),
+        (
+            ["objective.filter_constant_groups=true", "reference.where=reward"],
+            "with reference.where=reward equal rewards differ by their KL",
+            "use reference.where=loss",
+        ),
+        (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
+        (
+            ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
+            "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, sapo, and not of what",
+            "objective.policy_loss=ppo has clip_eps_low, clip_eps_high, dual_clip; "
+            "objective.advantage=grpo has none",
+        ),
+        (["objective.max_reward=2"], "is a setting of ngrpo, and not", "objective.advantage=grpo has none"),
+        (
+            ["objective.policy_loss=my.losses:loss", "objective.clip_eps_low=0.1"],
+            "not of what is chosen",
+            "objective.policy_loss=my.losses:loss has settings",
+        ),
+        (
+            ["objective.policy_loss=icepop", "objective.ratio_low=2", "objective.ratio_high=1"],
+            "objective.ratio_low=2.0 is above objective.ratio_high=1.0",
+            "no ratio lies between them",
+        ),
+        (
+            ["objective.policy_loss=ppo", "objective.proximal=loglinear"],
+            "objective.policy_loss=ppo has no proximal policy",
+            "those that have: decoupled_ppo, tis, icepop, gspo, sapo",
+        ),
+        (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
+        (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
+        (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
+        (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
+        (
+            ["staleness.fixed_lag=2", "staleness.on_stale=drop"],
+            "has nothing to decide",
+            "use staleness.on_stale=wait",
+        ),
+        (["run.mode=inline", "rollout.workers=2"], "has one engine", "use rollout.workers=1"),
+        (
+            ["rollout.kv_on_update=resubmit"],
+            "resubmit is for rollout.engine=vllm; rollout.engine=torch",
+            "use rollout.kv_on_update=recompute",
+        ),
+        (["run.mode=inline", "rollout.engine=paced"], "cannot pace", "use run.mode=async"),
+        (["trainer.backend=paced"], "trains no model", "use rollout.engine=paced"),
+        (["model.attn_implementation=flash_attention_2"], "16 bits only", "model.dtype=bfloat16"),
+        (
+            ["model.attn_implementation=flash_attention_2", "model.dtype=bfloat16", "trainer.device=cpu"],
+            "needs a GPU",
+            "model.attn_implementation=sdpa",
+        ),
+        (["reward.functions.0.function=other:short"], "2 parts called `short`", "a `name` of its own"),
+        (
+            ["reward.functions.0.weight=0", "reward.functions.1.weight=0"],
+            "every weight is 0",
+            "give a function or model a weight",
+        ),
+        (["reward="], "nothing scores a response", "give reward.functions or reward.models"),
+        (["reward.functions.0.clip=[1, -1]"], "reward.functions.0.clip=[1.0, -1.0]", "lower bound first"),
+        (
+            ["reward.functions.0.gate=right"],
+            "no other reward function of that name",
+            "there are `right`, `short`",
+        ),
+        (["reward.models=[{path: a/b, gate: b}]"], "reward.models.0.gate=b", "there are `right`, `short`"),
+        (
+            ["reward.models=[{path: a/b, share_gpu_with: rollout-1}]"],
+            "reward.models.0.share_gpu_with=rollout-1: no such process",
+            "there are `rollout-0`, `trainer`",
+        ),
+        (["reward.models=[{path: a/right}]"], "2 parts called `right`", "a `name` of its own"),
+        (
+            ["reward.route={column: kind, parts: {x: [rigth]}}"],
+            "reward.route.parts.x: no function or model is called `rigth`",
+            "there are `right`, `short`",
+        ),
+        (["reward.route.column=kind"], "reward.route.column=kind", "needs reward.route.parts"),
+        (["reward.route.parts={x: [right]}"], "reward.route.parts", "needs reward.route.column"),
+        (
+            ["reward.overlong.buffer_tokens=300"],
+            "reward.overlong.buffer_tokens=300 is longer than any response",
+            "rollout.max_new_tokens=256",
+        ),
+        (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is no regular expression"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(
+    overrides, reason, remedy, config_file
+):
+    message = refusal(config_file(), *overrides)
+    assert message.startswith(f"{config_file()} with the overrides: ")
+    assert reason in message
+    assert remedy in message
+
+
+def test_all_impossible_combinations_are_reported_at_once(config_file):
+    message = refusal(config_file(), "trainer.mini_batches=17", "rollout.group_size=1")
+    assert len(message.split("\n")) == 2
+
+
+def test_an_unknown_objective_is_refused_with_those_there_are(config_file):
+    message = refusal(config_file(), "objective.policy_loss=decoupled", "objective.advantage=gae2")
+    assert "`objective.policy_loss` is 'decoupled'; there are ppo, decoupled_ppo, tis, icepop" in message
+    assert "`objective.advantage` is 'gae2'; there are grpo, dr_grpo, rloo" in message
+    assert "your own as package.module:function or path/file.py:function" in message
+
+
+def test_the_settings_of_objectives_reach_them_and_survive_a_dump(config_file, tmp_path):
+    config = load(
+        config_file(),
+        [
+            "objective.policy_loss=icepop",
+            "objective.ratio_high=.inf",
+            "objective.advantage=my/own.py:advantage",
+            "objective.settings={beta: 1e-3, deep: {list: [1, null]}}",
+        ],
+    )
+    assert config.objective.settings_of("icepop") == {"ratio_high": math.inf}
+    own = {"beta": 1e-3, "deep": {"list": [1, None]}}
+    assert config.objective.settings_of("my/own.py:advantage") == own
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+def test_the_choices_of_the_config_are_those_of_the_catalogue():
+    def choices(section, key):
+        annotation = section.model_fields[key].annotation
+        literals = [annotation, *get_args(annotation)]
+        return next(get_args(a) for a in literals if get_origin(a) is Literal)
+
+    assert choices(ObjectiveConfig, "aggregation") == AGGREGATIONS
+    assert choices(ObjectiveConfig, "proximal") == PROXIMALS
+    assert choices(ReferenceConfig, "estimator") == KL_ESTIMATORS
+
+
+def test_every_setting_of_an_objective_is_a_key_that_defaults_to_its_own():
+    for entry in (*POLICY_LOSSES.values(), *GROUP_ADVANTAGES.values()):
+        for key in entry.settings:
+            assert ObjectiveConfig.model_fields[key].default is None
+
+
+def sections(section: type[Section] = Config):
+    yield section
+    for field in section.model_fields.values():
+        if inner := section_of(field.annotation):
+            yield from sections(inner)
+
+
+def test_every_key_has_a_docstring():
+    undocumented = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name, field in section.model_fields.items()
+        if not (field.description or "").strip() and not is_section(field)
+    ]
+    assert not undocumented
+
+
+def is_section(field) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def test_keys_lists_the_whole_tree():
+    listed = list(keys())
+    assert len(listed) == len(set(listed))
+    assert {"run", "run.seed", "rollout.paced.step_base_s", "reward.functions.*.weight"} <= set(listed)

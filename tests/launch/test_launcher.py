@@ -1,0 +1,63 @@
+"""The launcher apart from the run itself: which settings and which directory."""
+
+import pytest
+
+from asyncrl import config as settings
+from asyncrl.errors import ConfigError
+from asyncrl.launch import launcher
+from asyncrl.plan.resources import Place, Placement
+from asyncrl.runfiles.layout import RunDir
+
+TREE = {
+    "model": {"path": "m"},
+    "data": {"path": "d"},
+    "reward": {"functions": [{"function": "a:b"}]},
+}
+
+
+@pytest.mark.parametrize("config", [TREE, settings.from_tree(TREE)], ids=["mapping", "Config"])
+def test_overrides_apply_to_every_kind_of_config(config):
+    resolved = launcher._resolve(config, ["run.steps=7", "reward.functions.0.weight=2"])
+    assert (resolved.run.steps, resolved.reward.functions[0].weight) == (7, 2)
+    assert "run" not in TREE
+    with pytest.raises(ConfigError, match=r"unknown key `run\.stepz`; did you mean `run\.steps`"):
+        launcher._resolve(config, ["run.stepz=7"])
+    with pytest.raises(ConfigError, match="give a list"):
+        launcher._resolve(config, "run.steps=7")
+
+
+def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_path):
+    made = [launcher._make_new(tmp_path / "runs" / "run-1") for _ in range(3)]
+    assert [path.name for path in made] == ["run-1", "run-1-2", "run-1-3"]
+
+
+def test_a_directory_holds_one_run_at_a_time(tmp_path):
+    with RunDir(tmp_path).held():
+        second = RunDir(tmp_path).held()
+        with pytest.raises(ConfigError, match="another run is using this directory"):
+            second.__enter__()
+    with RunDir(tmp_path).held():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("role", "gpus", "own", "expected"),
+    [
+        ("trainer-1", (1,), {}, "expandable_segments:True"),
+        ("trainer-0", (), {}, None),
+        ("rollout-0", (0,), {}, None),
+        ("reward-0", (0,), {}, None),
+        # The launcher's own environment is the roles', too.
+        ("trainer-0", (0,), {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ("trainer-0", (0,), {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_trainers_on_gpus_allocate_in_segments_that_grow_unless_told_otherwise(
+    role, gpus, own, expected, monkeypatch
+):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    place = Place(role, "cuda" if gpus else "cpu", gpus, threads=1)
+    assert launcher._environment(place, Placement((place,))).get("PYTORCH_ALLOC_CONF") == expected

@@ -1,0 +1,205 @@
+"""What the coordinator's process makes of messages that come twice, get lost, or meet its successor."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from asyncrl.config import from_tree
+from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
+from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.loop.coordinator_service import CoordinatorService
+from asyncrl.rollout.engines.base import EngineStats, UpdateReport
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.state import open_state
+from asyncrl.wire import messages as m
+from asyncrl.wire.codec import pack
+from asyncrl.wire.rpc import RpcClient
+
+STATS = EngineStats(0, 0, 0, 100, 1.0)
+NOTICE = b"notice of version 0"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    run_dir = RunDir(tmp_path)
+    prompts = [Prompt(i, f"p{i}", np.array([i], np.int32), {}) for i in range(8)]
+    PromptSet(tuple(prompts)).save(run_dir.prompts)
+    run_dir.make_keys()
+    return run_dir
+
+
+@asynccontextmanager
+async def coordinator(run_dir):
+    """A coordinator in this process; when one has been there before, its successor."""
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    sizes = ("rollout.group_size=2", "trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3")
+    config = from_tree(tree, overrides=[*sizes, "data.shuffle=false"])
+    with open_state(config, run_dir) as (prompts, store, state):
+        service = CoordinatorService(config, run_dir, prompts, state, store)
+        run_dir.announce_endpoint("coordinator", service.bind())
+        task = asyncio.create_task(service.run())
+        try:
+            yield state
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class Peer:
+    """A role that sends what the test says."""
+
+    def __init__(self, run_dir, name):
+        self.client = RpcClient(run_dir.endpoint("coordinator"), name)
+
+    async def __aenter__(self):
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error):
+        await self.client.__aexit__(*error)
+
+    async def ask(self, request, frames=()):
+        answer, _ = await self.client.request(request, frames, timeout_s=20)
+        return answer
+
+    async def lease(self, limit=1, *held):
+        answer = await self.ask(m.LeaseRequest(limit, 5.0, list(held), 0))
+        return [task.lease_id for task in answer.tasks]
+
+    async def submit(self, group_id, lease_id):
+        def trajectory(reward):
+            return Trajectory(
+                np.array([1, 2, 3], np.int32),
+                np.array([False, True, True]),
+                np.zeros(3, np.float32),
+                (VersionSpan(1, 2, 0),),
+                FinishReason.STOP,
+                reward=reward,
+            )
+
+        wire = pack(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
+        return await self.ask(m.Submit(wire.header, STATS), wire.frames)
+
+
+@asynccontextmanager
+async def begun(run_dir):
+    """A coordinator, a trainer that has published version 0, and a worker that has it."""
+    async with (
+        coordinator(run_dir) as state,
+        Peer(run_dir, "trainer-0") as trainer,
+        Peer(run_dir, "rollout-0") as worker,
+    ):
+        await trainer.ask(m.Begin(0))
+        await trainer.ask(m.Publish(0, NOTICE))
+        assert (await worker.ask(m.Hello("rollout-0", 1))).notice == NOTICE
+        await worker.ask(m.Applied(UpdateReport(0, 0.0, 0.0)))
+        yield state, trainer, worker
+
+
+def test_leases_whose_answer_was_lost_are_handed_out_again(run_dir):
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            lost = await worker.lease(2)
+            assert await worker.lease(1) == lost[:1]
+            assert await worker.lease(1, lost[0]) == lost[1:]
+            assert await worker.lease(1, *lost) not in ([], lost[:1], lost[1:])
+            assert state.ledger.generated_groups == 3
+
+    asyncio.run(main())
+
+
+def test_a_hello_that_comes_twice_costs_no_lease_and_another_process_gets_none_of_them(run_dir):
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            (lease,) = await worker.lease()
+            await worker.ask(m.Hello("rollout-0", 1))
+            assert state.ledger.returned_leases == 0
+            await worker.ask(m.Hello("rollout-0", 2))
+            assert state.ledger.returned_leases == 1
+            await worker.ask(m.Applied(UpdateReport(0, 0.0, 0.0)))
+            assert await worker.lease() == [lease + 1]  # the same group under another lease
+
+    asyncio.run(main())
+
+
+def test_a_report_that_comes_twice_counts_once(run_dir):
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            for number, reward in ((1, 1.0), (1, 1.0), (2, 4.0)):
+                await worker.ask(m.Report(number, 0, STATS, {"reward_log/x": (reward, 1)}))
+            await worker.submit(0, (await worker.lease())[0])
+            await worker.submit(1, (await worker.lease())[0])
+            await trainer.ask(m.Take(0, 5.0))
+            published = await trainer.ask(m.Publish(1, b"notice of version 1"))
+            again = await trainer.ask(m.Publish(1, b"notice of version 1"))
+            return published.metrics, again.metrics
+
+    metrics, again = asyncio.run(main())
+    assert metrics["reward_log/x"] == 2.5
+    assert again == metrics
+
+
+def test_what_is_behind_hears_of_new_weights_with_every_report(run_dir):
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            await worker.ask(m.Hello("rollout-0", 2))  # another process, without weights
+            for number in (1, 2):
+                assert (await worker.ask(m.Report(number, None, STATS, {}))).notice == NOTICE
+            assert (await worker.ask(m.Report(3, 0, STATS, {}))).notice is None
+            await trainer.ask(m.Begin(0))  # another trainer, which has not published yet
+            assert (await worker.ask(m.Hello("rollout-0", 3))).notice is None
+            await trainer.ask(m.Publish(0, b"where the other trainer has them"))  # as it began
+            assert (await worker.ask(m.Hello("rollout-0", 4))).notice == b"where the other trainer has them"
+
+    asyncio.run(main())
+
+
+def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
+    """Its port, the leases, the batch that the trainer has, the weights: nobody has to begin anew."""
+
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            leases = await worker.lease(3)
+            for group_id in (0, 1):
+                await worker.submit(group_id, leases[group_id])
+            await trainer.ask(m.Take(0, 5.0))
+        first = run_dir.endpoint("coordinator")
+        async with coordinator(run_dir) as state:
+            assert run_dir.endpoint("coordinator") == first
+            async with Peer(run_dir, "trainer-0") as trainer, Peer(run_dir, "rollout-0") as worker:
+                await worker.submit(1, leases[1])  # its answer was lost
+                report = await worker.ask(m.Report(7, None, STATS, {}))
+                assert report.notice == NOTICE
+                assert await worker.lease(1, leases[2]) not in ([], leases[2:])
+                await worker.submit(2, leases[2])
+                await trainer.ask(m.Publish(1, b"notice of version 1"))
+                metrics = state.ledger.metrics()
+                assert metrics["ledger/trained_groups"] == 2
+                assert metrics["ledger/returned_leases"] == 0
+                assert metrics["buffer/ready_groups"] == 1
+                assert (await worker.ask(m.Report(8, 0, STATS, {}))).notice == b"notice of version 1"
+
+    asyncio.run(main())
+
+
+def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
+    async def main(service):
+        async def generated_s(request):
+            await service._handle(b"rollout-0", request, ())
+            return service._workers["rollout-0"].generated_s
+
+        begun_s = await generated_s(m.Hello("rollout-0", 1))
+        assert await generated_s(m.Report(1, 0, EngineStats(0, 1, 0, 0, 1.0), {})) == begun_s
+        first_s = await generated_s(m.Report(2, 0, EngineStats(0, 1, 0, 16, 1.0), {}))
+        assert first_s > begun_s
+        assert await generated_s(m.Report(3, 0, EngineStats(0, 1, 0, 16, 2.0), {})) == first_s
+        assert await generated_s(m.Hello("rollout-0", 1)) == first_s
+        assert await generated_s(m.Report(4, 0, EngineStats(0, 1, 0, 32, 3.0), {})) > first_s
+
+    config = from_tree(
+        {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    )
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store)))

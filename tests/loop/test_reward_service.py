@@ -1,0 +1,206 @@
+"""Reward models behind their sockets: batches, deaths, hangs, and what the worker makes of them."""
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asyncrl.config import from_tree
+from asyncrl.loop.reward_link import reward_links
+from asyncrl.loop.reward_service import RewardModelHung, RewardModelService
+from asyncrl.reward.model import load_scorer
+from asyncrl.reward.score import RewardError
+from asyncrl.reward.template import UnreadablePairError
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.wire.keys import Keys
+
+DEADLINE_S = 30.0
+
+
+def config(folder="judge", *, retries=1, start_s=DEADLINE_S, **model):
+    return from_tree(
+        {
+            "run": {"start_s": start_s},
+            "model": {"path": "m"},
+            "data": {"path": "d"},
+            "reward": {
+                "models": [{"path": str(folder), "dtype": "float32"} | model],
+                "retries": retries,
+            },
+        }
+    )
+
+
+class Counter:
+    """Scores a response by its length. The test holds it and looks at its batches."""
+
+    def __init__(self):
+        self.batches = []
+        self.begun = threading.Event()
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def tokens(self, prompt, response):
+        if not response:
+            raise UnreadablePairError("the template refuses an empty response")
+        return [0] * len(response)
+
+    def score(self, pairs):
+        self.begun.set()
+        assert self.may_go_on.wait(DEADLINE_S)
+        self.batches.append([len(ids) for ids in pairs])
+        return [float(len(ids)) for ids in pairs]
+
+
+@asynccontextmanager
+async def serving(scorer, settings, run_dir):
+    """The process `reward-0`, in this one."""
+    service = RewardModelService(scorer, settings.reward.models[0])
+    run_dir.announce_endpoint("reward-0", service.bind(Keys.new(), settings.network))
+    task = asyncio.create_task(service.run())
+    try:
+        yield task
+    finally:
+        run_dir.forget_endpoint("reward-0")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def linked(settings, run_dir):
+    (link,) = reward_links(settings, run_dir, "rollout-0").values()
+    following = asyncio.create_task(link.follow())
+    try:
+        yield link
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def until(condition, what):
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        await asyncio.sleep(0.01)
+
+
+def test_a_real_model_scores_over_its_socket(tmp_path, make_reward_model):
+    settings = config(make_reward_model(tmp_path / "judge"))
+    scorer = load_scorer(settings.reward.models[0])
+
+    async def main():
+        async with serving(scorer, settings, RunDir(tmp_path)), linked(settings, RunDir(tmp_path)) as link:
+            got = await asyncio.gather(*(link.score("hi", "a" * n) for n in range(1, 6)))
+            return got, link.drain_metrics()
+
+    scores, metrics = asyncio.run(main())
+    assert scores == pytest.approx(
+        scorer.score([scorer.tokens("hi", "a" * n) for n in range(1, 6)]), abs=1e-4
+    )
+    for what in ("wait_s", "score_s"):
+        seconds, count = metrics[f"reward_time/judge/{what}"]
+        assert count == 5
+        assert seconds >= 0
+
+
+def test_what_arrives_while_a_batch_is_scored_is_batched_by_tokens(tmp_path):
+    settings, scorer = config(batch_tokens=20), Counter()
+
+    async def main():
+        async with serving(scorer, settings, RunDir(tmp_path)), linked(settings, RunDir(tmp_path)) as link:
+            scorer.may_go_on.clear()
+            first = asyncio.create_task(link.score("p", "x"))
+            await asyncio.to_thread(scorer.begun.wait, DEADLINE_S)
+            others = [asyncio.create_task(link.score("p", "x" * n)) for n in (9, 3, 10, 30, 4)]
+            with pytest.raises(RewardError, match="refuses an empty response"):
+                await link.score("p", "")  # answered after the others have arrived
+            scorer.may_go_on.set()
+            assert await first == 1.0
+            return await asyncio.gather(*others)
+
+    assert asyncio.run(main()) == [9.0, 3.0, 10.0, 30.0, 4.0]
+    assert scorer.batches == [[1], [9, 10], [3, 4], [30]]
+
+
+def test_what_a_dead_process_has_not_scored_goes_to_its_successor(tmp_path):
+    settings, stuck, well = config(), Counter(), Counter()
+    stuck.may_go_on.clear()
+
+    async def main():
+        run_dir = RunDir(tmp_path)
+        async with linked(settings, run_dir) as link:
+            async with serving(stuck, settings, run_dir):
+                asked = asyncio.create_task(link.score("p", "abc"))
+                await asyncio.to_thread(stuck.begun.wait, DEADLINE_S)
+            async with serving(well, settings, run_dir):
+                return await asked
+
+    assert asyncio.run(main()) == 3.0
+    stuck.may_go_on.set()
+    assert well.batches == [[3]]
+
+
+def test_a_response_that_no_process_scores_fails_with_the_reason(tmp_path):
+    settings, stuck = config(retries=0), Counter()
+    stuck.may_go_on.clear()
+
+    async def main():
+        run_dir = RunDir(tmp_path)
+        async with linked(settings, run_dir) as link:
+            async with serving(stuck, settings, run_dir):
+                asked = asyncio.create_task(link.score("p", "abc"))
+                await asyncio.to_thread(stuck.begun.wait, DEADLINE_S)
+            await asked
+
+    with pytest.raises(RewardError, match="reward model `judge` failed after 1 attempt: reward-0 is gone"):
+        asyncio.run(main())
+    stuck.may_go_on.set()
+
+
+def test_a_process_that_does_not_come_up_is_waited_for_and_named(tmp_path):
+    settings = config(retries=0, start_s=0.2)
+
+    async def main():
+        async with linked(settings, RunDir(tmp_path)) as link:
+            await link.score("p", "abc")
+
+    with pytest.raises(
+        RewardError, match=r"reward-0 did not come up within run.start_s=0.2; see .*reward-0.log"
+    ):
+        asyncio.run(main())
+
+
+def test_a_forward_pass_that_hangs_ends_the_process(tmp_path):
+    settings, stuck = config(timeout_s=0.2), Counter()
+    stuck.may_go_on.clear()
+
+    async def main():
+        run_dir = RunDir(tmp_path)
+        async with linked(settings, run_dir) as link, serving(stuck, settings, run_dir) as service:
+            asked = asyncio.create_task(link.score("p", "abc"))
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    await service
+            finally:
+                asked.cancel()
+
+    with pytest.raises(
+        RewardModelHung, match=r"`judge`: a forward pass over 1 responses, the longest of 3 tok"
+    ):
+        asyncio.run(main())
+    stuck.may_go_on.set()
+
+
+def test_a_queue_is_waited_for_as_long_as_it_moves(tmp_path):
+    """Each answer comes in time after the one before it, the last long after the limit of a single wait."""
+    settings, slow = config(batch_tokens=1, timeout_s=0.3), Counter()
+    score = slow.score
+    slow.score = lambda pairs: (time.sleep(0.15), score(pairs))[1]
+
+    async def main():
+        async with serving(slow, settings, RunDir(tmp_path)), linked(settings, RunDir(tmp_path)) as link:
+            return await asyncio.gather(*(link.score("p", "xx") for _ in range(8)))
+
+    assert asyncio.run(main()) == [2.0] * 8
