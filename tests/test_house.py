@@ -1,6 +1,8 @@
 """Fences: what may import what, and how long a function may get."""
 
 import ast
+import re
+import runpy
 import sys
 from itertools import chain
 from pathlib import Path
@@ -50,6 +52,7 @@ CYCLES = [
 """Of modules that know each other, for types only. None may come to these."""
 
 LONGEST_FUNCTION = 80
+LONGEST_NARROW_PATH = 11_500
 
 
 def modules():
@@ -145,3 +148,11 @@ def functions():
 
 def test_no_function_is_too_long():
     assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == set()
+
+
+def test_the_narrow_path_is_short_and_the_readme_tells_its_length():
+    root = PACKAGE.parent
+    lines = runpy.run_path(str(root / "benchmarks" / "house.py"))["narrow_path"]()
+    assert lines < LONGEST_NARROW_PATH
+    told = re.search(r"the torch trainer work has ([\d,]+) lines", (root / "README.md").read_text())
+    assert abs(int(told[1].replace(",", "")) - lines) < 0.05 * lines
