@@ -9,7 +9,7 @@ from pathlib import Path
 from asyncrl.errors import ConfigError
 from asyncrl.paths import user_path
 
-FOLDER = Path(__file__).parent / "configs"
+FOLDER = Path(__file__).parents[1] / "configs"
 
 
 def names() -> list[str]:
