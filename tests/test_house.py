@@ -21,6 +21,7 @@ LAYERS = (
             "paths",
             "resolve",
             "scratch",
+            "section",
         ),
         *("units", "waits", "work"),
     },
@@ -46,7 +47,6 @@ PURE = {"core", "objective"}
 PURE_IMPORTS = {*sys.stdlib_module_names, "numpy", "torch", "asyncrl"}
 
 CYCLES = [
-    {"config.schema", "config.servers"},
     {"trainer.kernels.attention", "trainer.kernels.fused", "trainer.models.checks", "trainer.models.packed"},
 ]
 """Of modules that know each other, for types only. None may come to these."""

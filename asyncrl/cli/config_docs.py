@@ -14,7 +14,7 @@ from asyncrl.config import Config, Section, section_of
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `asyncrl config-docs` from asyncrl/config.py. Do not edit: change the docstrings there. -->
+<!-- Written by `asyncrl config-docs` from asyncrl/config. Do not edit: change the docstrings there. -->
 
 A run is described by one YAML file. Any key can be overridden on the command line, as `key.sub=value`
 (the value in YAML, list items by their number from 0):

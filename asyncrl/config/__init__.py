@@ -1,53 +1,29 @@
 """The run's settings: one typed tree, read from YAML and overrides, refused with a remedy when wrong."""
 
-from asyncrl.config.schema import (
-    STEP_STALLS,
-    CheckpointConfig,
-    Config,
-    CriticConfig,
-    DataConfig,
-    InvalidSettings,
-    ModelConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    PlacementConfig,
-    ReferenceConfig,
-    RewardConfig,
-    RewardFunctionConfig,
-    RewardModelConfig,
-    RewardPartConfig,
-    RolloutConfig,
-    RunConfig,
-    Section,
-    StalenessConfig,
-    TrainerConfig,
-    dump,
-    from_tree,
-    keys,
-    load,
-    section_of,
-)
+from asyncrl.config.load import InvalidSettings, dump, from_tree, keys, load
+from asyncrl.config.objective import ObjectiveConfig, ReferenceConfig
+from asyncrl.config.reward import RewardConfig, RewardModelConfig
+from asyncrl.config.rollout import RolloutConfig
+from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
+from asyncrl.config.schema import Config, DataConfig, ModelConfig
+from asyncrl.config.trainer import TrainerConfig
+from asyncrl.section import Section, section_of
 
 __all__ = [
     "STEP_STALLS",
     "CheckpointConfig",
     "Config",
-    "CriticConfig",
     "DataConfig",
     "InvalidSettings",
     "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",
-    "PlacementConfig",
     "ReferenceConfig",
     "RewardConfig",
-    "RewardFunctionConfig",
     "RewardModelConfig",
-    "RewardPartConfig",
     "RolloutConfig",
     "RunConfig",
     "Section",
-    "StalenessConfig",
     "TrainerConfig",
     "dump",
     "from_tree",

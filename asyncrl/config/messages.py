@@ -51,12 +51,8 @@ def _lines(
 ) -> Iterator[str]:
     for e in error.errors(include_url=False):
         key = ".".join(str(part) for part in e["loc"])
-        if e["type"] == "value_error" and not key:
-            where = f"{source} with the overrides" if overridden else source
-            yield from (f"{where}: {problem}" for problem in str(e["ctx"]["error"]).split("\n"))
-        else:
-            where = COMMAND_LINE if any(_same_path(key, k) for k in overridden) else source
-            yield f"{where}: {_explain(key, e, valid_keys, where)}"
+        where = COMMAND_LINE if any(_same_path(key, k) for k in overridden) else source
+        yield f"{where}: {_explain(key, e, valid_keys, where)}"
 
 
 def _same_path(a: str, b: str) -> bool:

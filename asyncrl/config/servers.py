@@ -6,11 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from asyncrl.config.schema import Config
+from asyncrl.config.schema import Config
 
 
 def impossible_servers(c: Config) -> Iterator[str]:

@@ -11,7 +11,7 @@ COMMITTED = Path(__file__).parents[2] / "docs/configuration.md"
 
 def test_the_committed_reference_is_up_to_date():
     assert COMMITTED.read_text(encoding="utf-8") == render(), (
-        "docs/configuration.md is not what asyncrl/config.py says: run `asyncrl config-docs` and commit it"
+        "docs/configuration.md is not what the settings say: run `asyncrl config-docs` and commit it"
     )
 
 

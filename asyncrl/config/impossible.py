@@ -1,0 +1,294 @@
+"""Combinations of settings, each valid by itself, that cannot work together."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from asyncrl.config.objective import ObjectiveConfig
+from asyncrl.config.reward import RewardRouteConfig
+from asyncrl.config.run import NetworkConfig
+from asyncrl.config.schema import Config, StalenessConfig
+from asyncrl.config.servers import impossible_servers
+from asyncrl.objective.catalogue import (
+    COMPARE_WITHIN_GROUPS,
+    GROUP_ADVANTAGES,
+    POLICY_LOSSES,
+    TOKEN_ADVANTAGES,
+    is_own,
+)
+
+VLLM_MAX_TEMPERATURE = 2.0
+
+
+def impossible(c: Config) -> Iterator[str]:
+    """Combinations of valid values that cannot work, each with its reason and remedy."""
+    if c.trainer.mini_batches > c.trainer.batch_groups:
+        yield (
+            f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
+            f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
+        )
+    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS:
+        yield (
+            f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
+            "group of one are all 0; use rollout.group_size >= 2"
+        )
+    if c.rollout.temperature == 0 and c.rollout.group_size > 1:
+        yield (
+            "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
+            "from it; use a temperature above 0"
+        )
+    if c.run.resume == "auto" and c.run.dir is None:
+        yield (
+            "run.resume=auto goes on with the run in run.dir, and none is named: every start would begin "
+            "another one; name it, such as run.dir=runs/mine"
+        )
+    yield from _impossible_staleness(c.staleness)
+    yield from _impossible_objective(c.objective)
+    yield from _impossible_sampling(c)
+    yield from _impossible_filter(c)
+    yield from _impossible_critic(c)
+    yield from _impossible_rewards(c)
+    yield from _impossible_backends(c)
+    if c.rollout.engine == "http":
+        yield from impossible_servers(c)
+    yield from _impossible_ranks(c)
+    yield from _impossible_network(c.network)
+
+
+def _impossible_sampling(c: Config) -> Iterator[str]:
+    """Ways of sampling that an objective, or an engine, does not stand."""
+    cut = {"top_p": c.rollout.top_p if c.rollout.top_p < 1 else None, "top_k": c.rollout.top_k or None}
+    cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
+    whole = {"objective.policy_loss": c.objective.policy_loss, "objective.step_size": c.objective.step_size}
+    for key, value in whole.items():
+        if cuts and value in ("topr", "vcpo"):
+            yield (
+                f"{key}={value} weighs whole responses by their ratios, and {cuts} renormalises what is "
+                "sampled from but not the trainer's policy: the ratios of long responses would vanish even "
+                "on policy; use rollout.top_p=1 and rollout.top_k=0"
+            )
+    if c.rollout.engine in ("vllm", "http") and c.rollout.temperature > VLLM_MAX_TEMPERATURE:
+        yield (
+            f"rollout.temperature={c.rollout.temperature:g}: vLLM takes temperatures up to "
+            f"{VLLM_MAX_TEMPERATURE:g}; use a lower one"
+        )
+
+
+def _impossible_filter(c: Config) -> Iterator[str]:
+    """`filter_constant_groups` where groups of equal rewards are what is learnt from."""
+    if not c.objective.filter_constant_groups:
+        return
+    key, advantage = "objective.filter_constant_groups=true", c.objective.advantage
+    if c.rollout.group_size == 1:
+        yield f"{key}: every group of one (rollout.group_size=1) has equal rewards and would be dropped"
+    if not is_own(advantage) and advantage not in COMPARE_WITHIN_GROUPS:
+        yield (
+            f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
+            "would be dropped; leave the filter out"
+        )
+    if c.reference is not None and c.reference.where == "reward":
+        yield (
+            f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
+            "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
+
+
+def _impossible_network(network: NetworkConfig) -> Iterator[str]:
+    if ipaddress.ip_address(network.bind).is_unspecified and network.advertise is None:
+        yield (
+            f"network.bind={network.bind} listens on every address of this machine, and other hosts must be "
+            "told one of them; set network.advertise to a name or address that they reach"
+        )
+
+
+def _impossible_ranks(c: Config) -> Iterator[str]:
+    trainer = c.trainer
+    if trainer.ranks > 1 and trainer.backend != "deepspeed":
+        yield (
+            f"trainer.ranks={trainer.ranks}: trainer.backend={trainer.backend} has one rank; use "
+            "trainer.backend=deepspeed, or trainer.ranks=1"
+        )
+    if trainer.deepspeed.offload_parameters and trainer.deepspeed.zero_stage != 3:
+        yield (
+            f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
+            f"{trainer.deepspeed.zero_stage}: the lower stages keep whole weights on every rank"
+        )
+    if trainer.backend == "deepspeed" and c.run.mode == "inline":
+        yield (
+            "run.mode=inline computes in one process, and trainer.backend=deepspeed has ranks of its own; "
+            "use trainer.backend=torch, or run.mode=async"
+        )
+
+
+def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
+    lag = staleness.fixed_lag
+    if lag is not None and lag > staleness.max_staleness:
+        yield (
+            f"staleness.fixed_lag={lag} makes every token too old for staleness.max_staleness="
+            f"{staleness.max_staleness}; use staleness.max_staleness={lag}, or a smaller lag"
+        )
+    if lag is not None and staleness.on_stale != "wait":
+        yield (
+            f"staleness.on_stale={staleness.on_stale} has nothing to decide with staleness.fixed_lag={lag}, "
+            "under which no token is ever too old; use staleness.on_stale=wait"
+        )
+
+
+def _impossible_critic(c: Config) -> Iterator[str]:
+    advantage, needed = c.objective.advantage, ", ".join(TOKEN_ADVANTAGES)
+    if advantage in TOKEN_ADVANTAGES and c.critic is None:
+        yield (
+            f"objective.advantage={advantage} takes its values from a critic, and there is none; add a "
+            "section `critic:` (it may be empty: `critic: {}`), or use objective.advantage=grpo"
+        )
+    if c.critic is not None and advantage not in TOKEN_ADVANTAGES:
+        yield (
+            f"critic: objective.advantage={advantage} asks no critic; leave the section out, or use "
+            f"objective.advantage={needed.replace(', ', ' or ')}"
+        )
+    if c.objective.proximal == "ewma" and c.trainer.backend == "deepspeed":
+        yield (
+            "objective.proximal=ewma keeps a second copy of whole weights, which trainer.backend=deepspeed "
+            "shares out; use trainer.backend=torch, or objective.proximal=recompute"
+        )
+    if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
+        yield f"objective.whiten is for {needed}, and objective.advantage={advantage}; leave it out"
+    for key, section in (("critic", c.critic), ("reference", c.reference)):
+        if section is not None and c.trainer.backend == "paced":
+            yield f"{key}: trainer.backend=paced computes nothing; leave the section out"
+
+
+def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
+    """Settings that neither the policy loss nor the advantage has."""
+    advantages = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+    chosen = {
+        f"objective.policy_loss={objective.policy_loss}": POLICY_LOSSES.get(objective.policy_loss),
+        f"objective.advantage={objective.advantage}": advantages.get(objective.advantage),
+    }
+    has = {name: entry.settings if entry else ("settings",) for name, entry in chosen.items()}
+    entries = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+    for key in dict.fromkeys(key for entry in entries.values() for key in entry.settings):
+        value = getattr(objective, key)
+        if value is None or any(key in settings for settings in has.values()):
+            continue
+        others = ", ".join(name for name, entry in entries.items() if key in entry.settings)
+        having = "; ".join(f"{name} has {', '.join(keys) or 'none'}" for name, keys in has.items())
+        yield f"objective.{key}={value} is a setting of {others}, and not of what is chosen: {having}"
+    low, high = objective.ratio_low, objective.ratio_high
+    if low is not None and high is not None and low > high:
+        yield f"objective.ratio_low={low} is above objective.ratio_high={high}: no ratio lies between them"
+    loss = POLICY_LOSSES.get(objective.policy_loss)
+    if objective.proximal != "recompute" and loss is not None and not loss.has_proximal:
+        having = ", ".join(name for name, entry in POLICY_LOSSES.items() if entry.has_proximal)
+        yield (
+            f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
+            f"proximal policy; those that have: {having}"
+        )
+    if objective.proximal != "ewma" and objective.ewma_decay != ObjectiveConfig().ewma_decay:
+        yield (
+            f"objective.ewma_decay={objective.ewma_decay} is for objective.proximal=ewma, and it is "
+            f"{objective.proximal}; leave it out"
+        )
+    if objective.settings and all(chosen.values()):
+        yield (
+            f"objective.settings={objective.settings} are for an objective or advantage of your own "
+            f"(package.module:function), and {' and '.join(chosen)} are not; set their own keys"
+        )
+
+
+def _impossible_rewards(c: Config) -> Iterator[str]:
+    reward = c.reward
+    scoring = {f"reward.functions.{i}": f for i, f in enumerate(reward.functions)}
+    scoring |= {f"reward.models.{i}": m for i, m in enumerate(reward.models)}
+    if not scoring:
+        yield "reward: nothing scores a response; give reward.functions or reward.models"
+    elif all(part.weight == 0 for part in scoring.values()):
+        yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
+    for name, count in Counter(reward.part_names).items():
+        if count > 1:
+            yield (
+                f"reward has {count} parts called `{name}`, which the metrics could not tell apart; give "
+                "each a `name` of its own"
+            )
+    functions = {f.label for f in reward.functions}
+    for key, part in scoring.items():
+        if part.clip is not None and part.clip[0] >= part.clip[1]:
+            yield f"{key}.clip={list(part.clip)}: write the lower bound first, then a higher one"
+        if part.gate is not None and part.gate not in functions - {part.label}:
+            yield f"{key}.gate={part.gate}: no other reward function of that name; {_there_are(functions)}"
+    yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
+    for i, model in enumerate(reward.models):
+        roles = {"trainer", *(f"rollout-{n}" for n in range(c.rollout.workers))}
+        if model.share_gpu_with is not None and model.share_gpu_with not in roles:
+            yield (
+                f"reward.models.{i}.share_gpu_with={model.share_gpu_with}: no such process; "
+                f"{_there_are(roles)}"
+            )
+    if reward.overlong.buffer_tokens > c.rollout.max_new_tokens:
+        yield (
+            f"reward.overlong.buffer_tokens={reward.overlong.buffer_tokens} is longer than any response "
+            f"(rollout.max_new_tokens={c.rollout.max_new_tokens})"
+        )
+    if reward.format.pattern is not None:
+        try:
+            re.compile(reward.format.pattern)
+        except re.error as error:
+            yield f"reward.format.pattern={reward.format.pattern!r} is no regular expression: {error}"
+
+
+def _impossible_routes(route: RewardRouteConfig, names: set[str]) -> Iterator[str]:
+    if route.parts and route.column is None:
+        yield "reward.route.parts needs reward.route.column: the column whose value chooses among them"
+    if route.column is not None and not route.parts:
+        yield f"reward.route.column={route.column} needs reward.route.parts: what scores which of its values"
+    for value, parts in route.parts.items():
+        for name in parts:
+            if name not in names:
+                known = _there_are(names)
+                yield f"reward.route.parts.{value}: no function or model is called `{name}`; {known}"
+
+
+def _there_are(names: Iterable[str]) -> str:
+    return f"there are {', '.join(f'`{name}`' for name in sorted(names)) or 'none'}"
+
+
+def _impossible_backends(c: Config) -> Iterator[str]:
+    paced = (c.rollout.engine == "paced", c.trainer.backend == "paced")
+    if c.run.mode == "inline" and c.rollout.engine in ("vllm", "http"):
+        yield (
+            "run.mode=inline steps the embedded engine by hand, and vLLM schedules by itself; use "
+            "rollout.engine=torch, or run.mode=async"
+        )
+    if c.rollout.tensor_parallel_size > 1 and c.rollout.engine != "vllm":
+        yield (
+            f"rollout.tensor_parallel_size={c.rollout.tensor_parallel_size}: only rollout.engine=vllm splits "
+            f"a model; use it instead of rollout.engine={c.rollout.engine}, or rollout.tensor_parallel_size=1"
+        )
+    if c.rollout.kv_on_update == "resubmit" and c.rollout.engine != "vllm":
+        yield (
+            f"rollout.kv_on_update=resubmit is for rollout.engine=vllm; rollout.engine={c.rollout.engine} "
+            "need not take requests back to compute them anew: use rollout.kv_on_update=recompute, which "
+            "samples from the same distribution"
+        )
+    if c.run.mode == "inline" and any(paced):
+        yield "run.mode=inline computes and cannot pace an engine or trainer; use run.mode=async"
+    if c.run.mode == "inline" and c.rollout.workers > 1:
+        yield f"run.mode=inline has one engine; use rollout.workers=1, not {c.rollout.workers}"
+    if paced == (False, True):
+        yield (
+            f"trainer.backend=paced trains no model that rollout.engine={c.rollout.engine} could take "
+            "weights from; use rollout.engine=paced with it"
+        )
+    if c.model.attn_implementation == "flash_attention_2" and c.model.dtype == "float32":
+        yield (
+            "model.attn_implementation=flash_attention_2 computes in 16 bits only; use model.dtype=bfloat16, "
+            "or model.attn_implementation=sdpa"
+        )
+    if c.model.attn_implementation == "flash_attention_2" and c.trainer.device == "cpu":
+        yield (
+            "model.attn_implementation=flash_attention_2 needs a GPU, but trainer.device=cpu; "
+            "use model.attn_implementation=sdpa"
+        )

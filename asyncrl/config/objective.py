@@ -1,0 +1,127 @@
+"""Settings of what is optimised: the objective, its critic and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, TOKEN_ADVANTAGES, is_own
+from asyncrl.section import Section
+
+
+def _named(catalogue: Iterable[str]) -> AfterValidator:
+    """Refuses what is neither a name of the catalogue nor looks like a user's own function."""
+
+    def check(name: str) -> str:
+        if not is_own(name) and name not in catalogue:
+            raise ValueError(
+                f"there are {', '.join(catalogue)}, and your own as package.module:function or "
+                "path/file.py:function"
+            )
+        return name
+
+    return AfterValidator(check)
+
+
+class ObjectiveConfig(Section):
+    """What null means everywhere here: the objective's own default, which its signature declares."""
+
+    advantage: Annotated[str, _named((*GROUP_ADVANTAGES, *TOKEN_ADVANTAGES))] = "grpo"
+    """Advantage estimator (docs/objectives.md), or your own: `package.module:function` or
+    `path/file.py:function`."""
+    policy_loss: Annotated[str, _named(POLICY_LOSSES)] = "decoupled_ppo"
+    """Policy objective (docs/objectives.md), or your own: `package.module:function` or
+    `path/file.py:function`."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] | None = None
+    """How the tokens' losses become one number: the mean over tokens; the mean over sequences of each one's
+    mean; the sum over `rollout.max_new_tokens` for each sequence."""
+    proximal: Literal["recompute", "loglinear", "ewma", "behavior"] = "recompute"
+    """Where the centre of the clip comes from: the policy at the step's start, by a forward pass; between the
+    behaviour policy and the present one, without a pass (A-3PO); an average of past weights (PPO-EWMA); the
+    behaviour policy itself."""
+    ewma_decay: float = Field(8 / 9, gt=0, lt=1)
+    """`proximal: ewma`: what the average keeps of itself at each update."""
+    step_size: Literal["constant", "vcpo"] = "constant"
+    """`vcpo` multiplies the learning rate by sqrt(ESS / B), over the batch's trajectories: smaller steps on
+    batches of which little counts."""
+    settings: dict[str, Any] = Field({})
+    """Keyword arguments of your own objective or advantage."""
+    clip_eps_low: float | None = Field(None, gt=0, lt=1)
+    """PPO's ratio is clipped below at 1 - this."""
+    clip_eps_high: float | None = Field(None, gt=0)
+    """PPO's ratio is clipped above at 1 + this."""
+    dual_clip: float | None = Field(None, gt=1, allow_inf_nan=True)
+    """Tokens with a negative advantage A lose at most this times |A| (dual clip); .inf is off."""
+    behavior_cap: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """Upper bound of the behaviour correction pi_prox / mu (truncated importance sampling); .inf leaves it
+    whole."""
+    ratio_low: float | None = Field(None, ge=0)
+    """Lower bound of the importance ratio: below it the ratio is clipped or its token left out, as the
+    objective does."""
+    ratio_high: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """Upper bound of the importance ratio."""
+    max_second_moment: float | None = Field(None, ge=0)
+    """`m2po` leaves out tokens until the mean of (log pi_prox / mu)² is at most this."""
+    prob_delta: float | None = Field(None, gt=0, le=1)
+    """`dppo` leaves out tokens whose probability has moved further than this."""
+    tau_pos: float | None = Field(None, gt=0)
+    """`sapo`: sharpness of the gate for tokens with a positive advantage."""
+    tau_neg: float | None = Field(None, gt=0)
+    """`sapo`: sharpness of the gate for other tokens."""
+    max_reward: float | None = None
+    """`ngrpo`: the greatest reward that there is."""
+    success_above: float | None = None
+    """`nsr`: a response with a greater reward than this succeeded."""
+    positive_weight: float | None = Field(None, ge=0)
+    """`nsr`: advantage of a success; that of a failure is -1."""
+    gamma: float | None = Field(None, gt=0, le=1)
+    """`gae`, `vtrace`: discount of a token's later rewards."""
+    lam: float | None = Field(None, ge=0, le=1)
+    """`gae`, `vtrace`: how far ahead rewards are taken as they came (1), rather than from the critic (0)."""
+    rho_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """`vtrace`: upper bound of a token's importance ratio in its own error; .inf leaves it whole."""
+    c_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
+    """`vtrace`: upper bound of the ratio by which later errors reach a token."""
+    whiten: bool = False
+    """Advantages of tokens (`gae`, `vtrace`) less their mean, over their deviation, in each batch."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus."""
+    filter_constant_groups: bool = False
+    """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """What is set, other than by default, of the settings of the policy loss or advantage `name`."""
+        if is_own(name):
+            return self.settings
+        entry = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}[name]
+        return {key: value for key in entry.settings if (value := getattr(self, key)) is not None}
+
+
+class CriticConfig(Section):
+    path: str | None = None
+    """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name: the critic's backbone
+    at the start. null takes another copy of `model.path`."""
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate of the critic; it has the schedule of `trainer.lr`."""
+    value_clip: float | None = Field(0.5, gt=0)
+    """An update gains nothing from moving a value further than this from what it was; null is off."""
+    warmup_steps: int = Field(0, ge=0)
+    """Training steps at the start in which only the critic learns."""
+    updates_per_policy_step: int = Field(1, ge=1)
+    """Passes of the critic over each batch, of `trainer.mini_batches` updates each."""
+
+
+class ReferenceConfig(Section):
+    path: str | None = None
+    """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name. null takes
+    `model.path`: the initial policy."""
+    kl_coef: float = Field(0.001, gt=0)
+    """Weight of the KL divergence of the policy from the reference."""
+    where: Literal["reward", "loss"] = "loss"
+    """`reward`: each token's k1 is taken off its reward. `loss`: the estimate is added to the loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k2"
+    """Of the KL in the loss (docs/objectives.md); in the reward it is k1 always."""
+    offload: bool = False
+    """Keep the reference in host memory while it does not compute."""

@@ -1,0 +1,138 @@
+"""Settings of what scores a response."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from asyncrl.resolve import spec_of
+from asyncrl.section import Section
+
+
+def _spec_of_function(function: Any) -> Any:
+    """Names of files and modules stay; what is no function either is refused by its type."""
+    return spec_of(function, "reward function") if callable(function) else function
+
+
+class RewardPartConfig(Section):
+    """What every part of the reward has: how it enters the sum, in this order."""
+
+    weight: float = 1.0
+    """Its weight in the sum."""
+    name: str | None = None
+    """Name in the metrics; by default the function's own, or the last folder of the model's path."""
+    standardise: bool = False
+    """Subtract the mean and divide by the standard deviation of this part over the batches so far."""
+    cap: float | None = None
+    """Clip of Gao et al. 2024: min(value - cap, 0), so that nothing is won above the cap."""
+    clip: tuple[float, float] | None = Field(None, strict=False)
+    """Lowest and highest value that enters the sum."""
+    gate: str | None = None
+    """Name of a reward function: where that gave 0 or less, this part adds nothing (P-GRPO)."""
+
+
+class RewardFunctionConfig(RewardPartConfig):
+    function: Annotated[str, BeforeValidator(_spec_of_function)]
+    """`package.module:function` or `path/file.py:function`; from Python also a function that is defined in a
+    file."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the metrics, and wherever the config refers to it."""
+        return self.name or self.function.rpartition(":")[2]
+
+
+class RewardModelConfig(RewardPartConfig):
+    path: str
+    """A folder with a Hugging Face sequence-classification model of one output and its tokenizer, or a hub
+    name."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the model computes in; its head always computes in float32."""
+    sigmoid: bool = False
+    """Map the score to 0..1, before anything else: the chance to beat a response of score 0."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens scored in one forward pass, padding included; a longer pair goes alone."""
+    timeout_s: float = Field(120.0, gt=0)
+    """A forward pass that takes longer is taken for hung, and the process replaced."""
+    max_restarts: int = Field(5, ge=0)
+    """How often its process is started again after deaths within an hour, before the run ends."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; on a GPU of its own where there are several."""
+    share_gpu_with: str | None = None
+    """Share the GPU of this process instead: `trainer`, `rollout-0`, ..."""
+    gpu_memory: float = Field(1.0, gt=0, le=1)
+    """Share of its GPU's memory that it may take."""
+    threads: int = Field(1, ge=1)
+    """CPU threads that it computes with."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the metrics, and wherever the config refers to it."""
+        return self.name or Path(self.path).name
+
+
+class RewardRouteConfig(Section):
+    column: str | None = None
+    """Column of the dataset that says what scores a row, with dots into nested ones: `reward_model.style`.
+    Null: everything scores every row."""
+    parts: dict[str, list[str]] = Field({})
+    """For each value of the column, names of functions and models. A part that is named nowhere scores every
+    row."""
+
+
+class OverlongConfig(Section):
+    buffer_tokens: int = Field(0, ge=0)
+    """Soft overlong punishment (DAPO): over the last so many tokens before `rollout.max_new_tokens` the part
+    `overlong` falls from 0 to -1. 0 is off."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum."""
+
+
+class FormatConfig(Section):
+    pattern: str | None = None
+    """Regular expression that a whole response has to match (`.` matches line ends too): the part `format` is
+    0 where it does, else -1. Null is off."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum."""
+
+
+class RewardConfig(Section):
+    functions: list[RewardFunctionConfig] = Field([])
+    """Reward functions; the reward is the weighted sum of all parts."""
+    models: list[RewardModelConfig] = Field([])
+    """Reward models, each in a process of its own; a response is scored as soon as it is finished."""
+    route: RewardRouteConfig = RewardRouteConfig()
+    overlong: OverlongConfig = OverlongConfig()
+    format: FormatConfig = FormatConfig()
+    standardise_decay: float = Field(1.0, gt=0, le=1)
+    """What the statistics behind `standardise` keep of their weight at each training step: 1 counts the whole
+    run alike, 0.99 mostly the last hundred steps."""
+    workers: int = Field(1, ge=1)
+    """Processes per rollout worker in which the functions run; those that are `async def` run in as many of
+    their own."""
+    concurrency: int = Field(32, ge=1)
+    """Groups that such a process of `async def` functions scores side by side."""
+    timeout_s: float = Field(30.0, gt=0)
+    """Wall-clock limit of one call of a function, from its start (waiting in the queue does not count)."""
+    retries: int = Field(1, ge=0)
+    """Further tries after an exception, a time-out or a lost process, before the attempt at the group
+    fails."""
+    patience_s: float = Field(120.0, ge=0)
+    """A function that cannot reach what it asks over a network (a judge that is away or overloaded) is called
+    again, with growing pauses, for this long before that counts as a failure; `run.stall_s` stands still
+    meanwhile."""
+    strip_special_tokens: bool = False
+    """Leave every special token out of the text that rewards read, not only those that end a response or
+    pad."""
+
+    @property
+    def part_names(self) -> list[str]:
+        """Names of all parts, in the order of the sum."""
+        shaping = {"overlong": self.overlong.buffer_tokens > 0, "format": self.format.pattern is not None}
+        return [part.label for part in (*self.functions, *self.models)] + [
+            n for n, on in shaping.items() if on
+        ]

@@ -1,0 +1,78 @@
+"""Settings of the trainer and its backends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from asyncrl.section import Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PacedTrainerConfig(Section):
+    step_s: float = Field(1.0, ge=0)
+    """Time of a training step."""
+
+
+class DeepSpeedConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What the ranks share out among each other: 0 nothing, 1 the optimizer's state, 2 the gradients too, 3
+    the weights too. 0 and 1 keep all gradients on every rank (4 bytes a parameter) and sum them over the
+    ranks once a mini-batch; 2 and 3 once a micro-batch, while the backward pass goes on."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory."""
+    offload_parameters: bool = False
+    """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
+    communication_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which the ranks sum their gradients (zero_stage 1 to 3). float32: how many ranks there are changes
+    no gradient. bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""
+    zero: dict[str, Any] = Field({})
+    """Further settings of DeepSpeed's `zero_optimization`, by DeepSpeed's own names."""
+
+
+class TrainerConfig(Section):
+    backend: Literal["torch", "deepspeed", "paced"] = "torch"
+    """`torch`: one rank. `deepspeed`: any number, by ZeRO. `paced`: waits as long as a GPU would take instead
+    of computing (benchmarks)."""
+    ranks: int = Field(1, ge=1)
+    """Trainer processes, one a GPU; on the CPU each computes with `trainer.threads`."""
+    batch_groups: int = Field(16, ge=1)
+    """Groups in a training step (B)."""
+    mini_batches: int = Field(1, ge=1)
+    """Optimizer updates in a training step."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one forward and backward pass; a longer sequence goes alone."""
+    share_prompts: bool = True
+    """Compute a group's prompt once for all its responses, where the model's attention allows it. Same
+    gradient, less work."""
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: constant, or down to `lr_min_share` at the last step."""
+    lr_min_share: float = Field(0.0, ge=0, le=1)
+    """Share of `lr` at the end of a linear or cosine schedule."""
+    warmup_steps: int = Field(0, ge=0)
+    """Training steps over which the learning rate rises linearly."""
+    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
+    """AdamW's betas."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    fused_kernels: Literal["auto", "never"] = "auto"
+    """Fused norms, MLPs and rotary embeddings. `auto`: those of liger-kernel, on a GPU, if it is installed
+    and the model is of a family that they are known to be right for."""
+    logit_chunk_tokens: int = Field(1024, ge=1)
+    """Tokens whose logits exist at the same time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the trainer runs."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the trainer."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    paced: PacedTrainerConfig = PacedTrainerConfig()

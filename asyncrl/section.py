@@ -1,0 +1,33 @@
+"""A section of the run's settings: the class that each part of the system derives its own from."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Section(BaseModel):
+    """One section of the tree: unknown keys are refused, values are not coerced across kinds."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        """YAML reads a section whose keys are all commented out as null."""
+        return {} if value is None else value
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that a field's annotation names (directly, in an optional or in a list), if any."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
