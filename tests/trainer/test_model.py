@@ -23,7 +23,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from asyncrl.trainer.kernels.logprob import LogitShape
-from asyncrl.trainer.models.checks import ModelError, find_logit_shape, mixes_sequences, sharing_works
+from asyncrl.trainer.models.checks import ModelError, find_logit_shape
+from asyncrl.trainer.models.packed import mixes_sequences, sharing_works
 from asyncrl.trainer.models.policy import Policy, load_policy, make_policy
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.packing.pack import assemble, pack

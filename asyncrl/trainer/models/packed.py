@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import update_wrapper
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,16 +25,17 @@ from asyncrl.trainer.kernels.attention import (
 from asyncrl.trainer.kernels.fused import fuse_kernels
 from asyncrl.trainer.kernels.varlen import NAME as VARLEN
 from asyncrl.trainer.models.checks import (
+    REFUSED,
     ModelError,
     backbone,
-    check_padding,
-    mixes_sequences,
+    difference,
     model_name,
-    sharing_works,
+    probe_ids,
+    tolerance,
 )
 from asyncrl.trainer.models.twin import small_twin
 from asyncrl.trainer.packing.pack import ONE_SEQUENCE, MicroBatch
-from asyncrl.trainer.packing.pieces import Pieces
+from asyncrl.trainer.packing.pieces import Pieces, cut
 from asyncrl.trainer.packing.prefix import Branches, attention_bias
 from asyncrl.trainer.packing.shares import ONE_ROW, Packing
 
@@ -151,6 +153,56 @@ def _why_unpacked(model: PackedModel, twin: PackedModel | None) -> str | None:
         return None
     layers = f"layers of kind {strange}" if strange else "attention"
     return f"its {layers} would mix sequences that share a row, so each has a row of its own"
+
+
+@torch.no_grad()
+def mixes_sequences(model: PackedModel) -> bool:
+    """Whether two sequences in one row, told apart by position ids that restart, or by their pieces, give
+    something else than each gives alone: models with a recurrent state, or without position ids, do."""
+    a, b, alone = _two_sequences(model)
+    positions = torch.tensor([[*range(a.shape[1]), *range(b.shape[1])]], device=model.device)
+    blocks = np.repeat([[0, 1]], [a.shape[1], b.shape[1]], axis=1)
+    pieces = cut(blocks, np.zeros_like(blocks)).to(model.device)
+    packed = model.hidden_states(torch.cat([a, b], 1), positions, pieces=pieces)
+    return difference(packed, alone) > tolerance(packed.dtype)
+
+
+@torch.no_grad()
+def check_padding(model: PackedModel) -> None:
+    """Two rows, one of them padded on the right, must give what each gives alone. Raises `ModelError`."""
+    a, b, alone = _two_sequences(model)
+    short = a.shape[1]
+    padded = model.hidden_states(torch.cat([torch.nn.functional.pad(a, (0, b.shape[1] - short)), b]))
+    got = torch.cat([padded[:1, :short], padded[1:]], 1)
+    if difference(got, alone) > tolerance(got.dtype):
+        raise ModelError(
+            f"{model_name(model.model)} gives other hidden states for a sequence that is padded on the "
+            f"right, so its log-probabilities would be wrong; {REFUSED}"
+        )
+
+
+def _two_sequences(model: PackedModel) -> tuple[Tensor, Tensor, Tensor]:
+    """int64[1, 9], int64[1, 14], and the hidden states that each has alone, float[1, 23, H]."""
+    a, b = probe_ids(model.model, 23).split([9, 14], 1)
+    return a, b, torch.cat([model.hidden_states(a), model.hidden_states(b)], 1)
+
+
+@torch.no_grad()
+def sharing_works(model: PackedModel) -> bool:
+    """Whether two sequences that share their prefix give what each gives alone."""
+    prefix, a, b = probe_ids(model.model, 40).split([16, 12, 12], 1)  # beyond the window of a small twin
+    positions = torch.tensor([[*range(28), *range(16, 28)]], device=model.device)
+    branches = np.repeat([[0, 1, 2]], [16, 12, 12], axis=1)
+    blocks = np.zeros_like(branches)
+    shared = model.hidden_states(
+        torch.cat([prefix, a, b], 1),
+        positions,
+        Branches(torch.from_numpy(blocks), torch.from_numpy(branches)).to(model.device),
+        cut(blocks, branches).to(model.device),
+    )
+    first, second = (model.hidden_states(torch.cat([prefix, x], 1), positions[:, :28]) for x in (a, b))
+    alone = torch.cat([first, second[:, 16:]], 1)
+    return difference(shared, alone) <= tolerance(shared.dtype)
 
 
 def _row_tokens(model: PreTrainedModel) -> int:
