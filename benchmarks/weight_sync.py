@@ -53,6 +53,7 @@ from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch import TorchEngine
 from asyncrl.units import format_bytes
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import untied
@@ -167,7 +168,7 @@ def measure(size: str, threads: int, repeats: int, file_dir: Path) -> tuple[int,
         for repeat in range(repeats + 1):
             seconds = {("copy", "publish"): timed(lambda: target.copy_(flat))}
             for method, version in (("shm", 2 * repeat), ("engine", 2 * repeat + 1)):
-                notice = publisher.publish(version, tensors)
+                notice = publisher.publish(version, WholeWeights(tensors))
                 seconds[method, "publish"] = notice.publish_s
                 for what, value in ask(method, msgspec.msgpack.encode(notice)).items():
                     seconds[method, what] = value
@@ -196,7 +197,7 @@ async def measure_vllm(size: str, repeats: int) -> tuple[int, Times]:
     times: Times = defaultdict(list)
     try:
         for repeat in range(repeats + 1):
-            weights = ShmWeights(publisher.publish(repeat + 1, model.state_dict()))
+            weights = ShmWeights(publisher.publish(repeat + 1, WholeWeights(model.state_dict())))
             seconds = await update_while_decoding(engine, weights, VLLM_RUNNING_REQUESTS)
             if repeat:
                 for what, value in seconds.items():

@@ -19,7 +19,7 @@ from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.transport import Transport
 from asyncrl.wire import messages as m
@@ -160,14 +160,14 @@ class ZmqTrainerLink:
         await self._client.request(m.Checkpointed(oldest), timeout_s=self._answer_timeout_s)
 
     async def publish(
-        self, version: int, weights: LiveWeights | None, canary: Canary | None
+        self, version: int, weights: PublishedWeights | None, canary: Canary | None
     ) -> dict[str, float]:
         started_s = time.monotonic()
         notice = None if weights is None else await self._share(version, weights, canary)
         answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=self._answer_timeout_s)
         return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
 
-    async def _share(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+    async def _share(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         """Put the weights where the engines find them; the notice that says where."""
         # Where this version goes an older one lies, which no engine may be reading.
         overwritten = version - self._transport.keeps

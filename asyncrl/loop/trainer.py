@@ -28,7 +28,7 @@ from asyncrl.work import unhurried
 if TYPE_CHECKING:
     from asyncrl.trainer.backend import Trainer
     from asyncrl.weights.canary import Canary
-    from asyncrl.weights.live import LiveWeights
+    from asyncrl.weights.published import PublishedWeights
 
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class TrainerLink(Protocol):
         """The batch of a training step, as soon as there is one."""
 
     async def publish(
-        self, version: int, weights: LiveWeights | None, canary: Canary | None
+        self, version: int, weights: PublishedWeights | None, canary: Canary | None
     ) -> dict[str, float]:
         """The step that made a version is done; `weights` for the engines, None where they need none. Returns
         the metrics that the coordinator and the engines have to give, `weights/publish_s` among them."""

@@ -82,20 +82,14 @@ def vtrace(
     return _spread(advantages, at, steps.values), _spread(values + excess, at, steps.values)
 
 
-def whitening_sums(advantages: Tensor, mask: Tensor) -> Tensor:
-    """float64[3]: number, sum and sum of squares of the advantages (float[T]) where `mask` (bool[T]) is set.
-    Those of the parts of a batch add up to those of the whole."""
-    counted = torch.where(mask, advantages, 0.0).double()
-    return torch.stack([mask.sum().double(), counted.sum(), counted.square().sum()])
-
-
-def whiten(advantages: Tensor, mask: Tensor, sums: Tensor) -> Tensor:
-    """float[T]: the advantages less their mean, over their deviation; 0 where masked. `sums` are the
-    `whitening_sums` of the whole batch. Constant advantages become 0."""
-    number, total, squares = sums.unbind()
-    mean = total / number.clamp(min=1)
-    std = (squares / number.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-    noise = 1e-6 * torch.maximum(mean.abs(), torch.ones_like(mean))
+def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
+    """float[T]: the advantages less their mean, over their deviation, of the tokens where `mask` (bool[T]) is
+    set; 0 elsewhere. Constant advantages become 0."""
+    counted = advantages[mask].double()
+    if not len(counted):
+        return torch.zeros_like(advantages)
+    mean, std = counted.mean(), counted.std(correction=0)
+    noise = 1e-6 * mean.abs().clamp(min=1)
     scaled = torch.where(std > noise, (advantages - mean) / std.clamp(min=noise), 0.0)
     return torch.where(mask, scaled, 0.0).to(advantages.dtype)
 

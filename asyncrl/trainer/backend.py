@@ -12,7 +12,7 @@ from asyncrl.core.records import Batch
 if TYPE_CHECKING:
     from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
     from asyncrl.weights.canary import Canary
-    from asyncrl.weights.live import LiveWeights
+    from asyncrl.weights.published import PublishedWeights
 
 
 class Snapshot(Protocol):
@@ -36,9 +36,9 @@ class Trainer(Protocol):
         learning-rate schedule; by default `run.steps`. Raises `AsyncRLError` for a batch that cannot be
         trained on, `InvariantError` when a token is too old."""
 
-    def weights(self) -> LiveWeights:
-        """The weights as they are now, by `state_dict` name, tied tensors once under their first name. These
-        are the live tensors: the next `step` changes them."""
+    def weights(self) -> PublishedWeights:
+        """What engines are to be given, as it is now, by `state_dict` name. That need not be what is trained.
+        These are the live tensors: the next `step` changes them."""
 
     def canary(self) -> Canary | None:
         """What the weights as they are now make of a fixed sequence; None where nothing is computed."""

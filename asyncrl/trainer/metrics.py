@@ -1,4 +1,4 @@
-"""Metrics of a batch that need no model."""
+"""Metrics of a batch, and of its advantages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from asyncrl.core.records import Batch, FinishReason
 from asyncrl.trainer.packing.batch import FlatBatch
@@ -35,3 +37,19 @@ def batch_metrics(batch: Batch, flat: FlatBatch) -> Iterator[tuple[str, float]]:
     yield "staleness/max", float(ages.max(initial=0))
     yield "trained_tokens", float(flat.trained_tokens)
     yield "masked_tokens", float(flat.sampled_tokens - flat.trained_tokens)
+
+
+def advantage_metrics(flat: FlatBatch, advantages: Tensor, targets: Tensor | None) -> dict[str, float]:
+    """Over the trained tokens, of float[T] each; `adv/zero_groups_frac` is the share of the groups that teach
+    nothing."""
+    trained = torch.from_numpy(flat.loss_mask)
+    of_trained = advantages.cpu()[trained].double()
+    with_signal = flat.group_ids[flat.sequence_index()[trained][of_trained != 0].unique().numpy()]
+    metrics = {
+        "adv/zero_groups_frac": 1.0 - len(np.unique(with_signal)) / len(np.unique(flat.group_ids)),
+        "adv/mean": float(of_trained.mean()),
+        "adv/std": float(of_trained.std(correction=0)),
+    }
+    if targets is not None:
+        metrics["critic/target_mean"] = float(targets.cpu()[trained].mean())
+    return metrics

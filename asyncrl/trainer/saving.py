@@ -12,8 +12,8 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from asyncrl.scratch import scratch_folder
 from asyncrl.trainer.models.checks import ModelError, model_name
+from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.state import hash_weights, on_host
-from asyncrl.weights.source import untied
 
 
 class ModelFolder:
@@ -34,9 +34,7 @@ class ModelFolder:
         self.dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
         aliases = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         self._untrained = {
-            name: on_host(tensor)
-            for name, tensor in untied(model.state_dict()).items()
-            if name not in aliases
+            name: on_host(tensor) for name, tensor in published(model).items() if name not in aliases
         }
 
     @property

@@ -44,13 +44,10 @@ class LocalWeights:
 
 def untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave out every tensor that is the same memory, seen the same way, as one before it (`lm_head.weight`
-    of a model with tied embeddings)."""
-    seen = set()
-    kept = {}
-    for name, tensor in tensors.items():
-        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        kept[name] = tensor
-    return kept
+    of a model with tied embeddings). Those without memory (such as scattered ones) are told apart as
+    objects."""
+    first: dict[object, tuple[str, Tensor]] = {}
+    for name, t in tensors.items():
+        memory = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride())
+        first.setdefault(memory if t.numel() else id(t), (name, t))
+    return dict(first.values())

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from asyncrl.resolve import resolve
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.live import LiveWeights
+from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.source import WeightSource
 
 
@@ -20,7 +20,7 @@ class Transport(Protocol):
     """So many newest versions can be read: version v is published once every engine that can has taken
     version v - keeps."""
 
-    def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+    def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         """The trainer's end: put a version where the engines find it. Returns the notice that tells them.
         Blocking, one thread at a time; the weights do not change meanwhile. Raises `WeightsError` where there
         is no room."""
@@ -46,7 +46,7 @@ class Transport(Protocol):
 
 
 TRANSPORTS = {"shm": "asyncrl.weights.shm.transport:SharedMemory"}
-"""Those that there are, by the names that `weights.transport` knows them by."""
+"""By their names in `weights.transport`."""
 
 
 def find_transport(spec: str) -> Callable[[str, Path], Transport]:

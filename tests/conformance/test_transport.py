@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.source import LocalWeights, WeightsError, untied
+from asyncrl.weights.published import WholeWeights
+from asyncrl.weights.source import LocalWeights, WeightsError
 from asyncrl.weights.transport import TRANSPORTS, find_transport
 
 
@@ -38,7 +39,7 @@ class Folder:
     def publish(self, version, weights, canary):
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{version}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in untied(weights).items()}, path)
+        save_file({name: tensor.clone().contiguous() for name, tensor in weights.parts()}, path)
         (self.folder / f"{version - self.keeps}.safetensors").unlink(missing_ok=True)
         canary = None if canary is None else asdict(canary)
         return json.dumps([str(path), version, canary]).encode()
@@ -88,12 +89,13 @@ def weights(version):
     """Any dtype and stride, one tensor tied to another."""
     generator = torch.Generator().manual_seed(version)
     embedding = torch.randn(7, 6, generator=generator)
-    return {
+    tensors = {
         "embedding": embedding,
         "scale": torch.full((3,), float(version), dtype=torch.bfloat16),
         "turned": torch.randn(5, 4, generator=generator).T,
         "head": embedding,
     }
+    return WholeWeights(tensors)
 
 
 def assert_equal(source, version):

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from asyncrl import config as settings
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.packing.batch import flatten
-from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.ranks import OneRank
 
 START_TIMEOUT_S = 240.0
@@ -23,13 +23,13 @@ START_TIMEOUT_S = 240.0
 def gradients(config, ranks, learner) -> dict[str, torch.Tensor]:
     """By part and parameter. All ranks call it alike."""
     models = load_models(config)
-    trained = make_trained(config, models, learner)
+    step, parts = make_training(config, models, learner, ranks)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     batch = with_true_logprobs(make_batch(0, groups=6), model)
-    make_step(config, models, trained, ranks).train(flatten(batch), 0)
+    step.train(flatten(batch), 0)
     return {
         f"{part}.{name}": tensor.detach().float().clone()
-        for part, learned in trained.parts().items()
+        for part, learned in parts.items()
         for kind, name, tensor in learned.tensors()
         if kind == "exp_avg"
     }

@@ -36,9 +36,9 @@ def main(rank: int, path: Path, first: int, last: int, folder: str | None = None
             metrics.append(trainer.step(dataclasses.replace(batch, groups=order(batch.groups, path))))
             written.result()
     write(trainer.snapshot(), path.with_suffix("") / f"step_{last}")
-    weights = trainer.weights()
-    parts = weights.items() if isinstance(weights, dict) else weights.parts()
-    save_file({name: tensor.clone() for name, tensor in parts}, path.with_suffix(".safetensors"))
+    save_file(
+        {name: tensor.clone() for name, tensor in trainer.weights().parts()}, path.with_suffix(".safetensors")
+    )
     path.with_suffix(".json").write_text(json.dumps(metrics))
     return trainer.close()
 

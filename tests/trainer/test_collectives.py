@@ -12,12 +12,12 @@ from pretended import DEVICE, pretended_device
 from asyncrl.trainer.backends.deepspeed import group as trainer_group
 from asyncrl.trainer.backends.deepspeed.group import Group
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.models.reference import Reference
 from asyncrl.trainer.ranks import DeviceError, OneRank
-from asyncrl.trainer.step import TrainStep
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def step(group, make_qwen3, make_config, monkeypatch):
         policy, frozen = policies
         critic = Critic(decoder(device, 1, dtype))
         learners = [TorchLearner(model, config.trainer, ranks) for model in (policy, critic)]
-        reference = Reference(frozen, ranks, offload=False)
+        reference = Reference(frozen, ranks, config.reference)
         packing = common_packing([policy, critic], config.trainer.micro_batch_tokens)
-        made = TrainStep(learners[0], packing, config, ranks, critic=learners[1], reference=reference)
+        made = step_of(config, learners[0], packing, ranks, critic=learners[1], reference=reference)
         return made, policy
 
     return make

@@ -9,10 +9,10 @@ from batches import with_true_logprobs
 
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.step import TrainStep
 from asyncrl.work import current_work
 
 
@@ -32,7 +32,7 @@ def make_step(make_qwen3, make_config):
         policy.shares_prefixes = sharing
         packing = common_packing([policy, value_model], config.trainer.micro_batch_tokens)
         learners = [TorchLearner(model, config.trainer) for model in (policy, value_model)]
-        return value_model, TrainStep(learners[0], packing, config, critic=learners[1])
+        return value_model, step_of(config, learners[0], packing, critic=learners[1])
 
     return make
 
@@ -63,13 +63,13 @@ def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, ra
     batch = random_batch(0)
     critic, step = make_step(objective={"gamma": 0.9, "lam": 0.8}, critic={"lr": 1e-9})
     seen = {}
-    train = step._critic.train
+    train = step.critic.train
 
-    def spy(minis, old_values, targets, lr, number):
+    def spy(minis, old_values, targets, *rest):
         seen.update(values=old_values.clone(), targets=targets.clone())
-        return train(minis, old_values, targets, lr, number)
+        return train(minis, old_values, targets, *rest)
 
-    step._critic.train = spy
+    step.critic.train = spy
     step(batch)
     offset, checked = 0, 0
     for group in sorted(batch.groups, key=lambda g: g.group_id):
@@ -93,7 +93,7 @@ def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_q
         for batch in batches:
             groups = batch.groups if order is None else tuple(batch.groups[i] for i in order)
             step(dataclasses.replace(batch, groups=groups))
-        return torch.cat([weights(critic), weights(step._policy._model)])
+        return torch.cat([weights(critic), weights(step.policy.policy._model)])
 
     expected = train()
     for options in ({"micro_batch_tokens": 1}, {"sharing": False}, {"order": [5, 3, 1, 0, 2, 4]}):
@@ -103,7 +103,7 @@ def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_q
 def test_a_step_tells_how_far_it_is_micro_batch_by_micro_batch(make_step, random_batch):
     critic, step = make_step(micro_batch_tokens=64, mini_batches=2, critic={"updates_per_policy_step": 2})
     seen = []
-    for model in (critic, step._policy._model):
+    for model in (critic, step.policy.policy._model):
         model.register_forward_pre_hook(lambda *_: seen.append(current_work()))
     step(random_batch(0))
     micros = seen[0].total
@@ -123,7 +123,7 @@ def test_vtrace_on_policy_trains_as_gae_does(make_step, random_batch, make_qwen3
     for advantage in ("gae", "vtrace"):
         critic, step = make_step(objective={"advantage": advantage, "lam": 0.95})
         step(batch)
-        trained.append(torch.cat([weights(critic), weights(step._policy._model)]))
+        trained.append(torch.cat([weights(critic), weights(step.policy.policy._model)]))
     torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
 
 
@@ -140,7 +140,7 @@ def test_a_critic_learns_what_responses_are_worth(make_step, random_batch):
 
 def test_in_the_warm_up_only_the_critic_learns(make_step, random_batch):
     critic, step = make_step(critic={"lr": 1e-3, "warmup_steps": 1})
-    policy = step._policy._model
+    policy = step.policy.policy._model
     before = weights(policy), weights(critic)
     assert step(random_batch(0, step=0))["lr"] == 0.0
     assert torch.equal(weights(policy), before[0])

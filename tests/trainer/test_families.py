@@ -18,7 +18,7 @@ from asyncrl.trainer.models.critic import make_critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import make_policy
 from asyncrl.trainer.packing.batch import flatten
-from asyncrl.trainer.packing.shares import mini_batch
+from asyncrl.trainer.packing.mini_batch import mini_batch
 from asyncrl.trainer.ranks import OneRank
 
 TEMPERATURE = 0.8

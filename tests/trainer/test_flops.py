@@ -17,7 +17,7 @@ from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import _checkpoint_gradients, common_packing
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import FlatBatch, split_groups
-from asyncrl.trainer.packing.shares import mini_batch
+from asyncrl.trainer.packing.mini_batch import mini_batch
 from asyncrl.trainer.ranks import OneRank
 
 GRLO = Path(__file__).parents[2] / "configs" / "grlo.yaml"

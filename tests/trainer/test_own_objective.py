@@ -11,9 +11,9 @@ from batches import make_batch, with_true_logprobs
 from asyncrl.config import from_tree
 from asyncrl.runfiles.user_files import look_at_functions
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.step import TrainStep
 
 PAGE = (Path(__file__).parents[2] / "docs/objectives.md").read_text(encoding="utf-8")
 
@@ -47,7 +47,7 @@ def test_the_example_of_the_page_trains(config, make_qwen3):
     before = [p.detach().clone() for p in model.parameters()]
     policy = Policy(model, temperature=1.0, chunk_tokens=16)
     packing = common_packing([policy], 64)
-    step = TrainStep(TorchLearner(policy, config().trainer), packing, config())
+    step = step_of(config(), TorchLearner(policy, config().trainer), packing)
     metrics = step(with_true_logprobs(make_batch(0), make_qwen3()))
     assert metrics["grad_norm"] > 0
     assert any((p != q).any() for p, q in zip(model.parameters(), before, strict=True))

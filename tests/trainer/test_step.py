@@ -14,12 +14,12 @@ from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.optimizer import NonFiniteGradientError
-from asyncrl.trainer.passes import over_tokens
+from asyncrl.trainer.packing.mini_batch import over_tokens
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.step import TrainStep
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def make_step(make_qwen3, make_config):
         policy.row_tokens = row_tokens or policy.row_tokens
         policy.shares_prefixes = sharing
         packing = common_packing([policy], config.trainer.micro_batch_tokens)
-        return model, TrainStep(TorchLearner(policy, config.trainer), packing, config)
+        return model, step_of(config, TorchLearner(policy, config.trainer), packing)
 
     return make
 
@@ -197,24 +197,24 @@ def test_a_single_mini_batch_needs_no_extra_forward_pass_for_the_proximal_policy
 
 def count_forwards(step):
     calls = []
-    step._policy._model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    step.policy.policy._model.backbone.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
 def explicit_tokens(step):
     """Make a step recompute proximal logprobs even where it need not."""
-    accumulate = step._accumulate_gradient
+    accumulate = step.policy._accumulate_gradient
 
-    def recomputed(mini, tokens, lessons, diagnostics):
+    def recomputed(mini, tokens, *rest):
         prox = over_tokens(
             [mini],
             len(tokens.ids),
             OneRank(torch.device("cpu")),
-            lambda micro: step._policy(micro, tokens.ids[micro.token_index])[0],
+            lambda micro: step.policy.policy(micro, tokens.ids[micro.token_index])[0],
         )
-        return accumulate(mini, tokens, dataclasses.replace(lessons, prox_logprobs=prox), diagnostics)
+        return accumulate(mini, dataclasses.replace(tokens, prox_logprobs=prox), *rest)
 
-    step._accumulate_gradient = recomputed
+    step.policy._accumulate_gradient = recomputed
 
 
 def test_proximal_logprobs_are_those_before_the_first_update(make_step, random_batch):
@@ -222,15 +222,15 @@ def test_proximal_logprobs_are_those_before_the_first_update(make_step, random_b
     model, step = make_step(mini_batches=4, lr=0.05)
     before = copy.deepcopy(model)
     seen = []
-    policy_loss = step._policy_loss
-    step._policy_loss = lambda tokens: seen.append(tokens) or policy_loss(tokens)
+    policy_loss = step.policy._loss
+    step.policy._loss = lambda tokens: seen.append(tokens) or policy_loss(tokens)
     metrics = step(batch)
     assert torch.equal(seen[0].prox_logprobs, seen[0].logprobs)  # nothing has moved yet, to the last bit
     assert not torch.allclose(seen[-1].prox_logprobs, seen[-1].logprobs, atol=1e-3)
     probe, again = make_step(mini_batches=1)
     probe.load_state_dict(before.state_dict())
     seen_again = []
-    again._policy_loss = lambda tokens: seen_again.append(tokens) or policy_loss(tokens)
+    again.policy._loss = lambda tokens: seen_again.append(tokens) or policy_loss(tokens)
     again(batch)
     a = torch.cat([t.prox_logprobs for t in seen]).sort().values
     b = torch.cat([t.logprobs.detach() for t in seen_again]).sort().values
@@ -308,7 +308,7 @@ def test_invariant_5_in_bfloat16_the_gradient_depends_on_packing_and_order_by_le
         """As AdamW's first average has it."""
         _, step = make_step(dtype=dtype, **{"micro_batch_tokens": 64, **options})
         step(dataclasses.replace(batch, groups=groups))
-        return torch.cat([t.flatten() for kind, _, t in step._policy.tensors() if kind == "exp_avg"])
+        return torch.cat([t.flatten() for kind, _, t in step.policy.policy.tensors() if kind == "exp_avg"])
 
     expected, exact = gradient(), gradient(dtype=torch.float32)
     of_dtype = (expected - exact).norm() / exact.norm()

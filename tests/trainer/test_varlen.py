@@ -35,10 +35,10 @@ from asyncrl.trainer.models.packed import common_packing, mixes_sequences, shari
 from asyncrl.trainer.models.policy import Policy, load_policy
 from asyncrl.trainer.models.twin import small_twin
 from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.mini_batch import ONE_ROW, Packing, mini_batch
 from asyncrl.trainer.packing.pack import assemble, pack
 from asyncrl.trainer.packing.pieces import cut
 from asyncrl.trainer.packing.prefix import Branches, shared_units, single_units
-from asyncrl.trainer.packing.shares import ONE_ROW, Packing, mini_batch
 from asyncrl.trainer.ranks import OneRank
 
 SMALL = {

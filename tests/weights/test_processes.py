@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm import segment
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.segment import segment_path, sweep, sweep_abandoned
@@ -19,12 +20,13 @@ from asyncrl.weights.source import WeightsError
 
 PUBLISHER = """
     import sys, msgspec, torch
+    from asyncrl.weights.published import WholeWeights
     from asyncrl.weights.shm.publisher import ShmPublisher
     publisher = ShmPublisher(sys.argv[1])
     for line in sys.stdin:
         version = int(line)
         w = torch.full((1000,), float(version)).bfloat16()
-        notice = publisher.publish(version, {"w": w, "b": torch.tensor(version)})
+        notice = publisher.publish(version, WholeWeights({"w": w, "b": torch.tensor(version)}))
         print(msgspec.json.encode(notice).decode(), flush=True)
     publisher.close()
 """
@@ -135,13 +137,15 @@ def test_the_next_run_sweeps_what_nobody_holds_any_more(start, prefix, monkeypat
 
 OVERTAKER = """
     import sys, msgspec, torch
+    from asyncrl.weights.published import WholeWeights
     from asyncrl.weights.shm.publisher import ShmPublisher
     publisher = ShmPublisher(sys.argv[1])
-    print(msgspec.json.encode(publisher.publish(0, {"w": torch.zeros(2_000_000)})).decode(), flush=True)
+    notice = publisher.publish(0, WholeWeights({"w": torch.zeros(2_000_000)}))
+    print(msgspec.json.encode(notice).decode(), flush=True)
     version = 0
     while True:  # until killed: the same buffer again and again, waiting for no reader
         version += 2
-        notice = publisher.publish(version, {"w": torch.full((2_000_000,), float(version))})
+        notice = publisher.publish(version, WholeWeights({"w": torch.full((2_000_000,), float(version))}))
         print(msgspec.json.encode(notice).decode(), flush=True)
 """
 
@@ -163,7 +167,7 @@ def test_a_restarted_publisher_takes_the_names_over(start, prefix):
     first.process.send_signal(signal.SIGKILL)
     first.finish()
     second = ShmPublisher(prefix)
-    notice = second.publish(8, {"w": torch.ones(3)})
+    notice = second.publish(8, WholeWeights({"w": torch.ones(3)}))
     assert ShmWeights(notice).tensors()["w"].equal(torch.ones(3))
     with pytest.raises(WeightsError):
         ShmWeights(msgspec.json.decode(old, type=WeightNotice)).tensors()

@@ -14,12 +14,17 @@ import torch
 from asyncrl.weights import blocks
 from asyncrl.weights.digest import CHUNK_BYTES, chunk_sums, digest
 from asyncrl.weights.mapping import HostMap
+from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm import publisher as publisher_module
 from asyncrl.weights.shm import segment, subscriber
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.segment import segment_path, sweep
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
+
+
+def publish(publisher, version, tensors):
+    return publisher.publish(version, WholeWeights(tensors))
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_what_is_read_is_what_was_published(publisher, monkeypatch, huge_pages):
         "grad": torch.nn.Parameter(torch.randn(5)),
         "nan": torch.tensor([float("inf"), -0.0]),
     }
-    source = ShmWeights(publisher.publish(0, tensors))
+    source = ShmWeights(publish(publisher, 0, tensors))
     assert source.version == 0
     read = source.tensors()
     assert_same(read, tensors)
@@ -58,7 +63,7 @@ def test_what_is_read_is_what_was_published(publisher, monkeypatch, huge_pages):
 
 def test_a_tied_model_arrives_whole(publisher, make_qwen3):
     model, other = make_qwen3(seed=1), make_qwen3(seed=2)
-    read = ShmWeights(publisher.publish(0, model.state_dict())).tensors()
+    read = ShmWeights(publish(publisher, 0, model.state_dict())).tensors()
     missing, unexpected = other.load_state_dict(read, strict=False)
     other.tie_weights()
     assert (missing, unexpected) == (["lm_head.weight"], [])
@@ -69,21 +74,21 @@ def test_a_tied_model_arrives_whole(publisher, make_qwen3):
 def test_without_pinned_memory_an_engine_goes_on_and_says_so(publisher, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     tensors = {"a": torch.arange(5.0)}
-    read = ShmWeights(publisher.publish(0, tensors)).tensors()
+    read = ShmWeights(publish(publisher, 0, tensors)).tensors()
     assert torch.equal(read["a"], tensors["a"])
     assert "no pinned memory for" in caplog.text
 
 
 def test_copies_are_private(publisher):
-    notice = publisher.publish(0, {"w": torch.ones(4)})
+    notice = publish(publisher, 0, {"w": torch.ones(4)})
     first, second = ShmWeights(notice).tensors(), ShmWeights(notice).tensors()
     first["w"].zero_()
-    publisher.publish(2, {"w": torch.full((4,), 9.0)})
+    publish(publisher, 2, {"w": torch.full((4,), 9.0)})
     assert second["w"].equal(torch.ones(4))
 
 
 def test_versions_alternate_between_two_buffers(publisher):
-    notices = [publisher.publish(v, {"w": torch.full((4,), float(v))}) for v in range(4)]
+    notices = [publish(publisher, v, {"w": torch.full((4,), float(v))}) for v in range(4)]
     assert [n.segment for n in notices[:2]] == [n.segment for n in notices[2:]]
     assert notices[0].segment != notices[1].segment
     for notice in notices[2:]:
@@ -96,7 +101,7 @@ def test_versions_alternate_between_two_buffers(publisher):
 def test_many_blocks_and_threads(publisher, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", CHUNK_BYTES)
     tensors = {f"t{i}": torch.randn(12_345 + i) for i in range(30)} | {"empty": torch.empty(0, 4)}
-    notice = publisher.publish(0, tensors)
+    notice = publish(publisher, 0, tensors)
     assert len(set(notice.checksums)) == len(tensors)
     for threads in (1, 3):
         assert_same(ShmWeights(notice, threads).tensors(), tensors)
@@ -119,13 +124,13 @@ def test_weights_on_a_gpu_are_digested_there_and_mean_the_same(publisher, prefix
     """With the CPU in the GPU's place: of some tensors, and of all of them."""
     tensors = {f"t{i}": torch.randn(5000 * i + 1).bfloat16() for i in range(4)}
     tensors["strided"] = torch.randn(100, 100)[::3, 1::2]
-    here = publisher.publish(0, tensors).checksums
+    here = publish(publisher, 0, tensors).checksums
     locked = []
     monkeypatch.setattr(HostMap, "lock_pages", lambda mapped: locked.append(len(mapped)))
     for version, apart in enumerate([{"t1", "strided"}, tensors.keys()], start=1):
         there = {tensors[name].data_ptr() for name in apart}
         monkeypatch.setattr(publisher_module, "computes_apart", lambda t, there=there: t.data_ptr() in there)
-        notice = publisher.publish(version, tensors)
+        notice = publish(publisher, version, tensors)
         assert notice.checksums == here
         assert set(locked) == {notice.manifest.n_bytes}
         assert_same(ShmWeights(notice).tensors(), tensors)
@@ -140,7 +145,7 @@ def test_a_torn_copy_is_detected(publisher, share):
     new = old.clone()
     new[::2] += 1
     new[1::2] -= 1
-    notice = publisher.publish(0, {"w": old})
+    notice = publish(publisher, 0, {"w": old})
     with Path(notice.segment).open("r+b") as shared:
         shared.write(new.numpy().tobytes()[: int(share * new.nbytes)])
     with pytest.raises(WeightsError, match=r"the first is w\).*nothing was applied"):
@@ -148,7 +153,7 @@ def test_a_torn_copy_is_detected(publisher, share):
 
 
 def test_every_single_flipped_bit_is_detected(publisher):
-    notice = publisher.publish(0, {"w": torch.randn(8)})
+    notice = publish(publisher, 0, {"w": torch.randn(8)})
     content = bytearray(Path(notice.segment).read_bytes())
     for bit in range(8 * len(content)):
         content[bit // 8] ^= 1 << bit % 8
@@ -161,7 +166,7 @@ def test_every_single_flipped_bit_is_detected(publisher):
 
 
 def test_the_damaged_tensor_is_named(publisher):
-    notice = publisher.publish(0, {"first": torch.zeros(16), "second": torch.zeros(16)})
+    notice = publish(publisher, 0, {"first": torch.zeros(16), "second": torch.zeros(16)})
     with Path(notice.segment).open("r+b") as shared:
         shared.seek(notice.manifest.entries[1].offset + 5)
         shared.write(b"\x01")
@@ -170,46 +175,46 @@ def test_the_damaged_tensor_is_named(publisher):
 
 
 def test_a_notice_with_the_wrong_number_of_checksums_is_refused(publisher):
-    notice = replace(publisher.publish(0, {"w": torch.zeros(2)}), checksums=())
+    notice = replace(publish(publisher, 0, {"w": torch.zeros(2)}), checksums=())
     with pytest.raises(WeightsError, match="0 checksums for 1 tensors"):
         ShmWeights(notice).tensors()
 
 
 def test_the_layout_must_stay_and_versions_must_rise(publisher):
-    publisher.publish(4, {"w": torch.zeros(2, 3)})
+    publish(publisher, 4, {"w": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match=r"version 5 .*w float32\[2, 3\] has become w float32\[3, 2\]"):
-        publisher.publish(5, {"w": torch.zeros(3, 2)})
+        publish(publisher, 5, {"w": torch.zeros(3, 2)})
     for version in (4, 3):
         with pytest.raises(ValueError, match="after 4: versions rise"):
-            publisher.publish(version, {"w": torch.zeros(2, 3)})
-    assert ShmWeights(publisher.publish(7, {"w": torch.ones(2, 3)})).tensors()["w"].equal(torch.ones(2, 3))
+            publish(publisher, version, {"w": torch.zeros(2, 3)})
+    assert ShmWeights(publish(publisher, 7, {"w": torch.ones(2, 3)})).tensors()["w"].equal(torch.ones(2, 3))
 
 
 def test_nothing_to_publish_is_refused(publisher):
     with pytest.raises(ValueError, match="no weights"):
-        publisher.publish(0, {})
+        publish(publisher, 0, {})
 
 
 def test_a_refused_first_version_leaves_no_trace(publisher, prefix):
     with pytest.raises(ValueError):
-        publisher.publish(0, {"w": torch.empty(0)})
+        publish(publisher, 0, {"w": torch.empty(0)})
     assert not segment_path(prefix, 0).exists()
-    publisher.publish(0, {"w": torch.zeros(2)})
+    publish(publisher, 0, {"w": torch.zeros(2)})
 
 
 def test_close_unlinks_and_readers_are_told(publisher, prefix):
-    notice = publisher.publish(0, {"w": torch.zeros(2)})
-    publisher.publish(1, {"w": torch.zeros(2)})
+    notice = publish(publisher, 0, {"w": torch.zeros(2)})
+    publish(publisher, 1, {"w": torch.zeros(2)})
     publisher.close()
     assert not any(segment_path(prefix, buffer).exists() for buffer in range(2))
     with pytest.raises(WeightsError, match="is gone: its publisher has closed"):
         ShmWeights(notice).tensors()
     with pytest.raises(WeightsError, match="publisher is closed"):
-        publisher.publish(2, {"w": torch.zeros(2)})
+        publish(publisher, 2, {"w": torch.zeros(2)})
 
 
 def test_a_segment_that_is_too_small_is_refused_instead_of_a_bus_error(publisher):
-    notice = publisher.publish(0, {"w": torch.zeros(100_000)})
+    notice = publish(publisher, 0, {"w": torch.zeros(100_000)})
     os.truncate(notice.segment, 10)
     with pytest.raises(WeightsError, match="holds 10 bytes, not the announced 400,000"):
         ShmWeights(notice).tensors()
@@ -227,7 +232,7 @@ def test_a_left_over_segment_is_replaced_and_private_to_the_user(prefix):
     path = segment_path(prefix, 0)
     path.write_bytes(b"left over from a killed publisher")
     publisher = ShmPublisher(prefix)
-    publisher.publish(0, {"w": torch.zeros(2)})
+    publish(publisher, 0, {"w": torch.zeros(2)})
     assert path.stat().st_mode & 0o777 == 0o600
     publisher.close()
 
@@ -237,7 +242,7 @@ def test_a_link_in_the_segments_place_is_not_followed(prefix, tmp_path):
     target.write_bytes(b"precious")
     segment_path(prefix, 0).symlink_to(target)
     publisher = ShmPublisher(prefix)
-    publisher.publish(0, {"w": torch.zeros(20)})
+    publish(publisher, 0, {"w": torch.zeros(20)})
     publisher.close()
     assert target.read_bytes() == b"precious"
 
@@ -250,8 +255,8 @@ def test_names_that_could_leave_the_folder_are_refused(name):
 
 def test_sweep_removes_this_runs_segments_only(prefix):
     mine, other = ShmPublisher(prefix), ShmPublisher(f"{prefix}-0")
-    mine.publish(0, {"w": torch.zeros(2)})
-    notice = other.publish(0, {"w": torch.ones(2)})
+    publish(mine, 0, {"w": torch.zeros(2)})
+    notice = publish(other, 0, {"w": torch.ones(2)})
     assert sweep(prefix) == [segment_path(prefix, 0)]
     assert sweep(prefix) == []
     assert ShmWeights(notice).tensors()["w"].equal(torch.ones(2))
@@ -274,7 +279,7 @@ def test_two_hundred_updates_leak_nothing(publisher, prefix, threads, monkeypatc
     rss_before = process.memory_info().rss
     for version in range(200):
         tensors["w"].fill_(version)
-        notice = publisher.publish(version, tensors)
+        notice = publish(publisher, version, tensors)
         assert ShmWeights(notice, threads).tensors()["w"][-1] == version
         if version >= 2:
             stale = replace(notice, checksums=tuple(c ^ 1 for c in notice.checksums))

@@ -34,10 +34,10 @@ from asyncrl.trainer.models.checks import (
     tolerance,
 )
 from asyncrl.trainer.models.twin import small_twin
+from asyncrl.trainer.packing.mini_batch import ONE_ROW, Packing
 from asyncrl.trainer.packing.pack import ONE_SEQUENCE, MicroBatch
 from asyncrl.trainer.packing.pieces import Pieces, cut
 from asyncrl.trainer.packing.prefix import Branches, attention_bias
-from asyncrl.trainer.packing.shares import ONE_ROW, Packing
 
 log = logging.getLogger(__name__)
 

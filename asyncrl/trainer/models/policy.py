@@ -10,6 +10,7 @@ from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
 from asyncrl.trainer.models.checks import find_logit_shape
 from asyncrl.trainer.models.packed import PackedModel, load_decoder
 from asyncrl.trainer.packing.pack import MicroBatch
+from asyncrl.weights.source import untied
 
 
 class FusedHead(nn.Module):
@@ -35,6 +36,13 @@ class FusedHead(nn.Module):
             temperature=self._temperature,
             chunk_tokens=self._chunk_tokens,
         )
+
+
+def published(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a weight version, and of the checkpoint that `from_pretrained` loads: the live ones, by
+    the names that transformers gives them, tied ones once. What is trained of them is
+    `learner.trained_parameters`."""
+    return untied(model.state_dict(keep_vars=True))
 
 
 class Policy(PackedModel):

@@ -1,4 +1,4 @@
-"""From records to flat arrays.
+"""From records to flat arrays, and to what a training step knows of each token.
 
 Every per-token array keeps its value at the index of the token it belongs to; the one shift by a position
 (the hidden state at t-1 predicts token t) happens in `asyncrl.trainer.packing.pack` and nowhere else.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,6 +65,48 @@ class FlatBatch:
         last trained token; 0 for a sequence without any."""
         position = np.arange(len(self.token_ids)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         return np.maximum.reduceat(np.where(self.loss_mask, position, 0), self.offsets[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """The T tokens of a batch, [T] each, on the policy's device.
+
+    From the records: ids, ages (staleness in versions) and sequences (the index of each token's): int64;
+    mask: bool, the tokens that are trained on; behavior_logprobs: float32, under what sampled them.
+
+    From forward passes before the first update, float32, 0 where masked, None where nothing asks for it:
+    start_logprobs: under the policy that the step starts from.
+    prox_logprobs: under the proximal policy; None too where that is the policy itself (in a step's only
+    update), or made of what the token brings along.
+    ref_logprobs: under the reference.
+    values: V before each token, of the critic as it is now.
+    """
+
+    ids: Tensor
+    ages: Tensor
+    sequences: Tensor
+    mask: Tensor
+    behavior_logprobs: Tensor
+    start_logprobs: Tensor | None = None
+    prox_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+
+    @classmethod
+    def of(cls, flat: FlatBatch, device: torch.device) -> Self:
+        of_records = (
+            flat.token_ids,
+            flat.ages,
+            flat.sequence_index(),
+            flat.loss_mask,
+            flat.behavior_logprobs,
+        )
+        return cls(*(torch.as_tensor(array).to(device) for array in of_records))
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """float32[T]: log pi - log mu of the policy that the step starts from; 0 where masked."""
+        return torch.where(self.mask, self.start_logprobs - self.behavior_logprobs, 0.0)
 
 
 def flatten(batch: Batch) -> FlatBatch:

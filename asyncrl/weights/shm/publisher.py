@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from asyncrl.weights import blocks
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.digest import device_sums, digest
-from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import Manifest, WeightNotice
 from asyncrl.weights.mapping import HostMap, over
+from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.segment import BUFFERS, create, segment_path
 from asyncrl.weights.source import WeightsError
 
@@ -35,7 +35,7 @@ class ShmPublisher:
         self._version: int | None = None
         self._closed = False
 
-    def publish(self, version: int, weights: LiveWeights, canary: Canary | None = None) -> WeightNotice:
+    def publish(self, version: int, weights: PublishedWeights, canary: Canary | None = None) -> WeightNotice:
         """Copy the weights (any device, dtype and strides; tied ones once) into the version's buffer, and let
         `canary` go along in the notice.
 
@@ -43,10 +43,8 @@ class ShmPublisher:
         not rise, `WeightsError` when there is no shared memory left.
         """
         started = time.perf_counter()
-        whole = isinstance(weights, Mapping)
-        manifest = self._checked(version, Manifest.of(weights) if whole else weights.manifest)
-        parts = ((e.name, weights[e.name]) for e in manifest.entries) if whole else weights.parts()
-        checksums = self._copy(manifest, parts, version % BUFFERS)
+        manifest = self._checked(version, weights.manifest)
+        checksums = self._copy(manifest, weights.parts(), version % BUFFERS)
         self._manifest, self._version = manifest, version
         path = self._paths[version % BUFFERS]
         return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)

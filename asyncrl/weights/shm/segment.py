@@ -91,11 +91,6 @@ def attach(path: Path, n_bytes: int) -> mmap.mmap:
         os.close(fd)
 
 
-def is_gone(path: Path) -> bool:
-    """Whether a segment's publisher has ended and nobody has taken its place yet."""
-    return not path.exists()
-
-
 def sweep(prefix: str) -> list[Path]:
     """Remove what a publisher of this prefix left behind when it was killed. Returns the removed segments.
 

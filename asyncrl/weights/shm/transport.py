@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.live import LiveWeights
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
-from asyncrl.weights.shm.segment import BUFFERS, is_gone, sweep, sweep_abandoned
+from asyncrl.weights.shm.segment import BUFFERS, sweep, sweep_abandoned
 from asyncrl.weights.shm.subscriber import ShmWeights
 
 
@@ -26,7 +26,7 @@ class SharedMemory:
         self._name = name
         self._publisher = ShmPublisher(name)
 
-    def publish(self, version: int, weights: LiveWeights, canary: Canary | None) -> bytes:
+    def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         return msgspec.msgpack.encode(self._publisher.publish(version, weights, canary))
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class SharedMemory:
         return ShmWeights(_decoded(notice))
 
     def is_gone(self, notice: bytes) -> bool:
-        return is_gone(Path(_decoded(notice).segment))
+        return not Path(_decoded(notice).segment).exists()
 
     def sweep(self) -> None:
         """What runs whose launcher was killed have left goes, too."""

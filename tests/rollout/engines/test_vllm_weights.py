@@ -14,6 +14,7 @@ from launched import command
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.weights.canary import CanaryError, make_canary
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import LocalWeights, WeightsError
@@ -161,9 +162,9 @@ def test_a_version_that_was_overwritten_is_refused_and_the_next_one_taken(start,
     async def scenario():
         engine = start()
         try:
-            first = publisher.publish(0, models[0].state_dict())
+            first = publisher.publish(0, WholeWeights(models[0].state_dict()))
             await engine.update_weights(ShmWeights(first))
-            second = publisher.publish(2, models[1].state_dict())  # into the same buffer
+            second = publisher.publish(2, WholeWeights(models[1].state_dict()))  # into the same buffer
             with pytest.raises(WeightsError, match=r"version 0 .* does not match its checksum"):
                 await engine.update_weights(ShmWeights(first))
             assert isinstance(second, WeightNotice)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightSource
@@ -21,6 +22,6 @@ def in_shared_memory(source: WeightSource) -> Iterator[WeightNotice]:
         return
     publisher = ShmPublisher(f"asyncrl-engine-{uuid.uuid4().hex[:12]}")
     try:
-        yield publisher.publish(source.version, source.tensors(), source.canary)
+        yield publisher.publish(source.version, WholeWeights(source.tensors()), source.canary)
     finally:
         publisher.close()

@@ -18,9 +18,9 @@ from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
 from asyncrl.trainer.backends.deepspeed.weights import GatheredWeights
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
+from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import flatten
-from asyncrl.trainer.parts import load_models, make_step, make_trained
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_state
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
@@ -42,9 +42,9 @@ class DeepSpeedTrainer:
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
         self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
-        trained = make_trained(config, models, lambda model: _learner(model, config, self._group))
-        self._parts = trained.parts()
-        self._step = make_step(config, models, trained, self._group)
+        self._step, self._parts = make_training(
+            config, models, lambda model: _learner(model, config, self._group), self._group
+        )
         shelf, ranks = Shelf(), config.trainer.ranks
         self._snapshots = RankSnapshots(
             lambda: HeldState(self._parts, shelf, self._folder.dtypes, rank, ranks),
@@ -88,7 +88,7 @@ class DeepSpeedTrainer:
         return self
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
-        """`ScatteredWeights`."""
+        """`PublishedWeights`."""
         self._tell_if_scattered(Order.GATHER)
         return self._gathered.parts()
 

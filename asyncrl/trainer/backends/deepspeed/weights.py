@@ -6,27 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from asyncrl.trainer.backends.deepspeed.pieces import gathered, is_scattered
+from asyncrl.trainer.models.policy import published
 from asyncrl.weights.manifest import Manifest
 
 
 class GatheredWeights:
-    """`ScatteredWeights` of a model under DeepSpeed. All ranks walk through `parts` together.
+    """`PublishedWeights` of a model under DeepSpeed. All ranks walk through `parts` together.
 
     dtypes: those that the model was loaded with. DeepSpeed computes with all of it in one, also where a
     family keeps a few tensors, such as a router's, in float32: they are published in their own.
     """
 
-    def __init__(self, model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-        # Tensors that are tied come once, under their first name.
-        first: dict[int, str] = {}
-        self._tensors = {
-            name: tensor
-            for name, tensor in model.state_dict(keep_vars=True).items()
-            if first.setdefault(id(tensor), name) == name
-        }
+    def __init__(self, model: PreTrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:
+        self._tensors = published(model)
         self._dtypes = dtypes
         self.manifest = Manifest.lay_out(
             (name, dtypes[name], tuple(t.ds_shape if is_scattered(t) else t.shape))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
 from asyncrl.trainer.state import FOLDER, RestoreError, hash_weights
+from asyncrl.weights.published import WholeWeights
 
 WEIGHT_ELEMENTS = 1024
 PACED = "paced.json"
@@ -49,7 +48,7 @@ class PacedTrainer:
     def __init__(self, config: Config) -> None:
         self._step_s = config.trainer.paced.step_s
         self._max_staleness = config.staleness.max_staleness
-        self._weights = {"paced.weight": torch.zeros(WEIGHT_ELEMENTS)}
+        self._weights = WholeWeights({"paced.weight": torch.zeros(WEIGHT_ELEMENTS)})
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         end = time.monotonic() + self._step_s
@@ -60,7 +59,7 @@ class PacedTrainer:
         time.sleep(max(0.0, end - time.monotonic()))
         return metrics
 
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> WholeWeights:
         return self._weights
 
     def canary(self) -> None:

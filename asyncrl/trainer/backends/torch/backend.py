@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
@@ -13,12 +11,13 @@ from asyncrl.core.records import Batch
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
-from asyncrl.trainer.parts import load_models, make_step, make_trained
+from asyncrl.trainer.make import load_models, make_training
+from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
 from asyncrl.trainer.state import HeldState, open_state
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
-from asyncrl.weights.source import untied
+from asyncrl.weights.published import WholeWeights
 
 
 class TorchTrainer:
@@ -35,16 +34,16 @@ class TorchTrainer:
         tokenizer = load_tokenizer(config.model)
         self._folder = ModelFolder(self._model, tokenizer)
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
-        trained = make_trained(config, models, lambda model: TorchLearner(model, config.trainer))
-        self._parts = trained.parts()
+        self._step, self._parts = make_training(
+            config, models, lambda model: TorchLearner(model, config.trainer), OneRank(models.policy.device)
+        )
         self._shelf = Shelf()
-        self._step = make_step(config, models, trained, OneRank(models.policy.device))
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         return self._step(batch, total_steps)
 
-    def weights(self) -> Mapping[str, Tensor]:
-        return untied(self._model.state_dict())
+    def weights(self) -> WholeWeights:
+        return WholeWeights(published(self._model))
 
     def canary(self) -> Canary:
         return make_canary(self._model, self._canary_ids)

@@ -4,19 +4,21 @@ ranks."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asyncrl.objective.normalise import Totals
 from asyncrl.trainer.packing.batch import FlatBatch, count_trained
 from asyncrl.trainer.packing.pack import Layout, MicroBatch, assemble, empty, pack, row_capacity
 from asyncrl.trainer.packing.prefix import Unit, shared_units, single_units
 from asyncrl.trainer.ranks import Ranks
+from asyncrl.work import did_one, working
 
 ONE_ROW = sys.maxsize
 """As `Packing.row_tokens`: each micro-batch is one row."""
@@ -81,8 +83,8 @@ class MiniBatch:
     totals: Totals
 
 
-def micro_batches(minis: Sequence[MiniBatch]) -> int:
-    """Of this rank."""
+def count_micros(minis: Sequence[MiniBatch]) -> int:
+    """Micro-batches of this rank."""
     return sum(len(mini.micros) for mini in minis)
 
 
@@ -142,3 +144,31 @@ def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
         dealt[rank].append(item)
         sums[rank] += costs[item]
     return dealt
+
+
+@torch.no_grad()
+def over_tokens(
+    minis: Sequence[MiniBatch], tokens: int, ranks: Ranks, compute: Callable[[MicroBatch], Tensor]
+) -> Tensor:
+    """float32[T]: `compute` (float[N]) of every trained token of the batch of T `tokens`, 0 elsewhere.
+
+    In the training pass's own packing, so that what is computed again there is the same to the last bit.
+    """
+    result = None
+    with working("micro-batches of a forward pass over the batch", count_micros(minis)):
+        for mini in minis:
+            for micro in mini.micros:
+                values = compute(micro).float()
+                if result is None:
+                    result = torch.zeros(tokens, device=values.device)
+                result[micro.token_index] = values
+                did_one()
+    assert result is not None
+    return ranks.sum(result)
+
+
+def batch_logprobs(
+    policy: Callable[..., Any], minis: Sequence[MiniBatch], ids: Tensor, ranks: Ranks
+) -> Tensor:
+    """float32[T]: the log-probability of every trained token of the batch (ids: int64[T]), 0 elsewhere."""
+    return over_tokens(minis, len(ids), ranks, lambda micro: policy(micro, ids[micro.token_index])[0])

@@ -8,26 +8,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from asyncrl.config import Config
+from asyncrl.config import CriticConfig
 from asyncrl.objective.normalise import token_mean
 from asyncrl.objective.value import ValueStats, value_loss, value_stats
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.optimizer import Update
-from asyncrl.trainer.packing.shares import MiniBatch, micro_batches
-from asyncrl.trainer.passes import over_tokens
+from asyncrl.trainer.packing.mini_batch import MiniBatch, count_micros, over_tokens
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import did_one, working
 
 
-class CriticStep:
+class CriticUpdate:
     """Values are always those of the critic as it is when a batch is consumed, never of when it was sampled:
     how stale a batch is makes no difference to them."""
 
-    def __init__(self, critic: Learner, config: Config, ranks: Ranks) -> None:
-        assert config.critic is not None
+    def __init__(self, critic: Learner, ranks: Ranks, config: CriticConfig) -> None:
         self._critic = critic
-        self._config = config.critic
         self._ranks = ranks
+        self._config = config
 
     def values(self, minis: Sequence[MiniBatch], tokens: int) -> Tensor:
         """float32[T]: V before each trained token of the batch, 0 elsewhere."""
@@ -42,7 +40,7 @@ class CriticStep:
         before, seen = ValueStats(), ValueStats()
         updates: list[Update] = []
         passes = [(epoch, mini) for epoch in range(self._config.updates_per_policy_step) for mini in minis]
-        with working("micro-batches of the critic's updates", micro_batches([mini for _, mini in passes])):
+        with working("micro-batches of the critic's updates", count_micros([mini for _, mini in passes])):
             for epoch, mini in passes:
                 for micro in mini.micros:
                     at = micro.token_index

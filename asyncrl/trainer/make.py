@@ -1,0 +1,105 @@
+"""The models of a trainer and its training step, put together by the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from asyncrl.config import Config
+from asyncrl.trainer.advantages import AdvantageEstimator
+from asyncrl.trainer.critic_update import CriticUpdate
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.models.critic import Critic, load_critic
+from asyncrl.trainer.models.ewma import AveragedPolicy
+from asyncrl.trainer.models.packed import common_packing
+from asyncrl.trainer.models.policy import Policy, load_policy
+from asyncrl.trainer.models.reference import Reference, load_reference
+from asyncrl.trainer.packing.mini_batch import Packing
+from asyncrl.trainer.policy_update import PolicyUpdate
+from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.schedule import Schedule
+from asyncrl.trainer.state import Stateful
+from asyncrl.trainer.step import TrainStep
+from asyncrl.work import unhurried
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models that are trained."""
+
+    policy: Policy
+    critic: Critic | None
+
+
+def load_models(config: Config) -> Models:
+    """Raises `ModelError` for models that this backend would not train right, or not together."""
+    with unhurried("loading the model"):
+        policy = load_policy(config)
+    if config.critic is None:
+        return Models(policy, None)
+    with unhurried("loading the critic"):
+        return Models(policy, load_critic(config))
+
+
+def make_training(
+    config: Config, models: Models, learner: Callable[[nn.Module], Learner], ranks: Ranks
+) -> tuple[TrainStep, dict[str, Stateful]]:
+    """The training step of these models, and what it changes: the parts of a checkpoint, by name.
+
+    learner: puts a model under an optimizer.
+    """
+    policy = learner(models.policy)
+    critic = None if models.critic is None else learner(models.critic)
+    averaged = None
+    if config.objective.proximal == "ewma":
+        averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
+    reference = None
+    if config.reference is not None:
+        with unhurried("loading the reference"):
+            reference = load_reference(config, ranks)
+    together = [models.policy, models.critic, None if reference is None else reference.policy]
+    packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
+    step = make_step(config, policy, packing, ranks, critic=critic, reference=reference, averaged=averaged)
+    parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
+    return step, {name: part for name, part in parts.items() if part is not None}
+
+
+def make_step(
+    config: Config,
+    policy: Learner,
+    packing: Packing,
+    ranks: Ranks | None = None,
+    *,
+    critic: Learner | None = None,
+    reference: Reference | None = None,
+    averaged: AveragedPolicy | None = None,
+) -> TrainStep:
+    """The training step by the config's settings, which are read here and given to whom they concern."""
+    trainer, ages = config.trainer, config.staleness.max_staleness + 1
+    ranks = ranks or OneRank(packing.device)
+    step = TrainStep(
+        seed=config.run.seed,
+        max_staleness=config.staleness.max_staleness,
+        max_length=config.rollout.max_new_tokens,
+        mini_batches=trainer.mini_batches,
+        packing=packing,
+        ranks=ranks,
+        advantages=AdvantageEstimator(config.objective),
+        policy=PolicyUpdate(
+            policy, ranks, config.objective, ages=ages, reference=reference, averaged=averaged
+        ),
+        lr=Schedule(
+            trainer.lr, trainer.lr_schedule, trainer.warmup_steps, config.run.steps, trainer.lr_min_share
+        ),
+        reference=reference,
+    )
+    if critic is None or config.critic is None:
+        return step
+    return replace(
+        step,
+        lr=replace(step.lr, frozen_steps=config.critic.warmup_steps),
+        critic=CriticUpdate(critic, ranks, config.critic),
+        critic_lr=replace(step.lr, peak=config.critic.lr),
+    )
