@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,87 +33,71 @@ _TOPS = slice(_LOGS.stop, _LOGS.stop + len(_MAXIMA))
 _HISTOGRAM = slice(_TOPS.stop, COLUMNS)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
-    """Statistics of a set of tokens. Without tokens, all are 0."""
+def token_stats(row: Tensor) -> dict[str, float]:
+    """Statistics of the tokens in a row (float64[COLUMNS]) of `Diagnostics`; without tokens, all are 0.
 
-    row: Tensor
-    """float64[COLUMNS]."""
+    ess: effective sample size as a share of the tokens, (Σw)² / (N Σw²), in (0, 1]: 1 on policy; 1/N when one
+    token outweighs all others. Source: Kong 1992.
+    ratio_mean: mean of w: about 1 when mu's log-probabilities are right, whatever the policies.
+    ratio_pQ: the least w that at least Q% of the tokens do not exceed, as exactly as the histogram tells.
+    kl: KL(mu ‖ pi_prox) in nats a token, by the k3 estimator w - 1 - log w on tokens sampled from mu:
+    unbiased and never negative. Source: Schulman 2020, "Approximating KL divergence".
+    second_moment: mean of (log w)², which M2PO bounds (`trust_region.m2po_mask`).
+    abs_log_ratio, max_abs_log_ratio: of |log w|.
+    entropy: mean of the trained policy's next-token distributions, in nats.
+    """
+    sums = dict(zip(_SUMS, row.tolist(), strict=False))
+    tokens = sums["tokens"] or 1.0
+    log_sum_w, log_sum_w2 = row[_LOGS].tolist()
+    log_most, most = row[_TOPS].tolist()
+    stats = {
+        "tokens": sums["tokens"],
+        "ess": _exp(2 * log_sum_w - log_sum_w2 - math.log(tokens)),
+        "ratio_mean": _exp(log_sum_w - math.log(tokens)),
+        "ratio_max": _exp(log_most),
+        **{f"ratio_p{percent:02}": _ratio_quantile(row, percent / 100) for percent in (1, 50, 99)},
+        "second_moment": sums["square"] / tokens,
+        "abs_log_ratio": sums["absolute"] / tokens,
+        "max_abs_log_ratio": max(0.0, most),
+        "kl": sums["kl"] / tokens,
+        "clip_frac": sums["clipped"] / tokens,
+        "entropy": sums["entropy"] / tokens,
+    }
+    return stats if sums["tokens"] else dict.fromkeys(stats, 0.0)
 
-    @property
-    def tokens(self) -> int:
-        return int(self.row[0])
 
-    @property
-    def ess(self) -> float:
-        """Effective sample size as a share of the tokens: (Σw)² / (N Σw²), in (0, 1].
+def _ratio_quantile(row: Tensor, q: float) -> float:
+    reached = row[_HISTOGRAM].cumsum(0) >= q * row[0]
+    steps = int(reached.to(torch.uint8).argmax()) - _BINS_PER_SIGN
+    if not steps:
+        return 1.0
+    size = SMALLEST_LOG_RATIO * 10 ** ((abs(steps) - 0.5) / BINS_PER_DECADE)
+    return _exp(math.copysign(size, steps))
 
-        Source: Kong 1992. 1 on policy; 1/N when one token outweighs all others.
-        """
-        if not self.tokens:
-            return 0.0
-        log_sum_w, log_sum_w2 = self.row[_LOGS].tolist()
-        return math.exp(2 * log_sum_w - log_sum_w2 - math.log(self.tokens))
 
-    @property
-    def ratio_mean(self) -> float:
-        """Mean of w: about 1 when mu's log-probabilities are right, whatever the policies."""
-        return _exp(float(self.row[_LOGS][0]) - math.log(self.tokens)) if self.tokens else 0.0
-
-    @property
-    def ratio_max(self) -> float:
-        return _exp(self._maximum("log_w")) if self.tokens else 0.0
-
-    def ratio_quantile(self, q: float) -> float:
-        """The least w that at least a share q of the tokens do not exceed, as exactly as the histogram
-        tells."""
-        if not self.tokens:
-            return 0.0
-        reached = self.row[_HISTOGRAM].cumsum(0) >= q * self.tokens
-        steps = int(reached.to(torch.uint8).argmax()) - _BINS_PER_SIGN
-        if not steps:
-            return 1.0
-        size = SMALLEST_LOG_RATIO * 10 ** ((abs(steps) - 0.5) / BINS_PER_DECADE)
-        return _exp(math.copysign(size, steps))
-
-    @property
-    def kl(self) -> float:
-        """KL(mu ‖ pi_prox) in nats a token, by the k3 estimator w - 1 - log w on tokens sampled from mu:
-        unbiased and never negative. Source: Schulman 2020, "Approximating KL divergence"."""
-        return self._mean("kl")
-
-    @property
-    def second_moment(self) -> float:
-        """Mean of (log w)², which M2PO bounds (`trust_region.m2po_mask`)."""
-        return self._mean("square")
-
-    @property
-    def abs_log_ratio(self) -> float:
-        """Mean of |log w|."""
-        return self._mean("absolute")
-
-    @property
-    def max_abs_log_ratio(self) -> float:
-        return self._maximum("absolute") if self.tokens else 0.0
-
-    @property
-    def clip_frac(self) -> float:
-        return self._mean("clipped")
-
-    @property
-    def entropy(self) -> float:
-        """Mean entropy of the trained policy's next-token distribution, in nats."""
-        return self._mean("entropy")
-
-    def _mean(self, name: str) -> float:
-        return float(self.row[_SUMS.index(name)]) / self.tokens if self.tokens else 0.0
-
-    def _maximum(self, name: str) -> float:
-        return float(self.row[_TOPS][_MAXIMA.index(name)])
+_OF_ALL = {
+    "ess": "ess",
+    "ratio/mean": "ratio_mean",
+    "ratio/max": "ratio_max",
+    "ratio/p01": "ratio_p01",
+    "ratio/p50": "ratio_p50",
+    "ratio/p99": "ratio_p99",
+    "log_ratio/second_moment": "second_moment",
+    "kl/behavior": "kl",
+    "clip_frac": "clip_frac",
+    "entropy": "entropy",
+}
+"""The metrics over all tokens, by their names."""
+_OF_FRESH: tuple[str, ...] = ("abs_log_ratio", "max_abs_log_ratio", "kl")
+_OF_STALE = ("ess", "second_moment", "kl")
+_OF_AGE = (
+    *("tokens", "ess", "ratio_mean", "ratio_p01", "ratio_p99"),
+    *("second_moment", "kl", "clip_frac", "entropy"),
+)
 
 
 class Diagnostics:
-    """`TokenStats` by token age (staleness: trainer's version minus the version that sampled the token).
+    """`token_stats` by token age (staleness: trainer's version minus the version that sampled the token).
 
     ages: how many there are, 0 among them: `staleness.max_staleness` + 1.
     """
@@ -172,37 +155,14 @@ class Diagnostics:
         """Names and values for the run's metrics: over all tokens, those of age 0 (`mismatch/`), the older
         ones (`drift/`), and by age (`age/K/`)."""
         table = self._table.cpu()
-        total = TokenStats(_total(table))
-        yield "ess", total.ess
-        yield "ratio/mean", total.ratio_mean
-        yield "ratio/max", total.ratio_max
-        for percent in (1, 50, 99):
-            yield f"ratio/p{percent:02}", total.ratio_quantile(percent / 100)
-        yield "log_ratio/second_moment", total.second_moment
-        yield "kl/behavior", total.kl
-        yield "clip_frac", total.clip_frac
-        yield "entropy", total.entropy
-        fresh, stale = TokenStats(table[0]), TokenStats(_total(table[1:]))
-        if fresh.tokens:
-            yield "mismatch/abs_log_ratio", fresh.abs_log_ratio
-            yield "mismatch/max_abs_log_ratio", fresh.max_abs_log_ratio
-            yield "mismatch/kl", fresh.kl
-        if stale.tokens:
-            yield "drift/ess", stale.ess
-            yield "drift/second_moment", stale.second_moment
-            yield "drift/kl", stale.kl
-        for age, row in enumerate(table):
-            stats = TokenStats(row)
-            if stats.tokens:
-                yield f"age/{age}/tokens", float(stats.tokens)
-                yield f"age/{age}/ess", stats.ess
-                yield f"age/{age}/ratio_mean", stats.ratio_mean
-                yield f"age/{age}/ratio_p01", stats.ratio_quantile(0.01)
-                yield f"age/{age}/ratio_p99", stats.ratio_quantile(0.99)
-                yield f"age/{age}/second_moment", stats.second_moment
-                yield f"age/{age}/kl", stats.kl
-                yield f"age/{age}/clip_frac", stats.clip_frac
-                yield f"age/{age}/entropy", stats.entropy
+        total = token_stats(_total(table))
+        yield from ((name, total[statistic]) for name, statistic in _OF_ALL.items())
+        parts = [("mismatch", table[0], _OF_FRESH), ("drift", _total(table[1:]), _OF_STALE)]
+        parts += [(f"age/{age}", row, _OF_AGE) for age, row in enumerate(table)]
+        for prefix, row, statistics in parts:
+            if row[0]:
+                stats = token_stats(row)
+                yield from ((f"{prefix}/{name}", stats[name]) for name in statistics)
 
 
 def _nothing(ages: int) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from asyncrl.errors import ConfigError
-from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.catalogue import (
     GROUP_ADVANTAGES,
     POLICY_LOSSES,
@@ -46,17 +45,11 @@ def make_policy_objective(name: str, settings: Mapping[str, object]) -> PolicyOb
     return PolicyObjective(_bind(entry.function, settings, "objective.policy_loss"), entry.aggregation, mask)
 
 
-def make_group_advantage(name: str, settings: Mapping[str, object]) -> Callable[[Outcomes], Tensor]:
-    """The advantage `name` of whole trajectories; else as `make_policy_objective`."""
-    entry = _entry(name, GROUP_ADVANTAGES, "objective.advantage")
+def make_advantage(name: str, settings: Mapping[str, object]) -> Callable[..., Any]:
+    """The advantage `name`, of whole trajectories or, where a critic gives values, of tokens
+    (`asyncrl.objective.gae`); else as `make_policy_objective`."""
+    entry = _entry(name, {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}, "objective.advantage")
     return _bind(entry.function, settings, "objective.advantage")
-
-
-def make_token_advantage(name: str, settings: Mapping[str, object]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The advantage `name` of tokens, from a critic's values (`asyncrl.objective.gae`)."""
-    return _bind(
-        _entry(name, TOKEN_ADVANTAGES, "objective.advantage").function, settings, "objective.advantage"
-    )
 
 
 def check_own(chosen: Mapping[str, str], settings: Mapping[str, object]) -> None:
@@ -86,7 +79,7 @@ def _entry(name: str, catalogue: Mapping[str, Entry], key: str) -> Entry:
         return Entry(name)
     if name not in catalogue:
         raise ConfigError(
-            f"{key}={name}: there is no such one; there are {', '.join(sorted(catalogue))}, and your own as "
+            f"{key}={name}: unknown; choose one of {', '.join(sorted(catalogue))}, or name your own as "
             "package.module:function or path/file.py:function"
         )
     return catalogue[name]

@@ -40,52 +40,42 @@ def value_loss(
 
 @dataclass(frozen=True, slots=True)
 class ValueStats:
-    """Sums over tokens, of the parts of a batch or of the whole."""
+    """Of tokens, as sums: those of the parts of a batch add up to those of the whole."""
 
-    tokens: int = 0
-    sum_target: float = 0.0
-    sum_target2: float = 0.0
-    sum_error: float = 0.0
-    sum_error2: float = 0.0
-    clipped: int = 0
+    sums: Tensor
+    """float64[6] in host memory: tokens, targets, their squares, errors (target - V), their squares, clipped
+    tokens."""
 
     def __add__(self, other: ValueStats) -> ValueStats:
-        return ValueStats.from_tensor(self.to_tensor() + other.to_tensor())
-
-    def to_tensor(self) -> Tensor:
-        """float64[6]; those of the parts add up to that of the whole."""
-        sums = (self.sum_target, self.sum_target2, self.sum_error, self.sum_error2)
-        return torch.tensor([self.tokens, *sums, self.clipped], dtype=torch.float64)
-
-    @staticmethod
-    def from_tensor(sums: Tensor) -> ValueStats:
-        tokens, target, target2, error, error2, clipped = sums.tolist()
-        return ValueStats(int(tokens), target, target2, error, error2, int(clipped))
+        return ValueStats(self.sums + other.sums)
 
     @property
     def explained_variance(self) -> float:
         """1 - Var(target - V) / Var(target): 1 for a perfect critic, 0 for a constant one; 0 when the targets
         are all equal."""
-        if not self.tokens:
+        tokens, target, target2, error, error2, _ = self.sums.tolist()
+        if not tokens:
             return 0.0
-        mean, error = self.sum_target / self.tokens, self.sum_error / self.tokens
-        variance = self.sum_target2 / self.tokens - mean**2
-        unexplained = self.sum_error2 / self.tokens - error**2
-        return 1 - unexplained / variance if variance > 1e-12 * max(1.0, mean**2) else 0.0
+        variance = target2 / tokens - (target / tokens) ** 2
+        unexplained = error2 / tokens - (error / tokens) ** 2
+        return 1 - unexplained / variance if variance > 1e-12 * max(1.0, (target / tokens) ** 2) else 0.0
 
     @property
     def loss(self) -> float:
         """Mean of (V - target)² / 2, without the clip."""
-        return self.sum_error2 / self.tokens / 2 if self.tokens else 0.0
+        return float(self.sums[4] / self.sums[0].clamp(min=1)) / 2
 
     @property
     def clip_frac(self) -> float:
-        return self.clipped / self.tokens if self.tokens else 0.0
+        return float(self.sums[5] / self.sums[0].clamp(min=1))
+
+
+NO_VALUES = ValueStats(torch.zeros(6, dtype=torch.float64))
 
 
 def value_stats(values: Tensor, targets: Tensor, clipped: Tensor, mask: Tensor) -> ValueStats:
-    """The sums over the tokens where `mask` (bool[N]) is set. values, targets: float[N]; clipped: bool[N]."""
+    """Of the tokens where `mask` (bool[N]) is set. values, targets: float[N]; clipped: bool[N]."""
     target = targets.detach()[mask].double()
     error = target - values.detach()[mask].double()
-    sums = (target.sum(), target.square().sum(), error.sum(), error.square().sum())
-    return ValueStats.from_tensor(torch.stack([mask.sum(), *sums, (clipped & mask).sum()]).double())
+    sums = (mask.sum(), target.sum(), target.square().sum(), error.sum(), error.square().sum())
+    return ValueStats(torch.stack([*sums, (clipped & mask).sum()]).double().cpu())

@@ -11,7 +11,7 @@ from asyncrl.config import ObjectiveConfig
 from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.catalogue import TOKEN_ADVANTAGES
 from asyncrl.objective.gae import Steps, whiten
-from asyncrl.objective.make import make_group_advantage, make_token_advantage
+from asyncrl.objective.make import make_advantage
 from asyncrl.objective.policy import ratio
 from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 
@@ -21,14 +21,10 @@ class AdvantageEstimator:
 
     def __init__(self, config: ObjectiveConfig) -> None:
         name = config.advantage
-        settings = config.settings_of(name)
         self.needs_ratios = name == "vtrace"
-        self._whiten = config.whiten
         self._by_critic = name in TOKEN_ADVANTAGES
-        if self._by_critic:
-            self._of_tokens = make_token_advantage(name, settings)
-        else:
-            self._of_groups = make_group_advantage(name, settings)
+        self._estimate = make_advantage(name, config.settings_of(name))
+        self._whiten = config.whiten
 
     def __call__(
         self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None
@@ -42,7 +38,7 @@ class AdvantageEstimator:
             rewards = rewards.index_add(0, flat.sequence_index(), token_rewards.double().cpu())
         lengths = torch.from_numpy(np.add.reduceat(flat.loss_mask, flat.offsets[:-1], dtype=np.int64))
         outcomes = Outcomes(rewards, torch.from_numpy(flat.group_ids), lengths)
-        advantages = self._of_groups(outcomes).float()[flat.sequence_index()]
+        advantages = self._estimate(outcomes).float()[flat.sequence_index()]
         return advantages.to(tokens.ids.device), None
 
     def _from_values(
@@ -50,9 +46,8 @@ class AdvantageEstimator:
     ) -> tuple[Tensor, Tensor]:
         rewards = torch.from_numpy(flat.rewards).to(tokens.ids.device)
         steps = Steps(tokens.values, rewards, tokens.sequences, tokens.mask, token_rewards)
+        inputs = [steps]
         if self.needs_ratios:
-            ratios = ratio(tokens.log_ratio, torch.zeros_like(tokens.log_ratio), tokens.mask)
-            advantages, targets = self._of_tokens(steps, ratios)
-        else:
-            advantages, targets = self._of_tokens(steps)
+            inputs.append(ratio(tokens.start_logprobs, tokens.behavior_logprobs, tokens.mask))
+        advantages, targets = self._estimate(*inputs)
         return whiten(advantages, tokens.mask) if self._whiten else advantages, targets

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.config import CriticConfig
 from asyncrl.objective.normalise import token_mean
-from asyncrl.objective.value import ValueStats, value_loss, value_stats
+from asyncrl.objective.value import NO_VALUES, ValueStats, value_loss, value_stats
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.optimizer import Update
 from asyncrl.trainer.packing.mini_batch import MiniBatch, count_micros, over_tokens
@@ -37,7 +37,7 @@ class CriticUpdate:
         """Update the critic toward `targets` (float[T]) from where it gave `old_values` (float[T]); metrics.
         The explained variance is that of the old values, before the critic has seen the batch."""
         value_clip = math.inf if self._config.value_clip is None else self._config.value_clip
-        before, seen = ValueStats(), ValueStats()
+        before, seen = NO_VALUES, NO_VALUES
         updates: list[Update] = []
         passes = [(epoch, mini) for epoch in range(self._config.updates_per_policy_step) for mini in minis]
         with working("micro-batches of the critic's updates", count_micros([mini for _, mini in passes])):
@@ -54,9 +54,7 @@ class CriticUpdate:
                         before += value_stats(old_values[at], targets[at], unclipped, everything)
                     did_one()
                 updates.append(self._critic.update(lr, step))
-        before, seen = (
-            ValueStats.from_tensor(self._ranks.sum_on_host(stats.to_tensor())) for stats in (before, seen)
-        )
+        before, seen = (ValueStats(self._ranks.sum_on_host(stats.sums.clone())) for stats in (before, seen))
         return {
             "critic/loss": seen.loss,
             "critic/explained_variance": before.explained_variance,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asyncrl.objective.advantages import Outcomes, dr_grpo, grpo, max_rl, ngrpo, nsr, reinforce_pp
 from asyncrl.objective.catalogue import COMPARE_WITHIN_GROUPS, GROUP_ADVANTAGES
-from asyncrl.objective.make import make_group_advantage
+from asyncrl.objective.make import make_advantage
 
 NAMES = sorted(GROUP_ADVANTAGES)
 WITHIN_GROUPS = sorted(COMPARE_WITHIN_GROUPS)
@@ -83,7 +83,7 @@ def test_agrees_with_its_formula_on_ragged_shuffled_groups(name, settings):
         if rng.random() < 0.3:
             rewards[groups == groups[0]] = rng.choice([0.0, 1.0, 0.1 + 0.2])
         lengths = rng.integers(1, 30, len(groups))
-        got = make_group_advantage(name, settings)(outcomes(rewards, groups, lengths))
+        got = make_advantage(name, settings)(outcomes(rewards, groups, lengths))
         expected = reference(name, rewards, groups, lengths, settings)
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -100,7 +100,7 @@ rewards_and_groups = st.lists(
 def test_it_follows_a_permutation_and_the_names_of_groups_do_not_matter(name, rows, seed):
     rewards, groups, lengths = (np.array(x) for x in zip(*rows, strict=True))
     order = np.random.default_rng(seed).permutation(len(rows))
-    advantage = make_group_advantage(name, {})
+    advantage = make_advantage(name, {})
     whole = advantage(outcomes(rewards, groups, lengths))
     other = advantage(outcomes(rewards[order], -7 * groups[order], lengths[order]))
     torch.testing.assert_close(other, whole[order], rtol=1e-9, atol=1e-9)
@@ -124,7 +124,7 @@ def test_scaling_and_shifting_the_rewards(name, rows, scale, shift):
     """What divides by a deviation or a mean keeps its advantages, the others scale; a shift changes nothing
     (but for max_rl, which is about rates)."""
     rewards, groups, lengths = (np.array(x) for x in zip(*rows, strict=True))
-    advantage = make_group_advantage(name, {})
+    advantage = make_advantage(name, {})
     before = advantage(outcomes(rewards, groups, lengths))
     moved = scale * rewards + (shift if name in SHIFT else 0)
     after = advantage(outcomes(moved, groups, lengths))
@@ -144,7 +144,7 @@ def test_scaling_and_shifting_the_rewards(name, rows, scale, shift):
     ],
 )
 def test_a_constant_group_is_exactly_zero_even_with_float_noise(name, rewards):
-    assert make_group_advantage(name, {})(outcomes(rewards)).tolist() == [0.0] * len(rewards)
+    assert make_advantage(name, {})(outcomes(rewards)).tolist() == [0.0] * len(rewards)
 
 
 def test_a_constant_batch_is_exactly_zero_when_it_is_whitened():
@@ -164,7 +164,7 @@ def test_finite_rewards_give_bounded_grpo_advantages(rows):
 def test_finite_rewards_give_finite_advantages(name, rewards, groups):
     settings = {"max_reward": 1e100} if name == "ngrpo" else {}
     ids = np.arange(len(rewards)) % groups
-    assert torch.isfinite(make_group_advantage(name, settings)(outcomes(rewards, ids))).all()
+    assert torch.isfinite(make_advantage(name, settings)(outcomes(rewards, ids))).all()
 
 
 def test_leftover_rows_of_another_group_do_not_explode():
@@ -178,7 +178,7 @@ def test_groups_that_all_failed_learn_with_ngrpo_and_nsr_only():
     assert (ngrpo(failed) < 0).all()
     assert (nsr(failed) == -1).all()
     for name in WITHIN_GROUPS:
-        assert (make_group_advantage(name, {})(failed) == 0).all(), name
+        assert (make_advantage(name, {})(failed) == 0).all(), name
     assert (ngrpo(outcomes([1.0, 1.0])) == 0).all()
 
 
@@ -209,5 +209,5 @@ def test_shapes_that_do_not_match_are_refused():
 def test_the_dtype_of_the_rewards_is_kept():
     for name in NAMES:
         single = Outcomes(torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), torch.tensor([3, 4]))
-        assert make_group_advantage(name, {})(single).dtype == torch.float32, name
+        assert make_advantage(name, {})(single).dtype == torch.float32, name
     assert dr_grpo(single).tolist() == [-0.5, 0.5]
