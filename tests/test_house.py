@@ -22,6 +22,7 @@ LAYERS = (
             "resolve",
             "scratch",
             "section",
+            "specs",
         ),
         *("units", "waits", "work"),
     },
