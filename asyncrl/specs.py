@@ -4,36 +4,57 @@ an engine. One is found by the name of its folder, or is a user's own."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import find, quoted
+from asyncrl.section import Section
 
-S = TypeVar("S")
+
+class Spec:
+    """What every kind of spec says to the settings. Importing one must be cheap: no torch."""
+
+    settings: type[Section] = Section
+    """Of the section `settings` beside the key that names it; none by default."""
+
+    def impossible(self, config: Any) -> Iterator[str]:
+        """What cannot work in a `Config`, each with its reason and remedy."""
+        yield from ()
 
 
-def find_spec(kind: type[S], folder: str, name: str, key: str) -> S:
-    """The spec that a setting names: `SPEC` of `asyncrl/FOLDER/NAME/spec.py`, or a user's own, given as
+S = TypeVar("S", bound=Spec)
+
+
+def find_spec(kind: type[S], folder: str, name: str) -> S:
+    """The spec of a name: `SPEC` of `asyncrl/FOLDER/NAME/spec.py`, or a user's own, given as
     `package.module:NAME` or `path/file.py:NAME`.
 
-    kind: what it has to be. key: the setting. Raises `ConfigError` for one that there is not.
+    kind: what it has to be. Raises `ConfigError` for one that there is not.
     """
-    own = "your own as package.module:NAME or path/file.py:NAME"
-    if ":" not in name:
-        names = names_in(folder)
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            meant = f"did you mean {quoted(near)}? " if near else ""
-            raise ConfigError(f"{meant}there are {quoted(names)}, and {own}")
-        name = f"asyncrl.{folder.replace('/', '.')}.{name}.spec:SPEC"
-    found = find(name, what=key)
+    check_name(folder, name)
+    built_in = f"asyncrl.{folder.replace('/', '.')}.{name}.spec:SPEC"
+    found = find(name if ":" in name else built_in, what=folder.rpartition("/")[2].removesuffix("s"))
     if not isinstance(found, kind):
         raise ConfigError(
-            f"{key}=`{name}` is of type {type(found).__name__}; give an object of a class that derives from "
+            f"`{name}` is of type {type(found).__name__}; give an object of a class that derives from "
             f"{kind.__module__}.{kind.__qualname__}"
         )
     return found
+
+
+def check_name(folder: str, name: str) -> None:
+    """Raises `ConfigError` for what is neither the name of a spec in `asyncrl/FOLDER` nor looks like a user's
+    own."""
+    names = names_in(folder)
+    if ":" in name or name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean {quoted(near)}? " if near else ""
+    raise ConfigError(
+        f"{meant}there are {quoted(names)}, and your own as package.module:NAME or path/file.py:NAME"
+    )
 
 
 def names_in(folder: str) -> list[str]:

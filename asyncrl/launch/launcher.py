@@ -232,8 +232,8 @@ def _make_new(path: Path) -> Path:
 
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
     async with metered(run_dir.usage):
-        if prepared.config.run.mode == "inline":
-            # Here, not above: it imports the trainer and the engine, which other modes leave to their roles.
+        if prepared.config.run.in_one_process:
+            # Here, not above: it imports the trainer and the engine, which `async` runs leave to their roles.
             from asyncrl.loop.inline import run_inline
 
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)

@@ -22,6 +22,7 @@ from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runfiles.budget import Budget, Usage
 from asyncrl.runfiles.checkpoint_saver import CheckpointSaver
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.trainer.backend import backend_of
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
 
@@ -130,7 +131,8 @@ class TrainLoop:
 
     def _samples(self, done: int) -> AbstractContextManager[SamplesWriter | None]:
         """None where nothing computes, and so nobody writes."""
-        if "paced" in (self._config.rollout.engine, self._config.trainer.backend):
+        # A backend that computes nothing goes with no engine that does.
+        if not backend_of(self._config).computes or self._config.rollout.engine == "paced":
             return nullcontext()
         tokenizer = load_tokenizer(self._config.model)
         return SamplesWriter(self._run_dir.path, tokenizer.decode, after_step=done)

@@ -140,8 +140,8 @@ def _epochs(config: Config, rows: int | None) -> float | None:
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
-    if config.run.mode == "inline":
-        yield Processes("inline", 1, config.trainer.threads, _gpus(placement.places))
+    if config.run.in_one_process:
+        yield Processes(config.run.mode, 1, config.trainer.threads, _gpus(placement.places))
     else:
         yield Processes("launcher", 1, 0)
         yield Processes("coordinator", 1, 0)

@@ -178,7 +178,7 @@ def predict(
 
     Reward functions, and groups that are generated and then dropped or failed, are not in it.
     """
-    if config.run.mode == "inline" or config.rollout.engine not in ENGINE_START_S:
+    if config.run.in_one_process or config.rollout.engine not in ENGINE_START_S:
         return None
     if not all(place.gpus for place in placement.places) or not _all_known(config, models):
         return None

@@ -63,7 +63,7 @@ def weights_folder(config: Config) -> None:
 
 
 def _shares_memory(config: Config) -> bool:
-    return config.run.mode == "async" and config.weights.transport == "shm"
+    return not config.run.in_one_process and config.weights.transport == "shm"
 
 
 def shared_memory_is_writable(config: Config) -> None:

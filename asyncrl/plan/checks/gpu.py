@@ -9,6 +9,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.plan.memory.estimate import GpuLoad, Memory
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement, kind_of
+from asyncrl.trainer.backend import backends
 from asyncrl.units import format_bytes
 
 ROOM_TO_GENERATE_BYTES = 2 * 10**9
@@ -55,10 +56,13 @@ def _share_remedy(fits: float, card_bytes: int, engine: Memory) -> str:
     own = engine.parts.get("weights", 0) + engine.parts.get("workspace", 0)
     if fits * card_bytes > own + ROOM_TO_GENERATE_BYTES:
         return f"use rollout.vllm.gpu_memory_utilization={fits:g} or less, or more GPUs"
-    return (
-        "that leaves too little for an engine; use more GPUs, a smaller model, or keep the optimizer in host "
-        "memory: trainer.backend=deepspeed trainer.deepspeed.offload_optimizer=true"
-    )
+    ways = ", or ".join(["use more GPUs or a smaller model", *_saving_memory()])
+    return f"that leaves too little for an engine; {ways}"
+
+
+def _saving_memory() -> list[str]:
+    """What trainer backends can do about it."""
+    return [way for spec in backends().values() for way in spec.saves_memory]
 
 
 def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:
@@ -95,8 +99,7 @@ def _remedy(config: Config, roles: Sequence[str]) -> str:
         if not config.trainer.gradient_checkpointing:
             remedies.append("set trainer.gradient_checkpointing=true")
         remedies.append("lower trainer.micro_batch_tokens")
-        remedies.append("share the model out with trainer.backend=deepspeed and more trainer.ranks")
-        remedies.append("keep the optimizer in host memory with trainer.deepspeed.offload_optimizer=true")
+        remedies += _saving_memory()
     if "rollout" in kinds:
         vllm = config.rollout.engine == "vllm"
         remedies.append("lower " + ("rollout.vllm.gpu_memory_utilization" if vllm else "rollout.slots"))

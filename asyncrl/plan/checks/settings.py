@@ -27,6 +27,7 @@ from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.rollout.engines.vllm import distribution, families
+from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.transport import find_transport
 
@@ -180,25 +181,19 @@ def dataset(config: Config) -> bool:
 
 def trainer(config: Config) -> None:
     """What the trainer's backend needs is installed, and there is a policy to train."""
-    if config.rollout.temperature == 0 and config.trainer.backend != "paced":
+    backend = backend_of(config)
+    if config.rollout.temperature == 0 and backend.computes:
         raise ConfigError(
             "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
             "log-probabilities to train by; use a temperature above 0"
         )
-    if config.trainer.backend == "deepspeed":
-        need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
+    backend.check_installed()
 
 
 def visible_gpus(config: Config, placement: Placement) -> None:
-    """DeepSpeed can read the names of the trainer's GPUs: it takes `CUDA_VISIBLE_DEVICES` for numbers."""
-    if config.trainer.backend != "deepspeed":
-        return
+    """The trainer's backend can compute on its GPUs."""
     names = [visible_gpu(gpu) for place in placement.of("trainer") for gpu in place.gpus]
-    if any(not name.strip().isdigit() for name in names):
-        raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there only; "
-            "name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
-        )
+    backend_of(config).check_gpus(names)
 
 
 def servers(config: Config, prompts: PromptSet) -> None:

@@ -1,6 +1,6 @@
 """What each process needs of the memory where it computes, estimated from the model's sizes. Pure.
 
-The parts are in `trainer_memory.py` (with `zero_memory.py` and `activations.py`) and `engine_memory.py`. They
+The parts are in `trainer.py` (with `activations.py` and what the backend says) and `engine.py`. They
 hold what grows with model and settings. What a process takes for Python and torch (0.3 to 0.6 GB of host
 memory, with CUDA's libraries 2 to 4) comes on top.
 """
@@ -16,6 +16,7 @@ from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.engine import engine_parts, reward_model_parts
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
+from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
 
 SHARED_WEIGHTS = "shared weights"
@@ -67,8 +68,8 @@ def weights_bytes(config: Config, model: ModelFacts) -> int:
 
 
 def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
-    """What holds the newest versions on their way; next to nothing where training is paced."""
-    if config.trainer.backend == "paced":
+    """What holds the newest versions on their way; next to nothing where nothing is computed."""
+    if not backend_of(config).computes:
         return 0
     return transport_bytes(config.weights.transport, weights_bytes(config, model))
 
