@@ -4,7 +4,7 @@ an engine. One is found by the name of its folder, or is a user's own."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +31,8 @@ def find_spec(kind: type[S], folder: str, name: str) -> S:
     """The spec of a name: `SPEC` of `asyncrl/FOLDER/NAME/spec.py`, or a user's own, given as
     `package.module:NAME` or `path/file.py:NAME`.
 
-    kind: what it has to be. Raises `ConfigError` for one that there is not.
+    kind: what it has to be. Raises `ConfigError` where there is none.
     """
-    check_name(folder, name)
     built_in = f"asyncrl.{folder.replace('/', '.')}.{name}.spec:SPEC"
     found = find(name if ":" in name else built_in, what=folder.rpartition("/")[2].removesuffix("s"))
     if not isinstance(found, kind):
@@ -44,17 +43,23 @@ def find_spec(kind: type[S], folder: str, name: str) -> S:
     return found
 
 
-def check_name(folder: str, name: str) -> None:
-    """Raises `ConfigError` for what is neither the name of a spec in `asyncrl/FOLDER` nor looks like a user's
-    own."""
-    names = names_in(folder)
-    if ":" in name or name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1)
-    meant = f"did you mean {quoted(near)}? " if near else ""
-    raise ConfigError(
-        f"{meant}there are {quoted(names)}, and your own as package.module:NAME or path/file.py:NAME"
-    )
+def spec_name(folder: str) -> Callable[[str], str]:
+    """For the validation of a setting: refuses, by a `ConfigError`, what is neither the name of a spec in
+    `asyncrl/FOLDER` nor a user's own that can be imported."""
+
+    def check(name: str) -> str:
+        names = names_in(folder)
+        if ":" in name:
+            find_spec(Spec, folder, name)
+        elif name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f"did you mean {quoted(near)}? " if near else ""
+            raise ConfigError(
+                f"{meant}there are {quoted(names)}, and your own as package.module:NAME or path/file.py:NAME"
+            )
+        return name
+
+    return check
 
 
 def names_in(folder: str) -> list[str]:

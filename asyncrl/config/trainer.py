@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from asyncrl.section import Section
+from asyncrl.specs import spec_name
 
+BACKENDS = "trainer/backends"
+"""The folder of those that come with the package."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -33,9 +36,12 @@ class DeepSpeedConfig(Section):
 
 
 class TrainerConfig(Section):
-    backend: Literal["torch", "deepspeed", "paced"] = "torch"
+    backend: Annotated[str, AfterValidator(spec_name(BACKENDS))] = "torch"
     """`torch`: one rank. `deepspeed`: any number, by ZeRO. `paced`: waits as long as a GPU would take instead
-    of computing (benchmarks)."""
+    of computing (benchmarks). Or your own, `package.module:NAME` or `path/file.py:NAME`
+    (`asyncrl.trainer.backend.BackendSpec`)."""
+    settings: dict[str, Any] = Field({})
+    """Settings of a backend of your own, by its spec's `settings`."""
     ranks: int = Field(1, ge=1)
     """Trainer processes, one a GPU; on the CPU each computes with `trainer.threads`."""
     batch_groups: int = Field(16, ge=1)

@@ -87,6 +87,7 @@ def with_absolute_paths(config: Config) -> Config:
         episode = _of_file(config.rollout.episode)
         changed["rollout"] = config.rollout.model_copy(update={"episode": episode})
     changed["weights"] = config.weights.model_copy(update={"transport": _of_file(config.weights.transport)})
+    changed["trainer"] = config.trainer.model_copy(update={"backend": _of_file(config.trainer.backend)})
     changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
     reward, objective = config.reward, config.objective
     functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.config import Config
+from asyncrl.config.trainer import BACKENDS
 from asyncrl.core.records import Batch
 from asyncrl.specs import Spec, find_spec, names_in
 from asyncrl.trainer.backends.memory import TrainedMemory
@@ -14,9 +15,6 @@ from asyncrl.trainer.backends.memory import TrainedMemory
 if TYPE_CHECKING:
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.live import LiveWeights
-
-FOLDER = "trainer/backends"
-"""Of those that come with the package."""
 
 
 class Snapshot(Protocol):
@@ -67,8 +65,8 @@ class Follower(Protocol):
 
 
 class BackendSpec(Spec):
-    """All that is asked of a trainer backend beside its trainer. What is not said otherwise is so for one that
-    trains in plain torch, in one process."""
+    """All that is asked of a trainer backend beside its trainer (`asyncrl.specs`). What
+    is not said otherwise is so for one that trains in plain torch, in one process."""
 
     computes = True
     """False: it only takes its time, and needs no model, no device and no memory."""
@@ -80,8 +78,8 @@ class BackendSpec(Spec):
     """What one can do by it where GPUs are too small, each as an advice."""
 
     def make(self, config: Config, rendezvous: Path | None) -> Trainer:
-        """Loads the model where there is one. Where there are several ranks this is rank 0, which returns when
-        all are there; `rendezvous`: where they find each other, a file that does not exist yet."""
+        """Load the model, where there is one. Of several ranks this is rank 0; it returns when all are there.
+        rendezvous: where they find each other, a file that does not exist yet."""
         raise NotImplementedError
 
     def make_rank(self, config: Config, rank: int, rendezvous: Path) -> Follower:
@@ -119,12 +117,12 @@ class BackendSpec(Spec):
 
 def backend_of(config: Config) -> BackendSpec:
     """What `trainer.backend` names. Raises `ConfigError` where there is none."""
-    return find_spec(BackendSpec, FOLDER, config.trainer.backend)
+    return find_spec(BackendSpec, BACKENDS, config.trainer.backend)
 
 
 def backends() -> dict[str, BackendSpec]:
     """Those that come with the package, by name."""
-    return {name: find_spec(BackendSpec, FOLDER, name) for name in names_in(FOLDER)}
+    return {name: find_spec(BackendSpec, BACKENDS, name) for name in names_in(BACKENDS)}
 
 
 def _those(fit: Callable[[BackendSpec], bool]) -> str:

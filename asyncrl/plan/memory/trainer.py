@@ -83,7 +83,12 @@ def takes_sequences(config: Config, on_gpu: bool) -> bool:
 
 
 def _phases(
-    config: Config, trained: TrainedMemory, models: KnownModels, policy: ModelFacts, tokens: int, row_tokens: int
+    config: Config,
+    trained: TrainedMemory,
+    models: KnownModels,
+    policy: ModelFacts,
+    tokens: int,
+    row_tokens: int,
 ) -> Iterator[tuple[str, int]]:
     """What is computed in turn, and what each takes at its peak beside what stays."""
     yield from _training_phases(config, trained, policy, tokens, row_tokens, has_head=True)

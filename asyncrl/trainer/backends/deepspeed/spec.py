@@ -50,8 +50,8 @@ class DeepSpeed(BackendSpec):
         """DeepSpeed takes `CUDA_VISIBLE_DEVICES` for numbers."""
         if any(not name.strip().isdigit() for name in names):
             raise ConfigError(
-                f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there only; "
-                "name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
+                f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there "
+                "only; name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
             )
 
     def impossible(self, config: Config) -> Iterator[str]:
@@ -64,8 +64,9 @@ class DeepSpeed(BackendSpec):
             )
         if config.objective.proximal == "ewma":
             yield (
-                "objective.proximal=ewma keeps a second copy of whole weights, which trainer.backend=deepspeed "
-                "shares out; use trainer.backend=torch, or objective.proximal=recompute"
+                "objective.proximal=ewma keeps a second copy of whole weights, which "
+                "trainer.backend=deepspeed shares out; use trainer.backend=torch, or "
+                "objective.proximal=recompute"
             )
 
 

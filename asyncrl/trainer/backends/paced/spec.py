@@ -22,8 +22,8 @@ class Paced(BackendSpec):
         yield from super().impossible(config)
         if config.rollout.engine != "paced":
             yield (
-                f"trainer.backend=paced trains no model that rollout.engine={config.rollout.engine} could take "
-                "weights from; use rollout.engine=paced with it"
+                f"trainer.backend=paced trains no model that rollout.engine={config.rollout.engine} could "
+                "take weights from; use rollout.engine=paced with it"
             )
 
 
