@@ -213,7 +213,8 @@ def _attribute(module: ModuleType, name: str, called: str) -> Any:
     where = module.__file__ or module.__name__
     if not hasattr(module, name):
         functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("__")]
-        near = difflib.get_close_matches(name, functions, n=3) or functions[:8]
+        public = [n for n in vars(module) if not n.startswith("__")]
+        near = difflib.get_close_matches(name, public, n=3) or functions[:8]
         hint = f"did you mean {quoted(near, ' or ')}?" if near else "it defines no function at all"
         raise ConfigError(f"{called}: {where} has no `{name}`; {hint}")
     return getattr(module, name)
