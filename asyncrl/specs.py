@@ -4,9 +4,12 @@ an engine. One is found by the name of its folder, or is a user's own."""
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import create_model
 
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import find, quoted
@@ -25,6 +28,7 @@ class Spec:
 
 
 S = TypeVar("S", bound=Spec)
+M = TypeVar("M", bound=Section)
 
 
 def find_spec(kind: type[S], folder: str, name: str) -> S:
@@ -33,8 +37,10 @@ def find_spec(kind: type[S], folder: str, name: str) -> S:
 
     kind: what it has to be. Raises `ConfigError` where there is none.
     """
-    built_in = f"asyncrl.{folder.replace('/', '.')}.{name}.spec:SPEC"
-    found = find(name if ":" in name else built_in, what=folder.rpartition("/")[2].removesuffix("s"))
+    if ":" not in name:
+        found = _module(folder, name, "spec").SPEC
+    else:
+        found = find(name, what=folder.rpartition("/")[2].removesuffix("s"))
     if not isinstance(found, kind):
         raise ConfigError(
             f"`{name}` is of type {type(found).__name__}; give an object of a class that derives from "
@@ -60,6 +66,33 @@ def spec_name(folder: str) -> Callable[[str], str]:
         return name
 
     return check
+
+
+def sections_in(folder: str) -> dict[str, type[Section]]:
+    """The settings of those that come with the package, by name: `Settings` of
+    `asyncrl/FOLDER/NAME/settings.py`, whose docstring says in lower case what the thing is."""
+    return {name: _module(folder, name, "settings").Settings for name in names_in(folder)}
+
+
+def choices(folder: str) -> str:
+    """What can be named, for the documentation of a setting."""
+    built_in = (f"`{name}`: {section.__doc__}" for name, section in sections_in(folder).items())
+    return f"{' '.join(built_in)} Or your own: `package.module:NAME` or `path/file.py:NAME`."
+
+
+def with_sections(folder: str) -> Callable[[type[M]], type[M]]:
+    """Adds to a section of the settings those of what comes with the package (`sections_in`), by name; none
+    that has no keys."""
+
+    def add(section: type[M]) -> type[M]:
+        own = {name: (kind, kind()) for name, kind in sections_in(folder).items() if kind.model_fields}
+        return create_model(section.__name__, __base__=section, __module__=section.__module__, **own)
+
+    return add
+
+
+def _module(folder: str, name: str, part: str) -> Any:
+    return importlib.import_module(f"asyncrl.{folder.replace('/', '.')}.{name}.{part}")
 
 
 def names_in(folder: str) -> list[str]:

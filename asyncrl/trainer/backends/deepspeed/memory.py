@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.config import Config
-from asyncrl.trainer.backends.deepspeed.settings import engine_settings
+from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.memory import ADAM_BYTES, TrainedMemory
 
 _NORM_BYTES = 8
