@@ -46,7 +46,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.reward_link import reward_links
     from asyncrl.loop.worker import RolloutWorker
     from asyncrl.reward.rewards import Rewards
-    from asyncrl.rollout.engines.make import make_engine
+    from asyncrl.rollout.engines.spec import make_engine
     from asyncrl.rollout.make import make_rollout
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient

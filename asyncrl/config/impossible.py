@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig
 from asyncrl.config.reward import RewardRouteConfig
+from asyncrl.config.rollout import ENGINES
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
-from asyncrl.config.servers import impossible_servers
 from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
@@ -25,8 +25,6 @@ from asyncrl.objective.catalogue import (
     is_own,
 )
 from asyncrl.specs import Spec, find_spec
-
-VLLM_MAX_TEMPERATURE = 2.0
 
 
 def impossible(c: Config) -> Iterator[str]:
@@ -57,25 +55,27 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
-    yield from _impossible_backends(c)
-    if c.rollout.engine == "http":
-        yield from impossible_servers(c)
+    yield from _impossible_devices(c)
     yield from _impossible_network(c.network)
-    backend = find_spec(Spec, BACKENDS, c.trainer.backend)
-    yield from backend.impossible(c)
-    yield from _impossible_settings("trainer.settings", backend, c.trainer.settings)
+    yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
+    yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
 
 
-def _impossible_settings(key: str, spec: Spec, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Of a spec's own section."""
+def _impossible_by_spec(
+    c: Config, key: str, folder: str, name: str, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """key: of the section that a user's own has its settings from."""
+    spec = find_spec(Spec, folder, name)
     try:
         spec.settings.model_validate(settings)
     except ValidationError as error:
         yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
+    else:
+        yield from spec.impossible(c)
 
 
 def _impossible_sampling(c: Config) -> Iterator[str]:
-    """Ways of sampling that an objective, or an engine, does not stand."""
+    """Ways of sampling that an objective does not stand."""
     cut = {"top_p": c.rollout.top_p if c.rollout.top_p < 1 else None, "top_k": c.rollout.top_k or None}
     cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
     whole = {"objective.policy_loss": c.objective.policy_loss, "objective.step_size": c.objective.step_size}
@@ -86,11 +86,6 @@ def _impossible_sampling(c: Config) -> Iterator[str]:
                 "sampled from but not the trainer's policy: the ratios of long responses would vanish even "
                 "on policy; use rollout.top_p=1 and rollout.top_k=0"
             )
-    if c.rollout.engine in ("vllm", "http") and c.rollout.temperature > VLLM_MAX_TEMPERATURE:
-        yield (
-            f"rollout.temperature={c.rollout.temperature:g}: vLLM takes temperatures up to "
-            f"{VLLM_MAX_TEMPERATURE:g}; use a lower one"
-        )
 
 
 def _impossible_filter(c: Config) -> Iterator[str]:
@@ -244,25 +239,7 @@ def _there_are(names: Iterable[str]) -> str:
     return f"there are {', '.join(f'`{name}`' for name in sorted(names)) or 'none'}"
 
 
-def _impossible_backends(c: Config) -> Iterator[str]:
-    if c.run.in_one_process and c.rollout.engine in ("vllm", "http"):
-        yield (
-            "run.mode=inline steps the embedded engine by hand, and vLLM schedules by itself; use "
-            "rollout.engine=torch, or run.mode=async"
-        )
-    if c.rollout.tensor_parallel_size > 1 and c.rollout.engine != "vllm":
-        yield (
-            f"rollout.tensor_parallel_size={c.rollout.tensor_parallel_size}: only rollout.engine=vllm splits "
-            f"a model; use it instead of rollout.engine={c.rollout.engine}, or rollout.tensor_parallel_size=1"
-        )
-    if c.rollout.kv_on_update == "resubmit" and c.rollout.engine != "vllm":
-        yield (
-            f"rollout.kv_on_update=resubmit is for rollout.engine=vllm; rollout.engine={c.rollout.engine} "
-            "need not take requests back to compute them anew: use rollout.kv_on_update=recompute, which "
-            "samples from the same distribution"
-        )
-    if c.run.in_one_process and c.rollout.engine == "paced":
-        yield "run.mode=inline computes and cannot pace an engine; use run.mode=async"
+def _impossible_devices(c: Config) -> Iterator[str]:
     if c.run.in_one_process and c.rollout.workers > 1:
         yield f"run.mode={c.run.mode} has one engine; use rollout.workers=1, not {c.rollout.workers}"
     if c.model.attn_implementation == "flash_attention_2" and c.model.dtype == "float32":

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from asyncrl.config import Config
 from asyncrl.plan.resources import Place, Placement
+from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
 
@@ -39,7 +40,7 @@ def with_own_cores(config: Config, placement: Placement, cores: Sequence[int]) -
 def _computes(config: Config, place: Place) -> bool:
     if place.kind == "trainer":
         return backend_of(config).computes
-    return place.kind != "rollout" or config.rollout.engine in ("torch", "vllm")
+    return place.kind != "rollout" or engine_of(config).computes_here
 
 
 def _processes(config: Config, place: Place) -> int:

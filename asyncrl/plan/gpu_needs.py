@@ -8,6 +8,7 @@ from itertools import combinations, product
 from typing import Any, Literal
 
 from asyncrl.config import Config
+from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
 
@@ -63,7 +64,7 @@ def needs_of(config: Config) -> list[Need]:
             key="rollout",
             roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
             gpus_each=rollout.tensor_parallel_size,
-            device="cpu" if rollout.engine in ("paced", "http") else rollout.device,
+            device=rollout.device if engine_of(config).computes_here else "cpu",
             threads=rollout.threads,
             settings=engines,
         ),

@@ -3,9 +3,9 @@
 import pytest
 
 from asyncrl.config import from_tree
+from asyncrl.decoders.facts import LayerShape, ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.plan.checks import gpu as gpu_checks
-from asyncrl.plan.facts.model import LayerShape, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.outline import outline
 from asyncrl.plan.resources import assign

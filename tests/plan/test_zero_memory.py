@@ -11,7 +11,7 @@ import zero_rank
 from zero_rank import LARGEST, PARAMETERS, RANKS
 
 from asyncrl.config import dump, from_tree
-from asyncrl.plan.facts.model import DTYPE_BYTES
+from asyncrl.decoders.facts import DTYPE_BYTES
 from asyncrl.trainer.backends.deepspeed.memory import memory_of
 
 DEADLINE_S = 200.0

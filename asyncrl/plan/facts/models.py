@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.plan.facts.model import (
     FoundModel,
-    ModelFacts,
     ModelSource,
     check_decoder_only,
     check_weights,

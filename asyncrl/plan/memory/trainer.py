@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncrl.config import Config
-from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
+from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.activations import (
     final_norm_backward_bytes,

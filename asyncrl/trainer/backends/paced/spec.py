@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyncrl.config import Config
+from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import BackendSpec, Trainer
 
 
@@ -20,7 +21,7 @@ class Paced(BackendSpec):
 
     def impossible(self, config: Config) -> Iterator[str]:
         yield from super().impossible(config)
-        if config.rollout.engine != "paced":
+        if engine_of(config).samples:
             yield (
                 f"trainer.backend=paced trains no model that rollout.engine={config.rollout.engine} could "
                 "take weights from; use rollout.engine=paced with it"
