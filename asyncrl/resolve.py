@@ -1,4 +1,4 @@
-"""Functions that a config names: `package.module:function` or `path/file.py:function`."""
+"""What a config names as `package.module:name` or `path/file.py:name`, functions for the most part."""
 
 from __future__ import annotations
 
@@ -42,7 +42,19 @@ _under_way = threading.local()
 
 
 def resolve(spec: str, base: Path | None = None, what: str = "function") -> Function:
-    """The function named by `package.module:function` or `path/file.py:function`.
+    """As `find`, of what can be called."""
+    function = find(spec, base, what)
+    if not callable(function):
+        source, _, name = spec.rpartition(":")
+        raise ConfigError(
+            f"{what} `{spec}`: `{name}` in {source} is of type {type(function).__name__} and cannot be "
+            "called; name a function"
+        )
+    return cast(Function, function)
+
+
+def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
+    """What is named by `package.module:name` or `path/file.py:name`.
 
     base: folder that file paths are relative to and in which modules are looked for, after all that is
         installed; by default the current directory. It is added to the end of `sys.path`, and so is the
@@ -197,20 +209,15 @@ def _module_name(path: Path) -> str:
     return f"{name}_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}"
 
 
-def _attribute(module: ModuleType, name: str, called: str) -> Function:
+def _attribute(module: ModuleType, name: str, called: str) -> Any:
     where = module.__file__ or module.__name__
     if not hasattr(module, name):
         functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("__")]
-        near = difflib.get_close_matches(name, functions, n=3) or functions[:8]
+        public = [n for n in vars(module) if not n.startswith("__")]
+        near = difflib.get_close_matches(name, public, n=3) or functions[:8]
         hint = f"did you mean {quoted(near, ' or ')}?" if near else "it defines no function at all"
         raise ConfigError(f"{called}: {where} has no `{name}`; {hint}")
-    function = getattr(module, name)
-    if not callable(function):
-        raise ConfigError(
-            f"{called}: `{name}` in {where} is of type {type(function).__name__} and "
-            f"cannot be called; name a function"
-        )
-    return cast(Function, function)
+    return getattr(module, name)
 
 
 def _put_on_path(folder: Path) -> None:

@@ -41,7 +41,7 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
 PROMPT_TOKENS = 16

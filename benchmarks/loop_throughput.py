@@ -52,7 +52,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.loop.worker import AttemptFailed, GroupRollout, RolloutWorker
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.text import response_text
 from asyncrl.trainer.backend import make_trainer
@@ -185,7 +185,7 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     tasks = [
         RolloutTask(0, 0, 0, row.index, row.prompt, row.prompt_ids.tolist(), row.columns) for row in prompts
     ]
-    engine, trainer = make_torch_engine(config, prompts.longest_tokens), make_trainer(config)
+    engine, trainer = make_engine(config, prompts.longest_tokens), make_trainer(config)
     engine.swap({name: weight.detach().clone() for name, weight in trainer.weights().items()}, 0)
     rewards = Rewards(config.reward, {}, max_steps=steps, max_tokens=config.rollout.max_new_tokens)
     await rewards.start()

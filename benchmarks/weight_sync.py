@@ -50,7 +50,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.units import format_bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import WholeWeights

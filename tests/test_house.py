@@ -22,6 +22,7 @@ LAYERS = (
             "resolve",
             "scratch",
             "section",
+            "specs",
         ),
         *("units", "waits", "work"),
     },
@@ -132,6 +133,49 @@ def cycles():
 
 def test_there_is_no_import_cycle():
     assert cycles() == []
+
+
+def names_in(folder):
+    return [path.parent.name for path in (PACKAGE / folder).glob("*/spec.py")]
+
+
+NAMES = {
+    "backend": ("trainer.backends", rf"trainer\.(backend=)?({'|'.join(names_in('trainer/backends'))})\b"),
+    "mode": ("config.run", r"^inline$"),
+}
+"""Of settings that choose one of several things: the only place where it may be asked which, and what a
+string that names one looks like. Elsewhere its spec, or a property, is asked for what matters of it."""
+NAMED = {"mode": ["loop.inline"]}
+"""Other places whose subject one of them is."""
+
+
+def test_what_is_chosen_is_not_asked_for_by_name():
+    wrong = [
+        f"{name}:{node.lineno} names a {key}"
+        for key, (place, pattern) in NAMES.items()
+        for name, tree in TREES.items()
+        if not name.startswith((place, *NAMED.get(key, ())))
+        for node in (*asked(tree, key), *(s for s in strings(tree) if re.search(pattern, s.value)))
+    ]
+    assert not wrong
+
+
+def asked(tree, attribute):
+    """Comparisons with an attribute of this name, and what is looked up by it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare | ast.Match | ast.Subscript):
+            inner = node.slice if isinstance(node, ast.Subscript) else node
+            subject = inner.subject if isinstance(inner, ast.Match) else inner
+            if any(isinstance(n, ast.Attribute) and n.attr == attribute for n in ast.walk(subject)):
+                yield node
+
+
+def strings(tree):
+    """But for docstrings, those of attributes included."""
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+            yield node
 
 
 def functions():

@@ -223,7 +223,7 @@ def _kv_room(config: Config, o: Outline) -> Iterator[tuple[str, str]]:
 def _cores(plan: Plan) -> Iterator[tuple[str, str]]:
     """How the cores are shared out, where something computes on them."""
     wanted, there = sum(cores_wanted(plan.config, plan.placement).values()), len(plan.machine.own_cores)
-    if not wanted or plan.is_elsewhere or plan.config.run.mode == "inline":
+    if not wanted or plan.is_elsewhere:
         return
     how = "shared by all"
     if any(place.cores for place in plan.placement.places):

@@ -46,7 +46,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.reward_link import reward_links
     from asyncrl.loop.worker import RolloutWorker
     from asyncrl.reward.rewards import Rewards
-    from asyncrl.rollout.engines.make import make_engine
+    from asyncrl.rollout.engines.spec import make_engine
     from asyncrl.rollout.make import make_rollout
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -98,7 +98,7 @@ async def reward(config: Config, path: Path, name: str) -> None:
 async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainLoop
-    from asyncrl.trainer.backend import make_rank, make_trainer
+    from asyncrl.trainer.backend import backend_of, make_trainer
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
 
@@ -106,6 +106,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
     loop = asyncio.get_running_loop()
     if rank := int(name.rpartition("-")[2]):
+        make_rank = backend_of(config).make_rank
         follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
         async with beating(run_dir.pulse(name)):
             return await loop.run_in_executor(executor, follower.follow)

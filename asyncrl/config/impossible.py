@@ -5,13 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from pydantic import ValidationError
+
+from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig
 from asyncrl.config.reward import RewardRouteConfig
+from asyncrl.config.rollout import ENGINES
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
-from asyncrl.config.servers import impossible_servers
+from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
@@ -19,8 +24,7 @@ from asyncrl.objective.catalogue import (
     TOKEN_ADVANTAGES,
     is_own,
 )
-
-VLLM_MAX_TEMPERATURE = 2.0
+from asyncrl.specs import Spec, find_spec
 
 
 def impossible(c: Config) -> Iterator[str]:
@@ -51,15 +55,27 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
-    yield from _impossible_backends(c)
-    if c.rollout.engine == "http":
-        yield from impossible_servers(c)
-    yield from _impossible_ranks(c)
+    yield from _impossible_devices(c)
     yield from _impossible_network(c.network)
+    yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
+    yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
+
+
+def _impossible_by_spec(
+    c: Config, key: str, folder: str, name: str, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """key: of the section that a user's own has its settings from."""
+    spec = find_spec(Spec, folder, name)
+    try:
+        spec.settings.model_validate(settings)
+    except ValidationError as error:
+        yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
+    else:
+        yield from spec.impossible(c)
 
 
 def _impossible_sampling(c: Config) -> Iterator[str]:
-    """Ways of sampling that an objective, or an engine, does not stand."""
+    """Ways of sampling that an objective does not stand."""
     cut = {"top_p": c.rollout.top_p if c.rollout.top_p < 1 else None, "top_k": c.rollout.top_k or None}
     cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
     whole = {"objective.policy_loss": c.objective.policy_loss, "objective.step_size": c.objective.step_size}
@@ -70,11 +86,6 @@ def _impossible_sampling(c: Config) -> Iterator[str]:
                 "sampled from but not the trainer's policy: the ratios of long responses would vanish even "
                 "on policy; use rollout.top_p=1 and rollout.top_k=0"
             )
-    if c.rollout.engine in ("vllm", "http") and c.rollout.temperature > VLLM_MAX_TEMPERATURE:
-        yield (
-            f"rollout.temperature={c.rollout.temperature:g}: vLLM takes temperatures up to "
-            f"{VLLM_MAX_TEMPERATURE:g}; use a lower one"
-        )
 
 
 def _impossible_filter(c: Config) -> Iterator[str]:
@@ -104,25 +115,6 @@ def _impossible_network(network: NetworkConfig) -> Iterator[str]:
         )
 
 
-def _impossible_ranks(c: Config) -> Iterator[str]:
-    trainer = c.trainer
-    if trainer.ranks > 1 and trainer.backend != "deepspeed":
-        yield (
-            f"trainer.ranks={trainer.ranks}: trainer.backend={trainer.backend} has one rank; use "
-            "trainer.backend=deepspeed, or trainer.ranks=1"
-        )
-    if trainer.deepspeed.offload_parameters and trainer.deepspeed.zero_stage != 3:
-        yield (
-            f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
-            f"{trainer.deepspeed.zero_stage}: the lower stages keep whole weights on every rank"
-        )
-    if trainer.backend == "deepspeed" and c.run.mode == "inline":
-        yield (
-            "run.mode=inline computes in one process, and trainer.backend=deepspeed has ranks of its own; "
-            "use trainer.backend=torch, or run.mode=async"
-        )
-
-
 def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
     lag = staleness.fixed_lag
     if lag is not None and lag > staleness.max_staleness:
@@ -149,16 +141,8 @@ def _impossible_critic(c: Config) -> Iterator[str]:
             f"critic: objective.advantage={advantage} asks no critic; leave the section out, or use "
             f"objective.advantage={needed.replace(', ', ' or ')}"
         )
-    if c.objective.proximal == "ewma" and c.trainer.backend == "deepspeed":
-        yield (
-            "objective.proximal=ewma keeps a second copy of whole weights, which trainer.backend=deepspeed "
-            "shares out; use trainer.backend=torch, or objective.proximal=recompute"
-        )
     if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
         yield f"objective.whiten is for {needed}, and objective.advantage={advantage}; leave it out"
-    for key, section in (("critic", c.critic), ("reference", c.reference)):
-        if section is not None and c.trainer.backend == "paced":
-            yield f"{key}: trainer.backend=paced computes nothing; leave the section out"
 
 
 def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
@@ -255,33 +239,9 @@ def _there_are(names: Iterable[str]) -> str:
     return f"there are {', '.join(f'`{name}`' for name in sorted(names)) or 'none'}"
 
 
-def _impossible_backends(c: Config) -> Iterator[str]:
-    paced = (c.rollout.engine == "paced", c.trainer.backend == "paced")
-    if c.run.mode == "inline" and c.rollout.engine in ("vllm", "http"):
-        yield (
-            "run.mode=inline steps the embedded engine by hand, and vLLM schedules by itself; use "
-            "rollout.engine=torch, or run.mode=async"
-        )
-    if c.rollout.tensor_parallel_size > 1 and c.rollout.engine != "vllm":
-        yield (
-            f"rollout.tensor_parallel_size={c.rollout.tensor_parallel_size}: only rollout.engine=vllm splits "
-            f"a model; use it instead of rollout.engine={c.rollout.engine}, or rollout.tensor_parallel_size=1"
-        )
-    if c.rollout.kv_on_update == "resubmit" and c.rollout.engine != "vllm":
-        yield (
-            f"rollout.kv_on_update=resubmit is for rollout.engine=vllm; rollout.engine={c.rollout.engine} "
-            "need not take requests back to compute them anew: use rollout.kv_on_update=recompute, which "
-            "samples from the same distribution"
-        )
-    if c.run.mode == "inline" and any(paced):
-        yield "run.mode=inline computes and cannot pace an engine or trainer; use run.mode=async"
-    if c.run.mode == "inline" and c.rollout.workers > 1:
-        yield f"run.mode=inline has one engine; use rollout.workers=1, not {c.rollout.workers}"
-    if paced == (False, True):
-        yield (
-            f"trainer.backend=paced trains no model that rollout.engine={c.rollout.engine} could take "
-            "weights from; use rollout.engine=paced with it"
-        )
+def _impossible_devices(c: Config) -> Iterator[str]:
+    if c.run.in_one_process and c.rollout.workers > 1:
+        yield f"run.mode={c.run.mode} has one engine; use rollout.workers=1, not {c.rollout.workers}"
     if c.model.attn_implementation == "flash_attention_2" and c.model.dtype == "float32":
         yield (
             "model.attn_implementation=flash_attention_2 computes in 16 bits only; use model.dtype=bfloat16, "

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from asyncrl.section import Section
+from asyncrl.specs import choices, spec_name, with_sections
+
+ENGINES = "rollout/engines"
+"""The folder of those that come with the package."""
 
 
-class PacedEngineConfig(Section):
-    step_base_s: float = Field(0.010, ge=0)
-    """Time of a decode step with nothing in it."""
-    step_per_request_s: float = Field(0.0001, ge=0)
-    """Time that each running request adds to a decode step."""
-    min_new_tokens: int = Field(1, ge=1)
-    """Response lengths are uniform from here to `rollout.max_new_tokens`, by the request's seed."""
-
-
-class TorchEngineConfig(Section):
-    cuda_graphs: bool = False
-    """Capture decode steps as CUDA graphs, on a GPU: faster steps, and a pause at the first of each shape."""
-
-
-class VllmEngineConfig(Section):
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that an engine takes, weights included. Where the trainer shares the GPU it
-    has to be lower: a value that would leave the trainer too little is refused, with the one to use."""
-    cuda_graphs: bool = True
-    """Capture decode steps as CUDA graphs: a slower start, faster steps."""
-    prefill_tokens: int | None = Field(None, ge=1)
-    """Tokens computed in one step, at most (vLLM's `max_num_batched_tokens`); null: 8,192 on a GPU, 2,048 on
-    the CPU."""
-    answer_timeout_s: float = Field(120.0, gt=0)
-    """An engine that answers nothing, or generates nothing with requests running, for this long is taken for
-    hung and replaced."""
-
-
-class HttpEngineConfig(Section):
-    urls: list[str] = Field([])
-    """The servers, each as `http://HOST:PORT`. One worker drives them all."""
-    weights_dir: str | None = None
-    """A folder that this machine and all servers see under the same path: weight versions go through it,
-    two at a time. On one host `/dev/shm/NAME` is fastest. One run at a time can use it."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the servers' API key, where they ask for one."""
-    answer_timeout_s: float = Field(10.0, gt=0)
-    """A server that does not answer for this long is taken for dead: the others get its requests. It serves
-    again once it answers and has the newest weights."""
-    load_timeout_s: float = Field(60.0, gt=0)
-    """The same, while it loads a weight version; keep it below `weights.ack_timeout_s`."""
-    stall_timeout_s: float = Field(120.0, gt=0)
-    """The same, for a server that answers and generates nothing with requests running."""
-    patience_s: float = Field(120.0, gt=0)
-    """With no server left, the run ends after this long."""
-
-
+@with_sections(ENGINES)
 class RolloutConfig(Section):
-    engine: Literal["torch", "vllm", "http", "paced"] = "torch"
-    """`torch`: the embedded engine. `vllm`: vLLM, in processes of its own. `http`: running vLLM servers that
-    somebody else operates. `paced`: waits as long as a GPU would take instead of computing (benchmarks)."""
+    engine: Annotated[str, AfterValidator(spec_name(ENGINES))] = Field("torch", description=choices(ENGINES))
+    settings: dict[str, Any] = Field({})
+    """Settings of an engine of your own, by its spec's `settings`."""
     workers: int = Field(1, ge=1)
     """Rollout worker processes, each with an engine of its own."""
     slots: int = Field(64, ge=1)
@@ -98,10 +56,10 @@ class RolloutConfig(Section):
     """CPU threads of each worker's engine."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks over which each vLLM engine splits the model: processes on the CPU, GPUs elsewhere."""
-    torch: TorchEngineConfig = TorchEngineConfig()
-    vllm: VllmEngineConfig = VllmEngineConfig()
-    http: HttpEngineConfig = HttpEngineConfig()
-    paced: PacedEngineConfig = PacedEngineConfig()
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The section of an engine that comes with the package, from its own folder."""
 
     def context_tokens(self, longest_prompt_tokens: int) -> int:
         """The longest sequence that engines and trainers must have room for."""

@@ -89,7 +89,12 @@ class RunConfig(Section):
     @property
     def records(self) -> bool:
         """Whether every batch is kept."""
-        return self.record or self.mode == "inline"
+        return self.record or self.in_one_process
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether everything computes in one process, in turns that depend on nothing but the seeds."""
+        return self.mode == "inline"
 
 
 class PlacementConfig(Section):

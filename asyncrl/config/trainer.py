@@ -1,41 +1,26 @@
-"""Settings of the trainer and its backends."""
+"""Settings of the trainer; those of its backends lie in their folders."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from asyncrl.section import Section
+from asyncrl.specs import choices, spec_name, with_sections
 
+BACKENDS = "trainer/backends"
+"""The folder of those that come with the package."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class PacedTrainerConfig(Section):
-    step_s: float = Field(1.0, ge=0)
-    """Time of a training step."""
-
-
-class DeepSpeedConfig(Section):
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What the ranks share out among each other: 0 nothing, 1 the optimizer's state, 2 the gradients too, 3
-    the weights too. 0 and 1 keep all gradients on every rank (4 bytes a parameter) and sum them over the
-    ranks once a mini-batch; 2 and 3 once a micro-batch, while the backward pass goes on."""
-    offload_optimizer: bool = False
-    """Keep the optimizer's state in host memory."""
-    offload_parameters: bool = False
-    """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
-    communication_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which the ranks sum their gradients (zero_stage 1 to 3). float32: how many ranks there are changes
-    no gradient. bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""
-    zero: dict[str, Any] = Field({})
-    """Further settings of DeepSpeed's `zero_optimization`, by DeepSpeed's own names."""
-
-
+@with_sections(BACKENDS)
 class TrainerConfig(Section):
-    backend: Literal["torch", "deepspeed", "paced"] = "torch"
-    """`torch`: one rank. `deepspeed`: any number, by ZeRO. `paced`: waits as long as a GPU would take instead
-    of computing (benchmarks)."""
+    backend: Annotated[str, AfterValidator(spec_name(BACKENDS))] = Field(
+        "torch", description=choices(BACKENDS)
+    )
+    settings: dict[str, Any] = Field({})
+    """Settings of a backend of your own, by its spec's `settings`."""
     ranks: int = Field(1, ge=1)
     """Trainer processes, one a GPU; on the CPU each computes with `trainer.threads`."""
     batch_groups: int = Field(16, ge=1)
@@ -74,5 +59,7 @@ class TrainerConfig(Section):
     """Where the trainer runs."""
     threads: int = Field(1, ge=1)
     """CPU threads of the trainer."""
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    paced: PacedTrainerConfig = PacedTrainerConfig()
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The section of a backend that comes with the package, from its own folder."""

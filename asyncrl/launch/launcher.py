@@ -33,8 +33,7 @@ from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.preflight import Prepared, load, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
-from asyncrl.rollout.engines.http import weights_dir
-from asyncrl.rollout.engines.make import SHARES_GPU
+from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.layout import COORDINATOR, RunDir
@@ -232,8 +231,8 @@ def _make_new(path: Path) -> Path:
 
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
     async with metered(run_dir.usage):
-        if prepared.config.run.mode == "inline":
-            # Here, not above: it imports the trainer and the engine, which other modes leave to their roles.
+        if prepared.config.run.in_one_process:
+            # Here, not above: it imports the trainer and the engine, which `async` runs leave to their roles.
             from asyncrl.loop.inline import run_inline
 
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
@@ -321,12 +320,10 @@ async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None
 @contextmanager
 def _no_weights_left(config: Config) -> Iterator[None]:
     """Whatever kills a rollout worker: the weights that it has put where servers find them go."""
-    http = config.rollout.http
     try:
         yield
     finally:
-        if config.rollout.engine == "http" and http.weights_dir is not None:
-            weights_dir.sweep(Path(http.weights_dir))
+        engine_of(config).sweep(config)
 
 
 @contextmanager

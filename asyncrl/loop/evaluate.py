@@ -20,7 +20,7 @@ from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import Engine, EngineError
-from asyncrl.rollout.engines.make import make_engine
+from asyncrl.rollout.engines.spec import engine_of, make_engine, those
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
@@ -71,9 +71,10 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
     """
     if not prompts:
         raise ConfigError(f"data.path={config.data.path}: there is no prompt to evaluate on")
-    if config.rollout.engine == "paced":
+    if not engine_of(config).samples:
         raise ConfigError(
-            "rollout.engine=paced samples nothing that could be scored; use rollout.engine=torch"
+            f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
+            f"{those(lambda spec: spec.samples)}"
         )
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
     engine = make_engine(config, longest, shares_gpu=True)

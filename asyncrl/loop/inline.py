@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -26,8 +26,8 @@ from asyncrl.loop.host import Host
 from asyncrl.loop.trainer import TrainLoop
 from asyncrl.reward.model import LocalRewardModel, load_scorer
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.base import UpdateReport
-from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import make_rollout
 from asyncrl.rollout.task import RolloutTask
@@ -40,7 +40,6 @@ from asyncrl.wire.codec import pack, unpack
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asyncrl.rollout.engines.torch import TorchEngine
     from asyncrl.weights.canary import Canary
 
 WORKER = "inline"
@@ -54,7 +53,7 @@ class InlineLink:
         self,
         config: Config,
         host: Host,
-        engine: TorchEngine,
+        engine: SteppedEngine,
         rewards: Rewards,
         rollout: GroupRollout,
     ) -> None:
@@ -181,7 +180,7 @@ class InlineLink:
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
-        engine = make_torch_engine(config, prompts.longest_tokens)
+        engine = cast(SteppedEngine, make_engine(config, prompts.longest_tokens))
         trainer = make_trainer(config)
         models = {
             model.label: LocalRewardModel(model.label, load_scorer(model)) for model in config.reward.models

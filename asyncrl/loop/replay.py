@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl import config as settings
-from asyncrl.config import Config
+from asyncrl.config import Config, TrainerConfig
 from asyncrl.core.records import Batch
 from asyncrl.errors import AsyncRLError
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
@@ -16,7 +16,7 @@ from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_ledger
-from asyncrl.trainer.backend import Trainer, make_trainer
+from asyncrl.trainer.backend import Trainer, backend_of, make_trainer
 from asyncrl.wire.codec import unpack
 
 
@@ -72,8 +72,11 @@ def replay(run_dir: str | Path, from_step: int = 0, to_step: int | None = None) 
 
 
 def _alone(config: Config) -> Config:
-    trainer = config.trainer.model_copy(update={"backend": "torch", "ranks": 1})
-    return config.model_copy(update={"trainer": trainer})
+    """By the default backend where the run's own does not train in one process."""
+    if not backend_of(config).why_not_inline:
+        return config
+    update = {"backend": TrainerConfig().backend, "ranks": 1}
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=update)})
 
 
 def _batch(config: Config, run_dir: RunDir, step: int) -> Batch:

@@ -19,9 +19,11 @@ from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.samples import SamplesWriter
 from asyncrl.observe.symptoms import Symptoms
 from asyncrl.reward.statistics import RewardScaler
+from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.budget import Budget, Usage
 from asyncrl.runfiles.checkpoint_saver import CheckpointSaver
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.trainer.backend import backend_of
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
 
@@ -130,7 +132,8 @@ class TrainLoop:
 
     def _samples(self, done: int) -> AbstractContextManager[SamplesWriter | None]:
         """None where nothing computes, and so nobody writes."""
-        if "paced" in (self._config.rollout.engine, self._config.trainer.backend):
+        # A backend that computes nothing goes with no engine that does.
+        if not backend_of(self._config).computes or not engine_of(self._config).samples:
             return nullcontext()
         tokenizer = load_tokenizer(self._config.model)
         return SamplesWriter(self._run_dir.path, tokenizer.decode, after_step=done)
@@ -183,8 +186,7 @@ class TrainLoop:
         if version < self._frontier:
             return await self._link.publish(version, None, None)
         c = self._config
-        # The embedded engine computes with the very tensors that it is given: nothing to prove.
-        wanted = c.weights.canary and c.rollout.engine in ("vllm", "http")
+        wanted = c.weights.canary and engine_of(c).scores_canary
         canary = await self._in_executor(self._trainer.canary) if wanted else None
         return await self._link.publish(version, self._trainer.weights(), canary)
 

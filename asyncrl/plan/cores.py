@@ -7,11 +7,15 @@ from dataclasses import replace
 
 from asyncrl.config import Config
 from asyncrl.plan.resources import Place, Placement
+from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.trainer.backend import backend_of
 
 
 def cores_wanted(config: Config, placement: Placement) -> dict[str, int]:
     """A core for each thread that a role computes with on the CPU; roles that only wait, or compute on GPUs,
-    want none."""
+    want none, nor does a run in one process."""
+    if config.run.in_one_process:
+        return {}
     return {
         place.role: place.threads * _processes(config, place)
         for place in placement.places
@@ -23,8 +27,7 @@ def with_own_cores(config: Config, placement: Placement, cores: Sequence[int]) -
     """Give each role the cores that it wants (`placement.pin_cores`), where there are enough for all; else
     they all share all. `cores`: those that may be given away."""
     wanted = cores_wanted(config, placement)
-    off = config.placement.pin_cores == "never" or config.run.mode == "inline"
-    if off or sum(wanted.values()) > len(cores):
+    if config.placement.pin_cores == "never" or sum(wanted.values()) > len(cores):
         return placement
     free = iter(cores)
     places = [
@@ -36,8 +39,8 @@ def with_own_cores(config: Config, placement: Placement, cores: Sequence[int]) -
 
 def _computes(config: Config, place: Place) -> bool:
     if place.kind == "trainer":
-        return config.trainer.backend != "paced"
-    return place.kind != "rollout" or config.rollout.engine in ("torch", "vllm")
+        return backend_of(config).computes
+    return place.kind != "rollout" or engine_of(config).computes_here
 
 
 def _processes(config: Config, place: Place) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from asyncrl.config import Config
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.trainer import snapshot_bytes
+from asyncrl.trainer.backend import backend_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Disk:
 
 def estimate_disk(config: Config, models: KnownModels) -> Disk | None:
     """None where a trained model's size is not known."""
-    if config.trainer.backend == "paced":
+    if not backend_of(config).computes:
         return Disk(0, 0)
     if models.policy is None or (config.critic is not None and models.critic is None):
         return None
@@ -40,7 +41,7 @@ def _checkpoints(config: Config) -> int:
     """Those that are kept, and the next, which is written before the oldest goes; no more than are made."""
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_last + config.checkpoint.keep_best
     if every is None:
-        most = 1 if config.run.mode == "inline" else config.run.steps
+        most = 1 if config.run.in_one_process else config.run.steps
     else:
         most = math.ceil(config.run.steps / every) if every else 1
     return min(kept + 1, most)

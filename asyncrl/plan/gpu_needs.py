@@ -8,6 +8,8 @@ from itertools import combinations, product
 from typing import Any, Literal
 
 from asyncrl.config import Config
+from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.trainer.backend import backend_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def needs_of(config: Config) -> list[Need]:
             key="trainer",
             roles=tuple(f"trainer-{i}" for i in range(trainer.ranks)),
             gpus_each=1,
-            device="cpu" if trainer.backend == "paced" else trainer.device,
+            device=trainer.device if backend_of(config).computes else "cpu",
             threads=trainer.threads,
             settings=f"trainer.ranks={trainer.ranks}",
         ),
@@ -62,7 +64,7 @@ def needs_of(config: Config) -> list[Need]:
             key="rollout",
             roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
             gpus_each=rollout.tensor_parallel_size,
-            device="cpu" if rollout.engine in ("paced", "http") else rollout.device,
+            device=rollout.device if engine_of(config).computes_here else "cpu",
             threads=rollout.threads,
             settings=engines,
         ),
@@ -83,7 +85,7 @@ def needs_of(config: Config) -> list[Need]:
 
 def are_shared(config: Config, usable: int) -> bool:
     """Whether the engines start at GPU 0 like the trainer's ranks, instead of after them."""
-    if config.run.mode == "inline":
+    if config.run.in_one_process:
         return True
     colocate = config.placement.colocate
     return colocate == "always" or (colocate == "auto" and usable == 1)

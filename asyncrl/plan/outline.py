@@ -9,8 +9,8 @@ from typing import cast
 
 from asyncrl.config import Config
 from asyncrl.core.cursor import epoch_rows
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.plan.disk import Disk, estimate_disk
-from asyncrl.plan.facts.model import ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.estimate import (
     GpuLoad,
@@ -21,6 +21,7 @@ from asyncrl.plan.memory.estimate import (
 )
 from asyncrl.plan.pace import Pace, longest_affordable, predict
 from asyncrl.plan.resources import Place, Placement
+from asyncrl.rollout.engines.spec import engine_of
 
 MEAN_SHARES = (1 / 4, 1 / 2, 1.0)
 """Mean lengths of responses, in `rollout.max_new_tokens`, that a run's pace is predicted for."""
@@ -140,8 +141,8 @@ def _epochs(config: Config, rows: int | None) -> float | None:
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
-    if config.run.mode == "inline":
-        yield Processes("inline", 1, config.trainer.threads, _gpus(placement.places))
+    if config.run.in_one_process:
+        yield Processes(config.run.mode, 1, config.trainer.threads, _gpus(placement.places))
     else:
         yield Processes("launcher", 1, 0)
         yield Processes("coordinator", 1, 0)
@@ -164,10 +165,10 @@ def _kv_sequences(
     memory: Iterable[Memory],
     longest_prompt: int,
 ) -> int | None:
-    """Of vLLM on GPUs, which takes as much memory as it is told, not as much as the slots need."""
-    engine = placement.of("rollout")[0]
-    if config.rollout.engine != "vllm" or not engine.gpus or model is None:
+    """Of an engine that takes as much of its GPUs as it is told, not as much as the slots need."""
+    gpus = placement.of("rollout")[0].gpus
+    if not gpus or model is None or engine_of(config).gpu_share(config) is None:
         return None
-    room = len(engine.gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
+    room = len(gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
     sequence_tokens = config.rollout.context_tokens(longest_prompt)
     return max(0, room // max(1, sequence_tokens * model.kv_bytes_per_token))

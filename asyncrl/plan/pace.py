@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Self
 
 from asyncrl.config import STEP_STALLS, Config
+from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.objective.catalogue import POLICY_LOSSES
-from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.resources import Placement
+from asyncrl.rollout.engines.spec import EnginePace, engine_of
 from asyncrl.runfiles.checkpoint_pace import interval_s
 
 TRAINING_FLOPS_PER_S = 3.5e14
@@ -26,9 +27,6 @@ GRLO's 76 GFLOP a token, attention apart, take 220 µs. With masked attention it
 MEMORY_BYTES_PER_S = 2.5e12
 """Of a GPU that decodes, estimated: three quarters of an H100's 3.35 TB/s."""
 CARD_BYTES = 80e9
-DECODE_OVERHEAD_S: Mapping[str, float] = {"vllm": 0.003, "torch": 0.03}
-"""Of a decode step, beside reading weights, keys and values, estimated: scheduling, sampling, and without
-CUDA graphs some hundreds of launches."""
 PUBLISH_BYTES_PER_S = 3e9
 """The trainer's copy of a weight version into shared memory and its checksum, estimated."""
 LOAD_BYTES_PER_S = 1e9
@@ -40,9 +38,7 @@ STATE_BYTES = 12
 DISK_BYTES_PER_S = 1e9
 """Reading a model's weights at the start, estimated for a local SSD."""
 TRAINER_START_S = 45.0
-ENGINE_START_S: Mapping[str, float] = {"vllm": 120.0, "torch": 30.0}
-"""From a process's start to its readiness without reading weights, estimated: imports, process groups; of
-vLLM compiling, profiling of memory and capture of CUDA graphs too."""
+"""From a process's start to its readiness without reading weights, estimated: imports, process groups."""
 _ROOM = 2
 """A deadline should leave so many times what is expected."""
 USUAL_PROMPT_SHARE = 1 / 4
@@ -178,16 +174,17 @@ def predict(
 
     Reward functions, and groups that are generated and then dropped or failed, are not in it.
     """
-    if config.run.mode == "inline" or config.rollout.engine not in ENGINE_START_S:
+    if config.run.in_one_process or not all(place.gpus for place in placement.places):
         return None
-    if not all(place.gpus for place in placement.places) or not _all_known(config, models):
+    if models.policy is None or not _all_known(config, models):
         return None
-    assert models.policy is not None
+    if (engine := engine_of(config).pace(config, models.policy, CARD_BYTES)) is None:
+        return None
     prompt = config.data.max_prompt_tokens * USUAL_PROMPT_SHARE if prompt_tokens is None else prompt_tokens
     shares_prompts = config.trainer.share_prompts and models.unpacked is None
     lengths = _Lengths.of(config, prompt, response_tokens, shares_prompts)
-    decoding = _decoding(config, models.policy, lengths)
-    decode_step_s = _decode_step_s(config, models.policy, lengths, decoding)
+    decoding = _decoding(config, engine, models.policy, lengths)
+    decode_step_s = _decode_step_s(config, engine, models.policy, lengths, decoding)
     passes = list(_passes(config, models))
     per_token = sum(one.flops(lengths) for one in passes)
     version_bytes = models.policy.parameters * DTYPE_BYTES[config.model.dtype]
@@ -202,14 +199,14 @@ def predict(
         micro_batch_s=config.trainer.micro_batch_tokens
         * max(one.flops(lengths) for one in passes)
         / TRAINING_FLOPS_PER_S,
-        generate_s=_generate_s(config, models.policy, lengths, decoding, decode_step_s),
+        generate_s=_generate_s(config, engine, models.policy, lengths, decoding, decode_step_s),
         decode_step_s=decode_step_s,
         decoding=decoding,
         score_s=_score_s(config, models, lengths),
         publish_s=publish_s,
         load_s=load_s,
         snapshot_s=snapshot_s,
-        start_s=_start_s(config, models, version_bytes) + publish_s + load_s,
+        start_s=_start_s(config, engine, models, version_bytes) + publish_s + load_s,
         steps_per_checkpoint=_steps_per_checkpoint(config, snapshot_s, train_s + publish_s),
         takes_turns=config.staleness.bound == 0 or config.staleness.fixed_lag is not None,
         gpus={
@@ -346,34 +343,34 @@ def _all_known(config: Config, models: KnownModels) -> bool:
     return None not in needed
 
 
-def _decoding(config: Config, policy: ModelFacts, lengths: _Lengths) -> int:
+def _decoding(config: Config, engine: EnginePace, policy: ModelFacts, lengths: _Lengths) -> int:
     rollout = config.rollout
     outstanding = (config.staleness.bound + 1) * lengths.responses
     requests = min(rollout.slots, -(-outstanding // rollout.workers))
-    if rollout.engine != "vllm":
-        return requests
-    cards = rollout.tensor_parallel_size * rollout.vllm.gpu_memory_utilization * CARD_BYTES
-    room = cards - policy.parameters * DTYPE_BYTES[config.model.dtype]
-    return max(1, min(requests, int(room / max(1, policy.kv_bytes_per_token * lengths.seen))))
+    fit = engine.room_bytes / max(1, policy.kv_bytes_per_token * lengths.seen)
+    return max(1, int(min(requests, fit)))
 
 
-def _decode_step_s(config: Config, policy: ModelFacts, lengths: _Lengths, decoding: int) -> float:
+def _decode_step_s(
+    config: Config, engine: EnginePace, policy: ModelFacts, lengths: _Lengths, decoding: int
+) -> float:
     """Bound by memory: the weights, and the keys and values of every token that is attended to, are read once
     a step. Many requests take the GPU longer to compute than to read the weights for."""
-    rollout = config.rollout
     weights = policy.parameters * DTYPE_BYTES[config.model.dtype] / MEMORY_BYTES_PER_S
     computing = decoding * 2 * policy.parameters / TRAINING_FLOPS_PER_S
     keys_and_values = decoding * lengths.seen * policy.kv_bytes_per_token / MEMORY_BYTES_PER_S
-    overhead_s = DECODE_OVERHEAD_S[rollout.engine]
-    if rollout.engine == "torch" and policy.by_rows is not None:  # a forward for each request
-        return decoding * (weights + overhead_s) + keys_and_values
-    if rollout.engine == "torch" and rollout.torch.cuda_graphs:
-        overhead_s = DECODE_OVERHEAD_S["vllm"]
-    return (max(weights, computing) + keys_and_values) / rollout.tensor_parallel_size + overhead_s
+    if engine.by_rows:
+        return decoding * (weights + engine.step_s) + keys_and_values
+    return (max(weights, computing) + keys_and_values) / config.rollout.tensor_parallel_size + engine.step_s
 
 
 def _generate_s(
-    config: Config, policy: ModelFacts, lengths: _Lengths, decoding: int, decode_step_s: float
+    config: Config,
+    engine: EnginePace,
+    policy: ModelFacts,
+    lengths: _Lengths,
+    decoding: int,
+    decode_step_s: float,
 ) -> float:
     rollout = config.rollout
     prefill_s = (
@@ -384,7 +381,7 @@ def _generate_s(
         return generate_s
     # Nothing takes the places of what ends early: the longest response is decoded by itself.
     tail = max(0.0, rollout.max_new_tokens - lengths.response)
-    return generate_s + tail * _decode_step_s(config, policy, lengths, 1)
+    return generate_s + tail * _decode_step_s(config, engine, policy, lengths, 1)
 
 
 def _score_s(config: Config, models: KnownModels, lengths: _Lengths) -> dict[str, float]:
@@ -396,15 +393,13 @@ def _score_s(config: Config, models: KnownModels, lengths: _Lengths) -> dict[str
     }
 
 
-def _start_s(config: Config, models: KnownModels, version_bytes: int) -> float:
+def _start_s(config: Config, engine: EnginePace, models: KnownModels, version_bytes: int) -> float:
     """All roles start side by side, from the same disk."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
     trainer = [m for m in (models.policy, models.critic, models.reference) if m is not None]
     read = sum(facts.parameters for facts in trainer) * value_bytes
     trainer_s = TRAINER_START_S + read / DISK_BYTES_PER_S
-    engine_s = ENGINE_START_S[config.rollout.engine]
-    if config.rollout.engine != "vllm":  # vLLM starts without weights and waits for the trainer's
-        engine_s += version_bytes / DISK_BYTES_PER_S
+    engine_s = engine.start_s + (version_bytes / DISK_BYTES_PER_S if engine.reads_weights else 0.0)
     scoring = [
         TRAINER_START_S + facts.parameters * DTYPE_BYTES[model.dtype] / DISK_BYTES_PER_S
         for facts, model in zip(models.reward, config.reward.models, strict=True)

@@ -14,19 +14,23 @@ from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.plan import pace
 from asyncrl.plan.checks import disk as disk_checks
 from asyncrl.plan.checks import gpu as gpu_checks
 from asyncrl.plan.checks import settings as checks
 from asyncrl.plan.cores import with_own_cores
-from asyncrl.plan.facts.model import ModelFacts, NotFetchedError
+from asyncrl.plan.facts.model import (
+    NotFetchedError,
+)
 from asyncrl.plan.facts.models import KnownModels, look_for_models
 from asyncrl.plan.facts.reward import check_pairs
 from asyncrl.plan.findings import Findings
 from asyncrl.plan.machine import Machine, probe
 from asyncrl.plan.outline import Outline, outline
 from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus
+from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions, with_absolute_paths
@@ -185,7 +189,7 @@ class _Independent:
 def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
     if not is_elsewhere:
         findings.of(lambda: disk_checks.run_dir(config))
-        findings.of(lambda: disk_checks.weights_folder(config))
+        findings.of(lambda: engine_of(config).check_machine(config))
         findings.of(lambda: disk_checks.shared_memory_is_writable(config))
         findings.of(lambda: checks.network(config))
     findings.of(lambda: checks.role_host(config))

@@ -82,8 +82,8 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     """
     needs = needs_of(config)
     usable = _usable(asked, available)
-    if config.run.mode == "inline":
-        usable = min(usable, 1)  # one process computes everything
+    if config.run.in_one_process:
+        usable = min(usable, 1)
     for need in needs:
         if need.device == "cuda" and not usable:
             reason = "--gpus 0 allows none" if available else "this machine has no GPU that CUDA can use"

@@ -46,7 +46,7 @@ def put_in_order(config: Config, run_dir: RunDir) -> str:
     """
     checkpoint = Checkpoints(run_dir.checkpoints).newest_whole()
     words = "from its start" if checkpoint is None else f"from the checkpoint of step {checkpoint.step}"
-    if config.run.mode == "inline" or not is_sound(run_dir.ledger):
+    if config.run.in_one_process or not is_sound(run_dir.ledger):
         _replace_ledger(run_dir, checkpoint)
     version, ready = _give_leases_back(config, run_dir)
     if checkpoint is not None and version < checkpoint.step:

@@ -83,10 +83,10 @@ def with_absolute_paths(config: Config) -> Config:
     }
     if not is_on_hub(config.data):
         changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
-    if config.rollout.episode is not None:
-        episode = _of_file(config.rollout.episode)
-        changed["rollout"] = config.rollout.model_copy(update={"episode": episode})
+    named = {key: _of_file(name) for key in ("engine", "episode") if (name := getattr(config.rollout, key))}
+    changed["rollout"] = config.rollout.model_copy(update=named)
     changed["weights"] = config.weights.model_copy(update={"transport": _of_file(config.weights.transport)})
+    changed["trainer"] = config.trainer.model_copy(update={"backend": _of_file(config.trainer.backend)})
     changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
     reward, objective = config.reward, config.objective
     functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]

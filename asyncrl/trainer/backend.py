@@ -1,16 +1,18 @@
-"""What the loop knows of a trainer, and the choice of one."""
+"""What others know of trainers, and the choice of one."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.config import Config
+from asyncrl.config.trainer import BACKENDS
 from asyncrl.core.records import Batch
+from asyncrl.specs import Spec, find_spec, names_in
+from asyncrl.trainer.backends.memory import TrainedMemory
 
 if TYPE_CHECKING:
-    from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.published import PublishedWeights
 
@@ -55,26 +57,79 @@ class Trainer(Protocol):
         """The end of a run that went well: other ranks end too."""
 
 
+class Follower(Protocol):
+    """Another rank of a trainer that has several."""
+
+    def follow(self) -> None:
+        """Do what rank 0, which is the `Trainer`, does, until it is done."""
+
+
+class BackendSpec(Spec):
+    """All that is asked of a trainer backend beside its trainer (`asyncrl.specs`). What
+    is not said otherwise is so for one that trains in plain torch, in one process."""
+
+    computes = True
+    """False: it only takes its time, and needs no model, no device and no memory."""
+    has_ranks = False
+    """Whether `trainer.ranks` may be more than 1."""
+    why_not_inline = ""
+    """Why it cannot be a part of the one process of `run.mode=inline`, as the end of a sentence."""
+    saves_memory: Sequence[str] = ()
+    """What one can do by it where GPUs are too small, each as an advice."""
+
+    def make(self, config: Config, rendezvous: Path | None) -> Trainer:
+        """Load the model, where there is one. Of several ranks this is rank 0; it returns when all are there.
+        rendezvous: where they find each other, a file that does not exist yet."""
+        raise NotImplementedError
+
+    def make_rank(self, config: Config, rank: int, rendezvous: Path) -> Follower:
+        """Another rank. Returns when all are there."""
+        raise NotImplementedError
+
+    def memory(self, config: Config, value_bytes: int, *, on_gpu: bool) -> TrainedMemory:
+        """What training a model of values of so many bytes takes of each rank."""
+        return TrainedMemory(value_bytes)
+
+    def check_installed(self) -> None:
+        """Raises `NotHereError` where a package that it needs is not installed."""
+
+    def check_gpus(self, names: Sequence[str]) -> None:
+        """Raises `ConfigError` where it cannot compute on the GPUs of these names, which are what the run's
+        `CUDA_VISIBLE_DEVICES` has."""
+
+    def impossible(self, config: Config) -> Iterator[str]:
+        trainer, run = config.trainer, config.run
+        chosen = f"trainer.backend={trainer.backend}"
+        if trainer.ranks > 1 and not self.has_ranks:
+            yield (
+                f"trainer.ranks={trainer.ranks}: {chosen} has one rank; use "
+                f"{_those(lambda spec: spec.has_ranks)}, or trainer.ranks=1"
+            )
+        if run.in_one_process and self.why_not_inline:
+            yield (
+                f"run.mode={run.mode} computes in one process, and {chosen} {self.why_not_inline}; use "
+                f"{_those(lambda spec: not spec.why_not_inline)}, or run.mode=async"
+            )
+        for key, section in (("critic", config.critic), ("reference", config.reference)):
+            if section is not None and not self.computes:
+                yield f"{key}: {chosen} computes nothing; leave the section out"
+
+
+def backend_of(config: Config) -> BackendSpec:
+    """What `trainer.backend` names. Raises `ConfigError` where there is none."""
+    return find_spec(BackendSpec, BACKENDS, config.trainer.backend)
+
+
+def backends() -> dict[str, BackendSpec]:
+    """Those that come with the package, by name."""
+    return {name: find_spec(BackendSpec, BACKENDS, name) for name in names_in(BACKENDS)}
+
+
+def _those(fit: Callable[[BackendSpec], bool]) -> str:
+    """Backends that one can use instead, as one sets them."""
+    return " or ".join(f"trainer.backend={name}" for name, spec in backends().items() if fit(spec))
+
+
 def make_trainer(config: Config, rendezvous: Path | None = None) -> Trainer:
-    """The trainer that `trainer.backend` names. Loads the model where there is one. `rendezvous`: where its
-    ranks find each other, a file that does not exist yet."""
-    if config.trainer.backend == "paced":
-        from asyncrl.trainer.backends.paced.backend import PacedTrainer
-
-        return PacedTrainer(config)
-    if config.trainer.backend == "deepspeed":
-        assert rendezvous is not None
-        return make_rank(config, 0, rendezvous)
-    from asyncrl.trainer.backends.torch.backend import TorchTrainer
-
-    return TorchTrainer(config)
-
-
-def make_rank(config: Config, rank: int, rendezvous: Path) -> DeepSpeedTrainer:
-    """One of the ranks of `trainer.backend=deepspeed`. Returns when all are there."""
-    from asyncrl.trainer.models.packed import trainer_device
-
-    os.environ["DS_ACCELERATOR"] = trainer_device(config).type  # DeepSpeed reads it when it is imported
-    from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
-
-    return DeepSpeedTrainer(config, rank, rendezvous)
+    """The trainer that `trainer.backend` names (`BackendSpec.make`)."""
+    return backend_of(config).make(config, rendezvous)

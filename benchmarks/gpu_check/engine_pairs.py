@@ -26,7 +26,7 @@ from trainer_steps import config_of, timed
 
 from asyncrl.core.records import Batch, Group, Trajectory, VersionSpan
 from asyncrl.rollout.engines.base import Engine, GenerationRequest, SamplingParams, TokenChunk
-from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
@@ -115,8 +115,8 @@ def engine_pairs(bench: Bench) -> None:
     config = config_of(bench)
     trainer = make_trainer(config)
     engines = {
-        "single kernels": make_torch_engine(config, size.prompt_tokens),
-        graphs: make_torch_engine(config_of(bench, "rollout.torch.cuda_graphs=true"), size.prompt_tokens),
+        "single kernels": make_engine(config, size.prompt_tokens),
+        graphs: make_engine(config_of(bench, "rollout.torch.cuda_graphs=true"), size.prompt_tokens),
     }
     publisher = ShmPublisher(f"asyncrl-gpu-check-{os.getpid()}")
     values: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -13,7 +13,7 @@ from engine_pairs import make_requests
 from trainer_steps import config_of
 
 from asyncrl.errors import NotHereError
-from asyncrl.rollout.engines.make import make_engine
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.trainer.backend import Trainer, make_trainer
 from asyncrl.weights.shm.publisher import ShmPublisher

@@ -381,7 +381,7 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
             "resubmit is for rollout.engine=vllm; rollout.engine=torch",
             "use rollout.kv_on_update=recompute",
         ),
-        (["run.mode=inline", "rollout.engine=paced"], "cannot pace", "use run.mode=async"),
+        (["run.mode=inline", "rollout.engine=paced"], "cannot pace", "or run.mode=async"),
         (["trainer.backend=paced"], "trains no model", "use rollout.engine=paced"),
         (["model.attn_implementation=flash_attention_2"], "16 bits only", "model.dtype=bfloat16"),
         (

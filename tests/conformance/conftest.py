@@ -17,7 +17,7 @@ from vllm_servers import VllmServer
 
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.engines.http.engine import HttpEngine
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.weights.canary import make_canary
 from asyncrl.weights.source import LocalWeights
 

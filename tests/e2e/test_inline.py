@@ -14,7 +14,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.functions import resolve
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.make import make_torch_engine
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import Completion, Transcript
 from asyncrl.rollout.group import sampling_seed
 from asyncrl.rollout.text import response_text
@@ -27,7 +27,7 @@ async def train_sequentially(config) -> str:
     text_of = response_text(config)
     prompts = load_prompts(config.data, load_tokenizer(config.model))
     reward = resolve(config.reward.functions[0].function)
-    engine, trainer = make_torch_engine(config, prompts.longest_tokens), make_trainer(config)
+    engine, trainer = make_engine(config, prompts.longest_tokens), make_trainer(config)
     order = np.concatenate([np.random.default_rng([seed, e]).permutation(len(prompts)) for e in range(3)])
     for step in range(config.run.steps):
         engine.swap({name: w.detach().clone() for name, w in trainer.weights().items()}, step)

@@ -7,7 +7,7 @@ import pytest
 from asyncrl.config import RewardConfig, RolloutConfig
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
 

@@ -3,9 +3,9 @@
 import pytest
 
 from asyncrl.config import from_tree
+from asyncrl.decoders.facts import LayerShape, ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.plan.checks import gpu as gpu_checks
-from asyncrl.plan.facts.model import LayerShape, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.outline import outline
 from asyncrl.plan.resources import assign
@@ -74,7 +74,7 @@ def test_engines_alone_on_a_gpu_must_fit_as_well():
 
 
 def test_where_no_value_fits_another_way_is_named():
-    assert "leaves too little for an engine; use more GPUs" in refusal(1, 20 * 10**9, rollout=share(0.2))
+    assert "leaves too little for an engine; use more GPUs or" in refusal(1, 20 * 10**9, rollout=share(0.2))
     offloading = {"backend": "deepspeed", "deepspeed": {"offload_optimizer": True}}
     config, _, implied = planned(1, 20 * 10**9, rollout=share(0.5), trainer=offloading)
     gpu_checks.shares(config, implied)

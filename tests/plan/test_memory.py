@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.plan.facts.model import LayerShape, ModelFacts
+from asyncrl.decoders.facts import LayerShape, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.facts.reward import RewardModelFacts
 from asyncrl.plan.memory.activations import forward_bytes, head_bytes, kept_bytes, layer_backward_bytes

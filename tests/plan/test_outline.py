@@ -3,7 +3,7 @@
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.plan.facts.model import LayerShape, ModelFacts
+from asyncrl.decoders.facts import LayerShape, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.outline import outline
 from asyncrl.plan.resources import assign

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from asyncrl.config import from_tree, load
-from asyncrl.plan.facts.model import LayerShape, ModelFacts, model_facts
+from asyncrl.decoders.facts import LayerShape, ModelFacts
+from asyncrl.plan.facts.model import (
+    model_facts,
+)
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.facts.reward import reward_model_facts
 from asyncrl.plan.facts.shapes import known_model

@@ -11,7 +11,8 @@ import zero_rank
 from zero_rank import LARGEST, PARAMETERS, RANKS
 
 from asyncrl.config import dump, from_tree
-from asyncrl.plan.memory.zero import arriving_bytes, sending_bytes, step_bytes, trained, zero_of
+from asyncrl.decoders.facts import DTYPE_BYTES
+from asyncrl.trainer.backends.deepspeed.memory import memory_of
 
 DEADLINE_S = 200.0
 
@@ -74,12 +75,13 @@ def counted(tmp_path_factory):
 @pytest.mark.timeout(DEADLINE_S + 60)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_parts_are_what_deepspeed_keeps_and_takes(name, counted):
-    zero = zero_of(CONFIGS[name], on_gpu=False)
-    parts, _ = trained(zero, PARAMETERS)
+    value_bytes = DTYPE_BYTES[CONFIGS[name].model.dtype]
+    zero = memory_of(CONFIGS[name], value_bytes, on_gpu=False)
+    parts, _ = zero.kept(PARAMETERS)
     largest = math.prod(LARGEST)
-    last_gradient = zero.value_bytes * largest + sending_bytes(zero, largest)
-    backward = last_gradient + arriving_bytes(zero, PARAMETERS)
-    peak = sum(parts.values()) + max(backward, step_bytes(zero, PARAMETERS, largest))
+    last_gradient = value_bytes * largest + zero.sending(largest)
+    backward = last_gradient + zero.arriving(PARAMETERS)
+    peak = sum(parts.values()) + max(backward, zero.updating(PARAMETERS, largest))
     # Stage 2 lets go of what an update has used up; the others hold gradients and buckets for ever.
     of_update = {"gathered weights"} | ({"gradients", "reduce buckets"} if zero.stage == 2 else set())
     stays = sum(n_bytes for part, n_bytes in parts.items() if part not in of_update)
@@ -89,6 +91,6 @@ def test_the_parts_are_what_deepspeed_keeps_and_takes(name, counted):
 
 
 def test_what_the_settings_leave_open_is_deepspeeds_default():
-    zero = zero_of(zero_config(3), on_gpu=True)
+    zero = memory_of(zero_config(3), 2, on_gpu=True)
     assert (zero.bucket, zero.sub_group, zero.live) == (50_000, 10**9, 10**9)
-    assert zero_of(zero_config(2, overlap_comm=True), on_gpu=True).overlaps
+    assert memory_of(zero_config(2, overlap_comm=True), 2, on_gpu=True).overlaps

@@ -14,7 +14,7 @@ from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episode import Transcript, make_episode
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask

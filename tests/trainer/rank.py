@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from asyncrl import config as settings
-from asyncrl.trainer.backend import make_rank, make_trainer
+from asyncrl.trainer.backend import backend_of, make_trainer
 
 
 def main(rank: int, path: Path, first: int, last: int, folder: str | None = None) -> None:
@@ -25,7 +25,7 @@ def main(rank: int, path: Path, first: int, last: int, folder: str | None = None
     config = settings.load(path)
     rendezvous = path.with_suffix(".ranks")
     if rank:
-        return make_rank(config, rank, rendezvous).follow()
+        return backend_of(config).make_rank(config, rank, rendezvous).follow()
     trainer = make_trainer(config, rendezvous)
     if folder:
         trainer.restore(Path(folder))

@@ -10,8 +10,13 @@ import torch
 from families import FAMILIES, WINDOW, tiny, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from asyncrl.decoders.facts import TrainingForm
 from asyncrl.errors import ConfigError
-from asyncrl.plan.facts.model import FoundModel, ModelSource, TrainingForm, model_facts
+from asyncrl.plan.facts.model import (
+    FoundModel,
+    ModelSource,
+    model_facts,
+)
 from asyncrl.plan.facts.training_form import training_form
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.models.critic import make_critic

@@ -7,9 +7,9 @@ import os
 import tempfile
 
 from asyncrl.config import Config
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.paths import check_can_be_written, user_path
-from asyncrl.plan.facts.model import ModelFacts
 from asyncrl.plan.machine import Machine
 from asyncrl.plan.memory.estimate import shared_weights_bytes
 from asyncrl.runfiles.layout import RunDir
@@ -54,16 +54,8 @@ def temporary_folder() -> bool:
         raise ConfigError(f"temporary files find no folder ({error.strerror}); set TMPDIR to one") from None
 
 
-def weights_folder(config: Config) -> None:
-    """The folder by which servers get weights can be written."""
-    http = config.rollout.http
-    if config.rollout.engine == "http" and http.weights_dir is not None:
-        called = f"rollout.http.weights_dir={http.weights_dir}"
-        check_can_be_written(user_path(http.weights_dir, called), called)
-
-
 def _shares_memory(config: Config) -> bool:
-    return config.run.mode == "async" and config.weights.transport == "shm"
+    return not config.run.in_one_process and config.weights.transport == "shm"
 
 
 def shared_memory_is_writable(config: Config) -> None:

@@ -9,6 +9,8 @@ from asyncrl.errors import ConfigError
 from asyncrl.plan.memory.estimate import GpuLoad, Memory
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement, kind_of
+from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.trainer.backend import backends
 from asyncrl.units import format_bytes
 
 ROOM_TO_GENERATE_BYTES = 2 * 10**9
@@ -18,10 +20,12 @@ FREE_SHARE = 0.08
 
 
 def shares(config: Config, implied: Outline) -> None:
-    """vLLM, which takes its share of a GPU whole, leaves the others on it what they certainly need, and has
+    """An engine that takes its share of a GPU whole leaves the others on it what they certainly need, and has
     enough for itself."""
-    share = config.rollout.vllm.gpu_memory_utilization
-    for load in implied.gpus if config.rollout.engine == "vllm" else ():
+    if (taking := engine_of(config).gpu_share(config)) is None:
+        return
+    key, share = taking
+    for load in implied.gpus:
         others = [role for role in load.roles if kind_of(role) != "rollout"]
         engines = len(load.roles) - len(others)
         if not engines or len(load.roles) == 1:
@@ -39,26 +43,29 @@ def shares(config: Config, implied: Outline) -> None:
             else ""
         )
         take = f"{engines} engines take" if engines > 1 else "the engine takes"
-        remedy = _share_remedy(fits, load.card_bytes, memory["rollout"])
+        remedy = _share_remedy(key, fits, load.card_bytes, memory["rollout"])
         raise ConfigError(
-            f"rollout.vllm.gpu_memory_utilization={share:g}: {take} {format_bytes(taken)} of the "
+            f"{key}={share:g}: {take} {format_bytes(taken)} of the "
             f"{format_bytes(load.card_bytes)} of GPU {load.gpu}{beside}; {remedy}"
         )
     if implied.kv_sequences == 0:
         raise ConfigError(
-            f"rollout.vllm.gpu_memory_utilization={share:g}: the engines' share of a GPU holds the weights "
+            f"{key}={share:g}: the engines' share of a GPU holds the weights "
             "and not one sequence of full length; raise it, or rollout.tensor_parallel_size"
         )
 
 
-def _share_remedy(fits: float, card_bytes: int, engine: Memory) -> str:
+def _share_remedy(key: str, fits: float, card_bytes: int, engine: Memory) -> str:
     own = engine.parts.get("weights", 0) + engine.parts.get("workspace", 0)
     if fits * card_bytes > own + ROOM_TO_GENERATE_BYTES:
-        return f"use rollout.vllm.gpu_memory_utilization={fits:g} or less, or more GPUs"
-    return (
-        "that leaves too little for an engine; use more GPUs, a smaller model, or keep the optimizer in host "
-        "memory: trainer.backend=deepspeed trainer.deepspeed.offload_optimizer=true"
-    )
+        return f"use {key}={fits:g} or less, or more GPUs"
+    ways = ", or ".join(["use more GPUs or a smaller model", *_saving_memory()])
+    return f"that leaves too little for an engine; {ways}"
+
+
+def _saving_memory() -> list[str]:
+    """What trainer backends can do about it."""
+    return [way for spec in backends().values() for way in spec.saves_memory]
 
 
 def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:
@@ -95,11 +102,10 @@ def _remedy(config: Config, roles: Sequence[str]) -> str:
         if not config.trainer.gradient_checkpointing:
             remedies.append("set trainer.gradient_checkpointing=true")
         remedies.append("lower trainer.micro_batch_tokens")
-        remedies.append("share the model out with trainer.backend=deepspeed and more trainer.ranks")
-        remedies.append("keep the optimizer in host memory with trainer.deepspeed.offload_optimizer=true")
+        remedies += _saving_memory()
     if "rollout" in kinds:
-        vllm = config.rollout.engine == "vllm"
-        remedies.append("lower " + ("rollout.vllm.gpu_memory_utilization" if vllm else "rollout.slots"))
+        taking = engine_of(config).gpu_share(config)
+        remedies.append(f"lower {'rollout.slots' if taking is None else taking[0]}")
     for kind in sorted(kinds - {"trainer", "rollout"}):
         remedies.append(f"lower reward.models.{kind.partition('-')[2]}.batch_tokens")
     return ", or ".join(remedies)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +15,19 @@ from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows
 from asyncrl.data.tokenise import AddedTokens
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import need
 from asyncrl.paths import nearest_folder
-from asyncrl.plan.facts.model import ModelFacts, find_policy
+from asyncrl.plan.facts.model import (
+    find_policy,
+)
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.reward.route import RouteError, scoring_parts
-from asyncrl.rollout.engines.vllm import distribution, families
+from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.transport import find_transport
 
@@ -107,28 +108,12 @@ def network(config: Config) -> None:
 
 def engine(config: Config, placement: Placement) -> None:
     """The engine is installed, and can be as it is set, on the device that the engines compute on."""
-    device = placement.of("rollout")[0].device
-    if config.rollout.engine == "vllm":
-        distribution.refuse_unsupported(device)
-    if config.rollout.engine == "http":
-        need("aiohttp", "rollout.engine=http")
-    if config.rollout.engine == "torch" and config.rollout.torch.cuda_graphs and device == "cpu":
-        raise ConfigError(
-            "rollout.torch.cuda_graphs=true: the engines compute on the CPU, which has no CUDA graphs; leave "
-            "it out"
-        )
+    engine_of(config).check_device(config, placement.of("rollout")[0].device)
 
 
 def decoding(config: Config, model: ModelFacts | None) -> str | None:
-    """What to know of how the embedded engine decodes the model, if anything."""
-    if config.rollout.engine != "torch" or model is None or model.by_rows is None:
-        return None
-    if config.rollout.torch.cuda_graphs:
-        raise ConfigError(
-            f"rollout.torch.cuda_graphs=true: {model.by_rows}, so that the embedded engine decodes a request "
-            "at a time, which no CUDA graph can hold; leave it out, or use rollout.engine=vllm"
-        )
-    return f"the embedded engine decodes a request at a time: {model.by_rows}; exact, but slower than a batch"
+    """What to know of how the engine decodes the model, if anything."""
+    return None if model is None else engine_of(config).look_at_decoding(config, model)
 
 
 def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
@@ -142,20 +127,12 @@ def tensor_parallel(config: Config, model: ModelFacts | None) -> None:
 
 
 def family(config: Config, placement: Placement) -> None:
-    """vLLM computes the policy right, and can be given new weights of it."""
-    if config.rollout.engine not in ("vllm", "http"):
-        return
+    """The engine computes the policy right, and can be given new weights of it."""
     try:
         structure = find_policy(config.model).config
     except NotHereError:
         return  # told where the models are looked for
-    device = placement.of("rollout")[0].device if config.rollout.engine == "vllm" else None
-    if refused := families.refusal(structure, device):
-        why, remedy = refused
-        raise ConfigError(
-            f"rollout.engine={config.rollout.engine}: model.path={config.model.path} is of the family "
-            f"{structure.get_text_config().model_type}: {why}; {remedy}"
-        )
+    engine_of(config).check_model(config, structure, placement.of("rollout")[0].device)
 
 
 def stop_tokens(config: Config, model: ModelFacts | None) -> None:
@@ -180,51 +157,25 @@ def dataset(config: Config) -> bool:
 
 def trainer(config: Config) -> None:
     """What the trainer's backend needs is installed, and there is a policy to train."""
-    if config.rollout.temperature == 0 and config.trainer.backend != "paced":
+    backend = backend_of(config)
+    if config.rollout.temperature == 0 and backend.computes:
         raise ConfigError(
             "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
             "log-probabilities to train by; use a temperature above 0"
         )
-    if config.trainer.backend == "deepspeed":
-        need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
+    backend.check_installed()
 
 
 def visible_gpus(config: Config, placement: Placement) -> None:
-    """DeepSpeed can read the names of the trainer's GPUs: it takes `CUDA_VISIBLE_DEVICES` for numbers."""
-    if config.trainer.backend != "deepspeed":
-        return
+    """The trainer's backend can compute on its GPUs."""
     names = [visible_gpu(gpu) for place in placement.of("trainer") for gpu in place.gpus]
-    if any(not name.strip().isdigit() for name in names):
-        raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there only; "
-            "name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
-        )
+    backend_of(config).check_gpus(names)
 
 
 def servers(config: Config, prompts: PromptSet) -> None:
-    """The servers of `rollout.engine=http` answer, and run with options that can be used."""
-    http = config.rollout.http
-    if config.rollout.engine != "http":
-        return
-    from asyncrl.rollout.engines.http.facts import Needs
-    from asyncrl.rollout.engines.http.probe import unusable
-
-    if http.api_key_env is not None and not os.environ.get(http.api_key_env):
-        raise ConfigError(
-            f"rollout.http.api_key_env={http.api_key_env}: there is no such environment variable; put the "
-            "servers' API key into it"
-        )
-    key = os.environ[http.api_key_env] if http.api_key_env else None
-    needs = Needs(
-        config.model.dtype,
-        config.rollout.context_tokens(prompts.longest_tokens),
-        families.has_experts(find_policy(config.model).config),
-    )
-    ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
-    with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
-        problems = thread.submit(ask, http.urls, needs, key).result()
-    if problems:
-        raise ConfigError("\n".join(f"rollout.http.urls: {problem}" for problem in problems))
+    """What is to compute elsewhere for the engine answers, and can be used."""
+    structure = find_policy(config.model).config
+    engine_of(config).check_servers(config, structure, prompts.longest_tokens)
 
 
 def budget(config: Config, placement: Placement) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
+from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.plan.facts.model import (
     FoundModel,
-    ModelFacts,
     ModelSource,
     check_decoder_only,
     check_weights,
@@ -27,6 +27,7 @@ from asyncrl.plan.facts.reward import (
 from asyncrl.plan.facts.shapes import known_model
 from asyncrl.plan.facts.training_form import training_form
 from asyncrl.plan.findings import Findings
+from asyncrl.trainer.backend import backend_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ def _facts(
         return None
     findings.of(lambda: check_weights(model))
     facts = findings.of(lambda: model_facts(model, config.model.dtype))
-    if facts is None or config.trainer.backend == "paced":
+    if facts is None or not backend_of(config).computes:
         return facts
     form = findings.of(lambda: training_form(model, config, has_head=has_head))
     return facts if form is None else replace(facts, form=form)

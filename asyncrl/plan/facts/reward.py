@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from asyncrl.config import Config, RewardModelConfig
 from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.decoders.facts import LayerShape
 from asyncrl.errors import ConfigError
 from asyncrl.plan.facts.model import (
     FoundModel,
-    LayerShape,
     ModelSource,
     find_model,
     find_tokenizer,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 
 from asyncrl.config import Config
+from asyncrl.decoders.facts import TrainingForm
 from asyncrl.errors import ConfigError
-from asyncrl.plan.facts.model import FoundModel, TrainingForm
+from asyncrl.plan.facts.model import (
+    FoundModel,
+)
 
 log = logging.getLogger(__name__)
 

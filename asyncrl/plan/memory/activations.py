@@ -11,7 +11,7 @@ Norms compute in float32 and keep their input in it, whatever the model's dtype.
 
 from __future__ import annotations
 
-from asyncrl.plan.facts.model import LayerShape
+from asyncrl.decoders.facts import LayerShape
 
 _FLOAT32 = 4
 

@@ -1,8 +1,8 @@
 """What each process needs of the memory where it computes, estimated from the model's sizes. Pure.
 
-The parts are in `trainer_memory.py` (with `zero_memory.py` and `activations.py`) and `engine_memory.py`. They
-hold what grows with model and settings. What a process takes for Python and torch (0.3 to 0.6 GB of host
-memory, with CUDA's libraries 2 to 4) comes on top.
+The trainer's are in `trainer.py` (with `activations.py` and what the backend says), those of engines in their
+specs. They hold what grows with model and settings. What a process takes for Python and torch (0.3 to 0.6 GB
+of host memory, with CUDA's libraries 2 to 4) comes on top.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from asyncrl.config import Config
-from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
+from asyncrl.config import Config, RewardModelConfig
+from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
-from asyncrl.plan.memory.engine import engine_parts, reward_model_parts
-from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, NCCL, trainer_parts
+from asyncrl.plan.facts.reward import RewardModelFacts
+from asyncrl.plan.memory.activations import forward_bytes
+from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
+from asyncrl.rollout.engines.spec import Card, engine_of
+from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
 
 SHARED_WEIGHTS = "shared weights"
@@ -67,8 +70,8 @@ def weights_bytes(config: Config, model: ModelFacts) -> int:
 
 
 def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
-    """What holds the newest versions on their way; next to nothing where training is paced."""
-    if config.trainer.backend == "paced":
+    """What holds the newest versions on their way; next to nothing where nothing is computed."""
+    if not backend_of(config).computes:
         return 0
     return transport_bytes(config.weights.transport, weights_bytes(config, model))
 
@@ -83,7 +86,6 @@ def estimate_memory(
     """An entry for each kind of process whose models are known, and one for the shared weights. `gpu_bytes`:
     of each GPU."""
     on_gpu = {place.kind for place in placement.places if place.gpus}
-    card_bytes = min(gpu_bytes) if "rollout" in on_gpu else None
     longest_tokens = config.rollout.context_tokens(longest_prompt_tokens)
     entries = []
     trained = [models.policy]
@@ -92,20 +94,37 @@ def estimate_memory(
     if models.policy is not None and None not in trained:
         parts = trainer_parts(config, models, models.policy, longest_tokens, "trainer" in on_gpu)
         entries.append(Memory("trainer", *parts))
-    if models.policy is not None or (config.rollout.engine == "vllm" and card_bytes is not None):
-        gpus = {gpu for place in placement.of("rollout") for gpu in place.gpus}
-        shares_gpu = any(len(placement.on(gpu)) > 1 for gpu in gpus)
-        parts = engine_parts(config, models.policy, longest_tokens, card_bytes, shares_gpu=shares_gpu)
+    card = None
+    if gpus := {gpu for place in placement.of("rollout") for gpu in place.gpus}:
+        is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
+        card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
+    if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
         entries.append(Memory("rollout", *parts))
     for i, facts in enumerate(models.reward):
         if facts is not None:
             kind = f"reward-{i}"
-            parts = reward_model_parts(config.reward.models[i], facts, longest_tokens, kind in on_gpu)
+            parts = _reward_model_parts(config.reward.models[i], facts, longest_tokens, kind in on_gpu)
             entries.append(Memory(kind, *parts))
     if models.policy is not None:
         two_versions = shared_weights_bytes(config, models.policy)
         entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))
     return tuple(entries)
+
+
+def _reward_model_parts(
+    settings: RewardModelConfig, facts: RewardModelFacts, longest_tokens: int, on_gpu: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of a reward model, which scores under a mask, padding included: where it computes, and in host memory
+    besides."""
+    value_bytes = DTYPE_BYTES[settings.dtype]
+    weights = facts.parameters * value_bytes
+    tokens = max(settings.batch_tokens, longest_tokens)
+    parts = {
+        "weights": weights,
+        "activations": forward_bytes(facts.layer, tokens, value_bytes, longest_tokens),
+    }
+    # The weights go through host memory as they are loaded.
+    return (parts | {"CUDA": CUDA_CONTEXT_BYTES}, {"loading": weights}) if on_gpu else (parts, {})
 
 
 def gpu_loads(

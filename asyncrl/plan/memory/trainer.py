@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncrl.config import Config
-from asyncrl.plan.facts.model import DTYPE_BYTES, ModelFacts
+from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.activations import (
     final_norm_backward_bytes,
@@ -15,14 +15,8 @@ from asyncrl.plan.memory.activations import (
     kept_bytes,
     layer_backward_bytes,
 )
-from asyncrl.plan.memory.zero import (
-    Zero,
-    arriving_bytes,
-    sending_bytes,
-    step_bytes,
-    trained,
-    zero_of,
-)
+from asyncrl.trainer.backend import backend_of
+from asyncrl.trainer.backends.memory import TrainedMemory
 
 CUDA_CONTEXT_BYTES = 7 * 10**8
 """What CUDA and its libraries take of a GPU for each process: the context with its kernels (about 0.5 GB on
@@ -42,25 +36,26 @@ def trainer_parts(
     config: Config, models: KnownModels, policy: ModelFacts, longest_tokens: int, on_gpu: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Of one rank: where it computes, and in host memory besides. longest_tokens: of prompt and response."""
-    if config.trainer.backend == "paced":
+    backend, value_bytes = backend_of(config), DTYPE_BYTES[config.model.dtype]
+    if not backend.computes:
         return {}, {}
-    zero = zero_of(config, on_gpu)
-    parts, host_parts = trained(zero, policy.parameters)
+    trained = backend.memory(config, value_bytes, on_gpu=on_gpu)
+    parts, host_parts = trained.kept(policy.parameters)
     if models.critic is not None:
-        critic, critic_in_host = trained(zero, models.critic.parameters)
+        critic, critic_in_host = trained.kept(models.critic.parameters)
         parts["critic"] = sum(critic.values())
         host_parts["critic"] = sum(critic_in_host.values())
     if config.objective.proximal == "ewma":
-        parts["averaged policy"] = zero.value_bytes * policy.parameters
+        parts["averaged policy"] = value_bytes * policy.parameters
     offloads_reference = on_gpu and config.reference is not None and config.reference.offload
     if models.reference is not None:
-        weights = zero.value_bytes * models.reference.parameters
+        weights = value_bytes * models.reference.parameters
         (host_parts if offloads_reference else parts)["reference"] = weights
     tokens = max(config.trainer.micro_batch_tokens, longest_tokens)
     row_tokens = masked_row_tokens(config, tokens, longest_tokens, on_gpu)
-    phases = dict(_phases(config, zero, models, policy, tokens, row_tokens))
+    phases = dict(_phases(config, trained, models, policy, tokens, row_tokens))
     if models.reference is not None and offloads_reference:
-        phases["reference"] += zero.value_bytes * models.reference.parameters
+        phases["reference"] += value_bytes * models.reference.parameters
     # One thing is computed at a time: the largest counts, and the others use its memory.
     largest = max(phases, key=lambda name: phases[name])
     parts[f"{COMPUTED}: {largest}"] = phases[largest]
@@ -88,25 +83,30 @@ def takes_sequences(config: Config, on_gpu: bool) -> bool:
 
 
 def _phases(
-    config: Config, zero: Zero, models: KnownModels, policy: ModelFacts, tokens: int, row_tokens: int
+    config: Config,
+    trained: TrainedMemory,
+    models: KnownModels,
+    policy: ModelFacts,
+    tokens: int,
+    row_tokens: int,
 ) -> Iterator[tuple[str, int]]:
     """What is computed in turn, and what each takes at its peak beside what stays."""
-    yield from _training_phases(config, zero, policy, tokens, row_tokens, has_head=True)
+    yield from _training_phases(config, trained, policy, tokens, row_tokens, has_head=True)
     if models.critic is not None:
-        critic = _training_phases(config, zero, models.critic, tokens, row_tokens, has_head=False)
+        critic = _training_phases(config, trained, models.critic, tokens, row_tokens, has_head=False)
         for name, n_bytes in critic:
             yield f"{name} of the critic", n_bytes
     if models.reference is not None:
         yield (
             "reference",
-            forward_bytes(models.reference.layer, tokens, zero.value_bytes, row_tokens),
+            forward_bytes(models.reference.layer, tokens, trained.value_bytes, row_tokens),
         )
 
 
 def _training_phases(
-    config: Config, zero: Zero, model: ModelFacts, tokens: int, row_tokens: int, *, has_head: bool
+    config: Config, trained: TrainedMemory, model: ModelFacts, tokens: int, row_tokens: int, *, has_head: bool
 ) -> Iterator[tuple[str, int]]:
-    value_bytes, layer = zero.value_bytes, model.layer
+    value_bytes, layer = trained.value_bytes, model.layer
     of_layer = kept_bytes(layer, tokens, value_bytes, row_tokens)
     inputs = model.layers * value_bytes * tokens * layer.hidden_size
     rotary = 2 * value_bytes * tokens * layer.head_dim
@@ -127,13 +127,13 @@ def _training_phases(
         yield "logits", kept + norm + head
     yield "last norm", kept + norm + final_norm_backward_bytes(layer, tokens) + tied_gradient
     # A tied head's gradient waits for that of the embeddings, which comes last.
-    waiting = tied_gradient + arriving_bytes(zero, model.parameters)
+    waiting = tied_gradient + trained.arriving(model.parameters)
     recomputed = of_layer if config.trainer.gradient_checkpointing else 0
     backward = recomputed + layer_backward_bytes(layer, tokens, value_bytes)
-    sending = sending_bytes(zero, min(zero.bucket, model.parameters))
+    sending = trained.sending(min(trained.bucket, model.parameters))
     yield "layers", kept + backward + waiting + sending
-    yield "embeddings", value_bytes * embeddings + waiting + sending_bytes(zero, embeddings)
-    yield "update", step_bytes(zero, model.parameters, embeddings)
+    yield "embeddings", value_bytes * embeddings + waiting + trained.sending(embeddings)
+    yield "update", trained.updating(model.parameters, embeddings)
 
 
 def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bool) -> dict[str, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from asyncrl.bounded import Count, Seconds
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +104,17 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
     async def close(self) -> None: ...
+
+
+class SteppedEngine(Engine, Protocol):
+    """One that a caller may drive by `step` instead of `run`, for a schedule that depends on nothing but the
+    order of the calls."""
+
+    def step(self) -> None:
+        """Refill the free slots and decode one token of every running request; nothing when there is none.
+        Raises `EngineError`, as do all calls after it, when the step fails."""
+
+    def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
+        """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
+        copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
+        not fit the model."""

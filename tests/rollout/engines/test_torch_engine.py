@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.weights.source import LocalWeights, WeightsError
 
 

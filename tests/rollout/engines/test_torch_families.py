@@ -11,7 +11,8 @@ from families import FAMILIES, VOCABULARY, tiny, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError
+from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
+from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.engines.torch.probe import exact_decoder, why_by_rows
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.weights.source import untied

@@ -22,7 +22,9 @@ from transformers import (
 
 from asyncrl.config import ModelConfig
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch import TorchEngine, UnsupportedModelError, build_model
+from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
+from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.engines.torch.model import build_model
 
 SHAPE = {
     "vocab_size": 83,

@@ -48,7 +48,7 @@ def test_importing_asyncrl_imports_no_vllm():
         "asyncrl",
         "asyncrl.cli.launch",
         "asyncrl.cluster.roles",
-        "asyncrl.rollout.engines.make",
+        "asyncrl.rollout.engines.spec",
         "asyncrl.rollout.engines.vllm.engine",
         "asyncrl.rollout.engines.vllm.launch",
         "asyncrl.rollout.engines.vllm.receiver",

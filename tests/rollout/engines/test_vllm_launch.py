@@ -6,7 +6,7 @@ import pytest
 
 from asyncrl.launch.launcher import _environment
 from asyncrl.plan.resources import Place, Placement
-from asyncrl.rollout.engines.make import SHARES_GPU
+from asyncrl.rollout.engines.spec import SHARES_GPU
 from asyncrl.rollout.engines.vllm.kv_cache import (
     SPARE_KV_BLOCKS,
     room_bytes,

@@ -15,6 +15,7 @@ from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
 from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
+from asyncrl.rollout.engines.vllm.settings import PREFILL_TOKENS
 from asyncrl.units import format_bytes
 from asyncrl.weights.canary import CANARY_TOKENS, SHORTEST_CANARY
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECEIVER = "asyncrl.rollout.engines.vllm.receiver.WeightReceiver"
-PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Tokens computed in one step, at most. To itself, vLLM would leave a GPU 2,048 here: it knows neither its
-command line's usage nor that of its `LLM` class in this one."""
 
 
 @dataclass(frozen=True, slots=True)

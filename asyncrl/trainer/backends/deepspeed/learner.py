@@ -12,9 +12,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 from asyncrl.config import Config
+from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers, what_starts
 from asyncrl.trainer.backends.deepspeed.pieces import gathered, optimizer_states, set_whole
-from asyncrl.trainer.backends.deepspeed.settings import engine_settings
 from asyncrl.trainer.learner import learner_shapes, trained_parameters
 from asyncrl.trainer.optimizer import NonFiniteGradientError, SkipCounter, Update, adamw
 from asyncrl.trainer.packing.pack import MicroBatch

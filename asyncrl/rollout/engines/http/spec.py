@@ -1,0 +1,150 @@
+"""Running vLLM servers that somebody else operates."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from asyncrl.config import Config
+from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
+from asyncrl.errors import ConfigError
+from asyncrl.packages import need
+from asyncrl.paths import check_can_be_written, user_path
+from asyncrl.rollout.engines.spec import Card, Device, Parts
+from asyncrl.rollout.engines.vllm import families
+from asyncrl.rollout.engines.vllm.spec import OfVllm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from asyncrl.rollout.engines.http.engine import HttpEngine
+
+
+class Http(OfVllm):
+    computes_here = False
+
+    def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> HttpEngine:
+        from asyncrl.rollout.engines.http.engine import HttpEngine
+        from asyncrl.rollout.engines.http.fleet import Deadlines
+        from asyncrl.rollout.engines.http.weights_dir import WeightsDir
+        from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+        from asyncrl.rollout.stops import stop_token_ids
+
+        c, model, http = config.rollout, config.model, config.rollout.http
+        return HttpEngine(
+            http.urls,
+            WeightsDir(Path(http.weights_dir)),
+            ExpectedWeights(model.path, model.dtype, model.trust_remote_code),
+            dtype=model.dtype,
+            capacity=c.slots,
+            max_length=c.context_tokens(longest_prompt_tokens),
+            group_size=c.group_size,
+            kv_on_update=c.kv_on_update,
+            stop_token_ids=stop_token_ids(model),
+            api_key=None if http.api_key_env is None else os.environ[http.api_key_env],
+            deadlines=Deadlines(
+                http.answer_timeout_s, http.load_timeout_s, http.stall_timeout_s, http.patience_s
+            ),
+        )
+
+    def check_device(self, config: Config, device: Device) -> None:
+        need("aiohttp", f"rollout.engine={config.rollout.engine}")
+
+    def check_machine(self, config: Config) -> None:
+        """The folder by which servers get weights can be written."""
+        if (folder := config.rollout.http.weights_dir) is not None:
+            called = f"rollout.http.weights_dir={folder}"
+            check_can_be_written(user_path(folder, called), called)
+
+    def check_servers(self, config: Config, structure: PreTrainedConfig, longest_prompt_tokens: int) -> None:
+        from asyncrl.rollout.engines.http.facts import Needs
+        from asyncrl.rollout.engines.http.probe import unusable
+
+        http = config.rollout.http
+        if http.api_key_env is not None and not os.environ.get(http.api_key_env):
+            raise ConfigError(
+                f"rollout.http.api_key_env={http.api_key_env}: there is no such environment variable; put "
+                "the servers' API key into it"
+            )
+        key = os.environ[http.api_key_env] if http.api_key_env else None
+        needs = Needs(
+            config.model.dtype,
+            config.rollout.context_tokens(longest_prompt_tokens),
+            families.has_experts(structure),
+        )
+        ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
+        with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
+            problems = thread.submit(ask, http.urls, needs, key).result()
+        if problems:
+            raise ConfigError("\n".join(f"rollout.http.urls: {problem}" for problem in problems))
+
+    def memory(
+        self, config: Config, model: ModelFacts | None, sequence_tokens: int, card: Card | None
+    ) -> tuple[Parts, Parts] | None:
+        """That of the servers is their operators' business."""
+        if model is None:
+            return None
+        return {"incoming weights": model.parameters * DTYPE_BYTES[config.model.dtype]}, {}
+
+    def sweep(self, config: Config) -> None:
+        from asyncrl.rollout.engines.http.weights_dir import sweep
+
+        sweep(Path(config.rollout.http.weights_dir))
+
+    def impossible(self, config: Config) -> Iterator[str]:
+        yield from super().impossible(config)
+        http = config.rollout.http
+        if not http.urls:
+            yield "rollout.engine=http has no servers; name them in rollout.http.urls=[http://HOST:PORT, ...]"
+        for url in http.urls:
+            if (problem := _url_problem(url)) is not None:
+                yield f"rollout.http.urls: {problem}; each should be like http://HOST:PORT"
+        for url, count in Counter(url.rstrip("/").lower() for url in http.urls).items():
+            if count > 1:
+                yield f"rollout.http.urls names {url} {count} times; name each server once"
+        if http.weights_dir is None or not Path(http.weights_dir).is_absolute():
+            yield (
+                f"rollout.http.weights_dir={http.weights_dir or 'null'}: name a folder, by its absolute "
+                "path, that this machine and all servers see; on one host, for instance /dev/shm/asyncrl"
+            )
+        if http.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", http.api_key_env):
+            yield (
+                "rollout.http.api_key_env is no name of an environment variable; put the key itself into the "
+                "environment, and the variable's name here"
+            )
+        if http.load_timeout_s >= config.weights.ack_timeout_s:
+            yield (
+                f"rollout.http.load_timeout_s={http.load_timeout_s:g} is not below weights.ack_timeout_s="
+                f"{config.weights.ack_timeout_s:g}: one slow server would end the run; raise "
+                "weights.ack_timeout_s"
+            )
+        if config.rollout.workers > 1:
+            yield (
+                f"rollout.workers={config.rollout.workers}: with rollout.engine=http one worker drives all "
+                "servers; use rollout.workers=1"
+            )
+
+
+def _url_problem(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"{url!r} is no URL ({error})"
+    if parts.username is not None or parts.password is not None:
+        return f"the URL of {parts.hostname!r} has a user or password in it, which would be written to disk"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return f"{url!r} is no http or https URL"
+    if parts.query or parts.fragment:
+        return f"{url!r} has a query or fragment"
+    return None
+
+
+SPEC = Http()

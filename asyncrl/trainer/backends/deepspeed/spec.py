@@ -1,0 +1,73 @@
+"""Any number of ranks, which share out gradients, the optimizer and the weights by ZeRO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.packages import need
+from asyncrl.trainer.backend import BackendSpec
+from asyncrl.trainer.backends.memory import TrainedMemory
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
+
+
+class DeepSpeed(BackendSpec):
+    has_ranks = True
+    why_not_inline = "has ranks of its own"
+    saves_memory = (
+        "share the model out with trainer.backend=deepspeed and more trainer.ranks",
+        "keep the optimizer in host memory with trainer.backend=deepspeed "
+        "trainer.deepspeed.offload_optimizer=true",
+    )
+
+    def make(self, config: Config, rendezvous: Path | None) -> DeepSpeedTrainer:
+        assert rendezvous is not None
+        return self.make_rank(config, 0, rendezvous)
+
+    def make_rank(self, config: Config, rank: int, rendezvous: Path) -> DeepSpeedTrainer:
+        from asyncrl.trainer.models.packed import trainer_device
+
+        os.environ["DS_ACCELERATOR"] = trainer_device(config).type  # DeepSpeed reads it when it is imported
+        from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
+
+        return DeepSpeedTrainer(config, rank, rendezvous)
+
+    def memory(self, config: Config, value_bytes: int, *, on_gpu: bool) -> TrainedMemory:
+        from asyncrl.trainer.backends.deepspeed.memory import memory_of
+
+        return memory_of(config, value_bytes, on_gpu=on_gpu)
+
+    def check_installed(self) -> None:
+        need("deepspeed", "trainer.backend=deepspeed", "use trainer.backend=torch with trainer.ranks=1")
+
+    def check_gpus(self, names: Sequence[str]) -> None:
+        """DeepSpeed takes `CUDA_VISIBLE_DEVICES` for numbers."""
+        if any(not name.strip().isdigit() for name in names):
+            raise ConfigError(
+                f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: DeepSpeed reads numbers there "
+                "only; name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
+            )
+
+    def impossible(self, config: Config) -> Iterator[str]:
+        yield from super().impossible(config)
+        ours = config.trainer.deepspeed
+        if ours.offload_parameters and ours.zero_stage != 3:
+            yield (
+                f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
+                f"{ours.zero_stage}: the lower stages keep whole weights on every rank"
+            )
+        if config.objective.proximal == "ewma":
+            yield (
+                "objective.proximal=ewma keeps a second copy of whole weights, which "
+                "trainer.backend=deepspeed shares out; use trainer.backend=torch, or "
+                "objective.proximal=recompute"
+            )
+
+
+SPEC = DeepSpeed()

@@ -1,0 +1,18 @@
+"""One rank, in plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asyncrl.config import Config
+from asyncrl.trainer.backend import BackendSpec, Trainer
+
+
+class Torch(BackendSpec):
+    def make(self, config: Config, rendezvous: Path | None) -> Trainer:
+        from asyncrl.trainer.backends.torch.backend import TorchTrainer
+
+        return TorchTrainer(config)
+
+
+SPEC = Torch()
