@@ -61,17 +61,20 @@ def impossible(c: Config) -> Iterator[str]:
     if c.rollout.engine == "http":
         yield from impossible_servers(c)
     yield from _impossible_network(c.network)
-    backend = find_spec(Spec, BACKENDS, c.trainer.backend)
-    yield from backend.impossible(c)
-    yield from _impossible_settings("trainer.settings", backend, c.trainer.settings)
+    yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
 
 
-def _impossible_settings(key: str, spec: Spec, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Of a spec's own section."""
+def _impossible_by_spec(
+    c: Config, key: str, folder: str, name: str, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """key: of the section that a user's own has its settings from."""
+    spec = find_spec(Spec, folder, name)
     try:
         spec.settings.model_validate(settings)
     except ValidationError as error:
         yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
+    else:
+        yield from spec.impossible(c)
 
 
 def _impossible_sampling(c: Config) -> Iterator[str]:
