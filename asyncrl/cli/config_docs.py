@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,12 +24,6 @@ Unknown keys, wrong types and combinations that cannot work are refused before a
 `asyncrl-launch --config FILE --dry-run` shows the resolved settings and what they imply.
 
 A key without a default has to be given."""
-
-
-def write(path: Path) -> None:
-    """Write the reference to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(), encoding="utf-8")
 
 
 def render() -> str:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
+from asyncrl.data.prompts import first_bad_rows
 from asyncrl.plan.cores import cores_wanted
 from asyncrl.plan.disk import Disk
 from asyncrl.plan.memory.estimate import SHARED_WEIGHTS, GpuLoad, Memory
@@ -39,10 +40,8 @@ def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -
         _show_time(plan, console)
     if plan.prompts is not None and plan.prompts.skipped:
         _heading(console, "Bad rows, left out")
-        for bad in plan.prompts.skipped[:10]:
-            console.print(f"  {bad}", markup=False)
-        if len(plan.prompts.skipped) > 10:
-            console.print(f"  ... and {len(plan.prompts.skipped) - 10:,} more")
+        for line in first_bad_rows(plan.prompts.skipped):
+            console.print(line, markup=False)
     _heading(console, "Settings" + " that differ from the defaults (all: --verbose)" * (not verbose))
     console.print(dump(plan.config, changed_only=not verbose).rstrip(), markup=False)
     if UNKNOWN in (row[1] for row in _memory(plan)):

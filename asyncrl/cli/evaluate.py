@@ -46,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from asyncrl import config as settings
+    from asyncrl.config.model_paths import with_model_paths
     from asyncrl.loop.evaluate import evaluate, held_out
     from asyncrl.runfiles.earlier_run import model_in
 
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     figures = []
     named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
     for path in (model_in(key, path) for key, path in named):
-        config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
+        config = with_model_paths(base, {"model.path": path})
         found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from asyncrl import __version__
@@ -94,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
-    _add_reference(commands, "config-docs", "settings", "docs/configuration.md", _config_docs)
-    _add_reference(commands, "metrics-docs", "metrics", "docs/metrics.md", _metrics_docs)
+    _add_reference(commands, "config-docs", "settings", "docs/configuration.md")
+    _add_reference(commands, "metrics-docs", "metrics", "docs/metrics.md")
 
     sweeps = commands.add_parser(
         "sweep",
@@ -112,12 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_reference(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    command: str,
-    things: str,
-    page: str,
-    run: Callable[[argparse.Namespace], None],
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, things: str, page: str
 ) -> None:
+    """A command that writes what the module of its name renders."""
     what = f"write the reference of all {things}"
     parser = commands.add_parser(command, help=f"{what}, {page}", description=f"{what.capitalize()}.")
     parser.add_argument(
@@ -128,7 +127,13 @@ def _add_reference(
         metavar="PATH",
         help=f"file to write (default: {page})",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(_write_reference, f"asyncrl.cli.{command.replace('-', '_')}"))
+
+
+def _write_reference(module: str, arguments: argparse.Namespace) -> None:
+    text = importlib.import_module(module).render()
+    arguments.path.parent.mkdir(parents=True, exist_ok=True)
+    arguments.path.write_text(text, encoding="utf-8")
 
 
 def _tiny_model(arguments: argparse.Namespace) -> None:
@@ -153,18 +158,6 @@ def _tiny_pairs(arguments: argparse.Namespace) -> None:
 
     write_pairs(arguments.path, pairs=arguments.pairs, seed=arguments.seed)
     print(f"{arguments.path}: {arguments.pairs:,} preference pairs")
-
-
-def _config_docs(arguments: argparse.Namespace) -> None:
-    from asyncrl.cli.config_docs import write
-
-    write(arguments.path)
-
-
-def _metrics_docs(arguments: argparse.Namespace) -> None:
-    from asyncrl.cli.metrics_docs import write
-
-    write(arguments.path)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 EXIT_FAILED = 1
@@ -43,17 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit status: 0 when every cell is finished, 1 when one failed."""
     from asyncrl.sweep import Sweep, plot, run_sweep
 
-    sweep = Sweep(
-        config=arguments.config,
-        grid=arguments.grid,
-        overrides=arguments.overrides,
-        seeds=arguments.seeds,
-        jobs=arguments.jobs,
-        out=arguments.out,
-        gpus=arguments.gpus,
-        target=arguments.target,
-        last=arguments.last,
-    )
+    sweep = Sweep(**{field.name: getattr(arguments, field.name) for field in fields(Sweep)})
     try:
         result = run_sweep(sweep)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 
@@ -33,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of epochs")
     how.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (1e-5)")
     how.add_argument(
-        "--batch-size", type=_positive, default=64, metavar="N", help="pairs in a training step (64)"
+        "--batch-size",
+        type=_positive,
+        default=64,
+        dest="batch_pairs",
+        metavar="N",
+        help="pairs in a training step (64)",
     )
     how.add_argument(
         "--batch-tokens", type=_positive, default=16384, metavar="N", help="in a forward pass (16384)"
@@ -68,27 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from asyncrl.reward.train.run import Settings, train_reward_model
 
-    train_reward_model(
-        Settings(
-            model=arguments.model,
-            data=arguments.data,
-            out=arguments.out,
-            chat_template=arguments.chat_template,
-            epochs=arguments.epochs,
-            steps=arguments.steps,
-            lr=arguments.lr,
-            batch_pairs=arguments.batch_size,
-            batch_tokens=arguments.batch_tokens,
-            max_tokens=arguments.max_tokens,
-            held_out=arguments.held_out,
-            seed=arguments.seed,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            gradient_checkpointing=arguments.gradient_checkpointing,
-            trust_remote_code=arguments.trust_remote_code,
-        ),
-        tell=lambda text: print(text, flush=True),
-    )
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+    train_reward_model(settings, tell=lambda text: print(text, flush=True))
 
 
 def _positive(text: str) -> int:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
-from asyncrl.config import Config, Section
+from asyncrl.config import Config
+from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.errors import ConfigError, NotHereError
-
-S = TypeVar("S", bound=Section)
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """What a model's folder needs. The root only: folders below hold the same weights in other formats."""
@@ -129,29 +127,11 @@ def _not_fetched(key: str, name: str, error: Exception) -> NotHereError:
 
 def names(config: Config) -> Iterator[tuple[str, str, bool]]:
     """The models of the hub that a config names: key, name, and whether their code is trusted."""
-    trusted = config.model.trust_remote_code
-    paths = [("model.path", config.model.path, trusted)]
-    for key, section in (("critic", config.critic), ("reference", config.reference)):
-        if section is not None and section.path is not None:
-            paths.append((f"{key}.path", section.path, trusted))
-    for i, model in enumerate(config.reward.models):
-        paths.append((f"reward.models.{i}.path", model.path, model.trust_remote_code))
-    return (entry for entry in paths if is_name(entry[1]))
+    return ((key, path, code) for key, (path, code) in model_paths(config).items() if is_name(path))
 
 
 def with_folders(config: Config, folders: Mapping[str, str]) -> Config:
-    """The same config with the folders of the models that have one, so that no role asks the hub. A reward
-    model keeps its name in the metrics."""
-
-    def found(section: S) -> S:
-        path = section.path  # type: ignore[attr-defined]
-        return section.model_copy(update={"path": folders.get(path, path)})
-
-    changed: dict[str, object] = {
-        key: found(section)
-        for key in ("model", "critic", "reference")
-        if (section := getattr(config, key)) is not None
-    }
-    models = [found(model).model_copy(update={"name": model.label}) for model in config.reward.models]
-    changed["reward"] = config.reward.model_copy(update={"models": models})
-    return config.model_copy(update=changed)
+    """The same config with the folders of the models that have one, so that no role asks the hub."""
+    return with_model_paths(
+        config, {key: folders.get(path, path) for key, (path, _) in model_paths(config).items()}
+    )

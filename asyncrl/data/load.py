@@ -9,20 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from asyncrl.config import DataConfig
 from asyncrl.data.messages import UnusablePromptError, check_prompt
-from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet
+from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet, first_bad_rows
 from asyncrl.data.rows import Row, read_rows
 from asyncrl.data.template import template_arguments
 from asyncrl.data.tokenise import tokenise
-from asyncrl.data.values import UnusableValueError, portable
+from asyncrl.data.values import TAKEN_NAMES, UnusableValueError, portable
 from asyncrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHOWN = 10
 _BATCH_ROWS = 1024
-TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What reward functions get from AsyncRL itself, by keyword."""
 
 
 def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
@@ -116,13 +113,10 @@ def _refuse(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> None:
         raise ConfigError(f"data.path={data.path}: the dataset has no rows")
     if usable and (not bad or data.on_bad_row == "skip"):
         return
-    shown = [f"  {row}" for row in bad[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        shown.append(f"  ... and {len(bad) - _SHOWN:,} more")
     if not usable:
         remedy = "none is left to train on: see the reasons above"
     else:
         longer = " or raise data.max_prompt_tokens" * any("data.max_prompt_tokens" in b.reason for b in bad)
         remedy = f"repair them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
     count = f"{len(bad):,} of {usable + len(bad):,} rows cannot be used"
-    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *shown, remedy]))
+    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *first_bad_rows(bad), remedy]))

@@ -3,7 +3,7 @@ tokenises once, every other process loads the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,6 +48,12 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+def first_bad_rows(rows: Sequence[BadRow], shown: int = 10) -> list[str]:
+    """A line for each of the first `shown`, and one that counts the others."""
+    lines = [f"  {row}" for row in rows[:shown]]
+    return [*lines, f"  ... and {len(rows) - shown:,} more"] if len(rows) > shown else lines
 
 
 @dataclass(frozen=True, slots=True)

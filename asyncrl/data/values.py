@@ -6,6 +6,9 @@ import datetime
 import decimal
 from typing import Any
 
+TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Keyword arguments that every reward function can take in addition to the dataset's columns, which must not
+have these names."""
 _INT64 = range(-(2**63), 2**64)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from asyncrl.paths import replace_file
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work
 
@@ -89,10 +90,8 @@ class Heart:
             current_work(),
             current_unhurried(),
         )
-        aside = self._path.with_suffix(".new")
         try:
-            aside.write_bytes(msgspec.json.encode(pulse))
-            aside.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(pulse))
         except OSError as error:  # a full disk takes a new time all the same
             log.warning("cannot write %s: %s", self._path, error)
             if self._path.exists():

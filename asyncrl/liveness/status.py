@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from asyncrl.liveness.pulse import Pulse
+from asyncrl.paths import replace_file
 from asyncrl.runfiles.layout import TRAINER
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work, tell
@@ -19,11 +20,9 @@ def tell_beginning(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        aside = path.with_suffix(".new")
         try:
-            aside.write_text(current_unhurried() or STARTING)
-            aside.replace(path)
-        except OSError:  # nothing hangs on it
+            replace_file(path, (current_unhurried() or STARTING).encode())
+        except OSError:  # only the status line needs it
             path.unlink(missing_ok=True)
 
     write()

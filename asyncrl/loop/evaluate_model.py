@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.config.model_paths import with_model_paths
 from asyncrl.event_loop import run_to_end
 from asyncrl.loop.evaluate import Evaluation, evaluate, held_out
 from asyncrl.runfiles.earlier_run import model_in
@@ -16,5 +17,5 @@ def evaluate_model(config: Config, model: str | None = None, *, limit: int | Non
     loop is running already (a notebook).
     """
     path = model_in("model", model or config.model.path)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    config = with_model_paths(config, {"model.path": path})
     return run_to_end(evaluate(config, held_out(config)[:limit]))

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from asyncrl.paths import replace_file
+
 log = logging.getLogger(__name__)
 
 PACE_STEPS = 20
@@ -45,10 +47,7 @@ class Usage:
         )
 
     def save(self, path: Path) -> None:
-        """A file that is there already is replaced as a whole."""
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(asdict(self)) + "\n")
-        aside.replace(path)
+        replace_file(path, json.dumps(asdict(self)).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.paths import Under
 from asyncrl.weights import blocks
 
 log = logging.getLogger(__name__)
@@ -68,17 +69,13 @@ class Checkpoint:
 
     path: Path
 
+    hf = Under("hf")
+    ledger = Under("ledger.db")
+    _manifest = Under("manifest.json")
+
     @property
     def step(self) -> int:
         return int(self.path.name.rpartition("_")[2])
-
-    @property
-    def hf(self) -> Path:
-        return self.path / "hf"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.db"
 
     def state(self) -> CheckpointState:
         return msgspec.json.decode((self.path / "state.json").read_bytes(), type=CheckpointState)
@@ -118,10 +115,6 @@ class Checkpoint:
             list(pool.map(_sync, _files(self.path)))
         for path in [*(p for p in self.path.rglob("*") if p.is_dir()), self.path]:
             _sync(path)
-
-    @property
-    def _manifest(self) -> Path:
-        return self.path / "manifest.json"
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.errors import ConfigError
 from asyncrl.paths import user_path
 from asyncrl.runfiles.checkpoints import CheckpointError, Checkpoints
@@ -29,17 +30,15 @@ def model_in(key: str, path: str) -> str:
 
 
 def with_trained_models(config: Config) -> Config:
-    """The same config, with each run directory that it names as a model replaced by the model in it."""
-    changed, problems = {}, []
-    for section in ("model", "critic", "reference"):
-        settings = getattr(config, section)
-        if settings is not None and settings.path is not None:
+    """The same config, with each run directory that it names as a model replaced by the model in it. Raises
+    `ConfigError`."""
+    found, problems = {}, []
+    for key, (path, _) in model_paths(config).items():
+        if not key.startswith("reward."):
             try:
-                path = model_in(f"{section}.path", settings.path)
+                found[key] = model_in(key, path)
             except ConfigError as error:
                 problems.append(str(error))
-                continue
-            changed[section] = settings.model_copy(update={"path": path})
     if problems:
         raise ConfigError("\n".join(problems))
-    return config.model_copy(update=changed)
+    return with_model_paths(config, found)

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.paths import Under
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -35,41 +36,25 @@ class RunDir:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def model_folders(self) -> Path:
-        """Where the models of the hub lie on this host, by their names: JSON."""
-        return self.path / ".models"
-
-    @property
-    def user_files(self) -> Path:
-        """Which Python files of the user's the run has begun with (`runfiles.user_files.UserFiles`)."""
-        return self.path / "user_files.json"
-
-    @property
-    def prompts(self) -> Path:
-        """The usable rows of the dataset, tokenised."""
-        return self.path / "prompts.msgpack"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.db"
-
-    @property
-    def usage(self) -> Path:
-        """What the run holds (`asyncrl.runfiles.budget.Usage`)."""
-        return self.path / "usage.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    config = Under("config.yaml")
+    model_folders = Under(".models")
+    """Where the models of the hub lie on this host, by their names: JSON."""
+    user_files = Under("user_files.json")
+    """Which Python files of the user's the run has begun with (`runfiles.user_files.UserFiles`)."""
+    prompts = Under("prompts.msgpack")
+    """The usable rows of the dataset, tokenised."""
+    ledger = Under("ledger.db")
+    usage = Under("usage.json")
+    """What the run holds (`asyncrl.runfiles.budget.Usage`)."""
+    checkpoints = Under("checkpoints")
+    logs = Under("logs")
+    pulses = Under(".pulse")
+    """The folder of the roles' pulses (`asyncrl.liveness.pulse`), each under the role's name."""
+    beginnings = Under(".beginning")
+    """The folder of what roles do before they have a pulse (`asyncrl.liveness.status`)."""
+    rendezvous = Under(".ranks")
+    """Where the trainer's ranks find each other."""
+    _keys = Under(".keys")
 
     def log(self, role: str) -> Path:
         return self.logs / f"{role}.log"
@@ -78,18 +63,8 @@ class RunDir:
         """Where a role writes what all its threads are doing, when it is asked to by SIGUSR1."""
         return self.logs / f"{role}.stacks"
 
-    @property
-    def pulses(self) -> Path:
-        """The folder of the roles' pulses (`asyncrl.liveness.pulse`), each under the role's name."""
-        return self.path / ".pulse"
-
     def pulse(self, role: str) -> Path:
         return self.pulses / role
-
-    @property
-    def beginnings(self) -> Path:
-        """The folder of what roles do before they have a pulse (`asyncrl.liveness.status`)."""
-        return self.path / ".beginning"
 
     def beginning(self, role: str) -> Path:
         return self.beginnings / role
@@ -103,15 +78,6 @@ class RunDir:
     def held(self) -> AbstractContextManager[None]:
         """Keep every other run out of this directory. Raises `ConfigError` when one is in it."""
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
-
-    @property
-    def rendezvous(self) -> Path:
-        """Where the trainer's ranks find each other."""
-        return self.path / ".ranks"
-
-    @property
-    def _keys(self) -> Path:
-        return self.path / ".keys"
 
     def make_keys(self) -> None:
         """The keys of this start of the run: with those of an earlier one nobody gets in."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
 from asyncrl.core.cursor import PromptCursor
@@ -40,6 +40,13 @@ create table if not exists payloads (group_id integer primary key, payload blob 
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists kept (key text primary key, value blob not null);
 """
+_FIELDS = (
+    *("group_id", "row", "reason", "admitted_version", "attempt", "lease_id", "worker", "step"),
+    "masked_tokens",
+)
+"""Columns that hold the field of `GroupEntry` with the same name."""
+_COLUMNS = (*_FIELDS, "state", "sampled_tokens", "tokens_by_version", "rewards")
+_INSERT = f"insert or replace into groups ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
 
 
 class LedgerStore(Generic[P]):
@@ -49,6 +56,7 @@ class LedgerStore(Generic[P]):
         self._encode = encode
         self._decode = decode
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+        self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
         # Survives the death of any process; only a power cut can lose the last transactions, never the file.
         self._db.execute("pragma synchronous = normal")
@@ -59,10 +67,7 @@ class LedgerStore(Generic[P]):
         changes = coordinator.drain_changes()
         self._db.execute("begin immediate")
         try:
-            self._db.executemany(
-                "insert or replace into groups values (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                [_to_row(entry) for entry in changes.entries.values()],
-            )
+            self._db.executemany(_INSERT, map(_to_row, changes.entries.values()))
             for group_id, payload in changes.payloads.items():
                 if payload is None:
                     self._db.execute("delete from payloads where group_id = ?", (group_id,))
@@ -147,7 +152,8 @@ class LedgerStore(Generic[P]):
             values,
         )
         return {
-            row[0]: (_from_row(row[:-1]), None if row[-1] is None else self._decode(row[-1])) for row in rows
+            row["group_id"]: (_from_row(row), None if (p := row["payload"]) is None else self._decode(p))
+            for row in rows
         }
 
     def _ledger(self, meta: dict[str, int]) -> Ledger:
@@ -182,58 +188,23 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def _to_row(e: GroupEntry) -> tuple[object, ...]:
-    by_version = json.dumps(e.summary.tokens_by_version) if e.summary else None
-    rewards = json.dumps(e.summary.rewards) if e.summary else None
-    return (
-        *(
-            e.group_id,
-            e.row,
-            e.state.value,
-            e.reason,
-            e.admitted_version,
-            e.attempt,
-            e.lease_id,
-            e.worker,
-            e.step,
-        ),
-        *(e.sampled_tokens, e.masked_tokens, by_version, rewards),
-    )
+def _to_row(entry: GroupEntry) -> dict[str, object]:
+    summary = entry.summary
+    return {name: getattr(entry, name) for name in _FIELDS} | {
+        "state": entry.state.value,
+        "sampled_tokens": entry.sampled_tokens,
+        "tokens_by_version": json.dumps(summary.tokens_by_version) if summary else None,
+        "rewards": json.dumps(summary.rewards) if summary else None,
+    }
 
 
-def _from_row(row: tuple[Any, ...]) -> GroupEntry:
-    (
-        group_id,
-        row_index,
-        state,
-        reason,
-        version,
-        attempt,
-        lease_id,
-        worker,
-        step,
-        _,
-        masked,
-        by_version,
-        rewards,
-    ) = row
+def _from_row(row: sqlite3.Row) -> GroupEntry:
     summary = None
-    if by_version is not None:
-        tokens = {int(v): n for v, n in json.loads(by_version).items()}
-        summary = GroupSummary(tokens, tuple(json.loads(rewards)))
-    return GroupEntry(
-        group_id=group_id,
-        row=row_index,
-        state=GroupState(state),
-        admitted_version=version,
-        attempt=attempt,
-        lease_id=lease_id,
-        worker=worker,
-        summary=summary,
-        step=step,
-        reason=reason,
-        masked_tokens=masked,
-    )
+    if row["tokens_by_version"] is not None:
+        tokens = {int(v): n for v, n in json.loads(row["tokens_by_version"]).items()}
+        summary = GroupSummary(tokens, tuple(json.loads(row["rewards"])))
+    fields = {name: row[name] for name in _FIELDS}
+    return GroupEntry(**fields, state=GroupState(row["state"]), summary=summary)
 
 
 def copy_ledger(source: Path, target: Path, from_step: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
 from asyncrl.reward.processes.process import die_with_parent
@@ -129,9 +130,7 @@ def main() -> None:
     os.dup2(2, 1)  # what modules print while they are imported is no result
     folder = Path(sys.argv[2])
     found = look_here(msgspec.msgpack.decode((folder / "wanted").read_bytes(), type=Wanted))
-    aside = folder / "found.new"
-    aside.write_bytes(msgspec.msgpack.encode(found))
-    aside.replace(folder / "found")
+    replace_file(folder / "found", msgspec.msgpack.encode(found))
     sys.stderr.flush()
     os._exit(0)  # no thread or exit handler of theirs holds it up
 

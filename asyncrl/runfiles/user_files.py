@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.config import Config
+from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
@@ -76,11 +77,10 @@ def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[
 
 def with_absolute_paths(config: Config) -> Config:
     """The same config, with what it names in the working folder named from anywhere."""
-    changed = {
-        section: settings.model_copy(update={"path": _absolute(settings.path)})
-        for section in ("model", "critic", "reference")
-        if (settings := getattr(config, section)) is not None and settings.path is not None
-    }
+    config = with_model_paths(
+        config, {key: _absolute(path) for key, (path, _) in model_paths(config).items()}
+    )
+    changed: dict[str, object] = {}
     if not is_on_hub(config.data):
         changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
     if config.rollout.episode is not None:
@@ -90,8 +90,7 @@ def with_absolute_paths(config: Config) -> Config:
     changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
     reward, objective = config.reward, config.objective
     functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
-    models = [m.model_copy(update={"path": _absolute(m.path)}) for m in reward.models]
-    changed["reward"] = reward.model_copy(update={"functions": functions, "models": models})
+    changed["reward"] = reward.model_copy(update={"functions": functions})
     own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
     changed["objective"] = objective.model_copy(update=own)
     return config.model_copy(update=changed)

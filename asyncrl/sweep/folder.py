@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
+from asyncrl.paths import Under
 from asyncrl.runfiles.layout import LOCK, held
 from asyncrl.sweep.grid import Cell
 
@@ -26,21 +27,10 @@ class SweepFolder:
 
     path: Path
 
-    @property
-    def table_csv(self) -> Path:
-        return self.path / "table.csv"
-
-    @property
-    def table_md(self) -> Path:
-        return self.path / "table.md"
-
-    @property
-    def runs_csv(self) -> Path:
-        return self.path / "runs.csv"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "plot.png"
+    table_csv = Under("table.csv")
+    table_md = Under("table.md")
+    runs_csv = Under("runs.csv")
+    plot = Under("plot.png")
 
     def run_dir(self, cell: Cell) -> Path:
         """Named for people, told apart by the cell's key."""

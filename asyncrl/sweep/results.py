@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -64,14 +65,10 @@ class Estimate:
     def of(cls, values: Iterable[float]) -> Estimate:
         """Of the values that are not NaN; the mean of none is NaN."""
         known = [value for value in values if not math.isnan(value)]
-        n = len(known)
-        if not n:
+        if not known:
             return cls(math.nan, math.nan, 0)
-        mean = math.fsum(known) / n
-        if n == 1:
-            return cls(mean, math.nan, 1)
-        variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1)
-        return cls(mean, math.sqrt(variance / n), n)
+        error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+        return cls(statistics.fmean(known), error, len(known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,9 @@ def test_all_rows_that_grlo_released_load(tokenizer):
 
 
 def test_the_names_taken_by_reward_functions_are_those_that_they_are_given():
-    from asyncrl.data.load import TAKEN_NAMES
-    from asyncrl.reward.functions import GIVEN
+    from asyncrl.data.values import TAKEN_NAMES
+    from asyncrl.reward.processes.process import CallLog, arguments
+    from asyncrl.reward.processes.wire import Call
 
-    assert TAKEN_NAMES == GIVEN
+    call = Call(1, 0, "p", ["c"], [[1]], {}, version=0, max_steps=1, timeout_s=1.0)
+    assert set(arguments(lambda **given: None, call, CallLog(1))) == set(TAKEN_NAMES)
