@@ -9,12 +9,12 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    need = parser.add_argument_group("what to train, on what")
+    need = parser.add_argument_group("model and data")
     need.add_argument(
         "--model",
         required=True,
         metavar="PATH",
-        help="folder or hub name of a language model, or of a reward model to go on with",
+        help="folder or hub name of a language model, or of a reward model to continue with",
     )
     need.add_argument(
         "--data",
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="new folder for the reward model"
     )
     need.add_argument(
-        "--chat-template", type=Path, metavar="FILE", help="for a model that has none of its own"
+        "--chat-template", type=Path, metavar="FILE", help="for a model without a chat template"
     )
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("training")
     how.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (1)")
     how.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of epochs")
     how.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (1e-5)")
@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         dest="batch_pairs",
         metavar="N",
-        help="pairs in a training step (64)",
+        help="pairs per training step (64)",
     )
     how.add_argument(
-        "--batch-tokens", type=_positive, default=16384, metavar="N", help="in a forward pass (16384)"
+        "--batch-tokens", type=_positive, default=16384, metavar="N", help="tokens per forward pass (16384)"
     )
     how.add_argument(
         "--max-tokens", type=_positive, default=4096, metavar="N", help="longer pairs are refused (4096)"
@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=0.1,
         metavar="SHARE",
-        help="share of the prompts whose pairs are kept to judge by (0.1)",
+        help="share of the prompts whose pairs are held out for evaluation (0.1)",
     )
-    how.add_argument("--seed", type=int, default=0, help="of the head, the split and the order (0)")
+    how.add_argument("--seed", type=int, default=0, help="seed of the head, the split and the order (0)")
     how.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (auto)"
     )
@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="auto",
-        help="to compute in; the weights are float32 (auto: bfloat16 on a GPU)",
+        help="compute dtype; the weights are float32 (auto: bfloat16 on a GPU)",
     )
     how.add_argument(
-        "--gradient-checkpointing", action="store_true", help="compute activations twice, keep them never"
+        "--gradient-checkpointing", action="store_true", help="recompute activations instead of storing them"
     )
     how.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.set_defaults(run=run)
@@ -81,12 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} should be 1 or more")
+        raise argparse.ArgumentTypeError(f"{number} must be 1 or more")
     return number
 
 
 def _share(text: str) -> float:
     share = float(text)
     if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{share:g} should be at least 0 and under 1")
+        raise argparse.ArgumentTypeError(f"{share:g} must be at least 0 and less than 1")
     return share

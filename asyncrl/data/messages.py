@@ -1,4 +1,4 @@
-"""Prompts as datasets give them: texts and conversations, checked."""
+"""Checks prompts as datasets provide them: texts and conversations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asyncrl.data.prompts import Message
 
 
 class UnusablePromptError(ValueError):
-    """A prompt that cannot be used. The message says what is wrong with it and what would be right."""
+    """A prompt is unusable. The message says what is wrong with it and what would be right."""
 
 
 def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
@@ -23,8 +23,8 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                 raise UnusablePromptError("is empty")
             if _is_conversation_as_text(value):
                 raise UnusablePromptError(
-                    "is a conversation written as JSON text, which the model would read as it stands; store "
-                    "it as a list of messages"
+                    "is a conversation in JSON text, which the model would read as raw JSON; store it as a "
+                    "list of messages"
                 )
             return value if system_prompt is None else [_system(system_prompt), _user(value)]
         case list():
@@ -39,7 +39,7 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
 
 
 def _with_content(message: Any) -> Any:
-    """A message that calls tools and says nothing has an empty content: templates ask for it."""
+    """A message that only calls tools gets an empty `content`, which templates expect."""
     if isinstance(message, dict) and message.get("tool_calls") and "content" not in message:
         return {**message, "content": ""}
     return message
@@ -72,7 +72,7 @@ def _check_messages(messages: list[Any]) -> None:
     if last["role"] == "assistant":
         raise UnusablePromptError("ends with the assistant's message; a prompt ends before the answer")
     if not last.get("content", "").strip():
-        raise UnusablePromptError("its last message is empty")
+        raise UnusablePromptError("ends with an empty message")
 
 
 def _system(content: str) -> Message:

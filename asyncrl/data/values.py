@@ -1,4 +1,4 @@
-"""Values of a dataset's columns as values that travel between processes: what JSON has, and bytes."""
+"""Converts values of a dataset's columns to values that can be sent to other processes: JSON's, and bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INT64 = range(-(2**63), 2**64)
 
 
 class UnusableValueError(ValueError):
-    """A value that reward functions could not be given. The message names its place and its kind."""
+    """A value cannot be sent to reward functions. The message names its place and its kind."""
 
 
 def portable(value: Any, place: str) -> Any:
@@ -25,7 +25,9 @@ def portable(value: Any, place: str) -> Any:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise UnusableValueError(f"{place} holds half a surrogate pair, which is no text") from None
+                raise UnusableValueError(
+                    f"{place} holds an unpaired surrogate, which is not valid text"
+                ) from None
             return value
         case int():
             if value not in _INT64:
@@ -44,6 +46,6 @@ def portable(value: Any, place: str) -> Any:
 
 def _key(key: Any, place: str) -> str:
     if not isinstance(key, str):
-        raise UnusableValueError(f"{place} has a key that is no text: {key!r}")
+        raise UnusableValueError(f"{place} has a key that is not a string: {key!r}")
     portable(key, f"a key of {place}")
     return key

@@ -1,4 +1,4 @@
-"""What a run is doing, in a line for the person who watches it start and end."""
+"""What a run is doing, in one line for people who watch it start and end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STARTING = "starting"
 
 
 def tell_beginning(path: Path) -> None:
-    """Keep in `path` what this process does that takes long, for those who wait for its pulse."""
+    """Keep this process's current long work in `path`, until it has a pulse."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
@@ -37,7 +37,7 @@ def read_beginning(path: Path) -> str:
 
 
 def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
-    """What the roles that have no pulse yet do, by their names, and what the trainer does that has one."""
+    """What the roles without a pulse are doing, by role, and what the trainer is doing if it has one."""
     doing = dict(beginnings)
     if trainer is not None and (words := _words(trainer.waits, trainer.work, trainer.unhurried)):
         doing[TRAINER] = words
@@ -47,12 +47,12 @@ def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
 
 
 def own_status() -> str:
-    """What this process does, where it is the whole run."""
+    """What this process is doing, if it is the whole run."""
     return _words(open_waits(), current_work(), current_unhurried()) or "running inline"
 
 
 def _words(waits: Sequence[Wait], work: Work | None, unhurried: str | None) -> str:
-    """Without numbers that change all the time."""
+    """A description without numbers that keep changing."""
     if unhurried is not None:
         return unhurried
     if work is not None:

@@ -10,11 +10,11 @@ from asyncrl.runfiles.earlier_run import model_in
 
 
 def evaluate_model(config: Config, model: str | None = None, *, limit: int | None = None) -> Evaluation:
-    """Score a model on the held-out prompts of a config, by its sampling and its rewards.
+    """Score a model on the held-out prompts of a config, with its sampling and its rewards.
 
-    model: a model's folder, a name on the hub, or a run's folder for its newest; None is `model.path`.
-    limit: only the first so many prompts. Raises `ConfigError` and `RunFailed`. May be called where an event
-    loop is running already (a notebook).
+    model: folder or hub name of a model, or the folder of a run (its newest checkpoint); None means
+    `model.path`. limit: use only the first `limit` prompts. Raises `ConfigError` and `RunFailed`. May be
+    called while an event loop is running (in a notebook).
     """
     path = model_in("model", model or config.model.path)
     config = with_model_paths(config, {"model.path": path})

@@ -1,4 +1,4 @@
-"""The picture of a run on a terminal."""
+"""Draws a run on a terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from asyncrl.observe.words import duration, milliseconds, number, percent
 
 LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
 FRAME_WIDTH = 10
-"""Borders and padding of the panel, and the gaps between the columns."""
+"""Borders and padding of the panel, and gaps between the columns."""
 MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 72
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_HZ = 4
 
 
 def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
-    """The whole picture for a terminal of `width` columns, `events` (one line of text each) at the bottom."""
+    """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
+    bottom."""
     width = min(width, LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
@@ -64,7 +65,7 @@ def _progress_bar(progress: Progress, now_s: float) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One quantity: its name, its value now, its course over the run between two levels, and a remark."""
+    """A quantity: its name, its current value, the metric that is charted between two levels, and a note."""
 
     label: str
     value: str
@@ -123,10 +124,10 @@ def _ledger(progress: Progress) -> RenderableType:
 
 
 def _status(progress: Progress, now_s: float) -> Iterator[RenderableType]:
-    """What the run is doing, when there is something to say."""
+    """What the run is doing, if there is anything to say."""
     overdue_s = progress.overdue_s(now_s)
     if overdue_s is not None:
-        quiet = f"no step has ended for {duration(overdue_s)}"
+        quiet = f"no step has finished for {duration(overdue_s)}"
         yield _one_line(f"{quiet}: {progress.status}" if progress.status else quiet, "yellow")
     elif not progress.is_under_way and (progress.status or not progress.steps):
         frame = SPINNER[int(now_s * SPINNER_HZ) % len(SPINNER)]

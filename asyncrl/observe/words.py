@@ -1,4 +1,4 @@
-"""Numbers as people read them. ASCII only: they also go where nothing else can be shown."""
+"""Formats numbers for people. ASCII only, for output that can show nothing else."""
 
 from __future__ import annotations
 

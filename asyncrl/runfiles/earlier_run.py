@@ -1,4 +1,4 @@
-"""Models that an earlier run has trained, named by its directory."""
+"""Models trained by an earlier run, named by its directory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from asyncrl.runfiles.layout import RunDir
 
 
 def model_in(key: str, path: str) -> str:
-    """The model of the run's newest checkpoint where `path`, the value of `key`, is a run directory; else
-    `path` itself. A damaged one is told, and the one before it taken. Raises `ConfigError` for a run without
-    a whole one."""
+    """If `path`, the value of `key`, is a run directory, the model of the run's newest checkpoint; else
+    `path` itself. Damaged checkpoints are skipped with a warning. Raises `ConfigError` for a run without an
+    intact one."""
     run = RunDir(user_path(path, f"{key}={path}"))
     if not run.config.is_file() or (run.path / "config.json").is_file():
         return path
@@ -23,7 +23,7 @@ def model_in(key: str, path: str) -> str:
         raise ConfigError(f"{key}={path}: {error}") from None
     if checkpoint is None:
         raise ConfigError(
-            f"{key}={path}: this run has no checkpoint to take a model from; let it go on with "
+            f"{key}={path}: this run has no checkpoint to take a model from; continue it with "
             f"`asyncrl-launch --resume {path}`, or name a model"
         )
     return str(checkpoint.hf)

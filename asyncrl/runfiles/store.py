@@ -1,4 +1,4 @@
-"""The coordinator's durable state: one SQLite file (WAL), which a person can query while the run goes on.
+"""The coordinator's durable state: one SQLite file (WAL), which can be queried while the run goes on.
 
 sqlite3 RUN_DIR/ledger.db "select state, reason, count(*), sum(sampled_tokens) from groups group by 1, 2"
 """
@@ -50,7 +50,7 @@ _INSERT = f"insert or replace into groups ({', '.join(_COLUMNS)}) values (:{', :
 
 
 class LedgerStore(Generic[P]):
-    """Keeps what `Coordinator.drain_changes` hands out, one transaction per call of `save`."""
+    """Stores the changes from `Coordinator.drain_changes`, in one transaction per call of `save`."""
 
     def __init__(self, path: Path, encode: Callable[[P], bytes], decode: Callable[[bytes], P]) -> None:
         self._encode = encode
@@ -58,12 +58,12 @@ class LedgerStore(Generic[P]):
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
-        # Survives the death of any process; only a power cut can lose the last transactions, never the file.
+        # Survives the death of any process. A power cut can lose the last transactions, but never the file.
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
 
     def save(self, coordinator: Coordinator[P]) -> None:
-        """Store everything that changed since the last call. Returns once it is safe."""
+        """Store everything that has changed since the last call. Durable when it returns."""
         changes = coordinator.drain_changes()
         self._db.execute("begin immediate")
         try:
@@ -78,15 +78,15 @@ class LedgerStore(Generic[P]):
             self._db.executemany("insert or replace into meta values (?, ?)", _meta(coordinator).items())
             self._db.execute("commit")
         except BaseException:
-            if self._db.in_transaction:  # SQLite itself gives up those that a full disk ends
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._db.execute("rollback")
             raise
 
     def load(
         self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool, multiple_of: int = 1
     ) -> Coordinator[P]:
-        """The coordinator as it was last saved, or a new one when the file is. `rows` and what follows: of
-        the `PromptCursor`."""
+        """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
+        are those of `PromptCursor`."""
         meta = {key: json.loads(value) for key, value in self._db.execute("select key, value from meta")}
         cursor = PromptCursor(
             rows,
@@ -108,18 +108,19 @@ class LedgerStore(Generic[P]):
         return Coordinator.restore(settings, cursor, saved)
 
     def trained_since(self, version: int) -> dict[int, tuple[GroupEntry, P]]:
-        """The groups trained by step `version` and later ones, as `Coordinator.rewind` takes them. Those
-        whose payload was forgotten are missing."""
+        """The groups trained by step `version` and later, for `Coordinator.rewind`. Groups whose payload was
+        forgotten are missing."""
         found = self._with_payloads("state = 'trained' and step >= ?", version)
         return {group_id: (entry, p) for group_id, (entry, p) in found.items() if p is not None}
 
     def batch_of(self, step: int) -> list[P]:
-        """What the training step `step` was given, in admission order. Empty when it was forgotten."""
+        """The batch of training step `step`, in admission order. Empty if it was forgotten."""
         found = self._with_payloads("state = 'trained' and step = ?", step)
         return [payload for _, payload in found.values() if payload is not None]
 
     def forget_trained(self, before_step: int) -> None:
-        """No trainer will go back to before this step: what was trained before it need not be kept."""
+        """Delete the payloads of groups that were trained before this step: no trainer goes back before
+        it."""
         self._db.execute(
             "delete from payloads where group_id in "
             "(select group_id from groups where state = 'trained' and step < ?)",
@@ -127,14 +128,14 @@ class LedgerStore(Generic[P]):
         )
 
     def keep(self, key: str, value: bytes | None) -> None:
-        """Store what does not belong to the books under `key`; None forgets it."""
+        """Store a value outside the ledger under `key`; None deletes it."""
         if value is None:
             self._db.execute("delete from kept where key = ?", (key,))
         else:
             self._db.execute("insert or replace into kept values (?, ?)", (key, value))
 
     def recall(self, key: str) -> bytes | None:
-        """What was kept last."""
+        """The value last stored by `keep`."""
         row = self._db.execute("select value from kept where key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
@@ -208,8 +209,8 @@ def _from_row(row: sqlite3.Row) -> GroupEntry:
 
 
 def copy_ledger(source: Path, target: Path, from_step: int) -> None:
-    """Copy a ledger file that may be in use, as it is at one moment, into a new file. Of what was trained
-    before step `from_step` only the books are copied."""
+    """Copy a consistent state of a ledger file that may be in use to a new file. Payloads of groups trained
+    before step `from_step` are left out."""
     with closing(sqlite3.connect(target, isolation_level=None, timeout=10.0)) as db:
         db.executescript(_SCHEMA)
         db.execute("attach database ? as source", (str(source),))
@@ -225,7 +226,7 @@ def copy_ledger(source: Path, target: Path, from_step: int) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether this is a whole ledger file that holds a run."""
+    """Whether this is an intact ledger file of a run."""
     if not path.exists():
         return False
     try:

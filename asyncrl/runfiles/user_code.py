@@ -1,5 +1,5 @@
-"""What can be known of a user's functions only by importing them: found out in a process that ends, since
-what they import may be large, take a GPU, or never come back."""
+"""Inspects a user's functions by importing them in a temporary process, since their imports may be large,
+take a GPU, or never return."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from asyncrl.reward.processes.process import die_with_parent
 from asyncrl.rollout.episode import make_episode
 
 LIMIT_S = 120.0
-"""For the process to start and import the functions."""
+"""Longest time for the process to start and import the functions."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """reward: functions. objective: those of the objective, by the keys that name them. settings: theirs.
-    episode: where there is an own one."""
+    """reward: reward functions. objective: functions of the objective, by the keys that name them. settings:
+    the settings of these. episode: a user-defined episode."""
 
     reward: list[str] = []
     objective: dict[str, str] = {}
@@ -36,12 +36,12 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def specs(self) -> list[str]:
-        """Of all functions."""
+        """The specs of all functions."""
         return [*self.reward, *self.objective.values(), *([self.episode] if self.episode else [])]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A `ConfigError`, or where there is a `command` a `NotHereError`, by its parts."""
+    """The parts of a `ConfigError`, or of a `NotHereError` if there is a `command`."""
 
     what: str
     command: str | None = None
@@ -57,15 +57,15 @@ class Problem(msgspec.Struct, frozen=True):
 class Found(msgspec.Struct, frozen=True):
     problems: list[Problem] = []
     needs: dict[str, list[str]] = {}
-    """The columns that each reward function cannot do without."""
+    """The columns that each reward function requires."""
     files: dict[str, str] = {}
-    """The file of each function that is the user's own."""
+    """The file of each user-defined function."""
     digests: dict[str, str] = {}
-    """Of all files that were imported from the user's folders, by path."""
+    """Digests of all files imported from the user's folders, by path."""
 
 
 def look(wanted: Wanted) -> Found:
-    """Import the functions, in a process that is gone afterwards with all that it has started."""
+    """Import the functions in a process that is killed afterwards, with everything that it has started."""
     if not wanted.specs:
         return Found()
     with TemporaryDirectory(prefix="asyncrl-") as folder:
@@ -78,9 +78,9 @@ def look(wanted: Wanted) -> Found:
             start_new_session=True,
         )
         try:
-            how = f"the process that imported them died (exit status {process.wait(LIMIT_S)})"
+            how = f"the process died (exit status {process.wait(LIMIT_S)}) while importing them"
         except subprocess.TimeoutExpired:
-            how = f"not imported after {LIMIT_S:g} s; do less while the module is imported"
+            how = f"not imported after {LIMIT_S:g} s; do less at import time"
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -91,7 +91,7 @@ def look(wanted: Wanted) -> Found:
 
 
 def look_here(wanted: Wanted) -> Found:
-    """The same in this process."""
+    """Import the functions in this process."""
     problems, needs, files = [], {}, {}
     for spec in wanted.reward:
         try:
@@ -127,12 +127,12 @@ def _problem(error: ConfigError) -> Problem:
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
     forget_own_path()
-    os.dup2(2, 1)  # what modules print while they are imported is no result
+    os.dup2(2, 1)  # modules may print at import
     folder = Path(sys.argv[2])
     found = look_here(msgspec.msgpack.decode((folder / "wanted").read_bytes(), type=Wanted))
     replace_file(folder / "found", msgspec.msgpack.encode(found))
     sys.stderr.flush()
-    os._exit(0)  # no thread or exit handler of theirs holds it up
+    os._exit(0)  # no thread or exit handler of the user's code delays it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plot of a sweep: final reward over one setting, a line for each combination of the others."""
+"""Plots a sweep: final reward over one setting, with a line for each combination of the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asyncrl.sweep.grid import Axis
 from asyncrl.sweep.results import Estimate, Row
 from asyncrl.sweep.table import Reading, short_names
 
-MISSING = "no plot was made: it needs matplotlib, which is not installed: pip install 'asyncrl[plot]'"
+MISSING = "no plot was made because matplotlib is not installed: pip install 'asyncrl[plot]'"
 DOTS_PER_INCH = 150
 
 
@@ -21,8 +21,8 @@ def is_possible() -> bool:
 
 
 def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> None:
-    """Write a PNG. Points without a finished run are left out; bars are standard errors."""
-    # Imported here: it is an optional extra. Without pyplot, which would look for a display.
+    """Write a PNG. Points without a finished run are left out; error bars are standard errors."""
+    # Imported here because it is an optional extra; not pyplot, which would look for a display.
     from matplotlib.figure import Figure
 
     across = _across(axes)
@@ -45,8 +45,7 @@ def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading
 
 
 def _across(axes: Sequence[Axis]) -> int:
-    """The number of the axis to plot over: the first with several values that are all numbers, else the
-    first."""
+    """Index of the axis to plot over: the first with several values, all of them numbers; else the first."""
     for i, axis in enumerate(axes):
         if len(axis.values) > 1 and all(_is_number(value) for value in axis.values):
             return i

@@ -1,4 +1,4 @@
-"""What runs came to, and its mean and standard error over the seeds of a point."""
+"""The results of runs, and their means and standard errors over the seeds of a point."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from asyncrl.sweep.grid import Cell
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """A finished run in numbers. A step's reward is the mean reward of its batch, which was sampled by
+    """The results of a finished run. A step's reward is the mean reward of its batch, which was sampled by
     weights as many versions old as the batch is stale."""
 
     final_reward: float
-    """Mean of the last N steps' rewards."""
+    """Mean reward of the last N steps."""
     best_reward: float
-    """Highest mean of N successive steps' rewards."""
+    """Highest mean reward of N consecutive steps."""
     steps_to_target: float
-    """Steps until the mean of N successive steps' rewards first reached the target; NaN: never."""
+    """Steps until the mean reward of N consecutive steps first reached the target; NaN if it never did."""
     time_to_target_s: float
     """The same in seconds from the start of the run."""
     generated_tokens: float
-    """Tokens sampled in the whole run, whatever became of them."""
+    """Tokens sampled in the whole run, trained on or not."""
     trained_tokens: float
     wall_s: float
 
 
 def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None) -> RunFigures:
-    """From the lines of a run's `metrics.jsonl`. `last` is N above; all steps of a run that its budget ended
-    even earlier."""
+    """From the lines of a run's `metrics.jsonl`. `last` is N above; a run with fewer steps uses all of
+    them."""
     last = min(last, len(lines))
     means = list(_moving_means([line["reward/mean"] for line in lines], last))
     reached = next((i for i, mean in enumerate(means) if target is not None and mean >= target), None)
@@ -55,7 +55,8 @@ def _moving_means(values: Sequence[float], n: int) -> Iterator[float]:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds, and its standard error: the sample deviation (n - 1) / sqrt(n), NaN for n < 2."""
+    """A mean over seeds and its standard error: sample standard deviation (n - 1) / sqrt(n), NaN for n <
+    2."""
 
     mean: float
     error: float
@@ -63,7 +64,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Estimate:
-        """Of the values that are not NaN; the mean of none is NaN."""
+        """Over the values that are not NaN; the mean of no values is NaN."""
         known = [value for value in values if not math.isnan(value)]
         if not known:
             return cls(math.nan, math.nan, 0)
@@ -79,13 +80,13 @@ class Row:
     seeds: int
     """Finished runs."""
     missing: int
-    """Runs that failed or have not been made."""
+    """Runs that failed or have not been run."""
     estimates: Mapping[str, Estimate]
     """By the names of `RunFigures`."""
 
 
 def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Row]:
-    """A row for each point of the grid, in the order of `cells`. `runs` holds the cells that are finished."""
+    """A row for each point of the grid, in the order of `cells`. `runs` has the finished cells."""
     points: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
         points.setdefault(cell.point, []).append(cell)
