@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     if result.failed:
-        raise SystemExit(f"{len(result.failed)} runs failed; the same command tries them again")
+        raise SystemExit(f"{len(result.failed)} runs failed; run the same command again to retry them")
     table, claims = by_lag(result, size), judge(result, size)
     (args.out / "by-lag.md").write_text(table)
     record = {

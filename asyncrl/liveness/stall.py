@@ -150,7 +150,7 @@ class StallWatch:
     def _stall_of_step(self, limit: str) -> Stall:
         """If groups are dropped, that is the cause and comes first."""
         now_s = self._now_s()
-        stall = self.stall(f"no training step has finished for {now_s - self._step_s:.0f} s ({limit})")
+        stall = self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
         drops, stale = self._drops, self._stale - self._stale_before
         if self._is_the_trainer_s_turn or not self.has_weights:
             return stall  # everything waits for something else than the dropped groups

@@ -127,7 +127,7 @@ def _status(progress: Progress, now_s: float) -> Iterator[RenderableType]:
     """What the run is doing, if there is anything to say."""
     overdue_s = progress.overdue_s(now_s)
     if overdue_s is not None:
-        quiet = f"no step has finished for {duration(overdue_s)}"
+        quiet = f"no step has ended for {duration(overdue_s)}"
         yield _one_line(f"{quiet}: {progress.status}" if progress.status else quiet, "yellow")
     elif not progress.is_under_way and (progress.status or not progress.steps):
         frame = SPINNER[int(now_s * SPINNER_HZ) % len(SPINNER)]

@@ -48,6 +48,6 @@ class Symptoms:
         if self._without_signal == STEPS_WITHOUT_SIGNAL:
             yield (
                 f"{STEPS_WITHOUT_SIGNAL} steps in a row had no learning signal: all rewards of each group "
-                f"are equal (mean {metrics['reward/mean']:.3g}), so every advantage is 0; check the reward, and "
-                "the difficulty of the prompts"
+                f"are equal (mean {metrics['reward/mean']:.3g}), so every advantage is 0; check the reward, "
+                "and the difficulty of the prompts"
             )

@@ -80,7 +80,7 @@ async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: 
             if now != size:
                 size, changed_s = now, time.monotonic()
             elif time.monotonic() - changed_s > allowed_s:
-                raise CellStalled(f"it was stopped: no step has finished for {allowed_s:g} s")
+                raise CellStalled(f"it was stopped: no step has ended for {allowed_s:g} s")
     finally:
         running.cancel()
     return running.result()

@@ -66,8 +66,8 @@ def test_what_the_settings_imply_is_told(shown):
     ("own_cores", "pin_cores", "told"),
     [
         ((4, 5), "never", "cores shared by all (placement.pin_cores=never)"),
-        ((), "auto", "cores shared by all: here, none can be kept for one process"),
-        ((4, 5), "auto", "cores shared by all: 4 would be needed for one a thread, and there are 2"),
+        ((), "auto", "cores shared by all: this system cannot reserve cores"),
+        ((4, 5), "auto", "cores shared by all: one per thread would take 4, and there are 2"),
         ((4, 5, 6, 7), "auto", "cores each computing process has its own"),
         ((4, 5, 6, 7), "auto", "rollout 3 threads CPU, cores 5, 6, 7"),
         ((4, 5, 6, 7), "auto", "trainer 1 thread CPU, core 4"),

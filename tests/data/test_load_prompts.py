@@ -91,11 +91,11 @@ BROKEN = {
     '{"prompt": [{"content": "a"}]}': "`prompt` message 0 has no `role` (system, user, ...)",
     '{"prompt": [{"role": "user"}]}': "`prompt` the `content` of message 0 is missing; it should be text",
     '{"prompt": [{"role": "user", "content": [1]}]}': "of message 0 is of type list; it should be text",
-    '{"prompt": [{"role": "user", "content": ""}]}': "`prompt` its last message is empty",
+    '{"prompt": [{"role": "user", "content": ""}]}': "`prompt` ends with an empty message",
     '{"prompt": [{"role": "assistant", "content": "a"}]}': "ends with the assistant's message",
     '{"prompt": "abcdefghijklmnopqrstuvwxyz"}': "`prompt` has 26 tokens; data.max_prompt_tokens is 20",
     '{"prompt": "a", "answer": 18446744073709551616}': "`answer` holds an integer beyond 64 bits",
-    '{"prompt": "a", "x": {"y": ["\\ud800"]}}': "column `x`.y[0] holds half a surrogate pair",
+    '{"prompt": "a", "x": {"y": ["\\ud800"]}}': "column `x`.y[0] holds an unpaired surrogate",
 }
 
 
@@ -160,7 +160,7 @@ def test_conversations_need_a_chat_template_and_strings_do_not(jsonl, tokenizer)
 
 @pytest.mark.parametrize("name", ["completions", "trainer_state"])
 def test_a_column_must_not_shadow_an_argument_of_reward_functions(name, jsonl, tokenizer):
-    with pytest.raises(ConfigError, match=rf"rows.jsonl:1: the column `{name}` has the name of an argument"):
+    with pytest.raises(ConfigError, match=rf"rows.jsonl:1: the column name `{name}` is reserved for an argument"):
         load_prompts(jsonl({"prompt": "a", name: 1}), tokenizer)
 
 
@@ -169,7 +169,7 @@ def test_a_column_must_not_shadow_an_argument_of_reward_functions(name, jsonl, t
     [
         ("nowhere.jsonl", "no such file or folder"),
         ("OWNER/NAME", "hub:OWNER/NAME"),
-        ("data.csv", "`.csv` files are not read; valid: a .jsonl file"),
+        ("data.csv", "`.csv` files are not supported; use a .jsonl file"),
         ("folder", "not saved by Hugging Face `datasets`"),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_file_that_holds_only_half_a_line_is_emptied(tmp_path, make_line):
 def test_a_broken_line_in_the_middle_is_reported_with_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
-    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 2, is no line of metrics"):
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 2, is not a line of metrics"):
         read_metrics(path)
 
 

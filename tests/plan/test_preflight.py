@@ -238,7 +238,7 @@ def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
     assert "run.root=rows.jsonl/runs: " in refusal(run(run={"root": "rows.jsonl/runs"}))
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
     message = refusal(run(run={"dir": str(run.path / "new")}))
-    assert f"run.dir={run.path}/new: cannot write into {run.path} (no permission)" in message
+    assert f"run.dir={run.path}/new: cannot write to {run.path} (no permission)" in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
@@ -400,7 +400,7 @@ def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):
     picky.save_pretrained("judge")
     preflight(run(reward=judged()))
     message = refusal(run(reward=judged(), data={"system_prompt": "be brief"}))
-    assert f"{key}: its chat template refuses the conversation: no system role" in message
+    assert f"{key}: its chat template rejects the conversation: no system role" in message
     assert "usable row 0" in message
 
 
@@ -414,9 +414,9 @@ def test_rows_without_a_route_to_a_reward(run, make_reward_model):
     reward = judged() | {"route": {"column": "reward_model.style", "parts": parts}}
     message = refusal(run(reward=reward))
     assert (
-        "usable row 2 of the dataset: its `reward_model.style` is 'both', for which reward.route" in message
+        "usable row 2 of the dataset: its `reward_model.style` is 'both', which reward.route" in message
     )
-    assert "has no entry (there are model, rule)" in message
+    assert "does not list (it has model, rule)" in message
     parts["both"] = ["judge"]
     assert preflight(run(reward=reward)), "the rows that are for the model need no column `answer`"
     parts["both"] = ["right"]
@@ -474,7 +474,7 @@ def test_a_config_that_makes_no_model_is_refused_in_words(run, change):
 
 def test_an_index_that_says_nothing_is_refused_in_words(run):
     (run.path / "model" / "model.safetensors.index.json").write_text('{"weight_map"')
-    assert "model.safetensors.index.json does not say where the weights are" in refusal(run())
+    assert "model.safetensors.index.json does not list the weight files" in refusal(run())
 
 
 def test_heads_that_cannot_be_dealt_to_the_ranks_of_an_engine(run):

@@ -73,7 +73,7 @@ def test_what_is_there_already_is_not_replaced(model, tmp_path, capsys):
     data = rows(tmp_path / "pairs.jsonl", {"prompt": "p", "chosen": "yes", "rejected": "no"})
     arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path)]
     assert main(["train-reward", *arguments]) == 2
-    assert "there is something already" in capsys.readouterr().err
+    assert "it already exists" in capsys.readouterr().err
 
 
 def test_tiny_pairs_prefer_the_response_that_is_nearer_to_the_right_answer(tmp_path):
