@@ -81,7 +81,7 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
 
 def _processes(plan: Plan) -> Iterator[tuple[str, ...]]:
     for p in plan.outline.processes:
-        yield _times(p.count, p.role), _threads(p), _where(p)
+        yield f"{p.count} × {p.role}" if p.count > 1 else p.role, _threads(p), _where(p)
     machine = plan.machine
     here = f"{machine.cores} cores, {format_bytes(machine.memory_bytes)}"
     yield "this machine", here, _gpu_count(plan.gpus_here)
@@ -103,10 +103,6 @@ def _numbers(devices: Sequence[int], processes: int) -> str:
 
 def _gpu_count(n: int) -> str:
     return f"{n or 'no'} GPU{'s' * (n > 1)}"
-
-
-def _times(count: int, role: str) -> str:
-    return f"{count} × {role}" if count > 1 else role
 
 
 def _threads(p: Processes) -> str:

@@ -9,65 +9,48 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    need = parser.add_argument_group("model and data")
-    need.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH",
-        help="folder or hub name of a language model, or of a reward model to continue with",
-    )
-    need.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="JSONL; a row has `prompt` (a string or messages), `chosen` and `rejected`",
-    )
-    need.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="new folder for the reward model"
-    )
-    need.add_argument(
+    data = parser.add_argument_group("model and data")
+    for option, kind, metavar, text in (
+        (
+            "--model",
+            str,
+            "PATH",
+            "folder or hub name of a language model, or of a reward model to continue with",
+        ),
+        ("--data", Path, "FILE", "JSONL; a row has `prompt` (a string or messages), `chosen` and `rejected`"),
+        ("--out", Path, "DIR", "new folder for the reward model"),
+    ):
+        data.add_argument(option, type=kind, required=True, metavar=metavar, help=text)
+    data.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="for a model without a chat template"
     )
-    how = parser.add_argument_group("training")
-    how.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (1)")
-    how.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of epochs")
-    how.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (1e-5)")
-    how.add_argument(
-        "--batch-size",
-        type=_positive,
-        default=64,
-        dest="batch_pairs",
-        metavar="N",
-        help="pairs per training step (64)",
-    )
-    how.add_argument(
-        "--batch-tokens", type=_positive, default=16384, metavar="N", help="tokens per forward pass (16384)"
-    )
-    how.add_argument(
-        "--max-tokens", type=_positive, default=4096, metavar="N", help="longer pairs are refused (4096)"
-    )
-    how.add_argument(
-        "--held-out",
-        type=_share,
-        default=0.1,
-        metavar="SHARE",
-        help="share of the prompts whose pairs are held out for evaluation (0.1)",
-    )
-    how.add_argument("--seed", type=int, default=0, help="seed of the head, the split and the order (0)")
-    how.add_argument(
+    training = parser.add_argument_group("training")
+    for option, kind, default, text in (
+        ("--epochs", _positive, 1, "passes over the pairs"),
+        ("--steps", _positive, None, "training steps, instead of epochs"),
+        ("--lr", float, 1e-5, "peak learning rate"),
+        ("--batch-size", _positive, 64, "pairs per training step"),
+        ("--batch-tokens", _positive, 16384, "tokens per forward pass"),
+        ("--max-tokens", _positive, 4096, "longer pairs are refused"),
+        ("--held-out", _share, 0.1, "share of the prompts whose pairs are held out for evaluation"),
+        ("--seed", int, 0, "seed of the head, the split and the order"),
+    ):
+        shown = "" if default is None else f" ({default})"
+        training.add_argument(option, type=kind, default=default, metavar="N", help=text + shown)
+    training.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (auto)"
     )
-    how.add_argument(
+    training.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="auto",
         help="compute dtype; the weights are float32 (auto: bfloat16 on a GPU)",
     )
-    how.add_argument(
-        "--gradient-checkpointing", action="store_true", help="recompute activations instead of storing them"
-    )
-    how.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    for flag, text in (
+        ("--gradient-checkpointing", "recompute activations instead of storing them"),
+        ("--trust-remote-code", "run code that comes with the model"),
+    ):
+        training.add_argument(flag, action="store_true", help=text)
     parser.set_defaults(run=run)
 
 

@@ -15,6 +15,7 @@ class UnusablePromptError(ValueError):
 
 def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
     """A row's prompt, with `system_prompt` (if any) put before it. Raises `UnusablePromptError`."""
+    system: list[Message] = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     match value:
         case None:
             raise UnusablePromptError("is null; it should be a string or a list of messages")
@@ -26,13 +27,11 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                     "is a conversation in JSON text, which the model would read as raw JSON; store it as a "
                     "list of messages"
                 )
-            return value if system_prompt is None else [_system(system_prompt), _user(value)]
+            return value if system_prompt is None else [*system, {"role": "user", "content": value}]
         case list():
             messages = [_with_content(message) for message in without_nulls(value, IN_MESSAGES)]
             _check_messages(messages)
-            if system_prompt is None or messages[0]["role"] == "system":
-                return messages
-            return [_system(system_prompt), *messages]
+            return messages if messages[0]["role"] == "system" else [*system, *messages]
     raise UnusablePromptError(
         f"is of type {type(value).__name__}; it should be a string or a list of messages"
     )
@@ -73,11 +72,3 @@ def _check_messages(messages: list[Any]) -> None:
         raise UnusablePromptError("ends with the assistant's message; a prompt ends before the answer")
     if not last.get("content", "").strip():
         raise UnusablePromptError("ends with an empty message")
-
-
-def _system(content: str) -> Message:
-    return {"role": "system", "content": content}
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}

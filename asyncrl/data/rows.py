@@ -80,13 +80,9 @@ def _json_row(where: str, line: bytes) -> Row | BadRow:
     except RecursionError:
         return BadRow(where, "not usable: nested too deeply")
     if not isinstance(row, dict):
-        return BadRow(where, f"not a JSON object but {_json_kind(row)}")
+        kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+        return BadRow(where, f"not a JSON object but {kinds.get(type(row), 'null')}")
     return where, row
-
-
-def _json_kind(value: Any) -> str:
-    kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")
 
 
 def _parquet(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:

@@ -210,10 +210,8 @@ class StallWatch:
         # samples with old weights.
         now_s = self._now_s()
         silent = [n for n, w in self._workers.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
-        return tuple(silent or [n for n, w in self._workers.items() if self._is_behind(w)])
-
-    def _is_behind(self, worker: Worker) -> bool:
-        return worker.engine_version is None or worker.engine_version < self._coordinator.version
+        versions = {n: -1 if (v := w.engine_version) is None else v for n, w in self._workers.items()}
+        return tuple(silent or [n for n, v in versions.items() if v < self._coordinator.version])
 
     @property
     def _is_the_trainer_s_turn(self) -> bool:

@@ -18,7 +18,7 @@ from rich.live import Live
 from asyncrl.observe.metrics import FILE_NAME, MetricsTail
 from asyncrl.observe.panel import run_panel
 from asyncrl.observe.progress import Progress
-from asyncrl.observe.words import duration, number, percent
+from asyncrl.units import duration, number, percent
 
 P = ParamSpec("P")
 

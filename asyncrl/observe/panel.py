@@ -14,7 +14,7 @@ from rich.text import Text
 
 from asyncrl.observe.progress import Progress
 from asyncrl.observe.sparkline import sparkline
-from asyncrl.observe.words import duration, milliseconds, number, percent
+from asyncrl.units import duration, milliseconds, number, percent
 
 LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
 FRAME_WIDTH = 10

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
-from asyncrl.observe.words import duration, number, percent
-from asyncrl.units import format_bytes
+from asyncrl.units import duration, format_bytes, number, percent
 
 FIRST_STEPS, LAST_STEPS = 3, 5
 """The first and the last reward are means over this many steps."""

@@ -31,7 +31,7 @@ def math_answer(
     """
     rows = reward_model or [None] * len(completions)
     answers = [
-        _of_verl(row) if answer is None else answer
+        row.get("ground_truth") if answer is None and isinstance(row, Mapping) else answer
         for answer, row in zip(ground_truth or [None] * len(rows), rows, strict=True)
     ]
     pairs = [
@@ -39,10 +39,6 @@ def math_answer(
     ]
     budget_s = BUDGET_SHARE * left_s(otherwise=BUDGET_S)
     return [float(is_right) for is_right in decided(pairs, PROCESS.equal, budget_s)]
-
-
-def _of_verl(row: Any) -> Any:
-    return row.get("ground_truth") if isinstance(row, Mapping) else None
 
 
 def _checked(answer: Any) -> str:

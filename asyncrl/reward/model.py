@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -86,10 +85,11 @@ def pooled_logits(model: PreTrainedModel, pairs: Sequence[list[int]]) -> Tensor:
     input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in pairs], device=model.device)
     lengths = torch.tensor([len(ids) for ids in pairs], device=model.device)
     mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    no_cache = {"use_cache": False} if hasattr(text, "use_cache") else {}
     before = text.pad_token_id
     text.pad_token_id = pad
     try:
-        logits = model(input_ids=input_ids, attention_mask=mask.long(), **_no_cache(model)).logits
+        logits = model(input_ids=input_ids, attention_mask=mask.long(), **no_cache).logits
     finally:
         text.pad_token_id = before
     return logits.float().squeeze(-1)
@@ -102,10 +102,6 @@ def _padding_id(last_ids: set[int]) -> int:
     use the end of sequence: their models would pool one token too early.
     """
     return next(i for i in range(len(last_ids) + 1) if i not in last_ids)
-
-
-def _no_cache(model: PreTrainedModel) -> dict[str, Any]:
-    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
 
 
 def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -> SequenceScorer:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from asyncrl.observe.words import duration
 from asyncrl.sweep.grid import Cell
+from asyncrl.units import duration
 
 
 class Progress:

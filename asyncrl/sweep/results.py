@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,7 +34,8 @@ def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None)
     """From the lines of a run's `metrics.jsonl`. `last` is N above; a run with fewer steps uses all of
     them."""
     last = min(last, len(lines))
-    means = list(_moving_means([line["reward/mean"] for line in lines], last))
+    rewards = [line["reward/mean"] for line in lines]
+    means = [statistics.fmean(rewards[end - last : end]) for end in range(last, len(rewards) + 1)]
     reached = next((i for i, mean in enumerate(means) if target is not None and mean >= target), None)
     at = None if reached is None else lines[reached + last - 1]
     return RunFigures(
@@ -46,11 +47,6 @@ def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None)
         trained_tokens=float(lines[-1]["ledger/trained_tokens"]),
         wall_s=lines[-1]["wall_s"],
     )
-
-
-def _moving_means(values: Sequence[float], n: int) -> Iterator[float]:
-    for end in range(n, len(values) + 1):
-        yield math.fsum(values[end - n : end]) / n
 
 
 @dataclass(frozen=True, slots=True)

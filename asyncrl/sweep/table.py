@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
-from asyncrl.observe.words import number
 from asyncrl.sweep.grid import Axis, Cell
 from asyncrl.sweep.results import Estimate, Row, RunFigures
+from asyncrl.units import number
 
 FIGURES = tuple(field.name for field in fields(RunFigures))
 

@@ -45,7 +45,8 @@ def build(
     recipe = {"seed": seed, "prompts": prompts, "code": _code_digest()}
     if not force and _recipe_of(target) == recipe:
         return target
-    if target.exists() and _recipe_of(target) is None and not _is_empty_folder(target):
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and _recipe_of(target) is None and not is_empty:
         raise ConfigError(
             f"{target} exists and is not a tiny model (no {COMPLETE} in it): name another folder or delete it"
         )
@@ -99,7 +100,3 @@ def _code_digest() -> str:
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

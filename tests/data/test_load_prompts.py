@@ -160,7 +160,9 @@ def test_conversations_need_a_chat_template_and_strings_do_not(jsonl, tokenizer)
 
 @pytest.mark.parametrize("name", ["completions", "trainer_state"])
 def test_a_column_must_not_shadow_an_argument_of_reward_functions(name, jsonl, tokenizer):
-    with pytest.raises(ConfigError, match=rf"rows.jsonl:1: the column name `{name}` is reserved for an argument"):
+    with pytest.raises(
+        ConfigError, match=rf"rows.jsonl:1: the column name `{name}` is reserved for an argument"
+    ):
         load_prompts(jsonl({"prompt": "a", name: 1}), tokenizer)
 
 

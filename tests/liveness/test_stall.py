@@ -263,8 +263,9 @@ def test_what_moves_without_end_is_a_stall_at_last(run):
         assert run.watch.look() is None
     run.pass_by(1)
     stall = run.watch.look()
-    assert "no training step has ended for 61 s (there is progress, but for more than 6 times run.stall_s=10)" in (
-        stall.text
+    assert (
+        "no training step has ended for 61 s (there is progress, but for more than 6 times run.stall_s=10)"
+        in (stall.text)
     )
     assert stall.culprits == ("rollout-0",)
 

@@ -4,7 +4,7 @@ import pytest
 
 from asyncrl.observe.progress import Progress
 from asyncrl.observe.sparkline import LEVELS, sparkline
-from asyncrl.observe.words import duration, milliseconds, number, percent
+from asyncrl.units import duration, milliseconds, number, percent
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ NOBODY = "~no-such-user/x"
 def test_nobody_s_home_folder_is_told_wherever_a_path_is_taken(sections, key, dry_run, run_file, capsys):
     assert launch.main(["--config", str(run_file(**sections)), "--gpus", "0", *dry_run]) == 2
     message = capsys.readouterr().err
-    line = next(line for line in message.splitlines() if "no user here has the home folder ~no-such-user" in line)
+    line = next(
+        line for line in message.splitlines() if "no user here has the home folder ~no-such-user" in line
+    )
     assert key in line
     assert "Traceback" not in message
 

@@ -413,9 +413,7 @@ def test_rows_without_a_route_to_a_reward(run, make_reward_model):
     parts = {"model": ["judge"], "rule": ["right"]}
     reward = judged() | {"route": {"column": "reward_model.style", "parts": parts}}
     message = refusal(run(reward=reward))
-    assert (
-        "usable row 2 of the dataset: its `reward_model.style` is 'both', which reward.route" in message
-    )
+    assert "usable row 2 of the dataset: its `reward_model.style` is 'both', which reward.route" in message
     assert "does not list (it has model, rule)" in message
     parts["both"] = ["judge"]
     assert preflight(run(reward=reward)), "the rows that are for the model need no column `answer`"

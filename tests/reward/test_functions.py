@@ -24,7 +24,9 @@ def test_only_what_a_function_takes_is_given():
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(TypeError, match=r"needs `solution`, .*no such column; available: `answer`, `completions`"):
+    with pytest.raises(
+        TypeError, match=r"needs `solution`, .*no such column; available: `answer`, `completions`"
+    ):
         accepted(lambda completions, solution: 0, {"completions": 1, "answer": 2})
 
 

@@ -38,7 +38,7 @@ def test_it_learns_a_preference_and_saves_a_model_that_scores_by_it(model, tmp_p
     )
     said = []
     reports = train_reward_model(
-        Settings(str(model), data, tmp_path / "out", steps=12, lr=3e-3, batch_pairs=16), tell=said.append
+        Settings(str(model), data, tmp_path / "out", steps=12, lr=3e-3, batch_size=16), tell=said.append
     )
     assert reports[-1].accuracy == 1.0
     assert reports[-1].margin > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -85,7 +85,9 @@ class RewardPool:
                     waited_s += time.monotonic() - asked_s
                     for i in of_kind:
                         results[i] = await self._call(i, request, seat)
-        self._keep_metrics(results.values())
+        for result in results.values():
+            for name, logged in result.metrics.items():
+                self._add(f"reward_log/{name}", sum(logged), len(logged))
         self._add("reward_time/functions/wait_s", waited_s)
         self._add("reward_time/functions/score_s", time.monotonic() - began_s - waited_s)
         return [Part(self._names[i], results[i].values, results[i].extra) for i in calls]
@@ -161,11 +163,6 @@ class RewardPool:
             max_steps=self._max_steps,
             timeout_s=self._config.timeout_s,
         )
-
-    def _keep_metrics(self, results: Iterable[wire.Result]) -> None:
-        for result in results:
-            for name, values in result.metrics.items():
-                self._add(f"reward_log/{name}", sum(values), len(values))
 
     def _add(self, metric: str, value: float, count: int = 1) -> None:
         total, n = self._metrics.get(metric, (0.0, 0))

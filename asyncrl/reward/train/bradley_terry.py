@@ -28,7 +28,7 @@ class Schedule:
     """How to train. `batch_tokens`: tokens in one forward pass, padding included."""
 
     steps: int
-    batch_pairs: int
+    batch_size: int
     batch_tokens: int
     lr: float
     seed: int
@@ -72,7 +72,7 @@ def train(
     lr_share = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_share(step, schedule.steps))
     losses: list[float] = []
     batches = _batches(len(pairs), schedule)
-    steps_per_epoch = -(-len(pairs) // schedule.batch_pairs)
+    steps_per_epoch = -(-len(pairs) // schedule.batch_size)
     for step in range(1, schedule.steps + 1):
         batch = [pairs[i] for i in next(batches)]
         model.train()
@@ -132,7 +132,7 @@ def _batches(pairs: int, schedule: Schedule) -> Iterator[list[int]]:
     rng = random.Random(schedule.seed)
     while True:
         order = rng.sample(range(pairs), pairs)
-        yield from (order[i : i + schedule.batch_pairs] for i in range(0, pairs, schedule.batch_pairs))
+        yield from (order[i : i + schedule.batch_size] for i in range(0, pairs, schedule.batch_size))
 
 
 def _micro_batches(pairs: Sequence[TokenisedPair], batch_tokens: int) -> Iterator[list[TokenisedPair]]:

@@ -43,7 +43,7 @@ class Settings:
     epochs: int = 1
     steps: int | None = None
     lr: float = 1e-5
-    batch_pairs: int = 64
+    batch_size: int = 64
     batch_tokens: int = 16384
     max_tokens: int = 4096
     held_out: float = 0.1
@@ -74,8 +74,8 @@ def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) 
         )
     tell(f"{len(chosen):,} pairs to train on, {len(held_out):,} pairs of other prompts held out")
     model = _load(settings, config, tokenizer).to(device)
-    steps = settings.steps or settings.epochs * -(-len(chosen) // settings.batch_pairs)
-    schedule = Schedule(steps, settings.batch_pairs, settings.batch_tokens, settings.lr, settings.seed)
+    steps = settings.steps or settings.epochs * -(-len(chosen) // settings.batch_size)
+    schedule = Schedule(steps, settings.batch_size, settings.batch_tokens, settings.lr, settings.seed)
     reports = []
     for report in train(model, chosen, held_out, schedule, compute_dtype=_compute_dtype(settings, model)):
         reports.append(report)
