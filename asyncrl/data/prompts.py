@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.data.values import Message
 from asyncrl.errors import AsyncRLError
-
-Message: TypeAlias = dict[str, Any]
-"""One turn of a conversation: `role`, `content` and any other keys of the dataset."""
 
 _FORMAT = "asyncrl-prompts-1"
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from typing import Any
+from typing import Any, TypeAlias
+
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: `role`, `content` and any other keys of the dataset."""
 
 TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Keyword arguments that every reward function can take in addition to the dataset's columns, which must not

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from asyncrl.observe.metrics import FILE_NAME, MetricsTail
 from asyncrl.observe.panel import run_panel
-from asyncrl.observe.progress import Progress
+from asyncrl.observe.progress import RunProgress
 from asyncrl.units import duration, number, percent
 
 P = ParamSpec("P")
@@ -30,7 +30,7 @@ PLAIN_STATUS_S = 5.0
 """Without a terminal, a changing status is reported at most this often."""
 
 
-class View(Protocol):
+class _View(Protocol):
     """A way to show a run."""
 
     def start(self) -> None: ...
@@ -67,8 +67,8 @@ class LiveView:
         self._encoding = console.encoding
         self._now_s = now_s
         self._tail = MetricsTail(Path(run_dir) / FILE_NAME)
-        self._progress = Progress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
-        self._view: View = (ScreenView if _is_screen(console) else LinesView)(console, self._progress)
+        self._progress = RunProgress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
+        self._view: _View = (ScreenView if _is_screen(console) else LinesView)(console, self._progress)
         self._silent = False
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class LiveView:
 class ScreenView:
     """A panel that redraws itself in place."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: RunProgress) -> None:
         self._console = console
         self._progress = progress
         self._events: deque[str] = deque(maxlen=SHOWN_EVENTS)
@@ -153,7 +153,7 @@ class ScreenView:
 class LinesView:
     """Plain lines without control characters: the first step, the last, and evenly spaced ones in between."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: RunProgress) -> None:
         self._file = console.file
         self._progress = progress
         self._told_step = 0

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asyncrl.observe.progress import Progress
+from asyncrl.observe.progress import RunProgress
 from asyncrl.observe.sparkline import sparkline
 from asyncrl.units import duration, milliseconds, number, percent
 
@@ -24,7 +24,7 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_HZ = 4
 
 
-def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
+def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
     """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
     bottom."""
     width = min(width, LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH)
@@ -45,7 +45,7 @@ def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: in
     )
 
 
-def _progress_bar(progress: Progress, now_s: float) -> RenderableType:
+def _progress_bar(progress: RunProgress, now_s: float) -> RenderableType:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
@@ -76,7 +76,7 @@ class _Row:
     note: str
 
 
-def _chart_table(progress: Progress, width: int) -> RenderableType:
+def _chart_table(progress: RunProgress, width: int) -> RenderableType:
     chart_width = min(MAX_CHART_WIDTH, width - LABEL_WIDTH - VALUE_WIDTH - NOTE_WIDTH - FRAME_WIDTH)
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=LABEL_WIDTH, no_wrap=True, style="dim")
@@ -93,7 +93,7 @@ def _chart_table(progress: Progress, width: int) -> RenderableType:
     return grid
 
 
-def _rows(progress: Progress) -> Iterator[_Row]:
+def _rows(progress: RunProgress) -> Iterator[_Row]:
     now = progress.number
     rewards = progress.series["reward/mean"]
     gain = "" if math.isnan(rewards[-1] - rewards[0]) else f"{rewards[-1] - rewards[0]:+.3f} since the start"
@@ -113,7 +113,7 @@ def _rows(progress: Progress) -> Iterator[_Row]:
         yield _Row(f"{role} idle", percent(share), f"idle/{role}", 0, 1, color, note)
 
 
-def _ledger(progress: Progress) -> RenderableType:
+def _ledger(progress: RunProgress) -> RenderableType:
     text = _one_line("groups".ljust(LABEL_WIDTH), "dim")
     for i, state in enumerate(("trained", "in_flight", "dropped", "failed")):
         count = progress.number(f"ledger/{state}_groups")
@@ -123,7 +123,7 @@ def _ledger(progress: Progress) -> RenderableType:
     return text
 
 
-def _status(progress: Progress, now_s: float) -> Iterator[RenderableType]:
+def _status(progress: RunProgress, now_s: float) -> Iterator[RenderableType]:
     """What the run is doing, if there is anything to say."""
     overdue_s = progress.overdue_s(now_s)
     if overdue_s is not None:

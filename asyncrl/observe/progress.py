@@ -25,7 +25,7 @@ OVERDUE_PACES, OVERDUE_S = 5, 10.0
 
 
 @dataclass(slots=True)
-class Progress:
+class RunProgress:
     """A run seen from outside. `..._s` are seconds on the watcher's monotonic clock."""
 
     name: str

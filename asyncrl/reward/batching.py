@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def choose_batch(lengths: Sequence[int], budget: int) -> list[int]:
+def choose_pairs(lengths: Sequence[int], budget: int) -> list[int]:
     """Indices into `lengths` (tokens of the waiting pairs, oldest first) of the next batch.
 
     The oldest is always included, so that none waits for ever. Those nearest to it in length join it, as many

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from asyncrl.data.values import TAKEN_NAMES
 from asyncrl.resolve import quoted
-from asyncrl.resolve import resolve as resolve_function
 
 RewardFunction = Callable[..., Any]
 
 
-def resolve(spec: str, base: Path | None = None) -> RewardFunction:
-    """The reward function named by `package.module:function` or `path/file.py:function`
-    (`asyncrl.resolve.resolve`)."""
-    return resolve_function(spec, base, "reward function")
-
-
-def accepted(function: RewardFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_arguments(function: RewardFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword `arguments` that `function` takes. Raises `TypeError` that names any missing ones."""
     missing = missing_columns(function, arguments)
     if missing:

@@ -11,7 +11,7 @@ from asyncrl.config import RewardConfig
 from asyncrl.reward.compose import OVERLONG, compose, part_rules
 from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.route import scoring_parts
-from asyncrl.reward.score import Message, Part, RewardError, Score, ScoreRequest
+from asyncrl.reward.score import Message, PartValues, ResponseReward, RewardError, ScoreRequest
 from asyncrl.reward.shaping import soft_overlong
 
 
@@ -71,7 +71,7 @@ class Rewards:
 
     async def score(
         self, request: ScoreRequest, model_scores: Sequence[Mapping[str, float]] | None = None
-    ) -> list[Score]:
+    ) -> list[ResponseReward]:
         """One score for each of a group's completions, in their order.
 
         model_scores: what `score_response` returned for each. Raises `RewardError`.
@@ -88,8 +88,8 @@ class Rewards:
         return metrics
 
     def _compose(
-        self, i: int, request: ScoreRequest, parts: Sequence[Part], model_scores: Mapping[str, float]
-    ) -> Score:
+        self, i: int, request: ScoreRequest, parts: Sequence[PartValues], model_scores: Mapping[str, float]
+    ) -> ResponseReward:
         values = {part.name: value for part in parts if (value := part.values[i]) is not None}
         values |= model_scores
         if buffer_tokens := self._config.overlong.buffer_tokens:
@@ -100,4 +100,4 @@ class Rewards:
             names = " + ".join(rule.name for rule in self._rules)
             raise RewardError(names, f"completion {i} has no reward: {error}", 1) from None
         extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
-        return Score(reward, values, extra)
+        return ResponseReward(reward, values, extra)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.data.values import Message
 from asyncrl.errors import AsyncRLError
-
-Message = dict[str, Any]
 
 
 class RewardError(AsyncRLError):
@@ -41,7 +40,7 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ResponseReward:
     """The score of one completion."""
 
     reward: float
@@ -53,7 +52,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartValues:
     """The result of one function for a group of N completions."""
 
     name: str

@@ -40,7 +40,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return [*self.reward, *self.objective.values(), *([self.episode] if self.episode else [])]
 
 
-class Problem(msgspec.Struct, frozen=True):
+class ImportProblem(msgspec.Struct, frozen=True):
     """The parts of a `ConfigError`, or of a `NotHereError` if there is a `command`."""
 
     what: str
@@ -55,7 +55,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    problems: list[Problem] = []
+    problems: list[ImportProblem] = []
     needs: dict[str, list[str]] = {}
     """The columns that each reward function requires."""
     files: dict[str, str] = {}
@@ -87,7 +87,7 @@ def look(wanted: Wanted) -> Found:
             process.wait()
         if answer.exists():
             return msgspec.msgpack.decode(answer.read_bytes(), type=Found)
-    return Found([Problem(f"functions {', '.join(wanted.specs)}: {how}")])
+    return Found([ImportProblem(f"functions {', '.join(wanted.specs)}: {how}")])
 
 
 def look_here(wanted: Wanted) -> Found:
@@ -118,10 +118,10 @@ def look_here(wanted: Wanted) -> Found:
     return Found(problems, needs, own, users)
 
 
-def _problem(error: ConfigError) -> Problem:
+def _problem(error: ConfigError) -> ImportProblem:
     if isinstance(error, NotHereError):
-        return Problem(error.what, error.command, error.advice)
-    return Problem(str(error))
+        return ImportProblem(error.what, error.command, error.advice)
+    return ImportProblem(str(error))
 
 
 def main() -> None:

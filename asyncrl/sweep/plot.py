@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl.sweep.grid import Axis
-from asyncrl.sweep.results import Estimate, Row
+from asyncrl.sweep.results import PointResult, SeedMean
 from asyncrl.sweep.table import Reading, short_names
 
 MISSING = "no plot was made because matplotlib is not installed: pip install 'asyncrl[plot]'"
@@ -20,7 +20,7 @@ def is_possible() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> None:
+def draw(path: Path, axes: Sequence[Axis], rows: Sequence[PointResult], reading: Reading) -> None:
     """Write a PNG. Points without a finished run are left out; error bars are standard errors."""
     # Imported here because it is an optional extra; not pyplot, which would look for a display.
     from matplotlib.figure import Figure
@@ -60,10 +60,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _lines(axes: Sequence[Axis], across: int, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
+def _lines(axes: Sequence[Axis], across: int, rows: Sequence[PointResult]) -> dict[str, list[SeedMean]]:
     """Final rewards along the axis `across`, by the values of the other axes."""
-    nothing = Estimate(math.nan, math.nan, 0)
-    lines: dict[str, list[Estimate]] = {}
+    nothing = SeedMean(math.nan, math.nan, 0)
+    lines: dict[str, list[SeedMean]] = {}
     for row in rows:
         values = [value for _, value in row.point]
         label = ", ".join(value for i, value in enumerate(values) if i != across)

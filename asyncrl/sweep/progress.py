@@ -9,7 +9,7 @@ from asyncrl.sweep.grid import Cell
 from asyncrl.units import duration
 
 
-class Progress:
+class SweepProgress:
     """Prints a line when a cell starts and when it ends, and remembers which cells failed.
 
     total: cells of the sweep. finished: cells that earlier calls have finished. jobs: cells that run at the

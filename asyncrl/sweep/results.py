@@ -50,7 +50,7 @@ def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class SeedMean:
     """A mean over seeds and its standard error: sample standard deviation (n - 1) / sqrt(n), NaN for n <
     2."""
 
@@ -59,7 +59,7 @@ class Estimate:
     n: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Estimate:
+    def of(cls, values: Iterable[float]) -> SeedMean:
         """Over the values that are not NaN; the mean of no values is NaN."""
         known = [value for value in values if not math.isnan(value)]
         if not known:
@@ -69,7 +69,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PointResult:
     """A point of the grid."""
 
     point: tuple[tuple[str, str], ...]
@@ -77,11 +77,11 @@ class Row:
     """Finished runs."""
     missing: int
     """Runs that failed or have not been run."""
-    estimates: Mapping[str, Estimate]
+    estimates: Mapping[str, SeedMean]
     """By the names of `RunFigures`."""
 
 
-def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Row]:
+def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[PointResult]:
     """A row for each point of the grid, in the order of `cells`. `runs` has the finished cells."""
     points: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
@@ -90,7 +90,7 @@ def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Ro
     for point, of_point in points.items():
         done = [runs[cell] for cell in of_point if cell in runs]
         estimates = {
-            field.name: Estimate.of(getattr(run, field.name) for run in done) for field in fields(RunFigures)
+            field.name: SeedMean.of(getattr(run, field.name) for run in done) for field in fields(RunFigures)
         }
-        rows.append(Row(point, len(done), len(of_point) - len(done), estimates))
+        rows.append(PointResult(point, len(done), len(of_point) - len(done), estimates))
     return rows

@@ -14,7 +14,7 @@ from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.lane import Lane
-from asyncrl.sweep.progress import Progress
+from asyncrl.sweep.progress import SweepProgress
 
 POLL_S = 1.0
 CONFIG = "cell.yaml"
@@ -30,7 +30,7 @@ async def run_cells(
     folder: SweepFolder,
     lanes: Sequence[Mapping[str, str]],
     gpus: int | None,
-    progress: Progress,
+    progress: SweepProgress,
 ) -> None:
     """Run all cells, one at a time in each lane. A failed cell does not stop the others.
 

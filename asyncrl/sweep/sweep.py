@@ -16,8 +16,8 @@ from asyncrl.plan.preflight import preflight
 from asyncrl.sweep import plot
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes
-from asyncrl.sweep.progress import Progress
-from asyncrl.sweep.results import Row, RunFigures, figures, make_rows
+from asyncrl.sweep.progress import SweepProgress
+from asyncrl.sweep.results import PointResult, RunFigures, figures, make_rows
 from asyncrl.sweep.run import run_cells
 from asyncrl.sweep.table import Reading, runs_csv, table_csv, table_md
 
@@ -59,7 +59,7 @@ class SweepResult:
     reading: Reading
     cells: Sequence[Cell]
     runs: Mapping[Cell, RunFigures]
-    rows: Sequence[Row]
+    rows: Sequence[PointResult]
     failed: Mapping[Cell, str]
 
 
@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     _preflight([cell for cell in cells if not folder.is_finished(cell)], folder, sweep.gpus)
     with folder.held():
         todo = [cell for cell in cells if not folder.is_finished(cell)]
-        progress = Progress(len(cells), len(cells) - len(todo), sweep.jobs)
+        progress = SweepProgress(len(cells), len(cells) - len(todo), sweep.jobs)
         try:
             if todo:
                 run_to_end(run_cells(todo, folder, lanes, sweep.gpus, progress))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from asyncrl.sweep.grid import Axis, Cell
-from asyncrl.sweep.results import Estimate, Row, RunFigures
+from asyncrl.sweep.results import PointResult, RunFigures, SeedMean
 from asyncrl.units import number
 
 FIGURES = tuple(field.name for field in fields(RunFigures))
@@ -30,7 +30,7 @@ def short_names(axes: Sequence[Axis]) -> list[str]:
     return [axis.key if last.count(name) > 1 else name for axis, name in zip(axes, last, strict=True)]
 
 
-def table_csv(axes: Sequence[Axis], rows: Iterable[Row], reading: Reading) -> str:
+def table_csv(axes: Sequence[Axis], rows: Iterable[PointResult], reading: Reading) -> str:
     """A line for each point of the grid; missing numbers are empty."""
     head = [axis.key for axis in axes] + ["seeds", "missing", "last_steps", "target"]
     for name in FIGURES:
@@ -56,7 +56,7 @@ def runs_csv(axes: Sequence[Axis], cells: Iterable[Cell], runs: Mapping[Cell, Ru
     return _csv(lines)
 
 
-def table_md(axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> str:
+def table_md(axes: Sequence[Axis], rows: Sequence[PointResult], reading: Reading) -> str:
     """The table, after a paragraph that explains its numbers."""
     head = [*short_names(axes), "seeds", "final reward", "best reward"]
     if reading.target is not None:
@@ -82,7 +82,7 @@ def _explained(reading: Reading) -> str:
     return text
 
 
-def _markdown_cells(row: Row, reading: Reading) -> list[str]:
+def _markdown_cells(row: PointResult, reading: Reading) -> list[str]:
     seeds = f"{row.seeds}" + (f" ({row.missing} missing)" if row.missing else "")
     of = row.estimates
     cells = [value.replace("|", "\\|") for _, value in row.point]
@@ -95,7 +95,7 @@ def _markdown_cells(row: Row, reading: Reading) -> list[str]:
     return [*cells, _estimate(of["generated_tokens"], 0)]
 
 
-def _estimate(estimate: Estimate, digits: int) -> str:
+def _estimate(estimate: SeedMean, digits: int) -> str:
     mean = number(estimate.mean, digits)
     return mean if math.isnan(estimate.error) else f"{mean} ± {number(estimate.error, digits)}"
 

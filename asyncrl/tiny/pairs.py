@@ -15,7 +15,7 @@ import string
 from collections import Counter
 from pathlib import Path
 
-from asyncrl.tiny.skill import ALPHABET, Problem, demonstrate, sample_problem
+from asyncrl.tiny.skill import ALPHABET, SortingProblem, demonstrate, sample_problem
 
 LONGEST = 24
 """Length of a response that runs on."""
@@ -26,7 +26,7 @@ MARGIN = 0.1
 """Smallest difference in worth between the responses of a pair."""
 
 
-def worth(problem: Problem, response: str) -> float:
+def worth(problem: SortingProblem, response: str) -> float:
     """1 for the right answer, down to 0: the share of letters that need not be inserted, deleted or replaced
     to turn one into the other (Levenshtein 1966). Letters that are not in the question count twice."""
     answer = problem.answer
@@ -54,7 +54,7 @@ def sample_pair(rng: random.Random) -> dict[str, object]:
     return {"prompt": problem.row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
-def corrupt(problem: Problem, rng: random.Random) -> str:
+def corrupt(problem: SortingProblem, rng: random.Random) -> str:
     """A response that is wrong in one of many ways, to a varying degree."""
     letters = list(problem.answer)
     n = len(letters)

@@ -31,7 +31,7 @@ def exact_match(completions: list[Any], answer: list[str], **_: Any) -> list[flo
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SortingProblem:
     letters: str
     """Distinct lowercase letters, in random order."""
 
@@ -45,12 +45,12 @@ class Problem:
         return {"prompt": [{"role": "user", "content": f"sort {self.letters}"}], "answer": self.answer}
 
 
-def sample_problem(rng: random.Random) -> Problem:
+def sample_problem(rng: random.Random) -> SortingProblem:
     """A random problem of `MIN_LETTERS` to `MAX_LETTERS` letters."""
-    return Problem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
+    return SortingProblem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
 
 
-def demonstrate(problem: Problem, rng: random.Random) -> str:
+def demonstrate(problem: SortingProblem, rng: random.Random) -> str:
     """The sloppy teacher's response: right, in descending order, with a letter left out, or with two
     swapped."""
     answer = problem.answer

@@ -18,7 +18,7 @@ from asyncrl.reward.processes.absence import Absence
 from asyncrl.reward.processes.child import ChildDied
 from asyncrl.reward.processes.children import Children, Seat
 from asyncrl.reward.processes.shared_child import Interrupted
-from asyncrl.reward.score import Part, RewardError, ScoreRequest
+from asyncrl.reward.score import PartValues, RewardError, ScoreRequest
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RewardPool:
         if self._names:
             await self._children.start()
 
-    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[Part]:
+    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[PartValues]:
         """The results of the functions `names` for a group, and of the format check if there is one. Raises
         `RewardError`. When cancelled, the running call is cancelled, or its process is killed and
         replaced."""
@@ -90,7 +90,7 @@ class RewardPool:
                 self._add(f"reward_log/{name}", sum(logged), len(logged))
         self._add("reward_time/functions/wait_s", waited_s)
         self._add("reward_time/functions/score_s", time.monotonic() - began_s - waited_s)
-        return [Part(self._names[i], results[i].values, results[i].extra) for i in calls]
+        return [PartValues(self._names[i], results[i].values, results[i].extra) for i in calls]
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
         """Sum and count since the last drain, by metric: values that functions logged with `log_metric`, and

@@ -29,8 +29,8 @@ import msgspec
 
 from asyncrl.affinity import unpin
 from asyncrl.errors import ConfigError
-from asyncrl.resolve import forget_own_path
-from asyncrl.reward.functions import RewardFunction, accepted, resolve
+from asyncrl.resolve import forget_own_path, resolve
+from asyncrl.reward.functions import RewardFunction, accepted_arguments
 from asyncrl.reward.processes import deadline, wire
 from asyncrl.reward.processes.outage import is_outage
 from asyncrl.reward.processes.side_by_side import SideBySide
@@ -88,7 +88,7 @@ def main() -> None:
     setup = inbox.get()
     assert isinstance(setup, wire.Setup)
     try:
-        functions = [resolve(spec) for spec in setup.functions]
+        functions = [resolve(spec, what="reward function") for spec in setup.functions]
         if setup.format_pattern is not None:
             functions.append(format_function(setup.format_pattern))
     except ConfigError as error:
@@ -149,7 +149,7 @@ def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[s
         "log_extra": log.log_extra,
         "log_metric": log.log_metric,
     }
-    return accepted(function, available)
+    return accepted_arguments(function, available)
 
 
 def result(returned: Any, call: wire.Call, log: CallLog) -> wire.Reply:

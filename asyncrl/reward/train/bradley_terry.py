@@ -35,7 +35,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TrainingReport:
     """Progress of the training, with an evaluation on the held-out pairs."""
 
     step: int
@@ -62,7 +62,7 @@ def train(
     schedule: Schedule,
     *,
     compute_dtype: torch.dtype = torch.float32,
-) -> Iterator[Report]:
+) -> Iterator[TrainingReport]:
     """Train `model`, with float32 weights, in place; yield a report after every epoch and after the last
     step.
 
@@ -91,7 +91,7 @@ def train(
         losses.append(loss)
         if step % steps_per_epoch == 0 or step == schedule.steps:
             accuracy, margin = judge(model, held_out, schedule.batch_tokens, compute_dtype)
-            yield Report(step, step / steps_per_epoch, sum(losses) / len(losses), accuracy, margin)
+            yield TrainingReport(step, step / steps_per_epoch, sum(losses) / len(losses), accuracy, margin)
             losses.clear()
 
 

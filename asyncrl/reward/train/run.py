@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from asyncrl.data.tokenizer import TokenizerError, read_tokenizer
 from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.errors import ConfigError
-from asyncrl.reward.train.bradley_terry import Report, Schedule, train
+from asyncrl.reward.train.bradley_terry import Schedule, TrainingReport, train
 from asyncrl.reward.train.pairs import read_pairs, split_held_out
 
 _HEADS = ("score", "classifier")
@@ -54,7 +54,7 @@ class Settings:
     trust_remote_code: bool = False
 
 
-def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) -> list[Report]:
+def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) -> list[TrainingReport]:
     """Train a reward model and write it to `settings.out`, completely or not at all. `tell` gets progress
     lines.
 
@@ -176,7 +176,10 @@ def _compute_dtype(settings: Settings, model: PreTrainedModel) -> torch.dtype:
 
 
 def _save(
-    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reports: list[Report]
+    settings: Settings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reports: list[TrainingReport],
 ) -> None:
     """Write to another folder and rename it, so that the folder never holds half a model."""
     aside = settings.out.with_name(settings.out.name + ".unfinished")
