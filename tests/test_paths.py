@@ -30,7 +30,7 @@ def test_what_the_system_cannot_look_for_is_refused_in_words(path, reason):
 
 def test_what_must_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may read anything
-    with pytest.raises(ConfigError, match=f"^x=y: no permission to read {tmp_path}; name another place"):
+    with pytest.raises(ConfigError, match=f"^x=y: no permission to read {tmp_path}; choose another place"):
         user_path(tmp_path, "x=y")
 
 

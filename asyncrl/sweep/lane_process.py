@@ -94,9 +94,7 @@ def _run(config: str, gpus: int | None) -> int:
 def _wait(cell: int, requests: BinaryIO) -> int | None:
     """The cell's exit status, negative for a signal; None if the input ended and the cell was stopped."""
     while (status := _status(cell)) is None:
-        if select.select([requests], [], [], POLL_S)[
-            0
-        ]:  # there are no requests while a cell runs, only the end
+        if select.select([requests], [], [], POLL_S)[0]:  # the end: there are no requests meanwhile
             _stop(cell)
             return None
     return status

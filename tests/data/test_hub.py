@@ -114,7 +114,7 @@ def test_what_cannot_be_had_is_told_with_key_and_remedy(model, start):
     assert f"its owners require you to accept their terms; accept them on {url}/{GATED}" in gated
     (_, unreachable), _ = said(start(url, NAME))  # nobody listens there any more
     assert f"model.path=owner/model: cannot be fetched from {url}" in unreachable
-    assert "where the hub can be reached, or model.path=FOLDER" in unreachable
+    assert "where the hub can be reached, or use a folder: model.path=FOLDER" in unreachable
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_by_default_bad_rows_refuse_the_run_counted_and_the_first_ten_shown(json
 
 def test_the_remedy_for_long_prompts_names_the_limit(jsonl, tokenizer):
     data = jsonl({"prompt": "short"}, {"prompt": "a longer prompt"}, max_prompt_tokens=10)
-    with pytest.raises(ConfigError, match=r"repair them or raise data.max_prompt_tokens, or set"):
+    with pytest.raises(ConfigError, match=r"fix them or raise data.max_prompt_tokens, or set"):
         load_prompts(data, tokenizer)
 
 
@@ -144,7 +144,7 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(jsonl, tokenizer):
     prompts = load_prompts(jsonl({"prompt": [USER, USER]}, {"prompt": [USER]}, on_bad_row="skip"), strict)
     assert len(prompts) == 1
     assert (
-        prompts.skipped[0].reason == "`prompt` is refused by the model's chat template: roles must alternate"
+        prompts.skipped[0].reason == "`prompt` is rejected by the model's chat template: roles must alternate"
     )
 
 

@@ -397,7 +397,7 @@ def test_where_all_groups_are_dropped_that_is_said_first_and_the_run_ends(run):
     assert stall.is_final
     assert stall.culprits == ()
     first = stall.text.partition(". ")[0]
-    assert "groups was dropped: all 2 responses of each earned the same reward (mean 0)" in first
+    assert "groups were dropped: all 2 responses of each earned the same reward (mean 0)" in first
     assert "check the reward" in first
     assert "So no training step has ended for 1" in stall.text
 

@@ -90,7 +90,7 @@ def test_a_ledger_that_does_not_close_stops_the_run(tmp_path, make_line, part):
 
 @pytest.mark.parametrize("count", [1.5, -1, None, "3"])
 def test_the_ledgers_counts_are_counts(tmp_path, make_line, count):
-    with MetricsWriter(tmp_path) as writer, pytest.raises(MetricsError, match="no counts"):
+    with MetricsWriter(tmp_path) as writer, pytest.raises(MetricsError, match="invalid counts"):
         writer.write(make_line(1) | {"ledger/failed_groups": count})
 
 

@@ -117,4 +117,4 @@ def test_disks_that_are_read_only(launch_with):
 
 
 def test_a_disk_without_room_for_the_run_directory(launch_with):
-    assert "No space left on device; make room for it" in launch_with("-o size=4k none runs")
+    assert "No space left on device; free some space" in launch_with("-o size=4k none runs")

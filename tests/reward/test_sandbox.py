@@ -338,7 +338,7 @@ def test_a_folder_in_use_is_not_swept_away():
 @pytest.mark.parametrize(
     ("where", "name", "value", "message"),
     [
-        (confine, "landlock_abi", lambda: 0, "offers no Landlock.* needs Linux 5.13"),
+        (confine, "landlock_abi", lambda: 0, "offers no Landlock.* use Linux 5.13"),
         (confine, "has_seccomp", lambda machine: False, "has no seccomp filters"),
         (
             sandbox.platform,
