@@ -113,7 +113,7 @@ def launch_with(run_file, tmp_path):
 def test_disks_that_are_read_only(launch_with):
     message = launch_with("-o ro none /dev/shm", "-o ro none runs")
     assert "/dev/shm: the weights go from the trainer to the engines through files in it, and" in message
-    assert "runs (its disk is read-only); name another place" in message
+    assert "runs (its disk is read-only); choose another place" in message
 
 
 def test_a_disk_without_room_for_the_run_directory(launch_with):
