@@ -53,7 +53,7 @@ def test_what_the_settings_imply_is_told(shown):
         "prompts 20 usable rows, the longest of 6 tokens",
         "epochs 4.00",
         "rows.jsonl:21: not JSON: Expecting value at column 2",
-        "warning: 1 bad row of rows.jsonl left out",
+        "warning: 1 bad row of rows.jsonl skipped",
         "dry run: nothing was started",
     } <= lines_of(shown)
     assert "(1: generation_config.json, config.json), <|im_end|> (258: tokenizer, chat" in " ".join(

@@ -193,7 +193,7 @@ def test_stop_tokens_that_the_model_never_samples(run):
     assert preflight(run(rollout={"stop_token_ids": [0, 258]}))
     message = refusal(run(rollout={"stop_token_ids": [258, 259, 70000]}))
     assert message.startswith("rollout.stop_token_ids=[258, 259, 70000]: the model model never samples 259, ")
-    assert "70000, as it knows the tokens 0 to 258 only" in message
+    assert "70000, because it has only the tokens 0 to 258;" in message
 
 
 def test_a_dataset_that_is_not_there(run):
@@ -283,7 +283,7 @@ def test_what_may_surprise_is_warned_of(run):
         staleness={"max_staleness": 1},
     )
     warnings = "\n".join(preflight(config).warnings)
-    assert "1 bad row of rows.jsonl left out" in warnings
+    assert "1 bad row of rows.jsonl skipped" in warnings
     assert "501 computing threads on" in warnings
     assert "only 64 of 200 slots can be in use" in warnings
     assert "trainer.warmup_steps=5 does not end in 5 steps" in warnings
@@ -315,11 +315,11 @@ def test_what_a_tokenizer_adds_to_texts_is_told(run):
     config = run(data={"path": "texts.jsonl", "chat_template_kwargs": {"enable_thinking": False}})
     assert list(checks.prompt_warnings(config, preflight(config).prompts, adding)) == [
         "the tokenizer ends a text with '<|im_end|>'; prompts go without it, since the model is to go on",
-        "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them",
+        "data.chat_template_kwargs: no prompt is a conversation, so no chat template uses them",
     ]
     (run.path / "texts.jsonl").write_text('{"prompt": "<|im_start|>1+1", "answer": "2"}\n' * 3)
     warnings = list(checks.prompt_warnings(config, preflight(config).prompts, adding))
-    assert "3 prompts begin with '<|im_start|>' already, and get no second one" in warnings
+    assert "3 prompts begin with '<|im_start|>' already and get no second one" in warnings
 
 
 def judged(**model):
@@ -347,7 +347,7 @@ def test_reward_models_that_give_no_score(run, make_reward_model):
     assert f"{key[:-5]}./judge: there is no folder" in refusal(run(reward=judged(path="./judge")))
     make_reward_model("judge", labels=3)
     message = refusal(run(reward=judged()))
-    assert f"{key}: it has 3 outputs, and a score is a single one; give a folder with" in message
+    assert f"{key}: it has 3 outputs, but a reward model has one; give a folder with" in message
     assert "`asyncrl train-reward`" in message
     assert "reward.models.0.path=model: Qwen3ForCausalLM gives no score" in refusal(
         run(reward=judged(path="model"))

@@ -22,8 +22,8 @@ def test_values_are_separated_by_commas_outside_of_brackets_and_quotes():
     [
         (["trainer.lr"], "cannot read `trainer.lr`: write a setting as key.sub=value"),
         (["trainer.lr="], "it has no value; write --grid trainer.lr=VALUE,VALUE"),
-        (["trainer.lr=1,,2"], "`trainer.lr`: '1,,2' are no YAML values"),
-        (["trainer.lr=[1"], "`trainer.lr`: '[1' are no YAML values"),
+        (["trainer.lr=1,,2"], "`trainer.lr`: '1,,2' are not YAML values"),
+        (["trainer.lr=[1"], "`trainer.lr`: '[1' are not YAML values"),
         (["trainer.lr=1", "trainer.lr=2"], "in the grid twice; give all its values in one --grid"),
         (["run.seed=1,2"], "use --seeds N"),
         (["run.dir=a,b"], "below --out DIR"),
