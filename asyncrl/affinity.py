@@ -1,4 +1,4 @@
-"""Keeps a process on cores of its own, and what it starts off them again."""
+"""Pins a process to its own cores, and unpins the processes that it starts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 
 OWN_CORES = "ASYNCRL_OWN_CORES"
-"""Environment variable that names the cores a role is to stay on, as `0,1`."""
+"""Environment variable that names the cores a role is pinned to, as `0,1`."""
 _ALL_CORES = "ASYNCRL_ALL_CORES"
-"""The same of those that it could have used."""
+"""The same for the cores that it could use before."""
 
 
 def listed(cores: Iterable[int]) -> str:
@@ -16,16 +16,15 @@ def listed(cores: Iterable[int]) -> str:
 
 
 def pin() -> None:
-    """Stay on the cores that the environment names, if it names any. Threads and processes started from now
-    on stay there as well."""
+    """Use only the cores that the environment names, if any. Threads and processes started from now on
+    inherit this."""
     if own := os.environ.pop(OWN_CORES, None):
         os.environ[_ALL_CORES] = listed(os.sched_getaffinity(0))
         os.sched_setaffinity(0, _cores(own))
 
 
 def unpin() -> None:
-    """Use all cores again, in a process that a pinned one has started and that computes nothing of its
-    work."""
+    """Use all cores again, in a process that was started by a pinned one but does none of its computing."""
     if cores := os.environ.pop(_ALL_CORES, None):
         os.sched_setaffinity(0, _cores(cores))
 

@@ -1,4 +1,4 @@
-"""Numbers as messages may hold them: NaN, infinity, negative counts and absurd sizes do not decode."""
+"""Types for numbers in messages: NaN, infinity, negative counts and absurd sizes do not decode."""
 
 from __future__ import annotations
 

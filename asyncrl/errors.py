@@ -1,4 +1,4 @@
-"""The errors that AsyncRL raises for people to read. Everything else that escapes is a defect of AsyncRL."""
+"""The errors that AsyncRL raises for people to read. Any other exception that escapes is a bug in AsyncRL."""
 
 import errno
 import re
@@ -13,10 +13,11 @@ class ConfigError(AsyncRLError, ValueError):
 
 
 class NotHereError(ConfigError):
-    """What a setting names is not on this machine; it may well be on another, so a plan can do without.
+    """Something that a setting names is not on this machine. Another machine may have it, so a plan can be
+    made without it.
 
-    what: that, in one line. command: what brings it here, as one types it or would tell it. advice: the same
-    in a sentence, where that says more.
+    what: what is missing, in one line. command: a command or a short instruction that provides it. advice:
+    the same as a sentence, where that says more.
     """
 
     def __init__(self, what: str, *, command: str, advice: str | None = None) -> None:
@@ -26,14 +27,14 @@ class NotHereError(ConfigError):
         self.advice = advice
 
 
-class RunFailed(AsyncRLError):  # noqa: N818 - a run fails; nothing about the word is an error's name
-    """A run that had started could not go on. The message says which role failed, why, and where its log
+class RunFailed(AsyncRLError):  # noqa: N818 - says what happened
+    """A run that had started could not continue. The message says which role failed, why, and where its log
     is."""
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Whether it says that a disk is full."""
+    """Whether the error says that a disk is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    # SQLite and safetensors have errors of their own, and no codes.
+    # SQLite and safetensors raise their own errors, without error codes.
     return re.search("No space left|disk is full", str(error)) is not None

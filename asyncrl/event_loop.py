@@ -1,4 +1,4 @@
-"""An event loop around a coroutine, from wherever it is called, that an interruption ends in good order."""
+"""Runs a coroutine in an event loop, from any context, and ends it cleanly when interrupted."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 START_TIMEOUT_S = 5.0
-"""Longest wait for a loop in a thread of its own to begin."""
+"""Longest wait for a loop to start in its own thread."""
 
 
 def run_to_end(main: Coroutine[Any, Any, T]) -> T:
-    """Run an event loop to the end of `main` and return what it does: in a thread of its own where this one
-    has a loop already (a notebook).
+    """Run an event loop until `main` ends and return its result. Where this thread already has a loop (in a
+    notebook), another thread runs it.
 
-    Ctrl-C and SIGTERM cancel `main`, which ends in good order, and raise `KeyboardInterrupt`."""
+    Ctrl-C and SIGTERM cancel `main`, wait until it has cleaned up, and raise `KeyboardInterrupt`."""
     if _loop_is_running():
         return _run_in_thread(main)
     return asyncio.run(_terminable(main))
 
 
 def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:
-    """Whatever interrupts the caller ends `main` in good order first."""
+    """An exception in the caller first cancels `main` and waits for its clean-up."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
 
     async def tell() -> T:
@@ -54,7 +54,7 @@ def _loop_is_running() -> bool:
 
 
 async def _terminable(main: Coroutine[Any, Any, T]) -> T:
-    """SIGTERM ends `main` as Ctrl-C does: in good order, and with `KeyboardInterrupt`."""
+    """SIGTERM ends `main` as Ctrl-C does: cleanly, and with `KeyboardInterrupt`."""
     if threading.current_thread() is not threading.main_thread():
         return await main
     task = asyncio.ensure_future(main)

@@ -1,4 +1,4 @@
-"""Packages that a part of AsyncRL needs and that do not come with it: the extras of the installation."""
+"""Optional packages that parts of AsyncRL need: the extras of the installation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 from asyncrl.errors import NotHereError
 
 _EXTRAS = {"aiohttp": "http", "datasets": "data", "deepspeed": "gpu", "math_verify": "math"}
-"""The extra that brings a package, by its import name."""
+"""The extra that installs a package, by its import name."""
 
 
 def is_installed(package: str) -> bool:
@@ -15,14 +15,14 @@ def is_installed(package: str) -> bool:
 
 
 def install_command(package: str) -> str:
-    """What installs a package, by its import name."""
+    """The command that installs a package, given its import name."""
     if package in _EXTRAS:
         return f"pip install 'asyncrl[{_EXTRAS[package]}]'"
     return f"pip install {package.replace('_', '-')}"
 
 
 def need(package: str, what_for: str, otherwise: str = "") -> None:
-    """Raise `NotHereError` where a package is not installed. what_for: the setting, or whatever needs it.
+    """Raise `NotHereError` unless a package is installed. what_for: the setting or feature that needs it.
     otherwise: what to do without it."""
     if not is_installed(package):
         command = install_command(package)

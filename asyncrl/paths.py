@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from asyncrl.errors import ConfigError
 
 
-def user_path(path: str | Path, called: str) -> Path:
-    """What a person means by `path`: `~` is a home folder. It need not be there. called: what messages call
-    it, such as `data.path=FILE`.
+class Under:
+    """As a class attribute: the path of the file or folder `name` in the `path` of an object."""
 
-    Raises `ConfigError` where the system would not even look for it: no such user, no permission, no name
-    that a file can have.
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, _: type | None = None) -> Path:
+        folder: Path = owner.path
+        return folder / self._name
+
+
+def user_path(path: str | Path, called: str) -> Path:
+    """The path with `~` expanded; it need not exist. called: its name in messages, such as `data.path=FILE`.
+
+    Raises `ConfigError` where the path cannot be accessed: no such user, no permission, or an impossible
+    name.
     """
     try:
         found = Path(path).expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"{called}: nobody's home folder is {Path(path).parts[0]} here; write the whole path"
+            f"{called}: no user here has the home folder {Path(path).parts[0]}; write the full path"
         ) from None
     try:
         is_folder = found.stat() and found.is_dir()
@@ -27,23 +38,30 @@ def user_path(path: str | Path, called: str) -> Path:
         return found
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{called}: cannot be looked for ({reason}); name another place") from None
+        raise ConfigError(f"{called}: cannot be accessed ({reason}); choose another place") from None
     if not os.access(found, os.R_OK | (os.X_OK if is_folder else 0)):
-        raise ConfigError(f"{called}: no permission to read {found}; name another place")
+        raise ConfigError(f"{called}: no permission to read {found}; choose another place")
     return found
 
 
 def check_can_be_written(folder: Path, called: str) -> None:
-    """Raises `ConfigError` unless `folder` can be made, or be written into."""
+    """Raises `ConfigError` unless `folder` can be created or written to."""
     nearest = nearest_folder(folder)
     if not nearest.is_dir():
-        raise ConfigError(f"{called}: {nearest} is a file, not a folder; name another place")
+        raise ConfigError(f"{called}: {nearest} is a file, not a folder; choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
         reason = "its disk is read-only" if is_read_only else "no permission"
-        raise ConfigError(f"{called}: cannot write into {nearest} ({reason}); name another place")
+        raise ConfigError(f"{called}: cannot write to {nearest} ({reason}); choose another place")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that others may read at any time: they find the old content or the new, never a part."""
+    aside = path.with_suffix(".new")
+    aside.write_bytes(content)
+    aside.replace(path)
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path, or the nearest above it that is there."""
+    """The path, or its nearest ancestor that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())

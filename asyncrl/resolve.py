@@ -25,20 +25,20 @@ Function = Callable[..., Any]
 
 OWN_PATH = {"PYTHONSAFEPATH": "1"}
 """Environment of the processes that a run starts: Python must not look for its own modules in the working
-folder, where a user may have a `token.py`. What `resolve` adds comes last."""
+folder, where a user may have a `token.py`. `resolve` adds folders at the end of the path."""
 
 
 def forget_own_path() -> None:
-    """For a process that was started with `OWN_PATH`, and has it: the programs that a user's functions start
-    look for their modules as ever."""
+    """For a process that was started with `OWN_PATH`: the programs that a user's functions start find their
+    modules as usual."""
     for name in OWN_PATH:
         os.environ.pop(name, None)
 
 
 _folders: set[Path] = set()
-"""Where users' modules were looked for."""
+"""Folders that were searched for users' modules."""
 _under_way = threading.local()
-"""`sources`: a thread's imports that have not ended, the innermost last."""
+"""`sources`: the imports in progress in a thread, the innermost last."""
 
 
 def resolve(spec: str, base: Path | None = None, what: str = "function") -> Function:
@@ -56,13 +56,13 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
 def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
     """What is named by `package.module:name` or `path/file.py:name`.
 
-    base: folder that file paths are relative to and in which modules are looked for, after all that is
+    base: the folder that file paths are relative to and that is searched for modules, after everything
         installed; by default the current directory. It is added to the end of `sys.path`, and so is the
-        folder of a file: a user's `statistics.py` must not take the place of Python's.
-    what: what messages call it.
+        folder of a file: a user's `statistics.py` must not replace Python's.
+    what: its name in messages.
 
-    A module or file is imported once in a process, whatever number of functions it gives. Raises
-    `ConfigError` that names the spec, the reason and the remedy.
+    A process imports a module or file once, however many functions come from it. Raises `ConfigError` with
+    the spec, the reason and the remedy.
     """
     base = (base or Path.cwd()).resolve()
     source, colon, name = spec.rpartition(":")
@@ -85,8 +85,7 @@ def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
                 command=install_command(error.name.partition(".")[0]),
             ) from error
         raise ConfigError(
-            f"{called}: importing {source} failed: {_explained(error)}; correct that, or name another "
-            "function"
+            f"{called}: importing {source} failed: {_explained(error)}; fix that, or name another function"
         ) from error
     finally:
         sources.pop()
@@ -94,10 +93,10 @@ def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
 
 
 def spec_of(function: Any, what: str = "function") -> str:
-    """The spec by which other processes find a function that is at hand: `path/file.py:name`, or
-    `package.module:name` in a package. A spec stays as it is.
+    """The spec by which other processes can find a function object: `path/file.py:name`, or
+    `package.module:name` in a package. A spec is returned as it is.
 
-    Raises `ConfigError` that says what to write instead where they could not find it.
+    Raises `ConfigError` that says what to write instead if they could not find it.
     """
     if isinstance(function, str):
         return function
@@ -115,8 +114,8 @@ def spec_of(function: Any, what: str = "function") -> str:
     module = sys.modules.get(function.__module__)
     if file is None or not Path(file).is_file() or getattr(module, "__file__", None) is None:
         raise ConfigError(
-            f"{here}: it is in no file that the run's other processes could import (as in a notebook or a "
-            f"prompt); {write} (in a notebook, `%%writefile rewards.py` makes one of a cell)"
+            f"{here}: it is not in a file that the run's other processes can import (it was defined in a "
+            f"notebook or at a prompt); {write} (in a notebook, `%%writefile rewards.py` makes one of a cell)"
         )
     if getattr(module, name, None) is not function:
         raise ConfigError(f"{here}: {module.__name__}.{name} is not this function; {write}")
@@ -126,13 +125,13 @@ def spec_of(function: Any, what: str = "function") -> str:
 
 
 def importing() -> str | None:
-    """What this thread is importing right now, as its spec names it."""
+    """The module or file that this thread is importing right now, as its spec names it."""
     sources = _under_way.__dict__.get("sources")
     return sources[-1] if sources else None
 
 
 def file_of(function: Function) -> str | None:
-    """Where it is written; None for what is not Python."""
+    """The source file of a function; None if it is not written in Python."""
     for source in (inspect.unwrap(function), type(function)):  # a function, or an object that can be called
         with suppress(TypeError):  # one written in C
             return inspect.getsourcefile(source)
@@ -140,7 +139,7 @@ def file_of(function: Function) -> str | None:
 
 
 def loaded_files() -> dict[str, str]:
-    """Digests of all Python files that were imported from users' folders, by path."""
+    """Digests of all Python files imported from users' folders, by path."""
     found = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
@@ -188,7 +187,7 @@ def _import_file(path: Path, base: Path, called: str) -> ModuleType:
         return loaded
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"{called}: {path} is no Python file; it should end in .py")
+        raise ConfigError(f"{called}: {path} is not a Python file; its name should end in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -199,8 +198,8 @@ def _import_file(path: Path, base: Path, called: str) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    """The file's own name where an import of it finds this very file, so that what is defined in it can be
-    pickled (process pools do that); else one that nothing has."""
+    """The file's own name if importing that name finds this very file, so that its definitions can be pickled
+    (as process pools do); otherwise a unique name."""
     name = path.stem
     if name.isidentifier() and name not in sys.stdlib_module_names:
         found = importlib.util.find_spec(name)
@@ -215,7 +214,7 @@ def _attribute(module: ModuleType, name: str, called: str) -> Any:
         functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("__")]
         public = [n for n in vars(module) if not n.startswith("__")]
         near = difflib.get_close_matches(name, public, n=3) or functions[:8]
-        hint = f"did you mean {quoted(near, ' or ')}?" if near else "it defines no function at all"
+        hint = f"did you mean {quoted(near, ' or ')}?" if near else "it defines no functions"
         raise ConfigError(f"{called}: {where} has no `{name}`; {hint}")
     return getattr(module, name)
 
@@ -227,7 +226,7 @@ def _put_on_path(folder: Path) -> None:
 
 
 def _explained(error: BaseException) -> str:
-    """The last line of the traceback, and the place in the user's code that it points to."""
+    """The last line of the traceback, and the place in the user's code where the error arose."""
     last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     if isinstance(error, SyntaxError):
         return f"{last} ({error.filename}, line {error.lineno})"
@@ -237,5 +236,5 @@ def _explained(error: BaseException) -> str:
 
 
 def quoted(names: Iterable[str], separator: str = ", ") -> str:
-    """The names in backticks, one after the other."""
+    """The names, each in backticks."""
     return separator.join(f"`{name}`" for name in names)

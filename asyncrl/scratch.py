@@ -1,5 +1,4 @@
-"""Temporary folders that are gone with their process, even if that is killed: the next process removes
-them."""
+"""Temporary folders that go with their process. If it is killed, the next process removes them."""
 
 from __future__ import annotations
 
@@ -13,18 +12,18 @@ from functools import cache
 from pathlib import Path
 
 PREFIX = "asyncrl."
-"""Short: what is in there may be sockets, whose paths are limited to 107 bytes."""
+"""Short, because the folder may hold sockets, whose paths are limited to 107 bytes."""
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A fresh folder, removed at the end. While it is in use it is locked, which ends with the process."""
+    """A new folder, removed at the end. It is locked while it is in use; the lock ends with the process."""
     _sweep()
     folder, lock = _locked_folder()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what is left over, the next process removes
+        shutil.rmtree(folder, ignore_errors=True)  # the next process removes what is left
         os.close(lock)
 
 
@@ -41,7 +40,7 @@ def _locked_folder() -> tuple[Path, int]:
 
 @cache
 def _sweep() -> None:
-    """Remove, once in a process, the folders of processes that were killed. Another user's stay."""
+    """Remove, once per process, the folders of killed processes. Other users' folders stay."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

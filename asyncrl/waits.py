@@ -1,5 +1,5 @@
-"""What this process waits for at the moment, and since when, in words for people. Whoever waits says so, and
-the role's pulse (`asyncrl.liveness.pulse`) passes it on."""
+"""What this process is waiting for, and since when, in words for people. The waiting code reports it, and the
+role's pulse (`asyncrl.liveness.pulse`) passes it on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Wait(msgspec.Struct, frozen=True):
     since_s: float
     """By the wall clock, which all processes share."""
     until_s: float | None = None
-    """When it ends at the latest, where whoever waits has patience for what is away: the run waits, too."""
+    """When it ends at the latest, for a wait for something unavailable: until then, the run waits, too."""
 
 
 _open: dict[int, Wait] = {}
@@ -26,9 +26,10 @@ _numbers = itertools.count()
 
 @contextmanager
 def waiting(what: str, patience_s: float | None = None) -> Iterator[None]:
-    """For the body, this process waits for `what`. Any thread or task may say so; waits may overlap.
+    """While the body runs, this process waits for `what`. Any thread or task may call this; waits may
+    overlap.
 
-    patience_s: for what is away and hoped to come back, how long that is waited for at most.
+    patience_s: the longest wait, for something that is unavailable and may come back.
     """
     number, now_s = next(_numbers), time.time()
     _open[number] = Wait(what, now_s, None if patience_s is None else now_s + patience_s)

@@ -1,5 +1,5 @@
-"""How far this process is with work that takes long. Whoever computes says so, and the role's pulse
-(`asyncrl.liveness.pulse`) passes it on: so others tell what takes long from what has stopped."""
+"""Progress of this process's long-running work. The computing code reports it, and the role's pulse
+(`asyncrl.liveness.pulse`) passes it on, so that others can tell slow from stopped."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import msgspec
 
 class Work(msgspec.Struct, frozen=True):
     what: str
-    """The pieces that it is done by, such as `micro-batches of the policy's updates`."""
+    """What the pieces are, such as `micro-batches of the policy's updates`."""
     done: int
     """Pieces done so far."""
     total: int | None
-    """None where nobody knows how many there will be."""
+    """None if it is not known."""
     at_s: float
-    """When the last piece was done, or the work begun, by the wall clock."""
+    """Wall-clock time of the last finished piece, or of the start."""
 
     def after_one(self) -> Work:
-        """One piece more is done now."""
+        """With one more piece done, now."""
         return Work(self.what, self.done + 1, self.total, time.time())
 
 
@@ -30,8 +30,8 @@ _current: Work | None = None
 
 @contextmanager
 def working(what: str, total: int | None = None) -> Iterator[None]:
-    """For the body, this process does `total` pieces of work, and says `did_one` after each. One thread at a
-    time may."""
+    """While the body runs, this process does `total` pieces of work and calls `did_one` after each. For one
+    thread at a time."""
     global _current
     _current = Work(what, 0, total, time.time())
     try:
@@ -41,14 +41,14 @@ def working(what: str, total: int | None = None) -> Iterator[None]:
 
 
 def did_one() -> None:
-    """A piece of the work under way is done. Without any, nobody counts."""
+    """A piece of the current work is done. Without any, this does nothing."""
     global _current
     if _current is not None:
         _current = _current.after_one()
 
 
 def current_work() -> Work | None:
-    """The work under way, if there is any."""
+    """The current work, if any."""
     return _current
 
 
@@ -57,15 +57,15 @@ _listener: Callable[[], None] | None = None
 
 
 def tell(listener: Callable[[], None]) -> None:
-    """From now on, `listener` is called whenever something `unhurried` begins or ends, in its thread."""
+    """From now on, call `listener` whenever something `unhurried` starts or ends, in that thread."""
     global _listener
     _listener = listener
 
 
 @contextmanager
 def unhurried(what: str) -> Iterator[None]:
-    """For the body, this process does something long of which nobody can say how far it is, such as writing
-    files: that it is under way counts as progress. Any thread may."""
+    """While the body runs, this process does something long whose progress cannot be measured, such as
+    writing files: it counts as progress all the time. For any thread."""
     _unhurried.append(what)
     _changed()
     try:
@@ -81,5 +81,5 @@ def _changed() -> None:
 
 
 def current_unhurried() -> str | None:
-    """What of that is under way, the latest; None where nothing is."""
+    """The latest `unhurried` work in progress, if any."""
     return _unhurried[-1] if _unhurried else None

@@ -28,7 +28,7 @@ import torch
 import asyncrl.tiny
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.sweep import Sweep, SweepResult, run_sweep
-from asyncrl.sweep.results import Estimate
+from asyncrl.sweep.results import SeedMean
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "ablation-staleness.yaml"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     if result.failed:
-        raise SystemExit(f"{len(result.failed)} runs failed; the same command tries them again")
+        raise SystemExit(f"{len(result.failed)} runs failed; run the same command again to retry them")
     table, claims = by_lag(result, size), judge(result, size)
     (args.out / "by-lag.md").write_text(table)
     record = {
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"written to {args.out}: by-lag.md, plot.png, result.json, and the sweep's tables")
 
 
-def final(result: SweepResult, lag: int, loss: str) -> Estimate:
+def final(result: SweepResult, lag: int, loss: str) -> SeedMean:
     """Final reward at a point of the grid."""
     (row,) = [row for row in result.rows if dict(row.point) == {LAG: str(lag), LOSS: loss}]
     return row.estimates["final_reward"]
@@ -135,7 +135,7 @@ def judge(result: SweepResult, size: Size) -> dict[str, str]:
     }
 
 
-def reward_before(result: SweepResult, loss: str, lag: int) -> Estimate:
+def reward_before(result: SweepResult, loss: str, lag: int) -> SeedMean:
     """Lag 0's final reward, `lag` steps before the end: of weights as old as those that lag `lag` shows."""
     n, rewards = result.reading.last, []
     for cell in result.cells:
@@ -143,10 +143,10 @@ def reward_before(result: SweepResult, loss: str, lag: int) -> Estimate:
             lines = read_metrics(result.folder.run_dir(cell) / FILE_NAME)
             window = [line["reward/mean"] for line in lines[: len(lines) - lag]][-n:]
             rewards.append(math.fsum(window) / len(window))
-    return Estimate.of(rewards)
+    return SeedMean.of(rewards)
 
 
-def _under(low: Estimate, high: Estimate) -> str:
+def _under(low: SeedMean, high: SeedMean) -> str:
     gap, error = high.mean - low.mean, math.hypot(low.error, high.error)
     if math.isnan(error):
         return f"{gap:.3f}; one seed has no standard error"
@@ -155,15 +155,15 @@ def _under(low: Estimate, high: Estimate) -> str:
     return f"{gap:.3f}, {errors:.1f} standard errors; at least {STANDARD_ERRORS:g}: {verdict}"
 
 
-def _share(estimate: Estimate, of: Estimate) -> float:
+def _share(estimate: SeedMean, of: SeedMean) -> float:
     return estimate.mean / of.mean if of.mean else math.nan
 
 
-def _text(estimate: Estimate) -> str:
+def _text(estimate: SeedMean) -> str:
     return f"{estimate.mean:.3f}" + ("" if math.isnan(estimate.error) else f" ± {estimate.error:.3f}")
 
 
-def _pair(estimate: Estimate) -> list[float | None]:
+def _pair(estimate: SeedMean) -> list[float | None]:
     return [None if math.isnan(value) else value for value in (estimate.mean, estimate.error)]
 
 

@@ -17,9 +17,9 @@ def test_a_home_folder_is_found_and_nothing_need_be_there(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("~no-such-user/x", "nobody's home folder is ~no-such-user here"),
-        ("a" * 300, "cannot be looked for (File name too long)"),
-        ("a\0b", "cannot be looked for (embedded null"),
+        ("~no-such-user/x", "no user here has the home folder ~no-such-user"),
+        ("a" * 300, "cannot be accessed (File name too long)"),
+        ("a\0b", "cannot be accessed (embedded null"),
     ],
 )
 def test_what_the_system_cannot_look_for_is_refused_in_words(path, reason):
@@ -30,7 +30,7 @@ def test_what_the_system_cannot_look_for_is_refused_in_words(path, reason):
 
 def test_what_must_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may read anything
-    with pytest.raises(ConfigError, match=f"^x=y: no permission to read {tmp_path}; name another place"):
+    with pytest.raises(ConfigError, match=f"^x=y: no permission to read {tmp_path}; choose another place"):
         user_path(tmp_path, "x=y")
 
 

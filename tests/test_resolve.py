@@ -111,7 +111,7 @@ def test_a_script_that_names_itself_does_not_start_run_after_run(write, tmp_path
         })
         """,
     )
-    with pytest.raises(ConfigError, match=r"script\.py starts a run while it is imported.*__main__"):
+    with pytest.raises(ConfigError, match=r"script\.py starts a run when it is imported.*__main__"):
         resolve("script.py:f", tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -16,21 +15,15 @@ _INTRODUCTION = """\
 
 <!-- Written by `asyncrl config-docs` from asyncrl/config. Do not edit: change the docstrings there. -->
 
-A run is described by one YAML file. Any key can be overridden on the command line, as `key.sub=value`
-(the value in YAML, list items by their number from 0):
+A run is described by one YAML file. Any key can be overridden on the command line as `key.sub=value`
+(the value in YAML; list items by number, from 0):
 
     asyncrl-launch --config quickstart.yaml run.seed=1 reward.functions.0.weight=0.5
 
 Unknown keys, wrong types and combinations that cannot work are refused before any process starts.
 `asyncrl-launch --config FILE --dry-run` shows the resolved settings and what they imply.
 
-A key without a default has to be given."""
-
-
-def write(path: Path) -> None:
-    """Write the reference to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(), encoding="utf-8")
+A key without a default is required."""
 
 
 def render() -> str:
@@ -39,7 +32,7 @@ def render() -> str:
 
 
 def _tables(section: type[Section], prefix: str) -> Iterator[str]:
-    """The section's own keys (lists of sections among them), then its sections."""
+    """The section's own keys (including lists of sections), then its sections."""
     own = {name: f for name, f in section.model_fields.items() if not _is_section(f)}
     if own:
         yield "\n| key | type | default | meaning |\n|---|---|---|---|"
@@ -84,9 +77,7 @@ def _type_words(annotation: Any) -> str:
         return "mapping"
     if origin is tuple:
         return f"list of {len(arguments)} {_type_words(arguments[0])}s"
-    if hasattr(
-        annotation, "__metadata__"
-    ):  # Annotated[...]: its bounds are checked, the docstring tells them
+    if hasattr(annotation, "__metadata__"):  # Annotated: the docstring states its bounds
         return _type_words(arguments[0])
     names = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
     return names.get(annotation, "section")

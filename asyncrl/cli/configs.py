@@ -1,4 +1,4 @@
-"""`asyncrl configs`: the ready-made configs, listed, and copied to be edited."""
+"""`asyncrl configs`: lists the presets, and copies them for editing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import argparse
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "configs",
-        help="list the ready-made configs, or copy one to edit it",
-        description="List the ready-made configs. `asyncrl-launch --config NAME` finds them anywhere.",
+        help="list the presets (ready-made configs), or copy one to edit it",
+        description="List the presets. `asyncrl-launch --config NAME` finds them from any folder.",
     )
     parser.set_defaults(run=_list)
     copy = parser.add_subparsers(dest="action", metavar="copy").add_parser(
-        "copy", help="copy one to edit it", description="Copy a ready-made config. Overwrites nothing."
+        "copy", help="copy one to edit it", description="Copy a preset. Never overwrites a file."
     )
-    copy.add_argument("name", metavar="NAME", help="such as grlo.yaml")
+    copy.add_argument("name", metavar="NAME", help="for example grlo.yaml")
     copy.add_argument(
         "destination",
         nargs="?",
         default=".",
         metavar="DEST",
-        help="file, or folder: one that is there, or a name that ends in a slash (default: this folder)",
+        help="file or folder; a new folder's name must end in a slash (default: current folder)",
     )
     copy.set_defaults(run=_copy)
 

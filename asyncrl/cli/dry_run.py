@@ -1,4 +1,4 @@
-"""What a config implies, as tables for people."""
+"""Shows what a config implies, as tables for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from asyncrl.config import Config, dump
+from asyncrl.data.prompts import first_bad_rows
 from asyncrl.plan.cores import cores_wanted
 from asyncrl.plan.disk import Disk
 from asyncrl.plan.memory.estimate import SHARED_WEIGHTS, GpuLoad, Memory
@@ -21,8 +22,8 @@ UNKNOWN = "unknown"
 
 
 def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -> None:
-    """Print the plan, the settings that differ from their defaults (verbose: all), and what this machine
-    lacks."""
+    """Print the plan, the settings that differ from their defaults (verbose: all settings), and what this
+    machine lacks."""
     console = console or Console(highlight=False, soft_wrap=False)
     console.print(f"\n{_title(plan)}", markup=False)
     _heading(console, "Who computes where")
@@ -38,21 +39,19 @@ def show(plan: Plan, console: Console | None = None, *, verbose: bool = False) -
         _heading(console, "Time, estimated for H100s; it may be off by half")
         _show_time(plan, console)
     if plan.prompts is not None and plan.prompts.skipped:
-        _heading(console, "Bad rows, left out")
-        for bad in plan.prompts.skipped[:10]:
-            console.print(f"  {bad}", markup=False)
-        if len(plan.prompts.skipped) > 10:
-            console.print(f"  ... and {len(plan.prompts.skipped) - 10:,} more")
+        _heading(console, "Bad rows, skipped")
+        for line in first_bad_rows(plan.prompts.skipped):
+            console.print(line, markup=False)
     _heading(console, "Settings" + " that differ from the defaults (all: --verbose)" * (not verbose))
     console.print(dump(plan.config, changed_only=not verbose).rstrip(), markup=False)
     if UNKNOWN in (row[1] for row in _memory(plan)):
         console.print(
-            "\nwhat is unknown hangs on models that are not here; a folder with a model's config.json is "
+            "\nwhat is unknown depends on models that are not here; a folder with a model's config.json is "
             "enough for an estimate: model.path=FOLDER"
         )
     if plan.missing:
         _heading(console, "What this machine lacks")
-        for error in plan.missing:  # a line each, however narrow the terminal: it can be copied
+        for error in plan.missing:  # one line each, however narrow the terminal, for copying
             console.print(f"- {error.what}; {error.command}", markup=False, soft_wrap=True)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
@@ -82,7 +81,7 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:
 
 def _processes(plan: Plan) -> Iterator[tuple[str, ...]]:
     for p in plan.outline.processes:
-        yield _times(p.count, p.role), _threads(p), _where(p)
+        yield f"{p.count} × {p.role}" if p.count > 1 else p.role, _threads(p), _where(p)
     machine = plan.machine
     here = f"{machine.cores} cores, {format_bytes(machine.memory_bytes)}"
     yield "this machine", here, _gpu_count(plan.gpus_here)
@@ -97,17 +96,13 @@ def _where(p: Processes) -> str:
 
 
 def _numbers(devices: Sequence[int], processes: int) -> str:
-    """Of the GPUs or cores of so many processes."""
+    """Numbers of the GPUs or cores of `processes` processes."""
     several = f" ({len(devices) // processes} each)" * (len(devices) > processes > 1)
     return f"{', '.join(map(str, devices))}{several}"
 
 
 def _gpu_count(n: int) -> str:
     return f"{n or 'no'} GPU{'s' * (n > 1)}"
-
-
-def _times(count: int, role: str) -> str:
-    return f"{count} × {role}" if count > 1 else role
 
 
 def _threads(p: Processes) -> str:
@@ -159,7 +154,7 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What keeps the trainer from packing, if something does."""
+    """What keeps the trainer from packing, if anything does."""
     for name, facts in plan.models.trained.items():
         if facts.form.unpacked is not None:
             yield f"sequences of the {name}", f"not packed: {facts.form.unpacked}"
@@ -175,7 +170,7 @@ def _show_time(plan: Plan, console: Console) -> None:
     if paces:
         console.print(_table(("", *("",) * len(paces)), _times_of(paces, run.steps)))
     else:
-        console.print("  unknown: some model's size, or the speed of what computes, is not known")
+        console.print("  unknown: the size of a model or the speed of a device is not known")
     if run.gpu_hours is None:
         return
     gpus = plan.placement.gpus
@@ -185,14 +180,14 @@ def _show_time(plan: Plan, console: Console) -> None:
     if o.affordable_tokens is not None:
         console.print(
             f"  They pay for all {run.steps:,} steps up to a mean response of about "
-            f"{o.affordable_tokens:,.0f} tokens; from there on the run ends before its last step."
+            f"{o.affordable_tokens:,.0f} tokens; with longer responses the run ends before its last step."
         )
     elif paces:
         console.print(f"  They pay for all {run.steps:,} steps, however long the responses.")
 
 
 def _times_of(paces: Sequence[Pace], steps: int) -> Iterator[tuple[str, ...]]:
-    """A column for each mean length of the responses."""
+    """A column for each mean response length."""
 
     def row(name: str, of: Callable[[Pace], str]) -> tuple[str, ...]:
         return name, *map(of, paces)
@@ -221,7 +216,7 @@ def _kv_room(config: Config, o: Outline) -> Iterator[tuple[str, str]]:
 
 
 def _cores(plan: Plan) -> Iterator[tuple[str, str]]:
-    """How the cores are shared out, where something computes on them."""
+    """How the cores are divided among processes that compute on them."""
     wanted, there = sum(cores_wanted(plan.config, plan.placement).values()), len(plan.machine.own_cores)
     if not wanted or plan.is_elsewhere:
         return
@@ -231,9 +226,9 @@ def _cores(plan: Plan) -> Iterator[tuple[str, str]]:
     elif plan.config.placement.pin_cores == "never":
         how += " (placement.pin_cores=never)"
     elif not there:
-        how += ": here, none can be kept for one process"
+        how += ": this system cannot reserve cores"
     else:
-        how += f": {wanted} would be needed for one a thread, and there are {there}"
+        how += f": one per thread would take {wanted}, and there are {there}"
     yield "cores", how
 
 
@@ -260,7 +255,7 @@ def _memory(plan: Plan) -> Iterator[tuple[str, ...]]:
 
 
 def _checkpoints(disk: Disk | None) -> str:
-    """What the run directory holds, beside what is small."""
+    """The large files in the run directory."""
     if disk is None or not disk.checkpoints:
         return ""
     if disk.checkpoints == 1:

@@ -16,23 +16,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "eval",
         help="score models on held-out prompts with a run's rewards",
-        description="Sample from models by the settings of a config and score the responses by its rewards, "
-        "on the dataset's held-out rows (data.held_out_rows), or on all rows where none are held out.",
+        description="Sample from models with the settings of a config and score the responses with its "
+        "rewards, on the dataset's held-out rows (data.held_out_rows), or on all rows if none are held out.",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the run's config")
     parser.add_argument(
         "--model",
         action="append",
         metavar="PATH",
-        help="a model's folder, or a run's for its newest; several may be given (default: model.path)",
+        help="folder of a model, or of a run (its newest checkpoint); repeatable (default: model.path)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N of these prompts")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N of these prompts")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--responses",
         type=Path,
         metavar="FILE",
-        help="write every response with its prompt, reward and parts, a line of JSON each "
+        help="write every response with its prompt, reward and parts, one line of JSON each "
         "(`asyncrl samples FILE` shows them)",
     )
     parser.add_argument(
@@ -46,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from asyncrl import config as settings
+    from asyncrl.config.model_paths import with_model_paths
     from asyncrl.loop.evaluate import evaluate, held_out
     from asyncrl.runfiles.earlier_run import model_in
 
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
     figures = []
     named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
     for path in (model_in(key, path) for key, path in named):
-        config = base.model_copy(update={"model": base.model.model_copy(update={"path": path})})
+        config = with_model_paths(base, {"model.path": path})
         found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
@@ -97,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _begin(path: Path) -> None:
-    """An empty file, before anything is sampled. Raises `ConfigError` where there can be none."""
+    """Create an empty file before anything is sampled. Raises `ConfigError` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")

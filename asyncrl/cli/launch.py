@@ -17,8 +17,8 @@ _FLAGS = ("--config", "--resume", "--gpus", "--dry-run", "--verbose", "--version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `asyncrl-launch` and return its exit status: 0 when the run ended well, 1 when it failed, 2 when a
-    setting is wrong (nothing was started), 130 when it was interrupted."""
+    """Run `asyncrl-launch` and return its exit status: 0 if the run succeeded, 1 if it failed, 2 if a setting
+    is wrong (nothing was started), 130 if it was interrupted."""
     arguments = _parse(argv)
     try:
         _launch(arguments)
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("interrupted: everything is stopped", file=sys.stderr)
+        print("interrupted: everything has stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
@@ -72,40 +72,40 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="YAML file with the settings, or a preset (`asyncrl configs` lists them)",
     )
     what.add_argument(
-        "--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run, under its own settings"
+        "--resume", type=Path, metavar="RUN_DIR", help="continue an interrupted run with its own settings"
     )
     parser.add_argument(
         "--gpus",
         type=int,
         metavar="N",
-        help="use N GPUs, 0 for the CPU only (default: as many as there are and are of use)",
+        help="use N GPUs, 0 for the CPU only (default: as many as are available and useful)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything, show the plan and what this machine lacks for it, fetch and start nothing; "
-        "with more --gpus than there are, plan for so many of 80 GB",
+        help="check everything, show the plan and what this machine lacks, download and start nothing; with "
+        "more --gpus than this machine has, plan for that many GPUs of 80 GB",
     )
     parser.add_argument("--verbose", action="store_true", help="with --dry-run: show all settings")
     parser.add_argument("--version", action="version", version=f"asyncrl {__version__}")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's"
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file"
     )
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error("; ".join(_advice(text) for text in unknown))
     if arguments.resume is not None and arguments.dry_run:
-        parser.error("--dry-run looks at a config: write --config RUN_DIR/config.yaml")
+        parser.error("--dry-run needs a config: write --config RUN_DIR/config.yaml")
     if arguments.verbose and not arguments.dry_run:
-        parser.error("--verbose goes with --dry-run")
+        parser.error("--verbose needs --dry-run")
     for text in arguments.overrides:
         if f"--{text.partition('=')[0]}" in _FLAGS:
-            parser.error(f"`{text}` is no setting; write --{text.replace('=', ' ')}")
+            parser.error(f"`{text}` is not a setting; write --{text.replace('=', ' ')}")
     return arguments
 
 
 def _advice(text: str) -> str:
-    """What to write instead of an argument that looks like a flag and is none."""
+    """What to write instead of an unknown argument that looks like a flag."""
     from asyncrl.config import keys
     from asyncrl.config.messages import did_you_mean
     from asyncrl.resolve import quoted

@@ -1,10 +1,12 @@
-"""The command `asyncrl`: small tools around a run. `asyncrl-launch` starts one."""
+"""The command `asyncrl`: tools around a run. `asyncrl-launch` starts one."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from asyncrl import __version__
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes overrides in one place only; like `asyncrl-launch`, we take them between options as well.
+    # argparse accepts overrides in one place only; like `asyncrl-launch`, we accept them between options too.
     between = [text for text in rest if not text.startswith("-")] if "overrides" in arguments else []
     if unknown := [text for text in rest if text not in between]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -47,9 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 
     tiny = commands.add_parser(
         "tiny-model",
-        help="build the quickstart's model and its prompts, from nothing but code",
+        help="build the quickstart's model and its prompts, without any download",
         description="Build a tiny Qwen3 model with a byte-level tokenizer, warmed up on a small skill, and "
-        "the prompts that the quickstart trains it on. Takes less than a minute; a complete folder is kept.",
+        "the prompts that the quickstart trains it on. Takes less than a minute; a complete folder is left "
+        "alone.",
     )
     tiny.add_argument(
         "path",
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to build it in (default: models/tiny)",
     )
     tiny.add_argument("--seed", type=int, default=0, help="seed of weights and prompts (default: 0)")
-    tiny.add_argument("--force", action="store_true", help="build anew even where a complete folder is there")
+    tiny.add_argument("--force", action="store_true", help="rebuild even if the folder is complete")
     tiny.set_defaults(run=_tiny_model)
 
     configs.add_parser(commands)
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="file to write (default: models/tiny/pairs.jsonl)",
     )
     pairs.add_argument("--pairs", type=int, default=8000, help="rows (default: 8000)")
-    pairs.add_argument("--seed", type=int, default=0, help="of the pairs (default: 0)")
+    pairs.add_argument("--seed", type=int, default=0, help="seed of the pairs (default: 0)")
     pairs.set_defaults(run=_tiny_pairs)
 
     train_reward.add_arguments(
@@ -90,18 +93,18 @@ def _parser() -> argparse.ArgumentParser:
             "train-reward",
             help="train a reward model from preference pairs",
             description="Train a sequence-classification model of one output on pairs of responses, one of "
-            "which is preferred (Bradley-Terry), and tell how often it agrees with pairs it has not seen.",
+            "which is preferred (Bradley-Terry), and report its accuracy on held-out pairs.",
         )
     )
 
-    _add_reference(commands, "config-docs", "settings", "docs/configuration.md", _config_docs)
-    _add_reference(commands, "metrics-docs", "metrics", "docs/metrics.md", _metrics_docs)
+    _add_reference(commands, "config-docs", "settings", "docs/configuration.md")
+    _add_reference(commands, "metrics-docs", "metrics", "docs/metrics.md")
 
     sweeps = commands.add_parser(
         "sweep",
-        help="run a config over a grid of settings and seeds, and make a table of it",
-        description="Run a config with every combination of some settings' values, several seeds each. "
-        "Finished runs are never repeated: after an interruption, the same command goes on.",
+        help="run a config over a grid of settings and seeds, and write a table of the results",
+        description="Run a config with every combination of some settings' values, with several seeds each. "
+        "Finished runs are never repeated: after an interruption, the same command continues.",
         epilog="example: asyncrl sweep --config my.yaml --grid staleness.max_staleness=0,1,4 "
         "--grid trainer.lr=1e-6,2e-6 --seeds 3 run.steps=50",
         allow_abbrev=False,
@@ -112,12 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_reference(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    command: str,
-    things: str,
-    page: str,
-    run: Callable[[argparse.Namespace], None],
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, things: str, page: str
 ) -> None:
+    """A command that writes the text rendered by the module of the same name."""
     what = f"write the reference of all {things}"
     parser = commands.add_parser(command, help=f"{what}, {page}", description=f"{what.capitalize()}.")
     parser.add_argument(
@@ -128,7 +128,13 @@ def _add_reference(
         metavar="PATH",
         help=f"file to write (default: {page})",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=partial(_write_reference, f"asyncrl.cli.{command.replace('-', '_')}"))
+
+
+def _write_reference(module: str, arguments: argparse.Namespace) -> None:
+    text = importlib.import_module(module).render()
+    arguments.path.parent.mkdir(parents=True, exist_ok=True)
+    arguments.path.write_text(text, encoding="utf-8")
 
 
 def _tiny_model(arguments: argparse.Namespace) -> None:
@@ -153,18 +159,6 @@ def _tiny_pairs(arguments: argparse.Namespace) -> None:
 
     write_pairs(arguments.path, pairs=arguments.pairs, seed=arguments.seed)
     print(f"{arguments.path}: {arguments.pairs:,} preference pairs")
-
-
-def _config_docs(arguments: argparse.Namespace) -> None:
-    from asyncrl.cli.config_docs import write
-
-    write(arguments.path)
-
-
-def _metrics_docs(arguments: argparse.Namespace) -> None:
-    from asyncrl.cli.metrics_docs import write
-
-    write(arguments.path)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from asyncrl.observe.metric_table import GROUPS, OVERVIEW, MetricGroup
 
@@ -12,19 +11,13 @@ _INTRODUCTION = """\
 
 <!-- Written by `asyncrl metrics-docs` from asyncrl/observe/metric_table.py. Do not edit: change it there. -->
 
-`metrics.jsonl` in a run directory has a line of JSON for every training step, and TensorBoard
-(`tensorboard --logdir runs`) the same numbers as curves. A number that is not finite is null. Names in
-**bold** are in every line; the others are where a run has what they tell of. A part in braces stands for a
-name of the run's own.
+`metrics.jsonl` in a run directory has one line of JSON for every training step. TensorBoard
+(`tensorboard --logdir runs`) shows the same numbers as curves. A number that is not finite is null. Names in
+**bold** are in every line; the others appear where they apply to the run. A part in braces stands for a
+name that differs from run to run.
 
 TensorBoard opens on `0_overview`: {overview}.
-What is told by the age of the tokens comes last (`z_age/...`)."""
-
-
-def write(path: Path) -> None:
-    """Write the reference to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(), encoding="utf-8")
+The metrics by the age of the tokens come last (`z_age/...`)."""
 
 
 def render() -> str:

@@ -9,22 +9,26 @@ from pathlib import Path
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "replay",
-        help="train again what a run has trained on, step by step",
-        description="Train again, in one process and without engines, on the batches that a run has kept "
-        "(run.record=true, or run.mode=inline), and compare each step with what the run wrote down. In "
-        "float32 with one thread, the weights come out the same, bit by bit.",
+        help="repeat a run's training step by step, on its recorded batches",
+        description="Repeat a run's training in one process and without engines, on the batches that it "
+        "recorded (run.record=true, or run.mode=inline), and compare each step with the run's metrics. In "
+        "float32 with one thread, the weights are the same, bit by bit.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument(
-        "--from-step", type=int, default=0, metavar="N", help="begin at the checkpoint of step N (default: 0)"
+        "--from-step",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start from the checkpoint of step N (default: 0)",
     )
     parser.add_argument("--to-step", type=int, metavar="N", help="end after step N (default: the last)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 when the weights at a checkpoint are not those of the run."""
+    """0, or 1 if the weights differ from the run's at a checkpoint."""
     import torch
 
     from asyncrl.config import load

@@ -1,4 +1,4 @@
-"""`asyncrl samples`: what a run's policy writes, to be read."""
+"""`asyncrl samples`: shows responses of a run's policy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "samples",
         help="show some of the responses that a run was trained on",
-        description="Show some of the responses that a run was trained on: of each of its first steps, and "
-        "of ever fewer later ones, the best, the worst, the longest and the first of the batch. Or show what "
-        "`asyncrl eval --responses` wrote.",
+        description="Show some of the responses that a run was trained on: the best, the worst, the longest "
+        "and the first of the batch, for every early step and for fewer and fewer later ones. Or show the "
+        "responses that `asyncrl eval --responses` wrote.",
     )
     parser.add_argument("path", type=Path, metavar="RUN_DIR|FILE")
-    parser.add_argument(
-        "--step", type=int, metavar="N", help="of this step (default: the newest that there is)"
-    )
+    parser.add_argument("--step", type=int, metavar="N", help="show this step (default: the latest)")
     kinds = parser.add_mutually_exclusive_group()
     for kind in ("best", "worst", "longest"):
         kinds.add_argument(
-            f"--{kind}", dest="kind", action="store_const", const=kind, help=f"the {kind} alone"
+            f"--{kind}", dest="kind", action="store_const", const=kind, help=f"show only the {kind}"
         )
     parser.set_defaults(run=_show)
 
@@ -40,7 +38,7 @@ def _show(arguments: argparse.Namespace) -> None:
     except FileNotFoundError:
         samples = []
     if not samples:
-        raise ConfigError(f"{arguments.path}: there are no samples (samples.jsonl) in it, or not yet")
+        raise ConfigError(f"{arguments.path}: it has no samples (samples.jsonl), or none yet")
     steps = sorted({sample.step for sample in samples})
     step = steps[-1] if arguments.step is None else arguments.step
     if step not in steps:
@@ -65,5 +63,5 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or change its colours."""
+    """The text without characters that would move a terminal's cursor or change its colours."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 EXIT_FAILED = 1
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE,...",
-        help="a setting and the values to try, in YAML; may be given several times: every combination is run",
+        help="a setting and the values to try, in YAML; repeat it to run every combination",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each combination (default: 1)"
@@ -29,35 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for each run, 0 for the CPU only")
     parser.add_argument(
-        "--target", type=float, metavar="REWARD", help="tell when runs first reached this reward"
+        "--target", type=float, metavar="REWARD", help="report when runs first reach this reward"
     )
     parser.add_argument(
         "--last", type=int, metavar="N", help="steps over which rewards are averaged (default: 10)"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's in all runs"
+        "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file, in all runs"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The exit status: 0 when every cell is finished, 1 when one failed."""
+    """The exit status: 0 if every cell is finished, 1 if any failed."""
     from asyncrl.sweep import Sweep, plot, run_sweep
 
-    sweep = Sweep(
-        config=arguments.config,
-        grid=arguments.grid,
-        overrides=arguments.overrides,
-        seeds=arguments.seeds,
-        jobs=arguments.jobs,
-        out=arguments.out,
-        gpus=arguments.gpus,
-        target=arguments.target,
-        last=arguments.last,
-    )
+    sweep = Sweep(**{field.name: getattr(arguments, field.name) for field in fields(Sweep)})
     try:
         result = run_sweep(sweep)
     except KeyboardInterrupt:
-        print("interrupted: everything is stopped; the same command goes on where it ended", file=sys.stderr)
+        print("interrupted: everything has stopped; run the same command again to continue", file=sys.stderr)
         raise
     folder = result.folder
     print(f"\n{folder.table_md.read_text()}")
@@ -67,6 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     if result.failed:
         names = "\n".join(f"  {cell.name}: {folder.run_dir(cell)}" for cell in result.failed)
         print(f"{len(result.failed)} of {len(result.cells)} cells failed:\n{names}", file=sys.stderr)
-        print("the same command tries them again, and only them", file=sys.stderr)
+        print("run the same command again to retry only these", file=sys.stderr)
         return EXIT_FAILED
     return 0

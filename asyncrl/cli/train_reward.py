@@ -3,103 +3,73 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    need = parser.add_argument_group("what to train, on what")
-    need.add_argument(
-        "--model",
-        required=True,
-        metavar="PATH",
-        help="folder or hub name of a language model, or of a reward model to go on with",
+    data = parser.add_argument_group("model and data")
+    for option, kind, metavar, text in (
+        (
+            "--model",
+            str,
+            "PATH",
+            "folder or hub name of a language model, or of a reward model to continue with",
+        ),
+        ("--data", Path, "FILE", "JSONL; a row has `prompt` (a string or messages), `chosen` and `rejected`"),
+        ("--out", Path, "DIR", "new folder for the reward model"),
+    ):
+        data.add_argument(option, type=kind, required=True, metavar=metavar, help=text)
+    data.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="for a model without a chat template"
     )
-    need.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="JSONL; a row has `prompt` (a string or messages), `chosen` and `rejected`",
-    )
-    need.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="new folder for the reward model"
-    )
-    need.add_argument(
-        "--chat-template", type=Path, metavar="FILE", help="for a model that has none of its own"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--epochs", type=_positive, default=1, metavar="N", help="passes over the pairs (1)")
-    how.add_argument("--steps", type=_positive, metavar="N", help="training steps, instead of epochs")
-    how.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (1e-5)")
-    how.add_argument(
-        "--batch-size", type=_positive, default=64, metavar="N", help="pairs in a training step (64)"
-    )
-    how.add_argument(
-        "--batch-tokens", type=_positive, default=16384, metavar="N", help="in a forward pass (16384)"
-    )
-    how.add_argument(
-        "--max-tokens", type=_positive, default=4096, metavar="N", help="longer pairs are refused (4096)"
-    )
-    how.add_argument(
-        "--held-out",
-        type=_share,
-        default=0.1,
-        metavar="SHARE",
-        help="share of the prompts whose pairs are kept to judge by (0.1)",
-    )
-    how.add_argument("--seed", type=int, default=0, help="of the head, the split and the order (0)")
-    how.add_argument(
+    training = parser.add_argument_group("training")
+    for option, kind, default, text in (
+        ("--epochs", _positive, 1, "passes over the pairs"),
+        ("--steps", _positive, None, "training steps, instead of epochs"),
+        ("--lr", float, 1e-5, "peak learning rate"),
+        ("--batch-size", _positive, 64, "pairs per training step"),
+        ("--batch-tokens", _positive, 16384, "tokens per forward pass"),
+        ("--max-tokens", _positive, 4096, "longer pairs are refused"),
+        ("--held-out", _share, 0.1, "share of the prompts whose pairs are held out for evaluation"),
+        ("--seed", int, 0, "seed of the head, the split and the order"),
+    ):
+        shown = "" if default is None else f" ({default})"
+        training.add_argument(option, type=kind, default=default, metavar="N", help=text + shown)
+    training.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (auto)"
     )
-    how.add_argument(
+    training.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="auto",
-        help="to compute in; the weights are float32 (auto: bfloat16 on a GPU)",
+        help="compute dtype; the weights are float32 (auto: bfloat16 on a GPU)",
     )
-    how.add_argument(
-        "--gradient-checkpointing", action="store_true", help="compute activations twice, keep them never"
-    )
-    how.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    for flag, text in (
+        ("--gradient-checkpointing", "recompute activations instead of storing them"),
+        ("--trust-remote-code", "run code that comes with the model"),
+    ):
+        training.add_argument(flag, action="store_true", help=text)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from asyncrl.reward.train.run import Settings, train_reward_model
 
-    train_reward_model(
-        Settings(
-            model=arguments.model,
-            data=arguments.data,
-            out=arguments.out,
-            chat_template=arguments.chat_template,
-            epochs=arguments.epochs,
-            steps=arguments.steps,
-            lr=arguments.lr,
-            batch_pairs=arguments.batch_size,
-            batch_tokens=arguments.batch_tokens,
-            max_tokens=arguments.max_tokens,
-            held_out=arguments.held_out,
-            seed=arguments.seed,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            gradient_checkpointing=arguments.gradient_checkpointing,
-            trust_remote_code=arguments.trust_remote_code,
-        ),
-        tell=lambda text: print(text, flush=True),
-    )
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+    train_reward_model(settings, tell=lambda text: print(text, flush=True))
 
 
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} should be 1 or more")
+        raise argparse.ArgumentTypeError(f"{number} must be 1 or more")
     return number
 
 
 def _share(text: str) -> float:
     share = float(text)
     if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{share:g} should be at least 0 and under 1")
+        raise argparse.ArgumentTypeError(f"{share:g} must be at least 0 and less than 1")
     return share

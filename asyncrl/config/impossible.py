@@ -46,7 +46,7 @@ def impossible(c: Config) -> Iterator[str]:
         )
     if c.run.resume == "auto" and c.run.dir is None:
         yield (
-            "run.resume=auto goes on with the run in run.dir, and none is named: every start would begin "
+            "run.resume=auto continues the run in run.dir, but none is named: every start would begin "
             "another one; name it, such as run.dir=runs/mine"
         )
     yield from _impossible_staleness(c.staleness)
@@ -133,12 +133,12 @@ def _impossible_critic(c: Config) -> Iterator[str]:
     advantage, needed = c.objective.advantage, ", ".join(TOKEN_ADVANTAGES)
     if advantage in TOKEN_ADVANTAGES and c.critic is None:
         yield (
-            f"objective.advantage={advantage} takes its values from a critic, and there is none; add a "
+            f"objective.advantage={advantage} takes its values from a critic, but there is none; add a "
             "section `critic:` (it may be empty: `critic: {}`), or use objective.advantage=grpo"
         )
     if c.critic is not None and advantage not in TOKEN_ADVANTAGES:
         yield (
-            f"critic: objective.advantage={advantage} asks no critic; leave the section out, or use "
+            f"critic: objective.advantage={advantage} uses no critic; leave the section out, or use "
             f"objective.advantage={needed.replace(', ', ' or ')}"
         )
     if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
@@ -220,7 +220,7 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         try:
             re.compile(reward.format.pattern)
         except re.error as error:
-            yield f"reward.format.pattern={reward.format.pattern!r} is no regular expression: {error}"
+            yield f"reward.format.pattern={reward.format.pattern!r} is not a regular expression: {error}"
 
 
 def _impossible_routes(route: RewardRouteConfig, names: set[str]) -> Iterator[str]:

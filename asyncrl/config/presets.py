@@ -56,9 +56,9 @@ def copy(name: str, destination: str = ".") -> Path:
         with (FOLDER / preset).open("rb") as source, target.open("xb") as file:
             shutil.copyfileobj(source, file)
     except FileExistsError:
-        raise ConfigError(f"{target} is there already, and is not overwritten; name another place") from None
+        raise ConfigError(f"{target} already exists and is not overwritten; choose another place") from None
     except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror}; name another place") from None
+        raise ConfigError(f"cannot write {target}: {error.strerror}; choose another place") from None
     return target
 
 

@@ -88,7 +88,7 @@ def override(tree: dict[str, Any], text: str) -> str:
         value = yaml.load(value_text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{COMMAND_LINE}: `{key}`: {value_text!r} is no YAML value, at {_where(error)[1:]}"
+            f"{COMMAND_LINE}: `{key}`: {value_text!r} is not a YAML value, at {_where(error)[1:]}"
         ) from None
     *parents, last = key.split(".")
     node: Any = tree
@@ -110,7 +110,7 @@ def values(text: str) -> tuple[str, list[str]]:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(
-            f"{COMMAND_LINE}: `{key}`: {values_text!r} are no YAML values separated by commas: {problem}"
+            f"{COMMAND_LINE}: `{key}`: {values_text!r} are not YAML values separated by commas: {problem}"
         ) from None
     return key, [values_text[i.start_mark.index - 1 : i.end_mark.index - 1].strip() for i in items]
 
@@ -132,7 +132,7 @@ def _index(node: Any, part: str, key: str, path: list[str]) -> str | int:
     if not isinstance(node, list):
         raise ConfigError(f"{at} is the value {node!r} in the config file, not a section")
     if not part.isdecimal():
-        raise ConfigError(f"{at} is a list: its items are numbered from 0, `{part}` is no number")
+        raise ConfigError(f"{at} is a list: its items are numbered from 0, `{part}` is not a number")
     if int(part) >= len(node):
         raise ConfigError(f"{at} is a list of {len(node)}, numbered from 0: there is no item {part}")
     return int(part)

@@ -1,4 +1,4 @@
-"""From a dataset to prompts: read, check, tokenise, and report what is broken."""
+"""Loads the prompts of a dataset: reads, checks and tokenises its rows, and reports broken ones."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from asyncrl.config import DataConfig
 from asyncrl.data.messages import UnusablePromptError, check_prompt
-from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet
+from asyncrl.data.prompts import BadRow, Message, Prompt, PromptSet, first_bad_rows
 from asyncrl.data.rows import Row, read_rows
 from asyncrl.data.template import template_arguments
 from asyncrl.data.tokenise import tokenise
-from asyncrl.data.values import UnusableValueError, portable
+from asyncrl.data.values import TAKEN_NAMES, UnusableValueError, portable
 from asyncrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHOWN = 10
 _BATCH_ROWS = 1024
-TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What reward functions get from AsyncRL itself, by keyword."""
 
 
 def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
-    """Read the dataset `data.path` whole.
+    """Read all of the dataset `data.path`.
 
-    Rows that cannot be used end up in `PromptSet.skipped`; with `on_bad_row: error` in a `ConfigError` that
-    counts them and shows the first ten. `ConfigError` too when there is no such dataset, no usable row, or
-    when conversations meet a tokenizer without a chat template.
+    Unusable rows go to `PromptSet.skipped`; with `on_bad_row: error`, they raise a `ConfigError` that counts
+    them and shows the first ten. `ConfigError` also if there is no such dataset, if no row is usable, or if
+    the prompts are conversations and the tokenizer has no chat template.
     """
     prompts: list[Prompt] = []
     bad: list[BadRow] = []
@@ -46,7 +43,7 @@ def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prompt
 
 
 def count_rows(data: DataConfig) -> int:
-    """Rows that can be used as far as that is known without a tokenizer. Raises `ConfigError` as
+    """The number of rows that are usable as far as can be told without a tokenizer. Raises `ConfigError` as
     `load_prompts` does."""
     usable, bad = 0, []
     for row in read_rows(data):
@@ -75,7 +72,7 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
     try:
         columns = {name: portable(value, f"column `{name}`") for name, value in values.items()}
         prompt = check_prompt(columns.pop(data.prompt_column), data.system_prompt)
-        is_text = isinstance(prompt, str)  # no template: columns of these names are something else
+        is_text = isinstance(prompt, str)  # no template is used, so such columns are something else
         arguments = {} if is_text else template_arguments(data.chat_template_kwargs, columns)
     except UnusableValueError as error:
         return BadRow(where, str(error))
@@ -84,8 +81,8 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
     for name in TAKEN_NAMES:
         if name in columns:
             raise ConfigError(
-                f"{where}: the column `{name}` has the name of an argument that reward functions get from "
-                f"AsyncRL; rename it (taken: {', '.join(TAKEN_NAMES)})"
+                f"{where}: the column name `{name}` is reserved for an argument that AsyncRL passes to "
+                f"reward functions; rename the column (reserved: {', '.join(TAKEN_NAMES)})"
             )
     return _Checked(where, prompt, columns, arguments)
 
@@ -93,7 +90,7 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
 def _tokenised(
     rows: Sequence[_Checked | BadRow], data: DataConfig, tokenizer: PreTrainedTokenizerBase, first_index: int
 ) -> Iterator[Prompt | BadRow]:
-    """The rows in their order; usable ones numbered on from `first_index`."""
+    """The rows in order; usable ones are numbered from `first_index`."""
     usable = [row for row in rows if isinstance(row, _Checked)]
     prompts, arguments = [row.prompt for row in usable], [row.template_arguments for row in usable]
     token_ids = iter(tokenise(prompts, tokenizer, data.max_prompt_tokens, arguments))
@@ -111,18 +108,15 @@ def _tokenised(
 
 
 def _refuse(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> None:
-    """Raises `ConfigError` where nothing is left to train on, or bad rows are not to be skipped."""
+    """Raises `ConfigError` if no row is left, or if there are bad rows that must not be skipped."""
     if not usable and not bad:
         raise ConfigError(f"data.path={data.path}: the dataset has no rows")
     if usable and (not bad or data.on_bad_row == "skip"):
         return
-    shown = [f"  {row}" for row in bad[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        shown.append(f"  ... and {len(bad) - _SHOWN:,} more")
     if not usable:
-        remedy = "none is left to train on: see the reasons above"
+        remedy = "no row is left to train on: see the reasons above"
     else:
         longer = " or raise data.max_prompt_tokens" * any("data.max_prompt_tokens" in b.reason for b in bad)
-        remedy = f"repair them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
+        remedy = f"fix them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
     count = f"{len(bad):,} of {usable + len(bad):,} rows cannot be used"
-    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *shown, remedy]))
+    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *first_bad_rows(bad), remedy]))

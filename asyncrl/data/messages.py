@@ -1,4 +1,4 @@
-"""Prompts as datasets give them: texts and conversations, checked."""
+"""Checks prompts as datasets provide them: texts and conversations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from asyncrl.data.prompts import Message
 
 
 class UnusablePromptError(ValueError):
-    """A prompt that cannot be used. The message says what is wrong with it and what would be right."""
+    """A prompt is unusable. The message says what is wrong with it and what would be right."""
 
 
 def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
     """A row's prompt, with `system_prompt` (if any) put before it. Raises `UnusablePromptError`."""
+    system: list[Message] = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     match value:
         case None:
             raise UnusablePromptError("is null; it should be a string or a list of messages")
@@ -23,23 +24,21 @@ def check_prompt(value: Any, system_prompt: str | None) -> str | list[Message]:
                 raise UnusablePromptError("is empty")
             if _is_conversation_as_text(value):
                 raise UnusablePromptError(
-                    "is a conversation written as JSON text, which the model would read as it stands; store "
-                    "it as a list of messages"
+                    "is a conversation in JSON text, which the model would read as raw JSON; store it as a "
+                    "list of messages"
                 )
-            return value if system_prompt is None else [_system(system_prompt), _user(value)]
+            return value if system_prompt is None else [*system, {"role": "user", "content": value}]
         case list():
             messages = [_with_content(message) for message in without_nulls(value, IN_MESSAGES)]
             _check_messages(messages)
-            if system_prompt is None or messages[0]["role"] == "system":
-                return messages
-            return [_system(system_prompt), *messages]
+            return messages if messages[0]["role"] == "system" else [*system, *messages]
     raise UnusablePromptError(
         f"is of type {type(value).__name__}; it should be a string or a list of messages"
     )
 
 
 def _with_content(message: Any) -> Any:
-    """A message that calls tools and says nothing has an empty content: templates ask for it."""
+    """A message that only calls tools gets an empty `content`, which templates expect."""
     if isinstance(message, dict) and message.get("tool_calls") and "content" not in message:
         return {**message, "content": ""}
     return message
@@ -72,12 +71,4 @@ def _check_messages(messages: list[Any]) -> None:
     if last["role"] == "assistant":
         raise UnusablePromptError("ends with the assistant's message; a prompt ends before the answer")
     if not last.get("content", "").strip():
-        raise UnusablePromptError("its last message is empty")
-
-
-def _system(content: str) -> Message:
-    return {"role": "system", "content": content}
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
+        raise UnusablePromptError("ends with an empty message")

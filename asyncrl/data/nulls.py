@@ -1,8 +1,8 @@
-"""Nulls that say that a key is not there, and nulls that are values.
+"""Removes the nulls that stand for missing keys, and keeps the nulls that are values.
 
-Arrow gives every object all the keys that any object of its column has, and null where there was none. Chat
-templates ask whether a key is there, so such nulls go. A null that an author wrote as a value stays: an
-argument of a tool call, the default of a parameter.
+Arrow gives every object all the keys that any object of its column has, with null for the missing ones. Chat
+templates test whether a key is present, so such nulls are removed. A null that an author wrote as a value
+stays: an argument of a tool call, the default of a parameter.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 IN_MESSAGES = ("arguments",)
 """Keys of a message, at any depth, whose values are the author's own JSON."""
 IN_SCHEMAS = ("default", "const", "example", "examples", "enum")
-"""Keywords of a JSON schema whose values are JSON of any kind, null included; no other may be null."""
+"""Keywords of a JSON schema whose values may be any JSON, including null; no others may be null."""
 
 
 def without_nulls(value: Any, meant: Collection[str]) -> Any:
-    """Without the keys that hold null, at any depth; what lies under the keys `meant` stays as it is."""
+    """The value without keys that hold null, at any depth; values under the keys `meant` are left alone."""
     if isinstance(value, dict):
         return {
             key: item if key in meant else without_nulls(item, meant)
@@ -33,10 +33,10 @@ def without_nulls(value: Any, meant: Collection[str]) -> Any:
 
 
 def without_filled(value: Any, kind: pa.DataType) -> Any:
-    """A value of Arrow's type `kind`, as Python has it, without the keys that Arrow may have filled in.
+    """A Python value of Arrow's type `kind`, without the keys that Arrow may have filled in.
 
-    A key that is null in every object of the column has a type of its own, `null`: somebody wrote that null,
-    and it stays. Beside other values nothing tells the written ones from the filled.
+    A key that is null in every object of the column has Arrow's type `null`: someone wrote that null, so it
+    stays. Where other objects have values, written nulls cannot be told from filled ones.
     """
     import pyarrow as pa
 

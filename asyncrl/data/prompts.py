@@ -1,27 +1,25 @@
-"""Prompts ready to be sampled from, and their file. Imports neither torch nor transformers: the launcher
-tokenises once, every other process loads the result."""
+"""Tokenised prompts, and the file that holds them. Imports neither torch nor transformers: the launcher
+tokenises once, and every other process loads the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.data.values import Message
 from asyncrl.errors import AsyncRLError
-
-Message: TypeAlias = dict[str, Any]
-"""One turn of a conversation: `role`, `content` and whatever else the dataset gives it."""
 
 _FORMAT = "asyncrl-prompts-1"
 
 
 class PromptFileError(AsyncRLError):
-    """A file of prepared prompts is broken or of another format."""
+    """A file of prepared prompts is broken or has another format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +27,36 @@ class Prompt:
     """One usable row of the dataset."""
 
     index: int
-    """Position in its `PromptSet`: what the prompt cursor and `Group.row` count by."""
+    """Position in its `PromptSet`, as in the prompt cursor and `Group.row`."""
     prompt: str | list[Message]
-    """What the policy is asked, the system prompt included; reward functions see it so."""
+    """Text or conversation, including the system prompt; reward functions see it as it is here."""
     prompt_ids: NDArray[np.int32]
     """int32[P], P >= 1: the tokens to continue."""
     columns: dict[str, Any]
-    """The row's other columns, nested ones as they are; reward functions get them by name."""
+    """The row's other columns, with nesting preserved; reward functions get them by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used."""
+    """An unusable row."""
 
     where: str
-    """`file:line`, or `file row N` (from 0) where there are no lines."""
+    """`file:line`, or `file row N` (counting from 0) in files without lines."""
     reason: str
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
 
 
+def first_bad_rows(rows: Sequence[BadRow], shown: int = 10) -> list[str]:
+    """A line for each of the first `shown`, and one that counts the others."""
+    lines = [f"  {row}" for row in rows[:shown]]
+    return [*lines, f"  ... and {len(rows) - shown:,} more"] if len(rows) > shown else lines
+
+
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """The usable rows of a dataset, in its order."""
+    """The usable rows of a dataset, in order."""
 
     rows: tuple[Prompt, ...]
     skipped: tuple[BadRow, ...] = ()
@@ -71,14 +75,14 @@ class PromptSet:
         return max((len(row.prompt_ids) for row in self.rows), default=0)
 
     def split(self, held_out: int) -> tuple[PromptSet, PromptSet]:
-        """Without the last `held_out` rows, and those alone; both are all rows when that is 0."""
+        """All but the last `held_out` rows, and the last ones; with 0, both are all rows."""
         if not held_out:
             return self, self
         first, last = self.rows[:-held_out], self.rows[-held_out:]
         return PromptSet(first, self.skipped), PromptSet(last)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as one msgpack file."""
+        """Write a msgpack file."""
         data = _File(
             format=_FORMAT,
             rows=[_Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns) for r in self.rows],

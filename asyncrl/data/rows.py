@@ -1,4 +1,5 @@
-"""Rows of a dataset, wherever it lies: each a mapping with the place it came from, or why it is broken."""
+"""Reads the rows of a dataset from any source: each is a mapping and its origin, or the reason why it is
+broken."""
 
 from __future__ import annotations
 
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
-"""Where a row came from, and the row."""
+"""The origin of a row, and the row."""
 
 _HUB = "hub:"
 _BATCH_ROWS = 1024
 
 
 def is_on_hub(data: DataConfig) -> bool:
-    """Whether reading the dataset fetches it, where it is not in the cache."""
+    """Whether reading the dataset downloads it, unless it is cached."""
     return data.path.startswith(_HUB)
 
 
 def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
-    """Every row of `data.path`, in order. Raises `ConfigError` when there is no such dataset."""
+    """Every row of `data.path`, in order. Raises `ConfigError` if there is no such dataset."""
     if is_on_hub(data):
         return _hub(data)
     path = user_path(data.path, f"data.path={data.path}")
@@ -41,20 +42,21 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
         raise NotHereError(
             f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()})",
             command="name yours: data.path=FILE.jsonl, or put it there",
-            advice="a dataset of the Hugging Face hub is written hub:OWNER/NAME",
+            advice="write a dataset of the Hugging Face hub as hub:OWNER/NAME",
         )
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path)
     if path.suffix == ".parquet":
         return _parquet(path, data)
     raise ConfigError(
-        f"data.path={data.path}: `{path.suffix or path.name}` files are not read; valid: a .jsonl file (one "
-        "JSON object per line), a .parquet file, a folder saved by Hugging Face `datasets`, hub:OWNER/NAME"
+        f"data.path={data.path}: `{path.suffix or path.name}` files are not supported; use a .jsonl file "
+        "(one JSON object per line), a .parquet file, a folder saved by Hugging Face `datasets`, or "
+        "hub:OWNER/NAME"
     )
 
 
 def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
-    """Every row of a file with one JSON object a line. Raises `OSError`."""
+    """Every row of a file with one JSON object per line. Raises `OSError`."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -78,13 +80,9 @@ def _json_row(where: str, line: bytes) -> Row | BadRow:
     except RecursionError:
         return BadRow(where, "not usable: nested too deeply")
     if not isinstance(row, dict):
-        return BadRow(where, f"not a JSON object but {_json_kind(row)}")
+        kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+        return BadRow(where, f"not a JSON object but {kinds.get(type(row), 'null')}")
     return where, row
-
-
-def _json_kind(value: Any) -> str:
-    kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")
 
 
 def _parquet(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
@@ -134,19 +132,17 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
     name = data.path.removeprefix(_HUB)
     try:
         loaded = datasets.load_dataset(name, data.subset, split=data.split)
-    except (
-        Exception
-    ) as error:  # the hub's client, its HTTP library and `datasets` each raise kinds of their own
+    except Exception as error:  # the hub's client, its HTTP library and `datasets` have their own kinds
         raise NotHereError(
             f"data.path={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
             f"cannot load it: {type(error).__name__}: {error}",
-            command="see to the network, or name a file: data.path=FILE.jsonl",
+            command="check the network, or name a file: data.path=FILE.jsonl",
         ) from error
     return _dataset_rows(loaded, data.path, data)
 
 
 def _dataset_rows(dataset: Any, name: str, data: DataConfig) -> Iterator[Row]:
-    """Rows of a `datasets.Dataset`, through its Arrow table: nothing is decoded (images stay bytes)."""
+    """Rows of a `datasets.Dataset`, from its Arrow table, so that nothing is decoded (images stay bytes)."""
     number = 0
     for batch in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         for row in _arrow_rows(batch, data):
@@ -155,7 +151,8 @@ def _dataset_rows(dataset: Any, name: str, data: DataConfig) -> Iterator[Row]:
 
 
 def _arrow_rows(batch: pa.Table | pa.RecordBatch, data: DataConfig) -> Iterator[dict[str, Any]]:
-    """Where a chat template reads, without the nulls that Arrow filled in; other columns as they are."""
+    """Columns that the chat template reads lose the nulls that Arrow filled in; the others stay as they
+    are."""
     read = {f.name: f.type for f in batch.schema if f.name in (data.prompt_column, TOOLS, ARGUMENTS)}
     for row in batch.to_pylist():
         yield row | {name: without_filled(row[name], kind) for name, kind in read.items()}
@@ -166,5 +163,5 @@ def _needs_datasets(path: str, kind: str) -> NotHereError:
     return NotHereError(
         f"data.path={path}: reading {kind} needs the package `datasets`",
         command=command,
-        advice=f"{command} (a .jsonl file needs nothing)",
+        advice=f"{command} (a .jsonl file needs no extra package)",
     )

@@ -1,4 +1,4 @@
-"""Prompts to tokens, in batches: conversations through the chat template, strings as they are."""
+"""Tokenises prompts in batches: conversations through the chat template, strings as they are."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Tokenised: TypeAlias = NDArray[np.int32] | UnusablePromptError
 
 @dataclass(frozen=True, slots=True)
 class AddedTokens:
-    """What a tokenizer puts around a text by itself."""
+    """Special tokens that a tokenizer adds to a text."""
 
     before: tuple[int, ...]
-    """Such as a beginning of sequence."""
+    """For example a beginning of sequence."""
     after: tuple[int, ...]
-    """Such as an end of sequence."""
+    """For example an end of sequence."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
         starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
-        if not starts:  # one that writes a text otherwise at the beginning: nothing can be told apart
+        if not starts:  # it encodes the start of a text differently: the added tokens cannot be told apart
             return cls((), ())
         return cls(tuple(whole[: starts[0]]), tuple(whole[starts[0] + len(plain) :]))
 
@@ -44,12 +44,12 @@ def tokenise(
     max_tokens: int,
     template_arguments: Sequence[Mapping[str, Any]],
 ) -> list[Tokenised]:
-    """For each prompt its int32[P] token ids, 1 <= P <= `max_tokens`, or why it has none.
+    """For each prompt its token ids, int32[P] with 1 <= P <= `max_tokens`, or the reason why it is unusable.
 
-    A conversation is rendered with the generation prompt and its `template_arguments`, and the template
-    writes every special token. A string gets the special tokens that the tokenizer puts before a text, unless
-    it begins with them already, as one that was rendered before does; none after it, since the model is to go
-    on. Raises `ConfigError` for conversations when the tokenizer has no chat template.
+    A conversation is rendered with the generation prompt and its `template_arguments`; the template writes
+    every special token. A string gets the special tokens that the tokenizer puts before a text, unless it
+    starts with them (because it was rendered before), and none after it, since the model is to continue it.
+    Raises `ConfigError` for conversations if the tokenizer has no chat template.
     """
     results: list[Tokenised | None] = [None] * len(prompts)
     texts: dict[int, str] = {}
@@ -70,7 +70,7 @@ def tokenise(
 
 def _within(ids: list[int], max_tokens: int) -> Tokenised:
     if not ids:
-        return UnusablePromptError("becomes no token at all")
+        return UnusablePromptError("has no tokens")
     if len(ids) > max_tokens:
         return UnusablePromptError(f"has {len(ids):,} tokens; data.max_prompt_tokens is {max_tokens:,}")
     return np.asarray(ids, dtype=np.int32)
@@ -92,5 +92,5 @@ def _render(messages: list[Message], tokenizer: PreTrainedTokenizerBase, argumen
             messages, tokenize=False, add_generation_prompt=True, **arguments
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise UnusablePromptError(f"is refused by the model's chat template: {error}") from None
+        raise UnusablePromptError(f"is rejected by the model's chat template: {error}") from None
     return str(text)

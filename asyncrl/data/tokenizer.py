@@ -1,4 +1,4 @@
-"""A model's tokenizer: the one way by which everything that needs it comes by it."""
+"""Loads a model's tokenizer, for everything that needs one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ _WHOLE, _TEKKEN = "tokenizer.json", "tekken.json"
 
 
 class TokenizerError(AsyncRLError):
-    """A model has no tokenizer that can be used.
-
-    reason: why, without the model's name.
-    """
+    """A model has no usable tokenizer. reason: why, without the model's name."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
-            f"no tokenizer could be loaded from {path}: {reason}; save the model's own into the folder"
+            f"no tokenizer could be loaded from {path}: {reason}; save the model's tokenizer to the folder"
         )
         self.reason = reason
 
 
 class Source(Protocol):
-    """The settings of a model: a folder or a name on the hub, and whether its code may run."""
+    """Settings of a model: its folder or hub name, and whether its code may run."""
 
     @property
     def path(self) -> str: ...
@@ -39,7 +36,7 @@ class Source(Protocol):
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The same object for the same model: nobody changes it. Raises `TokenizerError`."""
+    """A shared object for each model, not to be changed. Raises `TokenizerError`."""
     return _loaded_once(source.path, source.trust_remote_code)
 
 
@@ -49,7 +46,7 @@ def _loaded_once(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """As the model's files have it now. Raises `TokenizerError`."""
+    """A new object from the model's current files. Raises `TokenizerError`."""
     path = str(user_path(path, path)) if path.startswith("~") else path
     try:
         tokenizer = _read(path, trust_remote_code)
@@ -57,7 +54,7 @@ def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         file = f"its {_WHOLE} cannot be used: " * _has(path, _WHOLE)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TokenizerError(path, file + lines[0]) from error
-    # Where there are no tokenizer files, transformers 5 makes an empty one of the architecture's class.
+    # Without tokenizer files, transformers 5 makes an empty tokenizer of the architecture's class.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         files = {_WHOLE, "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
         there = sorted(name for name in files if _has(path, name))
@@ -70,8 +67,8 @@ def _read(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     tekken = cached_file(path, _TEKKEN, **_QUIET)
     if tekken is not None and not _has(path, _WHOLE):
         return _converted(path, tekken)
-    # Beside a tekken.json, transformers would prefer a class of mistral_common's, which encodes no special
-    # token of a text that a chat template has written.
+    # If there is a tekken.json, transformers prefers a class of mistral_common, which encodes no special
+    # tokens in a text from a chat template.
     chosen = {} if tekken is None else {"mistral_format": False}
     return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **chosen)
 
@@ -87,18 +84,18 @@ def _has(path: str, name: str) -> bool:
 
 
 def _converted(path: str, tekken: str) -> PreTrainedTokenizerFast:
-    """Mistral's own format in Hugging Face's. The chat template is the folder's, or that which mistral_common
-    makes of the file, where it is installed.
+    """Mistral's own format converted to Hugging Face's. The chat template comes from the folder, or from
+    mistral_common if that is installed.
 
-    A text begins with the token that begins a sequence, as mistral_common and Mistral's tokenizer.json files
-    have it.
+    A text starts with the beginning-of-sequence token, as in mistral_common and Mistral's tokenizer.json
+    files.
     """
     from transformers.integrations.mistral import convert_tekken_tokenizer
 
     try:
         tokenizer = convert_tekken_tokenizer(tekken)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its {_TEKKEN} is not of a kind that transformers converts ({error!r})") from None
+        raise ValueError(f"transformers cannot convert its {_TEKKEN} ({error!r})") from None
     begin = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)]

@@ -1,16 +1,22 @@
-"""Values of a dataset's columns as values that travel between processes: what JSON has, and bytes."""
+"""Converts values of a dataset's columns to values that can be sent to other processes: JSON's, and bytes."""
 
 from __future__ import annotations
 
 import datetime
 import decimal
-from typing import Any
+from typing import Any, TypeAlias
 
+Message: TypeAlias = dict[str, Any]
+"""One turn of a conversation: `role`, `content` and any other keys of the dataset."""
+
+TAKEN_NAMES = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Keyword arguments that every reward function can take in addition to the dataset's columns, which must not
+have these names."""
 _INT64 = range(-(2**63), 2**64)
 
 
 class UnusableValueError(ValueError):
-    """A value that reward functions could not be given. The message names its place and its kind."""
+    """A value cannot be sent to reward functions. The message names its place and its kind."""
 
 
 def portable(value: Any, place: str) -> Any:
@@ -22,7 +28,9 @@ def portable(value: Any, place: str) -> Any:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise UnusableValueError(f"{place} holds half a surrogate pair, which is no text") from None
+                raise UnusableValueError(
+                    f"{place} holds an unpaired surrogate, which is not valid text"
+                ) from None
             return value
         case int():
             if value not in _INT64:
@@ -41,6 +49,6 @@ def portable(value: Any, place: str) -> Any:
 
 def _key(key: Any, place: str) -> str:
     if not isinstance(key, str):
-        raise UnusableValueError(f"{place} has a key that is no text: {key!r}")
+        raise UnusableValueError(f"{place} has a key that is not a string: {key!r}")
     portable(key, f"a key of {place}")
     return key

@@ -1,4 +1,4 @@
-"""Sizes of a decoder's layers, where these may differ from layer to layer."""
+"""Sizes of a decoder's layers, which may differ from layer to layer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 def largest_of_layers(config: PreTrainedConfig, name: str) -> int | None:
-    """The setting `name`, the largest of any layer; None where none has it. Families that give each layer its
-    own value write a list, or let transformers keep them apart."""
+    """The largest value of the setting `name` in any layer; None if no layer has it. Families with a value
+    per layer use a list, or transformers' configs per layer."""
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     return max(max(_several(getattr(layer, name, None)), default=0) for layer in layers) or None
 
 
 def _several(value: Any) -> list[int]:
-    """Of a number, a list of numbers, or none."""
+    """A number, a list of numbers, or None, as a list."""
     values = value if isinstance(value, list | tuple) else [value]
     return [one for one in values if one is not None]

@@ -1,5 +1,5 @@
-"""`asyncrl.run`: from settings to a finished run. What `asyncrl-launch` does, with exceptions instead of
-exits."""
+"""`asyncrl.run`: from settings to a finished run, as `asyncrl-launch` but with exceptions instead of exit
+codes."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from asyncrl.scratch import scratch_folder
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
-"""The variable from which torch takes its allocator's settings, by its name and the one that it had."""
+"""The variable with torch's allocator settings, by its current and its former name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a finished run leaves."""
+    """The results of a finished run."""
 
     run_dir: Path
     checkpoint: Path
-    """The final model, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    """The final model, for `AutoModelForCausalLM.from_pretrained`."""
     summary: Summary
 
 
@@ -64,20 +64,19 @@ def run(
     gpus: int | None = None,
     progress: bool = True,
 ) -> RunResult:
-    """Run to the end and return what came of it.
+    """Run to the end and return the results.
 
     config: a `Config`, a nested mapping, or the path of a YAML file. overrides: `key.sub=value`, as on the
-    command line. reward: the reward functions, in the place of the config's: functions that are defined in a
-    file, or their names. gpus: how many to use; None takes what is there. progress: show the live view (plain
-    lines when stdout is no terminal).
+    command line. reward: reward functions that replace the config's: functions defined in a file, or their
+    names. gpus: how many to use; None uses what is available. progress: show the live view (plain lines if
+    stdout is not a terminal).
 
-    Raises `ConfigError` before anything is started, `RunFailed` when the run cannot go on, and
-    `KeyboardInterrupt`. May be called from any thread, and where an event loop is running already (a
-    notebook).
+    Raises `ConfigError` before anything is started, `RunFailed` if the run cannot continue, and
+    `KeyboardInterrupt`. May be called from any thread, and while an event loop is running (in a notebook).
     """
     if (source := importing()) is not None:
         raise ConfigError(
-            f"{source} starts a run while it is imported for its functions, so every import would start "
+            f"{source} starts a run when it is imported for its functions, so every import would start "
             'another; put the call under `if __name__ == "__main__":`'
         )
     return _run_resolved(_resolve(config, overrides, reward), gpus, progress)
@@ -86,8 +85,8 @@ def run(
 def resume(
     run_dir: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None, progress: bool = True
 ) -> RunResult:
-    """Go on with the interrupted run in `run_dir`, from its newest whole checkpoint, under its own settings
-    and `overrides`. As `run` otherwise; of a run whose steps are all done, nothing is started."""
+    """Continue the interrupted run in `run_dir` from its newest intact checkpoint, with its own settings and
+    `overrides`. Otherwise as `run`. If all steps of the run are done, nothing is started."""
     run = RunDir(user_path(run_dir, f"--resume {run_dir}"))
     if not run.config.is_file():
         raise ConfigError(_no_such_run(run.path))
@@ -98,15 +97,15 @@ def resume(
         check_settings(config, run)
         if progress:
             print(
-                f"this run is finished: all its {config.run.steps:,} steps are done; to train on, give it "
-                f"more: run.steps={2 * config.run.steps}"
+                f"this run is finished: all its {config.run.steps:,} steps are done; to continue training, "
+                f"raise run.steps, for example run.steps={2 * config.run.steps}"
             )
         return RunResult(run.path, newest.hf, summarise(run.path))
     return _run_resolved(config, gpus, progress)
 
 
 def _has_done_all(config: Config, run: RunDir) -> bool:
-    """As far as the names of its checkpoints say so."""
+    """Whether the names of its checkpoints say so."""
     checkpoints = Checkpoints(run.checkpoints).all()
     return bool(checkpoints) and checkpoints[0].step >= config.run.steps
 
@@ -114,8 +113,8 @@ def _has_done_all(config: Config, run: RunDir) -> bool:
 def _no_such_run(path: Path) -> str:
     beside = sorted(folder.parent.name for folder in path.absolute().parent.glob("*/config.yaml"))
     there = f"; {path.parent} has {', '.join(beside[-5:])}" if beside else ""
-    what = "the folder holds none (no config.yaml)" if path.is_dir() else "there is no such folder"
-    return f"--resume {path}: no such run: {what}; name a run's own folder{there}"
+    what = "the folder has no config.yaml" if path.is_dir() else "there is no such folder"
+    return f"--resume {path}: no such run: {what}; name the folder of a run{there}"
 
 
 def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
@@ -131,7 +130,7 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
             with _no_weights_left(config), _no_versions_left(prepared.config, run_dir):
                 run_to_end(_run(prepared, run_dir, view))
         except KeyboardInterrupt:
-            view.event(f"interrupted; go on with: asyncrl-launch --resume {run_dir.path}")
+            view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
             raise
         finally:
             view.stop()
@@ -146,14 +145,14 @@ def _resolve(
     reward: Function | str | Sequence[Function | str] = (),
 ) -> Config:
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides: give a list such as [{overrides!r}], not one text")
+        raise ConfigError(f"overrides: give a list such as [{overrides!r}], not a single string")
     given = [reward] if callable(reward) or isinstance(reward, str) else reward
     if named := [{"function": spec_of(function, "reward function")} for function in given]:
         overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
     if isinstance(config, str | Path):
         return load(config, overrides)
     if isinstance(config, Config):
-        for part in config.reward.functions:  # where one was assigned, nothing has looked at it
+        for part in config.reward.functions:  # assigned attributes are not validated
             part.function = spec_of(part.function, "reward function")
     return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides)
 
@@ -162,7 +161,7 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class Silence:
-    """A view of nothing."""
+    """A view that shows nothing."""
 
     def start(self) -> None: ...
 
@@ -175,8 +174,8 @@ class Silence:
 
 @contextmanager
 def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
-    """The run directory, with the settings and the prompts of the run in it, held against other runs; and
-    what there is to say of it."""
+    """The run directory with the run's settings and prompts, locked against other runs; and messages about
+    it."""
     c = prepared.config.run
     with ExitStack() as stack:
         try:
@@ -189,18 +188,18 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
             run_dir = RunDir(path)
             stack.enter_context(run_dir.held())
             news = _fill(run_dir, prepared)
-        except OSError as error:  # what the preflight did not see, such as a disk that is full
+        except OSError as error:  # not seen by the preflight, such as a full disk
             where = f"run.dir={c.dir}" if c.dir else f"run.root={c.root}"
             raise ConfigError(
-                f"{where}: cannot write {error.filename or 'into it'}: {error.strerror or error}; make room "
-                "for it, or name another place"
+                f"{where}: cannot write {error.filename or 'to it'}: {error.strerror or error}; free some "
+                "space, or choose another place"
             ) from error
         yield run_dir, news
 
 
 def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
-    """Put the settings and the prompts of the run into its directory. Returns what there is to say of it."""
-    # Only now is it certain that no other run has begun here since the preflight looked.
+    """Write the settings and the prompts of the run to its directory. Returns messages about it."""
+    # Only now is it certain that no other run has started here since the preflight.
     goes_on = disk_checks.run_dir(prepared.config)
     files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
     news = []
@@ -219,7 +218,7 @@ def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
 
 
 def _make_new(path: Path) -> Path:
-    """Make `path`, or the first of `path-2`, ... that does not exist: several runs may start in a second."""
+    """Create `path`, or the first of `path-2`, ... that does not exist: runs may start in the same second."""
     for name in itertools.chain([path.name], (f"{path.name}-{i}" for i in itertools.count(2))):
         try:
             path.with_name(name).mkdir(parents=True)
@@ -232,7 +231,7 @@ def _make_new(path: Path) -> Path:
 async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
     async with metered(run_dir.usage):
         if prepared.config.run.in_one_process:
-            # Here, not above: it imports the trainer and the engine, which `async` runs leave to their roles.
+            # Imported here because it imports the trainer and the engine, which only this mode needs here.
             from asyncrl.loop.inline import run_inline
 
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
@@ -243,7 +242,7 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
 
 
 def _on_devices(prepared: Prepared) -> Config:
-    """The config with the devices of its placement: in `inline` mode no environment of a role's own hides the
+    """The config with the devices of its placement: in `inline` mode, no role's environment hides the
     GPUs."""
     config = with_folders(prepared.config, prepared.folders)
     on = {place.kind: {"device": place.device} for place in prepared.placement.places}
@@ -258,8 +257,8 @@ def _on_devices(prepared: Prepared) -> Config:
 
 
 def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
-    """temporary: the folder of their temporary files, for those that outlive who made them: a killed vLLM
-    engine leaves its sockets."""
+    """temporary: folder for the roles' temporary files, which may outlive them: a killed vLLM engine leaves
+    its sockets."""
     c = prepared.config
     common = {"TMPDIR": str(temporary)}
     restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
@@ -283,22 +282,22 @@ def _environment(place: Place, placement: Placement) -> dict[str, str]:
     own |= _allocator(place)
     return own | {
         "OMP_NUM_THREADS": str(place.threads),
-        # A thread that waits must not spin: trainer and engines share the cores.
+        # Waiting threads must not spin: the trainer and the engines share the cores.
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
-        # The trainer's ranks listen to each other, and nobody else is to reach them.
+        # Only the trainer's own ranks may reach its ranks.
         "GLOO_SOCKET_IFNAME": _LOOPBACK,
         "NCCL_SOCKET_IFNAME": _LOOPBACK,
     }
 
 
 def _allocator(place: Place) -> dict[str, str]:
-    """How torch's allocator is to behave, unless whoever starts the run has said so.
+    """Settings for torch's allocator, unless the user has set them.
 
-    A trainer's tensors have ever-changing sizes, and segments of fixed size would leave gaps between them.
-    Engines keep torch's default, since they allocate once and vLLM's memory pools refuse segments that grow;
-    so does `run.mode=inline`, whose one process is an engine, too.
+    A trainer's tensors vary in size, and fixed segments would leave gaps between them. Engines keep torch's
+    default, since they allocate once and vLLM's memory pools refuse expandable segments; so does
+    `run.mode=inline`, whose only process is also an engine.
     """
     if place.kind != "trainer" or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
         return {}
@@ -319,7 +318,7 @@ async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None
 
 @contextmanager
 def _no_weights_left(config: Config) -> Iterator[None]:
-    """Whatever kills a rollout worker: the weights that it has put where servers find them go."""
+    """Remove the weights that rollout workers wrote for servers, even if a worker was killed."""
     try:
         yield
     finally:
@@ -328,7 +327,7 @@ def _no_weights_left(config: Config) -> Iterator[None]:
 
 @contextmanager
 def _no_versions_left(config: Config, run_dir: RunDir) -> Iterator[None]:
-    """Whatever kills the trainer: what it has published goes."""
+    """Remove what the trainer has published, even if it was killed."""
     transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
     transport.sweep()
     try:

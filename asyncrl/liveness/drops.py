@@ -1,4 +1,4 @@
-"""Groups that were dropped as they came, one after the other: what that says of a run."""
+"""Detects that group after group is dropped on arrival, and explains why."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from asyncrl.core.records import GroupSummary
 
 ENOUGH_GROUPS = 20
-"""So many in a row, before they mean anything."""
+"""Fewer drops in a row mean nothing."""
 
 
 @dataclass(slots=True)
 class Drops:
-    """Since the last group that was kept. What drops a group when it is handed in is that all its rewards are
+    """The drops since the last group that was kept. A group is dropped on arrival because all its rewards are
     equal (`objective.filter_constant_groups`)."""
 
     groups: int = 0
     size: int = 0
-    """Responses of each."""
+    """Responses per group."""
     total_reward: float = 0.0
-    """Of one response a group: the others have the same."""
+    """Sum over the groups of the reward that all responses of a group share."""
     lowest: float = 0.0
     highest: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
 
     def add(self, summary: GroupSummary, now_s: float) -> None:
-        """One more. now_s: a monotonic clock."""
+        """Count a dropped group. now_s: a monotonic clock."""
         reward = summary.rewards[0]
         if not self.groups:
             self.size, self.first_s = len(summary.rewards), now_s
@@ -36,23 +36,21 @@ class Drops:
         self.lowest, self.highest = min(self.lowest, reward), max(self.highest, reward)
 
     def lasted_s(self, now_s: float) -> float:
-        """For how long nothing else has come; 0 while they are too few to tell."""
+        """For how long only dropped groups have arrived; 0 while there are too few to tell."""
         return now_s - self.first_s if self.groups >= ENOUGH_GROUPS else 0.0
 
     def cause(self) -> str:
-        """In a sentence, with what to do about it."""
+        """The cause in a sentence, with a remedy."""
         if self.lowest == self.highest:
             remedy = (
-                "look at what the reward gives (`asyncrl eval` scores a model by it), or take prompts that "
-                "are neither too hard nor too easy"
+                "check the reward (`asyncrl eval` scores a model with it), or use prompts that are neither "
+                "too hard nor too easy"
             )
         else:
-            remedy = "take a higher rollout.temperature, a larger rollout.group_size or other prompts"
-        count = (
-            f"every one of the last {self.groups:,} groups was" if self.groups > 1 else "the last group was"
-        )
+            remedy = "use a higher rollout.temperature, a larger rollout.group_size or other prompts"
+        count = f"all of the last {self.groups:,} groups were" if self.groups > 1 else "the last group was"
         return (
             f"{count} dropped: all {self.size} responses of each earned the same reward (mean "
-            f"{self.total_reward / self.groups:.3g}), from which objective.filter_constant_groups leaves "
-            f"nothing to train on; {remedy}."
+            f"{self.total_reward / self.groups:.3g}), and objective.filter_constant_groups drops such "
+            f"groups; {remedy}."
         )

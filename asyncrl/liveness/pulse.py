@@ -1,6 +1,6 @@
-"""A sign of life of each role, in a small file that its event loop writes about twice a second: what it waits
-for, how far its work is and what memory it takes. A role whose pulse stops is stopped, deadlocked, or blocked
-in C.
+"""A sign of life of each role, in a small file that its event loop writes about twice per second: what it
+waits for, the progress of its work, and its memory. A role whose pulse stops is stopped, deadlocked, or
+blocked in C.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from asyncrl.paths import replace_file
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work
 
@@ -23,39 +24,40 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 MEASURE_S = 5.0
-"""Memory is measured this often: to find its children, a role looks through all processes."""
+"""Interval of memory measurements: to find its children, a role must scan all processes."""
 MAX_WAITS = 5
 LONGEST_LOOK_S = 2.0
-"""Of the time between two looks at a pulse, no more counts: an observer that was stopped itself has seen
-nothing."""
+"""At most this much of the time between two looks at a pulse counts: the observer may have been stopped,
+too."""
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """The run does not get on. Only the coordinator can tell."""
+    """The run makes no progress. Only the coordinator can tell."""
 
     text: str
     """Who waits for whom, for what, since when."""
     culprits: tuple[str, ...]
-    """The roles that hold it up; none where that cannot be told."""
+    """The roles that block it; empty if that cannot be told."""
     version: int
-    """Steps done. Two stalls with the same number have no step between them."""
+    """Finished steps. Two stalls with the same number have no step between them."""
     is_final: bool = False
-    """No other process would help: the run is to end."""
+    """Restarting a process would not help: the run must end."""
 
 
 class Pulse(msgspec.Struct, frozen=True):
     pid: int
     rss_bytes: int
-    """Resident memory of the role and all that it has started."""
+    """Resident memory of the role and everything that it has started."""
     waits: list[Wait]
-    """What it waits for, at most `MAX_WAITS`: first what is away, then the oldest; empty while it works."""
+    """What it waits for, at most `MAX_WAITS`: unavailable services first, then the oldest; empty while it
+    works."""
     stall: Stall | None = None
     work: Work | None = None
-    """How far it is with what it computes; None while it does nothing that is counted."""
+    """Progress of its computation; None while it does nothing that is counted."""
     unhurried: str | None = None
-    """Something long that it does and of which it cannot say how far it is."""
+    """Long work without measurable progress."""
     at_s: float = 0.0
-    """Wall clock of the last beat: the file's own time."""
+    """Wall-clock time of the last beat: the modification time of the file."""
 
 
 class Heart:
@@ -68,7 +70,7 @@ class Heart:
         self.stall: Stall | None = None
 
     async def beat(self) -> None:
-        """For ever."""
+        """Write the pulse for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._measure())
             while True:
@@ -89,11 +91,9 @@ class Heart:
             current_work(),
             current_unhurried(),
         )
-        aside = self._path.with_suffix(".new")
         try:
-            aside.write_bytes(msgspec.json.encode(pulse))
-            aside.replace(self._path)
-        except OSError as error:  # a full disk takes a new time all the same
+            replace_file(self._path, msgspec.json.encode(pulse))
+        except OSError as error:  # even a full disk accepts a new modification time
             log.warning("cannot write %s: %s", self._path, error)
             if self._path.exists():
                 self._path.touch()
@@ -101,7 +101,7 @@ class Heart:
 
 @asynccontextmanager
 async def beating(path: Path) -> AsyncIterator[None]:
-    """The role's pulse, for as long as the body runs."""
+    """Write the role's pulse while the body runs."""
     beat = asyncio.create_task(Heart(path).beat(), name="pulse")
     try:
         yield
@@ -111,7 +111,7 @@ async def beating(path: Path) -> AsyncIterator[None]:
 
 
 def read_pulse(path: Path) -> Pulse | None:
-    """The last beat; None before the first."""
+    """The latest beat; None before the first."""
     try:
         with path.open("rb") as file:
             pulse = msgspec.json.decode(file.read(), type=Pulse)
@@ -121,19 +121,19 @@ def read_pulse(path: Path) -> Pulse | None:
 
 
 def read_pulses(folder: Path) -> dict[str, Pulse]:
-    """Of all roles that have one, by name."""
+    """The pulses of all roles that have one, by role."""
     found = {path.name: read_pulse(path) for path in sorted(folder.glob("*")) if path.suffix != ".new"}
     return {role: pulse for role, pulse in found.items() if pulse is not None}
 
 
 def patience(pulse: Pulse, now_s: float) -> Wait | None:
-    """What the role has patience for, if its deadline is not over. `now_s` is the wall clock."""
+    """The unavailable service that the role still waits for, if any. `now_s` is the wall clock."""
     return next((wait for wait in pulse.waits if wait.until_s is not None and now_s < wait.until_s), None)
 
 
 @dataclass(slots=True)
 class Stillness:
-    """For how long a role has not moved, as its observer has seen it: their clocks need not agree."""
+    """For how long a role has had no beat, by the observer's clock: their clocks need not agree."""
 
     _beat_s: float | None = None
     _looked_s: float = 0.0
@@ -150,8 +150,8 @@ class Stillness:
 
 
 def describe_waits(pulses: Mapping[str, Pulse], now_s: float) -> list[str]:
-    """A sentence a role: what it waits for and since when, and how far its work is. `now_s` is the wall
-    clock."""
+    """A sentence per role: what it waits for and since when, and the progress of its work. `now_s` is the
+    wall clock."""
     return [f"{role} {_describe(pulse, now_s)}." for role, pulse in pulses.items()]
 
 

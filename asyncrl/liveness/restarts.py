@@ -1,4 +1,4 @@
-"""How often, and how soon, a role that died is started again."""
+"""How often, and how soon, a role that died is restarted."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW_S = 3600.0
-"""A restart that is longer ago than this is forgiven: what dies once a day is no broken role."""
+"""Older restarts do not count: a role that dies once a day is not broken."""
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 30.0
 COORDINATOR_START_S = 60.0
-"""For another coordinator to start and to read the ledger."""
+"""Time for a new coordinator to start and to read the ledger."""
 
 
 @dataclass(slots=True)
 class Restarts:
-    """Of one role: at most `max_restarts` within any `WINDOW_S`."""
+    """The restarts of one role: at most `max_restarts` within any `WINDOW_S`."""
 
     max_restarts: int
     _at_s: deque[float] = field(default_factory=deque)
 
     def recent(self, now_s: float) -> int:
-        """Restarts that are not forgiven yet."""
+        """Restarts that still count."""
         while self._at_s and now_s - self._at_s[0] >= WINDOW_S:
             self._at_s.popleft()
         return len(self._at_s)
 
     def after_death(self, now_s: float) -> float | None:
-        """Seconds to wait before the role, which died at `now_s`, is started again; None when it has died too
-        often. At once after a first death, then with delays that double: a cause that passes (memory, a port,
-        a driver) gets time to, and one that stays does not keep the machine busy."""
+        """Seconds to wait before restarting the role, which died at `now_s`; None if it has died too often.
+        The first restart is immediate, then the delay doubles: a temporary cause (memory, a port, a driver)
+        gets time to pass, and a permanent one does not keep the machine busy."""
         before = self.recent(now_s)
         if before >= self.max_restarts:
             return None

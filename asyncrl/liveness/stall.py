@@ -1,4 +1,4 @@
-"""Notices that a run does not get on, says who waits for whom, and finds who holds it up."""
+"""Detects that a run makes no progress, explains who waits for whom, and finds the culprits."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from asyncrl.runfiles.layout import TRAINER
 from asyncrl.work import Work
 
 MAX_GROUPS = 10
-"""Named in an explanation."""
+"""Longest list of groups in an explanation."""
 
 
 class Worker(Protocol):
-    """What the coordinator knows of a rollout worker."""
+    """What the coordinator knows about a rollout worker."""
 
     engine_version: int | None
     last_heard_s: float
     generated_s: float
-    """When it last had generated more tokens than before."""
+    """When its count of generated tokens last increased."""
 
 
 class StallWatch:
-    """Is told of steps and of what they need, and sees for itself what moves inside a step.
+    """Is told about steps and what they need, and observes the progress within a step.
 
-    A step goes on while what it needs now moves: once the trainer has its batch, micro-batches; before that,
-    groups that are handed in, tokens of the engines that have leased what the batch waits for, and scores of
-    the reward models; after the last step, what the trainer has to write before it ends. Nothing for
-    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever moves. While a worker
-    has patience for a judge that is away (`reward.patience_s`), all of this stands still. Groups that are
-    delivered and dropped move, but where nothing else has come for `run.stall_s`, the run ends: no other
-    process would help.
+    A step progresses while what it needs next does: once the trainer has its batch, micro-batches; before
+    that, groups that are submitted, tokens from the engines that have leased what the batch waits for, and
+    scores of the reward models; after the last step, what the trainer must still write. No progress for
+    `run.stall_s` is a stall. So is a step that has taken `run.longest_step_s`, whatever progresses. While a
+    worker waits for an unavailable reward service (`reward.patience_s`), these clocks stop. Groups that are
+    submitted and dropped count as progress, but if nothing else arrives for `run.stall_s`, the run ends:
+    restarting a process would not help.
 
-    roles: all of the run's. pulses: gives the newest of each role that has one. now_s: a monotonic clock.
+    roles: all roles of the run. pulses: returns the latest pulse of each role that has one. now_s: a
+    monotonic clock.
     """
 
     def __init__(
@@ -61,23 +62,23 @@ class StallWatch:
         self._pulses = pulses
         self._now_s = now_s
         self._started = coordinator.frontier > 0
-        """An engine has taken the first weights: from here on steps are due."""
+        """An engine has the first weights: from now on steps are expected."""
         self._since_s = self._step_s = self._taken_s = self._begun_s = self._complete_s = now_s()
         self._all_there_s = now_s()
-        """When all roles were last seen to be there."""
+        """When all roles were last seen to be up."""
         self._moved_s = self._since_s
         self._work: dict[str, Work | None] = {}
-        """Of the roles whose pulses count it, when last looked at."""
+        """Progress of roles that count it, at the last look."""
         self._leased_s: dict[int, float] = {}
         self._patient_s = self._since_s
-        """When a worker was last seen to wait for what is away."""
+        """When a worker was last seen to wait for an unavailable service."""
         self._drops = Drops()
         self._stale_before = self._stale
-        """When the last step ended."""
+        """The number when the last step ended."""
         self.has_weights = False
-        """There are weights that an engine could take."""
+        """Whether there are weights that an engine could load."""
         self.behind: tuple[str, ...] = ()
-        """The workers that the trainer waits for before it can publish."""
+        """The workers that the trainer must wait for before it can publish."""
 
     def started(self) -> None:
         """An engine samples."""
@@ -91,18 +92,18 @@ class StallWatch:
         self._stale_before = self._stale
 
     def joined(self) -> None:
-        """A role has come back: `run.stall_s` begin anew."""
+        """A role has come back: `run.stall_s` starts again."""
         self._since_s = self._now_s()
 
     def taken(self) -> None:
-        """The trainer has got a batch."""
+        """The trainer has received a batch."""
         self._taken_s = self._now_s()
 
     def leased(self, group_ids: Iterable[int]) -> None:
         self._leased_s |= dict.fromkeys(group_ids, self._now_s())
 
     def delivered(self, group_id: int, summary: GroupSummary, *, kept: bool) -> None:
-        """A worker has handed in a finished group; it was kept, or dropped at once."""
+        """A worker has submitted a finished group, which was kept or dropped at once."""
         if kept:
             self._drops = Drops()
         else:
@@ -111,11 +112,11 @@ class StallWatch:
             self._moved_s = self._now_s()
 
     def failed(self, group_id: int) -> None:
-        """A worker has given up an attempt: that brings no step nearer."""
+        """An attempt has failed, which is no progress."""
         self._leased_s.pop(group_id, None)
 
     def look(self) -> Stall | None:
-        """A stall that is new, if there is one. Raises `RunFailed` when the run has not started in time."""
+        """A new stall, if there is one. Raises `RunFailed` if the run has not started in time."""
         now_s, run = self._now_s(), self._run
         if not self._started and now_s - self._begun_s > run.start_s:
             raise RunFailed(f"the run has not started after run.start_s={run.start_s:g}. {self._explain()}")
@@ -140,27 +141,27 @@ class StallWatch:
             if now_s - max(begun_s, self._moved_s) <= run.stall_s:
                 if now_s - begun_s <= run.longest_step_s:
                     return None
-                limit = f"all moves, but for more than {STEP_STALLS} times {limit}"
+                limit = f"there is progress, but for more than {STEP_STALLS} times {limit}"
         if self._coordinator.finished:
             since_s = now_s - self._step_s
             return self.stall(f"the run has not ended for {since_s:.0f} s after its last step ({limit})")
         return self._stall_of_step(limit)
 
     def _stall_of_step(self, limit: str) -> Stall:
-        """Where groups are dropped, that is the cause, and comes first."""
+        """If groups are dropped, that is the cause and comes first."""
         now_s = self._now_s()
         stall = self.stall(f"no training step has ended for {now_s - self._step_s:.0f} s ({limit})")
         drops, stale = self._drops, self._stale - self._stale_before
         if self._is_the_trainer_s_turn or not self.has_weights:
-            return stall  # whatever was dropped, it is not what all wait for
+            return stall  # everything waits for something else than the dropped groups
         if drops.groups and now_s - drops.last_s <= self._run.stall_s:
             is_final = drops.lasted_s(now_s) > self._run.stall_s
             text = f"{drops.cause()} So {stall.text}"
             return msgspec.structs.replace(stall, text=text, culprits=(), is_final=is_final)
         if stale:
             cause = (
-                f"{stale:,} groups were dropped since the last step because they had become too old for the "
-                "next (staleness.on_stale); use staleness.on_stale=wait, or a higher staleness.max_staleness."
+                f"{stale:,} groups were dropped since the last step because they were too stale for the next "
+                "one (staleness.on_stale); use staleness.on_stale=wait, or a higher staleness.max_staleness."
             )
             return msgspec.structs.replace(stall, text=f"{cause} So {stall.text}")
         return stall
@@ -170,7 +171,7 @@ class StallWatch:
         return self._coordinator.ledger.dropped_groups["stale"]
 
     def _look_at_work(self, pulses: Mapping[str, Pulse]) -> None:
-        """Note whether what the next step needs has moved."""
+        """Note whether what the next step needs has progressed."""
         moving = False
         for role, pulse in pulses.items():
             if role == TRAINER or role.startswith("reward"):
@@ -187,17 +188,17 @@ class StallWatch:
             self._moved_s = max([self._moved_s, *generated_s])
 
     def stall(self, what: str) -> Stall:
-        """There is one. The next comes when `run.stall_s` have passed once more."""
+        """Report a stall. The next one can follow after another `run.stall_s`."""
         self._since_s = self._now_s()
         return Stall(f"{what}. {self._explain()}", self._culprits(), self._coordinator.version)
 
     def _starting(self, pulses: Mapping[str, Pulse]) -> tuple[str, ...]:
-        """The roles that have not come (back) yet: it may be one of them that all wait for."""
+        """The roles that are not up (again) yet: everything may be waiting for one of them."""
         return tuple(role for role in self._roles if role not in pulses)
 
     def _culprits(self) -> tuple[str, ...]:
         if self._starting(self._pulses()):
-            return ()  # the supervisor replaces what does not come up
+            return ()  # the supervisor replaces roles that do not come up
         if self.behind:
             return self.behind
         if self._is_the_trainer_s_turn or not self.has_weights:
@@ -205,18 +206,16 @@ class StallWatch:
         leased = [e for e in self._coordinator.waits_for() if e.state is GroupState.LEASED]
         if leased:
             return (min(leased, key=lambda e: self._leased_s.get(e.group_id, self._begun_s)).worker,)
-        # Nobody has what the step waits for: no more is admitted for whoever is not there, or samples with
-        # old weights.
+        # Nobody has leased what the step waits for: admission is blocked by a worker that is silent or
+        # samples with old weights.
         now_s = self._now_s()
         silent = [n for n, w in self._workers.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
-        return tuple(silent or [n for n, w in self._workers.items() if self._is_behind(w)])
-
-    def _is_behind(self, worker: Worker) -> bool:
-        return worker.engine_version is None or worker.engine_version < self._coordinator.version
+        versions = {n: -1 if (v := w.engine_version) is None else v for n, w in self._workers.items()}
+        return tuple(silent or [n for n, v in versions.items() if v < self._coordinator.version])
 
     @property
     def _is_the_trainer_s_turn(self) -> bool:
-        """Whether nobody else has anything to do for the next step, or for the end of the run."""
+        """Whether the next step, or the end of the run, depends on the trainer alone."""
         return self._trainer_has_a_batch or self._coordinator.finished
 
     @property
@@ -226,15 +225,15 @@ class StallWatch:
     def _explain(self) -> str:
         """Who waits for whom, for what, since when."""
         now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
-        starting = [f"{role} has not come up since its start." for role in self._starting(pulses)]
+        starting = [f"{role} has not come up yet." for role in self._starting(pulses)]
         if self._coordinator.finished:
             ranks = {role: pulse for role, pulse in pulses.items() if role.startswith("trainer")}
-            done = f"The trainer has done all {version} steps and has not ended."
+            done = f"The trainer has done all {version} steps but has not ended."
             return " ".join([done, *starting, *describe_waits(ranks, time.time())])
         if self._trainer_has_a_batch:
             trainer = f"has had the batch of step {version} for {now_s - self._taken_s:.0f} s"
         elif not self.has_weights:
-            trainer = "has not published any weights since its start"
+            trainer = "has not published any weights since it started"
         else:
             trainer = f"has waited for the batch of step {version} for {now_s - self._step_s:.0f} s"
         lines = [f"The trainer {trainer}."]
@@ -247,8 +246,8 @@ class StallWatch:
         for name, worker in self._workers.items():
             has = "no weights yet" if worker.engine_version is None else f"version {worker.engine_version}"
             lines.append(
-                f"{name} has {has}, was heard {now_s - worker.last_heard_s:.0f} s ago and had a new token "
-                f"{now_s - worker.generated_s:.0f} s ago."
+                f"{name} has {has}, last reported {now_s - worker.last_heard_s:.0f} s ago and sampled its "
+                f"last token {now_s - worker.generated_s:.0f} s ago."
             )
         if not self._workers:
             lines.append("No rollout worker is connected.")

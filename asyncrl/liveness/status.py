@@ -1,4 +1,4 @@
-"""What a run is doing, in a line for the person who watches it start and end."""
+"""What a run is doing, in one line for people who watch it start and end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from asyncrl.liveness.pulse import Pulse
+from asyncrl.paths import replace_file
 from asyncrl.runfiles.layout import TRAINER
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work, tell
@@ -15,15 +16,13 @@ STARTING = "starting"
 
 
 def tell_beginning(path: Path) -> None:
-    """Keep in `path` what this process does that takes long, for those who wait for its pulse."""
+    """Keep this process's current long work in `path`, until it has a pulse."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
-        aside = path.with_suffix(".new")
         try:
-            aside.write_text(current_unhurried() or STARTING)
-            aside.replace(path)
-        except OSError:  # nothing hangs on it
+            replace_file(path, (current_unhurried() or STARTING).encode())
+        except OSError:  # only the status line needs it
             path.unlink(missing_ok=True)
 
     write()
@@ -38,7 +37,7 @@ def read_beginning(path: Path) -> str:
 
 
 def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
-    """What the roles that have no pulse yet do, by their names, and what the trainer does that has one."""
+    """What the roles without a pulse are doing, by role, and what the trainer is doing if it has one."""
     doing = dict(beginnings)
     if trainer is not None and (words := _words(trainer.waits, trainer.work, trainer.unhurried)):
         doing[TRAINER] = words
@@ -48,12 +47,12 @@ def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
 
 
 def own_status() -> str:
-    """What this process does, where it is the whole run."""
+    """What this process is doing, if it is the whole run."""
     return _words(open_waits(), current_work(), current_unhurried()) or "running inline"
 
 
 def _words(waits: Sequence[Wait], work: Work | None, unhurried: str | None) -> str:
-    """Without numbers that change all the time."""
+    """A description without numbers that keep changing."""
     if unhurried is not None:
         return unhurried
     if work is not None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from asyncrl.config import NetworkConfig, RewardModelConfig
 from asyncrl.errors import AsyncRLError
-from asyncrl.reward.batching import choose_batch
+from asyncrl.reward.batching import choose_pairs
 from asyncrl.reward.score import Message
 from asyncrl.reward.template import UnreadablePairError
 from asyncrl.wire import messages as m
@@ -106,7 +106,7 @@ class RewardModelService:
     def _next_batch(self) -> list[_Waiting]:
         """Take the next batch out of what waits."""
         lengths = [len(waiting.token_ids) for waiting in self._waiting]
-        chosen = set(choose_batch(lengths, self._config.batch_tokens))
+        chosen = set(choose_pairs(lengths, self._config.batch_tokens))
         batch = [waiting for i, waiting in enumerate(self._waiting) if i in chosen]
         self._waiting = [waiting for i, waiting in enumerate(self._waiting) if i not in chosen]
         if not self._waiting:

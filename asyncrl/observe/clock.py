@@ -1,4 +1,4 @@
-"""Where the wall clock of a loop went."""
+"""Measures where the wall-clock time of a loop goes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 OTHER = "other"
-"""The phase of whatever happens outside every named phase."""
+"""The phase outside all named phases."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeSpent:
-    """How one stretch of wall clock divides into phases. Whole nanoseconds, so that the phases add up
+    """How a stretch of wall-clock time divides into phases. Whole nanoseconds, so that they add up
     exactly."""
 
     phases_ns: dict[str, int]
@@ -23,19 +23,19 @@ class TimeSpent:
         return sum(self.phases_ns.values()) / 1e9
 
     def seconds(self, phase: str) -> float:
-        """Seconds in a phase; 0 for one that did not occur."""
+        """Seconds in a phase; 0 if it did not occur."""
         return self.phases_ns.get(phase, 0) / 1e9
 
     def share(self, phase: str) -> float:
-        """Share of the stretch, in [0, 1]; 0 when no time has passed."""
+        """Share of the time, in [0, 1]; 0 if no time has passed."""
         return self.phases_ns.get(phase, 0) / (sum(self.phases_ns.values()) or 1)
 
 
 class TimeShares:
-    """Attributes every moment of a loop to exactly one phase, so that idle shares add up to the wall clock.
+    """Attributes every moment of a loop to exactly one phase, so that the shares add up to the wall clock.
 
-    A phase inside another interrupts it. For one thread (or one task that alone enters phases); the clock
-    starts at construction and gives nanoseconds.
+    A phase inside another interrupts it. For one thread (or one task, if no other enters phases); the clock
+    starts at construction. now_ns: returns nanoseconds.
 
         clock = TimeShares()
         for ...:
@@ -52,7 +52,7 @@ class TimeShares:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Attribute the body's time to `name`, also when it raises."""
+        """Attribute the body's time to `name`, even if it raises."""
         outer = self._switch(name)
         try:
             yield
@@ -60,13 +60,13 @@ class TimeShares:
             self._switch(outer)
 
     def lap(self) -> TimeSpent:
-        """The time since the last lap, up to now; may be taken inside a phase."""
+        """The time since the last lap; may be called inside a phase."""
         self._switch(self._phase)
         spent, self._phases_ns = self._phases_ns, {}
         return TimeSpent(spent)
 
     def _switch(self, name: str) -> str:
-        """Book the time since the last switch, go on in phase `name`, and return the phase that ended."""
+        """Book the time since the last switch, enter the phase `name`, and return the phase that ended."""
         now_ns, ended = self._now_ns(), self._phase
         self._phases_ns[ended] = self._phases_ns.get(ended, 0) + now_ns - self._since_ns
         self._since_ns, self._phase = now_ns, name

@@ -1,7 +1,6 @@
-"""What the user sees while a run goes on: a live panel on a terminal, plain lines anywhere else.
+"""Shows a run while it goes on: a live panel on a terminal, plain lines elsewhere.
 
-It reads nothing but the tail of `metrics.jsonl`, so it runs in the supervisor and knows nothing of the
-trainer.
+It only reads the tail of `metrics.jsonl`, so it runs in the supervisor and does not depend on the trainer.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ from rich.live import Live
 
 from asyncrl.observe.metrics import FILE_NAME, MetricsTail
 from asyncrl.observe.panel import run_panel
-from asyncrl.observe.progress import Progress
-from asyncrl.observe.words import duration, number, percent
+from asyncrl.observe.progress import RunProgress
+from asyncrl.units import duration, number, percent
 
 P = ParamSpec("P")
 
 REFRESH_S = 0.25
 SHOWN_EVENTS = 4
 PLAIN_STEPS = 25
-"""About so many lines tell of a run's steps where the output is no terminal."""
+"""Without a terminal, about this many lines report the steps of a run."""
 PLAIN_STATUS_S = 5.0
-"""There, a changing status is told at most this often."""
+"""Without a terminal, a changing status is reported at most this often."""
 
 
-class View(Protocol):
-    """One way of showing a run."""
+class _View(Protocol):
+    """A way to show a run."""
 
     def start(self) -> None: ...
 
     def step(self, now_s: float) -> None:
-        """The progress has one more line."""
+        """The progress has a new line."""
 
     def event(self, text: str, now_s: float) -> None: ...
 
@@ -50,11 +49,10 @@ class View(Protocol):
 class LiveView:
     """Shows a run until it ends.
 
-    Besides numbers it shows the `warnings` of the metrics (a list of strings) and the events it is told of.
-    When the output goes away (a closed pipe, a lost terminal) it falls silent: watching a run never ends
-    it.
+    Besides numbers it shows the `warnings` of the metrics (a list of strings) and events. If the output goes
+    away (a closed pipe, a lost terminal), it falls silent: watching a run never ends it.
 
-    console: where to; standard output by default. now_s: a monotonic clock.
+    console: the output; standard output by default. now_s: a monotonic clock.
     """
 
     def __init__(
@@ -69,12 +67,12 @@ class LiveView:
         self._encoding = console.encoding
         self._now_s = now_s
         self._tail = MetricsTail(Path(run_dir) / FILE_NAME)
-        self._progress = Progress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
-        self._view: View = (ScreenView if _is_screen(console) else LinesView)(console, self._progress)
+        self._progress = RunProgress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
+        self._view: _View = (ScreenView if _is_screen(console) else LinesView)(console, self._progress)
         self._silent = False
 
     def start(self) -> None:
-        """What the run has written before, when it is gone on with, is not told again."""
+        """Start. Metrics that the run wrote before it was resumed are not shown again."""
         self._progress.started_s = self._now_s()
         for line in self._tail.poll():
             self._progress.add(line, self._progress.started_s)
@@ -82,7 +80,7 @@ class LiveView:
         self._show(self._view.start)
 
     def poll(self, status: str = "") -> None:
-        """Show what is new; cheap, to be called a few times a second.
+        """Show what is new. Cheap; to be called a few times per second.
 
         status: what the run is doing or waiting for, in a few words.
         """
@@ -100,7 +98,7 @@ class LiveView:
         self._show(self._view.event, self._printable(text), self._now_s())
 
     def stop(self) -> None:
-        """Show the last state and leave it standing."""
+        """Show the final state, and leave it on the screen."""
         self.poll()
         self._show(self._view.stop, self._now_s())
 
@@ -113,7 +111,7 @@ class LiveView:
             self._silent = True
 
     def _printable(self, text: str) -> str:
-        """Text from elsewhere, on one line, without control characters and within the output's encoding."""
+        """External text on one line, without control characters, and within the output's encoding."""
         text = "".join(c if c.isprintable() else " " for c in text)
         return text.encode(self._encoding, "replace").decode(self._encoding)
 
@@ -121,7 +119,7 @@ class LiveView:
 class ScreenView:
     """A panel that redraws itself in place."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: RunProgress) -> None:
         self._console = console
         self._progress = progress
         self._events: deque[str] = deque(maxlen=SHOWN_EVENTS)
@@ -153,9 +151,9 @@ class ScreenView:
 
 
 class LinesView:
-    """Plain lines without control characters: the first step, the last, and evenly spaced ones between."""
+    """Plain lines without control characters: the first step, the last, and evenly spaced ones in between."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: RunProgress) -> None:
         self._file = console.file
         self._progress = progress
         self._told_step = 0
@@ -209,6 +207,6 @@ class LinesView:
 
 
 def _is_screen(console: Console) -> bool:
-    """Whether a panel can be redrawn there. A forced colour terminal (FORCE_COLOR in a CI job) does not
-    count, nor does one that cannot show the panel's characters."""
+    """Whether a panel can be redrawn there. Forced colours (FORCE_COLOR in a CI job) do not make a terminal,
+    and the encoding must have the panel's characters."""
     return console.file.isatty() and not console.is_dumb_terminal and console.encoding.startswith("utf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,251 +20,165 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class MetricGroup:
-    """Metrics that belong together. when: what has them, where not every run does."""
+    """Metrics that belong together. when: which runs have them, where not every run does."""
 
     title: str
+    when: str
     metrics: Sequence[Metric]
-    when: str = ""
 
 
-def _always(name: str, unit: str, meaning: str) -> Metric:
-    return Metric(name, unit, meaning, is_always=True)
+# A group begins with `# title` and perhaps `> when`. A metric is its name (with a star where every line has
+# it), its unit (a dash where there is none) and its meaning, two or more spaces apart.
+_TABLE = """
+# The step
+step*                  steps      training steps done, counting from 1 and including this one
+version*               versions   policy version that this step published
+wall_s*                s          time from the start of the run to the end of the step
+data/epoch             epochs     epoch of the dataset that prompts are taken from, counting from 0
+schedule/total_steps   steps      expected length of the run, for the learning-rate schedule
+warnings               sentences  what this step's metrics show to be wrong, each reported once
+
+# Rewards
+reward/mean*                 -  mean reward of the trained trajectories
+reward/std*                  -  standard deviation of their rewards
+reward/{part}/mean           -  mean of one part, as its function or model returned it
+reward/{part}/std            -  standard deviation of that part
+reward/{part}/running_mean   -  mean over all batches so far, for a part with `standardise`
+reward/{part}/running_std    -  standard deviation over all batches so far: the part is divided by it
+reward_log/{name}            -  mean of what a reward function logged under this name
+reward_time/{who}/wait_s     s  mean time that a group waited for the functions, or a response for a model
+reward_time/{who}/score_s    s  mean time that scoring it took
+
+# Responses
+response_tokens/mean*  tokens  mean number of sampled tokens in a trajectory
+response_tokens/max    tokens  the same for the longest trajectory
+truncated_frac         share   responses that were cut off at `rollout.max_new_tokens`
+
+# Staleness
+staleness/mean*  versions  mean staleness of the trained tokens
+staleness/max*   versions  largest staleness of a trained token
+trained_tokens   tokens    sampled tokens that this step trained on
+masked_tokens    tokens    sampled tokens of the batch that were masked because they were too stale
+
+# Training
+loss                  -        policy loss, mean over the mini-batches of the step
+grad_norm             -        global norm of the gradient before clipping, mean over the updates
+skipped_updates       updates  updates skipped because their gradient was not finite
+lr                    -        learning rate of the policy in this step
+clip_frac*            share    trained tokens whose gradient the objective set to 0
+entropy*              nats     mean entropy of the policy at the trained tokens
+adv/mean              -        mean advantage of the trained tokens
+adv/std               -        standard deviation of their advantages
+adv/zero_groups_frac  share    groups without a learning signal: all their advantages are 0
+
+# The critic
+> Where the config has a section `critic`.
+critic/loss                -        mean value loss
+critic/explained_variance  -        share of the targets' variance that the values explain before the update
+critic/clip_frac           share    tokens whose value was clipped (`critic.value_clip`)
+critic/grad_norm           -        global norm of its gradient before clipping, mean over the updates
+critic/skipped_updates     updates  updates skipped because their gradient was not finite
+critic/lr                  -        learning rate of the critic in this step
+critic/target_mean         -        mean of the value targets
+
+# Training policy against sampling policy
+> w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
+ess*                         share  effective sample size of the behaviour correction, over the trained tokens
+ratio/mean*                  -      mean of w; near 1 as long as the log-probabilities are right
+ratio/max                    -      largest w
+ratio/p01                    -      1% quantile of w (all quantiles are within 7.5% of log w)
+ratio/p50                    -      median of w
+ratio/p99                    -      99% quantile of w
+log_ratio/second_moment      -      mean of (log w)²: what `m2po` bounds
+kl/behavior*                 nats   estimated KL divergence per token of the policy from the one that sampled
+mismatch/abs_log_ratio       nats   mean of |log w| over tokens of age 0: numerical gap of engine and trainer
+mismatch/max_abs_log_ratio   nats   largest |log w| of these tokens
+mismatch/kl                  nats   KL divergence over these tokens
+drift/ess                    share  `ess` over all older tokens: the effect of staleness
+drift/second_moment          -      mean of (log w)² over the older tokens
+drift/kl                     nats   KL divergence over the older tokens
+
+# Where the time goes
+time/step_s                           s          the whole step; the next five add up to it
+time/wait_s                           s          the trainer waited for its batch
+time/train_s                          s          forward passes, backward passes and updates
+time/publish_s                        s          publishing the weights, including waiting for engines
+time/checkpoint_s                     s          a checkpoint kept the trainer waiting
+time/other_s                          s          everything else
+idle/trainer*                         share      part of the step in which the trainer waited for groups
+idle/rollout*                         share      part of the step in which the engines had nothing to decode
+throughput/generated_tokens_per_s*    tokens/s   tokens sampled by all workers, over the step
+throughput/trained_tokens_per_s*      tokens/s   sampled tokens that were trained on, over the step
+budget/gpu_hours                      GPU hours  spent so far: GPUs held times wall-clock time
+budget/eta_s                          s          expected duration of the remaining steps
+budget/expected_gpu_hours             GPU hours  expected cost of the whole run
+
+# Engines and weights
+rollout/workers      workers   rollout workers that have reported
+rollout/running      requests  requests being decoded now
+rollout/waiting      requests  requests waiting for a slot now
+weights/publish_s*   s         time to publish the version
+weights/pause_s*     s         pause of an engine for its last weight update, mean over the engines
+weights/pause_max_s  s         longest of these pauses
+weights/stage_s      s         time to stage the weights while decoding goes on, of the slowest engine
+
+# The ledger
+> The parts add up to what was generated, in every line.
+ledger/generated_groups*  groups  groups admitted since the run started
+ledger/trained_groups*    groups  of these, trained on
+ledger/failed_groups*     groups  of these, failed in every attempt
+ledger/dropped_groups*    groups  of these, dropped for any reason
+ledger/in_flight_groups*  groups  of these, queued, leased, ready or in training
+ledger/dropped/{reason}   groups  dropped groups, by reason (`constant`, `stale`)
+ledger/returned_leases    leases  leases returned unfinished: a worker was lost or an attempt failed
+ledger/generated_tokens   tokens  tokens sampled since the run started, as far as submitted
+ledger/trained_tokens     tokens  of these, trained on
+ledger/masked_tokens      tokens  of these, masked in trained groups because they were too stale
+ledger/dropped_tokens     tokens  of these, in dropped groups
+ledger/failed_tokens      tokens  of these, in failed attempts
+ledger/in_flight_tokens   tokens  of these, in groups in flight
+buffer/queued_groups      groups  returned groups waiting for the next lease
+buffer/leased_groups      groups  groups leased to workers now
+buffer/ready_groups       groups  finished groups that are in no batch yet
+buffer/taken_groups       groups  groups in batches that the trainer holds now
+
+# Processes
+> With `run.mode: async`.
+memory/{role}_rss_bytes  bytes        host memory of the role and of every process that it started
+rpc/refused              messages     messages refused by the coordinator: malformed or not allowed
+rpc/refused_peers        connections  connections refused because they lacked the run's keys
+
+# By the age of the tokens
+> The same over the tokens of each age (in versions) alone.
+age/{age}/tokens         tokens  trained tokens of this age
+age/{age}/ess            share   as `ess`
+age/{age}/ratio_mean     -       as `ratio/mean`
+age/{age}/ratio_p01      -       as `ratio/p01`
+age/{age}/ratio_p99      -       as `ratio/p99`
+age/{age}/second_moment  -       as `log_ratio/second_moment`
+age/{age}/kl             nats    as `kl/behavior`
+age/{age}/clip_frac      share   as `clip_frac`
+age/{age}/entropy        nats    as `entropy`
+"""
 
 
-GROUPS: Sequence[MetricGroup] = (
-    MetricGroup(
-        "The step",
-        (
-            _always("step", "steps", "training steps done, this one included: counts from 1"),
-            _always("version", "versions", "policy version that this step published"),
-            _always("wall_s", "s", "since the run started, at the end of the step"),
-            Metric("data/epoch", "epochs", "the dataset's epoch that prompts are taken from, from 0 on"),
-            Metric(
-                "schedule/total_steps", "steps", "that the run is expected to have, for the learning rate"
-            ),
-            Metric("warnings", "sentences", "what this step's metrics say is wrong, each told once"),
-        ),
-    ),
-    MetricGroup(
-        "Rewards",
-        (
-            _always("reward/mean", "", "mean reward of the trained trajectories"),
-            _always("reward/std", "", "standard deviation of their rewards"),
-            Metric("reward/{part}/mean", "", "mean of one part, as its function or model gave it"),
-            Metric("reward/{part}/std", "", "standard deviation of that"),
-            Metric("reward/{part}/running_mean", "", "over the batches so far, of a part with `standardise`"),
-            Metric("reward/{part}/running_std", "", "the same: by what the part is divided"),
-            Metric("reward_log/{name}", "", "mean of what a reward function logged under this name"),
-            Metric(
-                "reward_time/{who}/wait_s",
-                "s",
-                "that a group waited for the functions, or a response for a model, on average",
-            ),
-            Metric("reward_time/{who}/score_s", "s", "that scoring it took, on average"),
-        ),
-    ),
-    MetricGroup(
-        "Responses",
-        (
-            _always("response_tokens/mean", "tokens", "mean number of sampled tokens of a trajectory"),
-            Metric("response_tokens/max", "tokens", "of the longest"),
-            Metric(
-                "truncated_frac", "share", "of the responses that were cut off at `rollout.max_new_tokens`"
-            ),
-        ),
-    ),
-    MetricGroup(
-        "Staleness",
-        (
-            _always("staleness/mean", "versions", "mean staleness of the trained tokens"),
-            _always("staleness/max", "versions", "largest staleness of a trained token"),
-            Metric("trained_tokens", "tokens", "sampled tokens that this step trained on"),
-            Metric("masked_tokens", "tokens", "sampled tokens of its batch that it left out, being too old"),
-        ),
-    ),
-    MetricGroup(
-        "Training",
-        (
-            Metric("loss", "", "of the policy, mean over the step's mini-batches"),
-            Metric("grad_norm", "", "global norm of the gradient before clipping, mean over the updates"),
-            Metric("skipped_updates", "updates", "that were left out, their gradient not being finite"),
-            Metric("lr", "", "learning rate of the policy in this step"),
-            _always("clip_frac", "share", "of the trained tokens, whose gradient the objective cut to 0"),
-            _always("entropy", "nats", "mean entropy of the policy at the trained tokens"),
-            Metric("adv/mean", "", "mean advantage of the trained tokens"),
-            Metric("adv/std", "", "standard deviation of their advantages"),
-            Metric(
-                "adv/zero_groups_frac", "share", "of the groups, that teach nothing: all advantages are 0"
-            ),
-        ),
-    ),
-    MetricGroup(
-        "The critic",
-        (
-            Metric("critic/loss", "", "mean loss of its values"),
-            Metric(
-                "critic/explained_variance",
-                "",
-                "of its targets by its values, before it saw the batch; 1 is all",
-            ),
-            Metric(
-                "critic/clip_frac", "share", "of the tokens, whose value was clipped (`critic.value_clip`)"
-            ),
-            Metric(
-                "critic/grad_norm", "", "global norm of its gradient before clipping, mean over the updates"
-            ),
-            Metric(
-                "critic/skipped_updates", "updates", "that were left out, their gradient not being finite"
-            ),
-            Metric("critic/lr", "", "its learning rate in this step"),
-            Metric("critic/target_mean", "", "mean of what its values are to become"),
-        ),
-        "Where there is a section `critic`.",
-    ),
-    MetricGroup(
-        "Policy that trains against policy that sampled",
-        (
-            _always(
-                "ess", "share", "effective sample size of the behaviour correction, of the trained tokens"
-            ),
-            _always("ratio/mean", "", "mean of w; near 1 as long as the log-probabilities are right"),
-            Metric("ratio/max", "", "the largest w"),
-            Metric(
-                "ratio/p01",
-                "",
-                "1% of the tokens have at most this w (within 7.5% of log w, as all quantiles)",
-            ),
-            Metric("ratio/p50", "", "the median of w"),
-            Metric("ratio/p99", "", "99% of the tokens have at most this w"),
-            Metric("log_ratio/second_moment", "", "mean of (log w)²: what `m2po` bounds"),
-            _always(
-                "kl/behavior",
-                "nats",
-                "estimated KL divergence of the policy from the one that sampled, a token",
-            ),
-            Metric(
-                "mismatch/abs_log_ratio",
-                "nats",
-                "mean of |log w| over tokens of age 0: engine against trainer, numerically",
-            ),
-            Metric("mismatch/max_abs_log_ratio", "nats", "the largest of these"),
-            Metric("mismatch/kl", "nats", "the KL divergence over these tokens"),
-            Metric("drift/ess", "share", "as `ess`, over all older tokens: what staleness does"),
-            Metric("drift/second_moment", "", "mean of (log w)² over these"),
-            Metric("drift/kl", "nats", "the KL divergence over these"),
-        ),
-        "w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).",
-    ),
-    MetricGroup(
-        "Where the time goes",
-        (
-            Metric("time/step_s", "s", "of the whole step; the next five add up to it"),
-            Metric("time/wait_s", "s", "that the trainer waited for its batch"),
-            Metric("time/train_s", "s", "of forward and backward passes and updates"),
-            Metric("time/publish_s", "s", "of publishing the weights, the wait for engines included"),
-            Metric("time/checkpoint_s", "s", "that a checkpoint kept the trainer waiting"),
-            Metric("time/other_s", "s", "of everything else"),
-            _always("idle/trainer", "share", "of the step in which the trainer waited for groups"),
-            _always("idle/rollout", "share", "of the step in which the engines had nothing to decode"),
-            _always("throughput/generated_tokens_per_s", "tokens/s", "sampled by all workers, over the step"),
-            _always(
-                "throughput/trained_tokens_per_s",
-                "tokens/s",
-                "sampled tokens that were trained on, over the step",
-            ),
-            Metric("budget/gpu_hours", "GPU hours", "spent so far: GPUs held, times wall-clock time"),
-            Metric("budget/eta_s", "s", "that the steps to come are expected to take"),
-            Metric("budget/expected_gpu_hours", "GPU hours", "that the whole run is expected to spend"),
-        ),
-    ),
-    MetricGroup(
-        "Engines and weights",
-        (
-            Metric("rollout/workers", "workers", "that have reported"),
-            Metric("rollout/running", "requests", "that the engines are decoding, now"),
-            Metric("rollout/waiting", "requests", "that wait for a slot, now"),
-            _always("weights/publish_s", "s", "that publishing the version took"),
-            _always(
-                "weights/pause_s", "s", "that an engine paused for its last weight update, mean over engines"
-            ),
-            Metric("weights/pause_max_s", "s", "the longest of these pauses"),
-            Metric(
-                "weights/stage_s",
-                "s",
-                "of making the weights ready beside the decoding, of the slowest engine",
-            ),
-        ),
-    ),
-    MetricGroup(
-        "The ledger",
-        (
-            _always("ledger/generated_groups", "groups", "admitted since the run started"),
-            _always("ledger/trained_groups", "groups", "of them: trained on"),
-            _always("ledger/failed_groups", "groups", "of them: failed, every attempt of them"),
-            _always("ledger/dropped_groups", "groups", "of them: dropped, for whatever reason"),
-            _always("ledger/in_flight_groups", "groups", "of them: queued, leased, ready or in training"),
-            Metric(
-                "ledger/dropped/{reason}",
-                "groups",
-                "of the dropped ones: for this reason (`constant`, `stale`)",
-            ),
-            Metric(
-                "ledger/returned_leases",
-                "leases",
-                "that came back unfinished: a lost worker, a failed attempt",
-            ),
-            Metric("ledger/generated_tokens", "tokens", "sampled since the run started, as far as handed in"),
-            Metric("ledger/trained_tokens", "tokens", "of them: trained on"),
-            Metric(
-                "ledger/masked_tokens", "tokens", "of them: in trained groups, and left out, being too old"
-            ),
-            Metric("ledger/dropped_tokens", "tokens", "of them: of dropped groups"),
-            Metric("ledger/failed_tokens", "tokens", "of them: of failed attempts"),
-            Metric("ledger/in_flight_tokens", "tokens", "of them: of groups in flight"),
-            Metric("buffer/queued_groups", "groups", "given back, that the next lease takes, now"),
-            Metric("buffer/leased_groups", "groups", "with workers, now"),
-            Metric("buffer/ready_groups", "groups", "finished, and not yet in a batch, now"),
-            Metric("buffer/taken_groups", "groups", "in batches that the trainer has, now"),
-        ),
-        "The parts add up to what was generated, in every line.",
-    ),
-    MetricGroup(
-        "Processes",
-        (
-            Metric(
-                "memory/{role}_rss_bytes", "bytes", "of the host's memory, with all that the role has started"
-            ),
-            Metric(
-                "rpc/refused",
-                "messages",
-                "that the coordinator refused: malformed, or not the sender's to say",
-            ),
-            Metric("rpc/refused_peers", "connections", "without the run's keys, that were refused"),
-        ),
-        "With `run.mode: async`.",
-    ),
-    MetricGroup(
-        "By the age of the tokens",
-        (
-            Metric("age/{age}/tokens", "tokens", "trained tokens of this age"),
-            Metric("age/{age}/ess", "share", "as `ess`"),
-            Metric("age/{age}/ratio_mean", "", "as `ratio/mean`"),
-            Metric("age/{age}/ratio_p01", "", "as `ratio/p01`"),
-            Metric("age/{age}/ratio_p99", "", "as `ratio/p99`"),
-            Metric("age/{age}/second_moment", "", "as `log_ratio/second_moment`"),
-            Metric("age/{age}/kl", "nats", "as `kl/behavior`"),
-            Metric("age/{age}/clip_frac", "share", "as `clip_frac`"),
-            Metric("age/{age}/entropy", "nats", "as `entropy`"),
-        ),
-        "The same over the tokens of each age alone, in versions.",
-    ),
-)
+def _groups() -> Iterator[MetricGroup]:
+    for block in _TABLE.strip().split("\n\n"):
+        title, *lines = block.splitlines()
+        when = lines.pop(0).removeprefix("> ") if lines[0].startswith("> ") else ""
+        rows = [re.split(" {2,}", line, maxsplit=2) for line in lines]
+        metrics = [
+            Metric(name.rstrip("*"), unit.strip("-"), meaning, name.endswith("*"))
+            for name, unit, meaning in rows
+        ]
+        yield MetricGroup(title.removeprefix("# "), when, metrics)
 
+
+GROUPS: Sequence[MetricGroup] = tuple(_groups())
 METRICS: Mapping[str, Metric] = {metric.name: metric for group in GROUPS for metric in group.metrics}
 
 REQUIRED_KEYS: Sequence[str] = tuple(metric.name for metric in METRICS.values() if metric.is_always)
-"""The keys that every line of `metrics.jsonl` has. Lines may have more; the ones with numbers go to
-TensorBoard."""
+"""The keys that every line of `metrics.jsonl` has. A line may have more; TensorBoard gets all numbers."""
 
 OVERVIEW: Mapping[str, str] = {
     "reward/mean": "reward",
@@ -275,22 +189,22 @@ OVERVIEW: Mapping[str, str] = {
     "idle/trainer": "idle_trainer",
     "idle/rollout": "idle_rollout",
 }
-"""What TensorBoard shows first, in this order, besides where it belongs."""
+"""What TensorBoard shows first, in this order, in addition to its usual place."""
 
 
 def named(key: str) -> Metric | None:
-    """The metric that a key of a line belongs to."""
+    """The metric that a key of `metrics.jsonl` belongs to."""
     return METRICS.get(key) or next((METRICS[n] for n, like in _patterns() if like.fullmatch(key)), None)
 
 
 def unnamed(keys: Iterable[str]) -> list[str]:
-    """Those that the table lacks."""
+    """The keys that are missing from the table."""
     return sorted({key for key in keys if named(key) is None})
 
 
 def board_tags(key: str) -> list[str]:
-    """Where TensorBoard shows a metric. It sorts what it shows by name: the overview first, the many cards of
-    the single ages last."""
+    """Where TensorBoard shows a metric. It sorts by name: the overview comes first, and the many cards for
+    single ages come last."""
     places = list(OVERVIEW)
     overview = [f"0_overview/{places.index(key) + 1}_{OVERVIEW[key]}"] if key in OVERVIEW else []
     return [*overview, f"z_{key}" if key.startswith("age/") else key]
@@ -298,7 +212,7 @@ def board_tags(key: str) -> list[str]:
 
 @cache
 def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Of the names with braces."""
+    """The names with braces, each with its pattern."""
     return tuple(
         (name, re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(name)))) for name in METRICS if "{" in name
     )

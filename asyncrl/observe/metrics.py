@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a training step, written by the trainer and read by everybody else."""
+"""`metrics.jsonl`: one JSON object per training step, written by the trainer and read by everything else."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ Value = float | int | str | list[str] | None
 
 
 class MetricsError(AsyncRLError, ValueError):
-    """A line of metrics is wrong; the message says which, and what is wrong with it."""
+    """A line of metrics is wrong; the message says which one, and why."""
 
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` in the run directory and mirrors its numbers to `tensorboard/`.
 
-    Each line is with the operating system when `write` returns: killing the process loses none.
+    When `write` returns, the operating system has the line: killing the process loses none.
 
-    after_step: the step that the run goes on from. On opening, later lines are removed, and one that a crash
-    cut short; TensorBoard drops its later points.
+    after_step: the step that the run continues from. On opening, later lines are removed, and so is one that
+    a crash cut short; TensorBoard drops its later points.
     """
 
     def __init__(self, run_dir: str | Path, after_step: int = 0) -> None:
         path = Path(run_dir) / FILE_NAME
         kept = _cut_after(path, after_step)
         self.last_wall_s: float = kept["wall_s"] if kept is not None else 0.0
-        """`wall_s` of the last line that was kept: the run has taken so long already."""
+        """`wall_s` of the last line that was kept: the time that the run has already taken."""
         self._file = path.open("ab")
         self._board = _open_board(Path(run_dir) / BOARD_NAME, after_step + 1 if kept is not None else None)
         self._last_step = after_step
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one step. Values are numbers (also numpy's and tensors of one element), strings or lists
-        of strings; numbers that are not finite are written as null.
+        """Append one step. Values are numbers (including numpy's and tensors of one element), strings or
+        lists of strings; numbers that are not finite are written as null.
 
-        Raises `MetricsError` when a required key is missing or the step does not rise, and `InvariantError`
-        when the ledger does not close.
+        Raises `MetricsError` if a required key is missing or the step does not increase, and `InvariantError`
+        if the ledger does not close.
         """
         values = {key: _plain(key, value) for key, value in line.items()}
         step = _check_line(values, self._last_step)
@@ -78,8 +78,8 @@ class MetricsWriter:
 
 
 class MetricsTail:
-    """Reads a growing `metrics.jsonl` from where the last poll ended. The file need not exist yet. When a
-    trainer goes back and takes another file's place, the steps that were read before are not read twice."""
+    """Reads a growing `metrics.jsonl` from where the last poll ended. The file need not exist yet. If a
+    restarted trainer replaces the file by a shorter one, steps that were read before are not read again."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
@@ -89,11 +89,8 @@ class MetricsTail:
         self._last_step = 0
 
     def poll(self) -> list[dict[str, Any]]:
-        """The lines finished since the last poll; a line without its end waits for the next. Null reads as
-        NaN.
-
-        Raises `MetricsError` for a line that is no JSON object.
-        """
+        """The lines completed since the last poll, with null as NaN. Raises `MetricsError` for a line that is
+        not a JSON object."""
         try:
             with self._path.open("rb") as file:
                 if (file_id := os.fstat(file.fileno()).st_ino) != self._file_id:
@@ -115,14 +112,16 @@ class MetricsTail:
         try:
             values = msgspec.json.decode(line, type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise MetricsError(f"{self._path}, line {self._lines}, is no line of metrics: {error}") from None
+            raise MetricsError(
+                f"{self._path}, line {self._lines}, is not a line of metrics: {error}"
+            ) from None
         return {key: math.nan if value is None else value for key, value in values.items()}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Every finished line, null as NaN. A last line that a crash cut short is left out.
+    """Every complete line, with null as NaN. A last line that a crash cut short is left out.
 
-    Raises `FileNotFoundError`, and `MetricsError` for a line that is no JSON object.
+    Raises `FileNotFoundError`, and `MetricsError` for a line that is not a JSON object.
     """
     path = Path(path)
     path.stat()
@@ -130,10 +129,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _plain(key: str, value: Any) -> Value:
-    """A value as JSON has it."""
+    """A value for JSON."""
     if hasattr(value, "item"):  # numpy scalars, tensors
         value = value.item()
-    if isinstance(value, numbers.Integral):  # bool too: TensorBoard and readers want a number
+    if isinstance(value, numbers.Integral):  # includes bool: TensorBoard and readers need a number
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
@@ -141,21 +140,23 @@ def _plain(key: str, value: Any) -> Value:
         return value
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return list(value)
-    raise MetricsError(f"metric `{key}` is {value!r}; it should be a number, a string or a list of strings")
+    raise MetricsError(f"metric `{key}` is {value!r}; it must be a number, a string or a list of strings")
 
 
 def _check_line(values: Mapping[str, Value], last_step: int) -> int:
-    """Returns the line's step."""
+    """Check a line and return its step."""
     missing = [key for key in REQUIRED_KEYS if key not in values]
     if missing:
         raise MetricsError(f"a line of metrics lacks {', '.join(f'`{key}`' for key in missing)}")
     step = values["step"]
     if not isinstance(step, int) or step <= last_step:
-        raise MetricsError(f"metric `step` is {step!r} after {last_step}; steps are whole and rise from 1")
+        raise MetricsError(
+            f"metric `step` is {step!r} after {last_step}; steps are integers that increase from 1"
+        )
     generated = values["ledger/generated_groups"]
     parts = {name: values[f"ledger/{name}_groups"] for name in ("trained", "dropped", "failed", "in_flight")}
     if any(not isinstance(count, int) or count < 0 for count in (generated, *parts.values())):
-        raise MetricsError(f"step {step}: the ledger's counts are no counts: generated={generated}, {parts}")
+        raise MetricsError(f"step {step}: the ledger has invalid counts: generated={generated}, {parts}")
     total = sum(parts.values())  # type: ignore[arg-type]  # all ints, as just checked
     if total != generated:
         terms = " + ".join(f"{count} {name}" for name, count in parts.items())
@@ -176,7 +177,7 @@ def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
             break
         last, end = values, end + len(line)
     if end < len(content):
-        # Another file, by which those who read this one notice.
+        # A new file, so that readers of this one notice.
         shorter = path.with_suffix(".shorter")
         shorter.write_bytes(content[:end])
         shorter.replace(path)
@@ -184,7 +185,7 @@ def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
 
 
 def _open_board(folder: Path, purge_step: int | None) -> SummaryWriter:
-    # Imported here: it pulls torch, which readers of metrics do not need.
+    # Imported here because it imports torch, which readers of metrics do not need.
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), flush_secs=10, purge_step=purge_step)

@@ -1,4 +1,4 @@
-"""The picture of a run on a terminal."""
+"""Draws a run on a terminal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asyncrl.observe.progress import Progress
+from asyncrl.observe.progress import RunProgress
 from asyncrl.observe.sparkline import sparkline
-from asyncrl.observe.words import duration, milliseconds, number, percent
+from asyncrl.units import duration, milliseconds, number, percent
 
 LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
 FRAME_WIDTH = 10
-"""Borders and padding of the panel, and the gaps between the columns."""
+"""Borders and padding of the panel, and gaps between the columns."""
 MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 72
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_HZ = 4
 
 
-def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
-    """The whole picture for a terminal of `width` columns, `events` (one line of text each) at the bottom."""
+def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
+    """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
+    bottom."""
     width = min(width, LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
@@ -44,7 +45,7 @@ def run_panel(progress: Progress, events: Sequence[str], now_s: float, width: in
     )
 
 
-def _progress_bar(progress: Progress, now_s: float) -> RenderableType:
+def _progress_bar(progress: RunProgress, now_s: float) -> RenderableType:
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
@@ -64,7 +65,7 @@ def _progress_bar(progress: Progress, now_s: float) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One quantity: its name, its value now, its course over the run between two levels, and a remark."""
+    """A quantity: its name, its current value, the metric that is charted between two levels, and a note."""
 
     label: str
     value: str
@@ -75,7 +76,7 @@ class _Row:
     note: str
 
 
-def _chart_table(progress: Progress, width: int) -> RenderableType:
+def _chart_table(progress: RunProgress, width: int) -> RenderableType:
     chart_width = min(MAX_CHART_WIDTH, width - LABEL_WIDTH - VALUE_WIDTH - NOTE_WIDTH - FRAME_WIDTH)
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(width=LABEL_WIDTH, no_wrap=True, style="dim")
@@ -92,7 +93,7 @@ def _chart_table(progress: Progress, width: int) -> RenderableType:
     return grid
 
 
-def _rows(progress: Progress) -> Iterator[_Row]:
+def _rows(progress: RunProgress) -> Iterator[_Row]:
     now = progress.number
     rewards = progress.series["reward/mean"]
     gain = "" if math.isnan(rewards[-1] - rewards[0]) else f"{rewards[-1] - rewards[0]:+.3f} since the start"
@@ -112,7 +113,7 @@ def _rows(progress: Progress) -> Iterator[_Row]:
         yield _Row(f"{role} idle", percent(share), f"idle/{role}", 0, 1, color, note)
 
 
-def _ledger(progress: Progress) -> RenderableType:
+def _ledger(progress: RunProgress) -> RenderableType:
     text = _one_line("groups".ljust(LABEL_WIDTH), "dim")
     for i, state in enumerate(("trained", "in_flight", "dropped", "failed")):
         count = progress.number(f"ledger/{state}_groups")
@@ -122,8 +123,8 @@ def _ledger(progress: Progress) -> RenderableType:
     return text
 
 
-def _status(progress: Progress, now_s: float) -> Iterator[RenderableType]:
-    """What the run is doing, when there is something to say."""
+def _status(progress: RunProgress, now_s: float) -> Iterator[RenderableType]:
+    """What the run is doing, if there is anything to say."""
     overdue_s = progress.overdue_s(now_s)
     if overdue_s is not None:
         quiet = f"no step has ended for {duration(overdue_s)}"

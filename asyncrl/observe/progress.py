@@ -1,5 +1,5 @@
-"""How far a run is, from its lines of metrics and what its supervisor says: pure, for the live views to
-show."""
+"""The progress of a run, from its lines of metrics and its supervisor's status. Pure; the live views show
+it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CHARTED_KEYS = (
     "idle/trainer",
     "idle/rollout",
 )
-"""The metrics whose whole course is kept."""
+"""The metrics whose whole history is kept."""
 PACE_STEPS = 20
-"""The pace that the ETA assumes is that of so many last steps."""
+"""The ETA assumes the pace of this many last steps."""
 OVERDUE_PACES, OVERDUE_S = 5, 10.0
-"""A step is overdue when it has taken so many times the pace, and so many seconds."""
+"""A step is overdue when it has taken this many times the usual time, and at least this many seconds."""
 
 
 @dataclass(slots=True)
-class Progress:
-    """A run as seen from outside. `..._s` are seconds of the watcher's monotonic clock."""
+class RunProgress:
+    """A run seen from outside. `..._s` are seconds on the watcher's monotonic clock."""
 
     name: str
     total_steps: int
@@ -35,14 +35,14 @@ class Progress:
     status: str = ""
     """What the run is doing or waiting for."""
     begun_with: int = 0
-    """The steps that were done before the watcher came."""
+    """Steps that were done before the watcher started."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The newest line of metrics; empty before the first."""
     last_line_s: float = math.nan
     """When it was read."""
     series: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in CHARTED_KEYS})
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS + 1))
-    """Step and wall time of the last lines."""
+    """Step and wall-clock time of the last lines."""
 
     def add(self, line: Mapping[str, Any], now_s: float) -> None:
         self.last, self.last_line_s = line, now_s
@@ -52,7 +52,7 @@ class Progress:
 
     @property
     def steps(self) -> int:
-        """Training steps done."""
+        """Finished training steps."""
         return int(self.last.get("step", 0))
 
     @property
@@ -61,30 +61,30 @@ class Progress:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether steps follow each other: then they tell enough, and a status says nothing new."""
+        """Whether steps follow each other, so that a status adds nothing."""
         return self.begun_with < self.steps < self.total_steps
 
     def number(self, key: str) -> float:
-        """A number of the newest line; NaN when it has none of that name."""
+        """A number of the newest line; NaN if it has none of that name."""
         value = self.last.get(key)
         return float(value) if isinstance(value, int | float) else math.nan
 
     def pace_s(self) -> float | None:
-        """Seconds a step takes lately; None while unknown."""
+        """Recent seconds per step; None while unknown."""
         if len(self._recent) < 2 or self._recent[-1][0] <= self._recent[0][0]:
             return None
         (first_step, first_s), (last_step, last_s) = self._recent[0], self._recent[-1]
         return (last_s - first_s) / (last_step - first_step)
 
     def eta_s(self, now_s: float) -> float | None:
-        """Seconds to the end of the last step; None while unknown."""
+        """Seconds until the last step ends; None while unknown."""
         pace_s = self.pace_s()
         if self.is_done or pace_s is None:
             return 0.0 if self.is_done else None
         return max(0.0, (self.total_steps - self.steps) * pace_s - (now_s - self.last_line_s))
 
     def overdue_s(self, now_s: float) -> float | None:
-        """How long the current step has taken, when that is far beyond the pace; None otherwise."""
+        """How long the current step has taken, if that is far longer than usual; else None."""
         pace_s = self.pace_s()
         if self.is_done or pace_s is None:
             return None

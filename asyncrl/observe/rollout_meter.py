@@ -1,5 +1,4 @@
-"""Adds up what the rollout workers report, across workers and their restarts, into the metrics of a
-training step."""
+"""Aggregates the reports of rollout workers, across workers and restarts, into metrics of a training step."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ class _Worker:
 
 @dataclass
 class RolloutMeter:
-    """`clock` gives seconds. Totals of a worker start from 0 again when it is restarted."""
+    """`clock` returns seconds. A worker's totals start from 0 again when it restarts."""
 
     clock: Callable[[], float]
     _workers: dict[str, _Worker] = field(default_factory=dict)
@@ -38,15 +37,15 @@ class RolloutMeter:
         w.running, w.waiting = stats.running, stats.waiting
 
     def resume(self, worker: str, stats: EngineStats) -> None:
-        """A worker that has been at work for a while is heard for the first time: what it did before does not
-        count here."""
+        """The first report of a worker that has been working for a while: its earlier work does not count
+        here."""
         self._workers[worker] = _Worker(stats.generated_tokens, stats.busy_s)
 
     def updated(self, worker: str, report: UpdateReport) -> None:
         self._updates[worker] = report
 
     def rewards(self, sums: Mapping[str, tuple[float, int]]) -> None:
-        """Sums and counts of what the rewards had to tell, by metric."""
+        """Add sums and counts of reward metrics, by name."""
         for name, (total, count) in sums.items():
             self._rewards[name][0] += total
             self._rewards[name][1] += count
@@ -56,13 +55,13 @@ class RolloutMeter:
         self._updates.pop(worker, None)
 
     def metrics(self) -> dict[str, float]:
-        """Rates since the last call, and the state now."""
+        """Rates since the last call, and the current state."""
         now = self.clock()
         last_s, last_tokens, last_busy_s = self._last or (now, self._generated_tokens, self._busy_s)
         self._last = (now, self._generated_tokens, self._busy_s)
         elapsed_s = now - last_s
         workers = max(1, len(self._workers))
-        # Reports lag by a fraction of a second, so that one step's share may come out a little above 1.
+        # Reports lag by a fraction of a second, so a step's share may come out slightly above 1.
         busy = min(1.0, (self._busy_s - last_busy_s) / (elapsed_s * workers)) if elapsed_s > 0 else 0.0
         rate = (self._generated_tokens - last_tokens) / elapsed_s if elapsed_s > 0 else 0.0
         pauses = [update.pause_s for update in self._updates.values()] or [0.0]

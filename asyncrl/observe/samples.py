@@ -1,4 +1,4 @@
-"""`samples.jsonl`: some responses of a run's training batches, to be read by a person."""
+"""`samples.jsonl`: some responses of a run's training batches, for people to read."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ FILE_NAME = "samples.jsonl"
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One response that was trained on, or with which a model was evaluated."""
+    """A response from training or from an evaluation."""
 
     step: int
-    """The training step, from 1 on, as in `metrics.jsonl`; 0 in an evaluation."""
+    """The training step, counting from 1 as in `metrics.jsonl`; 0 in an evaluation."""
     chosen: list[str]
-    """What is special about it: the `best`, `worst` or `longest` response of its batch, or the `first`."""
+    """Why it was chosen: the `best`, `worst`, `longest` or `first` response of its batch."""
     group: int
     row: int
-    """Of the prompt, among the usable rows of the dataset."""
+    """Index of the prompt among the usable rows of the dataset."""
     reward: float
     parts: dict[str, float]
     tokens: int
     finish: FinishReason
     versions: tuple[int, int]
-    """The oldest and the newest policy version that sampled a token of it."""
+    """The oldest and the newest policy version that sampled its tokens."""
     prompt: str
     response: str
-    """Special tokens included, as they were sampled."""
+    """Includes special tokens, as they were sampled."""
     model: str = ""
-    """The one that was evaluated."""
+    """The evaluated model."""
 
     @classmethod
     def of(
@@ -47,7 +47,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
         decode: Callable[[Sequence[int]], str],
         model: str = "",
     ) -> Self:
-        """decode: text of token ids, special tokens included."""
+        """decode: from token ids to text, including special tokens."""
         versions = trajectory.token_versions()
         sampled = versions[versions != NOT_SAMPLED]
         begins = int(np.argmax(trajectory.loss_mask))
@@ -67,18 +67,18 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
     def line(self) -> bytes:
-        """As in the file."""
+        """A line of the file."""
         return msgspec.json.encode(self) + b"\n"
 
 
 def is_kept(step: int) -> bool:
-    """Whether samples of a step are kept: of the first hundred steps all, then of every tenth, from the
-    thousandth on of every hundredth, and so on. So the file of a long run stays small."""
+    """Whether samples of a step are kept: all of the first hundred steps, then every tenth, from step 1000 on
+    every hundredth, and so on, so that the file of a long run stays small."""
     return step % 10 ** max(0, int(math.log10(max(1, step))) - 1) == 0
 
 
 def choose(groups: Iterable[Group]) -> Iterator[tuple[list[str], Group, Trajectory]]:
-    """The best, worst, longest and first response; each once, with all that it is."""
+    """The best, worst, longest and first response; each once, with all reasons why it was chosen."""
     everything = [(group, t) for group in groups for t in group.trajectories]
     picks: Mapping[str, Callable[[tuple[Group, Trajectory]], float]] = {
         "best": lambda pair: -pair[1].reward,
@@ -96,8 +96,8 @@ def choose(groups: Iterable[Group]) -> Iterator[tuple[list[str], Group, Trajecto
 class SamplesWriter:
     """Appends to `samples.jsonl` in the run directory.
 
-    decode: text of token ids, special tokens included. after_step: the step that the run goes on from; later
-    samples are removed on opening.
+    decode: from token ids to text, including special tokens. after_step: the step that the run continues
+    from; later samples are removed on opening.
     """
 
     def __init__(self, run_dir: Path, decode: Callable[[Sequence[int]], str], after_step: int = 0) -> None:
@@ -109,7 +109,7 @@ class SamplesWriter:
         self._decode = decode
 
     def write(self, batch: Batch) -> None:
-        """Some responses of the batch of a step, if any of that step are kept."""
+        """Write some responses of a step's batch, if samples of that step are kept."""
         step = batch.step + 1
         if not is_kept(step):
             return
@@ -128,8 +128,8 @@ class SamplesWriter:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """All of a run's, by its directory, or of a file of them; a line that a crash has cut short is left out.
-    Raises `FileNotFoundError`."""
+    """All samples in a run directory or in a file; a line that a crash cut short is left out. Raises
+    `FileNotFoundError`."""
     file = path / FILE_NAME if path.is_dir() else path
     decoder, found = msgspec.json.Decoder(Sample), []
     for line in file.read_bytes().splitlines():

@@ -1,4 +1,4 @@
-"""A series of numbers as one line of text."""
+"""Draws a series of numbers as one line of text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LEVELS = "▁▂▃▄▅▆▇█"
 def sparkline(values: Sequence[float], width: int, low: float, high: float) -> str:
     """At most `width` characters, oldest value first, from `low` (lowest level) to `high` (highest).
 
-    More values than characters are averaged in equal stretches. NaN leaves a blank, values beyond the ends
-    are clipped.
+    If there are more values than characters, equal stretches are averaged. NaN leaves a blank; values outside
+    the range are clipped.
     """
     if len(values) > width:
         edges = [i * len(values) // width for i in range(width + 1)]
@@ -23,7 +23,7 @@ def sparkline(values: Sequence[float], width: int, low: float, high: float) -> s
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of the numbers that are not NaN; NaN when there are none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
 

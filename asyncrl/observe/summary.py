@@ -1,4 +1,4 @@
-"""What a finished run amounts to, from its run directory."""
+"""Summarises a finished run from its run directory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
-from asyncrl.observe.words import duration, number, percent
-from asyncrl.units import format_bytes
+from asyncrl.units import duration, format_bytes, number, percent
 
 FIRST_STEPS, LAST_STEPS = 3, 5
-"""The rewards at the start and the end are means over so many steps."""
+"""The first and the last reward are means over this many steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Means are over steps; rates and idle shares are weighted by the steps' durations, so that they are
-    those of the whole run. Quantities that were never finite are NaN."""
+    """Means are over steps. Rates and idle shares are weighted by the durations of the steps, so they
+    describe the whole run. Quantities that were never finite are NaN."""
 
     run_dir: Path
     steps: int
@@ -42,13 +41,13 @@ class Summary:
     failed_groups: int
     in_flight_groups: int
     checkpoint_s: float
-    """For which the training waited while checkpoints were made."""
+    """Time that the training waited for checkpoints."""
     checkpoints: int
-    """Those that are kept."""
+    """Number of checkpoints kept."""
     checkpoint_bytes: int
-    """What they take of the disk."""
+    """Their size on disk."""
     checkpoint: Path | None
-    """The newest model, as `AutoModelForCausalLM.from_pretrained` takes it; None when none was saved."""
+    """The newest model, for `AutoModelForCausalLM.from_pretrained`; None if none was saved."""
 
     @property
     def board_command(self) -> str:
@@ -56,7 +55,7 @@ class Summary:
 
 
 def summarise(run_dir: str | Path) -> Summary:
-    """Raises `FileNotFoundError` when there are no metrics, `MetricsError` when no step was finished."""
+    """Raises `FileNotFoundError` if there are no metrics, and `MetricsError` if no step was finished."""
     run_dir = Path(run_dir)
     lines = read_metrics(run_dir / FILE_NAME)
     if not lines:
@@ -97,12 +96,12 @@ def summarise(run_dir: str | Path) -> Summary:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The model written last, of those in `checkpoints/*/hf`."""
+    """The latest model in `checkpoints/*/hf`."""
     return max(run_dir.glob("checkpoints/*/hf"), key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """To standard output by default. Paths are never broken over lines, so that they can be copied."""
+    """Print to standard output by default. Paths are never wrapped, so that they can be copied."""
     console = console or Console()
     for label, text in _rows(summary):
         console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
@@ -130,7 +129,7 @@ def _rows(s: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """Weighted mean of the values that are not NaN; NaN when nothing is left to average."""
+    """Weighted mean of the values that are not NaN; NaN if there are none."""
     pairs = [(v, w) for v, w in zip(values, weights or [1.0] * len(values), strict=True) if not math.isnan(v)]
     total = math.fsum(w for _, w in pairs)
     return math.fsum(v * w for v, w in pairs) / total if total > 0 else math.nan

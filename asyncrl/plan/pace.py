@@ -233,7 +233,7 @@ def warnings(config: Config, pace: Pace) -> Iterator[str]:
         yield (
             f"run.stall_s={run.stall_s:g}: with responses of full length a step is expected to take about "
             f"{pace.step_s:.0f} s, and training to be silent for {silent_s:.0f} s while weights are copied "
-            f"(estimated), which may pass for a stall; set run.stall_s={_rounded_up(stall_s)} or more"
+            f"(estimated), which may look like a stall; set run.stall_s={_rounded_up(stall_s)} or more"
         )
     if _ROOM * pace.start_s > run.start_s:
         yield (

@@ -143,7 +143,7 @@ def _refuse_too_few(config: Config, needs: Sequence[Need], asked: int | None, us
         what = f"{_count(needed)} are needed ({parts})"
     there = "there is 1" if usable == 1 else f"there are {usable}"
     enough = max(needed, gpus_needed(config, usable + 1))  # a single GPU is shared, and two need not be
-    more = f"take a machine with {_count(enough)}" if asked is None else f"use --gpus {enough}"
+    more = f"use a machine with {_count(enough)}" if asked is None else f"use --gpus {enough}"
     raise ConfigError(f"{what}, and {there}; {', or '.join([*remedies(config, usable), more])}")
 
 

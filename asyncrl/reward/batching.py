@@ -1,14 +1,14 @@
-"""Which of the waiting pairs are scored together."""
+"""Chooses which of the waiting pairs are scored together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def choose_batch(lengths: Sequence[int], budget: int) -> list[int]:
+def choose_pairs(lengths: Sequence[int], budget: int) -> list[int]:
     """Indices into `lengths` (tokens of the waiting pairs, oldest first) of the next batch.
 
-    The oldest is always in it, so that none waits for ever; beside it those nearest to it in length, as many
+    The oldest is always included, so that none waits for ever. Those nearest to it in length join it, as many
     as keep the batch, padded to its longest, within `budget` tokens. A pair over the budget goes alone.
     """
     order = sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - lengths[0]), i))

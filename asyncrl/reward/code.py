@@ -1,4 +1,4 @@
-"""A verifiable reward: does the program in a response pass the row's tests? Needs Linux
+"""A verifiable reward: whether the program in a response passes the row's tests. Needs Linux
 (`asyncrl.reward.sandbox.sandbox`)."""
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import Any
 
 from asyncrl.reward.sandbox import sandbox
 from asyncrl.reward.sandbox.limits import Limits
+from asyncrl.reward.score import completion_text
 
-# Here, so that a run that could not score anything ends before it begins.
+# At import, so that a run that could not score anything ends before it starts.
 sandbox.check()
 
 Test = Mapping[str, str] | str
-"""`{"input": ..., "output": ...}`, standard input and the standard output wanted; or Python statements that
-raise where the program is wrong: `assert solve(2) == 4`."""
+"""`{"input": ..., "output": ...}`, standard input and expected standard output; or Python statements that
+raise if the program is wrong: `assert solve(2) == 4`."""
 
 _BLOCK = re.compile(r"^```[ \t]*(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = {"", "python", "python3", "py"}
@@ -25,13 +26,13 @@ _PYTHON = {"", "python", "python3", "py"}
 def passed_tests(
     completions: Sequence[Any], tests: Sequence[Sequence[Test]], time_limit_s: Sequence[float] = ()
 ) -> list[float]:
-    """The share, 0.0 to 1.0, of the row's `tests` that the last Python block of a response passes; 0.0 where
-    there is none.
+    """The share, 0.0 to 1.0, of the row's `tests` that the last Python block of a response passes; 0.0
+    without such a block.
 
-    time_limit_s: CPU seconds for each test, where the dataset has such a column. A program that runs into a
-        limit of the sandbox fails the tests that are left as well: they could take all the time there is.
+    time_limit_s: CPU seconds for each test, if the dataset has such a column. A program that hits a limit of
+        the sandbox fails the remaining tests as well, so that it cannot use up its limits in each.
 
-    Raises `ValueError` for a row without tests, or with others than `Test`, and `SandboxError`.
+    Raises `ValueError` for a row without tests or with something else than a `Test`, and `SandboxError`.
     """
     return [sum(passed) / len(passed) for passed in _all_results(completions, tests, time_limit_s)]
 
@@ -39,12 +40,12 @@ def passed_tests(
 def passed_all_tests(
     completions: Sequence[Any], tests: Sequence[Sequence[Test]], time_limit_s: Sequence[float] = ()
 ) -> list[float]:
-    """1.0 where every test is passed, else 0.0: `passed_tests` without anything in between."""
+    """1.0 if every test passes, else 0.0 (see `passed_tests`)."""
     return [float(all(passed)) for passed in _all_results(completions, tests, time_limit_s, stop_early=True)]
 
 
 def last_program(text: str) -> str | None:
-    """The last closed code block that is Python, or does not say what it is."""
+    """The last closed code block that is marked as Python or not marked at all."""
     blocks = [code for language, code in _BLOCK.findall(text) if language.lower() in _PYTHON]
     return blocks[-1] if blocks else None
 
@@ -56,15 +57,15 @@ def _all_results(
     *,
     stop_early: bool = False,
 ) -> list[list[bool]]:
-    """Of each completion, which of its tests it passes."""
+    """For each completion, which of its tests it passes."""
     limits = [Limits(cpu_s=cpu_s) for cpu_s in time_limit_s] or [Limits()] * len(completions)
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [_results(*each, stop_early) for each in zip(texts, tests, limits, strict=True)]
+    each = zip(map(completion_text, completions), tests, limits, strict=True)
+    return [_results(text, of_row, limit, stop_early) for text, of_row, limit in each]
 
 
 def _results(text: str, tests: Sequence[Test], limits: Limits, stop_early: bool) -> list[bool]:
     if not tests:
-        raise ValueError("there is no test to pass: the row's `tests` is empty")
+        raise ValueError("the row's `tests` is empty: there is nothing to run")
     passed = [False] * len(tests)
     program = last_program(text)
     if program is not None:
@@ -76,9 +77,9 @@ def _results(text: str, tests: Sequence[Test], limits: Limits, stop_early: bool)
 
 
 def _try(program: str, test: Test, limits: Limits) -> tuple[bool, bool]:
-    """Whether the program passes, and whether it kept within its limits."""
+    """Whether the program passes, and whether it stayed within its limits."""
     if isinstance(test, str):
-        # Only a program that reaches its end says this: to leave before the test is not to pass it.
+        # Only a program that runs to its end prints this: exiting before the test is not passing it.
         end = secrets.token_hex(16)
         outcome = sandbox.run_program(f"{program}\n{test}\nprint('\\n{end}')\n", "", limits)
         right = outcome.stdout.splitlines()[-1:] == [end]
@@ -87,7 +88,7 @@ def _try(program: str, test: Test, limits: Limits) -> tuple[bool, bool]:
         right = _lines(outcome.stdout) == _lines(test["output"])
     else:
         raise ValueError(
-            f"a test is {{input: text, output: text}}, or Python statements; there is {test!r:.200}"
+            f"a test must be {{input: text, output: text}} or Python statements, not {test!r:.200}"
         )
     return outcome.status == "ok" and right, outcome.status != "limit"
 

@@ -1,20 +1,19 @@
-"""From the parts of a reward to the reward: pure arithmetic on numbers.
+"""Composes a reward from its parts: pure arithmetic.
 
-A part's value x becomes, in this order and each only where it is asked for,
+The value x of a part is transformed in this order, by the steps that the config asks for:
 
-    sigmoid       1 / (1 + exp(-x))        a reward model's score as a chance: Bradley and Terry 1952
+    sigmoid       1 / (1 + exp(-x))        a reward model's score as a probability: Bradley and Terry 1952
     standardise   (x - mean) / std         over the batches so far (`asyncrl.reward.statistics`)
     cap           min(x - cap, 0)          Clip of Gao et al. 2024, arXiv 2410.15115, section 5
     clip          min(max(x, low), high)
-    gate          x where the gating rule gave more than 0, else 0: Posterior-GRPO, arXiv 2508.05170
+    gate          x if the gating part is above 0, else 0: Posterior-GRPO, arXiv 2508.05170
     weight        w x
 
-and the reward is the sum.
+The reward is the sum.
 
-The paper has a second refinement beside Clip, Delta, for models that score every step of a response: step k
-earns r_k - r_{k+1}, so that what follows from step k on sums to r_k and steps that only repeat earn nothing.
-A score of the whole response, which is all that there is here, is one step: it is earned once, whatever the
-length, which is what Delta is for.
+Gao et al. also propose Delta, for models that score every step of a response: step k earns r_k - r_{k+1}, so
+that the steps from k on sum to r_k and mere repetition earns nothing. The scores here are of whole responses,
+earned once whatever the length, so Delta would change nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from asyncrl.config import RewardConfig, RewardModelConfig
 
 @dataclass(frozen=True, slots=True)
 class PartRule:
-    """What becomes of one part."""
+    """How one part enters the reward."""
 
     name: str
     weight: float = 1.0
@@ -38,7 +37,7 @@ class PartRule:
     clip: tuple[float, float] | None = None
     gate: str | None = None
     shaping: bool = False
-    """Shapes a reward, and is none by itself."""
+    """Only shapes a reward that other parts give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +73,15 @@ def part_rules(config: RewardConfig) -> tuple[PartRule, ...]:
 def compose(
     values: Mapping[str, float], rules: Sequence[PartRule], scales: Mapping[str, Scale] | None = None
 ) -> float:
-    """The reward of a response, of which `values` has the parts that apply to it, as they were scored.
+    """The reward of a response. `values` has the raw scores of the parts that apply to it.
 
-    scales: of the parts that are standardised. Without it those enter as they are, with neither `cap` nor
-        `clip`, which are meant for what is standardised.
+    scales: for the parts that are standardised. Without it these enter unchanged, and neither their `cap` nor
+        their `clip`, which are for standardised values, is applied.
 
-    Raises `ValueError` where nothing but shaping applies, or where the sum is not finite.
+    Raises `ValueError` if nothing but shaping applies, or if the sum is not finite.
     """
     if not any(rule.name in values for rule in rules if not rule.shaping):
-        raise ValueError("no function or model applies to it; one has to give it a number")
+        raise ValueError("no reward function or model applies to it; at least one must score it")
     reward = sum(rule.weight * _term(values, rule, scales) for rule in rules if rule.name in values)
     if not math.isfinite(reward):
         raise ValueError(f"the weighted sum is {reward}; its parts are {dict(values)}")
@@ -90,7 +89,7 @@ def compose(
 
 
 def _term(values: Mapping[str, float], rule: PartRule, scales: Mapping[str, Scale] | None) -> float:
-    """A part's share of the sum, before its weight."""
+    """A part's term of the sum, before its weight."""
     if rule.gate is not None and values.get(rule.gate, 1.0) <= 0:
         return 0.0
     x = squashed(values[rule.name], rule)
@@ -106,7 +105,7 @@ def _term(values: Mapping[str, float], rule: PartRule, scales: Mapping[str, Scal
 
 
 def squashed(value: float, rule: PartRule) -> float:
-    """What of a part's score is standardised."""
+    """A part's score after the optional sigmoid, before it is standardised."""
     if not rule.sigmoid:
         return value
     return 1 / (1 + math.exp(-value)) if value >= 0 else (e := math.exp(value)) / (1 + e)

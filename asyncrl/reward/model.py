@@ -1,10 +1,9 @@
-"""A Hugging Face sequence-classification model of one output, as a scorer of responses."""
+"""Scores responses with a Hugging Face sequence-classification model of one output."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,22 +32,22 @@ class SequenceScorer:
         self._model = model.eval()
         self._tokenizer = tokenizer
         self.max_tokens: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        """Longest pair that the model's positions allow."""
+        """Length of the longest pair that the model's positions allow."""
 
     def tokens(self, prompt: str | Sequence[Message], response: str) -> list[int]:
         """A pair's token ids. Raises `UnreadablePairError`."""
         ids = pair_ids(self._tokenizer, prompt, response)
         if not ids:
-            raise UnreadablePairError("its chat template makes nothing of the pair")
+            raise UnreadablePairError("its chat template renders the pair as an empty text")
         if self.max_tokens is not None and len(ids) > self.max_tokens:
             raise UnreadablePairError(
-                f"the pair has {len(ids)} tokens, and the model's positions end at {self.max_tokens}"
+                f"the pair has {len(ids)} tokens, but the model has only {self.max_tokens} positions"
             )
         return ids
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[list[int]]) -> list[float]:
-        """The scores of tokenised pairs, in one forward pass, or in several where the GPU's memory asks for
+        """The scores of tokenised pairs, in one forward pass, or in several if the GPU's memory requires
         it."""
         try:
             return pooled_logits(self._model, pairs).tolist()
@@ -61,8 +60,8 @@ class SequenceScorer:
 
 
 class LocalRewardModel:
-    """A reward model in this process, for `inline` mode: pair by pair, so that no score depends on what else
-    happened to be waiting."""
+    """A reward model in this process, for `inline` mode. It scores pair by pair, so that no score depends on
+    which other pairs happened to be waiting."""
 
     def __init__(self, label: str, scorer: SequenceScorer) -> None:
         self._label = label
@@ -86,10 +85,11 @@ def pooled_logits(model: PreTrainedModel, pairs: Sequence[list[int]]) -> Tensor:
     input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in pairs], device=model.device)
     lengths = torch.tensor([len(ids) for ids in pairs], device=model.device)
     mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    no_cache = {"use_cache": False} if hasattr(text, "use_cache") else {}
     before = text.pad_token_id
     text.pad_token_id = pad
     try:
-        logits = model(input_ids=input_ids, attention_mask=mask.long(), **_no_cache(model)).logits
+        logits = model(input_ids=input_ids, attention_mask=mask.long(), **no_cache).logits
     finally:
         text.pad_token_id = before
     return logits.float().squeeze(-1)
@@ -99,18 +99,14 @@ def _padding_id(last_ids: set[int]) -> int:
     """A token id that no pair ends with.
 
     Decoders pool at the last token that is not the padding token. Many tokenizers have no padding token, or
-    the end of sequence for it: their models would pool one token too early.
+    use the end of sequence: their models would pool one token too early.
     """
     return next(i for i in range(len(last_ids) + 1) if i not in last_ids)
 
 
-def _no_cache(model: PreTrainedModel) -> dict[str, Any]:
-    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
-
-
 def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -> SequenceScorer:
-    """Load a reward model. Raises `RunFailed` when it cannot be loaded as it is, head included."""
-    disable_progress_bar()  # one belongs on a terminal, not into a log
+    """Load a reward model. Raises `RunFailed` unless its files are complete, the head included."""
+    disable_progress_bar()  # it belongs on a terminal, not in a log
     where = f"reward model `{config.label}` ({config.path})"
     try:
         tokenizer = load_tokenizer(config)
@@ -124,7 +120,7 @@ def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -
         raise RunFailed(f"{where} cannot be loaded: {error}") from error
     if random := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise RunFailed(
-            f"{where}: its files lack {', '.join(random)}, which would be random; save the model again, whole"
+            f"{where}: its files lack {', '.join(random)}, which would be random; save the whole model again"
         )
     keep_cap(model)
     device = device or _device(config)
@@ -135,7 +131,7 @@ def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -
 
 
 def _score_in_float32(model: PreTrainedModel) -> None:
-    """Scores around 20 in bfloat16 are multiples of 1/8: too coarse to compare the responses of a group."""
+    """In bfloat16, scores around 20 are multiples of 1/8: too coarse to compare the responses of a group."""
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):
         head.float()

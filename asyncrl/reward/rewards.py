@@ -1,5 +1,4 @@
-"""Everything that scores the responses of a rollout worker: models, functions, shaping, and their
-composition."""
+"""Scores the responses of a rollout worker: models, functions, shaping, and their composition."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from asyncrl.config import RewardConfig
 from asyncrl.reward.compose import OVERLONG, compose, part_rules
 from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.route import scoring_parts
-from asyncrl.reward.score import Message, Part, RewardError, Score, ScoreRequest
+from asyncrl.reward.score import Message, PartValues, ResponseReward, RewardError, ScoreRequest
 from asyncrl.reward.shaping import soft_overlong
 
 
@@ -27,9 +26,9 @@ class RewardModel(Protocol):
 
 
 class Rewards:
-    """Scores each response by the models as soon as it is finished, and then the group by the functions.
+    """Scores each response with the models as soon as it is finished, and later the group with the functions.
 
-    models: by name, one for each of `config.models`. max_tokens: the longest response,
+    models: by name, one for each of `config.models`. max_tokens: length of the longest response,
     `rollout.max_new_tokens`.
     """
 
@@ -47,14 +46,14 @@ class Rewards:
         await self._pool.start()
 
     async def close(self) -> None:
-        """Kill them. Calls under way fail."""
+        """Kill these processes. Calls in progress fail."""
         await self._pool.close()
 
     async def score_response(
         self, prompt: str | list[Message], response: str, columns: Mapping[str, Any]
     ) -> dict[str, float]:
-        """What the models that score a row with these columns give a response, by name; all are asked at the
-        same time. Raises `RewardError`."""
+        """The scores of a response, by the name of each model that scores a row with these columns; all are
+        called at the same time. Raises `RewardError`."""
         names = [name for name in scoring_parts(self._config, columns) if name in self._models]
         if not names:
             return {}
@@ -72,10 +71,10 @@ class Rewards:
 
     async def score(
         self, request: ScoreRequest, model_scores: Sequence[Mapping[str, float]] | None = None
-    ) -> list[Score]:
+    ) -> list[ResponseReward]:
         """One score for each of a group's completions, in their order.
 
-        model_scores: what `score_response` gave for each. Raises `RewardError`.
+        model_scores: what `score_response` returned for each. Raises `RewardError`.
         """
         parts = await self._pool.score(request, scoring_parts(self._config, request.columns))
         given = model_scores or [{}] * len(request.completions)
@@ -89,8 +88,8 @@ class Rewards:
         return metrics
 
     def _compose(
-        self, i: int, request: ScoreRequest, parts: Sequence[Part], model_scores: Mapping[str, float]
-    ) -> Score:
+        self, i: int, request: ScoreRequest, parts: Sequence[PartValues], model_scores: Mapping[str, float]
+    ) -> ResponseReward:
         values = {part.name: value for part in parts if (value := part.values[i]) is not None}
         values |= model_scores
         if buffer_tokens := self._config.overlong.buffer_tokens:
@@ -101,4 +100,4 @@ class Rewards:
             names = " + ".join(rule.name for rule in self._rules)
             raise RewardError(names, f"completion {i} has no reward: {error}", 1) from None
         extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
-        return Score(reward, values, extra)
+        return ResponseReward(reward, values, extra)

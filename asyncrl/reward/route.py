@@ -1,4 +1,4 @@
-"""Which parts score a row: chosen by the value of one of its columns."""
+"""Chooses the parts that score a row by the value of one of its columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asyncrl.config import RewardConfig
 
 
 class RouteError(ValueError):
-    """No route for a row. The message says what its column holds."""
+    """There is no route for a row. The message says what its column holds."""
 
 
 def scoring_parts(config: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
@@ -23,7 +23,7 @@ def scoring_parts(config: RewardConfig, columns: Mapping[str, Any]) -> list[str]
     chosen = route.parts.get(value)
     if chosen is None:
         raise RouteError(
-            f"its `{route.column}` is {value!r}, for which reward.route.parts has no entry (there are "
+            f"its `{route.column}` is {value!r}, which reward.route.parts does not list (it has "
             f"{', '.join(route.parts)})"
         )
     routed = {name for parts in route.parts.values() for name in parts}
@@ -34,12 +34,12 @@ def scoring_parts(config: RewardConfig, columns: Mapping[str, Any]) -> list[str]
 
 
 def _value(columns: Mapping[str, Any], column: str) -> str:
-    """The text in `column`, which has dots into nested columns; whole numbers and booleans as text."""
+    """The text in `column` (dots lead into nested columns); whole numbers and booleans as text."""
     found: Any = columns
     for name in column.split("."):
         if not isinstance(found, Mapping) or name not in found:
             raise RouteError(f"it has no column `{column}` (reward.route.column)")
         found = found[name]
     if not isinstance(found, str | int):
-        raise RouteError(f"its `{column}` is {found!r}; reward.route.column has to hold text")
+        raise RouteError(f"its `{column}` is {found!r}; reward.route.column must hold text")
     return found if isinstance(found, str) else str(found).lower()

@@ -1,4 +1,4 @@
-"""What is scored, and what comes of it: requests, scores, and what is taken for a score."""
+"""Requests for scores, scores, and the check of what reward functions return."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.data.values import Message
 from asyncrl.errors import AsyncRLError
-
-Message = dict[str, Any]
 
 
 class RewardError(AsyncRLError):
-    """A group could not be scored: no reward is made up for it."""
+    """A group could not be scored. It gets no made-up reward."""
 
     def __init__(self, part: str, reason: str, attempts: int, kind: str = "function") -> None:
         """part: its name in the metrics. kind: `function` or `model`."""
@@ -35,46 +34,54 @@ class ScoreRequest:
     completion_ids: Sequence[Sequence[int]]
     """The completions' token ids, stop tokens included."""
     columns: Mapping[str, Any]
-    """The prompt row's other columns; their values must be representable in MessagePack."""
+    """The other columns of the prompt's row; MessagePack must be able to represent their values."""
     version: int
     """The policy version, shown to functions as `trainer_state.global_step`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ResponseReward:
     """The score of one completion."""
 
     reward: float
-    """What the `parts` compose to (`asyncrl.reward.compose`); finite."""
+    """Composed of the `parts` (`asyncrl.reward.compose`); finite."""
     parts: dict[str, float]
-    """As they were scored, by name; parts that do not apply are left out."""
+    """The raw scores, by name; parts that do not apply are left out."""
     extra: dict[str, Any]
-    """What functions kept with `log_extra`, by column."""
+    """Values that functions stored with `log_extra`, by column."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one function made of a group of N completions."""
+class PartValues:
+    """The result of one function for a group of N completions."""
 
     name: str
     values: Sequence[float | None]
-    """N finite numbers, or None where the function does not apply."""
+    """N values: finite numbers, or None where the function does not apply."""
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Column -> N values."""
 
 
-def checked_values(returned: Any, n: int) -> list[float | None]:
-    """What a reward function returned for `n` completions, as finite floats and None.
+def completion_text(completion: Any) -> str:
+    """The text of a completion as reward functions get it: a string, or a list with the assistant's
+    message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
-    Takes lists, tuples, arrays and tensors. Raises `ValueError` that says what is wrong with which result.
+
+def checked_values(returned: Any, n: int) -> list[float | None]:
+    """The values that a reward function returned for `n` completions, as finite floats and None.
+
+    Accepts lists, tuples, arrays and tensors. Raises `ValueError` that says which result is wrong, and how.
     """
     values = returned.tolist() if hasattr(returned, "tolist") else returned
     if not isinstance(values, list | tuple):
         raise ValueError(
-            f"it returned {_shown(returned)}; it should return a list with one number or None a completion"
+            f"it returned {_shown(returned)}; it should return a list with one number or None per completion"
         )
     if len(values) != n:
-        raise ValueError(f"it returned {len(values)} results for {n} completions; one each is needed")
+        raise ValueError(
+            f"it returned {len(values)} results for {n} completions; it needs one per completion"
+        )
     return [_checked_value(value, i) for i, value in enumerate(values)]
 
 

@@ -1,10 +1,12 @@
-"""Parts that shape a reward by the form of a response."""
+"""Parts of a reward that judge the form of a response."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from typing import Any
+
+from asyncrl.reward.score import completion_text
 
 
 def soft_overlong(tokens: int, max_tokens: int, buffer_tokens: int) -> float:
@@ -16,15 +18,14 @@ def soft_overlong(tokens: int, max_tokens: int, buffer_tokens: int) -> float:
 
 
 def format_function(pattern: str) -> Callable[..., list[float]]:
-    """A reward function: 0 for a response that matches `pattern` as a whole (`.` matches line ends too), else
-    -1.
+    """A reward function: 0 for a response that matches `pattern` as a whole (`.` also matches line ends),
+    else -1.
 
-    It runs where all reward functions do: some patterns take for ever on some texts.
+    It runs in a reward process, as all functions do, because some patterns take for ever on some texts.
     """
     compiled = re.compile(pattern, re.DOTALL)
 
     def format_penalty(completions: list[Any]) -> list[float]:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return [0.0 if compiled.fullmatch(text) else -1.0 for text in texts]
+        return [0.0 if compiled.fullmatch(completion_text(c)) else -1.0 for c in completions]
 
     return format_penalty

@@ -1,9 +1,9 @@
 """Running means and standard deviations of the parts that are standardised.
 
-They live in the trainer, beside the optimizer, and are updated once a training step from the parts that every
-trajectory carries. Workers come, go and restart; there the same score would be worth something else with
-every worker. In the trainer all groups of a batch are measured alike, in an order of its own, and the state
-is saved with the model that it belongs to.
+They live in the trainer, next to the optimizer, and are updated once per training step from the parts that
+every trajectory carries. Workers come, go and restart: kept there, the statistics would differ from worker to
+worker. The trainer treats all groups of a batch alike, in a fixed order, and saves the state with the model
+that it belongs to.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Moments:
         return Moments(float(len(array)), float(array.mean()), float(array.var() * len(array)))
 
     def decayed(self, decay: float) -> Moments:
-        """The same mean and variance with less weight against what follows."""
+        """The same mean and variance with less weight relative to later samples."""
         return Moments(self.weight * decay, self.mean, self.m2 * decay)
 
     def merged(self, other: Moments) -> Moments:
-        """Of both samples together."""
+        """The moments of both samples together."""
         weight = self.weight + other.weight
         if weight == 0:
             return self
@@ -57,13 +57,13 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Of the population."""
+        """Population standard deviation."""
         return math.sqrt(self.m2 / self.weight) if self.weight else 0.0
 
 
 class RewardScaler:
     """Recomposes the rewards of each batch with the statistics up to and including that batch. Does nothing
-    where no part is standardised."""
+    if no part is standardised."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._rules = part_rules(config)
@@ -75,7 +75,7 @@ class RewardScaler:
         metrics."""
         if not self._moments:
             return {}
-        # Sorted: sums of floats depend on the order.
+        # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
         trajectories = [t for group in groups for t in group.trajectories]
         self._update(trajectories)
@@ -89,11 +89,11 @@ class RewardScaler:
         }
 
     def state(self) -> dict[str, dict[str, float]]:
-        """For a checkpoint: numbers by part."""
+        """The statistics of each part, for a checkpoint."""
         return {name: asdict(moments) for name, moments in self._moments.items()}
 
     def load(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Go on from what `state` returned. Parts that are standardised anew start without statistics."""
+        """Continue from what `state` returned. Parts that were not standardised before start from nothing."""
         self._moments |= {name: Moments(**state[name]) for name in self._moments if name in state}
 
     def _update(self, trajectories: Iterable[Trajectory]) -> None:

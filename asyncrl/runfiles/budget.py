@@ -1,4 +1,4 @@
-"""The GPU hours that a run has spent and may spend: GPUs held, whatever they do, times wall-clock time."""
+"""The GPU hours that a run has spent and may spend: GPUs held, busy or not, times wall-clock time."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from asyncrl.paths import replace_file
+
 log = logging.getLogger(__name__)
 
 PACE_STEPS = 20
-"""The pace that is expected of the steps to come is the median of so many last ones."""
+"""Future steps are expected to take the median time of this many last ones."""
 METER_S = 5.0
-"""What a killed run has spent is known to so many seconds."""
+"""The usage of a killed run is known to within this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a run holds, written into its directory when it starts and every few seconds from then on."""
+    """What a run uses, written to its directory at the start and every few seconds."""
 
     gpus: int
     started_at: float
-    """Seconds since the epoch, as all times here."""
+    """Seconds since the epoch, like all times here."""
     earlier_gpu_hours: float = 0.0
-    """Spent before it was resumed."""
+    """Spent before the run was resumed."""
     seen_at: float = 0.0
-    """When it last ran for certain: metrics lines do not tell, a resumed run cuts them at its checkpoint."""
+    """Last time at which it was certainly running. (A resumed run removes metrics after its checkpoint.)"""
 
     def gpu_hours(self, at: float) -> float:
-        """Spent by then."""
+        """Spent by the time `at`."""
         return self.earlier_gpu_hours + self.gpus * max(0.0, at - self.started_at) / 3600
 
     def resumed(self, gpus: int, at: float) -> Self:
-        """Of the same run, gone on with."""
+        """The usage of the same run when it is resumed."""
         return replace(
             self, gpus=gpus, started_at=at, earlier_gpu_hours=self.gpu_hours(self.seen_at), seen_at=at
         )
 
     def save(self, path: Path) -> None:
-        """A file that is there already is replaced as a whole."""
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(asdict(self)) + "\n")
-        aside.replace(path)
+        replace_file(path, json.dumps(asdict(self)).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -57,7 +56,7 @@ class Usage:
 
 @asynccontextmanager
 async def metered(path: Path, now: Callable[[], float] = time.time) -> AsyncIterator[None]:
-    """While the body runs, the usage in `path` has a `seen_at` at most `METER_S` old."""
+    """While the body runs, keep `seen_at` of the usage in `path` at most `METER_S` old."""
     usage = Usage.load(path)
 
     async def keep() -> None:
@@ -68,7 +67,7 @@ async def metered(path: Path, now: Callable[[], float] = time.time) -> AsyncIter
     def see() -> None:
         try:
             replace(usage, seen_at=now()).save(path)
-        except OSError as error:  # a full disk is for those to say who cannot go on without it
+        except OSError as error:  # whoever cannot continue on a full disk will report it
             log.warning("cannot write %s: %s", path, error)
 
     keeper = asyncio.create_task(keep(), name="meter of GPU hours")
@@ -83,7 +82,7 @@ async def metered(path: Path, now: Callable[[], float] = time.time) -> AsyncIter
 class Budget:
     """Meters a run step by step.
 
-    gpu_hours: how many the run may spend; None for any number. now: seconds since the epoch.
+    gpu_hours: the limit; None for no limit. now: returns seconds since the epoch.
     """
 
     def __init__(
@@ -100,12 +99,12 @@ class Budget:
         return self._usage.gpu_hours(self._now())
 
     def stepped(self, step_s: float) -> None:
-        """A training step took `step_s` seconds, all waits included."""
+        """A training step took `step_s` seconds, including all waits."""
         self._steps_s.append(step_s)
 
     def total_steps(self, done: int) -> int:
-        """Steps that the run will have had in the end: all, or as many as the rest of the budget pays for at
-        the present pace. At least the one that is under way."""
+        """The total number of steps: all, or as many as the rest of the budget pays for at the current pace,
+        but at least the current one."""
         if self._gpu_hours is None or not self._steps_s or not self._usage.gpus:
             return self._total_steps
         left_s = (self._gpu_hours - self.spent_gpu_hours) * 3600 / self._usage.gpus
@@ -113,14 +112,13 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether another step would overspend the budget."""
+        """Whether another step would exceed the budget."""
         if self._gpu_hours is None:
             return False
         return self.spent_gpu_hours + self._usage.gpus * self._pace_s / 3600 > self._gpu_hours
 
     def metrics(self, done: int) -> Iterator[tuple[str, float]]:
-        """`budget/gpu_hours` spent, and what is expected: seconds left, and the GPU hours of the whole
-        run."""
+        """`budget/gpu_hours` spent, the expected remaining seconds, and the expected GPU hours of the run."""
         left_s = (self.total_steps(done) - done) * self._pace_s if done < self._total_steps else 0.0
         yield "budget/gpu_hours", self.spent_gpu_hours
         yield "budget/eta_s", left_s

@@ -1,25 +1,25 @@
-"""How often a run makes checkpoints where its settings leave that open. Pure."""
+"""How often a run writes checkpoints if its settings leave that open. Pure."""
 
 from __future__ import annotations
 
 import math
 
 FIRST_S = 60.0
-"""No two checkpoints are nearer than this, nor is the first one to the start of the training."""
+"""Shortest time between two checkpoints, and from the start of the training to the first."""
 MEAN_S_BETWEEN_INTERRUPTIONS = 86400.0
-"""How often something ends a run before its time: an assumption."""
+"""Assumed mean time between events that interrupt a run."""
 WRITING_SHARE = 0.25
-"""The disk is not written to for more than this share of the time."""
+"""Largest share of the time in which the disk is written to."""
 
 
 def interval_s(pause_s: float, writing_s: float) -> float:
     """Seconds from one checkpoint to the next.
 
-    The square root of 2 * pause_s * `MEAN_S_BETWEEN_INTERRUPTIONS` loses least, to checkpoints and to
+    The square root of 2 * pause_s * `MEAN_S_BETWEEN_INTERRUPTIONS` minimises the time lost to checkpoints and
     interruptions together (Young 1974, "A first order approximation to the optimum checkpoint interval").
 
-    pause_s: for which a checkpoint keeps the training waiting. writing_s: until it is on the disk, beside the
-    training.
+    pause_s: time that a checkpoint keeps the training waiting. writing_s: time until it is on the disk, while
+    the training goes on.
     """
     optimum_s = math.sqrt(2 * pause_s * MEAN_S_BETWEEN_INTERRUPTIONS)
     return max(FIRST_S, optimum_s, writing_s / WRITING_SHARE)

@@ -1,4 +1,4 @@
-"""Makes checkpoints beside the training: what the trainer copied is written in a thread of its own."""
+"""Writes checkpoints while the training goes on: a thread writes what the trainer has copied."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 class Listener(Protocol):
     async def checkpointed(self, oldest: int) -> None:
-        """No run will begin before this step again."""
+        """The run will never restart from before this step."""
 
 
 class CheckpointSaver:
-    """One checkpoint is made at a time. An error of the writing thread comes out of the next call.
+    """Writes one checkpoint at a time. The next call raises an error of the writing thread.
 
-    by_clock: where the config leaves open when to make one, the clock tells. now_s: a monotonic one.
+    by_clock: if the config leaves the interval open, decide by the clock. now_s: a monotonic clock.
     """
 
     def __init__(
@@ -50,22 +50,22 @@ class CheckpointSaver:
         self._now_s = now_s
         self._since_s = now_s()
         self._pause_s = self._writing_s = 0.0
-        """What the last checkpoint took, of the training and of the writing thread."""
+        """Time that the last checkpoint took from the training and in the writing thread."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: asyncio.Task[None] | None = None
         self.last_step: int | None = None
-        """Of the last checkpoint that was begun."""
+        """Step of the last checkpoint that was started."""
 
     def newest(self) -> Checkpoint | None:
-        """What to go on from. Raises `CheckpointError` when there is nothing but damaged ones."""
+        """The checkpoint to continue from. Raises `CheckpointError` if all are damaged."""
         return self._checkpoints.newest_whole()
 
     def start_clock(self) -> None:
-        """The training begins now."""
+        """The training starts now."""
         self._since_s = self._now_s()
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be made after so many steps, were it not the last."""
+        """Whether to write a checkpoint after `step` steps, if this is not the last."""
         if self._every_steps is not None:
             return self._every_steps > 0 and step % self._every_steps == 0
         since_s = self._now_s() - self._since_s
@@ -78,8 +78,8 @@ class CheckpointSaver:
         take: Callable[[], Awaitable[Snapshot]],
         statistics: dict[str, dict[str, float]],
     ) -> None:
-        """Begin to write the state after `step` steps, which `take` copies. That is done once the checkpoint
-        before is written, so that there is one copy at a time."""
+        """Start writing the state after `step` steps. `take` copies it, once the previous checkpoint is
+        written, so that there is only one copy at a time."""
         self._since_s = self._now_s()
         await self.finish()
         self.last_step = step
@@ -90,19 +90,19 @@ class CheckpointSaver:
         self._pause_s = self._now_s() - self._since_s
 
     async def look(self) -> None:
-        """Raises what has kept the last checkpoint from being written, as soon as that is known."""
+        """Raise the error of a failed checkpoint as soon as it is known."""
         if self._writing is not None and self._writing.done():
             await self.finish()
 
     async def finish(self) -> None:
-        """Wait until what was begun is written."""
+        """Wait until the checkpoint in progress is written."""
         if self._writing is not None:
             with waiting(f"the checkpoint of step {self.last_step} to be written"):
                 await self._writing
             self._writing = None
 
     def close(self) -> None:
-        """What is not written will not be."""
+        """Abandon a checkpoint in progress."""
         if self._writing is not None:
             self._writing.cancel()
         self._thread.shutdown(wait=False)

@@ -1,8 +1,8 @@
-"""A run's checkpoints: each whole or not there at all, verified when it is loaded, the oldest removed.
+"""A run's checkpoints: each complete or absent, verified when it is loaded, the oldest removed.
 
 RUN/checkpoints/step_N/
-    hf/            the model, as `AutoModelForCausalLM.from_pretrained` takes it
-    training/      what the trainer needs to go on (`trainer.backend.Snapshot`)
+    hf/            the model, for `AutoModelForCausalLM.from_pretrained`
+    training/      what the trainer needs to continue (`trainer.backend.Snapshot`)
     ledger.db      the ledger at that time
     state.json     `CheckpointState`
     manifest.json  size and checksum of every file above: written last
@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.paths import Under
 from asyncrl.weights import blocks
 
 log = logging.getLogger(__name__)
@@ -33,18 +34,18 @@ DAMAGED = ".damaged"
 
 
 class CheckpointError(AsyncRLError):
-    """A checkpoint is damaged or not there; the message says which and how."""
+    """A checkpoint is damaged or missing; the message says which one, and how."""
 
 
 class CheckpointState(msgspec.Struct, frozen=True):
-    """What a checkpoint holds beside the trainer's own state and the ledger."""
+    """What a checkpoint holds besides the trainer's state and the ledger."""
 
     step: int
-    """Training steps done, which is the policy version."""
+    """Finished training steps, which is the policy version."""
     reward: float | None
-    """Mean reward of the step's batch; None where it is not a number."""
+    """Mean reward of the step's batch; None if it is not a number."""
     weights_hash: str
-    """Of the policy's weights."""
+    """Hash of the policy's weights."""
     reward_statistics: dict[str, dict[str, float]] = {}
     """`reward.statistics.RewardScaler.state`."""
 
@@ -52,7 +53,7 @@ class CheckpointState(msgspec.Struct, frozen=True):
 class _File(msgspec.Struct, frozen=True):
     n_bytes: int
     digest: str
-    """Of the content (`weights.digest`), 64 bits in hexadecimal."""
+    """Digest of the content (`weights.digest`): 64 bits in hexadecimal."""
 
     @classmethod
     def of(cls, path: Path, threads: int) -> Self:
@@ -68,24 +69,20 @@ class Checkpoint:
 
     path: Path
 
+    hf = Under("hf")
+    ledger = Under("ledger.db")
+    _manifest = Under("manifest.json")
+
     @property
     def step(self) -> int:
         return int(self.path.name.rpartition("_")[2])
-
-    @property
-    def hf(self) -> Path:
-        return self.path / "hf"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.db"
 
     def state(self) -> CheckpointState:
         return msgspec.json.decode((self.path / "state.json").read_bytes(), type=CheckpointState)
 
     def verify(self, parts: Sequence[str] = ()) -> None:
-        """Read everything, or only these of its files and folders. Raises `CheckpointError` unless each byte
-        is as it was written."""
+        """Read everything, or only the files and folders in `parts`. Raises `CheckpointError` unless each
+        byte is as it was written."""
         try:
             manifest = msgspec.json.decode(self._manifest.read_bytes(), type=dict[str, _File])
         except (OSError, msgspec.DecodeError) as error:
@@ -98,13 +95,12 @@ class Checkpoint:
         threads = blocks.spare_threads()
         for name, file in manifest.items():
             if _File.of(self.path / name, threads) != file:
-                raise CheckpointError(f"{self.path / name} is damaged: its size or checksum is another")
+                raise CheckpointError(f"{self.path / name} is damaged: its size or checksum does not match")
 
     def seal(self) -> None:
-        """Write the manifest, and see to it that all of it is on the disk, for whom the folder is.
+        """Write the manifest, and flush everything to the disk, readable for whoever may read the folder.
 
-        safetensors makes files that only their owner may read, whatever the umask, by which the folder was
-        made.
+        (safetensors creates files that only their owner may read, whatever the umask; the folder obeys it.)
         """
         mode = self.path.stat().st_mode & 0o666
         for path in _files(self.path):
@@ -119,21 +115,17 @@ class Checkpoint:
         for path in [*(p for p in self.path.rglob("*") if p.is_dir()), self.path]:
             _sync(path)
 
-    @property
-    def _manifest(self) -> Path:
-        return self.path / "manifest.json"
-
 
 @dataclass(slots=True)
 class Checkpoints:
-    """Those of one run, in its folder `checkpoints`."""
+    """The checkpoints of a run, in its folder `checkpoints`."""
 
     folder: Path
     keep_last: int = 1
     keep_best: int = 0
 
     def all(self) -> list[Checkpoint]:
-        """Latest first. Each was once whole."""
+        """Latest first. Each was complete when it was written."""
         found = [p for p in self.folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name) and p.is_dir()]
         return sorted(map(Checkpoint, found), key=lambda checkpoint: -checkpoint.step)
 
@@ -146,26 +138,26 @@ class Checkpoints:
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
 
     def newest_whole(self, parts: Sequence[str] = ()) -> Checkpoint | None:
-        """The latest that is as it was written, or whose `parts` are. Damaged ones are reported and left
-        alone. None where there is none at all; raises `CheckpointError` when every one is damaged."""
+        """The latest that is (or whose `parts` are) as it was written. Damaged ones are reported and left
+        alone. None if there is none at all; raises `CheckpointError` if every one is damaged."""
         damaged = []
         for checkpoint in self.all():
             try:
                 checkpoint.verify(parts)
             except CheckpointError as error:
-                log.warning("this checkpoint is not used: %s", error)
+                log.warning("skipping this checkpoint: %s", error)
                 damaged.append(str(error))
             else:
                 return checkpoint
         if damaged:
             raise CheckpointError(
-                "every checkpoint is damaged; to begin anew, move them away:\n" + "\n".join(damaged)
+                "every checkpoint is damaged; to start over, move them away:\n" + "\n".join(damaged)
             )
         return None
 
     def write(self, state: CheckpointState, fill: Callable[[Path], None]) -> Checkpoint:
-        """Add a checkpoint: `fill` writes into a folder of its own, which takes its name once it is whole and
-        on the disk. Then those that need not be kept are removed."""
+        """Add a checkpoint: `fill` writes to a temporary folder, which is renamed once it is complete and on
+        the disk. Then checkpoints that need not be kept are removed."""
         path = self.folder / f"step_{state.step}"
         unfinished = Checkpoint(path.with_name(path.name + UNFINISHED))
         for leftover in self.folder.glob(f"*{UNFINISHED}"):
@@ -184,19 +176,20 @@ class Checkpoints:
 
     @property
     def oldest_to_begin_with(self) -> int:
-        """Step of the oldest checkpoint that a run may have to go back to, all later ones being damaged; 0
-        while there are fewer than are to be kept: then it may begin anew."""
+        """Step of the oldest checkpoint that a run may have to go back to if all later ones are damaged; 0
+        while there are fewer than should be kept: then it may have to start over."""
         latest = self.all()[: self.keep_last]
         return latest[-1].step if len(latest) == self.keep_last else 0
 
     def _set_aside_after(self, step: int) -> None:
-        """A run that writes this step has gone on from before it, so what is later was damaged."""
+        """A run that writes this step has resumed from before it, so later checkpoints must have been
+        damaged."""
         for later in (checkpoint for checkpoint in self.all() if checkpoint.step > step):
             aside = later.path.with_name(f"{later.path.name}{DAMAGED}")
             if aside.exists():
                 shutil.rmtree(aside)
             later.path.rename(aside)
-            log.warning("%s could not be gone on with, and is now %s", later.path, aside)
+            log.warning("%s was damaged and is now %s", later.path, aside)
 
     def _rotate(self) -> None:
         latest_first = self.all()
@@ -204,14 +197,14 @@ class Checkpoints:
         best = sorted(older, key=lambda c: (-_reward(c), -c.step))[: self.keep_best] if self.keep_best else []
         for checkpoint in older:
             if checkpoint not in best:
-                # Renamed first: what is half removed is no checkpoint.
+                # Renamed first: a half-removed checkpoint must not look like one.
                 doomed = checkpoint.path.with_name(checkpoint.path.name + UNFINISHED)
                 checkpoint.path.rename(doomed)
                 shutil.rmtree(doomed)
 
 
 def _reward(checkpoint: Checkpoint) -> float:
-    """Minus infinity where none is known, also of a checkpoint that is damaged."""
+    """The reward; minus infinity if it is unknown or the checkpoint is damaged."""
     try:
         reward = checkpoint.state().reward
     except (OSError, msgspec.DecodeError):

@@ -1,8 +1,9 @@
-"""Models that an earlier run has trained, named by its directory."""
+"""Models trained by an earlier run, named by its directory."""
 
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.errors import ConfigError
 from asyncrl.paths import user_path
 from asyncrl.runfiles.checkpoints import CheckpointError, Checkpoints
@@ -10,9 +11,9 @@ from asyncrl.runfiles.layout import RunDir
 
 
 def model_in(key: str, path: str) -> str:
-    """The model of the run's newest checkpoint where `path`, the value of `key`, is a run directory; else
-    `path` itself. A damaged one is told, and the one before it taken. Raises `ConfigError` for a run without
-    a whole one."""
+    """If `path`, the value of `key`, is a run directory, the model of the run's newest checkpoint; else
+    `path` itself. Damaged checkpoints are skipped with a warning. Raises `ConfigError` for a run without an
+    intact one."""
     run = RunDir(user_path(path, f"{key}={path}"))
     if not run.config.is_file() or (run.path / "config.json").is_file():
         return path
@@ -22,24 +23,22 @@ def model_in(key: str, path: str) -> str:
         raise ConfigError(f"{key}={path}: {error}") from None
     if checkpoint is None:
         raise ConfigError(
-            f"{key}={path}: this run has no checkpoint to take a model from; let it go on with "
+            f"{key}={path}: this run has no checkpoint to take a model from; continue it with "
             f"`asyncrl-launch --resume {path}`, or name a model"
         )
     return str(checkpoint.hf)
 
 
 def with_trained_models(config: Config) -> Config:
-    """The same config, with each run directory that it names as a model replaced by the model in it."""
-    changed, problems = {}, []
-    for section in ("model", "critic", "reference"):
-        settings = getattr(config, section)
-        if settings is not None and settings.path is not None:
+    """The same config, with each run directory that it names as a model replaced by the model in it. Raises
+    `ConfigError`."""
+    found, problems = {}, []
+    for key, (path, _) in model_paths(config).items():
+        if not key.startswith("reward."):
             try:
-                path = model_in(f"{section}.path", settings.path)
+                found[key] = model_in(key, path)
             except ConfigError as error:
                 problems.append(str(error))
-                continue
-            changed[section] = settings.model_copy(update={"path": path})
     if problems:
         raise ConfigError("\n".join(problems))
-    return config.model_copy(update=changed)
+    return with_model_paths(config, found)

@@ -1,4 +1,4 @@
-"""What lies where in a run directory."""
+"""The layout of a run directory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.errors import ConfigError, RunFailed
+from asyncrl.paths import Under
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -23,7 +24,7 @@ TRAINER = "trainer-0"
 """The roles that there is one of: the only coordinator, and the rank that speaks for the trainer."""
 
 LOCK = ".lock"
-"""A file in a folder that somebody holds."""
+"""A file in a folder that is in use."""
 
 _POLL_S = 0.02
 
@@ -35,61 +36,35 @@ class RunDir:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def model_folders(self) -> Path:
-        """Where the models of the hub lie on this host, by their names: JSON."""
-        return self.path / ".models"
-
-    @property
-    def user_files(self) -> Path:
-        """Which Python files of the user's the run has begun with (`runfiles.user_files.UserFiles`)."""
-        return self.path / "user_files.json"
-
-    @property
-    def prompts(self) -> Path:
-        """The usable rows of the dataset, tokenised."""
-        return self.path / "prompts.msgpack"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.db"
-
-    @property
-    def usage(self) -> Path:
-        """What the run holds (`asyncrl.runfiles.budget.Usage`)."""
-        return self.path / "usage.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    config = Under("config.yaml")
+    model_folders = Under(".models")
+    """JSON: the folders of the hub's models on this host, by name."""
+    user_files = Under("user_files.json")
+    """The user's Python files that the run was started with (`runfiles.user_files.UserFiles`)."""
+    prompts = Under("prompts.msgpack")
+    """The usable rows of the dataset, tokenised."""
+    ledger = Under("ledger.db")
+    usage = Under("usage.json")
+    """What the run uses (`asyncrl.runfiles.budget.Usage`)."""
+    checkpoints = Under("checkpoints")
+    logs = Under("logs")
+    pulses = Under(".pulse")
+    """The folder of the roles' pulses (`asyncrl.liveness.pulse`), each under the role's name."""
+    beginnings = Under(".beginning")
+    """The folder of what roles do before they have a pulse (`asyncrl.liveness.status`)."""
+    rendezvous = Under(".ranks")
+    """Where the trainer's ranks find each other."""
+    _keys = Under(".keys")
 
     def log(self, role: str) -> Path:
         return self.logs / f"{role}.log"
 
     def stacks(self, role: str) -> Path:
-        """Where a role writes what all its threads are doing, when it is asked to by SIGUSR1."""
+        """Where a role writes the stacks of all its threads on SIGUSR1."""
         return self.logs / f"{role}.stacks"
-
-    @property
-    def pulses(self) -> Path:
-        """The folder of the roles' pulses (`asyncrl.liveness.pulse`), each under the role's name."""
-        return self.path / ".pulse"
 
     def pulse(self, role: str) -> Path:
         return self.pulses / role
-
-    @property
-    def beginnings(self) -> Path:
-        """The folder of what roles do before they have a pulse (`asyncrl.liveness.status`)."""
-        return self.path / ".beginning"
 
     def beginning(self, role: str) -> Path:
         return self.beginnings / role
@@ -101,45 +76,36 @@ class RunDir:
         return SHARED_MEMORY_PREFIX + digest.hexdigest()
 
     def held(self) -> AbstractContextManager[None]:
-        """Keep every other run out of this directory. Raises `ConfigError` when one is in it."""
+        """Keep other runs out of this directory. Raises `ConfigError` if one is using it."""
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
 
-    @property
-    def rendezvous(self) -> Path:
-        """Where the trainer's ranks find each other."""
-        return self.path / ".ranks"
-
-    @property
-    def _keys(self) -> Path:
-        return self.path / ".keys"
-
     def make_keys(self) -> None:
-        """The keys of this start of the run: with those of an earlier one nobody gets in."""
+        """Create the keys of this start of the run; those of an earlier one are no longer accepted."""
         write_private(self._keys, msgspec.json.encode(Keys.new()))
 
     def keys(self) -> Keys:
-        """For roles that listen."""
+        """The keys, for roles that listen."""
         return msgspec.json.decode(self._keys.read_bytes(), type=Keys)
 
     def forget_keys(self) -> None:
         self._keys.unlink(missing_ok=True)
 
     def announce_endpoint(self, role: str, endpoint: Endpoint) -> None:
-        """Say where a role listens, and with which keys it is reached."""
+        """Publish where a role listens, and its keys."""
         write_private(self._endpoint(role), msgspec.json.encode(endpoint))
 
     def forget_endpoint(self, role: str) -> None:
         self._endpoint(role).unlink(missing_ok=True)
 
     def endpoint(self, role: str) -> Endpoint | None:
-        """Where a role listens; None as long as it does not."""
+        """Where a role listens; None while it does not."""
         try:
             return msgspec.json.decode(self._endpoint(role).read_bytes(), type=Endpoint)
         except FileNotFoundError:
             return None
 
     async def await_endpoint(self, role: str, timeout_s: float) -> Endpoint:
-        """Where a role listens. Raises `RunFailed` when it does not say so in time."""
+        """Where a role listens. Raises `RunFailed` if it does not within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while (endpoint := self.endpoint(role)) is None:
@@ -156,8 +122,8 @@ class RunDir:
 
 @contextmanager
 def held(folder: Path, refusal: str) -> Iterator[None]:
-    """Keep everybody else who asks out of `folder`; the system lets go of it when this process ends. Raises
-    `ConfigError` with the text `refusal` when somebody is in it."""
+    """Hold a lock on `folder`, which the system releases when this process ends. Raises `ConfigError` with
+    the text `refusal` if another process holds it."""
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,4 @@
-"""Going on with an interrupted run: what its directory holds is checked and put in order before any process
-starts."""
+"""Resumes an interrupted run: checks and prepares its directory before any process starts."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ SAME = (
     *("model", "data", "staleness", "run.seed", "run.mode"),
     *("rollout.group_size", "trainer.batch_groups"),
 )
-"""Settings that a run keeps for life: its ledger and its checkpoints are made with them."""
+"""Settings that a run can never change: its ledger and its checkpoints depend on them."""
 
 
 def check_settings(config: Config, run_dir: RunDir) -> None:
-    """Raises `ConfigError` when this config cannot go on with the run in `run_dir`."""
+    """Raises `ConfigError` if this config cannot continue the run in `run_dir`."""
     before = with_absolute_paths(settings.load(run_dir.config)).model_dump(mode="json")
     now = with_absolute_paths(config).model_dump(mode="json")
     changed = [
-        f"{key}={new!r}: the run in {run_dir.path} was started with {old!r} and keeps it; start another run "
-        "with the new value"
+        f"{key}={new!r}: the run in {run_dir.path} was started with {old!r}, which cannot change; start "
+        "another run for the new value"
         for name in SAME
         for key, old, new in _differences(name, _at(before, name), _at(now, name))
     ]
@@ -39,10 +38,11 @@ def check_settings(config: Config, run_dir: RunDir) -> None:
 
 
 def put_in_order(config: Config, run_dir: RunDir) -> str:
-    """Make the ledger one that the newest whole checkpoint can go on with. Returns what was found, in words.
+    """Prepare the ledger so that the run can continue from its newest intact checkpoint. Returns a
+    description.
 
-    The ledger of the run directory knows of all that was sampled since the checkpoint, and is kept. It gives
-    way to the checkpoint's own where it is damaged, and in `inline` mode, which samples the same again.
+    The ledger in the run directory knows everything that was sampled since the checkpoint, and is kept. The
+    checkpoint's own ledger replaces it if it is damaged, and in `inline` mode, which samples the same again.
     """
     checkpoint = Checkpoints(run_dir.checkpoints).newest_whole()
     words = "from its start" if checkpoint is None else f"from the checkpoint of step {checkpoint.step}"
@@ -54,8 +54,8 @@ def put_in_order(config: Config, run_dir: RunDir) -> str:
         version, ready = _give_leases_back(config, run_dir)
     again = version - (0 if checkpoint is None else checkpoint.step)
     if again:
-        words += f"; {again} steps since are trained again, on the same batches"
-    return f"going on {words}; {ready} sampled groups wait to be trained on"
+        words += f"; the {again} steps since then are trained again, on the same batches"
+    return f"continuing {words}; {ready} sampled groups are ready for training"
 
 
 def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
@@ -66,7 +66,7 @@ def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
 
 
 def _give_leases_back(config: Config, run_dir: RunDir) -> tuple[int, int]:
-    """Nobody works for the run any more. Returns its version, and the number of groups that are ready."""
+    """The run has no workers any more. Returns its version and the number of groups that are ready."""
     with open_state(config, run_dir) as (_, store, coordinator):
         coordinator.all_workers_lost()
         store.save(coordinator)

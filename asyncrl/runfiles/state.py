@@ -1,4 +1,4 @@
-"""Opens the durable state of a run: its prompts, its ledger file, and the coordinator restored from it."""
+"""Opens the durable state of a run: its prompts, its ledger file, and the coordinator restored from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncrl.wire.codec import WireGroup
 
 
 def loop_settings(config: Config) -> LoopSettings:
-    """What the coordinator decides by."""
+    """The coordinator's settings."""
     return LoopSettings(
         batch_groups=config.trainer.batch_groups,
         max_staleness=config.staleness.max_staleness,
@@ -28,7 +28,7 @@ def loop_settings(config: Config) -> LoopSettings:
 
 @contextmanager
 def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
-    """The ledger's file, made where there is none; closed at the end."""
+    """The ledger's file, created if there is none; closed at the end."""
     store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
     try:
         yield store

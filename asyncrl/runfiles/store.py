@@ -1,4 +1,4 @@
-"""The coordinator's durable state: one SQLite file (WAL), which a person can query while the run goes on.
+"""The coordinator's durable state: one SQLite file (WAL), which can be queried while the run goes on.
 
 sqlite3 RUN_DIR/ledger.db "select state, reason, count(*), sum(sampled_tokens) from groups group by 1, 2"
 """
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
 from asyncrl.core.cursor import PromptCursor
@@ -40,29 +40,34 @@ create table if not exists payloads (group_id integer primary key, payload blob 
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists kept (key text primary key, value blob not null);
 """
+_FIELDS = (
+    *("group_id", "row", "reason", "admitted_version", "attempt", "lease_id", "worker", "step"),
+    "masked_tokens",
+)
+"""Columns that hold the field of `GroupEntry` with the same name."""
+_COLUMNS = (*_FIELDS, "state", "sampled_tokens", "tokens_by_version", "rewards")
+_INSERT = f"insert or replace into groups ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
 
 
 class LedgerStore(Generic[P]):
-    """Keeps what `Coordinator.drain_changes` hands out, one transaction per call of `save`."""
+    """Stores the changes from `Coordinator.drain_changes`, in one transaction per call of `save`."""
 
     def __init__(self, path: Path, encode: Callable[[P], bytes], decode: Callable[[bytes], P]) -> None:
         self._encode = encode
         self._decode = decode
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+        self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode = wal")
-        # Survives the death of any process; only a power cut can lose the last transactions, never the file.
+        # Survives the death of any process. A power cut can lose the last transactions, but never the file.
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
 
     def save(self, coordinator: Coordinator[P]) -> None:
-        """Store everything that changed since the last call. Returns once it is safe."""
+        """Store everything that has changed since the last call. Durable when it returns."""
         changes = coordinator.drain_changes()
         self._db.execute("begin immediate")
         try:
-            self._db.executemany(
-                "insert or replace into groups values (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                [_to_row(entry) for entry in changes.entries.values()],
-            )
+            self._db.executemany(_INSERT, map(_to_row, changes.entries.values()))
             for group_id, payload in changes.payloads.items():
                 if payload is None:
                     self._db.execute("delete from payloads where group_id = ?", (group_id,))
@@ -73,15 +78,15 @@ class LedgerStore(Generic[P]):
             self._db.executemany("insert or replace into meta values (?, ?)", _meta(coordinator).items())
             self._db.execute("commit")
         except BaseException:
-            if self._db.in_transaction:  # SQLite itself gives up those that a full disk ends
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._db.execute("rollback")
             raise
 
     def load(
         self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool, multiple_of: int = 1
     ) -> Coordinator[P]:
-        """The coordinator as it was last saved, or a new one when the file is. `rows` and what follows: of
-        the `PromptCursor`."""
+        """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
+        are those of `PromptCursor`."""
         meta = {key: json.loads(value) for key, value in self._db.execute("select key, value from meta")}
         cursor = PromptCursor(
             rows,
@@ -103,18 +108,19 @@ class LedgerStore(Generic[P]):
         return Coordinator.restore(settings, cursor, saved)
 
     def trained_since(self, version: int) -> dict[int, tuple[GroupEntry, P]]:
-        """The groups trained by step `version` and later ones, as `Coordinator.rewind` takes them. Those
-        whose payload was forgotten are missing."""
+        """The groups trained by step `version` and later, for `Coordinator.rewind`. Groups whose payload was
+        forgotten are missing."""
         found = self._with_payloads("state = 'trained' and step >= ?", version)
         return {group_id: (entry, p) for group_id, (entry, p) in found.items() if p is not None}
 
     def batch_of(self, step: int) -> list[P]:
-        """What the training step `step` was given, in admission order. Empty when it was forgotten."""
+        """The batch of training step `step`, in admission order. Empty if it was forgotten."""
         found = self._with_payloads("state = 'trained' and step = ?", step)
         return [payload for _, payload in found.values() if payload is not None]
 
     def forget_trained(self, before_step: int) -> None:
-        """No trainer will go back to before this step: what was trained before it need not be kept."""
+        """Delete the payloads of groups that were trained before this step: no trainer goes back before
+        it."""
         self._db.execute(
             "delete from payloads where group_id in "
             "(select group_id from groups where state = 'trained' and step < ?)",
@@ -122,14 +128,14 @@ class LedgerStore(Generic[P]):
         )
 
     def keep(self, key: str, value: bytes | None) -> None:
-        """Store what does not belong to the books under `key`; None forgets it."""
+        """Store a value outside the ledger under `key`; None deletes it."""
         if value is None:
             self._db.execute("delete from kept where key = ?", (key,))
         else:
             self._db.execute("insert or replace into kept values (?, ?)", (key, value))
 
     def recall(self, key: str) -> bytes | None:
-        """What was kept last."""
+        """The value last stored by `keep`."""
         row = self._db.execute("select value from kept where key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
@@ -147,7 +153,8 @@ class LedgerStore(Generic[P]):
             values,
         )
         return {
-            row[0]: (_from_row(row[:-1]), None if row[-1] is None else self._decode(row[-1])) for row in rows
+            row["group_id"]: (_from_row(row), None if (p := row["payload"]) is None else self._decode(p))
+            for row in rows
         }
 
     def _ledger(self, meta: dict[str, int]) -> Ledger:
@@ -182,63 +189,28 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def _to_row(e: GroupEntry) -> tuple[object, ...]:
-    by_version = json.dumps(e.summary.tokens_by_version) if e.summary else None
-    rewards = json.dumps(e.summary.rewards) if e.summary else None
-    return (
-        *(
-            e.group_id,
-            e.row,
-            e.state.value,
-            e.reason,
-            e.admitted_version,
-            e.attempt,
-            e.lease_id,
-            e.worker,
-            e.step,
-        ),
-        *(e.sampled_tokens, e.masked_tokens, by_version, rewards),
-    )
+def _to_row(entry: GroupEntry) -> dict[str, object]:
+    summary = entry.summary
+    return {name: getattr(entry, name) for name in _FIELDS} | {
+        "state": entry.state.value,
+        "sampled_tokens": entry.sampled_tokens,
+        "tokens_by_version": json.dumps(summary.tokens_by_version) if summary else None,
+        "rewards": json.dumps(summary.rewards) if summary else None,
+    }
 
 
-def _from_row(row: tuple[Any, ...]) -> GroupEntry:
-    (
-        group_id,
-        row_index,
-        state,
-        reason,
-        version,
-        attempt,
-        lease_id,
-        worker,
-        step,
-        _,
-        masked,
-        by_version,
-        rewards,
-    ) = row
+def _from_row(row: sqlite3.Row) -> GroupEntry:
     summary = None
-    if by_version is not None:
-        tokens = {int(v): n for v, n in json.loads(by_version).items()}
-        summary = GroupSummary(tokens, tuple(json.loads(rewards)))
-    return GroupEntry(
-        group_id=group_id,
-        row=row_index,
-        state=GroupState(state),
-        admitted_version=version,
-        attempt=attempt,
-        lease_id=lease_id,
-        worker=worker,
-        summary=summary,
-        step=step,
-        reason=reason,
-        masked_tokens=masked,
-    )
+    if row["tokens_by_version"] is not None:
+        tokens = {int(v): n for v, n in json.loads(row["tokens_by_version"]).items()}
+        summary = GroupSummary(tokens, tuple(json.loads(row["rewards"])))
+    fields = {name: row[name] for name in _FIELDS}
+    return GroupEntry(**fields, state=GroupState(row["state"]), summary=summary)
 
 
 def copy_ledger(source: Path, target: Path, from_step: int) -> None:
-    """Copy a ledger file that may be in use, as it is at one moment, into a new file. Of what was trained
-    before step `from_step` only the books are copied."""
+    """Copy a consistent state of a ledger file that may be in use to a new file. Payloads of groups trained
+    before step `from_step` are left out."""
     with closing(sqlite3.connect(target, isolation_level=None, timeout=10.0)) as db:
         db.executescript(_SCHEMA)
         db.execute("attach database ? as source", (str(source),))
@@ -254,7 +226,7 @@ def copy_ledger(source: Path, target: Path, from_step: int) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether this is a whole ledger file that holds a run."""
+    """Whether this is an intact ledger file of a run."""
     if not path.exists():
         return False
     try:

@@ -1,5 +1,5 @@
-"""What can be known of a user's functions only by importing them: found out in a process that ends, since
-what they import may be large, take a GPU, or never come back."""
+"""Inspects a user's functions by importing them in a temporary process, since their imports may be large,
+take a GPU, or never return."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from typing import Any
 import msgspec
 
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
 from asyncrl.reward.processes.process import die_with_parent
 from asyncrl.rollout.episode import make_episode
 
 LIMIT_S = 120.0
-"""For the process to start and import the functions."""
+"""Longest time for the process to start and import the functions."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """reward: functions. objective: those of the objective, by the keys that name them. settings: theirs.
-    episode: where there is an own one."""
+    """reward: reward functions. objective: functions of the objective, by the keys that name them. settings:
+    the settings of these. episode: a user-defined episode."""
 
     reward: list[str] = []
     objective: dict[str, str] = {}
@@ -35,12 +36,12 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def specs(self) -> list[str]:
-        """Of all functions."""
+        """The specs of all functions."""
         return [*self.reward, *self.objective.values(), *([self.episode] if self.episode else [])]
 
 
-class Problem(msgspec.Struct, frozen=True):
-    """A `ConfigError`, or where there is a `command` a `NotHereError`, by its parts."""
+class ImportProblem(msgspec.Struct, frozen=True):
+    """The parts of a `ConfigError`, or of a `NotHereError` if there is a `command`."""
 
     what: str
     command: str | None = None
@@ -54,17 +55,17 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    problems: list[Problem] = []
+    problems: list[ImportProblem] = []
     needs: dict[str, list[str]] = {}
-    """The columns that each reward function cannot do without."""
+    """The columns that each reward function requires."""
     files: dict[str, str] = {}
-    """The file of each function that is the user's own."""
+    """The file of each user-defined function."""
     digests: dict[str, str] = {}
-    """Of all files that were imported from the user's folders, by path."""
+    """Digests of all files imported from the user's folders, by path."""
 
 
 def look(wanted: Wanted) -> Found:
-    """Import the functions, in a process that is gone afterwards with all that it has started."""
+    """Import the functions in a process that is killed afterwards, with everything that it has started."""
     if not wanted.specs:
         return Found()
     with TemporaryDirectory(prefix="asyncrl-") as folder:
@@ -77,20 +78,20 @@ def look(wanted: Wanted) -> Found:
             start_new_session=True,
         )
         try:
-            how = f"the process that imported them died (exit status {process.wait(LIMIT_S)})"
+            how = f"the process died (exit status {process.wait(LIMIT_S)}) while importing them"
         except subprocess.TimeoutExpired:
-            how = f"not imported after {LIMIT_S:g} s; do less while the module is imported"
+            how = f"not imported after {LIMIT_S:g} s; do less at import time"
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if answer.exists():
             return msgspec.msgpack.decode(answer.read_bytes(), type=Found)
-    return Found([Problem(f"functions {', '.join(wanted.specs)}: {how}")])
+    return Found([ImportProblem(f"functions {', '.join(wanted.specs)}: {how}")])
 
 
 def look_here(wanted: Wanted) -> Found:
-    """The same in this process."""
+    """Import the functions in this process."""
     problems, needs, files = [], {}, {}
     for spec in wanted.reward:
         try:
@@ -117,23 +118,21 @@ def look_here(wanted: Wanted) -> Found:
     return Found(problems, needs, own, users)
 
 
-def _problem(error: ConfigError) -> Problem:
+def _problem(error: ConfigError) -> ImportProblem:
     if isinstance(error, NotHereError):
-        return Problem(error.what, error.command, error.advice)
-    return Problem(str(error))
+        return ImportProblem(error.what, error.command, error.advice)
+    return ImportProblem(str(error))
 
 
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
     forget_own_path()
-    os.dup2(2, 1)  # what modules print while they are imported is no result
+    os.dup2(2, 1)  # modules may print at import
     folder = Path(sys.argv[2])
     found = look_here(msgspec.msgpack.decode((folder / "wanted").read_bytes(), type=Wanted))
-    aside = folder / "found.new"
-    aside.write_bytes(msgspec.msgpack.encode(found))
-    aside.replace(folder / "found")
+    replace_file(folder / "found", msgspec.msgpack.encode(found))
     sys.stderr.flush()
-    os._exit(0)  # no thread or exit handler of theirs holds it up
+    os._exit(0)  # no thread or exit handler of the user's code delays it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run takes from its user's folders: kept by absolute paths, and known again by digests."""
+"""What a run uses from its user's folders: stored as absolute paths, with digests to detect changes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.config import Config
+from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
@@ -18,13 +19,13 @@ class UserFiles(msgspec.Struct, frozen=True):
     """The Python files behind the functions that a config names."""
 
     functions: dict[str, str]
-    """The file of each function that is the user's own, by what the config calls it."""
+    """The file of each user-defined function, by its name in the config."""
     digests: dict[str, str]
-    """Of all files that were imported from the user's folders, by path."""
+    """Digests of all files imported from the user's folders, by path."""
 
     @classmethod
     def of(cls, found: Found) -> UserFiles:
-        """By the names of a config `with_absolute_paths`."""
+        """With the names of a config `with_absolute_paths`."""
         return cls({_of_file(spec): file for spec, file in found.files.items()}, found.digests)
 
     def save(self, path: Path) -> None:
@@ -32,13 +33,13 @@ class UserFiles(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, path: Path) -> UserFiles | None:
-        """None where a run of an earlier version has written none."""
+        """None if the run was started by a version that wrote no such file."""
         return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
 
     def changes(self, now: UserFiles) -> list[str]:
-        """What is another since, one message each."""
+        """A message for each change since then."""
         elsewhere = [
-            f"`{spec}` is {now.functions[spec]}, and the run was started with {file}"
+            f"`{spec}` is now {now.functions[spec]}; the run was started with {file}"
             for spec, file in self.functions.items()
             if now.functions.get(spec, file) != file
         ]
@@ -51,7 +52,7 @@ class UserFiles(msgspec.Struct, frozen=True):
 
 
 def look_at_functions(config: Config) -> Found:
-    """At all functions that the config names, in a process that ends."""
+    """Import all functions that the config names, in a temporary process."""
     own = {
         "objective.policy_loss": config.objective.policy_loss,
         "objective.advantage": config.objective.advantage,
@@ -66,21 +67,20 @@ def look_at_functions(config: Config) -> Found:
 
 
 def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[str]:
-    """The changes, to be told. Raises `ConfigError` unless they are accepted."""
+    """The changes, for the user. Raises `ConfigError` unless they are accepted."""
     changes = before.changes(now)
     if changes and not accept:
-        remedy = "start another run, or go on with what there is now: run.accept_changed_files=true"
+        remedy = "start another run, or continue with the changed files: run.accept_changed_files=true"
         raise ConfigError("\n".join([*changes, remedy]))
     return changes
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same config, with what it names in the working folder named from anywhere."""
-    changed = {
-        section: settings.model_copy(update={"path": _absolute(settings.path)})
-        for section in ("model", "critic", "reference")
-        if (settings := getattr(config, section)) is not None and settings.path is not None
-    }
+    """The same config with absolute paths, so that it does not depend on the working folder."""
+    config = with_model_paths(
+        config, {key: _absolute(path) for key, (path, _) in model_paths(config).items()}
+    )
+    changed: dict[str, object] = {}
     if not is_on_hub(config.data):
         changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
     named = {key: _of_file(name) for key in ("engine", "episode") if (name := getattr(config.rollout, key))}
@@ -90,15 +90,14 @@ def with_absolute_paths(config: Config) -> Config:
     changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
     reward, objective = config.reward, config.objective
     functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
-    models = [m.model_copy(update={"path": _absolute(m.path)}) for m in reward.models]
-    changed["reward"] = reward.model_copy(update={"functions": functions, "models": models})
+    changed["reward"] = reward.model_copy(update={"functions": functions})
     own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
     changed["objective"] = objective.model_copy(update=own)
     return config.model_copy(update=changed)
 
 
 def _absolute(path: str) -> str:
-    """A name on the hub, and what is not there, stays as it is."""
+    """Hub names, and paths that do not exist, stay as they are."""
     found = user_path(path, path)
     return str(found.absolute()) if found.exists() else path
 

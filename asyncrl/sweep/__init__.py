@@ -1,4 +1,4 @@
-"""Runs a config over a grid of settings and seeds, and makes a table and a plot of what came of it."""
+"""Runs a config over a grid of settings and seeds, and writes a table and a plot of the results."""
 
 from asyncrl.sweep.sweep import Sweep, SweepResult, run_sweep
 

@@ -1,4 +1,4 @@
-"""What lies where in a sweep's folder, and which of its cells are finished."""
+"""The layout of a sweep's folder, and which of its cells are finished."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
+from asyncrl.paths import Under
 from asyncrl.runfiles.layout import LOCK, held
 from asyncrl.sweep.grid import Cell
 
 FINISHED = "finished"
-"""A file in the directory of a run that has ended well, written last."""
+"""A file in the directory of a run that has succeeded, written last."""
 OUTPUT = "output.log"
-"""What a cell's run has printed."""
+"""The output of a cell's run."""
 MAX_NAME_CHARS = 150
 
 
@@ -26,24 +27,13 @@ class SweepFolder:
 
     path: Path
 
-    @property
-    def table_csv(self) -> Path:
-        return self.path / "table.csv"
-
-    @property
-    def table_md(self) -> Path:
-        return self.path / "table.md"
-
-    @property
-    def runs_csv(self) -> Path:
-        return self.path / "runs.csv"
-
-    @property
-    def plot(self) -> Path:
-        return self.path / "plot.png"
+    table_csv = Under("table.csv")
+    table_md = Under("table.md")
+    runs_csv = Under("runs.csv")
+    plot = Under("plot.png")
 
     def run_dir(self, cell: Cell) -> Path:
-        """Named for people, told apart by the cell's key."""
+        """Readable, and unique by the cell's key."""
         readable = re.sub(r"[^\w.=-]+", "_", cell.name)[:MAX_NAME_CHARS]
         return self.path / "cells" / f"{readable}-{cell.key}"
 
@@ -54,13 +44,13 @@ class SweepFolder:
         return (self.run_dir(cell) / FINISHED).exists()
 
     def make_room(self, cell: Cell) -> Path:
-        """An empty directory for the cell's run: what an interrupted or failed one has left is deleted.
+        """An empty directory for the cell's run. Leftovers of an interrupted or failed run are deleted.
 
-        Raises `ConfigError` when that run is still going on.
+        Raises `ConfigError` if that run is still active.
         """
         path = self.run_dir(cell)
         path.mkdir(parents=True, exist_ok=True)
-        with held(path, f"{path}: a run of an earlier sweep is still going on here; wait for its end"):
+        with held(path, f"{path}: a run of an earlier sweep is still active here; wait until it ends"):
             for item in path.iterdir():
                 if item.is_dir():
                     shutil.rmtree(item)
@@ -70,15 +60,15 @@ class SweepFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every other sweep out of this folder. Raises `ConfigError` when one is in it."""
+        """Keep other sweeps out of this folder. Raises `ConfigError` if one is using it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--out {self.path}: cannot make this folder: {error.strerror}") from None
+            raise ConfigError(f"--out {self.path}: cannot create this folder: {error.strerror}") from None
         with held(self.path, f"--out {self.path}: another sweep is using this folder; name another one"):
             yield
 
 
 def mark_finished(run_dir: Path) -> None:
-    """The run in this directory has ended well."""
+    """Record that the run in this directory has succeeded."""
     (run_dir / FINISHED).touch()

@@ -1,4 +1,4 @@
-"""From a config and a grid of settings to the runs of a sweep, its cells."""
+"""Expands a config and a grid of settings into the runs of a sweep, its cells."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from asyncrl.config import Config, yaml_tree
 from asyncrl.errors import ConfigError
 
 OF_THE_SWEEP = {
-    "run.seed": "the sweep counts seeds itself, from run.seed: use --seeds N",
-    "run.dir": "the sweep gives every run a directory of its own, below --out DIR",
-    "run.root": "the sweep gives every run a directory of its own, below --out DIR",
+    "run.seed": "the sweep sets the seeds itself, counting from run.seed: use --seeds N",
+    "run.dir": "the sweep gives every run its own directory, below --out DIR",
+    "run.root": "the sweep gives every run its own directory, below --out DIR",
     "run.name": "the sweep names its runs by their place in the grid",
 }
 """Settings that a grid cannot vary, with the reason."""
@@ -26,7 +26,7 @@ SHOWN_PROBLEMS = 10
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting and the values that it takes, in the order given, each as its text in YAML."""
+    """A setting and its values, in the given order, each as YAML text."""
 
     key: str
     values: tuple[str, ...]
@@ -36,8 +36,8 @@ class Axis:
 class Cell:
     """One run of the sweep.
 
-    point: its place in the grid, a (key, value) for each axis, the values as they were written.
-    config: its resolved settings; where it runs (`run.name`, `run.root`, `run.dir`) is not among them.
+    point: its place in the grid, a (key, value) pair for each axis, with the values as they were written.
+    config: its resolved settings, apart from where it runs (`run.name`, `run.root`, `run.dir`).
     """
 
     point: tuple[tuple[str, str], ...]
@@ -46,41 +46,41 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: `fixed_lag=4 policy_loss=ppo seed=1`."""
+        """A readable name: `fixed_lag=4 policy_loss=ppo seed=1`."""
         return " ".join(
             [*(f"{key.rpartition('.')[2]}={value}" for key, value in self.point), f"seed={self.seed}"]
         )
 
     @property
     def key(self) -> str:
-        """A digest of the resolved settings: a cell that was run before with these very settings is this
-        cell, in whatever grid it stood."""
+        """A digest of the resolved settings. A cell with the same settings is the same cell, whatever grid it
+        came from."""
         tree = self.config.model_dump(mode="json")
         for place in ("name", "root", "dir"):
             del tree["run"][place]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self, run_dir: Path) -> Config:
-        """The settings of its run in `run_dir`."""
+        """The settings for its run in `run_dir`."""
         tree = self.config.model_dump(mode="json")
         tree["run"] |= {"name": _folder_name(self.name), "dir": str(run_dir)}
         return settings.from_tree(tree)
 
 
 def _folder_name(name: str) -> str:
-    """As `run.name` may be: values of the grid can be paths, and long."""
+    """A valid `run.name`: values of the grid can be paths, and long."""
     return re.sub(r"[/\\\0-\x1f\x7f]+", "-", name).lstrip(".")[:100]
 
 
 def parse_axes(grid: Iterable[str]) -> list[Axis]:
-    """Axes from texts such as `trainer.lr=1e-4,2e-4`. Raises `ConfigError`."""
+    """Axes from texts like `trainer.lr=1e-4,2e-4`. Raises `ConfigError`."""
     axes: list[Axis] = []
     for text in grid:
         key, values = yaml_tree.values(text)
         if key in OF_THE_SWEEP:
             raise ConfigError(f"--grid {text}: {OF_THE_SWEEP[key]}")
         if not values:
-            raise ConfigError(f"--grid {text}: no value is given; write --grid {key}=VALUE,VALUE")
+            raise ConfigError(f"--grid {text}: it has no value; write --grid {key}=VALUE,VALUE")
         if any(axis.key == key for axis in axes):
             raise ConfigError(
                 f"--grid {text}: `{key}` is in the grid twice; give all its values in one --grid"
@@ -92,13 +92,13 @@ def parse_axes(grid: Iterable[str]) -> list[Axis]:
 def make_cells(
     config: Path, axes: Sequence[Axis], seeds: int, overrides: Sequence[str] = ()
 ) -> tuple[Cell, ...]:
-    """Every point of the grid with every seed, a whole grid of one seed before the next (so that a sweep that
-    is interrupted has seen all points).
+    """Every point of the grid with every seed: the whole grid for one seed before the next, so that an
+    interrupted sweep has covered all points.
 
-    Raises `ConfigError` with all that is wrong with any cell.
+    Raises `ConfigError` with every problem of every cell.
     """
     if seeds < 1:
-        raise ConfigError(f"--seeds {seeds}: at least one run is needed at each point")
+        raise ConfigError(f"--seeds {seeds}: each point needs at least one run")
     base = settings.load(config, overrides)
     if base.run.dir is not None:
         raise ConfigError(f"run.dir={base.run.dir}: {OF_THE_SWEEP['run.dir']}")
@@ -110,7 +110,7 @@ def make_cells(
             try:
                 resolved = settings.load(config, [*overrides, *texts, f"run.seed={seed}"])
             except ConfigError as error:
-                for line in str(error).split("\n"):  # one for each wrong key
+                for line in str(error).split("\n"):  # one per wrong key
                     problems.add(" ".join(texts), line)
             else:
                 cells.append(Cell(point, seed, resolved))
@@ -120,7 +120,7 @@ def make_cells(
 
 
 class Problems:
-    """Collects what is wrong with cells; many cells have the same fault."""
+    """Collects the problems of cells; many cells share a problem."""
 
     def __init__(self) -> None:
         self._cells: dict[str, list[str]] = {}
@@ -131,7 +131,7 @@ class Problems:
             cells.append(cell)
 
     def raise_if_any(self) -> None:
-        """Raise `ConfigError` with each fault once, and where it was found."""
+        """Raise `ConfigError` with each problem once and where it was found."""
         if not self._cells:
             return
         lines = [f"{problem}\n  at {_some(cells)}" for problem, cells in self._cells.items()]

@@ -1,4 +1,4 @@
-"""A lane of a sweep, as the sweep sees it: it runs one cell at a time and leaves no process behind."""
+"""A lane of a sweep, seen from the sweep: it runs one cell at a time and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 from asyncrl.resolve import OWN_PATH
 
 STOP_GRACE_S = 30.0
-"""Between the polite and the hard end of a cell; a run of several processes takes 10 seconds and more."""
+"""Time between SIGTERM and SIGKILL for a cell; a run of several processes takes 10 seconds or more to
+stop."""
 LANE_GRACE_S = 5.0
-"""For a lane to end when its cell has."""
+"""Longest time for a lane to end after its cell."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-"""Runs then set their own number."""
+"""Defaults; each run then sets its own number."""
 
 
 class Lane:
-    """A process that runs cells, one at a time, and ends with the `with` block, together with its cell.
+    """A process that runs cells one at a time. It ends with the `with` block, together with its cell.
 
-    environment: what it has beside ours. gpus: for each run; None leaves it to the run.
+    environment: variables in addition to ours. gpus: for each run; None leaves it to the run.
     """
 
     def __init__(self, environment: Mapping[str, str], gpus: int | None) -> None:
@@ -36,7 +37,7 @@ class Lane:
         await self.stop()
 
     async def run(self, config: Path, output: Path) -> int | None:
-        """Exit status of the run, which prints into `output`; None when the lane has died with it."""
+        """Exit status of the run, whose output goes to `output`; None if the lane has died with it."""
         if self._process is None:
             self._process = await self._start()
         assert self._process.stdin is not None
@@ -49,7 +50,7 @@ class Lane:
         return int(answer)
 
     async def stop(self) -> None:
-        """End the process, if there is one, and what it runs; the next cell gets a new one."""
+        """End the process, if there is one, and its cell; the next cell gets a new process."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -67,7 +68,7 @@ class Lane:
             *(sys.executable, "-m", "asyncrl.sweep.lane_process", *options),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            # Cells that compute beside each other keep to their threads, also while they only start.
+            # Cells that run side by side must keep to their threads, even while they start.
             env={**os.environ, **OWN_PATH, **ONE_THREAD, **self._environment},
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # we pass Ctrl-C on ourselves
         )

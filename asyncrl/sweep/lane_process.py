@@ -1,11 +1,11 @@
-"""The process of a lane, which runs cells one after another, each in a process forked from it:
+"""The process of a lane. It runs cells one after another, each in a process forked from it:
 
     python -m asyncrl.sweep.lane_process [--gpus N]
 
-Reads the path of a cell's config and that for its output as two lines of standard input, writes the cell's
-exit status as a line of standard output, and so on. When its input ends, it stops the cell that runs.
+For each cell it reads two lines of standard input, the paths of the cell's config and of its output, and
+writes the cell's exit status as a line of standard output. When its input ends, it stops the current cell.
 
-Importing torch and transformers takes longer than a short run does: a lane does it once. It computes nothing
+Importing torch and transformers takes longer than a short run, so a lane does it once. It computes nothing
 itself, because a fork keeps only one of a process's threads.
 """
 
@@ -33,7 +33,7 @@ POLL_S = 0.05
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit status of this process, be it the lane or a cell of it."""
+    """Run the requested cells. Returns the exit status of this process, which may be the lane or a cell."""
     parser = argparse.ArgumentParser(prog="asyncrl.sweep.lane_process")
     parser.add_argument("--gpus", type=int)
     gpus = parser.parse_args(argv).gpus
@@ -57,7 +57,7 @@ def _path(line: bytes) -> str:
 
 
 def _speak_to(output: str) -> None:
-    """Let what this process and its children print go into the file, and give them no input."""
+    """Send the output of this process and its children to the file, and give them no input."""
     with Path(output).open("wb") as file, Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
@@ -65,21 +65,21 @@ def _speak_to(output: str) -> None:
 
 
 def _fork() -> int | None:
-    """The id of the cell's process, in the lane; None in the cell."""
-    import asyncrl.loop.inline  # noqa: F401 - for the cell; here, so that a failure is in its output
+    """In the lane, the id of the cell's process; in the cell, None."""
+    import asyncrl.loop.inline  # noqa: F401 - for the cell; here, so that a failure shows in its output
 
     sys.stdout.flush()
     sys.stderr.flush()
     lane = os.getpid()
     if cell := os.fork():
         return cell
-    os.setsid()  # it is ended together with the roles that it starts
+    os.setsid()  # so that it can be killed together with the roles that it starts
     end_with(lane)
     return None
 
 
 def _run(config: str, gpus: int | None) -> int:
-    """Run the config to its end and mark its directory as finished; the exit status."""
+    """Run the config and mark its directory as finished. Returns the exit status."""
     try:
         result = run(config, gpus=gpus)
     except AsyncRLError as error:
@@ -92,9 +92,9 @@ def _run(config: str, gpus: int | None) -> int:
 
 
 def _wait(cell: int, requests: BinaryIO) -> int | None:
-    """The cell's exit status, below zero for a signal; None when the input has ended and it was stopped."""
+    """The cell's exit status, negative for a signal; None if the input ended and the cell was stopped."""
     while (status := _status(cell)) is None:
-        if select.select([requests], [], [], POLL_S)[0]:  # nothing is asked for while a cell runs
+        if select.select([requests], [], [], POLL_S)[0]:  # the end: there are no requests meanwhile
             _stop(cell)
             return None
     return status
@@ -106,7 +106,7 @@ def _status(cell: int) -> int | None:
 
 
 def _stop(cell: int) -> None:
-    """By SIGTERM, and after a grace time by SIGKILL."""
+    """Stop it by SIGTERM, and after a grace period by SIGKILL."""
     os.kill(cell, signal.SIGTERM)
     patient_until_s = time.monotonic() + STOP_GRACE_S
     while _status(cell) is None:

@@ -1,4 +1,4 @@
-"""The plot of a sweep: final reward over one setting, a line for each combination of the others."""
+"""Plots a sweep: final reward over one setting, with a line for each combination of the others."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl.sweep.grid import Axis
-from asyncrl.sweep.results import Estimate, Row
+from asyncrl.sweep.results import PointResult, SeedMean
 from asyncrl.sweep.table import Reading, short_names
 
-MISSING = "no plot was made: it needs matplotlib, which is not installed: pip install 'asyncrl[plot]'"
+MISSING = "no plot was made because matplotlib is not installed: pip install 'asyncrl[plot]'"
 DOTS_PER_INCH = 150
 
 
@@ -20,9 +20,9 @@ def is_possible() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> None:
-    """Write a PNG. Points without a finished run are left out; bars are standard errors."""
-    # Imported here: it is an optional extra. Without pyplot, which would look for a display.
+def draw(path: Path, axes: Sequence[Axis], rows: Sequence[PointResult], reading: Reading) -> None:
+    """Write a PNG. Points without a finished run are left out; error bars are standard errors."""
+    # Imported here because it is an optional extra; not pyplot, which would look for a display.
     from matplotlib.figure import Figure
 
     across = _across(axes)
@@ -45,8 +45,7 @@ def draw(path: Path, axes: Sequence[Axis], rows: Sequence[Row], reading: Reading
 
 
 def _across(axes: Sequence[Axis]) -> int:
-    """The number of the axis to plot over: the first with several values that are all numbers, else the
-    first."""
+    """Index of the axis to plot over: the first with several values, all of them numbers; else the first."""
     for i, axis in enumerate(axes):
         if len(axis.values) > 1 and all(_is_number(value) for value in axis.values):
             return i
@@ -61,10 +60,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _lines(axes: Sequence[Axis], across: int, rows: Sequence[Row]) -> dict[str, list[Estimate]]:
+def _lines(axes: Sequence[Axis], across: int, rows: Sequence[PointResult]) -> dict[str, list[SeedMean]]:
     """Final rewards along the axis `across`, by the values of the other axes."""
-    nothing = Estimate(math.nan, math.nan, 0)
-    lines: dict[str, list[Estimate]] = {}
+    nothing = SeedMean(math.nan, math.nan, 0)
+    lines: dict[str, list[SeedMean]] = {}
     for row in rows:
         values = [value for _, value in row.point]
         label = ", ".join(value for i, value in enumerate(values) if i != across)

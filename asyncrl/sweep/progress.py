@@ -1,19 +1,19 @@
-"""How a sweep goes, in plain lines."""
+"""Reports the progress of a sweep in plain lines."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from asyncrl.observe.words import duration
 from asyncrl.sweep.grid import Cell
+from asyncrl.units import duration
 
 
-class Progress:
-    """Prints a line when a cell starts and when it ends, and remembers which failed.
+class SweepProgress:
+    """Prints a line when a cell starts and when it ends, and remembers which cells failed.
 
-    total: cells of the sweep. finished: those that were before. jobs: cells that run at the same time. tell:
-    takes a line. now_s: a monotonic clock.
+    total: cells of the sweep. finished: cells that earlier calls have finished. jobs: cells that run at the
+    same time. tell: prints a line. now_s: a monotonic clock.
     """
 
     def __init__(

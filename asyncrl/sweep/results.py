@@ -1,9 +1,10 @@
-"""What runs came to, and its mean and standard error over the seeds of a point."""
+"""The results of runs, and their means and standard errors over the seeds of a point."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,28 +13,29 @@ from asyncrl.sweep.grid import Cell
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """A finished run in numbers. A step's reward is the mean reward of its batch, which was sampled by
+    """The results of a finished run. A step's reward is the mean reward of its batch, which was sampled by
     weights as many versions old as the batch is stale."""
 
     final_reward: float
-    """Mean of the last N steps' rewards."""
+    """Mean reward of the last N steps."""
     best_reward: float
-    """Highest mean of N successive steps' rewards."""
+    """Highest mean reward of N consecutive steps."""
     steps_to_target: float
-    """Steps until the mean of N successive steps' rewards first reached the target; NaN: never."""
+    """Steps until the mean reward of N consecutive steps first reached the target; NaN if it never did."""
     time_to_target_s: float
     """The same in seconds from the start of the run."""
     generated_tokens: float
-    """Tokens sampled in the whole run, whatever became of them."""
+    """Tokens sampled in the whole run, trained on or not."""
     trained_tokens: float
     wall_s: float
 
 
 def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None) -> RunFigures:
-    """From the lines of a run's `metrics.jsonl`. `last` is N above; all steps of a run that its budget ended
-    even earlier."""
+    """From the lines of a run's `metrics.jsonl`. `last` is N above; a run with fewer steps uses all of
+    them."""
     last = min(last, len(lines))
-    means = list(_moving_means([line["reward/mean"] for line in lines], last))
+    rewards = [line["reward/mean"] for line in lines]
+    means = [statistics.fmean(rewards[end - last : end]) for end in range(last, len(rewards) + 1)]
     reached = next((i for i, mean in enumerate(means) if target is not None and mean >= target), None)
     at = None if reached is None else lines[reached + last - 1]
     return RunFigures(
@@ -47,48 +49,40 @@ def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None)
     )
 
 
-def _moving_means(values: Sequence[float], n: int) -> Iterator[float]:
-    for end in range(n, len(values) + 1):
-        yield math.fsum(values[end - n : end]) / n
-
-
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over seeds, and its standard error: the sample deviation (n - 1) / sqrt(n), NaN for n < 2."""
+class SeedMean:
+    """A mean over seeds and its standard error: sample standard deviation (n - 1) / sqrt(n), NaN for n <
+    2."""
 
     mean: float
     error: float
     n: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Estimate:
-        """Of the values that are not NaN; the mean of none is NaN."""
+    def of(cls, values: Iterable[float]) -> SeedMean:
+        """Over the values that are not NaN; the mean of no values is NaN."""
         known = [value for value in values if not math.isnan(value)]
-        n = len(known)
-        if not n:
+        if not known:
             return cls(math.nan, math.nan, 0)
-        mean = math.fsum(known) / n
-        if n == 1:
-            return cls(mean, math.nan, 1)
-        variance = math.fsum((value - mean) ** 2 for value in known) / (n - 1)
-        return cls(mean, math.sqrt(variance / n), n)
+        error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+        return cls(statistics.fmean(known), error, len(known))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PointResult:
     """A point of the grid."""
 
     point: tuple[tuple[str, str], ...]
     seeds: int
     """Finished runs."""
     missing: int
-    """Runs that failed or have not been made."""
-    estimates: Mapping[str, Estimate]
+    """Runs that failed or have not been run."""
+    estimates: Mapping[str, SeedMean]
     """By the names of `RunFigures`."""
 
 
-def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Row]:
-    """A row for each point of the grid, in the order of `cells`. `runs` holds the cells that are finished."""
+def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[PointResult]:
+    """A row for each point of the grid, in the order of `cells`. `runs` has the finished cells."""
     points: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
         points.setdefault(cell.point, []).append(cell)
@@ -96,7 +90,7 @@ def make_rows(cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> list[Ro
     for point, of_point in points.items():
         done = [runs[cell] for cell in of_point if cell in runs]
         estimates = {
-            field.name: Estimate.of(getattr(run, field.name) for run in done) for field in fields(RunFigures)
+            field.name: SeedMean.of(getattr(run, field.name) for run in done) for field in fields(RunFigures)
         }
-        rows.append(Row(point, len(done), len(of_point) - len(done), estimates))
+        rows.append(PointResult(point, len(done), len(of_point) - len(done), estimates))
     return rows

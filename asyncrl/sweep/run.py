@@ -1,4 +1,4 @@
-"""Runs cells, several at a time, each in a process of its own, and watches over them."""
+"""Runs cells, several at a time, each in its own process, and watches them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from asyncrl.config import Config, dump
 from asyncrl.errors import ConfigError
@@ -14,23 +14,15 @@ from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.lane import Lane
+from asyncrl.sweep.progress import SweepProgress
 
 POLL_S = 1.0
 CONFIG = "cell.yaml"
 SHOWN_LINES = 15
 
 
-class Report(Protocol):
-    """Told how the sweep goes."""
-
-    def started(self, cell: Cell) -> None: ...
-
-    def ended(self, cell: Cell, problem: str | None) -> None:
-        """problem: why it failed; None when it finished."""
-
-
 class CellStalled(Exception):  # noqa: N818 - says what happened
-    """A cell has shown no sign of life for too long."""
+    """A cell has made no progress for too long."""
 
 
 async def run_cells(
@@ -38,19 +30,19 @@ async def run_cells(
     folder: SweepFolder,
     lanes: Sequence[Mapping[str, str]],
     gpus: int | None,
-    report: Report,
+    progress: SweepProgress,
 ) -> None:
-    """Run all cells, one at a time in each of the lanes. A cell that fails stops no other.
+    """Run all cells, one at a time in each lane. A failed cell does not stop the others.
 
-    lanes: what the environment of the processes in a lane has beside ours.
+    lanes: the environment variables of each lane's processes, in addition to ours.
     """
     waiting = iter(cells)
 
     async def run_lane(environment: Mapping[str, str]) -> None:
         async with Lane(environment, gpus) as lane:
             for cell in waiting:
-                report.started(cell)
-                report.ended(cell, await _run_cell(cell, folder, lane))
+                progress.started(cell)
+                progress.ended(cell, await _run_cell(cell, folder, lane))
 
     async with asyncio.TaskGroup() as tasks:
         for environment in lanes:
@@ -58,7 +50,7 @@ async def run_cells(
 
 
 async def _run_cell(cell: Cell, folder: SweepFolder, lane: Lane) -> str | None:
-    """Why it failed; None when it has finished."""
+    """The reason of its failure; None if it has finished."""
     try:
         run_dir = folder.make_room(cell)
     except ConfigError as error:
@@ -77,8 +69,8 @@ async def _run_cell(cell: Cell, folder: SweepFolder, lane: Lane) -> str | None:
 
 
 async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: Path) -> int | None:
-    """The run's exit status. Raises `CellStalled` when no step ends for as long as the run may take to start
-    and then to make a step (it watches itself more closely)."""
+    """The run's exit status. Raises `CellStalled` if no step ends for as long as the run may take to start
+    and to make a step. (The run watches itself more closely.)"""
     allowed_s = config.run.start_s + config.run.longest_step_s + config.reward.patience_s
     metrics, size, changed_s = run_dir / FILE_NAME, 0, time.monotonic()
     running = asyncio.create_task(run)
@@ -95,6 +87,6 @@ async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: 
 
 
 def _last_words(output: Path) -> str:
-    """The end of what it has printed, and where all of it is."""
+    """The end of its output, and the path of the full output."""
     lines = output.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
-    return "\n".join([*(f"  {line}" for line in lines), f"  (all of it: {output})"])
+    return "\n".join([*(f"  {line}" for line in lines), f"  (full output: {output})"])

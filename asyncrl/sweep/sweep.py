@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: check all cells, run those that are not finished, write what came of all."""
+"""A sweep from start to end: checks all cells, runs the unfinished ones, and writes the results of all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from asyncrl.plan.preflight import preflight
 from asyncrl.sweep import plot
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes
-from asyncrl.sweep.progress import Progress
-from asyncrl.sweep.results import Row, RunFigures, figures, make_rows
+from asyncrl.sweep.progress import SweepProgress
+from asyncrl.sweep.results import PointResult, RunFigures, figures, make_rows
 from asyncrl.sweep.run import run_cells
 from asyncrl.sweep.table import Reading, runs_csv, table_csv, table_md
 
 LAST_STEPS = 10
-"""Rewards are averaged over so many steps, or over all of a shorter run."""
+"""Rewards are averaged over this many steps, or over all steps of a shorter run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Sweep:
 
     grid: settings and their values, such as `trainer.lr=1e-4,2e-4`.
     overrides: `key.sub=value`, for all cells.
-    seeds: runs at each point of the grid, with the seeds from `run.seed` on.
+    seeds: runs at each point of the grid, with seeds counting from `run.seed`.
     jobs: runs at the same time.
-    out: the folder of the sweep; None is `run.root/run.name-sweep`.
+    out: the folder of the sweep; None means `run.root/run.name-sweep`.
     gpus: for each run; None leaves it to the run.
-    target: a reward whose first reaching is looked for.
-    last: steps over which rewards are averaged; None is `LAST_STEPS`.
+    target: report when runs first reach this reward.
+    last: steps over which rewards are averaged; None means `LAST_STEPS`.
     """
 
     config: Path
@@ -52,22 +52,22 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """failed: cells that did not finish, with the reason. Tables (and plot) lie in the folder."""
+    """failed: cells that did not finish, with the reason. The tables and the plot are in the folder."""
 
     folder: SweepFolder
     axes: Sequence[Axis]
     reading: Reading
     cells: Sequence[Cell]
     runs: Mapping[Cell, RunFigures]
-    rows: Sequence[Row]
+    rows: Sequence[PointResult]
     failed: Mapping[Cell, str]
 
 
 def run_sweep(sweep: Sweep) -> SweepResult:
-    """Run the cells that no earlier call has finished, printing how it goes, and write tables and plot.
+    """Run the cells that no earlier call has finished, print the progress, and write the tables and the plot.
 
-    Raises `ConfigError`, before anything is started, for whatever is wrong with any cell; and
-    `KeyboardInterrupt`, when every process has ended and the tables of what is finished are written.
+    Raises `ConfigError` for any problem of any cell, before anything is started. On `KeyboardInterrupt`, it
+    ends every process and writes the tables of the finished cells first.
     """
     axes = parse_axes(sweep.grid)
     cells = make_cells(sweep.config, axes, sweep.seeds, sweep.overrides)
@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     _preflight([cell for cell in cells if not folder.is_finished(cell)], folder, sweep.gpus)
     with folder.held():
         todo = [cell for cell in cells if not folder.is_finished(cell)]
-        progress = Progress(len(cells), len(cells) - len(todo), sweep.jobs)
+        progress = SweepProgress(len(cells), len(cells) - len(todo), sweep.jobs)
         try:
             if todo:
                 run_to_end(run_cells(todo, folder, lanes, sweep.gpus, progress))
@@ -97,10 +97,10 @@ def _last(asked: int | None, cells: Sequence[Cell]) -> int:
 
 
 def make_lanes(jobs: int, gpus: int | None, available: int) -> list[dict[str, str]]:
-    """The environment of each of `jobs` lanes: which of the available GPUs its runs see, `gpus` each. Raises
-    `ConfigError` when there are too few."""
+    """The environment of each of `jobs` lanes: the `gpus` available GPUs that its runs see. Raises
+    `ConfigError` if there are too few."""
     if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: at least one run has to go on at a time")
+        raise ConfigError(f"--jobs {jobs}: at least one run at a time is needed")
     if gpus is None:
         if jobs > 1 and available:
             raise ConfigError(
@@ -123,7 +123,7 @@ def _default_folder(sweep: Sweep) -> Path:
 
 
 def _preflight(cells: Sequence[Cell], folder: SweepFolder, gpus: int | None) -> None:
-    """Check every cell against this machine, those of one seed for those of all. Raises `ConfigError`."""
+    """Check the cells against this machine, with one seed per point. Raises `ConfigError`."""
     problems = Problems()
     if cells:
         print("checking settings, model and data ...", flush=True)

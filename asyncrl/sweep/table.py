@@ -1,4 +1,4 @@
-"""A sweep's results as CSV, for programs, and as a Markdown table, for people."""
+"""A sweep's results as CSV for programs, and as a Markdown table for people."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
-from asyncrl.observe.words import number
 from asyncrl.sweep.grid import Axis, Cell
-from asyncrl.sweep.results import Estimate, Row, RunFigures
+from asyncrl.sweep.results import PointResult, RunFigures, SeedMean
+from asyncrl.units import number
 
 FIGURES = tuple(field.name for field in fields(RunFigures))
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the figures were read from the runs."""
+    """How the results were computed from the runs."""
 
     last: int
     """Steps over which rewards are averaged."""
@@ -25,13 +25,13 @@ class Reading:
 
 
 def short_names(axes: Sequence[Axis]) -> list[str]:
-    """The last part of each key, or the whole key where that would name two."""
+    """The last part of each key, or the whole key where the last part is ambiguous."""
     last = [axis.key.rpartition(".")[2] for axis in axes]
     return [axis.key if last.count(name) > 1 else name for axis, name in zip(axes, last, strict=True)]
 
 
-def table_csv(axes: Sequence[Axis], rows: Iterable[Row], reading: Reading) -> str:
-    """A line for each point of the grid; empty where a number does not exist."""
+def table_csv(axes: Sequence[Axis], rows: Iterable[PointResult], reading: Reading) -> str:
+    """A line for each point of the grid; missing numbers are empty."""
     head = [axis.key for axis in axes] + ["seeds", "missing", "last_steps", "target"]
     for name in FIGURES:
         head += [f"{name}_mean", f"{name}_se", f"{name}_n"]
@@ -56,8 +56,8 @@ def runs_csv(axes: Sequence[Axis], cells: Iterable[Cell], runs: Mapping[Cell, Ru
     return _csv(lines)
 
 
-def table_md(axes: Sequence[Axis], rows: Sequence[Row], reading: Reading) -> str:
-    """The table with a paragraph on what its numbers are."""
+def table_md(axes: Sequence[Axis], rows: Sequence[PointResult], reading: Reading) -> str:
+    """The table, after a paragraph that explains its numbers."""
     head = [*short_names(axes), "seeds", "final reward", "best reward"]
     if reading.target is not None:
         head += [f"s to {reading.target:g}", f"steps to {reading.target:g}"]
@@ -71,18 +71,18 @@ def _explained(reading: Reading) -> str:
     n = reading.last
     text = (
         f"Mean ± standard error over the seeds. Final reward: mean of the last {n} steps. Best reward: "
-        f"highest mean of {n} steps in a row. Tokens: sampled in the whole run. The reward of a step is that "
-        "of its batch, which is as old as the step is stale."
+        f"highest mean of {n} consecutive steps. Tokens: sampled in the whole run. The reward of a step is "
+        "the mean reward of its batch, which was sampled by weights as old as the step is stale."
     )
     if reading.target is not None:
         text += (
-            f" To {reading.target:g}: until the mean of {n} steps in a row first reached it, over the runs "
-            "that did (their number in brackets where it is not all)."
+            f" To {reading.target:g}: until the mean of {n} consecutive steps first reached it, over the "
+            "runs that did (their number in brackets if not all did)."
         )
     return text
 
 
-def _markdown_cells(row: Row, reading: Reading) -> list[str]:
+def _markdown_cells(row: PointResult, reading: Reading) -> list[str]:
     seeds = f"{row.seeds}" + (f" ({row.missing} missing)" if row.missing else "")
     of = row.estimates
     cells = [value.replace("|", "\\|") for _, value in row.point]
@@ -95,7 +95,7 @@ def _markdown_cells(row: Row, reading: Reading) -> list[str]:
     return [*cells, _estimate(of["generated_tokens"], 0)]
 
 
-def _estimate(estimate: Estimate, digits: int) -> str:
+def _estimate(estimate: SeedMean, digits: int) -> str:
     mean = number(estimate.mean, digits)
     return mean if math.isnan(estimate.error) else f"{mean} ± {number(estimate.error, digits)}"
 

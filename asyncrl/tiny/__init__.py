@@ -1,6 +1,6 @@
-"""A tiny model made from nothing but code: a byte-level Qwen3 that half knows how to sort letters.
+"""A tiny model made entirely from code: a byte-level Qwen3 that half knows how to sort letters.
 
-It stands in for a real model wherever a download or a GPU is too much: in the quickstart, in tests, in
+It replaces a real model where a download or a GPU would be too much: in the quickstart, in tests, in
 benchmarks. Importing this package imports neither torch nor transformers (reward processes import
 `asyncrl.tiny.skill`).
 """
@@ -18,10 +18,9 @@ from pathlib import Path
 from asyncrl.errors import ConfigError
 
 PROMPTS = "prompts.jsonl"
-"""The task's dataset, beside the model."""
+"""The task's dataset, in the model's folder."""
 COMPLETE = "tiny-model.json"
-"""What the folder was made from; written last, into a folder that is renamed into place when it is
-complete."""
+"""What the folder was made from; written last, before the complete folder is renamed into place."""
 
 
 def build(
@@ -32,24 +31,24 @@ def build(
     force: bool = False,
     tell: Callable[[float], None] = lambda share: None,
 ) -> Path:
-    """Make the model, its tokenizer and `prompts.jsonl` in the folder `path`; about a minute on one core.
+    """Build the model, its tokenizer and `prompts.jsonl` in the folder `path`; about a minute on one core.
 
-    seed: of the initial weights, the demonstrations and the prompts.
+    seed: for the initial weights, the demonstrations and the prompts.
     prompts: rows in the dataset.
-    force: build anew even where the folder holds the same model already.
-    tell: is told now and then what share of the work is done.
+    force: build again even if the folder already holds the same model.
+    tell: called now and then with the share of the work that is done.
 
-    A folder that was built with the same arguments and code is left alone. A half-built one cannot arise: the
-    work is done in a folder beside it, renamed at the end. Raises `ConfigError` when `path` holds something
-    else.
+    A folder that was built with the same arguments and code is left alone. It is never half built: the work
+    is done in another folder, renamed at the end. Raises `ConfigError` if `path` holds something else.
     """
     target = Path(path)
     recipe = {"seed": seed, "prompts": prompts, "code": _code_digest()}
     if not force and _recipe_of(target) == recipe:
         return target
-    if target.exists() and _recipe_of(target) is None and not _is_empty_folder(target):
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and _recipe_of(target) is None and not is_empty:
         raise ConfigError(
-            f"{target} exists and is no tiny model (no {COMPLETE} in it): name another folder, or delete it"
+            f"{target} exists and is not a tiny model (no {COMPLETE} in it): name another folder or delete it"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -74,7 +73,8 @@ def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], Non
     tokenizer = byte_tokenizer(MAX_LENGTH)
     model = random_model(tokenizer, seed)
     threads_before = torch.get_num_threads()
-    # At this size a second thread only waits, and beside other work it makes everything several times slower.
+    # At this size a second thread gains nothing, and on a busy machine it makes everything several times
+    # slower.
     torch.set_num_threads(1)
     try:
         warm_up(model, tokenizer, rng, tell)
@@ -95,12 +95,8 @@ def _recipe_of(folder: Path) -> dict[str, object] | None:
 
 
 def _code_digest() -> str:
-    """Of this package's source, which is all that a model is made from."""
+    """Of this package's source, which determines the model."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -1,9 +1,9 @@
-"""Preference pairs for the tiny model's task: what to train a tiny reward model from.
+"""Preference pairs for the tiny model's task, to train a tiny reward model from.
 
-A response is worth its closeness to the right answer. A model trained on pairs of right and wrong alone would
-find all wrong responses about equally bad, and a policy that is rarely right would learn nothing from it; so
-wrong responses are compared among themselves as well. And whatever a policy might try instead of sorting is
-among them: saying nothing, repeating a letter or the answer, copying the question, sorting other letters,
+The worth of a response is its closeness to the right answer. A model trained only on pairs of right and wrong
+would find all wrong responses about equally bad, and a policy that is rarely right would learn nothing from
+it; so wrong responses are also compared with each other. They include whatever a policy might try instead of
+sorting: saying nothing, repeating a letter or the answer, copying the question, sorting other letters,
 running on to the limit.
 """
 
@@ -15,20 +15,20 @@ import string
 from collections import Counter
 from pathlib import Path
 
-from asyncrl.tiny.skill import ALPHABET, Problem, demonstrate, sample_problem
+from asyncrl.tiny.skill import ALPHABET, SortingProblem, demonstrate, sample_problem
 
 LONGEST = 24
-"""Letters of a response that runs on and on."""
+"""Length of a response that runs on."""
 ANYTHING = string.ascii_letters + string.digits + " \n.,-"
 RIGHT_SHARE = 0.7
-"""Of the pairs, those whose preferred response is the right one."""
+"""Share of the pairs whose preferred response is the right answer."""
 MARGIN = 0.1
-"""Least difference in worth between the responses of a pair."""
+"""Smallest difference in worth between the responses of a pair."""
 
 
-def worth(problem: Problem, response: str) -> float:
+def worth(problem: SortingProblem, response: str) -> float:
     """1 for the right answer, down to 0: the share of letters that need not be inserted, deleted or replaced
-    to make the one of the other (Levenshtein 1966); letters that the question has not count twice."""
+    to turn one into the other (Levenshtein 1966). Letters that are not in the question count twice."""
     answer = problem.answer
     foreign = Counter(response) - Counter(answer)
     faults = _distance(answer, response) + foreign.total()
@@ -54,11 +54,11 @@ def sample_pair(rng: random.Random) -> dict[str, object]:
     return {"prompt": problem.row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
-def corrupt(problem: Problem, rng: random.Random) -> str:
-    """A response that is wrong in one of many ways, and more or less so."""
+def corrupt(problem: SortingProblem, rng: random.Random) -> str:
+    """A response that is wrong in one of many ways, to a varying degree."""
     letters = list(problem.answer)
     n = len(letters)
-    faults = min(n, rng.choice([1, 1, 2, 3, rng.randint(1, n)]))  # near misses are what is hard to tell
+    faults = min(n, rng.choice([1, 1, 2, 3, rng.randint(1, n)]))  # near misses are the hard cases
     match rng.randrange(10):
         case 0:  # neighbours swapped
             for _ in range(faults):
@@ -96,7 +96,7 @@ def _with_others(letters: list[str], count: int, rng: random.Random) -> list[str
 
 
 def _distance(a: str, b: str) -> int:
-    """Insertions, deletions and replacements between two texts, at least."""
+    """The smallest number of insertions, deletions and replacements between two texts."""
     above = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         row = [i]

@@ -1,6 +1,6 @@
-"""The tiny model's task, sorting letters; the sloppy teacher it was warmed up by; and the reward function.
+"""The tiny model's task (sorting letters), the sloppy teacher that warmed it up, and the reward function.
 
-`exact_match` is an example for reward functions of your own: plain Python, named in the config as
+`exact_match` is an example for your own reward functions: plain Python, named in the config as
 `package.module:function` or `path/file.py:function`.
 """
 
@@ -15,23 +15,23 @@ MIN_LETTERS = 6
 MAX_LETTERS = 10
 
 TEACHER_IS_RIGHT = 0.25
-"""How often the teacher's demonstration is right. The model takes over the mistakes as well, so that its
-first rewards are about this much: the right behaviour is one among several, for RL to single out."""
+"""How often the teacher's demonstration is right. The model also learns the mistakes, so its first rewards
+are about this high: the right behaviour is one of several, which RL has to single out."""
 
 
 def exact_match(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
     """Reward 1 for a response that is exactly the row's `answer`, else 0.
 
     A reward function is called once for each prompt, with all its completions. Every column of the dataset
-    arrives as an argument of its name, one value a completion (here `answer`); `**_` takes what is not
-    needed. A completion is a string, or a list of messages when the prompt is one.
+    arrives as an argument of that name, with one value per completion (here `answer`); `**_` takes the rest.
+    A completion is a string, or a list of messages if the prompt is one.
     """
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SortingProblem:
     letters: str
     """Distinct lowercase letters, in random order."""
 
@@ -45,12 +45,12 @@ class Problem:
         return {"prompt": [{"role": "user", "content": f"sort {self.letters}"}], "answer": self.answer}
 
 
-def sample_problem(rng: random.Random) -> Problem:
+def sample_problem(rng: random.Random) -> SortingProblem:
     """A random problem of `MIN_LETTERS` to `MAX_LETTERS` letters."""
-    return Problem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
+    return SortingProblem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
 
 
-def demonstrate(problem: Problem, rng: random.Random) -> str:
+def demonstrate(problem: SortingProblem, rng: random.Random) -> str:
     """The sloppy teacher's response: right, in descending order, with a letter left out, or with two
     swapped."""
     answer = problem.answer

@@ -15,7 +15,7 @@ CHAT_TEMPLATE = """\
 
 
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """One token a UTF-8 byte (ids follow the byte alphabet's order), then the special tokens.
+    """One token per UTF-8 byte (ids follow the byte alphabet's order), then the special tokens.
 
     Built as a byte-level BPE without merges, so that plain `AutoTokenizer.from_pretrained` loads it.
     """

@@ -1,4 +1,4 @@
-"""Warming the tiny model up: plain supervised learning from the sloppy teacher, a fresh batch every step."""
+"""Warms the tiny model up: supervised learning from the sloppy teacher, with a new batch every step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def warm_up(
     rng: random.Random,
     tell: Callable[[float], None],
 ) -> None:
-    """Train `model` in place on `STEPS` batches of demonstrations. `tell` is told the share that is done."""
+    """Train `model` in place on `STEPS` batches of demonstrations. `tell` gets the share that is done."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share)
     model.train()
@@ -44,15 +44,13 @@ def warm_up(
 
 
 def _lr_share(step: int) -> float:
-    """Linearly up over `WARMUP_STEPS`, then linearly down to 2%."""
+    """Rises linearly over `WARMUP_STEPS`, then falls linearly to 2%."""
     return min((step + 1) / WARMUP_STEPS, max(0.02, 1 - step / STEPS))
 
 
 def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Token ids int64[BATCH, L] and, where the next token is one of the response, that token, else
-    `NOT_A_TARGET`.
-
-    Padding is on the right, where a causal model's other positions do not see it.
+    """Token ids int64[BATCH, L], and targets int64[BATCH, L]: the next token if it belongs to the response,
+    else `NOT_A_TARGET`. Padding is on the right, where a causal model's other positions do not see it.
     """
     problems = [sample_problem(rng) for _ in range(BATCH)]
     prompts = tokenizer.apply_chat_template(

@@ -53,7 +53,7 @@ def test_what_the_settings_imply_is_told(shown):
         "prompts 20 usable rows, the longest of 6 tokens",
         "epochs 4.00",
         "rows.jsonl:21: not JSON: Expecting value at column 2",
-        "warning: 1 bad row of rows.jsonl left out",
+        "warning: 1 bad row of rows.jsonl skipped",
         "dry run: nothing was started",
     } <= lines_of(shown)
     assert "(1: generation_config.json, config.json), <|im_end|> (258: tokenizer, chat" in " ".join(
@@ -66,8 +66,8 @@ def test_what_the_settings_imply_is_told(shown):
     ("own_cores", "pin_cores", "told"),
     [
         ((4, 5), "never", "cores shared by all (placement.pin_cores=never)"),
-        ((), "auto", "cores shared by all: here, none can be kept for one process"),
-        ((4, 5), "auto", "cores shared by all: 4 would be needed for one a thread, and there are 2"),
+        ((), "auto", "cores shared by all: this system cannot reserve cores"),
+        ((4, 5), "auto", "cores shared by all: one per thread would take 4, and there are 2"),
         ((4, 5, 6, 7), "auto", "cores each computing process has its own"),
         ((4, 5, 6, 7), "auto", "rollout 3 threads CPU, cores 5, 6, 7"),
         ((4, 5, 6, 7), "auto", "trainer 1 thread CPU, core 4"),

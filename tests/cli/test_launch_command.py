@@ -93,8 +93,8 @@ def test_a_defect_of_asyncrl_keeps_its_traceback(run_files, monkeypatch):
         ("--dryrun", "did you mean --dry-run?"),
         ("--gpu=3", "did you mean --gpus 3?"),
         ("--max-staleness=2", "did you mean `staleness.max_staleness`?"),
-        ("gpus=2", "`gpus=2` is no setting; write --gpus 2"),
-        ("dry-run", "`dry-run` is no setting; write --dry-run"),
+        ("gpus=2", "`gpus=2` is not a setting; write --gpus 2"),
+        ("dry-run", "`dry-run` is not a setting; write --dry-run"),
     ],
 )
 def test_a_mistyped_option_is_refused_with_what_to_write(argument, advice, capsys):
@@ -148,5 +148,5 @@ def test_resuming_what_is_no_run(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert launch.main(["--resume", str(tmp_path / "empty")]) == 2
     message = capsys.readouterr().err
-    assert "no such run: the folder holds none (no config.yaml); name a run's own folder" in message
+    assert "no such run: the folder has no config.yaml; name the folder of a run" in message
     assert f"{tmp_path} has one" in message

@@ -193,7 +193,7 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(override, complaint, 
         ("run", "cannot read `run`: write a setting as key.sub=value"),
         ("=3", "cannot read `=3`"),
         ("run..seed=3", "cannot read `run..seed=3`"),
-        ("run.name=[a", "`run.name`: '[a' is no YAML value, at 1:3: "),
+        ("run.name=[a", "`run.name`: '[a' is not a YAML value, at 1:3: "),
         ("model.path.x=1", "`model.path` is the value 'models/m' in the config file, not a section"),
         ("reward.functions.x.weight=1", "`reward.functions` is a list: its items are numbered from 0"),
         (
@@ -421,7 +421,7 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
             "reward.overlong.buffer_tokens=300 is longer than any response",
             "rollout.max_new_tokens=256",
         ),
-        (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is no regular expression"),
+        (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is not a regular expression"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(

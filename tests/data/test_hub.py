@@ -110,11 +110,11 @@ def test_what_cannot_be_had_is_told_with_key_and_remedy(model, start):
     with Hub({NAME: model}).serving() as url:
         (_, unknown, _, gated), _ = said(start(url, "owner/none", GATED))
     assert f"model.path=owner/none: cannot be fetched from {url}: there is no model of that name" in unknown
-    assert "log in: hf auth login" in unknown
-    assert f"its owners ask for an agreement; agree to it on {url}/{GATED}" in gated
+    assert "log in with hf auth login" in unknown
+    assert f"its owners require you to accept their terms; accept them on {url}/{GATED}" in gated
     (_, unreachable), _ = said(start(url, NAME))  # nobody listens there any more
     assert f"model.path=owner/model: cannot be fetched from {url}" in unreachable
-    assert "where the hub can be reached, or model.path=FOLDER" in unreachable
+    assert "where the hub can be reached, or use a folder: model.path=FOLDER" in unreachable
 
 
 @pytest.mark.parametrize(

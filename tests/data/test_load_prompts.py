@@ -91,11 +91,11 @@ BROKEN = {
     '{"prompt": [{"content": "a"}]}': "`prompt` message 0 has no `role` (system, user, ...)",
     '{"prompt": [{"role": "user"}]}': "`prompt` the `content` of message 0 is missing; it should be text",
     '{"prompt": [{"role": "user", "content": [1]}]}': "of message 0 is of type list; it should be text",
-    '{"prompt": [{"role": "user", "content": ""}]}': "`prompt` its last message is empty",
+    '{"prompt": [{"role": "user", "content": ""}]}': "`prompt` ends with an empty message",
     '{"prompt": [{"role": "assistant", "content": "a"}]}': "ends with the assistant's message",
     '{"prompt": "abcdefghijklmnopqrstuvwxyz"}': "`prompt` has 26 tokens; data.max_prompt_tokens is 20",
     '{"prompt": "a", "answer": 18446744073709551616}': "`answer` holds an integer beyond 64 bits",
-    '{"prompt": "a", "x": {"y": ["\\ud800"]}}': "column `x`.y[0] holds half a surrogate pair",
+    '{"prompt": "a", "x": {"y": ["\\ud800"]}}': "column `x`.y[0] holds an unpaired surrogate",
 }
 
 
@@ -122,7 +122,7 @@ def test_by_default_bad_rows_refuse_the_run_counted_and_the_first_ten_shown(json
 
 def test_the_remedy_for_long_prompts_names_the_limit(jsonl, tokenizer):
     data = jsonl({"prompt": "short"}, {"prompt": "a longer prompt"}, max_prompt_tokens=10)
-    with pytest.raises(ConfigError, match=r"repair them or raise data.max_prompt_tokens, or set"):
+    with pytest.raises(ConfigError, match=r"fix them or raise data.max_prompt_tokens, or set"):
         load_prompts(data, tokenizer)
 
 
@@ -144,7 +144,7 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(jsonl, tokenizer):
     prompts = load_prompts(jsonl({"prompt": [USER, USER]}, {"prompt": [USER]}, on_bad_row="skip"), strict)
     assert len(prompts) == 1
     assert (
-        prompts.skipped[0].reason == "`prompt` is refused by the model's chat template: roles must alternate"
+        prompts.skipped[0].reason == "`prompt` is rejected by the model's chat template: roles must alternate"
     )
 
 
@@ -160,7 +160,9 @@ def test_conversations_need_a_chat_template_and_strings_do_not(jsonl, tokenizer)
 
 @pytest.mark.parametrize("name", ["completions", "trainer_state"])
 def test_a_column_must_not_shadow_an_argument_of_reward_functions(name, jsonl, tokenizer):
-    with pytest.raises(ConfigError, match=rf"rows.jsonl:1: the column `{name}` has the name of an argument"):
+    with pytest.raises(
+        ConfigError, match=rf"rows.jsonl:1: the column name `{name}` is reserved for an argument"
+    ):
         load_prompts(jsonl({"prompt": "a", name: 1}), tokenizer)
 
 
@@ -169,7 +171,7 @@ def test_a_column_must_not_shadow_an_argument_of_reward_functions(name, jsonl, t
     [
         ("nowhere.jsonl", "no such file or folder"),
         ("OWNER/NAME", "hub:OWNER/NAME"),
-        ("data.csv", "`.csv` files are not read; valid: a .jsonl file"),
+        ("data.csv", "`.csv` files are not supported; use a .jsonl file"),
         ("folder", "not saved by Hugging Face `datasets`"),
     ],
 )
@@ -198,7 +200,9 @@ def test_all_rows_that_grlo_released_load(tokenizer):
 
 
 def test_the_names_taken_by_reward_functions_are_those_that_they_are_given():
-    from asyncrl.data.load import TAKEN_NAMES
-    from asyncrl.reward.functions import GIVEN
+    from asyncrl.data.values import TAKEN_NAMES
+    from asyncrl.reward.processes.process import CallLog, arguments
+    from asyncrl.reward.processes.wire import Call
 
-    assert TAKEN_NAMES == GIVEN
+    call = Call(1, 0, "p", ["c"], [[1]], {}, version=0, max_steps=1, timeout_s=1.0)
+    assert set(arguments(lambda **given: None, call, CallLog(1))) == set(TAKEN_NAMES)

@@ -100,8 +100,8 @@ def test_beside_a_tekken_json_hugging_face_s_format_is_taken(tmp_path):
         ({}, "the folder has none of .*tokenizer.json"),
         ({"tokenizer_config.json": "{}"}, "the folder has tokenizer_config.json without a vocabulary"),
         ({"tokenizer.json": "{"}, "its tokenizer.json cannot be used: Expecting"),
-        ({"tekken.json": "[]"}, "its tekken.json is not of a kind"),
-        ({"tekken.json": '{"config": {}}'}, "its tekken.json is not of a kind"),
+        ({"tekken.json": "[]"}, "transformers cannot convert its tekken.json"),
+        ({"tekken.json": '{"config": {}}'}, "transformers cannot convert its tekken.json"),
     ],
 )
 def test_a_folder_without_a_tokenizer_that_can_be_used(files, reason, tmp_path):

@@ -146,13 +146,13 @@ def test_a_rows_tools_and_arguments_reach_the_template(jsonl, tokenizer):
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("tools", "{", "has `tools` that are no JSON"),
-        ("tools", ["add"], "has `tools` that are no list of JSON schemas"),
+        ("tools", "{", "has `tools` that are not valid JSON"),
+        ("tools", ["add"], "has `tools` that are not a list of JSON schemas"),
         ("chat_template_kwargs", ["x"], "has `chat_template_kwargs` of type list; it should be an object"),
         (
             "chat_template_kwargs",
             {"tokenize": True},
-            "`chat_template_kwargs.tokenize`, which is not for a row",
+            "`chat_template_kwargs.tokenize`, which a row cannot set",
         ),
     ],
 )
@@ -167,13 +167,13 @@ def test_a_conversation_as_json_text_is_no_text(jsonl, tokenizer):
     rows = [{"prompt": json.dumps([USER])}, {"prompt": "[1, 2] sorted?"}, {"prompt": "[]"}]
     prompts = load_prompts(jsonl(*rows, on_bad_row="skip"), tokenizer)
     assert [row.prompt for row in prompts] == ["[1, 2] sorted?", "[]"]
-    assert "a conversation written as JSON text" in prompts.skipped[0].reason
+    assert "a conversation in JSON text" in prompts.skipped[0].reason
 
 
 def test_a_last_message_without_text_is_a_bad_row(jsonl, tokenizer):
     last = {"role": "tool", "content": None, "tool_calls": [CALL]}
     prompts = load_prompts(jsonl({"prompt": [USER, last]}, {"prompt": [USER]}, on_bad_row="skip"), tokenizer)
-    assert prompts.skipped[0].reason == "`prompt` its last message is empty"
+    assert prompts.skipped[0].reason == "`prompt` ends with an empty message"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from asyncrl.core.records import Batch, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.reward.functions import resolve
+from asyncrl.resolve import resolve
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import Completion, Transcript

@@ -45,7 +45,7 @@ def test_a_run_whose_groups_are_all_dropped_ends_and_says_why_first(launch, rewa
     run = launch("run.steps=3", "run.stall_s=1", *alike)
     assert run.end(LONG_S) == 1
     text = run.output.read_text()
-    last = text[text.index("every one of the last ") :]
+    last = text[text.index("all of the last ") :]
     assert "all 4 responses of each earned the same reward (mean 0)" in last.partition(". ")[0]
     assert "So no training step has ended for " in last
     assert text[: -len(last)].endswith("\n")

@@ -160,7 +160,7 @@ def test_a_run_says_what_keeps_it_from_its_first_step_and_from_its_end(launch, t
     for part in (
         "trainer-0: writing the checkpoint of step 4",
         "after its last step",
-        "The trainer has done all 4 steps and has not ended.",
+        "The trainer has done all 4 steps but has not ended.",
         "trainer-0 waits for the checkpoint of step 4 to be written (for",
     ):
         assert part in text, part

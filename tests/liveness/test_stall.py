@@ -184,7 +184,7 @@ def test_a_role_that_does_not_come_back_is_a_stall_at_last(run):
     run.pass_by(101)
     stall = run.watch.look()
     assert stall.culprits == ()
-    assert "trainer-0 has not come up since its start." in stall.text
+    assert "trainer-0 has not come up yet." in stall.text
 
 
 def test_a_step_whose_micro_batches_go_on_is_not_stalled(run):
@@ -210,7 +210,7 @@ def test_a_step_for_which_tokens_are_generated_is_not_stalled(run):
     run.pass_by(11)
     stall = run.watch.look()
     assert stall.culprits == ("rollout-0",)
-    assert "rollout-0 has version 0, was heard 0 s ago and had a new token 11 s ago." in stall.text
+    assert "rollout-0 has version 0, last reported 0 s ago and sampled its last token 11 s ago." in stall.text
 
 
 def test_groups_that_are_handed_in_and_scores_count_while_a_step_waits_for_them(run):
@@ -263,8 +263,9 @@ def test_what_moves_without_end_is_a_stall_at_last(run):
         assert run.watch.look() is None
     run.pass_by(1)
     stall = run.watch.look()
-    assert "no training step has ended for 61 s (all moves, but for more than 6 times run.stall_s=10)" in (
-        stall.text
+    assert (
+        "no training step has ended for 61 s (there is progress, but for more than 6 times run.stall_s=10)"
+        in (stall.text)
     )
     assert stall.culprits == ("rollout-0",)
 
@@ -300,7 +301,7 @@ def test_a_new_trainer_may_read_its_checkpoint_before_it_has_weights(run):
     run.pass_by(4)
     assert run.watch.look() is None
     run.pass_by(2)
-    assert "all moves, but for more than 6 times" in run.watch.look().text
+    assert "there is progress, but for more than 6 times" in run.watch.look().text
 
 
 def test_what_a_trainer_writes_excuses_no_worker(run):
@@ -348,7 +349,7 @@ def test_a_run_that_does_not_end_after_its_last_step_says_what_its_trainer_waits
     assert (stall.culprits, stall.version) == (("trainer-0",), 1)
     for part in (
         "the run has not ended for 11 s after its last step (run.stall_s=10)",
-        "The trainer has done all 1 steps and has not ended.",
+        "The trainer has done all 1 steps but has not ended.",
         "trainer-0 waits for the end of the other ranks (for ",
     ):
         assert part in stall.text
@@ -365,7 +366,7 @@ def test_the_last_checkpoint_has_its_time_but_not_for_ever(ended):
     ended.pass_by(1)
     stall = ended.watch.look()
     assert stall.culprits == ("trainer-0",)
-    assert "after its last step (all moves, but for more than 6 times run.stall_s=10)" in stall.text
+    assert "after its last step (there is progress, but for more than 6 times run.stall_s=10)" in stall.text
     assert "is writing the checkpoint of step 1" in stall.text
 
 
@@ -383,7 +384,7 @@ def test_a_trainer_that_is_started_again_for_the_end_gets_its_time(ended):
     ended.pass_by(100)
     assert ended.watch.look() is None
     ended.pass_by(1)
-    assert "trainer-0 has not come up since its start." in ended.watch.look().text
+    assert "trainer-0 has not come up yet." in ended.watch.look().text
 
 
 def test_where_all_groups_are_dropped_that_is_said_first_and_the_run_ends(run):
@@ -396,8 +397,8 @@ def test_where_all_groups_are_dropped_that_is_said_first_and_the_run_ends(run):
     assert stall.is_final
     assert stall.culprits == ()
     first = stall.text.partition(". ")[0]
-    assert "groups was dropped: all 2 responses of each earned the same reward (mean 0)" in first
-    assert "look at what the reward gives" in first
+    assert "groups were dropped: all 2 responses of each earned the same reward (mean 0)" in first
+    assert "check the reward" in first
     assert "So no training step has ended for 1" in stall.text
 
 

@@ -90,7 +90,7 @@ def test_a_ledger_that_does_not_close_stops_the_run(tmp_path, make_line, part):
 
 @pytest.mark.parametrize("count", [1.5, -1, None, "3"])
 def test_the_ledgers_counts_are_counts(tmp_path, make_line, count):
-    with MetricsWriter(tmp_path) as writer, pytest.raises(MetricsError, match="no counts"):
+    with MetricsWriter(tmp_path) as writer, pytest.raises(MetricsError, match="invalid counts"):
         writer.write(make_line(1) | {"ledger/failed_groups": count})
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_holds_only_half_a_line_is_emptied(tmp_path, make_line):
 def test_a_broken_line_in_the_middle_is_reported_with_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n{"step": 3}\n')
-    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 2, is no line of metrics"):
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 2, is not a line of metrics"):
         read_metrics(path)
 
 

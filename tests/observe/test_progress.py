@@ -2,29 +2,29 @@ import math
 
 import pytest
 
-from asyncrl.observe.progress import Progress
+from asyncrl.observe.progress import RunProgress
 from asyncrl.observe.sparkline import LEVELS, sparkline
-from asyncrl.observe.words import duration, milliseconds, number, percent
+from asyncrl.units import duration, milliseconds, number, percent
 
 
 @pytest.fixture
 def progress(make_line):
     """Ten of 50 steps, 2 s each, the last of them read at 100 s."""
-    progress = Progress("run", 50, 4, started_s=70.0)
+    progress = RunProgress("run", 50, 4, started_s=70.0)
     for step in range(1, 11):
         progress.add(make_line(step), now_s=100.0)
     return progress
 
 
 def test_before_the_first_line_nothing_is_known():
-    progress = Progress("run", 50, 4, started_s=0.0)
+    progress = RunProgress("run", 50, 4, started_s=0.0)
     assert progress.steps == 0 and not progress.is_done
     assert progress.pace_s() is None and progress.eta_s(5.0) is None and progress.overdue_s(500.0) is None
     assert math.isnan(progress.number("reward/mean"))
 
 
 def test_one_line_gives_no_pace(make_line):
-    progress = Progress("run", 50, 4, started_s=0.0)
+    progress = RunProgress("run", 50, 4, started_s=0.0)
     progress.add(make_line(1), now_s=1.0)
     assert progress.pace_s() is None and progress.eta_s(1.0) is None
 
@@ -37,7 +37,7 @@ def test_the_eta_counts_down_between_lines_and_never_goes_below_zero(progress):
 
 
 def test_the_pace_is_that_of_the_last_steps(make_line):
-    progress = Progress("run", 1000, 4, started_s=0.0)
+    progress = RunProgress("run", 1000, 4, started_s=0.0)
     for step in range(1, 101):  # slow start-up, fast afterwards
         progress.add(make_line(step) | {"wall_s": 1000.0 * min(step, 50) + step}, now_s=0.0)
     assert progress.pace_s() == 1.0

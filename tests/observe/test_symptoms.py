@@ -29,8 +29,8 @@ def test_steps_that_train_on_nothing_are_told_when_there_are_many_in_a_row():
         assert symptoms.of(step(zero=0.9)) == []
     assert all(symptoms.of(step(zero=1.0)) == [] for _ in range(9))
     (told,) = symptoms.of(step(zero=1.0))
-    assert "10 steps in a row have trained on nothing" in told
-    assert "all rewards are equal (mean 0.25)" in told
+    assert "10 steps in a row had no learning signal" in told
+    assert "all rewards of each group are equal (mean 0.25)" in told
     assert all(symptoms.of(step(zero=1.0)) == [] for _ in range(20))
 
 

@@ -52,14 +52,16 @@ NOBODY = "~no-such-user/x"
 def test_nobody_s_home_folder_is_told_wherever_a_path_is_taken(sections, key, dry_run, run_file, capsys):
     assert launch.main(["--config", str(run_file(**sections)), "--gpus", "0", *dry_run]) == 2
     message = capsys.readouterr().err
-    line = next(line for line in message.splitlines() if "nobody's home folder is ~no-such-user" in line)
+    line = next(
+        line for line in message.splitlines() if "no user here has the home folder ~no-such-user" in line
+    )
     assert key in line
     assert "Traceback" not in message
 
 
 def test_nobody_s_home_folder_holds_no_run(run_file, capsys):
     assert launch.main(["--resume", NOBODY]) == 2
-    assert f"--resume {NOBODY}: nobody's home folder is ~no-such-user" in capsys.readouterr().err
+    assert f"--resume {NOBODY}: no user here has the home folder ~no-such-user" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["dir", "root"])
@@ -111,8 +113,8 @@ def launch_with(run_file, tmp_path):
 def test_disks_that_are_read_only(launch_with):
     message = launch_with("-o ro none /dev/shm", "-o ro none runs")
     assert "/dev/shm: the weights go from the trainer to the engines through files in it, and" in message
-    assert "runs (its disk is read-only); name another place" in message
+    assert "runs (its disk is read-only); choose another place" in message
 
 
 def test_a_disk_without_room_for_the_run_directory(launch_with):
-    assert "No space left on device; make room for it" in launch_with("-o size=4k none runs")
+    assert "No space left on device; free some space" in launch_with("-o size=4k none runs")

@@ -193,7 +193,7 @@ def test_stop_tokens_that_the_model_never_samples(run):
     assert preflight(run(rollout={"stop_token_ids": [0, 258]}))
     message = refusal(run(rollout={"stop_token_ids": [258, 259, 70000]}))
     assert message.startswith("rollout.stop_token_ids=[258, 259, 70000]: the model model never samples 259, ")
-    assert "70000, as it knows the tokens 0 to 258 only" in message
+    assert "70000, because it has only the tokens 0 to 258;" in message
 
 
 def test_a_dataset_that_is_not_there(run):
@@ -238,7 +238,7 @@ def test_a_run_directory_that_cannot_be_made(run, monkeypatch):
     assert "run.root=rows.jsonl/runs: " in refusal(run(run={"root": "rows.jsonl/runs"}))
     monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may write anywhere
     message = refusal(run(run={"dir": str(run.path / "new")}))
-    assert f"run.dir={run.path}/new: cannot write into {run.path} (no permission)" in message
+    assert f"run.dir={run.path}/new: cannot write to {run.path} (no permission)" in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory has no limit of its own")
@@ -283,7 +283,7 @@ def test_what_may_surprise_is_warned_of(run):
         staleness={"max_staleness": 1},
     )
     warnings = "\n".join(preflight(config).warnings)
-    assert "1 bad row of rows.jsonl left out" in warnings
+    assert "1 bad row of rows.jsonl skipped" in warnings
     assert "501 computing threads on" in warnings
     assert "only 64 of 200 slots can be in use" in warnings
     assert "trainer.warmup_steps=5 does not end in 5 steps" in warnings
@@ -315,11 +315,11 @@ def test_what_a_tokenizer_adds_to_texts_is_told(run):
     config = run(data={"path": "texts.jsonl", "chat_template_kwargs": {"enable_thinking": False}})
     assert list(checks.prompt_warnings(config, preflight(config).prompts, adding)) == [
         "the tokenizer ends a text with '<|im_end|>'; prompts go without it, since the model is to go on",
-        "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them",
+        "data.chat_template_kwargs: no prompt is a conversation, so no chat template uses them",
     ]
     (run.path / "texts.jsonl").write_text('{"prompt": "<|im_start|>1+1", "answer": "2"}\n' * 3)
     warnings = list(checks.prompt_warnings(config, preflight(config).prompts, adding))
-    assert "3 prompts begin with '<|im_start|>' already, and get no second one" in warnings
+    assert "3 prompts begin with '<|im_start|>' already and get no second one" in warnings
 
 
 def judged(**model):
@@ -347,7 +347,7 @@ def test_reward_models_that_give_no_score(run, make_reward_model):
     assert f"{key[:-5]}./judge: there is no folder" in refusal(run(reward=judged(path="./judge")))
     make_reward_model("judge", labels=3)
     message = refusal(run(reward=judged()))
-    assert f"{key}: it has 3 outputs, and a score is a single one; give a folder with" in message
+    assert f"{key}: it has 3 outputs, but a reward model has one; give a folder with" in message
     assert "`asyncrl train-reward`" in message
     assert "reward.models.0.path=model: Qwen3ForCausalLM gives no score" in refusal(
         run(reward=judged(path="model"))
@@ -400,7 +400,7 @@ def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):
     picky.save_pretrained("judge")
     preflight(run(reward=judged()))
     message = refusal(run(reward=judged(), data={"system_prompt": "be brief"}))
-    assert f"{key}: its chat template refuses the conversation: no system role" in message
+    assert f"{key}: its chat template rejects the conversation: no system role" in message
     assert "usable row 0" in message
 
 
@@ -413,10 +413,8 @@ def test_rows_without_a_route_to_a_reward(run, make_reward_model):
     parts = {"model": ["judge"], "rule": ["right"]}
     reward = judged() | {"route": {"column": "reward_model.style", "parts": parts}}
     message = refusal(run(reward=reward))
-    assert (
-        "usable row 2 of the dataset: its `reward_model.style` is 'both', for which reward.route" in message
-    )
-    assert "has no entry (there are model, rule)" in message
+    assert "usable row 2 of the dataset: its `reward_model.style` is 'both', which reward.route" in message
+    assert "does not list (it has model, rule)" in message
     parts["both"] = ["judge"]
     assert preflight(run(reward=reward)), "the rows that are for the model need no column `answer`"
     parts["both"] = ["right"]
@@ -474,7 +472,7 @@ def test_a_config_that_makes_no_model_is_refused_in_words(run, change):
 
 def test_an_index_that_says_nothing_is_refused_in_words(run):
     (run.path / "model" / "model.safetensors.index.json").write_text('{"weight_map"')
-    assert "model.safetensors.index.json does not say where the weights are" in refusal(run())
+    assert "model.safetensors.index.json does not list the weight files" in refusal(run())
 
 
 def test_heads_that_cannot_be_dealt_to_the_ranks_of_an_engine(run):

@@ -119,12 +119,12 @@ def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
          "use rollout.tensor_parallel_size=2, or let trainer and engines share GPUs with "
          "placement.colocate=always"),
         ({"ranks": 3, "tp": 3}, None, 2, "there are 2; use rollout.tensor_parallel_size=1 trainer.ranks=1 "
-         "together, or take a machine with 6 GPUs"),
+         "together, or use a machine with 6 GPUs"),
         ({"colocate": "never"}, None, 1, "2 GPUs are needed (1 for trainer.ranks=1 and 1 for "
          "rollout.workers=1), and there is 1; let trainer and engines share GPUs with "
          "placement.colocate=auto"),
         ({"ranks": 2}, None, 1, "trainer.ranks=2: 2 GPUs are needed, and there is 1; use trainer.ranks=1, "
-         "or take a machine with 3 GPUs"),
+         "or use a machine with 3 GPUs"),
         ({"tp": 2}, None, 1, "tensor_parallel_size=2: 2 GPUs are needed, and there is 1; use "
          "rollout.tensor_parallel_size=1"),
         ({"workers": 5, "colocate": "always"}, None, 4, "5 GPUs are needed (1 for trainer.ranks=1 and 5 for "
@@ -132,7 +132,7 @@ def test_roles_set_to_the_cpu_and_paced_ones_take_no_gpu():
         ({"models": [{"path": "x"}]}, None, 2, "3 GPUs are needed (1 for trainer.ranks=1 and 1 for "
          "rollout.workers=1 and 1 for reward.models.0), and there are 2; let trainer and engines share GPUs "
          "with placement.colocate=always, or let reward models share GPUs with "
-         "reward.models.0.share_gpu_with=trainer, or take a machine with 3 GPUs"),
+         "reward.models.0.share_gpu_with=trainer, or use a machine with 3 GPUs"),
         ({"models": [{"path": "x", "device": "cuda"}]}, None, 0, "reward.models.0.device=cuda: this "
          "machine has no GPU that CUDA can use; use reward.models.0.device=auto"),
         ({"trainer": "cpu", "models": [{"path": "x", "device": "cuda", "share_gpu_with": "trainer"}]},
@@ -168,7 +168,7 @@ def test_whatever_is_offered_instead_works(workers, ranks, tp, colocate, trainer
         assert changes
         for change in changes:
             assert assign(made(*(word for word in change.split() if "=" in word)), None, available)
-        needed = int(more.removeprefix("take a machine with ").partition(" ")[0])
+        needed = int(more.removeprefix("use a machine with ").partition(" ")[0])
         assert assign(made(), None, needed)
 
 

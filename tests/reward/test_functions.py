@@ -7,25 +7,28 @@ import sys
 import pytest
 
 from asyncrl.errors import ConfigError
-from asyncrl.reward.functions import accepted, missing_columns, resolve
+from asyncrl.resolve import resolve
+from asyncrl.reward.functions import accepted_arguments, missing_columns
 
 
 def test_a_reward_function_is_called_so_when_it_does_not_resolve():
     assert resolve("os.path:basename") is os.path.basename
     with pytest.raises(ConfigError, match=r"^reward function `os.path:basenam`: "):
-        resolve("os.path:basenam")
+        resolve("os.path:basenam", what="reward function")
 
 
 def test_only_what_a_function_takes_is_given():
     given = {"prompts": 1, "completions": 2, "answer": 3}
-    assert accepted(lambda completions, answer: 0, given) == {"completions": 2, "answer": 3}
-    assert accepted(lambda completions, **rest: 0, given) == given
-    assert accepted(lambda completions, level=1: 0, given) == {"completions": 2}
+    assert accepted_arguments(lambda completions, answer: 0, given) == {"completions": 2, "answer": 3}
+    assert accepted_arguments(lambda completions, **rest: 0, given) == given
+    assert accepted_arguments(lambda completions, level=1: 0, given) == {"completions": 2}
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(TypeError, match=r"needs `solution`, .*no column; there are `answer`, `completions`"):
-        accepted(lambda completions, solution: 0, {"completions": 1, "answer": 2})
+    with pytest.raises(
+        TypeError, match=r"needs `solution`, .*no such column; available: `answer`, `completions`"
+    ):
+        accepted_arguments(lambda completions, solution: 0, {"completions": 1, "answer": 2})
 
 
 def test_columns_are_missing_that_have_no_default_and_are_not_given():

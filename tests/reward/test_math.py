@@ -46,7 +46,7 @@ def test_the_answer_may_come_as_in_verls_datasets_and_the_response_as_a_conversa
 
 
 def test_a_row_without_an_answer_is_an_error_and_no_reward():
-    with pytest.raises(ValueError, match="no answer to check against"):
+    with pytest.raises(ValueError, match="no correct answer to compare with"):
         math_answer(["\\boxed{7}"], reward_model=[{"style": "model", "ground_truth": ""}])
 
 
@@ -131,7 +131,7 @@ def test_a_process_that_was_killed_has_a_successor():
 
 @pytest.mark.parametrize("answer", [None, "", "  "])
 def test_nothing_is_no_answer(answer):
-    with pytest.raises(ValueError, match="no answer to check against"):
+    with pytest.raises(ValueError, match="no correct answer to compare with"):
         math_answer(["\\boxed{7}"], ground_truth=[answer])
 
 

@@ -102,7 +102,7 @@ def test_none_from_all_is_a_failure():
         ("says_yes", "result 0 is 'yes' (str); it should be a number or None"),
         ("broken", "KeyError: 'the_missing_key'"),
         ("exits", "SystemExit: 3"),
-        ("unsendable_extra", "log_extra cannot be kept: a value of type object"),
+        ("unsendable_extra", "log_extra cannot be sent: a value of type object"),
         ("surrogate_error", "a lone surrogate \\ud800"),
         ("dies", "its process died (exit status 7)"),
         ("segfaults", "its process died (killed by SIGSEGV)"),
@@ -123,7 +123,7 @@ def test_an_exception_comes_with_the_users_traceback():
 
 
 def test_a_missing_column_is_named():
-    assert "needs `answer`, for which the dataset has no column" in failure("matches", asked=request()).reason
+    assert "needs `answer`, but the dataset has no such column" in failure("matches", asked=request()).reason
 
 
 def test_a_row_that_cannot_be_sent_is_reported():
@@ -209,7 +209,7 @@ def test_a_function_that_does_not_import_ends_the_start():
     ("text", "message"),
     [
         ("import time\ntime.sleep(3600)", "not imported after 1 s"),
-        ("import os\nos._exit(5)", r"the process died \(exit status 5\) while it imported them"),
+        ("import os\nos._exit(5)", r"the process died \(exit status 5\) while importing them"),
     ],
 )
 def test_an_import_that_hangs_or_dies_ends_the_start(tmp_path, text, message):

@@ -90,11 +90,11 @@ def test_conversations_are_read_whole():
 
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, make_reward_model):
     judge = scorer(make_reward_model(tmp_path / "judge"))
-    with pytest.raises(UnreadablePairError, match="has 1018 tokens, and the model's positions end at 512"):
+    with pytest.raises(UnreadablePairError, match="has 1018 tokens, but the model has only 512 positions"):
         judge.tokens("p", "x" * 996)
     tokenizer = byte_tokenizer(512)
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(UnreadablePairError, match="refuses the conversation: no system role"):
+    with pytest.raises(UnreadablePairError, match="rejects the conversation: no system role"):
         pair_ids(tokenizer, "hi", "ho")
 
 

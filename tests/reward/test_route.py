@@ -45,8 +45,8 @@ def test_numbers_and_booleans_choose_by_their_text():
     [
         ({}, r"it has no column `reward_model.style` \(reward.route.column\)"),
         ({"reward_model": "model"}, "it has no column `reward_model.style`"),
-        (row(None), "its `reward_model.style` is None; reward.route.column has to hold text"),
-        (row("judge"), "is 'judge', for which reward.route.parts has no entry .there are model, rule."),
+        (row(None), "its `reward_model.style` is None; reward.route.column must hold text"),
+        (row("judge"), "is 'judge', which reward.route.parts does not list .it has model, rule."),
     ],
 )
 def test_a_row_without_a_route_is_refused(columns, message):

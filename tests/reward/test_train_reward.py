@@ -12,7 +12,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.reward.train.run import RECORD, Settings, train_reward_model
 from asyncrl.tiny.model import MAX_LENGTH, random_model
 from asyncrl.tiny.pairs import sample_pair, worth, write_pairs
-from asyncrl.tiny.skill import Problem
+from asyncrl.tiny.skill import SortingProblem
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 
@@ -38,7 +38,7 @@ def test_it_learns_a_preference_and_saves_a_model_that_scores_by_it(model, tmp_p
     )
     said = []
     reports = train_reward_model(
-        Settings(str(model), data, tmp_path / "out", steps=12, lr=3e-3, batch_pairs=16), tell=said.append
+        Settings(str(model), data, tmp_path / "out", steps=12, lr=3e-3, batch_size=16), tell=said.append
     )
     assert reports[-1].accuracy == 1.0
     assert reports[-1].margin > 0
@@ -73,7 +73,7 @@ def test_what_is_there_already_is_not_replaced(model, tmp_path, capsys):
     data = rows(tmp_path / "pairs.jsonl", {"prompt": "p", "chosen": "yes", "rejected": "no"})
     arguments = ["--model", str(model), "--data", str(data), "--out", str(tmp_path)]
     assert main(["train-reward", *arguments]) == 2
-    assert "there is something already" in capsys.readouterr().err
+    assert "it already exists" in capsys.readouterr().err
 
 
 def test_tiny_pairs_prefer_the_response_that_is_nearer_to_the_right_answer(tmp_path):
@@ -81,7 +81,7 @@ def test_tiny_pairs_prefer_the_response_that_is_nearer_to_the_right_answer(tmp_p
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == 200
     for pair in pairs:
-        problem = Problem(pair["prompt"][-1]["content"].removeprefix("sort "))
+        problem = SortingProblem(pair["prompt"][-1]["content"].removeprefix("sort "))
         assert worth(problem, pair["chosen"]) > worth(problem, pair["rejected"])
     again = tmp_path / "again.jsonl"
     write_pairs(again, pairs=200)
@@ -90,7 +90,7 @@ def test_tiny_pairs_prefer_the_response_that_is_nearer_to_the_right_answer(tmp_p
 
 
 def test_worth_is_one_for_the_right_answer_only_and_little_for_tricks():
-    problem = Problem("dcab")
+    problem = SortingProblem("dcab")
     assert worth(problem, "abcd") == 1
     for response in ("", "a" * 24, "abcd" * 6, "sort dcab", "zzzz", "abdc"):
         assert worth(problem, response) < 0.6

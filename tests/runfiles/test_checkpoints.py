@@ -116,7 +116,7 @@ def test_what_is_written_after_going_on_from_before_a_damaged_one_stays(tmp_path
     assert steps(checkpoints) == [30, 20][:keep_last]
     assert checkpoints.newest_whole().step == 30
     assert checkpoints.oldest_to_begin_with == [30, 20][keep_last - 1]
-    assert "step_40 could not be gone on with" in caplog.text
+    assert "step_40 was damaged and is now" in caplog.text
     assert (checkpoints.folder / "step_40.damaged").is_dir()
 
 

@@ -79,7 +79,7 @@ def test_every_problem_is_told_as_it_would_be_here(write):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("import os; os._exit(5)", r"mine.py:f: the process that imported them died \(exit status 5\)"),
+        ("import os; os._exit(5)", r"mine.py:f: the process died \(exit status 5\) while importing them"),
         ("import time; time.sleep(3600)", "mine.py:f: not imported after 2 s"),
     ],
 )
@@ -120,7 +120,7 @@ def within():
         (Callable(), "give a function"),
         (Callable, "give a function"),
         (Callable().method, "Callable.method is not this function"),
-        (eval("len"), "in no file"),
+        (eval("len"), "not in a file"),
         (3, "give a function"),
     ],
 )

@@ -85,7 +85,10 @@ def test_a_finished_run_says_so_and_starts_nothing(make_config, tmp_path, capsys
     before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
     again = asyncrl.resume(tmp_path / "run")
     assert (again.checkpoint, again.summary.steps) == (first.checkpoint, 1)
-    assert "all its 1 steps are done; to train on, give it more: run.steps=2" in capsys.readouterr().out
+    assert (
+        "all its 1 steps are done; to continue training, raise run.steps, for example run.steps=2"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
 
 

@@ -21,9 +21,9 @@ def test_values_are_separated_by_commas_outside_of_brackets_and_quotes():
     ("grid", "words"),
     [
         (["trainer.lr"], "cannot read `trainer.lr`: write a setting as key.sub=value"),
-        (["trainer.lr="], "no value is given; write --grid trainer.lr=VALUE,VALUE"),
-        (["trainer.lr=1,,2"], "`trainer.lr`: '1,,2' are no YAML values"),
-        (["trainer.lr=[1"], "`trainer.lr`: '[1' are no YAML values"),
+        (["trainer.lr="], "it has no value; write --grid trainer.lr=VALUE,VALUE"),
+        (["trainer.lr=1,,2"], "`trainer.lr`: '1,,2' are not YAML values"),
+        (["trainer.lr=[1"], "`trainer.lr`: '[1' are not YAML values"),
         (["trainer.lr=1", "trainer.lr=2"], "in the grid twice; give all its values in one --grid"),
         (["run.seed=1,2"], "use --seeds N"),
         (["run.dir=a,b"], "below --out DIR"),
@@ -81,5 +81,5 @@ def test_the_same_settings_twice_are_refused(sweep_config):
 
 
 def test_a_directory_for_all_runs_and_no_seeds_are_refused(sweep_config):
-    assert "a directory of its own" in refusal(make_cells, sweep_config, [], 1, ["run.dir=here"])
+    assert "its own directory" in refusal(make_cells, sweep_config, [], 1, ["run.dir=here"])
     assert "--seeds 0" in refusal(make_cells, sweep_config, [], 0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.sweep.grid import make_cells, parse_axes
-from asyncrl.sweep.results import Estimate, RunFigures, figures, make_rows
+from asyncrl.sweep.results import RunFigures, SeedMean, figures, make_rows
 from asyncrl.sweep.table import Reading, runs_csv, short_names, table_csv, table_md
 
 rewards_of_a_run = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
@@ -51,7 +51,7 @@ def test_without_a_target_none_is_reached():
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=8))
 def test_estimates_are_means_and_standard_errors(values):
     known = np.array([value for value in values if not math.isnan(value)])
-    estimate = Estimate.of(values)
+    estimate = SeedMean.of(values)
     assert estimate.n == len(known)
     assert estimate.mean == (
         pytest.approx(known.mean(), abs=1e-9) if len(known) else pytest.approx(math.nan, nan_ok=True)

@@ -109,7 +109,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, 
     os.kill(sweep.process.pid, signal.SIGINT)
     assert sweep.wait() == 130, sweep.printed.read_text()
     assert psutil.wait_procs(family, timeout=1.0)[1] == []
-    assert "the same command goes on where it ended" in sweep.printed.read_text()
+    assert "run the same command again to continue" in sweep.printed.read_text()
     (long,) = sweep.out.glob("cells/steps=150_*")
     assert not (long / "finished").exists()
 

@@ -113,7 +113,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was_there(quick, tmp
 def test_what_is_no_tiny_model_is_not_replaced(quick, tmp_path):
     (tmp_path / "precious.txt").write_text("precious")
     for target in (tmp_path, tmp_path / "precious.txt"):
-        with pytest.raises(ConfigError, match="is no tiny model"):
+        with pytest.raises(ConfigError, match="is not a tiny model"):
             build(target, force=True)
     assert (tmp_path / "precious.txt").read_text() == "precious"
 

@@ -9,7 +9,7 @@ from asyncrl.tiny.skill import (
     MAX_LETTERS,
     MIN_LETTERS,
     TEACHER_IS_RIGHT,
-    Problem,
+    SortingProblem,
     demonstrate,
     exact_match,
     sample_problem,
@@ -21,12 +21,12 @@ def test_problems_are_distinct_letters_and_rows_hold_prompt_and_answer():
     problems = [sample_problem(rng) for _ in range(500)]
     assert {len(p.letters) for p in problems} == set(range(MIN_LETTERS, MAX_LETTERS + 1))
     assert all(len(set(p.letters)) == len(p.letters) for p in problems)
-    assert Problem("dca").row == {"prompt": [{"role": "user", "content": "sort dca"}], "answer": "acd"}
+    assert SortingProblem("dca").row == {"prompt": [{"role": "user", "content": "sort dca"}], "answer": "acd"}
 
 
 def test_the_teacher_is_right_as_often_as_it_says_and_wrong_in_several_ways():
     rng = random.Random(0)
-    counts = Counter(demonstrate(Problem("dcab"), rng) for _ in range(4000))
+    counts = Counter(demonstrate(SortingProblem("dcab"), rng) for _ in range(4000))
     assert counts["abcd"] / 4000 == pytest.approx(TEACHER_IS_RIGHT, abs=0.03)
     left_out, swapped = {"bcd", "acd", "abd"}, {"bacd", "acbd", "abdc"}
     assert set(counts) == {"abcd", "dcba"} | left_out | swapped

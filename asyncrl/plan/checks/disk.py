@@ -39,7 +39,7 @@ def run_dir(config: Config) -> bool:
             return True
         if held != ["config.yaml"]:
             raise ConfigError(
-                f"{key}={value}: this folder holds a part of a run ({', '.join(held)}), and no run can go on "
+                f"{key}={value}: this folder holds part of a run ({', '.join(held)}), and no run can go on "
                 "without config.yaml and prompts.msgpack; put them back, or name another folder"
             )
     check_can_be_written(path, f"{key}={value}")
@@ -51,7 +51,9 @@ def temporary_folder() -> bool:
     try:
         return bool(tempfile.gettempdir())
     except FileNotFoundError as error:
-        raise ConfigError(f"temporary files find no folder ({error.strerror}); set TMPDIR to one") from None
+        raise ConfigError(
+            f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one"
+        ) from None
 
 
 def _shares_memory(config: Config) -> bool:

@@ -92,7 +92,7 @@ def network(config: Config) -> None:
     host = config.network.bind
     if not zmq.has("curve"):
         raise ConfigError(
-            "this build of ZeroMQ cannot encrypt (it lacks CURVE), and no run goes without; install the "
+            "this build of ZeroMQ cannot encrypt (it lacks CURVE), and every run needs it; install the "
             "wheel of pyzmq: pip install --force-reinstall --only-binary :all: pyzmq"
         )
     try:
@@ -141,8 +141,8 @@ def stop_tokens(config: Config, model: ModelFacts | None) -> None:
     if model is not None and unknown:
         raise ConfigError(
             f"rollout.stop_token_ids={config.rollout.stop_token_ids}: the model {config.model.path} never "
-            f"samples {', '.join(map(str, unknown))}, as it knows the tokens 0 to {model.vocab_size - 1:,} "
-            "only; leave these out, or give its own"
+            f"samples {', '.join(map(str, unknown))}, because it has only the tokens 0 to "
+            f"{model.vocab_size - 1:,}; leave these out, or give its own"
         )
 
 
@@ -160,7 +160,7 @@ def trainer(config: Config) -> None:
     backend = backend_of(config)
     if config.rollout.temperature == 0 and backend.computes:
         raise ConfigError(
-            "rollout.temperature=0: greedy responses are samples of no distribution, so there are no "
+            "rollout.temperature=0: greedy responses are not samples of a distribution, so there are no "
             "log-probabilities to train by; use a temperature above 0"
         )
     backend.check_installed()
@@ -244,7 +244,7 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
     for model in config.reward.models:
         if model.gate is not None and not model.sigmoid and (model.clip is None or model.clip[0] < 0):
             yield (
-                f"reward model `{model.label}` counts only where `{model.gate}` gave more than 0, and its "
+                f"reward model `{model.label}` counts only where `{model.gate}` is above 0, and its "
                 "scores may be negative: a response that passes may then earn less than one that fails; set "
                 "its `sigmoid: true`, or a `clip` from 0 on"
             )
@@ -279,7 +279,7 @@ def disk_warnings(config: Config, implied: Outline) -> Iterator[str]:
     if implied.disk is not None and implied.disk.total_bytes > free:
         yield (
             f"checkpoints take about {format_bytes(implied.disk.total_bytes)}, and the disk of {folder} has "
-            f"{format_bytes(free)} free; name another place (run.dir), or keep fewer (checkpoint.keep_last)"
+            f"{format_bytes(free)} free; choose another place (run.dir), or keep fewer (checkpoint.keep_last)"
         )
 
 
@@ -287,12 +287,12 @@ def prompt_warnings(config: Config, prompts: PromptSet, tokenizer: PreTrainedTok
     """What works but may surprise about the dataset and its tokens."""
     if prompts.skipped:
         count = len(prompts.skipped)
-        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} left out"
+        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} skipped"
     texts = [prompt for row in prompts if isinstance(prompt := row.prompt, str)]
     if texts:
         yield from _text_warnings(texts, tokenizer)
     if config.data.chat_template_kwargs and len(texts) == len(prompts):
-        yield "data.chat_template_kwargs: no prompt is a conversation, so no chat template takes them"
+        yield "data.chat_template_kwargs: no prompt is a conversation, so no chat template uses them"
     if tokenizer.eos_token_id is None and not config.rollout.stop_token_ids:
         yield (
             "neither the tokenizer nor rollout.stop_token_ids names a token that ends a response: all will "
@@ -310,4 +310,4 @@ def _text_warnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
         )
     start = tokenizer.decode(added.before) if added.before else ""
     if start and (rendered := sum(text.startswith(start) for text in texts)):
-        yield f"{rendered:,} prompts begin with {start!r} already, and get no second one"
+        yield f"{rendered:,} prompts begin with {start!r} already and get no second one"

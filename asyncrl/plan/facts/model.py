@@ -85,7 +85,7 @@ def _find(source: ModelSource) -> Path:
     folder = user_path(path, str(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            mistral = "; params.json is of Mistral's own format: name the model in Hugging Face's"
+            mistral = "; params.json is in Mistral's own format: use the model in Hugging Face's"
             raise ConfigError(
                 f"{source}: the folder holds no Hugging Face model (no config.json in it)"
                 + mistral * (folder / "params.json").is_file()
@@ -123,7 +123,7 @@ def check_decoder_only(source: ModelSource, config: PreTrainedConfig) -> None:
     ):
         kind = ", ".join(declared) or config.model_type
         raise ConfigError(
-            f"{source}: {kind} is no decoder-only language model; only those can be trained "
+            f"{source}: {kind} is not a decoder-only language model; only those can be trained "
             "(`...ForCausalLM`: Qwen, Llama, Mistral, Gemma, ...)"
         )
 
@@ -177,7 +177,7 @@ def measuring(source: ModelSource) -> Iterator[None]:
         yield
     except Exception as error:
         raise ConfigError(
-            f"{source}: its config.json makes no model that can be measured: "
+            f"{source}: its config.json does not describe a usable model: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 

@@ -108,7 +108,7 @@ def _check_scores(source: ModelSource, config: PreTrainedConfig) -> None:
         )
     if config.num_labels != 1:
         raise ConfigError(
-            f"{source}: it has {config.num_labels} outputs, and a score is a single one; {source.advice}"
+            f"{source}: it has {config.num_labels} outputs, but a reward model has one; {source.advice}"
         )
 
 

@@ -1,5 +1,5 @@
-"""While what a reward function asks over a network is away, one of its calls asks again, and the others that
-have found it away wait for what comes of that."""
+"""While the service that a reward function calls over a network is unavailable, one call probes it, and the
+other calls that have met the outage wait for the outcome."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from asyncrl.waits import waiting
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-"""Before what is away is asked again."""
+"""Pauses before the service is tried again."""
 
 
 class Absence:
-    """Of what one function asks. patience_s: for how long a call waits for it."""
+    """Of the service of one function. patience_s: how long a call waits for it."""
 
     def __init__(self, name: str, patience_s: float) -> None:
         self.name = name
         self.patience_s = patience_s
         self.probe: asyncio.Future[None] | None = None
-        """Done when the call that asks again has an answer, or gives up."""
+        """Done when the call that probes has an answer or gives up."""
 
     @contextmanager
     def of_call(self, seat: Seat) -> Iterator[CallAbsence]:
-        """What one call, which has a seat, has to do with it."""
+        """The absence as one call sees it that holds a seat."""
         with ExitStack() as probing:
             yield CallAbsence(self, seat, probing)
 
@@ -40,17 +40,17 @@ class CallAbsence:
         self._absence = absence
         self._seat = seat
         self._probing = probing
-        """Holds what is to be undone when this call is the one that asks again."""
+        """Undoes what this call has set up if it is the one that probes."""
         self._began_s = time.monotonic()
         self._pauses = 0
-        """0 where it is not this call that asks again."""
+        """0 unless this call probes."""
 
     @property
     def has_patience(self) -> bool:
         return self._left_s > 0
 
     async def pause(self, reason: str) -> None:
-        """It was away. Until it may be worth asking again, as long as there is patience."""
+        """The service was unavailable: wait until it is worth another try, or patience runs out."""
         if not self._pauses and (probe := self._absence.probe) is not None:
             async with self._seat.left():
                 await asyncio.wait([probe], timeout=self._left_s)
@@ -59,7 +59,7 @@ class CallAbsence:
             self._begin()
         self._pauses += 1
         log.warning(
-            "reward function `%s` cannot reach what it asks, for %.0f s (reward.patience_s=%g): %s",
+            "reward function `%s` has not reached its service for %.0f s (reward.patience_s=%g): %s",
             *(self._absence.name, time.monotonic() - self._began_s, self._absence.patience_s),
             reason.partition("\n")[0],
         )
@@ -71,7 +71,7 @@ class CallAbsence:
         return self._began_s + self._absence.patience_s - time.monotonic()
 
     def _begin(self) -> None:
-        """This call asks again, for all."""
+        """This call probes for all."""
         absence = self._absence
         probe = absence.probe = asyncio.get_running_loop().create_future()
 
@@ -80,11 +80,12 @@ class CallAbsence:
             probe.set_result(None)
 
         self._probing.callback(end)
-        self._probing.enter_context(waiting(f"what the reward function {absence.name} asks", self._left_s))
+        self._probing.enter_context(
+            waiting(f"the service of the reward function {absence.name}", self._left_s)
+        )
 
 
 def _pause_s(pauses: int) -> float:
-    """Before another try, after so many: twice as long as before, and never the same for two calls, so that
-    they do not all come back at once."""
+    """Seconds before the next try: doubled each time, and random, so that calls do not all return at once."""
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(pauses, 16))
-    return random.uniform(longest / 2, longest)  # no matter of training: nothing is drawn from the run's seed
+    return random.uniform(longest / 2, longest)  # does not affect training, so not from the run's seed

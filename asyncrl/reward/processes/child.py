@@ -15,12 +15,12 @@ from asyncrl.reward.processes import wire
 
 
 class ChildDied(Exception):  # noqa: N818 - says what happened
-    """The process ended, or had to be ended, without an answer; the message says how."""
+    """The process ended, or was killed, without an answer; the message says how."""
 
 
 class RewardChild(asyncio.SubprocessProtocol):
-    """A process that answers requests, by their numbers. One that `ask` gets no answer to, for whatever
-    reason, kills it and all that it has started: its process group."""
+    """A process that answers requests by number. If `ask` gets no answer, for whatever reason, it kills the
+    process and everything that it has started (its process group)."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -36,7 +36,7 @@ class RewardChild(asyncio.SubprocessProtocol):
         return not self._doomed and not self.exited.done()
 
     async def start(self, setup: wire.Setup, timeout_s: float) -> wire.Reply:
-        """Start the process and let it import its functions: `Ready` or `SetupFailed`. Raises `TimeoutError`,
+        """Start the process, which imports its functions: `Ready` or `SetupFailed`. Raises `TimeoutError`,
         `ChildDied` or `OSError`."""
         try:
             await asyncio.get_running_loop().subprocess_exec(
@@ -54,8 +54,8 @@ class RewardChild(asyncio.SubprocessProtocol):
         return await self.ask(wire.frame(setup), 0, timeout_s)
 
     async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
-        """Send a framed request; the answer. Raises `TimeoutError` after `timeout_s` seconds, or `ChildDied`;
-        then, and when cancelled, the process is killed."""
+        """Send a framed request and return the answer. Raises `TimeoutError` after `timeout_s` seconds, or
+        `ChildDied`; in both cases, and when cancelled, the process is killed."""
         reply = self.post(request, number)
         try:
             async with asyncio.timeout(timeout_s):
@@ -67,7 +67,7 @@ class RewardChild(asyncio.SubprocessProtocol):
             self.forget(number)
 
     def post(self, request: bytes, number: int) -> asyncio.Future[wire.Reply]:
-        """Send a framed request; the answer to come, or `ChildDied`. Raises `ChildDied`."""
+        """Send a framed request; a future of the answer or of `ChildDied`. Raises `ChildDied`."""
         if not self.alive:
             raise ChildDied(self._how())
         self._replies[number] = asyncio.get_running_loop().create_future()
@@ -75,15 +75,15 @@ class RewardChild(asyncio.SubprocessProtocol):
         return self._replies[number]
 
     def tell(self, request: bytes) -> None:
-        """Send what has no answer of its own."""
+        """Send a message that has no answer of its own."""
         cast(asyncio.WriteTransport, self._connected.get_pipe_transport(0)).write(request)
 
     def forget(self, number: int) -> None:
-        """Whatever comes for it is nobody's any more."""
+        """Ignore any answer to this request from now on."""
         self._replies.pop(number, None)
 
     def fail(self, death: ChildDied) -> None:
-        """No answer will come to what was asked."""
+        """Fail all requests without an answer."""
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(death)
@@ -108,10 +108,10 @@ class RewardChild(asyncio.SubprocessProtocol):
                     asked.set_result(reply)
         except ValueError as error:
             self.kill()
-            self.fail(ChildDied(f"it sent what is no reply ({error}) and was killed"))
+            self.fail(ChildDied(f"it was killed because it sent an invalid reply: {error}"))
 
     def process_exited(self) -> None:
-        self._kill_group()  # what it has started; the group keeps its id while it has members
+        self._kill_group()  # the processes that it started; the group keeps its id while it has members
         self._connected.close()
         self.exited.set_result(None)
         self.fail(ChildDied(self._how()))
@@ -122,7 +122,7 @@ class RewardChild(asyncio.SubprocessProtocol):
         return self._transport
 
     def _kill_group(self) -> None:
-        # Gone already, or (macOS) nothing but a zombie.
+        # Already gone, or (on macOS) only a zombie.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._connected.get_pid(), signal.SIGKILL)
 

@@ -13,11 +13,11 @@ from asyncrl.reward.processes.child import ChildDied, RewardChild
 from asyncrl.reward.processes.shared_child import SharedChild
 
 KILL_TIMEOUT_S = 10.0
-"""For a process to be gone after SIGKILL."""
+"""Longest wait for a process to be gone after SIGKILL."""
 
 
 class Seat:
-    """One of a limited number, for the body of `async with`."""
+    """One of a limited number of seats, held in the body of `async with`."""
 
     def __init__(self, seats: asyncio.Semaphore) -> None:
         self._seats = seats
@@ -34,17 +34,17 @@ class Seat:
 
     @asynccontextmanager
     async def left(self) -> AsyncIterator[None]:
-        """For the body, others may have it."""
+        """Others may have the seat while the body runs."""
         self._is_held = False
         self._seats.release()
-        yield  # whoever leaves by an exception needs it no more
+        yield  # after an exception it is not needed again
         await self._seats.acquire()
         self._is_held = True
 
 
 class Children:
-    """`config.workers` processes that do one call each at a time, and as many for async functions, which do
-    `config.concurrency` each; only the kinds that there is use for."""
+    """`config.workers` processes that run one call at a time each, and as many for async functions, which run
+    `config.concurrency` calls each; only the kinds that are needed."""
 
     def __init__(self, config: RewardConfig, start_timeout_s: float) -> None:
         self._config = config
@@ -55,14 +55,14 @@ class Children:
         self._shared: list[SharedChild] = []
         self._sharing = asyncio.Lock()
         self._all: set[RewardChild] = set()
-        """All that may still have a process."""
+        """All whose process may still exist."""
         self.is_async: list[bool] = []
-        """Of each function; known from the start on."""
+        """Whether each function is async; known after `start`."""
         self.closed = False
 
     async def start(self) -> None:
-        """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
-        leaves no process then."""
+        """Start the processes, which import the functions. Raises `ConfigError` if that fails, and leaves no
+        process behind."""
         starting = [asyncio.create_task(self._spawn()) for _ in range(self._config.workers)]
         try:
             children = await asyncio.gather(*starting)
@@ -78,12 +78,12 @@ class Children:
             self._idle += children
 
     def seat(self, *, shared: bool) -> Seat:
-        """For a call, or several one after the other."""
+        """A seat for a call, or for several in a row."""
         return Seat(self._shared_seats if shared else self._seats)
 
     async def ask(self, request: bytes, number: int, *, shared: bool) -> wire.Reply:
-        """The answer of a process in which the asker has a seat. Raises as `RewardChild.ask` and
-        `SharedChild.ask`; `ConfigError` or `OSError` where there is no process to be had."""
+        """The answer of a process, for a caller that holds a seat. Raises as `RewardChild.ask` and
+        `SharedChild.ask`; `ConfigError` or `OSError` if no process can be started."""
         limit_s = self._config.timeout_s
         if shared:
             return await (await self._take_shared()).ask(request, number, limit_s)
@@ -93,7 +93,7 @@ class Children:
         return reply
 
     async def ask_alone(self, request: bytes, number: int) -> wire.Reply:
-        """The answer of an async function in a process of its own."""
+        """The answer of an async function that runs in a process of its own."""
         async with self.seat(shared=False):
             child = await self._spawn()
             try:
@@ -102,7 +102,7 @@ class Children:
                 child.kill()
 
     async def close(self) -> None:
-        """Kill every process and wait until they are gone. Calls under way fail."""
+        """Kill every process and wait until they are gone. Calls in progress fail."""
         self.closed = True
         self._idle.clear()
         children = list(self._all)
@@ -111,7 +111,9 @@ class Children:
         if children:
             _, left = await asyncio.wait([child.exited for child in children], timeout=KILL_TIMEOUT_S)
             if left:
-                raise RuntimeError(f"{len(left)} reward processes outlive SIGKILL by {KILL_TIMEOUT_S:g} s")
+                raise RuntimeError(
+                    f"{len(left)} reward processes still exist {KILL_TIMEOUT_S:g} s after SIGKILL"
+                )
 
     async def _take(self) -> RewardChild:
         while self._idle:
@@ -129,7 +131,7 @@ class Children:
         return min(self._shared, key=lambda child: child.calls)
 
     async def _spawn(self) -> RewardChild:
-        """A process that is ready. Raises `ConfigError`, or `OSError` when the system gives no process."""
+        """A process that is ready. Raises `ConfigError`, or `OSError` if the system cannot start one."""
         if self.closed:
             raise ChildDied("the pool was closed")
         child = RewardChild()
@@ -141,12 +143,12 @@ class Children:
         except TimeoutError:
             raise ConfigError(
                 f"reward functions {', '.join(specs)}: not imported after {self._start_timeout_s:g} s; "
-                f"do less while the module is imported"
+                f"do less at import time"
             ) from None
         except ChildDied as death:
             raise ConfigError(
-                f"reward functions {', '.join(specs)}: the process died ({death}) while it imported them; "
-                f"its last words are in the log above"
+                f"reward functions {', '.join(specs)}: the process died ({death}) while importing them; "
+                f"its last output is in the log above"
             ) from None
         if isinstance(reply, wire.SetupFailed):
             child.kill()

@@ -1,7 +1,7 @@
-"""Compares mathematical answers in a process of its own, which is killed when one takes too long.
+"""Compares mathematical answers in a process of its own, which is killed if a comparison takes too long.
 
-Nothing less can end such a comparison: the integer arithmetic of 9^9^9^9^9 never comes back to Python, where
-an alarm or another thread could stop it.
+Nothing less can end it: the integer arithmetic of 9^9^9^9^9 never returns to Python, where an alarm or
+another thread could stop it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 import psutil
 
 LIMITS_S = (1 / 16, 1 / 4, 1.0)
-"""Processor time that an answer may take, at its first, second and last try."""
+"""CPU time that an answer may take at its first, second and last try."""
 WALL_FACTOR = 10.0
-"""So many times as long by the clock on the wall, on a machine that is busy with other things."""
+"""Times this on the wall clock, since the machine may be busy with other things."""
 END_S = 15.0
-"""For a process to be gone that was killed."""
+"""Longest wait for a killed process to be gone."""
 ROOM_BYTES = 2 << 30
-"""Memory that a comparison may take beyond what the process begins with."""
+"""Memory that a comparison may take beyond what the process starts with."""
 _POLL_S = 0.01
 
 
 def decided(
     pairs: Sequence[tuple[str, str]], equal: Callable[[str, str, float], bool | None], budget_s: float
 ) -> list[bool]:
-    """Which pairs of an answer and a response are equal. `equal` finds out within a limit in seconds, or
-    gives None.
+    """Which pairs of an answer and a response are equal. `equal` decides within a limit in seconds, or
+    returns None.
 
-    All are tried for a short time first, then those that are left for longer ones while less than `budget_s`
-    has gone by; so answers that take for ever take nothing from their siblings, however many they are.
+    All pairs get a short limit first; then the undecided ones get longer limits until `budget_s` has passed.
+    So slow answers, however many, never keep the others from being decided.
     """
     found: list[bool | None] = [None] * len(pairs)
     began_s = time.monotonic()
@@ -48,27 +48,30 @@ def decided(
 
 
 class MathProcess:
-    """Answers one comparison after another. Not for several threads."""
+    """Runs one comparison after another. Not thread-safe."""
 
     def __init__(self) -> None:
         self._process: Any = None
         self._connection: Connection | None = None
 
     def equal(self, answer: str, response: str, limit_s: float = LIMITS_S[-1]) -> bool | None:
-        """Whether the last answer in `response` equals `answer`; None where that could not be found out in
-        `limit_s` of processor time. Raises `ValueError` for an `answer` in which there is no mathematics."""
+        """Whether the last answer in `response` equals `answer`; None if that could not be decided within
+        `limit_s` of CPU time. Raises `ValueError` for an `answer` that cannot be parsed."""
         if self._process is None:
             self._start()
         assert self._connection is not None
         try:
             self._connection.send((answer, response))
-        except (BrokenPipeError, ConnectionResetError):  # it has died since the last one
+        except (BrokenPipeError, ConnectionResetError):  # it has died since the last comparison
             self.close()
             self._start()
             self._connection.send((answer, response))
         try:
             found = self._connection.recv() if self._answered(limit_s) else None
-        except (EOFError, ConnectionResetError):  # it has died of this, as of too little memory
+        except (
+            EOFError,
+            ConnectionResetError,
+        ):  # this comparison killed it, for example by running out of memory
             found = None
         if found is None:
             self.close()
@@ -90,7 +93,9 @@ class MathProcess:
         return True
 
     def _start(self) -> None:
-        _compare("1", "1")  # what the first one imports and builds is inherited, and in no answer's time
+        _compare(
+            "1", "1"
+        )  # the fork inherits what the first one imports and builds, so no answer pays for it
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, self._connection, os.getpid())
@@ -99,7 +104,7 @@ class MathProcess:
         theirs.close()
 
     def close(self) -> None:
-        """End the process, whatever it does; the next comparison starts another."""
+        """Kill the process, whatever it is doing; the next comparison starts another."""
         if self._process is None or self._connection is None:
             return
         self._process.kill()
@@ -109,7 +114,7 @@ class MathProcess:
 
 
 def _spent_s(process: psutil.Process) -> float:
-    """Processor seconds; those of a process that has ended do not matter."""
+    """CPU seconds; 0 for a process that has ended."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
@@ -120,7 +125,7 @@ def _spent_s(process: psutil.Process) -> float:
 def _serve(connection: Connection, parents_end: Connection, parent: int) -> None:
     from asyncrl.reward.processes.process import die_with_parent
 
-    parents_end.close()  # inherited: the end of the stream would never come
+    parents_end.close()  # inherited: while it is open, the stream has no end
     die_with_parent(parent)
     _limit_memory()
     while True:
@@ -145,15 +150,17 @@ def _compare(answer: str, response: str) -> bool:
 
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # that nothing limits the time: we do
-    # Of several boxes the last is the answer; by default all of them together are.
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that nothing limits the time, but we do
+    # The last of several boxes is the answer; by default all of them together are.
     latex = LatexExtractionConfig(boxed_match_priority=0)
     latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
     extraction = (latex, ExprExtractionConfig())
     is_marked = answer.count("$") >= 2 or "\\boxed" in answer
     wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
     if not wanted:
-        raise ValueError(f"the right answer {answer!r} cannot be read as mathematics")
+        raise ValueError(f"the correct answer {answer!r} cannot be parsed as mathematics")
     given = parse(response, extraction, parsing_timeout=None)
     return bool(verify(wanted, given, timeout_seconds=None))
 

@@ -1,4 +1,4 @@
-"""Whether an exception of a reward function says that something it asks over a network is away."""
+"""Whether an exception of a reward function means that a service it calls over a network is unavailable."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ _NAMES = {
     *("APIConnectionError", "RemoteProtocolError", "ServerDisconnectedError", "ClientPayloadError"),
     *("ServerTimeoutError", "ChunkedEncodingError", "IncompleteRead"),
 }
-"""Of errors that are no `ConnectionError`, in the clients that people use."""
+"""Errors of common clients that are no `ConnectionError`."""
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses by which a server asks for another try."""
+"""HTTP statuses that invite another try."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """By the exception itself, or any that it was raised from: clients wrap the errors of sockets in their
-    own. What a server refuses for good, and what is wrong in the function, is none."""
+    """Judged by the exception itself or any that it was raised from, since clients wrap socket errors in
+    their own. Permanent refusals by a server and bugs in the function are no outage."""
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
@@ -29,13 +29,13 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _is_of_a_socket(error: BaseException) -> bool:
-    """A socket's time-out, and not one of the function's own making."""
+    """A socket's timeout, not one that the function itself raised."""
     return isinstance(error, TimeoutError) and (error.errno is not None or "timed out" in str(error))
 
 
 def _status(error: BaseException) -> int | None:
-    """Of the HTTP answer that an error tells of, as requests, httpx, aiohttp and openai keep it."""
-    if not isinstance(error, Exception):  # SystemExit has a code, too
+    """The HTTP status that an error carries, as requests, httpx, aiohttp and openai store it."""
+    if not isinstance(error, Exception):  # SystemExit also has a `code`
         return None
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "status", "code"):

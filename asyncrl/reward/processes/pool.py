@@ -1,11 +1,11 @@
-"""Reward functions in killable child processes, used from a rollout worker's event loop."""
+"""Runs reward functions in killable child processes, for a rollout worker's event loop."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,12 +18,12 @@ from asyncrl.reward.processes.absence import Absence
 from asyncrl.reward.processes.child import ChildDied
 from asyncrl.reward.processes.children import Children, Seat
 from asyncrl.reward.processes.shared_child import Interrupted
-from asyncrl.reward.score import Part, RewardError, ScoreRequest
+from asyncrl.reward.score import PartValues, RewardError, ScoreRequest
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-"""For a child to start and import the functions; user modules may import a great deal."""
+"""Longest time for a child to start and import the functions; users' modules may import a lot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,23 @@ class _Failure:
     reason: str
     is_outage: bool = False
     is_excused: bool = False
-    """Another call of its process was the cause."""
+    """Another call in the same process was the cause."""
     to_be_alone: bool = False
-    """Nobody knows which call of its process was the cause."""
+    """It is unknown which call in the process was the cause."""
 
 
 class RewardPool:
-    """Functions in processes (`asyncrl.reward.processes.children`): a plain one scores one group at a time in
-    each, an async one several side by side, first come first served.
+    """Functions in processes (`asyncrl.reward.processes.children`), first come first served: a plain function
+    scores one group at a time in each process, an async one several side by side.
 
-    A call that raises, runs into `config.timeout_s` (counted from its start in an idle process), or loses its
-    process is tried `config.retries` times more, then the group's scoring fails: there is no made-up reward.
-    While what a function asks over a network is away, one of its calls tries again and again for
-    `config.patience_s`, with growing pauses; others that have met it wait for what comes of that, and none
-    keeps a seat meanwhile.
-    Waiting calls need no bound of their own: each is a leased group, and each call before it ends within its
-    deadlines.
+    A call that raises, exceeds `config.timeout_s` (counted from its start in an idle process), or loses its
+    process is retried `config.retries` times; then the scoring of the group fails, with no made-up reward.
+    While the service that a function calls is unavailable, one of its calls retries for `config.patience_s`,
+    with growing pauses; other calls that have met the outage wait for the outcome. None keeps a seat
+    meanwhile.
+
+    The queue needs no bound of its own: each waiting call is a leased group, and every call before it ends by
+    its deadlines.
     """
 
     def __init__(
@@ -63,14 +64,15 @@ class RewardPool:
         self._metrics: dict[str, tuple[float, int]] = {}
 
     async def start(self) -> None:
-        """Start the processes and let them import the functions. Raises `ConfigError` when that fails, and
-        leaves no process then."""
+        """Start the processes, which import the functions. Raises `ConfigError` if that fails, and leaves no
+        process behind."""
         if self._names:
             await self._children.start()
 
-    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[Part]:
-        """What each of the functions `names` makes of a group, and the format where one is asked for. Raises
-        `RewardError`. When cancelled, the call at work is given up, or its process killed and replaced."""
+    async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[PartValues]:
+        """The results of the functions `names` for a group, and of the format check if there is one. Raises
+        `RewardError`. When cancelled, the running call is cancelled, or its process is killed and
+        replaced."""
         calls = [i for i, name in enumerate(self._names) if name in names or name == FORMAT]
         if not calls:
             return []
@@ -83,19 +85,21 @@ class RewardPool:
                     waited_s += time.monotonic() - asked_s
                     for i in of_kind:
                         results[i] = await self._call(i, request, seat)
-        self._keep_metrics(results.values())
+        for result in results.values():
+            for name, logged in result.metrics.items():
+                self._add(f"reward_log/{name}", sum(logged), len(logged))
         self._add("reward_time/functions/wait_s", waited_s)
         self._add("reward_time/functions/score_s", time.monotonic() - began_s - waited_s)
-        return [Part(self._names[i], results[i].values, results[i].extra) for i in calls]
+        return [PartValues(self._names[i], results[i].values, results[i].extra) for i in calls]
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
-        """Sum and count since the last drain, by metric: what functions logged with `log_metric`, and the
-        seconds that groups waited for a process and were scored in one."""
+        """Sum and count since the last drain, by metric: values that functions logged with `log_metric`, and
+        the seconds that groups waited for a process and took to be scored."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
     async def close(self) -> None:
-        """Kill every process and wait until they are gone. Calls under way fail."""
+        """Kill every process and wait until they are gone. Calls in progress fail."""
         await self._children.close()
 
     async def _call(self, function: int, request: ScoreRequest, seat: Seat) -> wire.Result:
@@ -120,7 +124,7 @@ class RewardPool:
         raise AssertionError("endless")
 
     async def _attempt(self, call: wire.Call, *, alone: bool) -> wire.Result | _Failure:
-        """The result, or why there is none. Raises `RewardError` for what cannot be tried."""
+        """The result, or why there is none. Raises `RewardError` for a call that cannot be sent."""
         limit_s, number = self._config.timeout_s, next(self._numbers)
         shared = self._children.is_async[call.function] and not alone
         try:
@@ -134,14 +138,14 @@ class RewardPool:
             else:
                 reply = await self._children.ask(message, number, shared=shared)
         except TimeoutError:
-            ended = "given up" if shared else "its process was killed"
+            ended = "was cancelled" if shared else "its process was killed"
             return _Failure(f"it took longer than reward.timeout_s={limit_s:g} and {ended}")
         except Interrupted as cause:
             return _Failure(str(cause), is_excused=True)
         except ChildDied as death:
             return _Failure(f"its process died ({death})", is_excused=shared, to_be_alone=shared)
         except (ConfigError, OSError) as error:
-            return _Failure(f"there is no process to run it: {error}")
+            return _Failure(f"no process could be started for it: {error}")
         if isinstance(reply, wire.Raised):
             return _Failure(f"{reply.message}\n{reply.traceback}".strip(), reply.is_outage)
         assert isinstance(reply, wire.Result)
@@ -159,11 +163,6 @@ class RewardPool:
             max_steps=self._max_steps,
             timeout_s=self._config.timeout_s,
         )
-
-    def _keep_metrics(self, results: Iterable[wire.Result]) -> None:
-        for result in results:
-            for name, values in result.metrics.items():
-                self._add(f"reward_log/{name}", sum(values), len(values))
 
     def _add(self, metric: str, value: float, count: int = 1) -> None:
         total, n = self._metrics.get(metric, (0.0, 0))

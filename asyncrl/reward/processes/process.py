@@ -1,8 +1,8 @@
 """The child process in which reward functions run: `python -m asyncrl.reward.processes.process PARENT_PID`.
 
-It talks over private copies of its standard input and output; what user code prints goes to standard error,
-the log. It does one call at a time, or those of async functions side by side, and may be killed at any
-moment.
+It communicates over private copies of its standard input and output; whatever user code prints goes to
+standard error, the log. It runs one call at a time, or those of async functions side by side, and may be
+killed at any moment.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import msgspec
 
 from asyncrl.affinity import unpin
 from asyncrl.errors import ConfigError
-from asyncrl.resolve import forget_own_path
-from asyncrl.reward.functions import RewardFunction, accepted, resolve
+from asyncrl.resolve import forget_own_path, resolve
+from asyncrl.reward.functions import RewardFunction, accepted_arguments
 from asyncrl.reward.processes import deadline, wire
 from asyncrl.reward.processes.outage import is_outage
 from asyncrl.reward.processes.side_by_side import SideBySide
@@ -40,12 +40,12 @@ from asyncrl.reward.shaping import format_function
 PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
 DUMP_SHARE = 0.9
-"""Of the time limit."""
+"""Share of the time limit after which the stack is dumped."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """What reward functions see of the run, named as in TRL."""
+    """What reward functions can see of the run, with TRL's names."""
 
     global_step: int
     """The policy version, which is the number of finished training steps."""
@@ -54,26 +54,25 @@ class TrainerState:
 
 @dataclass(slots=True)
 class CallLog:
-    """Behind `log_metric` and `log_extra` of one call with `n` completions."""
+    """Implements `log_metric` and `log_extra` for one call with `n` completions."""
 
     n: int
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: float) -> None:
-        """Average `value` into the run's metric `name`."""
+        """Add `value` to the average of the run's metric `name`."""
         number = value.item() if hasattr(value, "item") else value
         if not isinstance(number, numbers.Real):
             raise TypeError(f"log_metric({name!r}, ...) takes a number, not {type(value).__name__}")
         self.metrics.setdefault(name, []).append(float(number))
 
     def log_extra(self, column: str, values: Any) -> None:
-        """Keep one value a completion with the trajectories."""
+        """Store one value per completion with the trajectories."""
         kept = list(values)
         if len(kept) != self.n:
             raise ValueError(
-                f"log_extra({column!r}, ...) got {len(kept)} values for {self.n} completions; "
-                "one each is needed"
+                f"log_extra({column!r}, ...) got {len(kept)} values for {self.n} completions; give one each"
             )
         self.extra[column] = kept
 
@@ -81,7 +80,7 @@ class CallLog:
 def main() -> None:
     die_with_parent(int(sys.argv[1]))
     forget_own_path()
-    unpin()  # the engine's cores are not for this
+    unpin()  # the engine's cores are reserved for the engine
     faulthandler.enable()
     requests, replies = take_pipes()
     inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
@@ -89,7 +88,7 @@ def main() -> None:
     setup = inbox.get()
     assert isinstance(setup, wire.Setup)
     try:
-        functions = [resolve(spec) for spec in setup.functions]
+        functions = [resolve(spec, what="reward function") for spec in setup.functions]
         if setup.format_pattern is not None:
             functions.append(format_function(setup.format_pattern))
     except ConfigError as error:
@@ -102,10 +101,10 @@ def main() -> None:
         while True:
             call = inbox.get()
             assert isinstance(call, wire.Call)
-            if is_async[call.function]:  # and so is all that will come
+            if is_async[call.function]:  # and so are all later calls
                 loop = SideBySide(lambda c: answer_async(functions[c.function], c), partial(send, replies))
                 runner.run(loop.serve(call, inbox))
-            # The log shows where a call was that is about to be killed for its time.
+            # The log shows where a call was that is about to be killed for taking too long.
             faulthandler.dump_traceback_later(DUMP_SHARE * call.timeout_s, file=2)
             reply = answer(functions[call.function], call, runner)
             faulthandler.cancel_dump_traceback_later()
@@ -113,7 +112,7 @@ def main() -> None:
 
 
 def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
-    """Call `function`, which may return an awaitable. What it raises becomes `Raised`."""
+    """Call `function`, which may return an awaitable. An exception becomes `Raised`."""
     log = CallLog(len(call.completions))
     deadline.ends_s.set(time.monotonic() + call.timeout_s)
     try:
@@ -131,18 +130,18 @@ async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
     deadline.ends_s.set(time.monotonic() + call.timeout_s)
     try:
         returned = await function(**arguments(function, call, log))
-    except BaseException as error:  # noqa: BLE001 - the end of this call, not of the others
+    except BaseException as error:  # noqa: BLE001 - ends this call, not the others
         return raised(error, call.number)
     return result(returned, call, log)
 
 
 def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[str, Any]:
-    """The keyword arguments that `function` takes. Raises `TypeError` where it needs others."""
+    """The keyword arguments that `function` takes. Raises `TypeError` if it needs others."""
     n = len(call.completions)
     completions: list[Any] = list(call.completions)
     if not isinstance(call.prompt, str):
         completions = [[{"role": "assistant", "content": text}] for text in call.completions]
-    there_are = {column: [value] * n for column, value in call.columns.items()} | {
+    available = {column: [value] * n for column, value in call.columns.items()} | {
         "prompts": [call.prompt] * n,
         "completions": completions,
         "completion_ids": call.completion_ids,
@@ -150,7 +149,7 @@ def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[s
         "log_extra": log.log_extra,
         "log_metric": log.log_metric,
     }
-    return accepted(function, there_are)
+    return accepted_arguments(function, available)
 
 
 def result(returned: Any, call: wire.Call, log: CallLog) -> wire.Reply:
@@ -178,7 +177,7 @@ def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
     try:
         data = wire.frame(reply)
     except (TypeError, ValueError, OverflowError) as error:
-        why = f"what it logged with log_extra cannot be kept: {error}"
+        why = f"the values it logged with log_extra cannot be sent: {error}"
         data = wire.frame(wire.Raised(reply.number, why, ""))
     with _sending:
         replies.write(data)
@@ -186,8 +185,8 @@ def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
 
 
 def read_requests(requests: BinaryIO, put: Callable[[wire.Request], None]) -> None:
-    """Runs in a thread of its own, so that the parent's end is noticed while a function is running: the end
-    of the stream ends this process and whatever its functions have started."""
+    """Runs in its own thread, to notice the parent's end even while a function runs: the end of the stream
+    ends this process and everything that its functions have started."""
     decoder = msgspec.msgpack.Decoder(wire.Request)
     while header := requests.read(wire.HEADER_BYTES):
         put(decoder.decode(requests.read(int.from_bytes(header, "little"))))
@@ -195,7 +194,7 @@ def read_requests(requests: BinaryIO, put: Callable[[wire.Request], None]) -> No
 
 
 def take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Move the protocol away from descriptors 0 and 1, which user code and C libraries read and write."""
+    """Move the protocol off descriptors 0 and 1, which user code and C libraries may read and write."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -207,8 +206,8 @@ def take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """On Linux the kernel kills this process when its parent dies, even inside a C call that holds the GIL.
-    Elsewhere the end of the request stream has to do."""
+    """On Linux, have the kernel kill this process when its parent dies, even inside a C call that holds the
+    GIL. Elsewhere the end of the request stream must suffice."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -219,12 +218,12 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def readable(text: str) -> str:
-    """Text that UTF-8 can carry."""
+    """The text with everything escaped that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_async(function: RewardFunction) -> bool:
-    """Also of an object whose call is."""
+    """Whether it is an async function, or an object whose `__call__` is one."""
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 

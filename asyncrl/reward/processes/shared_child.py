@@ -1,4 +1,4 @@
-"""A reward process that runs the calls of async functions side by side, as its parent sees it."""
+"""The parent's side of a reward process that runs calls of async functions side by side."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from asyncrl.reward.processes.child import ChildDied, RewardChild
 log = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
-"""For a call to end that was given up."""
+"""Longest wait for a cancelled call to end."""
 LOOK_S = 0.05
 
 
 class Interrupted(ChildDied):
-    """The process was ended for the sake of another call."""
+    """The process was killed because of another call."""
 
 
 class SharedChild:
-    """Each call has its own time limit and its own end; the others go on. Time in which one blocks the event
-    loop is counted against that one only. One that cannot be stopped otherwise takes the process with it: the
-    others are `Interrupted` where it is known which it was, else each gets `ChildDied`."""
+    """Each call has its own time limit, and the others continue when it ends. Time in which a call blocks the
+    event loop counts against that call only. If a call cannot be stopped otherwise, the process is killed:
+    the other calls get `Interrupted` if it is known which call it was, else all get `ChildDied`."""
 
     def __init__(self, child: RewardChild) -> None:
         self._child = child
         child.on_notice = self._noticed
         self.calls = 0
-        """Under way."""
+        """In progress."""
         self._stuck: wire.Stuck | None = None
         self._stuck_since_s = 0.0
         self._blocked_s = 0.0
-        """So far, by all calls."""
+        """Total time in which calls have blocked the event loop."""
         self._own_s: dict[int, float] = {}
-        """The same by each call under way."""
+        """The same for each call in progress."""
 
     @property
     def alive(self) -> bool:
         return self._child.alive
 
     async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
-        """Send a framed request; the answer. Raises `TimeoutError` when the call has had `timeout_s` seconds,
-        or `ChildDied`; then, and when cancelled, the call is given up."""
+        """Send a framed request and return the answer. Raises `TimeoutError` when the call has had
+        `timeout_s` seconds, or `ChildDied`; in both cases, and when cancelled, the call is cancelled."""
         self.calls += 1
         self._own_s[number] = 0.0
         try:
@@ -62,19 +62,19 @@ class SharedChild:
             self._child.forget(number)
 
     async def _give_up(self, reply: asyncio.Future[wire.Reply], number: int, timeout_s: float) -> None:
-        """End a call whose time is over. Raises `ChildDied` where it has to be for all, and nobody knows
-        whose fault it is."""
+        """End a call that has used up its time. Raises `ChildDied` if the whole process must be killed and it
+        is unknown which call is to blame."""
         if self._stuck is None or self._stuck.number != number:
             self._child.tell(wire.frame(wire.Cancel(number)))
             if await self._comes(reply, number, CANCEL_S, excuse_s=timeout_s):
                 return
         self._child.forget(number)
         if self._stuck is not None and self._stuck.number == number:
-            where = f"a call that blocked it for more than {timeout_s:g} s ({self._stuck.where})"
-            self._child.fail(Interrupted(f"its process was killed for {where}"))
+            why = f"another call blocked it for more than {timeout_s:g} s ({self._stuck.where})"
+            self._child.fail(Interrupted(f"its process was killed because {why}"))
             self._child.kill()
             return
-        deaf = ChildDied(f"its event loop did not give up a call within {CANCEL_S:g} s and was killed")
+        deaf = ChildDied(f"killed because its event loop did not cancel a call within {CANCEL_S:g} s")
         self._child.fail(deaf)
         self._child.kill()
         raise deaf
@@ -82,8 +82,8 @@ class SharedChild:
     async def _comes(
         self, reply: asyncio.Future[wire.Reply], number: int, limit_s: float, *, excuse_s: float
     ) -> bool:
-        """Whether there is an answer before the call has had `limit_s`; its time stands still while another
-        call blocks the loop, for `excuse_s` at a time at most: then that one's own time is over."""
+        """Whether an answer arrives before the call has had `limit_s`. Its clock stops while another call
+        blocks the loop, for at most `excuse_s` at a time: by then that call's own time is up."""
         began_s, lost_before_s = time.monotonic(), self._lost_s(number, excuse_s)
         while not reply.done():
             lost_s = self._lost_s(number, excuse_s) - lost_before_s
@@ -94,7 +94,7 @@ class SharedChild:
         return True
 
     def _lost_s(self, number: int, excuse_s: float) -> float:
-        """Seconds in which other calls have blocked the loop."""
+        """Seconds for which other calls have blocked the loop."""
         now_s = 0.0
         if self._stuck is not None and self._stuck.number != number:
             now_s = min(time.monotonic() - self._stuck_since_s, excuse_s)
@@ -104,8 +104,8 @@ class SharedChild:
         if isinstance(notice, wire.Stuck):
             self._stuck, self._stuck_since_s = notice, time.monotonic() - notice.for_s
             log.warning(
-                "%s blocks the event loop of its process, and %d other groups wait for that: `await` what "
-                "takes long, or give it to `await asyncio.to_thread(...)`",
+                "%s blocks the event loop of its process, and %d other groups are waiting: `await` slow "
+                "work, or run it with `await asyncio.to_thread(...)`",
                 *(notice.where, max(0, self.calls - 1)),
             )
             return

@@ -1,4 +1,4 @@
-"""Calls of async functions side by side on one event loop, which says when one of them blocks it."""
+"""Runs calls of async functions side by side on one event loop, and reports when one of them blocks it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from typing import Any
 from asyncrl.reward.processes import wire
 
 STUCK_S = 1.0
-"""A loop that has not turned for so long is told of."""
+"""A loop that is blocked for this long is reported."""
 LOOK_S = 0.25
 
 _call: ContextVar[int] = ContextVar("call", default=0)
-"""The number of the call in which this runs; tasks that it starts have it, too."""
+"""Number of the call that this code runs in; tasks that it starts inherit it."""
 
 
 class SideBySide:
     """Runs in the main thread of a reward process.
 
-    answer: makes of a call its reply, whatever happens. say: sends; from any thread.
+    answer: returns the reply to a call, whatever happens. say: sends a message; callable from any thread.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SideBySide:
 
     def _ended(self, number: int, task: asyncio.Task[None]) -> None:
         del self._under_way[number]
-        if task.cancelled():  # before its first step, or it would have been answered
+        if task.cancelled():  # before its first step; later it would have been answered
             self._say(wire.Raised(number, "it was cancelled before it began", ""))
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
@@ -107,12 +107,12 @@ class SideBySide:
 
 
 def _users_place(innermost: FrameType) -> str:
-    """Where in a user's coroutine this is; the whole way from there goes into the log."""
+    """Where in the user's coroutine this is; the stack from there goes into the log."""
     frames = iter(traceback.extract_stack(innermost))
     below = tuple(str(Path(file).parent) for file in (asyncio.__file__, __file__))
     from_the_loop = itertools.dropwhile(lambda frame: frame.filename != asyncio.events.__file__, frames)
     users = list(itertools.dropwhile(lambda frame: frame.filename.startswith(below), from_the_loop))
     if not users:
-        return "what runs outside all functions"
+        return "code outside all reward functions"
     print("".join(["an event loop is blocked here:\n", *traceback.format_list(users)]), file=sys.stderr)
     return f"{users[0].name} ({users[0].filename}, line {users[0].lineno})"

@@ -1,4 +1,4 @@
-"""What a reward pool and its child processes say to each other: length-prefixed MessagePack over pipes."""
+"""Messages between a reward pool and its child processes: length-prefixed MessagePack over pipes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     functions: list[str]
     """As in the config: `package.module:function` or `path/file.py:function`."""
     format_pattern: str | None = None
-    """Where there is one, `asyncrl.reward.shaping.format_function` comes after them."""
+    """If given, `asyncrl.reward.shaping.format_function` follows the functions."""
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score N completions of one prompt; answered with `Result` or `Raised`. Until then another may only be
-    sent where all are of async functions: they run side by side."""
+    """Score N completions of one prompt; answered with `Result` or `Raised`. Before that, another call may
+    only be sent if all are of async functions: these run side by side."""
 
     number: int
-    """From 1 on; the answer has it, too."""
+    """Counts from 1; the answer carries it as well."""
     function: int
     """Index into `Setup.functions`."""
     prompt: str | list[dict[str, Any]]
@@ -37,7 +37,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Give up the call of an async function; it is answered all the same."""
+    """Cancel the call of an async function; it is still answered."""
 
     number: int
 
@@ -46,7 +46,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """Every function is imported."""
 
     is_async: list[bool]
-    """Of each."""
+    """Whether each function is async."""
     number: int = 0
 
 
@@ -63,7 +63,7 @@ class Result(msgspec.Struct, frozen=True, tag=True):
 
 
 class Raised(msgspec.Struct, frozen=True, tag=True):
-    """The function failed, or returned what is no reward."""
+    """The function failed, or returned something that is not a reward."""
 
     number: int
     message: str
@@ -71,21 +71,21 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     traceback: str
     """Of the user's frames; empty when the function returned."""
     is_outage: bool = False
-    """Whether it may work in a while (`asyncrl.reward.processes.outage`)."""
+    """Whether a later try may succeed (`asyncrl.reward.processes.outage`)."""
 
 
 class Stuck(msgspec.Struct, frozen=True, tag=True):
-    """No answer: a call of an async function blocks the event loop that it shares with others."""
+    """Not an answer: a call of an async function blocks the event loop that it shares with others."""
 
     number: int
-    """0 where it is no call's doing."""
+    """0 if no call is to blame."""
     where: str
     """File, line and function of the user's code."""
     for_s: float
 
 
 class Moving(msgspec.Struct, frozen=True, tag=True):
-    """No answer: the event loop goes on, or another call blocks it now."""
+    """Not an answer: the event loop runs again, or another call blocks it now."""
 
     number: int
     blocked_s: float
@@ -97,8 +97,8 @@ Notice = Stuck | Moving
 
 
 def frame(message: Request | Reply | Notice) -> bytes:
-    """A message as bytes. Raises `TypeError`, `ValueError` or `OverflowError` for values that MessagePack has
-    not."""
+    """A message as bytes. Raises `TypeError`, `ValueError` or `OverflowError` for values that MessagePack
+    cannot represent."""
     body = msgspec.msgpack.encode(message, enc_hook=_plain)
     if len(body) > MAX_FRAME_BYTES:
         raise ValueError(f"the message has {len(body)} bytes; at most {MAX_FRAME_BYTES} can be sent")
@@ -106,20 +106,20 @@ def frame(message: Request | Reply | Notice) -> bytes:
 
 
 class ReplyReader:
-    """Cuts a stream of bytes into replies and notices."""
+    """Splits a stream of bytes into replies and notices."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._decoder = msgspec.msgpack.Decoder(Reply | Notice)
 
     def feed(self, data: bytes) -> list[Reply | Notice]:
-        """Those that `data` completes. Raises `ValueError` for bytes that are none."""
+        """The messages that `data` completes. Raises `ValueError` for invalid bytes."""
         self._buffer += data
         replies = []
         while len(self._buffer) >= HEADER_BYTES:
             end = HEADER_BYTES + int.from_bytes(self._buffer[:HEADER_BYTES], "little")
             if end - HEADER_BYTES > MAX_FRAME_BYTES:
-                raise ValueError("a reply announces more bytes than can be sent")
+                raise ValueError("a reply is larger than the limit")
             if len(self._buffer) < end:
                 break
             replies.append(self._decoder.decode(self._buffer[HEADER_BYTES:end]))

@@ -1,8 +1,8 @@
-"""The child's side of the sandbox: gives up whatever a program must not have, then becomes the program. Run
-by its path in an isolated interpreter, so it imports the standard library only.
+"""The child's side of the sandbox: drops whatever a program must not have, then becomes the program. It is
+run by its path in an isolated interpreter, so it imports only the standard library.
 
-`asyncrl.reward.sandbox.sandbox` says what for; the numbers are those of <linux/prctl.h>, <linux/landlock.h>
-and <linux/capability.h>.
+`asyncrl.reward.sandbox.sandbox` explains the purpose; the numbers come from <linux/prctl.h>,
+<linux/landlock.h> and <linux/capability.h>.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = b"started"
-"""Sent to the parent when nothing is left to be given up. Anything else is the reason why not."""
+"""Sent to the parent when the process is confined. Anything else is the reason why it could not be."""
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2
@@ -33,7 +33,7 @@ _PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG = (1 << i for i in (0, 1, 2, 3, 5, 8))
 _TRUNCATE = 1 << 14
 _RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""How many rights on files Landlock knows from each of its versions on."""
+"""Number of file rights that Landlock knows, from each of its versions on."""
 
 READ = _EXECUTE | _READ_FILE | _READ_DIR
 USE = READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
@@ -55,7 +55,7 @@ def has_seccomp(machine: str) -> bool:
 
 def main() -> None:
     plan = json.loads(sys.argv[1])
-    os.set_inheritable(plan["report"], False)  # the start of the program closes it
+    os.set_inheritable(plan["report"], False)  # closed when the program starts
     try:
         confine(plan)
         os.write(plan["report"], STARTED)
@@ -66,11 +66,11 @@ def main() -> None:
 
 
 def confine(plan: dict[str, Any]) -> None:
-    """Raises `OSError` when the kernel does not grant something."""
+    """Raises `OSError` if the kernel refuses something."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != plan["parent"]:  # it died before the call
         os._exit(1)
-    with contextlib.suppress(OSError):  # in a container without it, the system chooses by size
+    with contextlib.suppress(OSError):  # containers may not allow it; the system then chooses by size
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.chdir(plan["folder"])
     os.umask(0o077)
@@ -84,20 +84,19 @@ def confine(plan: dict[str, Any]) -> None:
 
 def _limit(which: int, soft: int, hard: int) -> None:
     _, highest = resource.getrlimit(which)
-    if highest != resource.RLIM_INFINITY:  # we live under a limit ourselves, which nobody can raise
+    if highest != resource.RLIM_INFINITY:  # our own hard limit, which cannot be raised
         soft, hard = min(soft, highest), min(hard, highest)
     resource.setrlimit(which, (soft, hard))
 
 
 def _drop_capabilities() -> None:
-    """Those of root. Without new privileges, starting a program gives none back."""
+    """Root's capabilities. Without new privileges, starting a program does not restore them."""
     header = struct.pack("<Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     _checked(_libc.capset(header, bytes(24)), "capset")
 
 
 def _restrict_files(granted: dict[str, int]) -> None:
-    """Of all files only those below the paths of `granted`, each with its rights. What is not there is left
-    out."""
+    """Allow only files below the paths of `granted`, each with its rights. Missing paths are skipped."""
     abi = landlock_abi()
     known = (1 << max(n for version, n in _RIGHTS.items() if version <= max(1, abi))) - 1
     handled = struct.pack("<Q", known)
@@ -119,7 +118,7 @@ def _restrict_files(granted: dict[str, int]) -> None:
 
 
 def _filter_calls(program: bytes) -> None:
-    """From here on, only the system calls that the filter allows."""
+    """From here on, allow only the system calls that the filter accepts."""
     code = ctypes.create_string_buffer(program, len(program))
     argument = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     _checked(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, argument, 0, 0), "seccomp filter")

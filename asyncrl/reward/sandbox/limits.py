@@ -1,4 +1,4 @@
-"""Holding a program to its limits: the kernel to some of them, we to the others."""
+"""Enforces the limits of a program: some by the kernel, the others from outside."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from typing import Literal
 from asyncrl.errors import AsyncRLError
 
 LOOK_S = 0.05
-"""Between two looks at what the kernel does not limit by itself."""
+"""Interval of checks for limits that the kernel does not enforce."""
 STARVED_S = 300.0
-"""A program that has neither ended nor met a limit by then has not been given its CPU time."""
+"""A program that has neither ended nor hit a limit by then did not get its CPU time."""
 KILL_TIMEOUT_S = 10.0
-"""For a process to be gone after SIGKILL."""
+"""Longest wait for a process to be gone after SIGKILL."""
 MAX_STDERR_BYTES = 4096
 
 
 class SandboxError(AsyncRLError):
-    """The sandbox could not be set up: nothing was run, and nothing is known of the program."""
+    """The sandbox could not be set up: nothing was run, and nothing is known about the program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use. The kernel holds it to the first four; the others are looked at every `LOOK_S`
+    """What a program may use. The kernel enforces the first four; the others are checked every `LOOK_S`
     seconds."""
 
     cpu_s: float = 5.0
-    """CPU time of all its threads, in whole seconds, rounded up."""
+    """CPU time of all threads, rounded up to whole seconds."""
     memory_bytes: int = 512 << 20
-    """Of address space, the interpreter's included."""
+    """Address space, including the interpreter's."""
     file_bytes: int = 8 << 20
-    """Of each file."""
+    """Size of each file."""
     open_files: int = 32
     idle_s: float = 20.0
-    """In which it neither runs nor waits for a core, as when it sleeps. There is no limit in wall-clock time
-    beside it: a busy machine would make right answers wrong."""
+    """Time in which it neither runs nor waits for a core, such as sleep. There is no further limit on
+    wall-clock time: on a busy machine it would make right answers wrong."""
     output_bytes: int = 1 << 20
-    """Of all that it prints, errors included."""
+    """Everything that it prints, errors included."""
     folder_bytes: int = 32 << 20
-    """Of all files in its folder. Those that it holds open and has deleted do not count; they are bounded by
+    """All files in its folder. Deleted files that are still open do not count; they are bounded by
     `open_files` times `file_bytes`."""
     folder_files: int = 100
     threads: int = 32
 
     def for_kernel(self) -> dict[str, tuple[int, int]]:
-        """Soft and hard limits, by the names of `resource`."""
+        """Soft and hard limits, by their names in `resource`."""
         cpu_s = math.ceil(self.cpu_s)
         return {
-            "RLIMIT_CPU": (cpu_s, cpu_s + 1),  # SIGXCPU says why; who ignores it gets SIGKILL
+            "RLIMIT_CPU": (cpu_s, cpu_s + 1),  # SIGXCPU tells the reason; SIGKILL follows if it is ignored
             "RLIMIT_AS": (self.memory_bytes, self.memory_bytes),
             "RLIMIT_FSIZE": (self.file_bytes, self.file_bytes),
             "RLIMIT_NOFILE": (self.open_files, self.open_files),
@@ -68,18 +68,18 @@ class Outcome:
     """How a program ended."""
 
     status: Literal["ok", "error", "limit"]
-    """`ok`: exit status 0. `error`: another one, or a signal. `limit`: it was ended at one of its limits (too
-    much memory, open files or bytes in a file are errors in the program itself)."""
+    """`ok`: exit status 0. `error`: another status, or a signal. `limit`: it was ended at one of its limits
+    (exceeding memory, open files or the size of a file raises an error in the program itself)."""
     how: str
-    """In words, for a log."""
+    """A description for the log."""
     stdout: str
     stderr: str
-    """The last `MAX_STDERR_BYTES` of it."""
+    """The last `MAX_STDERR_BYTES` bytes."""
 
 
 def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Outcome:
-    """Reads what the program prints until it ends, or has to be ended. Raises `SandboxError` when the machine
-    does not let it get anywhere."""
+    """Reads the program's output until it ends or hits a limit. Raises `SandboxError` if the machine gives it
+    no CPU time."""
     assert process.stdout is not None
     assert process.stderr is not None
     stdout, stderr, printed_bytes = bytearray(), bytearray(), 0
@@ -108,7 +108,7 @@ def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Out
                 over, look_s = watch.excess(now_s - started_s), now_s + LOOK_S
             if over is None and now_s - started_s > STARVED_S:
                 raise SandboxError(
-                    f"a program did not get its CPU time within {STARVED_S:g} s; give it cores"
+                    f"a program neither ended nor used up its CPU time in {STARVED_S:g} s; provide more cores"
                 )
     if over is not None:
         process.kill()
@@ -116,7 +116,7 @@ def watched(process: subprocess.Popen[bytes], work: Path, limits: Limits) -> Out
     if over is None and (status == -signal.SIGXCPU or (status == -signal.SIGKILL and cpu_s > limits.cpu_s)):
         over = f"more than {math.ceil(limits.cpu_s)} s of CPU time"
     elif over is None and status == -signal.SIGKILL:
-        raise SandboxError("the system killed a program that was within its limits; is it short of memory?")
+        raise SandboxError("the system killed a program within its limits; is the machine short of memory?")
     out, err = (bytes(text).decode(errors="replace") for text in (stdout[: limits.output_bytes], stderr))
     if over is not None:
         return Outcome("limit", over, out, err)
@@ -130,7 +130,7 @@ def _reap(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     deadline_s = time.monotonic() + KILL_TIMEOUT_S
     while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
         if time.monotonic() > deadline_s:
-            raise SandboxError(f"process {process.pid} outlives SIGKILL by {KILL_TIMEOUT_S:g} s")
+            raise SandboxError(f"process {process.pid} still exists {KILL_TIMEOUT_S:g} s after SIGKILL")
         time.sleep(0.001)
     _, status, used = found
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -138,7 +138,7 @@ def _reap(process: subprocess.Popen[bytes]) -> tuple[int, float]:
 
 
 class _Watch:
-    """Looks at what the kernel does not limit."""
+    """Checks the limits that the kernel does not enforce."""
 
     def __init__(self, pid: int, work: Path, limits: Limits) -> None:
         self._tasks = Path(f"/proc/{pid}/task")
@@ -148,12 +148,12 @@ class _Watch:
         self._busy_before_s = self._busy_until_now_s()
 
     def excess(self, elapsed_s: float) -> str | None:
-        """The limit that is passed, after so many seconds."""
+        """The limit that is exceeded after `elapsed_s`, if any."""
         limits = self._limits
         if sum(1 for _ in self._tasks.iterdir()) > limits.threads:
             return f"more than {limits.threads} threads"
         if elapsed_s - (self._busy_until_now_s() - self._busy_before_s) > limits.idle_s:
-            return f"more than {limits.idle_s:g} s without doing anything"
+            return f"more than {limits.idle_s:g} s of idling"
         sizes = []
         for entry in os.scandir(self._work):
             with suppress(FileNotFoundError):
@@ -165,7 +165,7 @@ class _Watch:
         return None
 
     def _busy_until_now_s(self) -> float:
-        """Seconds in which its threads, ended ones included, ran or waited for a core."""
+        """Seconds in which its threads, including ended ones, ran or waited for a core."""
         busy_ns = 0
         for file in self._tasks.glob("*/schedstat"):
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended

@@ -1,21 +1,21 @@
-"""Runs Python programs that a model wrote: each in a process of its own that can compute, read its input,
-write its output and a few files in an empty folder, and nothing else.
+"""Runs Python programs written by a model: each in its own process, which can compute, read its input, write
+its output and write a few files in an empty folder, and nothing else.
 
 | a program has | how |
 |---|---|
-| no network | seccomp refuses to make a socket, of any family |
-| no child, no daemon | seccomp refuses fork, and lets `clone` make threads only |
-| no say in other processes | seccomp: no signals, no tracing, no memory or limits of others |
-| no file of the machine | Landlock: to read the interpreter and its libraries; to write one empty folder |
-| no privilege, no key | no capability, no environment, no descriptor of its parent |
-| bounded time, memory, files | `Limits`: kept by the kernel (rlimits), or watched from outside |
+| no network | seccomp: no sockets of any family |
+| no child, no daemon | seccomp: no fork, and `clone` only for threads |
+| no access to other processes | seccomp: no signals, no tracing, no access to their memory or limits |
+| no files of the machine | Landlock: read the interpreter and its libraries, write one empty folder |
+| no privileges, no keys | no capabilities, no environment, no descriptors of its parent |
+| bounded time, memory, files | `Limits`: enforced by the kernel (rlimits), or watched from outside |
 
-Both mechanisms are the kernel's and need no privilege, no namespace and no container: Linux 5.13 or newer on
-x86-64 or ARM64, with Landlock switched on. Where one is missing nothing runs (`SandboxError`); there is no
-weaker sandbox. The program is a single process, so to kill it is to be rid of it; it stays in the process
-group of whoever started it, is killed with the group, and dies with its parent.
+Both mechanisms belong to the kernel and need no privileges, namespaces or containers: Linux 5.13 or newer on
+x86-64 or ARM64, with Landlock enabled. If one is missing, nothing runs (`SandboxError`); there is no weaker
+sandbox. The program is a single process, so killing that is enough; it stays in its starter's process group,
+is killed with the group, and dies with its parent.
 
-It may see names, sizes and dates of files (`stat`), the host's name, and how busy the machine is.
+It can see names, sizes and dates of files (`stat`), the host's name, and how busy the machine is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from asyncrl.reward.sandbox.seccomp import AUDIT_ARCH, filter_program
 from asyncrl.scratch import scratch_folder
 
 START_TIMEOUT_S = 60.0
-"""For the interpreter that becomes the program; a busy machine takes its time."""
+"""Longest time for the interpreter to start; a busy machine may be slow."""
 
 _LIBRARIES = (
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"),
@@ -53,23 +53,23 @@ def check() -> None:
     machine = platform.machine()
     if sys.platform != "linux" or machine not in AUDIT_ARCH:
         raise SandboxError(
-            f"programs of a model are run on Linux on {' or '.join(AUDIT_ARCH)} only, and this is "
-            f"{sys.platform} on {machine}; run it there, in a container for example"
+            f"programs written by a model run only on Linux on {' or '.join(AUDIT_ARCH)}, and this is "
+            f"{sys.platform} on {machine}; use such a machine, or a container"
         )
     if not confine.has_seccomp(machine):
-        raise SandboxError("programs of a model are not run: this kernel has no seccomp filters")
+        raise SandboxError("programs written by a model cannot run: this kernel has no seccomp filters")
     if not confine.landlock_abi():
         raise SandboxError(
-            "programs of a model are not run: this kernel offers no Landlock, which keeps them away from the "
-            "machine's files; it needs Linux 5.13 or newer with `landlock` among the kernel parameter lsm="
+            "programs written by a model cannot run: this kernel offers no Landlock, which protects the "
+            "machine's files; use Linux 5.13 or newer with `landlock` in the kernel parameter lsm="
         )
 
 
 def run_program(source: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
-    """Run a Python program and wait for its end, at the latest that of `limits`.
+    """Run a Python program until it ends or reaches one of its `limits`.
 
     It runs in this interpreter, with its installed packages, on one thread unless it starts more. The same
-    program with the same input prints the same: sets have the same order every time. Raises `SandboxError`.
+    program prints the same for the same input: sets always have the same order. Raises `SandboxError`.
     """
     _try_out()
     return _run(source, stdin, limits or Limits())
@@ -77,7 +77,7 @@ def run_program(source: str, stdin: str = "", limits: Limits | None = None) -> O
 
 @cache
 def _try_out() -> None:
-    """Once in a process: an interpreter that does not run in the sandbox would make every program wrong."""
+    """Once per process: if the interpreter did not run in the sandbox, every program would fail."""
     check()
     outcome = _run("print(input())", "ok", Limits())
     if outcome.stdout != "ok\n":
@@ -98,7 +98,7 @@ def _run(source: str, stdin: str, limits: Limits) -> Outcome:
 
 @contextmanager
 def _started(folder: Path, work: Path, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
-    """The program's process, from its first instruction on; it is gone at the end."""
+    """The program's process, from its first instruction on; killed at the end."""
     reader, writer = os.pipe()
     plan = json.dumps(_plan(folder, work, limits, writer))
     with os.fdopen(reader, "rb") as report, (folder / "stdin").open("rb") as stdin:
@@ -119,7 +119,9 @@ def _started(folder: Path, work: Path, limits: Limits) -> Iterator[subprocess.Po
             try:
                 said = _read_report(report)
                 if said != confine.STARTED:
-                    raise SandboxError(f"no program can be run: {said.decode(errors='replace') or 'it died'}")
+                    raise SandboxError(
+                        f"the sandbox did not start: {said.decode(errors='replace') or 'its process died'}"
+                    )
                 yield process
             finally:
                 process.kill()
@@ -127,7 +129,7 @@ def _started(folder: Path, work: Path, limits: Limits) -> Iterator[subprocess.Po
 
 
 def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, Any]:
-    """What `asyncrl.reward.sandbox.confine` is to do."""
+    """Instructions for `asyncrl.reward.sandbox.confine`."""
     return {
         "parent": os.getpid(),
         "report": report,
@@ -136,7 +138,7 @@ def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, An
         "readable": [*_LIBRARIES, *_interpreter(), str(folder / "program.py")],
         "usable": [str(work), os.devnull],
         "filter": filter_program(platform.machine()).hex(),
-        # As isolated as by -I, but for one variable: the order of sets is to be the same every time.
+        # Isolated as by -I, except for one variable: the order of sets must always be the same.
         "command": [sys.executable, "-P", "-s", str(folder / "program.py")],
         "environment": {
             "PYTHONHASHSEED": "0",
@@ -152,14 +154,14 @@ def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, An
 
 
 def _interpreter() -> Iterator[str]:
-    """What this interpreter is read from: itself and its libraries, not all of the folder that it lies in."""
+    """Files of this interpreter: itself and its libraries, not everything in its folder."""
     yield from (sys.executable, str(Path(sys.executable).resolve()))
     for prefix in _PREFIXES:
         yield from (f"{prefix}/{name}" for name in ("lib", "lib64", "pyvenv.cfg"))
 
 
 def _read_report(report: BinaryIO) -> bytes:
-    """What the child says before it becomes the program, which ends the pipe."""
+    """What the child reports before it becomes the program, which closes the pipe."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     said = b""
     with selectors.DefaultSelector() as selector:
@@ -169,4 +171,4 @@ def _read_report(report: BinaryIO) -> bytes:
             if not chunk:
                 return said
             said += chunk
-    raise SandboxError(f"no program can be run: its interpreter did not start within {START_TIMEOUT_S:g} s")
+    raise SandboxError(f"the sandbox did not start: no interpreter within {START_TIMEOUT_S:g} s")

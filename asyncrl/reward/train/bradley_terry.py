@@ -17,7 +17,7 @@ from asyncrl.reward.model import pooled_logits
 from asyncrl.reward.train.pairs import TokenisedPair
 
 WARMUP_SHARE = 0.05
-"""Of the steps, over which the learning rate rises; from there it falls linearly to `FINAL_LR_SHARE`."""
+"""Share of the steps in which the learning rate rises; then it falls linearly to `FINAL_LR_SHARE`."""
 FINAL_LR_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
 BETAS = (0.9, 0.95)
@@ -25,32 +25,32 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How to train. `batch_tokens`: in one forward pass, padding included."""
+    """How to train. `batch_tokens`: tokens in one forward pass, padding included."""
 
     steps: int
-    batch_pairs: int
+    batch_size: int
     batch_tokens: int
     lr: float
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a model makes of pairs."""
+class TrainingReport:
+    """Progress of the training, with an evaluation on the held-out pairs."""
 
     step: int
     epoch: float
-    """Passes over the training pairs so far."""
+    """Passes over the training pairs."""
     train_loss: float
     """Mean over the steps since the last report."""
     accuracy: float
     """Share of the held-out pairs whose chosen response has the higher score."""
     margin: float
-    """Mean of the chosen response's score minus the rejected one's, over the held-out pairs."""
+    """Mean score of the chosen response minus that of the rejected one, over the held-out pairs."""
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """float[N]: -log sigmoid(r_chosen - r_rejected) of N pairs of scores (Ouyang et al. 2022, arXiv
+    """float[N]: -log sigmoid(r_chosen - r_rejected) for N pairs of scores (Ouyang et al. 2022, arXiv
     2203.02155, equation 1)."""
     return -F.logsigmoid(chosen - rejected)
 
@@ -62,16 +62,17 @@ def train(
     schedule: Schedule,
     *,
     compute_dtype: torch.dtype = torch.float32,
-) -> Iterator[Report]:
-    """Train `model`, whose weights are float32, in place; a report after every epoch and after the last step.
+) -> Iterator[TrainingReport]:
+    """Train `model`, with float32 weights, in place; yield a report after every epoch and after the last
+    step.
 
-    The gradient does not depend on `batch_tokens`. Raises `AsyncRLError` when the loss is no number any more.
+    The gradient does not depend on `batch_tokens`. Raises `AsyncRLError` if the loss is not finite.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=BETAS, weight_decay=0.0)
     lr_share = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_share(step, schedule.steps))
     losses: list[float] = []
     batches = _batches(len(pairs), schedule)
-    steps_per_epoch = -(-len(pairs) // schedule.batch_pairs)
+    steps_per_epoch = -(-len(pairs) // schedule.batch_size)
     for step in range(1, schedule.steps + 1):
         batch = [pairs[i] for i in next(batches)]
         model.train()
@@ -90,7 +91,7 @@ def train(
         losses.append(loss)
         if step % steps_per_epoch == 0 or step == schedule.steps:
             accuracy, margin = judge(model, held_out, schedule.batch_tokens, compute_dtype)
-            yield Report(step, step / steps_per_epoch, sum(losses) / len(losses), accuracy, margin)
+            yield TrainingReport(step, step / steps_per_epoch, sum(losses) / len(losses), accuracy, margin)
             losses.clear()
 
 
@@ -98,7 +99,7 @@ def train(
 def judge(
     model: PreTrainedModel, pairs: Sequence[TokenisedPair], batch_tokens: int, compute_dtype: torch.dtype
 ) -> tuple[float, float]:
-    """(accuracy, margin) over the pairs; NaN for none."""
+    """(accuracy, margin) over the pairs; NaN if there are none."""
     model.eval()
     differences = [
         chosen - rejected
@@ -127,15 +128,15 @@ def _lr_share(step: int, steps: int) -> float:
 
 
 def _batches(pairs: int, schedule: Schedule) -> Iterator[list[int]]:
-    """Indices of the pairs of each step, shuffled anew in every epoch."""
+    """Indices of the pairs of each step, reshuffled in every epoch."""
     rng = random.Random(schedule.seed)
     while True:
         order = rng.sample(range(pairs), pairs)
-        yield from (order[i : i + schedule.batch_pairs] for i in range(0, pairs, schedule.batch_pairs))
+        yield from (order[i : i + schedule.batch_size] for i in range(0, pairs, schedule.batch_size))
 
 
 def _micro_batches(pairs: Sequence[TokenisedPair], batch_tokens: int) -> Iterator[list[TokenisedPair]]:
-    """The pairs by length, as many at a time as fit into `batch_tokens`; a longer one goes alone."""
+    """The pairs sorted by length, as many at a time as fit in `batch_tokens`; a longer one goes alone."""
     micro: list[TokenisedPair] = []
     for pair in sorted(pairs, key=lambda pair: pair.longest):
         if micro and 2 * pair.longest * (len(micro) + 1) > batch_tokens:

@@ -1,4 +1,4 @@
-"""Preference pairs: read, checked, split, and tokenised as the reward model will read them."""
+"""Preference pairs: reading, checking, splitting, and tokenising them as the reward model reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from asyncrl.data.messages import UnusablePromptError, check_prompt
-from asyncrl.data.prompts import BadRow, Message
+from asyncrl.data.prompts import BadRow, Message, first_bad_rows
 from asyncrl.data.rows import read_jsonl
 from asyncrl.data.values import UnusableValueError, portable
 from asyncrl.errors import ConfigError
@@ -20,12 +20,10 @@ from asyncrl.reward.template import UnreadablePairError, pair_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHOWN = 10
-
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One row: of two responses to a prompt, the one that is preferred and the other."""
+    """One row: the preferred response to a prompt, and another."""
 
     where: str
     """`file:line`."""
@@ -37,7 +35,7 @@ class PreferencePair:
 @dataclass(frozen=True, slots=True)
 class TokenisedPair:
     prompt: bytes
-    """The prompt, encoded: the same for the same prompt."""
+    """The encoded prompt, to tell prompts apart."""
     chosen: list[int]
     rejected: list[int]
 
@@ -50,18 +48,16 @@ def read_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
     """The pairs of a JSONL file whose rows have `prompt` (a string or messages), `chosen` and `rejected`
     (strings, or a list with the assistant's message).
 
-    Raises `ConfigError` that counts the rows that cannot be used and shows the first ten with their lines:
-    broken ones, those whose two responses are the same, and those over `max_tokens` tokens.
+    Raises `ConfigError` that counts the unusable rows and shows the first ten with their line numbers: broken
+    rows, rows with two equal responses, and rows over `max_tokens` tokens.
     """
     usable, bad = [], []
     for row in _rows(path):
         pair = row if isinstance(row, BadRow) else _tokenised(row, tokenizer, max_tokens)
         (bad if isinstance(pair, BadRow) else usable).append(pair)
     if bad:
-        shown = [f"  {row}" for row in bad[:_SHOWN]]
-        more = [f"  ... and {len(bad) - _SHOWN:,} more"] if len(bad) > _SHOWN else []
         count = f"{len(bad):,} of {len(bad) + len(usable):,} rows cannot be used"
-        raise ConfigError("\n".join([f"--data {path}: {count}; repair or remove them:", *shown, *more]))
+        raise ConfigError("\n".join([f"--data {path}: {count}; fix or remove them:", *first_bad_rows(bad)]))
     if not usable:
         raise ConfigError(f"--data {path}: the file has no rows")
     return usable
@@ -70,8 +66,8 @@ def read_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_tokens: int) 
 def split_held_out(
     pairs: Sequence[TokenisedPair], share: float, seed: int
 ) -> tuple[list[TokenisedPair], list[TokenisedPair]]:
-    """The pairs to train on, and about `share` of them to judge by: whole prompts, so that no prompt is on
-    both sides."""
+    """The pairs to train on, and about `share` of them held out. Prompts are never split: none is on both
+    sides."""
     prompts = sorted({pair.prompt for pair in pairs})
     random.Random(seed).shuffle(prompts)
     held_out = set(prompts[: round(share * len(prompts))])
@@ -111,7 +107,7 @@ def _response(value: Any, name: str) -> str:
         case [{"role": "assistant", "content": str(text)}]:
             return str(portable(text, f"`{name}`"))
     raise UnusableValueError(
-        f"`{name}` should be a string, or a list with the assistant's one message, not {str(value)[:80]!r}"
+        f"`{name}` should be a string, or a list with one assistant message, not {str(value)[:80]!r}"
     )
 
 
@@ -123,7 +119,7 @@ def _tokenised(
     except UnreadablePairError as error:
         return BadRow(pair.where, str(error))
     if chosen == rejected:
-        return BadRow(pair.where, "`chosen` and `rejected` are the same to the chat template")
+        return BadRow(pair.where, "the chat template makes `chosen` and `rejected` the same text")
     tokens = max(len(chosen), len(rejected))
     if tokens > max_tokens:
         return BadRow(pair.where, f"has {tokens:,} tokens; --max-tokens is {max_tokens:,}")

@@ -1,4 +1,4 @@
-"""From a model and a file of preference pairs to a folder that `reward.models` loads."""
+"""Trains a reward model from preference pairs and writes a folder that `reward.models` loads."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from transformers.utils import logging as transformers_logging
 from asyncrl.data.tokenizer import TokenizerError, read_tokenizer
 from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.errors import ConfigError
-from asyncrl.reward.train.bradley_terry import Report, Schedule, train
+from asyncrl.reward.train.bradley_terry import Schedule, TrainingReport, train
 from asyncrl.reward.train.pairs import read_pairs, split_held_out
 
 _HEADS = ("score", "classifier")
-"""What models call their heads."""
+"""Names of models' heads."""
 RECORD = "reward-training.json"
-"""In the folder: what the model was trained from, and its reports."""
+"""File in the folder with the settings and the reports of the training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of one training. `steps`: instead of `epochs`, where it is given."""
+    """Settings of one training. `steps`, if given, replaces `epochs`."""
 
     model: str
     data: Path
@@ -43,7 +43,7 @@ class Settings:
     epochs: int = 1
     steps: int | None = None
     lr: float = 1e-5
-    batch_pairs: int = 64
+    batch_size: int = 64
     batch_tokens: int = 16384
     max_tokens: int = 4096
     held_out: float = 0.1
@@ -54,14 +54,15 @@ class Settings:
     trust_remote_code: bool = False
 
 
-def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) -> list[Report]:
-    """Train a reward model and write it to `settings.out`, whole or not at all. `tell` is told what goes on.
+def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) -> list[TrainingReport]:
+    """Train a reward model and write it to `settings.out`, completely or not at all. `tell` gets progress
+    lines.
 
-    Raises `ConfigError` for settings, rows or models that cannot be used, before any weights are loaded, and
-    `AsyncRLError` when the training goes wrong.
+    Raises `ConfigError` for unusable settings, rows or models, before any weights are loaded, and
+    `AsyncRLError` if the training fails.
     """
     if settings.out.exists() and not (settings.out.is_dir() and not any(settings.out.iterdir())):
-        raise ConfigError(f"--out {settings.out}: there is something already; name a new folder")
+        raise ConfigError(f"--out {settings.out}: it already exists and is not empty; name a new folder")
     device = _device(settings)
     tokenizer = _tokenizer(settings)
     config = _config(settings)
@@ -71,10 +72,10 @@ def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) 
         raise ConfigError(
             f"--held-out {settings.held_out:g} leaves none of the {len(pairs)} pairs to train on"
         )
-    tell(f"{len(chosen):,} pairs to train on, {len(held_out):,} of other prompts held out")
+    tell(f"{len(chosen):,} pairs to train on, {len(held_out):,} pairs of other prompts held out")
     model = _load(settings, config, tokenizer).to(device)
-    steps = settings.steps or settings.epochs * -(-len(chosen) // settings.batch_pairs)
-    schedule = Schedule(steps, settings.batch_pairs, settings.batch_tokens, settings.lr, settings.seed)
+    steps = settings.steps or settings.epochs * -(-len(chosen) // settings.batch_size)
+    schedule = Schedule(steps, settings.batch_size, settings.batch_tokens, settings.lr, settings.seed)
     reports = []
     for report in train(model, chosen, held_out, schedule, compute_dtype=_compute_dtype(settings, model)):
         reports.append(report)
@@ -83,7 +84,7 @@ def train_reward_model(settings: Settings, tell: Callable[[str], None] = print) 
             f"held-out accuracy {report.accuracy:.4f}  margin {report.margin:.3f}"
         )
     _save(settings, model, tokenizer, reports)
-    tell(f"{settings.out}: the reward model; name it in reward.models as `path`")
+    tell(f"wrote the reward model to {settings.out}; use it as `path` in reward.models")
     return reports
 
 
@@ -102,8 +103,8 @@ def _tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
             ) from None
     if tokenizer.chat_template is None:
         raise ConfigError(
-            f"--model {settings.model}: its tokenizer has no chat template, so nothing says how a prompt and "
-            "a response become one text; give one with --chat-template FILE"
+            f"--model {settings.model}: its tokenizer has no chat template, which joins a prompt and a "
+            "response into one text; provide one with --chat-template FILE"
         )
     return tokenizer
 
@@ -117,7 +118,7 @@ def _config(settings: Settings) -> PreTrainedConfig:
     is_classifier = any("SequenceClassification" in name for name in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ConfigError(
-            f"--model {settings.model}: it has {config.num_labels} outputs, and a score is a single one; "
+            f"--model {settings.model}: it has {config.num_labels} outputs, but a reward model has one; "
             "start from a language model"
         )
     config.num_labels = 1
@@ -127,9 +128,9 @@ def _config(settings: Settings) -> PreTrainedConfig:
 def _load(
     settings: Settings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """The model in float32, its head random where it had none. Raises `ConfigError`."""
+    """The model in float32, with a random head if it has none. Raises `ConfigError`."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # that the head is new is no news
+    transformers_logging.set_verbosity_error()  # it warns that the head is new, as expected
     transformers_logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -175,9 +176,12 @@ def _compute_dtype(settings: Settings, model: PreTrainedModel) -> torch.dtype:
 
 
 def _save(
-    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reports: list[Report]
+    settings: Settings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reports: list[TrainingReport],
 ) -> None:
-    """Written aside and renamed, so that the folder never holds half a model."""
+    """Write to another folder and rename it, so that the folder never holds half a model."""
     aside = settings.out.with_name(settings.out.name + ".unfinished")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
