@@ -65,7 +65,7 @@ def test_a_copy_is_never_made_over_a_file(tmp_path, capsys):
     assert main(["configs", "copy", "gro.yaml"]) == 2
     errors = capsys.readouterr().err
     for words in (
-        "grlo.yaml is there already",
+        "grlo.yaml already exists",
         "cannot write no/such/folder.yaml",
         "did you mean grlo.yaml?",
     ):
