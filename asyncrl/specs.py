@@ -85,7 +85,8 @@ def with_sections(folder: str) -> Callable[[type[M]], type[M]]:
     that has no keys."""
 
     def add(section: type[M]) -> type[M]:
-        own = {name: (kind, kind()) for name, kind in sections_in(folder).items() if kind.model_fields}
+        sections = sections_in(folder).items()
+        own: dict[str, Any] = {name: (kind, kind()) for name, kind in sections if kind.model_fields}
         return create_model(section.__name__, __base__=section, __module__=section.__module__, **own)
 
     return add
