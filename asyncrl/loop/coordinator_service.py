@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Submission
+from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
+from asyncrl.core.records import Purpose, Submission
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
@@ -21,7 +22,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check, decode_header
+from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check_group, decode_header
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
 
@@ -70,7 +71,7 @@ class CoordinatorService:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._host = Host(config, prompts, coordinator, store, changed=self._wake)
+        self._host = Host(config, prompts.rows, coordinator, store, changed=self._wake)
         self._coordinator = coordinator
         self._store = store
         self._server = RpcServer(self._handle)
@@ -124,7 +125,7 @@ class CoordinatorService:
                 self._submit(request.header, frames)
             case m.Fail():
                 self._fail(request)
-            case m.Report():
+            case m.WorkerReport():
                 return self._report(name, request), ()
             case m.Hello():
                 return m.Welcome(self._notice, self._notice_serial), ()
@@ -166,15 +167,15 @@ class CoordinatorService:
             self._stalls.joined()
         elif worker is None:
             worker = self._workers[name] = _Worker(peer)
-            if isinstance(request, m.Submit | m.Report):
+            if isinstance(request, m.Submit | m.WorkerReport):
                 self._host.meter.resume(name, request.stats)
         worker.last_heard_s = time.monotonic()
-        if isinstance(request, m.Submit | m.Report):
+        if isinstance(request, m.Submit | m.WorkerReport):
             worker.generated(request.stats.generated_tokens)
         match request:
             case m.Applied():
                 version = request.report.version
-            case m.LeaseRequest() | m.Report():
+            case m.LeaseRequest() | m.WorkerReport():
                 version = request.engine_version
             case _:
                 return
@@ -183,7 +184,7 @@ class CoordinatorService:
             self._stalls.started()
             self._wake()
 
-    def _report(self, name: str, request: m.Report) -> m.Welcome:
+    def _report(self, name: str, request: m.WorkerReport) -> m.Welcome:
         worker = self._workers[name]
         self._host.meter.report(name, request.stats)
         if request.number > worker.reports:
@@ -201,22 +202,22 @@ class CoordinatorService:
         def tasks() -> list[RolloutTask] | None:
             if self._workers.get(name) is not worker:
                 raise RpcError(f"{name} has been replaced")
-            if self._coordinator.finished:
+            if self._host.finished:
                 return []
             if worker.engine_version is None:
                 return None
             return self._host.lease(name, worker.engine_version, request.limit) or None
 
         granted = await self._until(tasks, request.wait_s) or []
-        self._stalls.leased(task.group_id for task in granted)
-        return m.Leases(granted, self._coordinator.finished)
+        self._stalls.leased(task.group_id for task in granted if task.purpose is Purpose.TRAIN)
+        return m.Leases(granted, self._host.finished)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
-            check(group, frames, self._config.rollout.group_size)
+            check_group(group, frames, self._group_size(group.purpose))
             payload, summary = WireGroup(header, tuple(frames)), group.summary()
-            became = self._host.submit(group.group_id, group.lease_id, summary, payload)
+            became = self._host.submit(group, summary, payload)
         except m.Malformed as error:
             raise RpcError(f"not a group to train on: {error}") from None
         except InvariantError as error:
@@ -224,14 +225,20 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        if became is not Submission.SETTLED:
+        if became is not Submission.SETTLED and group.purpose is Purpose.TRAIN:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _fail(self, request: m.Fail) -> None:
-        self._stalls.failed(request.group_id)
-        self._host.fail(
-            request.group_id, request.lease_id, request.reason, request.detail, request.sampled_tokens
-        )
+        self._group_size(request.purpose)
+        if request.purpose is Purpose.TRAIN:
+            self._stalls.failed(request.group_id)
+        self._host.fail(request, request.reason, request.detail, request.sampled_tokens)
+
+    def _group_size(self, purpose: Purpose) -> int:
+        """What a lease of this purpose asks for."""
+        if (group_size := self._host.group_size(purpose)) is None:
+            raise RpcError(f"this run leases nothing for {purpose}")
+        return group_size
 
     def _lost(self, name: str) -> None:
         self._workers.pop(name, None)
@@ -254,7 +261,7 @@ class CoordinatorService:
         self._stalls.taken()
         headers = [payload.header for _, payload in taken.groups]
         frames = [frame for _, payload in taken.groups for frame in payload.frames]
-        return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
+        return m.TakenBatch(taken.step, taken.version, taken.oldest_version, headers), frames
 
     async def _publish(self, request: m.Publish) -> m.Published:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:
