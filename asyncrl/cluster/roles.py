@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
 from asyncrl.config import Config
@@ -45,25 +46,26 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.loop.reward_link import reward_links
-    from asyncrl.rollout.make import rolling_out
+    from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
     models = reward_links(config, run_dir, name)
-    async with rolling_out(config, PromptSet.load(run_dir.prompts).longest_tokens, models) as group_rollout:
-        spare_the_collector()
-        async with beating(run_dir.pulse(name)), RpcClient(endpoint, name) as client:
-            transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
-            link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
-            client.on_notice = link.on_notice
-            await link.hello()
-            work = asyncio.create_task(roll_out(group_rollout, link), name="work")
-            reports = link.reports(group_rollout.rewards.drain_metrics)
-            services = [group_rollout.engine.run(), link.follow_weights(), reports]
-            services += [model.follow() for model in models.values()]
-            await _while_serving(work, services)
+    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    group_rollout = await start_rollout(config, longest, models)
+    spare_the_collector()
+    async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
+        transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+        link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
+        client.on_notice = link.on_notice
+        await link.hello()
+        work = asyncio.create_task(roll_out(group_rollout, link), name="work")
+        reports = link.reports(group_rollout.rewards.drain_metrics)
+        services = [group_rollout.engine.run(), link.follow_weights(), reports]
+        services += [model.follow() for model in models.values()]
+        await _while_serving(work, services)
 
 
 async def reward(config: Config, path: Path, name: str) -> None:

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from asyncrl.observe.samples import Sample, choose
 from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.spec import engine_of, those
 from asyncrl.rollout.group import AttemptFailed
-from asyncrl.rollout.make import rolling_out
+from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.runfiles.state import loop_settings
 from asyncrl.runfiles.store import LedgerStore
@@ -111,7 +111,7 @@ async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
     memory: LedgerStore[WireGroup] = LedgerStore(Path(":memory:"), WireGroup.to_bytes, WireGroup.from_bytes)
     with closing(memory) as store:
         host = Host(config, (), coordinator, store, evaluation=evaluation, changed=changed.set)
-        async with rolling_out(config, longest, shares_gpu=True) as group_rollout:
+        async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:
             weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
             async with asyncio.TaskGroup() as tasks:
                 driving = tasks.create_task(group_rollout.engine.run())

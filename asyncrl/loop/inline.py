@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -27,7 +27,7 @@ from asyncrl.loop.host import Host
 from asyncrl.loop.trainer import TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
-from asyncrl.rollout.make import rolling_out
+from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
@@ -202,7 +202,7 @@ class InlineLink:
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
-        async with rolling_out(config, prompts.longest_tokens) as rollout:
+        async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             trainer = make_trainer(config)
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
             with ThreadPoolExecutor(1) as executor:

@@ -118,6 +118,13 @@ class GroupRollout:
             del self._members[task.lease_id]
         return [response.result() for response in sampling]
 
+    async def aclose(self) -> None:
+        """Close the rewards and the engine."""
+        try:
+            await self.rewards.close()
+        finally:
+            await self.engine.close()
+
     @property
     def room(self) -> int:
         """Groups that the engine could take now: what waits for something else holds no slot. One waits at

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import RewardModel, Rewards
@@ -14,22 +14,21 @@ from asyncrl.rollout.text import response_text
 from asyncrl.work import unhurried
 
 
-@asynccontextmanager
-async def rolling_out(
+async def start_rollout(
     config: Config,
     longest_prompt_tokens: int,
     models: Mapping[str, RewardModel] | None = None,
     *,
     shares_gpu: bool = False,
-) -> AsyncIterator[GroupRollout]:
-    """A rollout with its engine and its rewards, which are started, and closed at the end.
+) -> GroupRollout:
+    """A rollout with its engine and its rewards, started; `aclose` ends them.
 
     models: the reward models by name; None loads them into this process. shares_gpu: as of `make_engine`.
     Raises `ConfigError` for a reward function or an episode that cannot be imported.
     """
-    async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as failing:
         engine = make_engine(config, longest_prompt_tokens, shares_gpu=shares_gpu)
-        stack.push_async_callback(engine.close)
+        failing.push_async_callback(engine.close)
         rewards = Rewards(
             config.reward,
             _in_this_process(config) if models is None else models,
@@ -45,10 +44,11 @@ async def rolling_out(
             episode=make_episode(config.rollout.episode),
             context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
         )
-        stack.push_async_callback(rewards.close)
+        failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):
             await rewards.start()
-        yield rollout
+        failing.pop_all()
+    return rollout
 
 
 def _in_this_process(config: Config) -> dict[str, RewardModel]:
