@@ -28,7 +28,7 @@ from asyncrl.wire.rpc import Frames, RpcError, RpcServer
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+A, T = TypeVar("A"), TypeVar("T")
 
 STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
@@ -215,7 +215,7 @@ class CoordinatorService:
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
-            check_group(group, frames, self._group_size(group.purpose))
+            check_group(group, frames, _or_refuse(self._host.group_size, group.purpose))
             payload, summary = WireGroup(header, tuple(frames)), group.summary()
             became = self._host.submit(group, summary, payload)
         except m.Malformed as error:
@@ -229,16 +229,10 @@ class CoordinatorService:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _fail(self, request: m.Fail) -> None:
-        self._group_size(request.purpose)
+        _or_refuse(self._host.group_size, request.purpose)  # whether there are such leases
         if request.purpose is Purpose.TRAIN:
             self._stalls.failed(request.group_id)
         self._host.fail(request, request.reason, request.detail, request.sampled_tokens)
-
-    def _group_size(self, purpose: Purpose) -> int:
-        """What a lease of this purpose asks for."""
-        if (group_size := self._host.group_size(purpose)) is None:
-            raise RpcError(f"this run leases nothing for {purpose}")
-        return group_size
 
     def _lost(self, name: str) -> None:
         self._workers.pop(name, None)
@@ -247,7 +241,7 @@ class CoordinatorService:
     # ---- trainer -------------------------------------------------------------------------------------------
 
     def _begin(self, version: int) -> m.Begun:
-        frontier = _in_turn(self._host.begin, version)
+        frontier = _or_refuse(self._host.begin, version)
         # The weights that its predecessor shared go with it; its own are news, be their version the same.
         self._keep_notice(None)
         self._published = None
@@ -255,7 +249,7 @@ class CoordinatorService:
         return m.Begun(frontier)
 
     async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
-        taken = await self._until(lambda: _in_turn(self._host.take, request.step), request.wait_s)
+        taken = await self._until(lambda: _or_refuse(self._host.take, request.step), request.wait_s)
         if taken is None:
             return m.Done(), ()
         self._stalls.taken()
@@ -266,7 +260,7 @@ class CoordinatorService:
     async def _publish(self, request: m.Publish) -> m.Published:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:
             return self._published[1]
-        _in_turn(self._host.publish, request.version)
+        _or_refuse(self._host.publish, request.version)
         self._stalls.stepped()
         self._heart.stall = None
         if request.notice is not None:
@@ -349,9 +343,9 @@ class CoordinatorService:
                 self._heart.stall = stall  # for the supervisor to see
 
 
-def _in_turn(event: Callable[[int], T], number: int) -> T:
-    """An event of the trainer, refused when it is not its turn."""
+def _or_refuse(call: Callable[[A], T], argument: A) -> T:
+    """What the host raises `ValueError` for is refused: not its turn, or nothing of this run's."""
     try:
-        return event(number)
+        return call(argument)
     except ValueError as error:
         raise RpcError(str(error)) from None

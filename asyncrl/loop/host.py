@@ -101,10 +101,11 @@ class Host:
         """Nothing more will be leased."""
         return all(each.books.finished for each in self._leases_for.values())
 
-    def group_size(self, purpose: Purpose) -> int | None:
-        """Responses that a lease asks for; None where nothing is leased for this purpose."""
-        leases_for = self._leases_for.get(purpose)
-        return None if leases_for is None else leases_for.group_size
+    def group_size(self, purpose: Purpose) -> int:
+        """Responses that a lease asks for. Raises `ValueError` where nothing is leased for this purpose."""
+        if purpose not in self._leases_for:
+            raise ValueError(f"this run leases nothing for {purpose}")
+        return self._leases_for[purpose].group_size
 
     def unanswered(self, worker: str, held: Collection[int]) -> list[RolloutTask]:
         """What the worker has leased without knowing it: the answer was lost. held: the leases that it
