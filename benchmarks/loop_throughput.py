@@ -46,14 +46,15 @@ import asyncrl.tiny
 from asyncrl import config as settings
 from asyncrl.cluster.roles import spare_the_collector
 from asyncrl.config import Config
-from asyncrl.core.records import Batch, Group
+from asyncrl.core.records import Batch, Group, Lease
 from asyncrl.data.load import load_prompts
 from asyncrl.data.tokenizer import load_tokenizer
-from asyncrl.loop.worker import AttemptFailed, GroupRollout, RolloutWorker
+from asyncrl.loop.algorithm import roll_out
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.spec import make_engine
-from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.rollout.text import response_text
 from asyncrl.trainer.backend import make_trainer
 
@@ -169,7 +170,7 @@ class Collector:
         rows = (self._tasks[i % len(self._tasks)] for i in range(first, first + limit))
         return [replace(task, lease_id=first + i, group_id=first + i) for i, task in enumerate(rows)]
 
-    async def submit(self, group: Group, lease_id: int) -> None:
+    async def submit(self, task: RolloutTask, group: Group) -> None:
         self.groups.append(group)
         self.finished_s.append(time.perf_counter())
 
@@ -182,8 +183,10 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     torch.set_num_threads(1)
     text_of = response_text(config)
     prompts = load_prompts(config.data, load_tokenizer(config.model))
+    rollout = config.rollout
     tasks = [
-        RolloutTask(0, 0, 0, row.index, row.prompt, row.prompt_ids.tolist(), row.columns) for row in prompts
+        RolloutTask.of(Lease(0, 0, row.index, 0), row, rollout.group_size, sampling_of(rollout))
+        for row in prompts
     ]
     engine, trainer = make_engine(config, prompts.longest_tokens), make_trainer(config)
     engine.swap({name: weight.detach().clone() for name, weight in trainer.weights().items()}, 0)
@@ -193,7 +196,8 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     collector = Collector(tasks, GROUPS * (WARM_UP_STEPS + steps))
     driver = asyncio.create_task(engine.run())
     try:
-        await RolloutWorker(GroupRollout(engine, rewards, text_of, config.rollout, seed=0), collector).run()
+        groups = GroupRollout(engine, rewards, text_of, seed=0, group_size=rollout.group_size)
+        await roll_out(groups, collector)
     finally:
         driver.cancel()
         await rewards.close()

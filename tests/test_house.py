@@ -198,6 +198,10 @@ def functions():
                 yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1
 
 
+def test_the_algorithm_is_on_one_screen():
+    assert len((PACKAGE / "loop" / "algorithm.py").read_text().splitlines()) < 100
+
+
 def test_no_function_is_too_long():
     assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == set()
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
 from asyncrl.config import Config
@@ -42,42 +43,29 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
 
 async def rollout(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.loop.reward_link import reward_links
-    from asyncrl.loop.worker import RolloutWorker
-    from asyncrl.reward.rewards import Rewards
-    from asyncrl.rollout.engines.spec import make_engine
-    from asyncrl.rollout.make import make_rollout
+    from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
-    longest = PromptSet.load(run_dir.prompts).longest_tokens
-    engine = make_engine(config, longest)
     models = reward_links(config, run_dir, name)
-    rewards = Rewards(
-        config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
-    )
-    group_rollout = make_rollout(config, engine, rewards, longest)
-    with unhurried("starting the reward functions"):
-        await rewards.start()
+    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    group_rollout = await start_rollout(config, longest, models)
     spare_the_collector()
-    async with beating(run_dir.pulse(name)):
-        try:
-            async with RpcClient(endpoint, name) as client:
-                transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
-                link = ZmqWorkerLink(client, name, engine, transport, answer_timeout_s(config))
-                client.on_notice = link.on_notice
-                await link.hello()
-                worker = RolloutWorker(group_rollout, link)
-                work = asyncio.create_task(worker.run(), name="work")
-                services = [engine.run(), link.follow_weights(), link.reports(rewards.drain_metrics)]
-                services += [model.follow() for model in models.values()]
-                await _while_serving(work, services)
-        finally:
-            await rewards.close()
-            await engine.close()
+    async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
+        transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+        link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
+        client.on_notice = link.on_notice
+        await link.hello()
+        work = asyncio.create_task(roll_out(group_rollout, link), name="work")
+        reports = link.reports(group_rollout.rewards.drain_metrics)
+        services = [group_rollout.engine.run(), link.follow_weights(), reports]
+        services += [model.follow() for model in models.values()]
+        await _while_serving(work, services)
 
 
 async def reward(config: Config, path: Path, name: str) -> None:
@@ -96,8 +84,9 @@ async def reward(config: Config, path: Path, name: str) -> None:
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
+    from asyncrl.loop.algorithm import train
     from asyncrl.loop.links import ZmqTrainerLink
-    from asyncrl.loop.trainer import TrainLoop
+    from asyncrl.loop.trainer import TrainingRun
     from asyncrl.trainer.backend import backend_of, make_trainer
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -117,7 +106,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
             link = ZmqTrainerLink(client, transport, config, executor)
-            await TrainLoop(config, made, link, run_dir, executor=executor, overlap=True).run()
+            await train(TrainingRun(config, made, link, run_dir, executor=executor, overlap=True))
     finally:
         transport.close()
 

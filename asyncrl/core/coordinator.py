@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Generic, Literal, TypeVar
 
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, Ledger
-from asyncrl.core.records import GroupSummary
-from asyncrl.core.staleness import Candidate, Choice, admission_limit, choose_batch
+from asyncrl.core.records import GroupSummary, Lease, Submission
+from asyncrl.core.staleness import BatchChoice, Candidate, admission_limit, choose_batch
 
 P = TypeVar("P")
 """A finished group's payload: opaque here (arrays, wire frames, ...)."""
@@ -70,16 +69,6 @@ class GroupEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """A group handed to a worker. (`group_id`, `attempt`) seed its sampling."""
-
-    lease_id: int
-    group_id: int
-    row: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
 class Taken(Generic[P]):
     """The batch of training step `step`, in admission order. Tokens older than `oldest_version` must be
     masked."""
@@ -88,16 +77,6 @@ class Taken(Generic[P]):
     version: int
     oldest_version: int
     groups: tuple[tuple[GroupEntry, P], ...]
-
-
-class Submission(StrEnum):
-    """What became of a submitted group. The worker is done with it in every case."""
-
-    ACCEPTED = "accepted"
-    DROPPED = "dropped"
-    SETTLED = "settled"
-    """Nothing to do: the lease was settled before (a repeated message), or the group was given to another
-    worker."""
 
 
 @dataclass(slots=True)
@@ -134,7 +113,7 @@ class Coordinator(Generic[P]):
         """The highest version that there has been. It is above `version` while a trainer that went back to a
         checkpoint trains the same batches again; engines may have it all along."""
         self.leases_given = 0
-        """Leases are numbered from 0, as groups are by `ledger.generated_groups`: no number comes twice."""
+        """Leases of every purpose are numbered from 0: no number comes twice, also after a restart."""
         self.steps_taken = 0
         """Batches handed to the trainer."""
         self._live: dict[int, GroupEntry] = {}
@@ -219,11 +198,12 @@ class Coordinator(Generic[P]):
 
     def leases_of(self, worker: str) -> list[Lease]:
         """What a worker has leased and not handed in."""
-        return [
-            Lease(e.lease_id, e.group_id, e.row, e.attempt)
-            for e in self._live.values()
-            if e.state is GroupState.LEASED and e.worker == worker
-        ]
+        return [_lease_of(e) for e in self._leased() if e.worker == worker]
+
+    def next_lease_id(self) -> int:
+        """Number another lease, of whatever purpose."""
+        self.leases_given += 1
+        return self.leases_given - 1
 
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
@@ -351,24 +331,20 @@ class Coordinator(Generic[P]):
             state=GroupState.LEASED,
             admitted_version=version,
             attempt=0,
-            lease_id=self.leases_given,
+            lease_id=self.next_lease_id(),
             worker=worker,
         )
         self._live[entry.group_id] = entry
+        self._changes.entries[entry.group_id] = entry
         self.ledger.admit()
-        return self._lease(entry)
+        return _lease_of(entry)
 
     def _lease_again(self, entry: GroupEntry, worker: str, version: int) -> Lease:
-        entry.lease_id = self.leases_given
+        entry.lease_id = self.next_lease_id()
         entry.worker = worker
         entry.admitted_version = version
         self._move(entry, GroupState.LEASED)
-        return self._lease(entry)
-
-    def _lease(self, entry: GroupEntry) -> Lease:
-        self.leases_given += 1
-        self._changes.entries[entry.group_id] = entry
-        return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt)
+        return _lease_of(entry)
 
     def _leased(self) -> list[GroupEntry]:
         return [e for e in self._live.values() if e.state is GroupState.LEASED]
@@ -407,18 +383,18 @@ class Coordinator(Generic[P]):
             return None
         return entry if entry.state in (GroupState.LEASED, GroupState.QUEUED) else None
 
-    def _choose(self, step: int) -> Choice:
+    def _choose(self, step: int) -> BatchChoice:
         bound_to_it = tuple(e.group_id for e in self._live.values() if e.step == step)
         if bound_to_it:
-            return Choice(batch=bound_to_it)
+            return BatchChoice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
-            return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
+            return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
         if self._settings.on_stale == "wait":
             return self._choose_waiting(step)
         ready = [e.group_id for e in self._live.values() if e.state is GroupState.READY]
         if len(ready) < self._settings.batch_groups:
-            return Choice(waits_for=tuple(e.group_id for e in self._unfinished()))
-        return Choice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
+            return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
+        return BatchChoice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
 
     def _sampled_out(self, step: int) -> bool:
         """Version `step` is out, and everything that its weights may sample is finished.
@@ -428,7 +404,7 @@ class Coordinator(Generic[P]):
         version `step - k`: the bound of k is reached by every token."""
         return self.version == step and self._places(step) <= 0 and not self._unfinished()
 
-    def _choose_waiting(self, step: int) -> Choice:
+    def _choose_waiting(self, step: int) -> BatchChoice:
         bound = self._settings.bound
         candidates = [
             Candidate(e.group_id, e.admitted_version + bound, e.state is GroupState.READY)
@@ -481,3 +457,7 @@ class Coordinator(Generic[P]):
 
     def _unfinished(self) -> list[GroupEntry]:
         return [e for e in self._live.values() if e.state in (GroupState.QUEUED, GroupState.LEASED)]
+
+
+def _lease_of(entry: GroupEntry) -> Lease:
+    return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt)

@@ -17,6 +17,39 @@ NOT_SAMPLED = -1
 """The token version of a token that no policy sampled (prompt, tool output)."""
 
 
+class Purpose(StrEnum):
+    """What a group is sampled for."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    """To measure a version by held-out prompts: it passes the ledger by (`core/evaluation.py`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A group handed to a worker. (`group_id`, `attempt`) seed its sampling.
+
+    lease_id: no number comes twice, whatever the purpose, also after a restart of the coordinator. row: among
+    the prompts of its purpose.
+    """
+
+    lease_id: int
+    group_id: int
+    row: int
+    attempt: int
+    purpose: Purpose = Purpose.TRAIN
+
+
+class Submission(StrEnum):
+    """What became of a submitted group. The worker is done with it in every case."""
+
+    ACCEPTED = "accepted"
+    DROPPED = "dropped"
+    SETTLED = "settled"
+    """Nothing to do: the lease was settled before (a repeated message), or the group was given to another
+    worker."""
+
+
 class FinishReason(StrEnum):
     """Why a trajectory ended. The end of a sequence is read from here, never inferred from its length."""
 

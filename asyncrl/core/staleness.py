@@ -31,14 +31,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BatchChoice:
     """Either a batch, or the unfinished groups that the step waits for."""
 
     batch: tuple[int, ...] = ()
     waits_for: tuple[int, ...] = ()
 
 
-def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> Choice:
+def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> BatchChoice:
     """Choose the groups of training step `step` such that no group in flight will ever miss its deadline.
 
     Ready groups go earliest deadline first, in admission order within a deadline. A younger group may
@@ -60,7 +60,7 @@ def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) 
                 f"{due} groups are due by step {deadline}, too many for steps of {batch_groups} from {step}",
             )
         if due - bisect_right(chosen_deadlines, deadline) > places_later:
-            return Choice(waits_for=tuple(c.group_id for c in ordered[:due] if not c.ready))
+            return BatchChoice(waits_for=tuple(c.group_id for c in ordered[:due] if not c.ready))
     if len(chosen) < batch_groups:
-        return Choice(waits_for=tuple(c.group_id for c in ordered if not c.ready))
-    return Choice(batch=tuple(sorted(c.group_id for c in chosen)))
+        return BatchChoice(waits_for=tuple(c.group_id for c in ordered if not c.ready))
+    return BatchChoice(batch=tuple(sorted(c.group_id for c in chosen)))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Submission
+from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
+from asyncrl.core.records import Purpose, Submission
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
@@ -21,13 +22,13 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import COORDINATOR, TRAINER, RunDir
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check, decode_header
+from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check_group, decode_header
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+A, T = TypeVar("A"), TypeVar("T")
 
 STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
@@ -70,7 +71,7 @@ class CoordinatorService:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._host = Host(config, prompts, coordinator, store, changed=self._wake)
+        self._host = Host(config, prompts.rows, coordinator, store, changed=self._wake)
         self._coordinator = coordinator
         self._store = store
         self._server = RpcServer(self._handle)
@@ -124,7 +125,7 @@ class CoordinatorService:
                 self._submit(request.header, frames)
             case m.Fail():
                 self._fail(request)
-            case m.Report():
+            case m.WorkerReport():
                 return self._report(name, request), ()
             case m.Hello():
                 return m.Welcome(self._notice, self._notice_serial), ()
@@ -166,15 +167,15 @@ class CoordinatorService:
             self._stalls.joined()
         elif worker is None:
             worker = self._workers[name] = _Worker(peer)
-            if isinstance(request, m.Submit | m.Report):
+            if isinstance(request, m.Submit | m.WorkerReport):
                 self._host.meter.resume(name, request.stats)
         worker.last_heard_s = time.monotonic()
-        if isinstance(request, m.Submit | m.Report):
+        if isinstance(request, m.Submit | m.WorkerReport):
             worker.generated(request.stats.generated_tokens)
         match request:
             case m.Applied():
                 version = request.report.version
-            case m.LeaseRequest() | m.Report():
+            case m.LeaseRequest() | m.WorkerReport():
                 version = request.engine_version
             case _:
                 return
@@ -183,7 +184,7 @@ class CoordinatorService:
             self._stalls.started()
             self._wake()
 
-    def _report(self, name: str, request: m.Report) -> m.Welcome:
+    def _report(self, name: str, request: m.WorkerReport) -> m.Welcome:
         worker = self._workers[name]
         self._host.meter.report(name, request.stats)
         if request.number > worker.reports:
@@ -201,22 +202,22 @@ class CoordinatorService:
         def tasks() -> list[RolloutTask] | None:
             if self._workers.get(name) is not worker:
                 raise RpcError(f"{name} has been replaced")
-            if self._coordinator.finished:
+            if self._host.finished:
                 return []
             if worker.engine_version is None:
                 return None
             return self._host.lease(name, worker.engine_version, request.limit) or None
 
         granted = await self._until(tasks, request.wait_s) or []
-        self._stalls.leased(task.group_id for task in granted)
-        return m.Leases(granted, self._coordinator.finished)
+        self._stalls.leased(task.group_id for task in granted if task.purpose is Purpose.TRAIN)
+        return m.Leases(granted, self._host.finished)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
-            check(group, frames, self._config.rollout.group_size)
+            check_group(group, frames, _or_refuse(self._host.group_size, group.purpose))
             payload, summary = WireGroup(header, tuple(frames)), group.summary()
-            became = self._host.submit(group.group_id, group.lease_id, summary, payload)
+            became = self._host.submit(group, summary, payload)
         except m.Malformed as error:
             raise RpcError(f"not a group to train on: {error}") from None
         except InvariantError as error:
@@ -224,14 +225,14 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        if became is not Submission.SETTLED:
+        if became is not Submission.SETTLED and group.purpose is Purpose.TRAIN:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _fail(self, request: m.Fail) -> None:
-        self._stalls.failed(request.group_id)
-        self._host.fail(
-            request.group_id, request.lease_id, request.reason, request.detail, request.sampled_tokens
-        )
+        _or_refuse(self._host.group_size, request.purpose)  # whether there are such leases
+        if request.purpose is Purpose.TRAIN:
+            self._stalls.failed(request.group_id)
+        self._host.fail(request, request.reason, request.detail, request.sampled_tokens)
 
     def _lost(self, name: str) -> None:
         self._workers.pop(name, None)
@@ -240,7 +241,7 @@ class CoordinatorService:
     # ---- trainer -------------------------------------------------------------------------------------------
 
     def _begin(self, version: int) -> m.Begun:
-        frontier = _in_turn(self._host.begin, version)
+        frontier = _or_refuse(self._host.begin, version)
         # The weights that its predecessor shared go with it; its own are news, be their version the same.
         self._keep_notice(None)
         self._published = None
@@ -248,18 +249,18 @@ class CoordinatorService:
         return m.Begun(frontier)
 
     async def _take(self, request: m.Take) -> tuple[m.Answer, Frames]:
-        taken = await self._until(lambda: _in_turn(self._host.take, request.step), request.wait_s)
+        taken = await self._until(lambda: _or_refuse(self._host.take, request.step), request.wait_s)
         if taken is None:
             return m.Done(), ()
         self._stalls.taken()
         headers = [payload.header for _, payload in taken.groups]
         frames = [frame for _, payload in taken.groups for frame in payload.frames]
-        return m.Batch(taken.step, taken.version, taken.oldest_version, headers), frames
+        return m.TakenBatch(taken.step, taken.version, taken.oldest_version, headers), frames
 
     async def _publish(self, request: m.Publish) -> m.Published:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:
             return self._published[1]
-        _in_turn(self._host.publish, request.version)
+        _or_refuse(self._host.publish, request.version)
         self._stalls.stepped()
         self._heart.stall = None
         if request.notice is not None:
@@ -342,9 +343,9 @@ class CoordinatorService:
                 self._heart.stall = stall  # for the supervisor to see
 
 
-def _in_turn(event: Callable[[int], T], number: int) -> T:
-    """An event of the trainer, refused when it is not its turn."""
+def _or_refuse(call: Callable[[A], T], argument: A) -> T:
+    """What the host raises `ValueError` for is refused: not its turn, or nothing of this run's."""
     try:
-        return event(number)
+        return call(argument)
     except ValueError as error:
         raise RpcError(str(error)) from None

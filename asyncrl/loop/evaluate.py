@@ -8,24 +8,36 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from asyncrl.config import Config
+from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
+from asyncrl.loop.algorithm import roll_out
+from asyncrl.loop.host import Host, LeasesFor
 from asyncrl.observe.samples import Sample, choose
-from asyncrl.reward.model import LocalRewardModel, load_scorer
-from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.base import Engine, EngineError
-from asyncrl.rollout.engines.spec import engine_of, make_engine, those
+from asyncrl.rollout.engines.base import EngineError
+from asyncrl.rollout.engines.spec import engine_of, those
 from asyncrl.rollout.group import AttemptFailed
-from asyncrl.rollout.make import make_rollout
-from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.make import start_rollout
+from asyncrl.rollout.task import RolloutTask, sampling_of
+from asyncrl.runfiles.state import loop_settings
+from asyncrl.runfiles.store import LedgerStore
 from asyncrl.trainer.models.packed import load_decoder
 from asyncrl.weights.source import LocalWeights
+from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+
+WORKER = "evaluation"
+VERSION = 0
+"""Of the weights that are evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +88,63 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
             f"{those(lambda spec: spec.samples)}"
         )
-    longest = max(len(prompt.prompt_ids) for prompt in prompts)
-    engine = make_engine(config, longest, shares_gpu=True)
     try:
-        return _summary(config, await _sampled(config, prompts, engine, longest))
+        return _summary(config, await _sampled(config, prompts))
     except ExceptionGroup as failures:
         raise _for_people(failures) from failures
-    finally:
-        await engine.close()
 
 
-async def _sampled(
-    config: Config, prompts: Sequence[Prompt], engine: Engine, longest_prompt_tokens: int
-) -> list[Group]:
-    """A group for each prompt. Raises an `ExceptionGroup` of what went wrong."""
-    models = {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}
-    rewards = Rewards(config.reward, models, max_steps=0, max_tokens=config.rollout.max_new_tokens)
-    rollout = make_rollout(config, engine, rewards, longest_prompt_tokens)
+async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
+    """A group for each prompt, by a run without a training step. Raises an `ExceptionGroup` of what went
+    wrong."""
+    changed = asyncio.Event()
+    settings = replace(loop_settings(config), total_steps=0)
+    coordinator: Coordinator[WireGroup] = Coordinator(settings, PromptCursor(1, 0))
+    books: EvaluationBooks[WireGroup] = EvaluationBooks(
+        len(prompts), 1, config.rollout.max_attempts, coordinator.next_lease_id
+    )
+    rollout = config.rollout
+    evaluation = LeasesFor(books, prompts, rollout.group_size, sampling_of(rollout))
     # On the CPU: the engine has a copy of its own, wherever it computes.
     on_cpu = config.model_copy(update={"trainer": config.trainer.model_copy(update={"device": "cpu"})})
-    weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
-    await rewards.start()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            driving = tasks.create_task(engine.run())
-            await engine.update_weights(LocalWeights(0, weights))
-            async with asyncio.TaskGroup() as groups:
-                found = [groups.create_task(rollout(_task(i, prompt))) for i, prompt in enumerate(prompts)]
-            driving.cancel()
-    finally:
-        await rewards.close()
-    return [group.result() for group in found]
+    longest = max(len(prompt.prompt_ids) for prompt in prompts)
+    memory: LedgerStore[WireGroup] = LedgerStore(Path(":memory:"), WireGroup.to_bytes, WireGroup.from_bytes)
+    with closing(memory) as store:
+        host = Host(config, (), coordinator, store, evaluation=evaluation, changed=changed.set)
+        async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:
+            weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
+            async with asyncio.TaskGroup() as tasks:
+                driving = tasks.create_task(group_rollout.engine.run())
+                await group_rollout.engine.update_weights(LocalWeights(VERSION, weights))
+                host.publish(VERSION)
+                await roll_out(group_rollout, _Link(host, changed))
+                driving.cancel()
+    (only,) = books.rounds
+    wires = [only.groups[row] for row in range(len(prompts))]
+    return [decode_group(wire.header, wire.frames) for wire in wires]
+
+
+class _Link:
+    """The worker's, to a host in this process."""
+
+    def __init__(self, host: Host, changed: asyncio.Event) -> None:
+        self._host = host
+        self._changed = changed
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        while not (leased := self._host.lease(WORKER, VERSION, limit)):
+            if self._host.finished:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return leased
+
+    async def submit(self, task: RolloutTask, group: Group) -> None:
+        self._host.submit(task, group.summary(), encode_group(group, task.lease_id, task.purpose))
+
+    async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
+        if not self._host.fail(task, failure.reason, failure.detail, failure.sampled_tokens):
+            raise failure
 
 
 def _for_people(failures: ExceptionGroup[Exception]) -> Exception:
@@ -117,12 +155,6 @@ def _for_people(failures: ExceptionGroup[Exception]) -> Exception:
     if isinstance(first, AttemptFailed | EngineError):
         return RunFailed(f"the evaluation cannot go on: {first}")
     return first if isinstance(first, AsyncRLError) else failures
-
-
-def _task(index: int, prompt: Prompt) -> RolloutTask:
-    return RolloutTask(
-        index, index, 0, prompt.index, prompt.prompt, prompt.prompt_ids.tolist(), prompt.columns
-    )
 
 
 def _samples(config: Config, groups: Sequence[Group]) -> Iterator[Sample]:

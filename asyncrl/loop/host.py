@@ -7,42 +7,73 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Coordinator, Lease, Submission, Taken
-from asyncrl.core.records import GroupSummary
-from asyncrl.data.prompts import PromptSet
+from asyncrl.core.coordinator import Coordinator, Taken
+from asyncrl.core.evaluation import EvaluationBooks
+from asyncrl.core.records import GroupSummary, Lease, Purpose, Submission
+from asyncrl.data.prompts import Prompt
 from asyncrl.observe.rollout_meter import RolloutMeter
-from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire.codec import WireGroup
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class LeasesFor:
+    """Where the leases of one purpose come from, and what they ask for."""
+
+    books: Coordinator[WireGroup] | EvaluationBooks[WireGroup]
+    prompts: Sequence[Prompt]
+    group_size: int
+    sampling: SamplingParams
+
+
+class Leased(Protocol):
+    """What tells a lease: a task, the header of its group, a message about it."""
+
+    @property
+    def purpose(self) -> Purpose: ...
+    @property
+    def group_id(self) -> int: ...
+    @property
+    def lease_id(self) -> int: ...
+
+
 class Host:
     """Every event is stored before its call returns, so that another process can take over from the file.
 
-    changed: called after an event for which somebody may have waited. now_s: a monotonic clock.
+    evaluation: what is sampled beside training, where something is. changed: called after an event for which
+    somebody may have waited. now_s: a monotonic clock.
     """
 
     def __init__(
         self,
         config: Config,
-        prompts: PromptSet,
+        prompts: Sequence[Prompt],
         coordinator: Coordinator[WireGroup],
         store: LedgerStore[WireGroup],
         *,
+        evaluation: LeasesFor | None = None,
         changed: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._prompts = prompts
         self._store = store
         self._changed = changed
         self.coordinator = coordinator
         """To be read; its events go through the host."""
+        rollout = config.rollout
+        training = LeasesFor(coordinator, prompts, rollout.group_size, sampling_of(rollout))
+        self._leases_for = {Purpose.TRAIN: training}
+        if evaluation is not None:
+            self._leases_for[Purpose.EVAL] = evaluation
         self.meter = RolloutMeter(now_s)
 
     # ---- workers -------------------------------------------------------------------------------------------
@@ -51,40 +82,58 @@ class Host:
         """Up to `limit` groups for a worker whose engine samples with `engine_version`; none where none may
         be sampled yet.
 
-        Many places at once, as a synchronous step has them, are for all workers and not for the first to ask:
-        a batch is done when its busiest engine is.
+        Evaluation gets the room that training leaves. Many places at once, as a synchronous step has them,
+        are for all workers and not for the first to ask: a batch is done when its busiest engine is.
         """
-        if (workers := self._config.rollout.workers) > 1:
-            fair_share = math.ceil(self.coordinator.open_places(engine_version) / workers)
-            limit = min(limit, max(1, fair_share))
-        leases = self.coordinator.lease(worker, engine_version, limit)
+        leases: list[Lease] = []
+        for purpose, each in self._leases_for.items():
+            most = limit - len(leases)
+            if purpose is Purpose.TRAIN and (workers := self._config.rollout.workers) > 1:
+                fair_share = math.ceil(self.coordinator.open_places(engine_version) / workers)
+                most = min(most, max(1, fair_share))
+            leases += each.books.lease(worker, engine_version, most)
         if leases:
             self._store.save(self.coordinator)
         return [self._task(lease) for lease in leases]
 
+    @property
+    def finished(self) -> bool:
+        """Nothing more will be leased."""
+        return all(each.books.finished for each in self._leases_for.values())
+
+    def group_size(self, purpose: Purpose) -> int:
+        """Responses that a lease asks for. Raises `ValueError` where nothing is leased for this purpose."""
+        if purpose not in self._leases_for:
+            raise ValueError(f"this run leases nothing for {purpose}")
+        return self._leases_for[purpose].group_size
+
     def unanswered(self, worker: str, held: Collection[int]) -> list[RolloutTask]:
         """What the worker has leased without knowing it: the answer was lost. held: the leases that it
         knows."""
-        return [self._task(one) for one in self.coordinator.leases_of(worker) if one.lease_id not in held]
+        leased = [one for each in self._leases_for.values() for one in each.books.leases_of(worker)]
+        return [self._task(one) for one in leased if one.lease_id not in held]
 
-    def submit(self, group_id: int, lease_id: int, summary: GroupSummary, payload: WireGroup) -> Submission:
+    def submit(self, lease: Leased, summary: GroupSummary, payload: WireGroup) -> Submission:
         """As `Coordinator.submit`."""
-        became = self.coordinator.submit(group_id, lease_id, summary, payload)
+        books = self._leases_for[lease.purpose].books
+        became = books.submit(lease.group_id, lease.lease_id, summary, payload)
         self._happened()
         return became
 
-    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> None:
+    def fail(self, lease: Leased, reason: str, detail: str, sampled_tokens: int) -> bool:
         """As `Coordinator.fail`. Raises `RunFailed` when too many groups have failed for good."""
-        again = self.coordinator.fail(group_id, lease_id, reason, detail, sampled_tokens)
+        books = self._leases_for[lease.purpose].books
+        again = books.fail(lease.group_id, lease.lease_id, reason, detail, sampled_tokens)
         then = "to be tried again" if again else "given up"
-        log.warning("group %d failed (%s): %s", group_id, then, detail)
+        log.warning("group %d failed (%s): %s", lease.group_id, then, detail)
         self._happened()
         self.coordinator.ledger.judge_failures(self._config.run.max_failed_share)
+        return again
 
     def lost(self, worker: str) -> None:
         """The worker is gone: what it has leased goes back."""
         self.meter.lost(worker)
-        if groups := self.coordinator.worker_lost(worker):
+        if groups := [g for each in self._leases_for.values() for g in each.books.worker_lost(worker)]:
             log.warning("%s was lost; its %d leases go back: groups %s", worker, len(groups), groups)
         self._happened()
 
@@ -109,7 +158,8 @@ class Host:
 
     def publish(self, version: int) -> None:
         """The step that made `version` is done. Raises `ValueError` when it is not that version's turn."""
-        self.coordinator.published(version)
+        for each in self._leases_for.values():
+            each.books.published(version)
         self._happened()
 
     def checkpointed(self, oldest: int) -> None:
@@ -133,13 +183,5 @@ class Host:
 
     def _task(self, lease: Lease) -> RolloutTask:
         """A lease with its prompt."""
-        prompt = self._prompts[lease.row]
-        return RolloutTask(
-            lease.lease_id,
-            lease.group_id,
-            lease.attempt,
-            lease.row,
-            prompt.prompt,
-            prompt.prompt_ids.tolist(),
-            prompt.columns,
-        )
+        source = self._leases_for[lease.purpose]
+        return RolloutTask.of(lease, source.prompts[lease.row], source.group_size, source.sampling)

@@ -1,7 +1,8 @@
 """`inline` mode: the components of an `async` run in one process, on a schedule that depends on nothing but
 the seeds.
 
-The trainer's `take` drives the rollout: it leases, steps the engine and delivers until a batch is there.
+Worker and trainer run as they always do (`loop/algorithm.py`), over a link that makes a schedule: the
+trainer's `take` lets the worker lease, steps the engine and delivers until a batch is there.
 Every wait is a barrier (scores are waited for between two engine steps), so no outcome depends on how fast
 anything is.
 """
@@ -10,32 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from asyncrl.config import Config
-from asyncrl.core.coordinator import Submission
-from asyncrl.core.records import Batch, Group
+from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
+from asyncrl.loop.algorithm import roll_out, train
 from asyncrl.loop.host import Host
-from asyncrl.loop.trainer import TrainLoop
-from asyncrl.reward.model import LocalRewardModel, load_scorer
-from asyncrl.reward.rewards import Rewards
+from asyncrl.loop.trainer import TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
-from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
-from asyncrl.rollout.make import make_rollout
+from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.source import LocalWeights
-from asyncrl.wire.codec import pack, unpack
+from asyncrl.wire.codec import decode_group, encode_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,23 +45,45 @@ SCORING_POLL_S = 0.0005
 
 
 class InlineLink:
-    """The trainer's link to a coordinator and an engine in its own process."""
+    """The links of worker and trainer to a coordinator in their own process. What the worker asks for and
+    hands in waits for its turn in the schedule."""
 
-    def __init__(
-        self,
-        config: Config,
-        host: Host,
-        engine: SteppedEngine,
-        rewards: Rewards,
-        rollout: GroupRollout,
-    ) -> None:
+    def __init__(self, config: Config, host: Host, rollout: GroupRollout) -> None:
         self._config = config
         self._host = host
-        self._engine = engine
-        self._rewards = rewards
+        self._engine = cast(SteppedEngine, rollout.engine)
         self._rollout = rollout
-        self._running: dict[asyncio.Task[Group], RolloutTask] = {}
+        self._asking: asyncio.Future[list[RolloutTask] | None] | None = None
+        """The worker's, when it has asked for groups."""
+        self._leased: set[int] = set()
+        """Leases of groups that are being sampled."""
+        self._finished: list[tuple[RolloutTask, Group | AttemptFailed]] = []
         self._drops = Drops()
+
+    # ---- the worker's --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """The worker runs beside the body. What is being sampled at its end is given up; a run that ends well
+        has nothing left."""
+        self._worker = asyncio.create_task(roll_out(self._rollout, self))
+        try:
+            yield
+        finally:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        self._asking = asyncio.get_running_loop().create_future()
+        return await self._asking
+
+    async def submit(self, task: RolloutTask, group: Group | AttemptFailed) -> None:
+        self._leased.remove(task.lease_id)
+        self._finished.append((task, group))
+
+    fail = submit
+
+    # ---- the trainer's -------------------------------------------------------------------------------------
 
     async def begin(self, version: int) -> int:
         return self._host.begin(version)
@@ -86,16 +106,16 @@ class InlineLink:
                     f"generated for {now_s - moved_s:.0f} s (run.stall_s={run.stall_s:g}); the ledger: "
                     f"{self._host.coordinator.ledger.metrics()}"
                 )
-            self._lease()
+            await self._lease()
             scored_s = await self._decode()
             began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
-        groups = tuple(unpack(wire.header, wire.frames) for _, wire in taken.groups)
+        groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
     async def come_to_rest(self) -> None:
         """Finish what is being sampled: a checkpoint holds no half responses, and whether a run was
         interrupted at one must make no difference."""
-        while self._running:
+        while self._leased:
             await self._decode()
 
     async def checkpointed(self, oldest: int) -> None:
@@ -111,14 +131,10 @@ class InlineLink:
         self._host.publish(version)
         self._host.meter.report(WORKER, self._engine.stats())
         self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
-        self._host.meter.rewards(self._rewards.drain_metrics())
+        self._host.meter.rewards(self._rollout.rewards.drain_metrics())
         return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
-    async def close(self) -> None:
-        """Give up the groups that are being sampled; a run that ends well has none."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+    # ---- the schedule --------------------------------------------------------------------------------------
 
     async def _decode(self) -> float:
         """One token of everything that is being sampled. Returns the seconds that scores took."""
@@ -129,20 +145,23 @@ class InlineLink:
         self._deliver()
         return scored_s
 
-    def _lease(self) -> None:
-        room = self._rollout.room
-        if room < 1:
+    async def _lease(self) -> None:
+        """Let the worker have what there is room for."""
+        if self._rollout.room < 1:
             return
-        for leased in self._host.lease(WORKER, self._engine.stats().version, room):
-            self._running[asyncio.create_task(self._rollout(leased))] = leased
+        while self._asking is None:
+            await self._turn()
+        if leased := self._host.lease(WORKER, self._engine.stats().version, self._rollout.room):
+            self._leased |= {task.lease_id for task in leased}
+            self._asking.set_result(leased)
+            self._asking = None
 
     async def _settle(self) -> float:
         """Until every group is finished or waits for the engine, and every response that waits is in the
         engine. Returns the seconds that this took."""
         began_s = time.monotonic()
         while True:
-            open_groups = [g.lease_id for task, g in self._running.items() if not task.done()]
-            progress = [self._rollout.progress(lease_id) for lease_id in open_groups]
+            progress = [self._rollout.progress(lease_id) for lease_id in self._leased]
             stats = self._engine.stats()
             sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
             if sampled and all(p.generating and not p.elsewhere for p in progress):
@@ -154,53 +173,41 @@ class InlineLink:
                     "request to the model; give what it awaits a time limit"
                 )
             # Scores come from other processes: no need to turn in circles while nothing but them is missing.
-            await asyncio.sleep(SCORING_POLL_S if sampled else 0)
+            await self._turn(SCORING_POLL_S if sampled else 0)
+
+    async def _turn(self, seconds: float = 0) -> None:
+        """The worker's. Raises what has ended it."""
+        await asyncio.sleep(seconds)
+        if self._worker.done():
+            error = self._worker.exception()
+            assert isinstance(error, BaseExceptionGroup), f"the worker has ended: {error!r}"
+            raise error.exceptions[0]
 
     def _deliver(self) -> None:
         """Hand in the finished groups, in the order of their admission."""
-        done = sorted((t for t in self._running if t.done()), key=lambda t: self._running[t].group_id)
-        for task in done:
-            lease = self._running.pop(task)
-            try:
-                group = task.result()
-            except AttemptFailed as failure:
-                self._host.fail(
-                    lease.group_id, lease.lease_id, failure.reason, failure.detail, failure.sampled_tokens
-                )
+        self._finished.sort(key=lambda finished: (finished[0].purpose, finished[0].group_id))
+        for task, outcome in self._finished:
+            if isinstance(outcome, AttemptFailed):
+                self._host.fail(task, outcome.reason, outcome.detail, outcome.sampled_tokens)
+                continue
+            summary = outcome.summary()
+            became = self._host.submit(task, summary, encode_group(outcome, task.lease_id, task.purpose))
+            if became is Submission.DROPPED:
+                self._drops.add(summary, time.monotonic())
             else:
-                wire = pack(group, lease.lease_id)
-                summary = group.summary()
-                became = self._host.submit(lease.group_id, lease.lease_id, summary, wire)
-                if became is Submission.DROPPED:
-                    self._drops.add(summary, time.monotonic())
-                else:
-                    self._drops = Drops()
+                self._drops = Drops()
+        self._finished.clear()
 
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
-        engine = cast(SteppedEngine, make_engine(config, prompts.longest_tokens))
-        trainer = make_trainer(config)
-        models = {
-            model.label: LocalRewardModel(model.label, load_scorer(model)) for model in config.reward.models
-        }
-        rewards = Rewards(
-            config.reward, models, max_steps=config.run.steps, max_tokens=config.rollout.max_new_tokens
-        )
-        await rewards.start()
-        try:
+        async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
+            trainer = make_trainer(config)
+            link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
             with ThreadPoolExecutor(1) as executor:
-                rollout = make_rollout(config, engine, rewards, prompts.longest_tokens)
-                host = Host(config, prompts, coordinator, store)
-                link = InlineLink(config, host, engine, rewards, rollout)
-                try:
-                    await TrainLoop(config, trainer, link, run_dir, executor=executor, overlap=False).run()
-                finally:
-                    await link.close()
-        finally:
-            await rewards.close()
-            await engine.close()
+                async with link.working():
+                    await train(TrainingRun(config, trainer, link, run_dir, executor=executor, overlap=False))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.transport import Transport
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import FRAMES_PER_GROUP, pack, unpack
+from asyncrl.wire.codec import FRAMES_PER_GROUP, decode_group, encode_group
 from asyncrl.wire.rpc import RpcClient
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ZmqWorkerLink:
         self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
 
-    def on_notice(self, notice: m.Notice) -> None:
+    def on_notice(self, notice: m.NewWeights) -> None:
         self._announced(notice.notice, notice.serial)
 
     async def hello(self) -> None:
@@ -66,22 +66,24 @@ class ZmqWorkerLink:
         self._held |= {task.lease_id for task in answer.tasks}
         return None if answer.finished else answer.tasks
 
-    async def submit(self, group: Group, lease_id: int) -> None:
-        wire = pack(group, lease_id)
+    async def submit(self, task: RolloutTask, group: Group) -> None:
+        wire = encode_group(group, task.lease_id, task.purpose)
         request = m.Submit(wire.header, self._engine.stats())
         await self._client.request(request, wire.frames, timeout_s=self._answer_timeout_s)
-        self._held.discard(lease_id)
+        self._held.discard(task.lease_id)
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
-        detail = failure.detail[:MAX_DETAIL_CHARS]
-        await self._ask(m.Fail(task.group_id, task.lease_id, failure.reason, detail, failure.sampled_tokens))
+        told = (failure.reason, failure.detail[:MAX_DETAIL_CHARS], failure.sampled_tokens)
+        await self._ask(m.Fail(task.purpose, task.group_id, task.lease_id, *told))
         self._held.discard(task.lease_id)
 
     async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""
         for number in itertools.count(1):
             stats = self._engine.stats()
-            self._welcomed(await self._ask(m.Report(number, self._weights.taken, stats, reward_metrics())))
+            self._welcomed(
+                await self._ask(m.WorkerReport(number, self._weights.taken, stats, reward_metrics()))
+            )
             await asyncio.sleep(REPORT_S)
 
     async def follow_weights(self) -> None:
@@ -141,10 +143,10 @@ class ZmqTrainerLink:
             answer, frames = await self._client.request(
                 m.Take(step, POLL_S), timeout_s=POLL_S + self._answer_timeout_s
             )
-            if isinstance(answer, m.Batch):
+            if isinstance(answer, m.TakenBatch):
                 break
         groups = [
-            unpack(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
+            decode_group(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
             for i, header in enumerate(answer.headers)
         ]
         return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))

@@ -17,7 +17,7 @@ from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_ledger
 from asyncrl.trainer.backend import Trainer, backend_of, make_trainer
-from asyncrl.wire.codec import unpack
+from asyncrl.wire.codec import decode_group
 
 
 class ReplayError(AsyncRLError):
@@ -81,7 +81,7 @@ def _alone(config: Config) -> Config:
 
 def _batch(config: Config, run_dir: RunDir, step: int) -> Batch:
     with open_ledger(run_dir) as store:
-        groups = tuple(unpack(wire.header, wire.frames) for wire in store.batch_of(step))
+        groups = tuple(decode_group(wire.header, wire.frames) for wire in store.batch_of(step))
     if not groups:
         raise ReplayError(
             f"{run_dir.ledger} has not kept the batch of step {step}: set run.record=true to replay a whole "

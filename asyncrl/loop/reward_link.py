@@ -58,7 +58,7 @@ class RewardModelLink:
         for attempt in range(1, self._attempts + 1):
             asked_s = time.monotonic()
             try:
-                answer = await self._ask(m.Score(prompt, response))
+                answer = await self._ask(m.ScorePair(prompt, response))
             except RpcRefused as refusal:
                 raise RewardError(self._label, str(refusal), attempt, kind="model") from None
             except RpcError as error:
@@ -75,7 +75,7 @@ class RewardModelLink:
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    async def _ask(self, request: m.Score) -> m.Scored:
+    async def _ask(self, request: m.ScorePair) -> m.PairScore:
         try:
             async with asyncio.timeout(self._start_s):
                 await self._connected.wait()

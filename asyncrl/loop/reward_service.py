@@ -35,12 +35,12 @@ class RewardModelHung(AsyncRLError):  # noqa: N818 - says what happened
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     token_ids: list[int]
-    scored: asyncio.Future[m.Scored]
+    scored: asyncio.Future[m.PairScore]
 
 
 class RewardModelService:
-    """Answers `messages.Score`. Responses are scored while others are still being generated: whatever waits
-    when a forward pass ends is in reach of the next."""
+    """Answers `messages.ScorePair`. Responses are scored while others are still being generated: whatever
+    waits when a forward pass ends is in reach of the next."""
 
     def __init__(self, scorer: Scorer, config: RewardModelConfig) -> None:
         self._scorer = scorer
@@ -65,7 +65,7 @@ class RewardModelService:
             self._server.close()
 
     async def _handle(self, peer: bytes, request: Any, frames: Frames) -> tuple[m.Answer, Frames]:
-        if not isinstance(request, m.Score):
+        if not isinstance(request, m.ScorePair):
             raise RpcError(f"a reward model has no answer to {type(request).__name__}")
         try:
             token_ids = self._scorer.tokens(request.prompt, request.response)
@@ -101,7 +101,7 @@ class RewardModelService:
             ) from None
         scoring_s = time.monotonic() - started_s
         for waiting, score in zip(batch, scores, strict=True):
-            waiting.scored.set_result(m.Scored(score, scoring_s))
+            waiting.scored.set_result(m.PairScore(score, scoring_s))
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the next batch out of what waits."""

@@ -1,4 +1,5 @@
-"""The trainer's loop: take a batch, train on it, publish the weights, write the step's line."""
+"""The trainer's half of a run around its steps (`loop/algorithm.py`): where it begins, what it asks ahead,
+writes down and saves, how it ends."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
 """Of a step's wall clock; they add up to it."""
 
@@ -62,8 +65,8 @@ class TrainerLink(Protocol):
         """The trainer will never again begin with a version before `oldest`."""
 
 
-class TrainLoop:
-    """Runs training steps to the end of the run, from the newest checkpoint on.
+class TrainingRun:
+    """The training steps of a run, from the newest checkpoint on, for `algorithm.train` to go through.
 
     executor: where the trainer computes, so that the next batch arrives meanwhile.
     overlap: ask for the next batch before training on this one, and write checkpoints beside the training.
@@ -79,56 +82,96 @@ class TrainLoop:
         executor: Executor,
         overlap: bool,
     ) -> None:
+        self.trainer = trainer
+        self.steps = config.run.steps
+        self.scale_rewards = RewardScaler(config.reward)
+        self.budget = Budget(Usage.load(run_dir.usage), config.run.gpu_hours, config.run.steps)
         self._config = config
-        self._trainer = trainer
         self._link = link
         self._run_dir = run_dir
-        self._budget = Budget(Usage.load(run_dir.usage), config.run.gpu_hours, config.run.steps)
         self._executor = executor
         self._overlap = overlap
-        self._scaler = RewardScaler(config.reward)
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
         self._shares = TimeShares()
+        self.phase = self._shares.phase
         self._frontier = 0
+        self._asked: asyncio.Task[Batch] | None = None
+        """For the batch of the next step."""
 
-    async def run(self) -> None:
-        """Returns after the last step, its weights published and everything saved; the budget may make that
-        an earlier one than the config says."""
+    @asynccontextmanager
+    async def begun(self) -> AsyncIterator[int]:
+        """Restore the newest checkpoint and publish its version; gives the steps that are done. At the end of
+        the body everything is saved."""
         done = await self._restore()
         self._frontier = await self._link.begin(done)
         rollout, groups = self._config.rollout, self._config.trainer.batch_groups
-        symptoms = Symptoms(groups * rollout.group_size, rollout.max_new_tokens, is_new=done == 0)
-        await self._publish(done)
+        self._symptoms = Symptoms(groups * rollout.group_size, rollout.max_new_tokens, is_new=done == 0)
+        await self.publish(done)
         self._shares.lap()
         self._saver.start_clock()
-        fetch = self._fetch(done)
         try:
             with MetricsWriter(self._run_dir.path, after_step=done) as writer, self._samples(done) as samples:
-                started_s = time.monotonic() - writer.last_wall_s
-                for step in range(done, self._config.run.steps):
-                    with self._shares.phase("wait"), waiting(f"the batch of step {step}"):
-                        batch = await fetch
-                    assert batch is not None, "the batch after the last was awaited"
-                    if self._overlap:
-                        fetch = self._fetch(step + 1)
-                    metrics = await self._step(batch)
-                    await self._saver.look()
-                    if samples is not None:
-                        samples.write(batch)
-                    line = self._line(step + 1, time.monotonic() - started_s, metrics)
-                    self._budget.stepped(line["time/step_s"])
-                    told = {"warnings": warnings} if (warnings := symptoms.of(line)) else {}
-                    writer.write(line | dict(self._budget.metrics(step + 1)) | told)
-                    if self._budget.is_spent:
-                        await self._end_early(step + 1)
-                        break
-                    if not self._overlap:
-                        fetch = self._fetch(step + 1)
+                self._writer, self._sample_writer = writer, samples
+                self._started_s = time.monotonic() - writer.last_wall_s
+                yield done
                 await self._saver.finish()
         finally:
-            fetch.cancel()
+            if self._asked is not None:
+                self._asked.cancel()
             self._saver.close()
-        await self._in_executor(self._trainer.close)
+        await self.compute(self.trainer.close)
+
+    async def take(self, step: int) -> Batch:
+        """The batch of a step. With `overlap`, the next is asked for at once."""
+        with self._shares.phase("wait"), waiting(f"the batch of step {step}"):
+            self._asked = self._asked or self._ask(step)
+            batch = await self._asked
+        # One step more than there are is never asked for: the coordinator would wait for it in vain.
+        self._asked = self._ask(step + 1) if self._overlap and step + 1 < self.steps else None
+        return batch
+
+    async def compute(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What the trainer's thread does."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """The trainer's weights as they are, under this version; the others' metrics."""
+        if version < self._frontier:
+            return await self._link.publish(version, None, None)
+        c = self._config
+        wanted = c.weights.canary and engine_of(c).scores_canary
+        canary = await self.compute(self.trainer.canary) if wanted else None
+        return await self._link.publish(version, self.trainer.weights(), canary)
+
+    async def save_if_due(self, done: int, reward: float) -> None:
+        """reward: the mean of the last step, by which checkpoints are compared."""
+        if done == self.steps or self._saver.is_due(done):
+            await self._save(done, reward)
+        await self._saver.look()
+
+    def record(self, batch: Batch, metrics: dict[str, float]) -> None:
+        """Write what there is to say of a step, which ends here."""
+        if self._sample_writer is not None:
+            self._sample_writer.write(batch)
+        done = batch.step + 1
+        line = self._line(done, time.monotonic() - self._started_s, metrics)
+        self.budget.stepped(line["time/step_s"])
+        told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
+        self._writer.write(line | dict(self.budget.metrics(done)) | told)
+
+    async def end_early(self, done: int) -> None:
+        """The budget is spent."""
+        if done < self.steps:
+            log.warning(
+                "%.2f GPU hours are spent and another step would exceed run.gpu_hours=%g: the run ends after "
+                "%d of %d steps",
+                self.budget.spent_gpu_hours,
+                self._config.run.gpu_hours,
+                done,
+                self.steps,
+            )
+            if self._saver.last_step != done:
+                await self._save(done, math.nan)
 
     def _samples(self, done: int) -> AbstractContextManager[SamplesWriter | None]:
         """None where nothing computes, and so nobody writes."""
@@ -141,62 +184,24 @@ class TrainLoop:
     async def _restore(self) -> int:
         """Go on from the newest checkpoint; its step, or 0."""
         with unhurried("reading the newest checkpoint"):
-            checkpoint = await self._in_executor(self._saver.newest)
+            checkpoint = await self.compute(self._saver.newest)
             if checkpoint is None:
                 return 0
-            await self._in_executor(self._trainer.restore, checkpoint.path)
-        self._scaler.load(checkpoint.state().reward_statistics)
+            await self.compute(self.trainer.restore, checkpoint.path)
+        self.scale_rewards.load(checkpoint.state().reward_statistics)
         log.info("going on from %s", checkpoint.path)
         return checkpoint.step
-
-    async def _step(self, batch: Batch) -> dict[str, float]:
-        """Train, publish and save; returns everybody's metrics."""
-        done = batch.step + 1
-        with self._shares.phase("train"):
-            total_steps = self._budget.total_steps(batch.step)
-            metrics = self._scaler(batch) | await self._in_executor(self._trainer.step, batch, total_steps)
-        with self._shares.phase("publish"):
-            metrics |= await self._publish(done) | {"schedule/total_steps": total_steps}
-        if done == self._config.run.steps or self._saver.is_due(done):
-            await self._save(done, metrics["reward/mean"])
-        return metrics
 
     async def _save(self, done: int, reward: float) -> None:
         with self._shares.phase("checkpoint"):
             await self._link.come_to_rest()
-            take = partial(self._in_executor, self._trainer.snapshot)
-            await self._saver.save(done, reward, take, self._scaler.state())
+            take = partial(self.compute, self.trainer.snapshot)
+            await self._saver.save(done, reward, take, self.scale_rewards.state())
             if not self._overlap:
                 await self._saver.finish()
 
-    async def _end_early(self, done: int) -> None:
-        if done < self._config.run.steps:
-            log.warning(
-                "%.2f GPU hours are spent and another step would exceed run.gpu_hours=%g: the run ends after "
-                "%d of %d steps",
-                self._budget.spent_gpu_hours,
-                self._config.run.gpu_hours,
-                done,
-                self._config.run.steps,
-            )
-            if self._saver.last_step != done:
-                await self._save(done, math.nan)
-
-    async def _publish(self, version: int) -> dict[str, float]:
-        if version < self._frontier:
-            return await self._link.publish(version, None, None)
-        c = self._config
-        wanted = c.weights.canary and engine_of(c).scores_canary
-        canary = await self._in_executor(self._trainer.canary) if wanted else None
-        return await self._link.publish(version, self._trainer.weights(), canary)
-
-    def _fetch(self, step: int) -> asyncio.Task[Batch | None]:
-        # One step more than there are is never asked for: the coordinator would wait for it in vain.
-        wanted = self._link.take(step) if step < self._config.run.steps else _nothing()
-        return asyncio.create_task(wanted, name=f"fetch the batch of step {step}")
-
-    async def _in_executor(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+    def _ask(self, step: int) -> asyncio.Task[Batch]:
+        return asyncio.create_task(self._link.take(step), name=f"fetch the batch of step {step}")
 
     def _line(self, step: int, wall_s: float, metrics: dict[str, float]) -> dict[str, float]:
         spent = self._shares.lap()
@@ -211,7 +216,3 @@ class TrainLoop:
             "idle/trainer": spent.share("wait"),
             "throughput/trained_tokens_per_s": trained / spent.total_s if spent.total_s else 0.0,
         }
-
-
-async def _nothing() -> None:
-    """The batch after the last."""

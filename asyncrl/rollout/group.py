@@ -6,16 +6,15 @@ import asyncio
 import hashlib
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncrl.config import RolloutConfig
 from asyncrl.core.records import FinishReason, Group, Trajectory
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError, ScoreRequest
-from asyncrl.rollout.engines.base import Engine, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.base import Engine, GenerationRequest
 from asyncrl.rollout.episode import Completion, Episode, single_turn
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
@@ -37,7 +36,7 @@ class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may 
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class GroupProgress:
     """Of a group's members whose episodes are not over."""
 
     generating: int
@@ -64,7 +63,7 @@ class _Member:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class Response:
     """What an episode came to."""
 
     member: _Member
@@ -77,11 +76,12 @@ class _Sample:
 
 
 class GroupRollout:
-    """Carries out one task at a time: `group_size` episodes side by side, each scored by the reward models
-    as soon as it ends, then all together by the reward functions.
+    """Carries out leased groups, any number side by side: as many episodes as a lease asks for, each scored
+    by the reward models as soon as it ends, then all together by the reward functions.
 
-    text_of: what rewards read of a response's token ids. context_tokens: longest sequence that the engine
-    has room for, where it is less than any prompt and `max_new_tokens`.
+    text_of: what rewards read of a response's token ids. group_size: of the groups that `room` counts.
+    context_tokens: longest sequence that the engine has room for, where it is less than any prompt and
+    `max_new_tokens`.
     """
 
     def __init__(
@@ -89,26 +89,26 @@ class GroupRollout:
         engine: Engine,
         rewards: Rewards,
         text_of: Callable[[Sequence[int]], str],
-        config: RolloutConfig,
         *,
         seed: int,
+        group_size: int,
         episode: Episode = single_turn,
         context_tokens: int | None = None,
     ) -> None:
-        self._engine = engine
-        self._rewards = rewards
+        self.engine = engine
+        self.rewards = rewards
         self._text_of = text_of
-        self._config = config
         self._seed = seed
+        self._group_size = group_size
         self._episode = episode
         self._context_tokens = context_tokens
         self._members: dict[int, list[_Member]] = {}
         """By lease, of the groups whose episodes are not all over."""
         self._freed = asyncio.Event()
 
-    async def __call__(self, task: RolloutTask) -> Group:
-        """Raises `AttemptFailed` when an episode or its reward is not to be had."""
-        members = [_Member(i) for i in range(self._config.group_size)]
+    async def generate(self, task: RolloutTask) -> list[Response]:
+        """The group's episodes. An engine's errors come as they are; what else fails, `score` tells."""
+        members = [_Member(i) for i in range(task.group_size)]
         self._members[task.lease_id] = members
         try:
             with waiting(f"the responses of group {task.group_id}"):
@@ -116,17 +116,22 @@ class GroupRollout:
                     sampling = [running.create_task(self._sample(task, member)) for member in members]
         finally:
             del self._members[task.lease_id]
-        samples = [sample.result() for sample in sampling]
-        with waiting(f"the rewards of group {task.group_id}"):
-            return Group(task.group_id, task.row, await self._score(task, samples))
+        return [response.result() for response in sampling]
+
+    async def aclose(self) -> None:
+        """Close the rewards and the engine."""
+        try:
+            await self.rewards.close()
+        finally:
+            await self.engine.close()
 
     @property
     def room(self) -> int:
         """Groups that the engine could take now: what waits for something else holds no slot. One waits at
         its door, so that a slot is refilled in the very step in which it falls free."""
-        n = self._config.group_size
+        n = self._group_size
         taken = sum(self.progress(lease_id).generating for lease_id in self._members)
-        return (self._config.slots + n - taken) // n
+        return (self.engine.capacity + n - taken) // n
 
     async def has_room(self) -> None:
         """Wait until there is room: a slot is refilled when its request ends, not when its group does."""
@@ -134,27 +139,27 @@ class GroupRollout:
             self._freed.clear()
             await self._freed.wait()
 
-    def progress(self, lease_id: int) -> Progress:
+    def progress(self, lease_id: int) -> GroupProgress:
         """Of a group; nothing of one whose episodes are over."""
         members = self._members.get(lease_id, [])
         generating = sum(member.open_requests for member in members)
         elsewhere = sum(not member.ended and not member.open_requests for member in members)
-        return Progress(generating, elsewhere)
+        return GroupProgress(generating, elsewhere)
 
-    async def _sample(self, task: RolloutTask, member: _Member) -> _Sample:
+    async def _sample(self, task: RolloutTask, member: _Member) -> Response:
         try:
             trajectory = await self._run(task, member)
         except AttemptFailed as failure:
-            return _Sample(member, failure=failure)
+            return Response(member, failure=failure)
         text = self._text_of(_response_ids(trajectory))
         if member.broken is not None:
-            return _Sample(member, trajectory, text)
+            return Response(member, trajectory, text)
         try:
-            scores = await self._rewards.score_response(task.prompt, text, task.columns)
+            scores = await self.rewards.score_response(task.prompt, text, task.columns)
         except RewardError as error:
             # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
-            return _Sample(member, trajectory, text, failure=error)
-        return _Sample(member, trajectory, text, scores)
+            return Response(member, trajectory, text, failure=error)
+        return Response(member, trajectory, text, scores)
 
     async def _run(self, task: RolloutTask, member: _Member) -> Trajectory:
         """The member's episode. Raises `AttemptFailed` for a failure of its own, whose tokens the group
@@ -184,7 +189,7 @@ class GroupRollout:
         if member.requests == 0:
             member.open_requests = 0
         for request_id in list(member.under_way):
-            self._engine.abort(request_id)
+            self.engine.abort(request_id)
         self._freed.set()
 
     async def _generate(
@@ -192,28 +197,23 @@ class GroupRollout:
     ) -> Completion:
         if member.ended:
             raise RuntimeError("`generate` was called after its episode had ended")
-        c, number = self._config, member.requests
+        number, limit = member.requests, task.sampling.max_new_tokens
         member.requests += 1
         if number > 0:
             member.open_requests += 1
         try:
-            limit = c.max_new_tokens if max_new_tokens is None else min(max_new_tokens, c.max_new_tokens)
+            if max_new_tokens is not None:
+                limit = min(limit, max_new_tokens)
             if self._context_tokens is not None:
                 limit = min(limit, self._context_tokens - len(prompt_ids))
             if limit < 1:
                 return Completion.nothing()
-            sampling = SamplingParams(
-                max_new_tokens=limit,
-                temperature=c.temperature,
-                top_p=c.top_p,
-                top_k=c.top_k,
-                stop_token_ids=tuple(c.stop_token_ids),
-                seed=sampling_seed(self._seed, task.group_id, task.attempt, member.index, number),
-            )
+            seed = sampling_seed(self._seed, task.group_id, task.attempt, member.index, number)
+            sampling = replace(task.sampling, max_new_tokens=limit, seed=seed)
             name = f"{task.lease_id}/{member.index}" + (f"/{number}" if number else "")
             member.under_way.add(name)
             try:
-                stream = self._engine.generate(GenerationRequest(name, prompt_ids, sampling))
+                stream = self.engine.generate(GenerationRequest(name, prompt_ids, sampling))
                 completion = Completion.of([chunk async for chunk in stream])
             except Exception as error:
                 member.engine_failure = error
@@ -228,35 +228,38 @@ class GroupRollout:
             member.broken = completion.finish_reason
         return completion
 
-    async def _score(self, task: RolloutTask, samples: Sequence[_Sample]) -> list[Trajectory]:
-        tokens = sum(sample.member.sampled_tokens for sample in samples)
-        for broken in (s.member.broken for s in samples if s.member.broken is not None):
+    async def score(self, task: RolloutTask, responses: Sequence[Response]) -> Group:
+        """The group with its rewards. Raises `AttemptFailed` when an episode or its reward has failed."""
+        tokens = sum(response.member.sampled_tokens for response in responses)
+        for broken in (r.member.broken for r in responses if r.member.broken is not None):
             reason = f"a response ended with {broken}"
             raise AttemptFailed(reason, reason, tokens)
         trajectories = []
-        for sample in samples:
-            if sample.trajectory is None:
-                assert isinstance(sample.failure, AttemptFailed)
-                raise AttemptFailed(sample.failure.reason, sample.failure.detail, tokens) from sample.failure
-            trajectories.append(sample.trajectory)
+        for response in responses:
+            if response.trajectory is None:
+                assert isinstance(response.failure, AttemptFailed)
+                failure = response.failure
+                raise AttemptFailed(failure.reason, failure.detail, tokens) from failure
+            trajectories.append(response.trajectory)
         request = ScoreRequest(
             prompt=task.prompt,
-            completions=[sample.text for sample in samples],
+            completions=[response.text for response in responses],
             completion_ids=[_response_ids(t) for t in trajectories],
             columns=task.columns,
             version=max(span.version for t in trajectories for span in t.versions),
         )
         try:
-            for failure in (sample.failure for sample in samples if sample.failure is not None):
-                raise failure
-            scores = await self._rewards.score(request, [sample.model_scores for sample in samples])
+            for error in (response.failure for response in responses if response.failure is not None):
+                raise error
+            with waiting(f"the rewards of group {task.group_id}"):
+                scores = await self.rewards.score(request, [response.model_scores for response in responses])
         except RewardError as error:
             raise AttemptFailed(_kind(error), str(error), tokens) from error
         for trajectory, score in zip(trajectories, scores, strict=True):
             trajectory.reward = score.reward
             trajectory.reward_parts = dict(score.parts)
             trajectory.metadata = dict(score.extra)
-        return trajectories
+        return Group(task.group_id, task.row, trajectories)
 
 
 def _response_ids(trajectory: Trajectory) -> list[int]:

@@ -1,25 +1,57 @@
-"""The rollout that a config describes."""
+"""What rolls out by a config: engine, rewards and what drives both."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
 from asyncrl.config import Config
-from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.base import Engine
+from asyncrl.reward.rewards import RewardModel, Rewards
+from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import make_episode
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.rollout.text import response_text
+from asyncrl.work import unhurried
 
 
-def make_rollout(
-    config: Config, engine: Engine, rewards: Rewards, longest_prompt_tokens: int
+async def start_rollout(
+    config: Config,
+    longest_prompt_tokens: int,
+    models: Mapping[str, RewardModel] | None = None,
+    *,
+    shares_gpu: bool = False,
 ) -> GroupRollout:
-    """Raises `ConfigError` for an episode that cannot be imported."""
-    return GroupRollout(
-        engine,
-        rewards,
-        response_text(config),
-        config.rollout,
-        seed=config.run.seed,
-        episode=make_episode(config.rollout.episode),
-        context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
-    )
+    """A rollout with its engine and its rewards, started; `aclose` ends them.
+
+    models: the reward models by name; None loads them into this process. shares_gpu: as of `make_engine`.
+    Raises `ConfigError` for a reward function or an episode that cannot be imported.
+    """
+    async with AsyncExitStack() as failing:
+        engine = make_engine(config, longest_prompt_tokens, shares_gpu=shares_gpu)
+        failing.push_async_callback(engine.close)
+        rewards = Rewards(
+            config.reward,
+            _in_this_process(config) if models is None else models,
+            max_steps=config.run.steps,
+            max_tokens=config.rollout.max_new_tokens,
+        )
+        rollout = GroupRollout(
+            engine,
+            rewards,
+            response_text(config),
+            seed=config.run.seed,
+            group_size=config.rollout.group_size,
+            episode=make_episode(config.rollout.episode),
+            context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
+        )
+        failing.push_async_callback(rewards.close)
+        with unhurried("starting the reward functions"):
+            await rewards.start()
+        failing.pop_all()
+    return rollout
+
+
+def _in_this_process(config: Config) -> dict[str, RewardModel]:
+    from asyncrl.reward.model import LocalRewardModel, load_scorer  # a run of several processes has no need
+
+    return {m.label: LocalRewardModel(m.label, load_scorer(m)) for m in config.reward.models}

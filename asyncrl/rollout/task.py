@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from asyncrl.bounded import Count
+from asyncrl.config import RolloutConfig
+from asyncrl.core.records import Lease, Purpose
+from asyncrl.data.prompts import Prompt
+from asyncrl.rollout.engines.base import SamplingParams
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutTask:
@@ -18,3 +24,28 @@ class RolloutTask:
     prompt_ids: list[int]
     columns: dict[str, Any]
     """The row's other columns, for the reward functions."""
+    group_size: Count
+    """Responses that are wanted."""
+    sampling: SamplingParams
+    """Of each request, which has a seed of its own."""
+    purpose: Purpose = Purpose.TRAIN
+
+    @staticmethod
+    def of(lease: Lease, prompt: Prompt, group_size: int, sampling: SamplingParams) -> RolloutTask:
+        """A lease with its prompt."""
+        return RolloutTask(
+            *(lease.lease_id, lease.group_id, lease.attempt, prompt.index),
+            *(prompt.prompt, prompt.prompt_ids.tolist(), prompt.columns),
+            *(group_size, sampling, lease.purpose),
+        )
+
+
+def sampling_of(config: RolloutConfig) -> SamplingParams:
+    """How the run samples what it trains on."""
+    return SamplingParams(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_token_ids=tuple(config.stop_token_ids),
+    )

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from asyncrl.bounded import Count
-from asyncrl.core.records import FinishReason, Group, GroupSummary, Trajectory, VersionSpan
+from asyncrl.core.records import FinishReason, Group, GroupSummary, Purpose, Trajectory, VersionSpan
 from asyncrl.wire.messages import Malformed, decode
 
 DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
@@ -36,6 +36,8 @@ class GroupHeader(msgspec.Struct, frozen=True):
     lease_id: Count
     row: Count
     trajectories: list[TrajectoryHeader]
+    purpose: Purpose = Purpose.TRAIN
+    """Of its lease."""
 
     def summary(self) -> GroupSummary:
         return GroupSummary.of((t.versions for t in self.trajectories), (t.reward for t in self.trajectories))
@@ -66,9 +68,10 @@ def decode_header(header: bytes) -> GroupHeader:
     return decode(_HEADER, header)
 
 
-def check(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
-    """Raise `Malformed` unless this is a group of `group_size` trajectories on which one could train: header
-    and frames agree, every number is a number, and each token of the loss mask has a version."""
+def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
+    """Raise `Malformed` unless this is a group of as many trajectories as its lease asked for, on which one
+    could train: header and frames agree, every number is a number, and each token of the loss mask has a
+    version."""
     ts = header.trajectories
     where = f"group {header.group_id}"
     if len(ts) != group_size:
@@ -96,7 +99,7 @@ def check(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None
         raise Malformed(f"{where} has log-probabilities that are not finite")
 
 
-def pack(group: Group, lease_id: int) -> WireGroup:
+def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) -> WireGroup:
     ts = group.trajectories
     header = GroupHeader(
         group.group_id,
@@ -108,6 +111,7 @@ def pack(group: Group, lease_id: int) -> WireGroup:
             )
             for t in ts
         ],
+        purpose,
     )
     frames = (
         np.concatenate([t.token_ids for t in ts]).astype(np.int32, copy=False).tobytes(),
@@ -117,7 +121,7 @@ def pack(group: Group, lease_id: int) -> WireGroup:
     return WireGroup(_ENCODER.encode(header), frames)
 
 
-def unpack(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
+def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
     """The group; its arrays look into the frames. Raises `Malformed` when frames and header disagree."""
     decoded = decode_header(header)
     all_ids, all_masks, all_logprobs = _arrays(decoded, frames)

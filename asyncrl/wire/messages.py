@@ -9,10 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from asyncrl.bounded import Count
+from asyncrl.core.records import Purpose
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 
-Wait = Annotated[float, Meta(ge=0, le=60)]
+WaitSeconds = Annotated[float, Meta(ge=0, le=60)]
 """Seconds that a request may be kept."""
 Text = Annotated[str, Meta(max_length=100_000)]
 ACK_PATIENCE = 2
@@ -32,7 +33,7 @@ def decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
         raise Malformed(str(error)) from None
 
 
-class Message(msgspec.Struct, tag=True, frozen=True):
+class WireMessage(msgspec.Struct, tag=True, frozen=True):
     """Base of all messages."""
 
     SENDER: ClassVar[str] = ""
@@ -42,7 +43,7 @@ class Message(msgspec.Struct, tag=True, frozen=True):
 # ---- from a rollout worker -------------------------------------------------------------------------------
 
 
-class FromWorker(Message, frozen=True):
+class FromWorker(WireMessage, frozen=True):
     SENDER = "rollout"
 
 
@@ -60,7 +61,7 @@ class LeaseRequest(FromWorker):
     and does not, since an answer was lost, come first."""
 
     limit: Count
-    wait_s: Wait
+    wait_s: WaitSeconds
     held: list[Count]
     """The leases that it holds: not handed in, or not known to have arrived."""
     engine_version: Count | None
@@ -78,6 +79,8 @@ class Submit(FromWorker):
 class Fail(FromWorker):
     """An attempt at a group is given up. Answered by `Done`."""
 
+    purpose: Purpose
+    """Of its lease."""
     group_id: Count
     lease_id: Count
     reason: Text
@@ -92,7 +95,7 @@ class Applied(FromWorker):
     report: UpdateReport
 
 
-class Report(FromWorker):
+class WorkerReport(FromWorker):
     """A sign of life with totals since the worker's start. Answered by `Welcome`, with the notice of newer
     weights if there are any."""
 
@@ -104,12 +107,11 @@ class Report(FromWorker):
     """Sum and count of what the rewards have to tell since the last report, by metric."""
 
 
-# ---- from a rollout worker to a reward model
-# -----------------------------------------------------------------
+# ---- from a rollout worker to a reward model ---------------------------------------------------------------
 
 
-class Score(FromWorker):
-    """Score a response. Answered by `Scored`, or by `Refused` where the model cannot read it."""
+class ScorePair(FromWorker):
+    """ScorePair a response. Answered by `PairScore`, or by `Refused` where the model cannot read it."""
 
     prompt: str | list[dict[str, Any]]
     response: str
@@ -118,7 +120,7 @@ class Score(FromWorker):
 # ---- from the trainer --------------------------------------------------------------------------------------
 
 
-class FromTrainer(Message, frozen=True):
+class FromTrainer(WireMessage, frozen=True):
     SENDER = "trainer"
 
 
@@ -130,10 +132,10 @@ class Begin(FromTrainer):
 
 
 class Take(FromTrainer):
-    """Ask for the batch of a step; answered by `Batch`, at the latest after `wait_s` by `Done`."""
+    """Ask for the batch of a step; answered by `TakenBatch`, at the latest after `wait_s` by `Done`."""
 
     step: Count
-    wait_s: Wait
+    wait_s: WaitSeconds
 
 
 class Publish(FromTrainer):
@@ -161,7 +163,7 @@ class AwaitApplied(FromTrainer):
 # ---- from the supervisor -----------------------------------------------------------------------------------
 
 
-class WorkerLost(Message):
+class WorkerLost(WireMessage):
     """A rollout worker died. Answered by `Done`."""
 
     SENDER = "supervisor"
@@ -172,25 +174,25 @@ class WorkerLost(Message):
 # ---- answers -----------------------------------------------------------------------------------------------
 
 
-class Welcome(Message):
+class Welcome(WireMessage):
     notice: bytes | None
     """Notice of the current weight version, if one has been published that is news to the worker."""
     serial: Count = 0
     """The number of the notice: of two, the one with the higher number is in force, whichever comes first."""
 
 
-class Begun(Message):
+class Begun(WireMessage):
     frontier: int
     """The highest version that there has been: from here on, engines need the trainer's."""
 
 
-class Leases(Message):
+class Leases(WireMessage):
     tasks: list[RolloutTask]
     finished: bool
     """No group will be leased any more."""
 
 
-class Batch(Message):
+class TakenBatch(WireMessage):
     """The groups of a training step; the frames of each (`wire.codec`) follow in order."""
 
     step: int
@@ -199,22 +201,22 @@ class Batch(Message):
     headers: list[bytes]
 
 
-class Published(Message):
+class Published(WireMessage):
     metrics: dict[str, int | float]
     """The coordinator's share of the step's metrics: ledger, rollout totals, reward metrics."""
 
 
-class Scored(Message):
+class PairScore(WireMessage):
     score: float
     scoring_s: float
     """Seconds that the forward pass took, of the whole batch that it was in."""
 
 
-class Done(Message):
+class Done(WireMessage):
     pass
 
 
-class Refused(Message):
+class Refused(WireMessage):
     """The request could not be carried out."""
 
     reason: str
@@ -223,7 +225,7 @@ class Refused(Message):
 # ---- unasked, to rollout workers ---------------------------------------------------------------------------
 
 
-class NewWeights(Message):
+class NewWeights(WireMessage):
     notice: bytes
     serial: Count
     """As in `Welcome`."""
@@ -235,8 +237,8 @@ Request = (
     | Submit
     | Fail
     | Applied
-    | Report
-    | Score
+    | WorkerReport
+    | ScorePair
     | Begin
     | Take
     | Publish
@@ -244,5 +246,4 @@ Request = (
     | AwaitApplied
     | WorkerLost
 )
-Answer = Welcome | Begun | Leases | Batch | Published | Scored | Done | Refused
-Notice = NewWeights
+Answer = Welcome | Begun | Leases | TakenBatch | Published | PairScore | Done | Refused

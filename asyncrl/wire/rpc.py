@@ -29,7 +29,7 @@ import zmq.asyncio
 from asyncrl.errors import AsyncRLError
 from asyncrl.wire.gate import Gate, Refusals
 from asyncrl.wire.keys import Endpoint, Keys
-from asyncrl.wire.messages import Answer, Malformed, Notice, Refused, Request, decode
+from asyncrl.wire.messages import Answer, Malformed, NewWeights, Refused, Request, decode
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ RESEND_S = 2.0
 _ENCODER = msgspec.msgpack.Encoder()
 _REQUEST = msgspec.msgpack.Decoder(Request)
 _ANSWER = msgspec.msgpack.Decoder(Answer)
-_NOTICE = msgspec.msgpack.Decoder(Notice)
+_NOTICE = msgspec.msgpack.Decoder(NewWeights)
 _NOTICE_ID = 0
 _ID_BYTES = 8
 _CLOSE_LINGER_MS = 500

@@ -10,7 +10,7 @@ from live_coordinator import INSIDER, group_of, plain
 from msgspec import inspect
 
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import pack
+from asyncrl.wire.codec import encode_group
 from asyncrl.wire.rpc import MAX_FRAMES
 
 KINDS = typing.get_args(m.Request)
@@ -135,7 +135,7 @@ def _bad_frames(change):
     """A group whose three frames are `change(rng, frames)`."""
 
     def make(rng, task, version):
-        wire = pack(group_of(task, version), task.lease_id)
+        wire = encode_group(group_of(task, version), task.lease_id)
         return wire.header, change(rng, list(wire.frames))
 
     return make
@@ -166,7 +166,7 @@ def _bad_header(change):
     """A group whose header, as plain values, was changed in place by `change(rng, header, version)`."""
 
     def make(rng, task, version):
-        wire = pack(group_of(task, version), task.lease_id)
+        wire = encode_group(group_of(task, version), task.lease_id)
         header = msgspec.msgpack.decode(wire.header)
         change(rng, header, version)
         return msgspec.msgpack.encode(header), wire.frames
@@ -198,7 +198,7 @@ def _bad_versions(rng, header, version):
 
 
 def _bad_identity(rng, header, version):
-    header[rng.choice(("group_id", "lease_id", "row"))] = rng.choice(
+    header[rng.choice(("group_id", "lease_id", "row", "purpose"))] = rng.choice(
         (-1, 2**53 + 1, 2**64 - 1, "0", None, 0.5)
     )
 
@@ -208,7 +208,7 @@ def _other_trajectories(rng, header, version):
 
 
 def _cut_header(rng, task, version):
-    wire = pack(group_of(task, version), task.lease_id)
+    wire = encode_group(group_of(task, version), task.lease_id)
     return wire.header[: rng.randrange(len(wire.header))], wire.frames
 
 

@@ -18,7 +18,7 @@ from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.rollout.engines.base import UpdateReport
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import pack
+from asyncrl.wire.codec import encode_group
 from asyncrl.wire.rpc import RpcClient
 
 BATCH_GROUPS = 4
@@ -46,6 +46,8 @@ def _empty(type_):
             return 0
         case inspect.StrType():
             return ""
+        case inspect.EnumType(cls=cls):
+            return next(iter(cls))
         case inspect.BytesType():
             return b""
         case inspect.ListType():
@@ -106,10 +108,10 @@ class LiveCoordinator:
                 "rollout-0", m.LeaseRequest, limit=BATCH_GROUPS, engine_version=self.version
             )
             for task in leases.tasks:
-                wire = pack(group_of(task, self.version), task.lease_id)
+                wire = encode_group(group_of(task, self.version), task.lease_id)
                 await self.ask("rollout-0", m.Submit, wire.frames, header=wire.header)
             answer, _ = await self.ask("trainer-0", m.Take, step=self.version)
-            if isinstance(answer, m.Batch):
+            if isinstance(answer, m.TakenBatch):
                 break
             assert time.monotonic() < deadline_s, "no batch comes together"
         assert len(answer.headers) == BATCH_GROUPS

@@ -13,7 +13,7 @@ from raw_peers import raw_peer
 
 from asyncrl.rollout.engines.base import UpdateReport
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import pack
+from asyncrl.wire.codec import encode_group
 from asyncrl.wire.keys import Keys
 from asyncrl.wire.rpc import MAX_FRAME_BYTES
 
@@ -79,7 +79,7 @@ class Attack:
         for _ in range(n):
             await insider.send(insider_message(rng, self._count(), task, version))
         assert {type(answer) for answer in await insider.answers(n)} <= {m.Refused}
-        wire = pack(group_of(task, version), task.lease_id)
+        wire = encode_group(group_of(task, version), task.lease_id)
         for _ in range(3):  # it counts once: the ledger of the step says so
             assert await insider.ask(m.Submit, wire.frames, header=wire.header) == m.Done()
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
+from asyncrl.core.records import FinishReason, Group, Purpose, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.loop.coordinator_service import CoordinatorService
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import pack
-from asyncrl.wire.rpc import RpcClient
+from asyncrl.wire.codec import encode_group
+from asyncrl.wire.rpc import RpcClient, RpcRefused
 
 STATS = EngineStats(0, 0, 0, 100, 1.0)
 NOTICE = b"notice of version 0"
@@ -68,7 +68,7 @@ class Peer:
         answer = await self.ask(m.LeaseRequest(limit, 5.0, list(held), 0))
         return [task.lease_id for task in answer.tasks]
 
-    async def submit(self, group_id, lease_id):
+    async def submit(self, group_id, lease_id, purpose=Purpose.TRAIN):
         def trajectory(reward):
             return Trajectory(
                 np.array([1, 2, 3], np.int32),
@@ -79,7 +79,7 @@ class Peer:
                 reward=reward,
             )
 
-        wire = pack(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
+        wire = encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id, purpose)
         return await self.ask(m.Submit(wire.header, STATS), wire.frames)
 
 
@@ -128,7 +128,7 @@ def test_a_report_that_comes_twice_counts_once(run_dir):
     async def main():
         async with begun(run_dir) as (_, trainer, worker):
             for number, reward in ((1, 1.0), (1, 1.0), (2, 4.0)):
-                await worker.ask(m.Report(number, 0, STATS, {"reward_log/x": (reward, 1)}))
+                await worker.ask(m.WorkerReport(number, 0, STATS, {"reward_log/x": (reward, 1)}))
             await worker.submit(0, (await worker.lease())[0])
             await worker.submit(1, (await worker.lease())[0])
             await trainer.ask(m.Take(0, 5.0))
@@ -146,8 +146,8 @@ def test_what_is_behind_hears_of_new_weights_with_every_report(run_dir):
         async with begun(run_dir) as (_, trainer, worker):
             await worker.ask(m.Hello("rollout-0", 2))  # another process, without weights
             for number in (1, 2):
-                assert (await worker.ask(m.Report(number, None, STATS, {}))).notice == NOTICE
-            assert (await worker.ask(m.Report(3, 0, STATS, {}))).notice is None
+                assert (await worker.ask(m.WorkerReport(number, None, STATS, {}))).notice == NOTICE
+            assert (await worker.ask(m.WorkerReport(3, 0, STATS, {}))).notice is None
             await trainer.ask(m.Begin(0))  # another trainer, which has not published yet
             assert (await worker.ask(m.Hello("rollout-0", 3))).notice is None
             await trainer.ask(m.Publish(0, b"where the other trainer has them"))  # as it began
@@ -170,7 +170,7 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
             assert run_dir.endpoint("coordinator") == first
             async with Peer(run_dir, "trainer-0") as trainer, Peer(run_dir, "rollout-0") as worker:
                 await worker.submit(1, leases[1])  # its answer was lost
-                report = await worker.ask(m.Report(7, None, STATS, {}))
+                report = await worker.ask(m.WorkerReport(7, None, STATS, {}))
                 assert report.notice == NOTICE
                 assert await worker.lease(1, leases[2]) not in ([], leases[2:])
                 await worker.submit(2, leases[2])
@@ -179,7 +179,23 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
                 assert metrics["ledger/trained_groups"] == 2
                 assert metrics["ledger/returned_leases"] == 0
                 assert metrics["buffer/ready_groups"] == 1
-                assert (await worker.ask(m.Report(8, 0, STATS, {}))).notice == b"notice of version 1"
+                assert (await worker.ask(m.WorkerReport(8, 0, STATS, {}))).notice == b"notice of version 1"
+
+    asyncio.run(main())
+
+
+def test_what_is_sampled_for_nothing_that_the_run_does_is_refused(run_dir):
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            (lease,) = await worker.lease()
+            for request in (
+                worker.submit(0, lease, Purpose.EVAL),
+                worker.ask(m.Fail(Purpose.EVAL, 0, lease, "broken", "in full", 3)),
+            ):
+                with pytest.raises(RpcRefused, match="this run leases nothing for eval"):
+                    await request
+            assert state.ledger.metrics()["buffer/leased_groups"] == 1
+            assert await worker.submit(0, lease) == m.Done()
 
     asyncio.run(main())
 
@@ -191,12 +207,12 @@ def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
             return service._workers["rollout-0"].generated_s
 
         begun_s = await generated_s(m.Hello("rollout-0", 1))
-        assert await generated_s(m.Report(1, 0, EngineStats(0, 1, 0, 0, 1.0), {})) == begun_s
-        first_s = await generated_s(m.Report(2, 0, EngineStats(0, 1, 0, 16, 1.0), {}))
+        assert await generated_s(m.WorkerReport(1, 0, EngineStats(0, 1, 0, 0, 1.0), {})) == begun_s
+        first_s = await generated_s(m.WorkerReport(2, 0, EngineStats(0, 1, 0, 16, 1.0), {}))
         assert first_s > begun_s
-        assert await generated_s(m.Report(3, 0, EngineStats(0, 1, 0, 16, 2.0), {})) == first_s
+        assert await generated_s(m.WorkerReport(3, 0, EngineStats(0, 1, 0, 16, 2.0), {})) == first_s
         assert await generated_s(m.Hello("rollout-0", 1)) == first_s
-        assert await generated_s(m.Report(4, 0, EngineStats(0, 1, 0, 32, 3.0), {})) > first_s
+        assert await generated_s(m.WorkerReport(4, 0, EngineStats(0, 1, 0, 32, 3.0), {})) > first_s
 
     config = from_tree(
         {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from asyncrl.config import RewardConfig, RolloutConfig
+from asyncrl.config import RewardConfig
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError
+from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
@@ -40,17 +41,18 @@ class Judge:
 async def roll_out(make_qwen3, **judge):
     engine = TorchEngine(make_qwen3(vocab_size=16), capacity=GROUP, max_length=64)
     judge = Judge(engine, **judge)
-    config = RolloutConfig(group_size=GROUP, max_new_tokens=LONGEST, slots=GROUP, stop_token_ids=[1])
+    sampling = SamplingParams(max_new_tokens=LONGEST, stop_token_ids=(1,))
     rewards = Rewards(
         RewardConfig.model_validate({"models": [{"path": "judge"}]}),
         {"judge": judge},
         max_steps=1,
         max_tokens=LONGEST,
     )
-    rollout = GroupRollout(engine, rewards, letters, config, seed=3)
+    rollout = GroupRollout(engine, rewards, letters, seed=3, group_size=GROUP)
     driving = asyncio.create_task(engine.run())
     try:
-        return await rollout(RolloutTask(0, 0, 0, 0, "say", [5, 6], {})), judge
+        task = RolloutTask(0, 0, 0, 0, "say", [5, 6], {}, GROUP, sampling)
+        return await rollout.score(task, await rollout.generate(task)), judge
     finally:
         await engine.close()
         await asyncio.gather(driving, return_exceptions=True)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import asyncrl
-from asyncrl.config import RewardConfig, RolloutConfig
+from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
+from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episode import Transcript, make_episode
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
@@ -21,7 +22,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
 
 GROUP, TURN, CONTEXT = 4, 6, 40
-TASK = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {})
+TASK = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {}, GROUP, SamplingParams(TURN))
 SHOWN = [9, 10, 11, 12]
 
 
@@ -56,7 +57,7 @@ def carry_out(make_qwen3):
     """Runs one group of an episode; gives it, the rollout and the model."""
     model = make_qwen3(vocab_size=32)
 
-    def carry_out(episode, watch=None, **settings):
+    def carry_out(episode, watch=None):
         async def run():
             engine = TorchEngine(model, capacity=GROUP, max_length=CONTEXT)
             rewards = Rewards(
@@ -65,14 +66,17 @@ def carry_out(make_qwen3):
                 max_steps=1,
                 max_tokens=TURN,
             )
-            config = RolloutConfig(group_size=GROUP, max_new_tokens=TURN, slots=GROUP, **settings)
             rollout = GroupRollout(
-                engine, rewards, letters, config, seed=3, episode=episode, context_tokens=CONTEXT
+                *(engine, rewards, letters),
+                seed=3,
+                group_size=GROUP,
+                episode=episode,
+                context_tokens=CONTEXT,
             )
             driving = asyncio.create_task(engine.run())
             try:
                 watching = asyncio.create_task(watch(rollout)) if watch else None
-                group = await rollout(TASK)
+                group = await rollout.score(TASK, await rollout.generate(TASK))
                 if watching:
                     await watching
                 return group

@@ -43,7 +43,7 @@ def test_answers_find_their_requests_in_any_order_and_frames_travel():
             await first_may_answer.wait()
         else:
             first_may_answer.set()
-        return m.Batch(request.step, 0, 0, []), [bytes(frame)[::-1] for frame in frames]
+        return m.TakenBatch(request.step, 0, 0, []), [bytes(frame)[::-1] for frame in frames]
 
     async def main():
         async with serve(handler) as both:
@@ -212,7 +212,7 @@ def test_open_requests_go_to_the_next_server_on_the_same_port(impatient):
         await asyncio.sleep(3600)
 
     async def answering(peer, request, frames):
-        return m.Batch(request.step, 0, 0, []), frames
+        return m.TakenBatch(request.step, 0, 0, []), frames
 
     async def main():
         keys = Keys.new()

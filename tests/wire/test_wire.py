@@ -2,8 +2,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.wire.codec import WireGroup, check, decode_header, pack, unpack
+from asyncrl.core.records import FinishReason, Group, Purpose, Trajectory, VersionSpan
+from asyncrl.wire.codec import WireGroup, check_group, decode_group, decode_header, encode_group
 from asyncrl.wire.messages import Malformed
 
 
@@ -26,9 +26,10 @@ def a_group():
 
 def test_a_group_survives_the_wire_and_the_file():
     group = a_group()
-    wire = WireGroup.from_bytes(pack(group, lease_id=11).to_bytes())
-    back = unpack(wire.header, wire.frames)
-    assert (back.group_id, back.row, decode_header(wire.header).lease_id) == (7, 2, 11)
+    wire = WireGroup.from_bytes(encode_group(group, 11, Purpose.EVAL).to_bytes())
+    back = decode_group(wire.header, wire.frames)
+    header = decode_header(wire.header)
+    assert (back.group_id, back.row, header.lease_id, header.purpose) == (7, 2, 11, Purpose.EVAL)
     for sent, got in zip(group.trajectories, back.trajectories, strict=True):
         for name in ("token_ids", "loss_mask", "behavior_logprobs"):
             np.testing.assert_array_equal(getattr(sent, name), getattr(got, name))
@@ -44,9 +45,9 @@ def test_a_group_survives_the_wire_and_the_file():
 
 
 def test_frames_that_do_not_fit_the_header_are_refused():
-    wire = pack(a_group(), lease_id=1)
+    wire = encode_group(a_group(), lease_id=1)
     with pytest.raises(ValueError, match="speaks of 14 tokens"):
-        unpack(wire.header, (wire.frames[0][:-4], *wire.frames[1:]))
+        decode_group(wire.header, (wire.frames[0][:-4], *wire.frames[1:]))
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def check_changed(change, group_size=2):
     """`check` of the group after `change`."""
     group = a_group()
     change(group)
-    wire = pack(group, lease_id=1)
-    check(decode_header(wire.header), wire.frames, group_size)
+    wire = encode_group(group, lease_id=1)
+    check_group(decode_header(wire.header), wire.frames, group_size)
 
 
 def of_first(**fields):
@@ -110,11 +111,11 @@ def test_a_group_that_could_not_be_trained_on_is_refused(change, message):
 
 
 def test_frames_of_other_sizes_or_numbers_are_refused():
-    wire = pack(a_group(), lease_id=1)
+    wire = encode_group(a_group(), lease_id=1)
     header = decode_header(wire.header)
     ids, mask, logprobs = wire.frames
     for frames in ((ids, mask), (ids, mask, logprobs, b""), (mask, ids, logprobs), (ids, mask, logprobs[1:])):
         with pytest.raises(Malformed, match="the frames have"):
-            check(header, frames, 2)
+            check_group(header, frames, 2)
     with pytest.raises(Malformed, match="loss mask"):
-        check(header, (ids, b"\x02" * len(mask), logprobs), 2)
+        check_group(header, (ids, b"\x02" * len(mask), logprobs), 2)
