@@ -139,14 +139,26 @@ def names_in(folder):
     return [path.parent.name for path in (PACKAGE / folder).glob("*/spec.py")]
 
 
+def naming(section, key, folder):
+    """What a string looks like that names one of a folder, or a section or setting of it."""
+    names = "|".join(names_in(folder))
+    return rf"^({names})$|\b{section}\.({key}=)?({names})\b"
+
+
 NAMES = {
-    "backend": ("trainer.backends", rf"trainer\.(backend=)?({'|'.join(names_in('trainer/backends'))})\b"),
+    "backend": ("trainer.backends", naming("trainer", "backend", "trainer/backends")),
+    "engine": ("rollout.engines", naming("rollout", "engine", "rollout/engines")),
     "mode": ("config.run", r"^inline$"),
 }
 """Of settings that choose one of several things: the only place where it may be asked which, and what a
 string that names one looks like. Elsewhere its spec, or a property, is asked for what matters of it."""
-NAMED = {"mode": ["loop.inline"]}
-"""Other places whose subject one of them is."""
+NAMED = {
+    "backend": ("config.trainer", "config.rollout", "packages", "rollout.engines"),
+    "engine": ("config.rollout", "config.trainer", "packages", "trainer.backends"),
+    "mode": ("loop.inline",),
+}
+"""Where else strings may look so: defaults, packages of these names, and what one of them is the subject
+of."""
 
 
 def test_what_is_chosen_is_not_asked_for_by_name():
@@ -154,8 +166,8 @@ def test_what_is_chosen_is_not_asked_for_by_name():
         f"{name}:{node.lineno} names a {key}"
         for key, (place, pattern) in NAMES.items()
         for name, tree in TREES.items()
-        if not name.startswith((place, *NAMED.get(key, ())))
-        for node in (*asked(tree, key), *(s for s in strings(tree) if re.search(pattern, s.value)))
+        if not name.startswith(place)
+        for node in (*asked(tree, key), *(() if name.startswith(NAMED[key]) else named(tree, pattern)))
     ]
     assert not wrong
 
@@ -170,11 +182,12 @@ def asked(tree, attribute):
                 yield node
 
 
-def strings(tree):
-    """But for docstrings, those of attributes included."""
+def named(tree, pattern):
+    """Strings that look so; docstrings may, those of attributes included."""
     told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+        if is_text and re.search(pattern, node.value):
             yield node
 
 

@@ -53,7 +53,7 @@ def checkpoint_tensors(model: PreTrainedModel, state: Mapping[str, Tensor]) -> t
     except (KeyError, RuntimeError) as error:
         raise WeightsError(
             f"a checkpoint of {type(model).__name__} has weights that transformers computes from those of "
-            "the model, which no engine but rollout.engine=torch can be given"
+            "the model, which no engine but the default one, whose model is transformers' own, can be given"
         ) from error
 
 
