@@ -31,7 +31,7 @@ def test_a_run_by_a_users_own_engine(mode, make_config, tmp_path, monkeypatch):
     run = asyncrl.run(
         make_config(*OWN, "rollout.engine=./own_engine.py:SPEC", f"run.mode={mode}"), progress=False
     )
-    lines = read_metrics(run.run_dir)
+    lines = read_metrics(run.run_dir / "metrics.jsonl")
     assert [line["version"] for line in lines] == [1, 2]
     assert all(line["trained_tokens"] > 0 and line["kl/behavior"] < 1e-3 for line in lines)
     assert {sample.step for sample in asyncrl.read_samples(run.run_dir)} == {1, 2}
