@@ -18,6 +18,7 @@ OWN = (
     "rollout.settings={side_by_side: 4}",
     "rollout.kv_on_update=recompute",
     "run.steps=2",
+    "staleness.max_staleness=0",
     "rollout.max_new_tokens=6",
 )
 
