@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 import torch
 from families import FAMILIES
+from own_engine import PlainEngine
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vllm_servers import VllmServer
 
@@ -73,7 +75,6 @@ class TorchHarness:
         return TorchEngine(own, capacity=capacity, max_length=max_length, **settings)
 
     async def progress(self, engine: Engine, tokens: int) -> None:
-        assert isinstance(engine, TorchEngine)
         target = engine.stats().generated_tokens + tokens
         while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
             engine.step()
@@ -244,9 +245,21 @@ def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
     harness.close()
 
 
+class OwnHarness(TorchHarness):
+    """Of a user's own engine."""
+
+    kv_on_update = ("recompute",)
+
+    def make(
+        self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, kv_on_update="", **settings
+    ) -> Engine:
+        return PlainEngine(deepcopy(model), capacity=capacity, max_length=max_length, **settings)
+
+
 HARNESSES = [
     "torch",
     "torch-hybrid",
+    "own",
     pytest.param("vllm", marks=pytest.mark.vllm),
     pytest.param("http", marks=pytest.mark.vllm),
 ]
@@ -254,6 +267,8 @@ HARNESSES = [
 
 @pytest.fixture(params=HARNESSES)
 def harness(request) -> Harness:
+    if request.param == "own":
+        return OwnHarness(hybrid=False)
     if request.param.startswith("torch"):
         return TorchHarness(hybrid=request.param == "torch-hybrid")
     return request.getfixturevalue(f"{request.param}_harness")

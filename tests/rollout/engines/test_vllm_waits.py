@@ -31,7 +31,11 @@ def clock(monkeypatch):
 
 def make_engine():
     return module.VllmEngine(
-        SimpleNamespace(errored=False), None, capacity=1, max_length=8, answer_timeout_s=TIMEOUT_S
+        SimpleNamespace(errored=False),
+        SimpleNamespace(vocab_size=8),
+        capacity=1,
+        max_length=8,
+        answer_timeout_s=TIMEOUT_S,
     )
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Literal
 
-from asyncrl.errors import RunFailed
-from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
+from asyncrl.rollout.engines.base import EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.http import wire
 from asyncrl.rollout.engines.http.client import ServerError
 from asyncrl.rollout.engines.http.dispatcher import Dispatcher
@@ -18,13 +16,12 @@ from asyncrl.rollout.engines.http.fleet import POLL_S, Deadlines, Fleet
 from asyncrl.rollout.engines.http.router import Router
 from asyncrl.rollout.engines.http.server import Server, ServerSettings
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir
-from asyncrl.rollout.engines.requests import refuse_impossible
-from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.weights.source import WeightSource
 
 
-class HttpEngine:
+class HttpEngine(StreamingEngine):
     """`Engine` over servers that somebody else operates, by their token-in/token-out endpoint and their
     routes for reinforcement learning.
 
@@ -61,13 +58,14 @@ class HttpEngine:
         deadlines: Deadlines | None = None,
         report_every_tokens: int = 16,
     ) -> None:
-        self.capacity = capacity
-        self._expected = expected
-        self._max_length = max_length
-        self._stop_token_ids = stop_token_ids
+        super().__init__(
+            capacity=capacity,
+            vocab_size=expected.vocab_size,
+            max_length=max_length,
+            stop_token_ids=stop_token_ids,
+        )
         deadlines = deadlines or Deadlines()
         self._patience_s = deadlines.patience_s
-        self._streams = Streams(self.abort)
         self._dispatcher = Dispatcher(
             Router(slack=group_size),
             capacity=capacity,
@@ -93,10 +91,6 @@ class HttpEngine:
             broken=self._break,
         )
         self._updating = asyncio.Lock()
-        self._broken: EngineError | RunFailed | None = None
-        self._breaking = asyncio.Event()
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
 
     async def run(self) -> None:
         """Watch over the servers. Raises `NoServerLeft` when there has been none for `patience_s`,
@@ -113,24 +107,11 @@ class HttpEngine:
                     self._break(fleet.none_left())
                 if watching.done():
                     watching.result()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._breaking.wait(), POLL_S)
+                await self._change(POLL_S)
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         raise self._broken
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Queues the request at once, not at the first iteration; it runs whether or not somebody iterates.
-        Cancelling or closing the iteration aborts it."""
-        if self._broken is not None:
-            raise self._broken
-        self._streams.refuse_duplicate(request.request_id)
-        refuse_impossible(request, self._expected.vocab_size, self._max_length)
-        stream = self._streams.open(request.request_id)
-        self._dispatcher.submit(request, self._stop_ids(request))
-        self._mark_busy()
-        return stream
 
     def abort(self, request_id: str) -> None:
         self._dispatcher.abort(request_id)
@@ -143,8 +124,7 @@ class HttpEngine:
         compute something else than the trainer, and `NoServerLeft` when none is left; no output of these
         weights has been delivered then."""
         async with self._updating:
-            if self._broken is not None:
-                raise self._broken
+            self._refuse_broken()
             return await self._fleet.update(source)
 
     @property
@@ -162,26 +142,24 @@ class HttpEngine:
             await server.release()
 
     def stats(self) -> EngineStats:
-        busy_s = self._busy_s
-        if self._busy_since is not None:
-            busy_s += time.perf_counter() - self._busy_since
         d = self._dispatcher
-        return EngineStats(self._fleet.version, d.running, d.waiting, d.generated_tokens, busy_s)
+        return EngineStats(
+            self._fleet.version, d.running, d.waiting, d.generated_tokens, self._busy_so_far_s()
+        )
 
     async def close(self) -> None:
-        """End `run` and every pending stream with `EngineError`. The servers go on, without this engine's
-        requests. May be called more than once."""
-        if self._broken is None:
-            self._break(EngineError("the engine was closed"))
+        """The servers go on, without this engine's requests."""
+        await super().close()
         self._dispatcher.close()
         await self._fleet.close()
 
     # ---- requests ------------------------------------------------------------------------------------------
 
-    def _stop_ids(self, request: GenerationRequest) -> list[int]:
-        """Ids beyond the vocabulary can never be sampled, and vLLM refuses them."""
-        ids = {*self._stop_token_ids, *request.sampling.stop_token_ids}
-        return sorted(i for i in ids if i < self._expected.vocab_size)
+    def _submit(self, request: GenerationRequest) -> None:
+        self._dispatcher.submit(request, self._stop_ids(request))
+
+    def _has_requests(self) -> bool:
+        return bool(self._dispatcher.running or self._dispatcher.waiting)
 
     def _deliver(self, request_id: str, chunk: TokenChunk) -> None:
         if self._broken is None:
@@ -189,21 +167,4 @@ class HttpEngine:
         self._mark_busy()
 
     def _refused(self, error: ServerError) -> None:
-        self._break(EngineError(str(error)))
-
-    def _break(self, reason: EngineError | RunFailed) -> EngineError | RunFailed:
-        if self._broken is None:
-            self._broken = reason
-            self._streams.fail(str(reason))
-            self._breaking.set()
-            self._mark_busy()
-        return self._broken
-
-    def _mark_busy(self) -> None:
-        """Keep the clock of the time with requests running or about to run."""
-        busy = self._broken is None and bool(self._dispatcher.running or self._dispatcher.waiting)
-        if busy and self._busy_since is None:
-            self._busy_since = time.perf_counter()
-        elif not busy and self._busy_since is not None:
-            self._busy_s += time.perf_counter() - self._busy_since
-            self._busy_since = None
+        self._break(str(error))

@@ -7,22 +7,19 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.engines.base import (
-    EngineError,
     EngineStats,
     GenerationRequest,
     SamplingParams,
     TokenChunk,
     UpdateReport,
 )
-from asyncrl.rollout.engines.requests import refuse_impossible
-from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.weights.source import WeightSource
 
 LOGPROB = -1.0
@@ -45,7 +42,7 @@ class _Request:
         return self.first_step + self.length
 
 
-class PacedEngine:
+class PacedEngine(StreamingEngine):
     """`Engine` on a schedule: continuous batching over `capacity` slots with decode steps of `step_base_s +
     step_per_request_s * running`, prefill at no cost.
 
@@ -64,11 +61,10 @@ class PacedEngine:
         min_new_tokens: int = 1,
         version: int = 0,
     ) -> None:
-        self.capacity = capacity
+        super().__init__(capacity=capacity)
         self._step_base_s = step_base_s
         self._step_per_request_s = step_per_request_s
         self._min_new_tokens = min_new_tokens
-        self._streams = Streams(self.abort)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._clock_s = -math.inf
@@ -78,9 +74,6 @@ class PacedEngine:
         self._versions = [(0, version)]
         """(first step, version), in order: which weights sampled in which step."""
         self._generated_tokens = 0
-        self._busy_s = 0.0
-        self._changed = asyncio.Event()
-        self._broken: EngineError | None = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -95,26 +88,6 @@ class PacedEngine:
                 if timer is not None:
                     timer.cancel()
         raise self._broken
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Queues the request at once; its tokens come in one chunk when it ends."""
-        if self._broken is not None:
-            raise self._broken
-        refuse_impossible(request)
-        self._streams.refuse_duplicate(request.request_id)
-        length = self._draw_length(request.request_id, request.sampling)
-        reached_limit = length == request.sampling.max_new_tokens
-        stream = self._streams.open(request.request_id)
-        self._waiting.append(
-            _Request(
-                request.request_id,
-                asyncio.get_running_loop().time(),
-                length,
-                FinishReason.LENGTH if reached_limit else FinishReason.STOP,
-            )
-        )
-        self._changed.set()
-        return stream
 
     def abort(self, request_id: str) -> None:
         self._settle(asyncio.get_running_loop().time())
@@ -132,8 +105,7 @@ class PacedEngine:
         started = time.perf_counter()
         await asyncio.to_thread(source.tensors)
         stage_s = time.perf_counter() - started
-        if self._broken is not None:
-            raise self._broken
+        self._refuse_broken()
         now_s = asyncio.get_running_loop().time()
         self._settle(now_s)
         first_step = self._steps + self._steps_until(now_s)
@@ -153,12 +125,23 @@ class PacedEngine:
             busy_s=self._busy_s,
         )
 
-    async def close(self) -> None:
-        """End `run` and every pending stream with `EngineError`."""
-        if self._broken is None:
-            self._broken = EngineError("the engine was closed")
-            self._streams.fail(str(self._broken))
-            self._changed.set()
+    def _submit(self, request: GenerationRequest) -> None:
+        length = self._draw_length(request.request_id, request.sampling)
+        reached_limit = length == request.sampling.max_new_tokens
+        self._waiting.append(
+            _Request(
+                request.request_id,
+                asyncio.get_running_loop().time(),
+                length,
+                FinishReason.LENGTH if reached_limit else FinishReason.STOP,
+            )
+        )
+
+    def _has_requests(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def _mark_busy(self) -> None:
+        """That time is computed, too."""
 
     @property
     def _step_s(self) -> float:
@@ -227,6 +210,10 @@ class PacedEngine:
             if start < stop:
                 spans.append(VersionSpan(start - first_step, stop - start, version))
         return tuple(spans)
+
+    def _refuse(self, request: GenerationRequest) -> None:
+        super()._refuse(request)
+        self._draw_length(request.request_id, request.sampling)
 
     def _draw_length(self, request_id: str, sampling: SamplingParams) -> int:
         if self._min_new_tokens > sampling.max_new_tokens:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
-from asyncrl.rollout.engines.requests import refuse_impossible
 from asyncrl.rollout.engines.torch.model import refuse_unsupported
 from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key
 from asyncrl.rollout.engines.torch.probe import exact_decoder
@@ -64,6 +63,10 @@ class ContinuousBatch:
         self._prefill_tokens = prefill_tokens
 
     @property
+    def vocab_size(self) -> int:
+        return self._decoder.vocab_size
+
+    @property
     def running(self) -> int:
         return self._slots.running
 
@@ -76,8 +79,7 @@ class ContinuousBatch:
         return not self._waiting and self.running == 0
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request, first come first served. Raises `ValueError` when it can never run."""
-        refuse_impossible(request, self._decoder.vocab_size, self.max_length)
+        """Queue a request that can run, first come first served."""
         self._waiting.append(request)
 
     def abort(self, request_id: str) -> Finished | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,18 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from asyncrl.rollout.engines.base import (
-    EngineError,
     EngineStats,
     GenerationRequest,
-    TokenChunk,
     UpdateReport,
 )
-from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
 from asyncrl.weights.source import WeightSource
 
 
-class TorchEngine:
+class TorchEngine(StreamingEngine):
     """`Engine` over a transformers model in this process, on its CPU or GPU.
 
     Everything but the staging of new weights happens in the event loop's thread, so a swap always falls
@@ -61,7 +59,6 @@ class TorchEngine:
             raise ValueError(
                 f"capacity={capacity}, max_length={max_length}; needed: capacity >= 1, max_length >= 2"
             )
-        self.capacity = capacity
         self._batch = ContinuousBatch(
             model if device is None else model.to(device),
             capacity=capacity,
@@ -72,18 +69,13 @@ class TorchEngine:
             prefill_tokens=prefill_tokens,
             cuda_graphs=cuda_graphs,
         )
-        self._streams = Streams(self.abort)
-        self._work = asyncio.Event()
+        super().__init__(capacity=capacity, vocab_size=self._batch.vocab_size, max_length=max_length)
         self._updating = asyncio.Lock()
-        self._broken: EngineError | None = None
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
 
     async def run(self) -> None:
         while self._broken is None:
             if self._batch.idle:
-                self._work.clear()
-                await self._work.wait()
+                await self._change()
             else:
                 self.step()
                 await asyncio.sleep(0)
@@ -92,8 +84,7 @@ class TorchEngine:
     def step(self) -> None:
         """Refill the free slots and decode one token of every running request; nothing when there is none.
         Raises `EngineError`, as do all calls after it, when the step fails."""
-        if self._broken is not None:
-            raise self._broken
+        self._refuse_broken()
         self._mark_busy()
         try:
             finished = self._batch.step()
@@ -102,16 +93,6 @@ class TorchEngine:
         for end in finished:
             self._deliver(end)
         self._mark_busy()
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Queues the request at once, not at the first iteration; it runs whether or not somebody iterates.
-        Cancelling or closing the iteration aborts it."""
-        if self._broken is not None:
-            raise self._broken
-        self._streams.refuse_duplicate(request.request_id)
-        self._batch.submit(request)
-        self._work.set()
-        return self._streams.open(request.request_id)
 
     def abort(self, request_id: str) -> None:
         if request_id in self._streams:
@@ -136,20 +117,19 @@ class TorchEngine:
         return self._swap(self._batch.weights.stage(tensors), version)
 
     def stats(self) -> EngineStats:
-        busy_s = self._busy_s
-        if self._busy_since is not None:
-            busy_s += time.perf_counter() - self._busy_since
         batch = self._batch
-        return EngineStats(batch.version, batch.running, batch.waiting, batch.generated_tokens, busy_s)
+        return EngineStats(
+            batch.version, batch.running, batch.waiting, batch.generated_tokens, self._busy_so_far_s()
+        )
 
-    async def close(self) -> None:
-        """End `run` and every pending stream with `EngineError`. May be called more than once."""
-        if self._broken is None:
-            self._break("the engine was closed")
+    def _submit(self, request: GenerationRequest) -> None:
+        self._batch.submit(request)
+
+    def _has_requests(self) -> bool:
+        return not self._batch.idle
 
     def _swap(self, staged: Mapping[str, Tensor], version: int) -> float:
-        if self._broken is not None:
-            raise self._broken
+        self._refuse_broken()
         try:
             return self._batch.swap(staged, version)
         except Exception as error:
@@ -160,19 +140,3 @@ class TorchEngine:
     def _deliver(self, end: Finished) -> None:
         request, chunk = end
         self._streams.end(request.request_id, chunk)
-
-    def _break(self, reason: str) -> EngineError:
-        self._broken = EngineError(reason)
-        self._streams.fail(reason)
-        self._mark_busy()
-        self._work.set()
-        return self._broken
-
-    def _mark_busy(self) -> None:
-        """Keep the clock of the time with requests running or about to run."""
-        busy = self._broken is None and not self._batch.idle
-        if busy and self._busy_since is None:
-            self._busy_since = time.perf_counter()
-        elif not busy and self._busy_since is not None:
-            self._busy_s += time.perf_counter() - self._busy_since
-            self._busy_since = None

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -19,8 +19,7 @@ from asyncrl.rollout.engines.base import (
     TokenChunk,
     UpdateReport,
 )
-from asyncrl.rollout.engines.requests import refuse_impossible
-from asyncrl.rollout.engines.streams import Streams
+from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.generation import Generation, score
 from asyncrl.rollout.engines.vllm.notices import in_shared_memory
@@ -41,7 +40,7 @@ TENSORS_NAMED = 8
 log = logging.getLogger(__name__)
 
 
-class VllmEngine:
+class VllmEngine(StreamingEngine):
     """`Engine` over a started AsyncLLM, which becomes the engine's own.
 
     vLLM schedules by itself, in a process of its own; `run` only watches over it. A request's output comes as
@@ -68,15 +67,17 @@ class VllmEngine:
         version: int = 0,
         answer_timeout_s: float = 120.0,
     ) -> None:
-        self.capacity = capacity
+        super().__init__(
+            capacity=capacity,
+            vocab_size=expected.vocab_size,
+            max_length=max_length,
+            stop_token_ids=stop_token_ids,
+        )
         self.llm = llm
         self._expected = expected
-        self._max_length = max_length
         self._kv_on_update = kv_on_update
-        self._stop_token_ids = stop_token_ids
         self._version = version
         self._answer_timeout_s = answer_timeout_s
-        self._streams = Streams(self.abort)
         self._generations: dict[str, Generation] = {}
         self._updating = asyncio.Lock()
         self._held = False
@@ -84,12 +85,8 @@ class VllmEngine:
         self._alarm = Alarm()
         self._unknown: set[str] = set()
         self._withheld: deque[tuple[str, TokenChunk | EngineError]] = deque()
-        self._broken: EngineError | CanaryError | None = None
-        self._breaking = asyncio.Event()
         self._generated_tokens = 0
         self._last_progress_s = 0.0
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
         self._begun = False
 
     async def run(self) -> None:
@@ -100,26 +97,8 @@ class VllmEngine:
             elif self._stalled_s() > self._answer_timeout_s:
                 self._break(f"vLLM has generated nothing for {self._stalled_s():.0f} s with requests running")
             else:
-                try:
-                    await asyncio.wait_for(self._breaking.wait(), HEALTH_POLL_S)
-                except TimeoutError:
-                    continue
-        assert self._broken is not None
+                await self._change(HEALTH_POLL_S)
         raise self._broken
-
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
-        """Queues the request at once, not at the first iteration; it runs whether or not somebody iterates.
-        Cancelling or closing the iteration aborts it."""
-        if self._broken is not None:
-            raise self._broken
-        self._streams.refuse_duplicate(request.request_id)
-        refuse_impossible(request, self._expected.vocab_size, self._max_length)
-        stream = self._streams.open(request.request_id)
-        self._mark_busy()
-        generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
-        self._generations[request.request_id] = generation
-        generation.start(self._version)
-        return stream
 
     def abort(self, request_id: str) -> None:
         if (generation := self._generations.get(request_id)) is not None:
@@ -156,18 +135,15 @@ class VllmEngine:
             await self._prove()
 
     def stats(self) -> EngineStats:
-        busy_s = self._busy_s
-        if self._busy_since is not None:
-            busy_s += time.perf_counter() - self._busy_since
         open_requests = len(self._generations)
         running = min(open_requests, self.capacity)
-        return EngineStats(self._version, running, open_requests - running, self._generated_tokens, busy_s)
+        return EngineStats(
+            self._version, running, open_requests - running, self._generated_tokens, self._busy_so_far_s()
+        )
 
     async def close(self) -> None:
-        """End `run`, every pending stream with `EngineError`, and vLLM's processes. May be called more than
-        once."""
-        if self._broken is None:
-            self._break("the engine was closed")
+        """Ends vLLM's processes, too."""
+        await super().close()
         for generation in list(self._generations.values()):
             await generation.cancel()
         self._generations.clear()
@@ -315,10 +291,15 @@ class VllmEngine:
 
     # ---- requests ------------------------------------------------------------------------------------------
 
-    def _stop_ids(self, request: GenerationRequest) -> list[int]:
-        """Ids beyond the vocabulary can never be sampled, and vLLM refuses them."""
-        ids = {*self._stop_token_ids, *request.sampling.stop_token_ids}
-        return sorted(i for i in ids if i < self._expected.vocab_size)
+    def _submit(self, request: GenerationRequest) -> None:
+        if not self._generations:
+            self._last_progress_s = time.monotonic()
+        generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
+        self._generations[request.request_id] = generation
+        generation.start(self._version)
+
+    def _has_requests(self) -> bool:
+        return bool(self._generations)
 
     def _count(self, tokens: int) -> None:
         self._generated_tokens += tokens
@@ -342,24 +323,6 @@ class VllmEngine:
         if not self._generations or self._held or self._updating.locked():
             self._last_progress_s = time.monotonic()
         return time.monotonic() - self._last_progress_s
-
-    def _break(self, reason: str | CanaryError) -> EngineError | CanaryError:
-        if self._broken is None:
-            self._broken = EngineError(reason) if isinstance(reason, str) else reason
-            self._streams.fail(str(reason))
-            self._breaking.set()
-            self._mark_busy()
-        return self._broken
-
-    def _mark_busy(self) -> None:
-        """Keep the clock of the time with requests running or about to run."""
-        busy = self._broken is None and bool(self._generations)
-        if busy and self._busy_since is None:
-            self._busy_since = time.perf_counter()
-            self._last_progress_s = time.monotonic()
-        elif not busy and self._busy_since is not None:
-            self._busy_s += time.perf_counter() - self._busy_since
-            self._busy_since = None
 
 
 def _listed(names: Sequence[str]) -> str:
