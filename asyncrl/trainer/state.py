@@ -177,7 +177,7 @@ def _open_file(path: Path) -> safe_open:
         raise RestoreError(f"{path}: cannot be read ({error}); restore another checkpoint") from error
 
 
-def open_state(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPart]:
+def open_saved(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPart]:
     """What `HeldState.write` wrote, checked to be all that `parts` need. Parts of it that this run does not
     train are left alone. Raises `RestoreError`."""
     path = folder / FOLDER / COUNTS

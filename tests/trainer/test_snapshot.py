@@ -13,8 +13,8 @@ from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.learner import NonFiniteGradientError
 from asyncrl.trainer.models.checks import ModelError
-from asyncrl.trainer.optimizer import NonFiniteGradientError
 from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.state import RestoreError
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from asyncrl.config import TrainerConfig
-from asyncrl.trainer.optimizer import MAX_SKIPPED_UPDATES, MasterAdamW, NonFiniteGradientError
+from asyncrl.trainer.learner import MAX_SKIPPED_UPDATES, MasterAdamW, NonFiniteGradientError
 
 
 def settings(**changes):
