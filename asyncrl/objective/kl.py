@@ -1,8 +1,8 @@
 """KL divergence of the trained policy from a reference, KL(pi_theta ‖ pi_ref), by its tokens.
 
 With d = log pi_ref - log pi_theta of a token sampled from pi_theta, all three estimates have the KL (k2:
-nearly) as their mean; what they are good for as a loss is another matter, and differs (Liu et al. 2025,
-arXiv 2510.01555). A token that mu sampled is weighted by pi_theta / mu.
+nearly) as their mean; what they are worth as a loss differs (Liu et al. 2025, arXiv 2510.01555). A token that
+mu sampled is weighted by pi_theta / mu.
 """
 
 from __future__ import annotations

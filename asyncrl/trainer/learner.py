@@ -78,7 +78,7 @@ def adamw(parameters: Sequence[Tensor], config: TrainerConfig) -> torch.optim.Ad
 
 
 def adamw_start(weight: Tensor) -> dict[str, Tensor]:
-    """What torch's (fused) AdamW makes of itself in its first update of `weight`."""
+    """The state with which torch's (fused) AdamW begins its first update of `weight`."""
     zeros = {kind: torch.zeros_like(weight) for kind in AVERAGES}
     return {**zeros, STEP: torch.zeros((), dtype=torch.float32, device=weight.device)}
 

@@ -21,7 +21,7 @@ class ModelFolder:
 
     Taken before an optimizer takes the model apart. Of the model itself, only what training leaves alone is
     used later on: its config, its names, the types of its modules. Raises `ModelError` for a model whose
-    config transformers loads and would not save.
+    config transformers loads but refuses to save.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -74,8 +74,8 @@ def _refuse_unsavable(model: PreTrainedModel) -> None:
             model.config.save_pretrained(folder)
         except (ValueError, TypeError) as error:
             raise ModelError(
-                f"{model_name(model)}: transformers loads its config.json and would not save it with a "
-                f"checkpoint: {error}; correct that in the file"
+                f"{model_name(model)}: transformers loads its config.json, but refuses to save it with a "
+                f"checkpoint: {error}; correct it in the file"
             ) from error
 
 

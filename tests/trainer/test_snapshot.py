@@ -277,5 +277,5 @@ def test_a_config_that_cannot_be_saved_is_refused_at_the_start(make_qwen3, save_
     model = make_qwen3()
     tokenizer = AutoTokenizer.from_pretrained(save_model(make_qwen3()))
     model.config.odd = object()
-    with pytest.raises(ModelError, match="would not save it with a checkpoint"):
+    with pytest.raises(ModelError, match="refuses to save it with a checkpoint"):
         ModelFolder(model, tokenizer)

@@ -115,7 +115,7 @@ def cost(layout: Layout, units: Sequence[Unit], lengths: NDArray[np.int64], pack
 
 
 def seen_pairs(unit: Unit, lengths: NDArray[np.int64]) -> int:
-    """How many pairs of a token and one that it sees the unit has."""
+    """The number of pairs in the unit of a token and a token that it sees."""
     prefix = unit.prefix_tokens
     rests = lengths[list(unit.members)] - prefix
     return int(prefix * (prefix + 1) // 2 + (rests * (rests + 1) // 2 + rests * prefix).sum())
@@ -124,8 +124,8 @@ def seen_pairs(unit: Unit, lengths: NDArray[np.int64]) -> int:
 def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Which items each rank gets: about equal sums of `costs`, and numbers that differ by at most one.
 
-    The dearest first, each to the rank with the least to do among those that still have room (Graham 1969's
-    longest-processing-time rule, with a bound on the number).
+    The most expensive first, each to the rank with the least to do among those that still have room (Graham
+    1969's longest-processing-time rule, with a bound on the number).
     """
     most = -(-len(costs) // ranks)
     dealt: list[list[int]] = [[] for _ in range(ranks)]
