@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from asyncrl.scratch import scratch_folder
 from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.models.policy import published
-from asyncrl.trainer.state import hash_weights, on_host
+from asyncrl.trainer.state import HeldState, hash_weights, on_host
 
 
 class ModelFolder:
@@ -79,24 +78,17 @@ def _refuse_unsavable(model: PreTrainedModel) -> None:
             ) from error
 
 
-class WritableState(Protocol):
-    """A `HeldState`, or those of all ranks."""
-
-    policy: Mapping[str, Tensor]
-
-    def write(self, folder: Path) -> None:
-        """Write `state.FOLDER` into `folder`."""
-
-
 class ModelSnapshot:
     """A trainer's state at the end of a step, in host memory, which the next step does not change.
 
     It takes 12 bytes a parameter of the policy and of the critic, and with objective.proximal=ewma those of
     another copy of the policy; of several ranks, each keeps its share of that. Rank 0 has the policy in its
     own dtype besides (one rank alone: while it is written).
+
+    state: this rank's, which writes the other ranks' too where there are any.
     """
 
-    def __init__(self, state: WritableState, folder: ModelFolder) -> None:
+    def __init__(self, state: HeldState, folder: ModelFolder) -> None:
         self._state = state
         self._folder = folder
 
