@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +42,9 @@ class Learner(Stateful, Protocol):
         """Add the gradient of this rank's share of the loss; the shares of all ranks add up."""
 
     def update(self, lr: float, training_step: int) -> Update:
-        """Update the weights by the gradients added since the last update, and forget those."""
+        """Clip the gradients added since the last update, over all ranks, to `trainer.max_grad_norm`, update
+        the weights, forget the gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th
+        skip in a row."""
 
 
 class SkipCounter:
@@ -83,36 +85,37 @@ def adamw_start(weight: Tensor) -> dict[str, Tensor]:
     return {**zeros, STEP: torch.zeros((), dtype=torch.float32, device=weight.device)}
 
 
-class MasterAdamW:
-    """AdamW whose state, weights and gradient sums are float32 whatever the model's dtype.
+class TorchLearner:
+    """Plain torch: each rank has all of the model and the optimizer's state, and the gradients are summed.
 
-    Small updates vanish in bfloat16 (8 bits of mantissa), so a bfloat16 model gets a float32 master copy:
-    each backward pass adds its gradients to the master's as they appear, and an update is copied back. A
-    float32 model is its own master.
+    State, weights and gradient sums are float32 whatever the model's dtype. Small updates vanish in bfloat16
+    (8 bits of mantissa), so a bfloat16 model gets a float32 master copy: each backward pass adds its
+    gradients to the master's as they appear, and an update is copied back. A float32 model is its own master.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], config: TrainerConfig, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, config: TrainerConfig, ranks: Ranks | None = None) -> None:
+        self._model = model
         self._ranks = ranks
         self._max_grad_norm = config.max_grad_norm
-        self.skips = SkipCounter()
-        self._masters: dict[nn.Parameter, Tensor] = {}
-        for parameter in parameters:
-            if not parameter.requires_grad:
-                continue
+        self._skips = SkipCounter()
+        self._parameters = trained_parameters(model)
+        self._masters: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
             master: Tensor = parameter
             if parameter.dtype != torch.float32:
                 master = parameter.detach().float()
                 parameter.register_post_accumulate_grad_hook(_AddTo(master))
-            self._masters[parameter] = master
+            self._masters[name] = master
         self._adamw = adamw(list(self._masters.values()), config)
 
+    def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
+        return self._model(micro, *inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
     @torch.no_grad()
-    def step(self, lr: float, training_step: int) -> Update:
-        """Clip the gradients summed since the last update, over all ranks, to `max_grad_norm`, update the
-        weights, forget the gradients. Raises `NonFiniteGradientError` at the `MAX_SKIPPED_UPDATES`-th skip in
-        a row."""
+    def update(self, lr: float, training_step: int) -> Update:
         masters = [master for master in self._masters.values() if master.grad is not None]
         if self._ranks is not None:
             for master in masters:
@@ -120,34 +123,43 @@ class MasterAdamW:
         norm = nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
         grad_norm = float(norm)
         applied = bool(torch.isfinite(norm))
-        self.skips.count(applied, grad_norm, training_step)
+        self._skips.count(applied, grad_norm, training_step)
         if applied:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
             self._adamw.step()
-            for parameter, master in self._masters.items():
-                if parameter is not master:
-                    parameter.copy_(master)
+            for name, parameter in self._parameters.items():
+                if parameter is not self._masters[name]:
+                    parameter.copy_(self._masters[name])
         self._adamw.zero_grad(set_to_none=True)
         return Update(grad_norm, applied)
 
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The parameter's live tensors by kind, as for `Stateful`; before its first update, what AdamW would
-        begin with."""
-        master = self._masters[parameter]
-        return {WEIGHT: master.detach(), **(self._adamw.state.get(master) or adamw_start(master))}
+    @property
+    def count(self) -> int:
+        return self._skips.in_a_row
+
+    def shapes(self) -> Shapes:
+        return learner_shapes(self._parameters)
+
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """The live ones; before a parameter's first update, what AdamW would begin with."""
+        for name, master in self._masters.items():
+            yield WEIGHT, name, master.detach()
+            for kind, tensor in (self._adamw.state.get(master) or adamw_start(master)).items():
+                yield kind, name, tensor
 
     @torch.no_grad()
-    def load(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` was elsewhere."""
-        master = self._masters[parameter]
-        master.copy_(state[WEIGHT])
-        if parameter is not master:
-            parameter.copy_(master)
-        self._adamw.state[master] = {
-            kind: state[kind].to(master.device, copy=True)  # what was read may be the file itself, mapped
-            for kind in (*AVERAGES, STEP)
-        }
+    def load(self, saved: SavedPart) -> None:
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            master.copy_(saved(WEIGHT, name))
+            if parameter is not master:
+                parameter.copy_(master)
+            self._adamw.state[master] = {
+                kind: saved(kind, name).to(master.device, copy=True)  # what was read may be the mapped file
+                for kind in (*AVERAGES, STEP)
+            }
+        self._skips.in_a_row = saved.count
 
 
 class _AddTo:
@@ -163,41 +175,6 @@ class _AddTo:
         else:
             self._master.grad += parameter.grad
         parameter.grad = None
-
-
-class TorchLearner:
-    """Plain torch: each rank has all of the model and the optimizer's state, and the gradients are summed."""
-
-    def __init__(self, model: nn.Module, config: TrainerConfig, ranks: Ranks | None = None) -> None:
-        self._model = model
-        self._parameters = trained_parameters(model)
-        self._optimizer = MasterAdamW(self._parameters.values(), config, ranks)
-
-    def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
-        return self._model(micro, *inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def update(self, lr: float, training_step: int) -> Update:
-        return self._optimizer.step(lr, training_step)
-
-    @property
-    def count(self) -> int:
-        return self._optimizer.skips.in_a_row
-
-    def shapes(self) -> Shapes:
-        return learner_shapes(self._parameters)
-
-    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        for name, parameter in self._parameters.items():
-            for kind, tensor in self._optimizer.state(parameter).items():
-                yield kind, name, tensor
-
-    def load(self, saved: SavedPart) -> None:
-        for name, parameter in self._parameters.items():
-            self._optimizer.load(parameter, {kind: saved(kind, name) for kind in (WEIGHT, *AVERAGES, STEP)})
-        self._optimizer.skips.in_a_row = saved.count
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
