@@ -2,7 +2,7 @@
 
 Everything runs over the sampled tokens only: what comes between two of them (a tool's output) is part of the
 environment, and the token after it is the next step. A sequence's reward is given at its last sampled token,
-and nothing is to be had after it.
+and there is none after it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """KL divergence of the trained policy from a reference, KL(pi_theta ‖ pi_ref), by its tokens.
 
 With d = log pi_ref - log pi_theta of a token sampled from pi_theta, all three estimates have the KL (k2:
-nearly) as their mean; what they are good for as a loss is another matter, and differs (Liu et al. 2025,
-arXiv 2510.01555). A token that mu sampled is weighted by pi_theta / mu.
+nearly) as their mean; what they are worth as a loss differs (Liu et al. 2025, arXiv 2510.01555). A token that
+mu sampled is weighted by pi_theta / mu.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from torch import Tensor
 from asyncrl.objective.policy import MAX_LOG_RATIO, ratio
 
 
-class Estimate(NamedTuple):
+class KlEstimate(NamedTuple):
     """value: float[N]. slope: float[N], the factor of grad log pi_theta when the estimate is a loss."""
 
     value: Tensor
     slope: Tensor
 
 
-def k1(d: Tensor) -> Estimate:
+def k1(d: Tensor) -> KlEstimate:
     """value -d, slope 1 - d.
 
     Unbiased, but of high variance and of both signs. The slope is that of the KL itself, sampling included:
     its mean is the exact gradient. (That of -d alone would be 1, which is noise of mean 0.) Off the reward,
     as `k1_penalty`, it is the correct gradient too.
     """
-    return Estimate(-d, 1 - d)
+    return KlEstimate(-d, 1 - d)
 
 
-def k2(d: Tensor) -> Estimate:
+def k2(d: Tensor) -> KlEstimate:
     """value d² / 2, slope -d.
 
     Never negative, of low variance and slightly biased as a value. As a loss its mean is the exact gradient
     of the KL, with less noise than k1's.
     """
-    return Estimate(d.square() / 2, -d)
+    return KlEstimate(d.square() / 2, -d)
 
 
-def k3(d: Tensor) -> Estimate:
+def k3(d: Tensor) -> KlEstimate:
     """value e^d - 1 - d, slope 1 - e^d.
 
     Never negative and unbiased as a value. As a loss (GRPO's) it has the gradient of the reverse divergence
     KL(pi_ref ‖ pi_theta), which is that of the KL to first order in d only, and grows as e^d where the policy
     has left the reference.
     """
-    return Estimate(torch.expm1(d) - d, -torch.expm1(d))
+    return KlEstimate(torch.expm1(d) - d, -torch.expm1(d))
 
 
-ESTIMATORS: Mapping[str, Callable[[Tensor], Estimate]] = {"k1": k1, "k2": k2, "k3": k3}
+ESTIMATORS: Mapping[str, Callable[[Tensor], KlEstimate]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def kl_loss(

@@ -11,8 +11,7 @@ from torch import Tensor
 from asyncrl.config import CriticConfig
 from asyncrl.objective.normalise import token_mean
 from asyncrl.objective.value import NO_VALUES, ValueStats, value_loss, value_stats
-from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.optimizer import Update
+from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.packing.mini_batch import MiniBatch, count_micros, over_tokens
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import did_one, working
@@ -42,7 +41,7 @@ class CriticUpdate:
         passes = [(epoch, mini) for epoch in range(self._config.updates_per_policy_step) for mini in minis]
         with working("micro-batches of the critic's updates", count_micros([mini for _, mini in passes])):
             for epoch, mini in passes:
-                for micro in mini.micros:
+                for micro in mini.micros():
                     at = micro.token_index
                     values = self._critic(micro)
                     everything = torch.ones_like(at, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Host memory for copies of what a trainer has on its device, the same again for every copy."""
+"""Host memory for copies of what a trainer has on its device, reused for every copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ AREA_BYTES = 256 << 20
 
 
 class HostMemory:
-    """Places by key, each made for the first tensor that is copied there; all later ones are like it."""
+    """Buffers by key, each made for the first tensor that is copied there; later ones have its shape and
+    dtype."""
 
     def __init__(self) -> None:
         self._places: dict[Hashable, Tensor] = {}
@@ -24,8 +25,8 @@ class HostMemory:
         self._device: torch.device | None = None
 
     def copy(self, key: Hashable, tensor: Tensor) -> Tensor:
-        """A contiguous copy in the key's place. It is there after `settle`; `tensor` may be freed before, or
-        overwritten on its device's current stream."""
+        """A contiguous copy in the key's buffer, complete after `settle`. Before that, `tensor` may be freed,
+        or overwritten on its device's current stream."""
         if key not in self._places:
             self._places[key] = self._new_place(tensor)
         if tensor.is_cuda:

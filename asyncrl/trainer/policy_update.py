@@ -14,10 +14,9 @@ from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.objective.proximal import WITHOUT_PASS
 from asyncrl.objective.step_size import sequence_sums, vcpo_lr_scale
-from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.reference import Reference
-from asyncrl.trainer.optimizer import Update
 from asyncrl.trainer.packing.batch import TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch, batch_logprobs, count_micros
 from asyncrl.trainer.ranks import Ranks, gathered_on_host
@@ -102,7 +101,7 @@ class PolicyUpdate:
         """Add the gradient of the mini-batch's loss to the parameters, micro-batch by micro-batch; this
         rank's share of the loss."""
         loss = 0.0
-        for micro in mini.micros:
+        for micro in mini.micros():
             at = micro.token_index
             logprobs, entropy = self.policy(micro, tokens.ids[at])
             seen = PolicyTokens(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from asyncrl.scratch import scratch_folder
 from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.models.policy import published
-from asyncrl.trainer.state import hash_weights, on_host
+from asyncrl.trainer.state import HeldState, hash_weights, on_host
 
 
 class ModelFolder:
@@ -21,7 +20,7 @@ class ModelFolder:
 
     Taken before an optimizer takes the model apart. Of the model itself, only what training leaves alone is
     used later on: its config, its names, the types of its modules. Raises `ModelError` for a model whose
-    config transformers loads and would not save.
+    config transformers loads but refuses to save.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -74,18 +73,9 @@ def _refuse_unsavable(model: PreTrainedModel) -> None:
             model.config.save_pretrained(folder)
         except (ValueError, TypeError) as error:
             raise ModelError(
-                f"{model_name(model)}: transformers loads its config.json and would not save it with a "
-                f"checkpoint: {error}; correct that in the file"
+                f"{model_name(model)}: transformers loads its config.json, but refuses to save it with a "
+                f"checkpoint: {error}; correct it in the file"
             ) from error
-
-
-class WritableState(Protocol):
-    """A `HeldState`, or those of all ranks."""
-
-    policy: Mapping[str, Tensor]
-
-    def write(self, folder: Path) -> None:
-        """Write `state.FOLDER` into `folder`."""
 
 
 class ModelSnapshot:
@@ -94,9 +84,11 @@ class ModelSnapshot:
     It takes 12 bytes a parameter of the policy and of the critic, and with objective.proximal=ewma those of
     another copy of the policy; of several ranks, each keeps its share of that. Rank 0 has the policy in its
     own dtype besides (one rank alone: while it is written).
+
+    state: this rank's, which writes the other ranks' too where there are any.
     """
 
-    def __init__(self, state: WritableState, folder: ModelFolder) -> None:
+    def __init__(self, state: HeldState, folder: ModelFolder) -> None:
         self._state = state
         self._folder = folder
 

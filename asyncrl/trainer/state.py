@@ -89,8 +89,8 @@ class HeldState:
         self._counts = {part: stateful.count for part, stateful in parts.items()}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         self.policy: dict[str, Tensor] = {}
-        """On rank 0, all of the policy's weights: the masters that are here anyway, of others what the folder
-        needs."""
+        """On rank 0, all of the policy's weights: the masters that it holds anyway, and of the others what
+        the folder needs."""
         memory = shelf.take(self)
         owners = share_out({part: stateful.shapes() for part, stateful in parts.items()}, dtypes, ranks)
         for part, stateful in parts.items():
@@ -177,7 +177,7 @@ def _open_file(path: Path) -> safe_open:
         raise RestoreError(f"{path}: cannot be read ({error}); restore another checkpoint") from error
 
 
-def open_state(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPart]:
+def open_saved(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPart]:
     """What `HeldState.write` wrote, checked to be all that `parts` need. Parts of it that this run does not
     train are left alone. Raises `RestoreError`."""
     path = folder / FOLDER / COUNTS
@@ -195,8 +195,8 @@ def open_state(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPa
     counts = content.counts
     if missing := sorted(parts.keys() - counts.keys()):
         raise RestoreError(
-            f"{folder}: the checkpoint has no {' and no '.join(missing)}, which this run trains; it is of a "
-            f"run with other settings, and has: {', '.join(sorted(counts))}"
+            f"{folder}: the checkpoint has no {' and no '.join(missing)}, which this run trains; it is "
+            f"from a run with other settings, and has: {', '.join(sorted(counts))}"
         )
     saved = {part: SavedPart(folder / FOLDER, part, counts[part]) for part in parts}
     for part, stateful in parts.items():

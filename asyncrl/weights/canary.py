@@ -30,7 +30,7 @@ USUAL_FACTOR = 4.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CanaryLimits:
     """Mean differences of the canary's log-probabilities, in nats: `floor` is never a fault, and beyond `cap`
     everything is one."""
 
@@ -38,7 +38,7 @@ class Limits:
     cap: float
 
 
-LIMITS = {"float32": Limits(1e-4, 1e-2), "bfloat16": Limits(0.1, 0.5)}
+LIMITS = {"float32": CanaryLimits(1e-4, 1e-2), "bfloat16": CanaryLimits(0.1, 0.5)}
 """By the dtype that is computed in. Two engines in bfloat16 are each 0.28% to 0.31% of |logp| (RMS) off what
 float32 gives, so 0.056 from each other at 13.5 nats, or 0.045 on average; on plain text 0.046 is reported.
 In float32, two implementations on the CPU differ by 1e-6, and GPUs may multiply with ten bits. Weights of
@@ -89,7 +89,7 @@ class Canary:
         return difference if np.isfinite(difference) else float("inf")
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> CanaryLimits:
         return LIMITS[self.dtype]
 
 

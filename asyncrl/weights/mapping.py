@@ -19,8 +19,8 @@ _PORTABLE = 1
 
 
 class HostMap(mmap.mmap):
-    """A mapping that may be page-locked. It is let go before its memory is unmapped, and that is when the
-    last array or tensor over it is gone."""
+    """A mapping that may be page-locked. The lock is released before the memory is unmapped, which is when
+    the last array or tensor over it is gone."""
 
     _asked = False
     _locked_at: int | None = None
@@ -37,7 +37,7 @@ class HostMap(mmap.mmap):
             self._locked_at = address
             return
         log.warning(
-            "CUDA does not lock %d bytes of host memory (error %d), so that copies to and from the GPU are "
+            "CUDA cannot lock %d bytes of host memory (error %d), so copies to and from the GPU are "
             "slower; containers: `--ulimit memlock=-1`",
             len(self),
             error,

@@ -1,4 +1,4 @@
-"""The way of a weight version from the trainer to the engines, both its ends."""
+"""How weight versions get from the trainer to the engines: both ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Transport(Protocol):
         """An engine's end: what a notice tells of. Reads nothing yet."""
 
     def is_gone(self, notice: bytes) -> bool:
-        """An engine's end: whether what a notice tells of went with its trainer, whose successor's comes."""
+        """An engine's end: whether the version of a notice is gone with the trainer that published it, and
+        the next trainer's is to come."""
 
     def sweep(self) -> None:
         """The launcher's: leave nothing behind, whatever has ended the trainer. Called before a run and after

@@ -17,7 +17,7 @@ from check_step import Bench, NotThere
 from asyncrl.config import Config, keys
 from asyncrl.errors import ConfigError
 from asyncrl.plan.preflight import plan
-from asyncrl.trainer.backend import Trainer, make_rank, make_trainer
+from asyncrl.trainer.backend import Trainer, make_trainer
 
 STEPS = 3
 """The first of them meets cold kernels and allocators, and is not counted."""
@@ -78,7 +78,7 @@ def deepspeed_one_rank(bench: Bench, stage: int) -> None:
     config = config_of(
         bench, *both, "trainer.backend=deepspeed", f"trainer.deepspeed={{zero_stage: {stage}}}"
     )
-    trainer = make_rank(config, 0, bench.scratch / "rendezvous")
+    trainer = make_trainer(config, bench.scratch / "rendezvous")
     seconds, rates, norm = train(trainer, bench.size, bench.device)
     trainer.close()
     bench.found("training step, policy and critic", "s", *seconds)

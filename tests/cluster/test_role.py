@@ -6,7 +6,7 @@ from asyncrl.cluster import role, roles
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError, RunFailed
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.trainer.optimizer import NonFiniteGradientError
+from asyncrl.trainer.learner import NonFiniteGradientError
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"
     from asyncrl.trainer.backends.deepspeed.backend import _learner
-    from asyncrl.trainer.backends.deepspeed.group import Group
+    from asyncrl.trainer.backends.deepspeed.group import RankGroup
 
     configs = {path.stem: settings.load(path) for path in sorted(folder.glob("*.yaml"))}
     size = next(iter(configs.values())).trainer.ranks
-    group = Group(rank, size, folder / "rendezvous", torch.device("cpu"), START_TIMEOUT_S)
+    group = RankGroup(rank, size, folder / "rendezvous", torch.device("cpu"), START_TIMEOUT_S)
     for name, config in configs.items():
         found = gradients(config, group, lambda model, config=config: _learner(model, config, group))
         if rank == 0:

@@ -7,6 +7,8 @@ import torch
 
 from asyncrl.data.tokenizer import TokenizerError
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.learner import trained_parameters
+from asyncrl.trainer.models.policy import Policy, published
 from asyncrl.trainer.packing.batch import BatchError
 
 
@@ -78,3 +80,11 @@ def test_imports_stay_light():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_published_need_not_be_what_is_trained(make_qwen3):
+    model = make_qwen3()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    trained = trained_parameters(Policy(model, temperature=1.0, chunk_tokens=16))
+    assert published(model).keys() - trained.keys() == {"model.embed_tokens.weight"}
+    assert trained.keys() < published(model).keys()

@@ -10,7 +10,7 @@ from batches import make_batch, with_true_logprobs
 from pretended import DEVICE, pretended_device
 
 from asyncrl.trainer.backends.deepspeed import group as trainer_group
-from asyncrl.trainer.backends.deepspeed.group import Group
+from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.critic import Critic
@@ -24,7 +24,7 @@ from asyncrl.trainer.ranks import DeviceError, OneRank
 def group(tmp_path, monkeypatch):
     """One rank that computes on `DEVICE`, whose process group has no backend for the host."""
     monkeypatch.setitem(trainer_group.DEVICE_BACKENDS, DEVICE.type, f"{DEVICE.type}:gloo")
-    made = Group(0, 1, tmp_path / "rendezvous", DEVICE, start_timeout_s=60.0)
+    made = RankGroup(0, 1, tmp_path / "rendezvous", DEVICE, start_timeout_s=60.0)
     yield made
     made.close()
 

@@ -163,7 +163,7 @@ def test_the_critic_starts_as_another_copy_of_the_policy_with_values_of_zero(
 def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config):
     with pytest.raises(ValueError, match="there is none; add a section `critic:`"):
         make_config(objective={"advantage": "gae"})
-    with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo asks no critic"):
+    with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo uses no critic"):
         make_config(critic={})
 
 

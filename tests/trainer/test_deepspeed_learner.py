@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import tiny
 
-from asyncrl.trainer.backends.deepspeed.group import Group
+from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.models.critic import Critic
 
 pytestmark = pytest.mark.deepspeed
@@ -18,7 +18,7 @@ def group(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
-        made = Group(0, 1, rendezvous, torch.device("cpu"), start_timeout_s=60.0)
+        made = RankGroup(0, 1, rendezvous, torch.device("cpu"), start_timeout_s=60.0)
         yield made
         made.close()
 

@@ -145,8 +145,7 @@ def micros_of(flat, sequences, model, max_tokens):
     packing = common_packing([model], max_tokens)
     mini = mini_batch(flat, sequences, packing, OneRank(torch.device("cpu")), 3072)
     return [
-        replace(there, pieces=here.pieces)
-        for here, there in zip(mini.micros._micros, mini.micros, strict=True)
+        replace(there, pieces=here.pieces) for here, there in zip(mini.on_host, mini.micros(), strict=True)
     ]
 
 

@@ -138,7 +138,7 @@ def test_on_a_cpu_nothing_is_fused_and_on_a_gpu_a_line_says_what_is_missing(monk
         fuse_kernels(model, "never")
         assert not caplog.text
         fuse_kernels(model, "auto")
-    assert "without fused kernels: liger-kernel is not there" in caplog.text
+    assert "without fused kernels: liger-kernel is not installed" in caplog.text
     assert [type(m) for m in model.modules()] == kinds
 
 

@@ -27,7 +27,7 @@ from asyncrl.trainer.models.checks import ModelError, find_logit_shape
 from asyncrl.trainer.models.packed import mixes_sequences, sharing_works
 from asyncrl.trainer.models.policy import Policy, load_policy, make_policy
 from asyncrl.trainer.packing.batch import flatten
-from asyncrl.trainer.packing.pack import assemble, pack
+from asyncrl.trainer.packing.pack import make_micro_batch, pack_lengths
 from asyncrl.trainer.packing.prefix import single_units
 
 SMALL = {
@@ -122,8 +122,8 @@ def test_other_architectures_pass_and_their_log_probabilities_are_right(make, ra
     flat = flatten(random_batch(0, groups=1))
     lengths = flat.trained_lengths()
     units = single_units(lengths)
-    [layout] = pack([unit.tokens for unit in units], 4096, 64)
-    micro = assemble(flat, lengths, units, layout)
+    [layout] = pack_lengths([unit.tokens for unit in units], 4096, 64)
+    micro = make_micro_batch(flat, lengths, units, layout)
     with torch.no_grad():
         got, _ = policy(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
         for token, logprob in zip(micro.token_index.tolist(), got.tolist(), strict=True):
@@ -172,8 +172,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_is_really_on(
     flat = flatten(random_batch(1))
     lengths = flat.trained_lengths()
     units = single_units(lengths)
-    [layout] = pack([unit.tokens for unit in units], 4096, 64)
-    micro = assemble(flat, lengths, units, layout)
+    [layout] = pack_lengths([unit.tokens for unit in units], 4096, 64)
+    micro = make_micro_batch(flat, lengths, units, layout)
     gradients, forwards = [], []
     for checkpointing in (False, True):
         policy = load_policy(make_config(path, trainer={"gradient_checkpointing": checkpointing}))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import flatten
-from asyncrl.trainer.packing.pack import ONE_SEQUENCE, assemble, pack
+from asyncrl.trainer.packing.pack import ONE_SEQUENCE, make_micro_batch, pack_lengths
 from asyncrl.trainer.packing.prefix import shared_units, single_units
 
 lengths_lists = st.lists(st.integers(1, 50), min_size=0, max_size=60)
@@ -14,19 +14,19 @@ lengths_lists = st.lists(st.integers(1, 50), min_size=0, max_size=60)
 
 @given(lengths_lists, st.integers(1, 120), st.sampled_from([1, 16, 64, 10**9]))
 def test_every_item_goes_once_and_no_micro_batch_exceeds_the_budget(lengths, budget, min_row):
-    layouts = pack(lengths, budget, min_row)
+    layouts = pack_lengths(lengths, budget, min_row)
     placed = [i for layout in layouts for row in layout.rows for i in row]
     assert sorted(placed) == list(range(len(lengths)))
     for layout in layouts:
         totals = [sum(lengths[i] for i in row) for row in layout.rows]
         assert max(totals) == layout.row_tokens
         assert layout.padded_tokens <= budget or len(layout.rows) == len(layout.rows[0]) == 1
-    assert pack(lengths, budget, min_row) == layouts
+    assert pack_lengths(lengths, budget, min_row) == layouts
 
 
 @given(lengths_lists, st.integers(1, 120))
 def test_items_that_must_not_meet_get_rows_of_their_own_beside_items_of_like_length(lengths, budget):
-    layouts = pack(lengths, budget, ONE_SEQUENCE)
+    layouts = pack_lengths(lengths, budget, ONE_SEQUENCE)
     rows = [row for layout in layouts for row in layout.rows]
     assert all(len(row) == 1 for row in rows)
     in_order = [lengths[item] for (item,) in rows]
@@ -38,13 +38,13 @@ def test_items_that_must_not_meet_get_rows_of_their_own_beside_items_of_like_len
 
 @given(lengths_lists, st.integers(1, 120))
 def test_a_micro_batch_of_one_flat_row_has_no_padding(lengths, budget):
-    for layout in pack(lengths, budget, min_row_tokens=10**9):
+    for layout in pack_lengths(lengths, budget, min_row_tokens=10**9):
         assert len(layout.rows) == 1
         assert layout.padded_tokens == sum(lengths[i] for i in layout.rows[0])
 
 
 def test_rows_fill_up():
-    layouts = pack([30, 10, 20, 20, 10, 30], max_tokens=90, min_row_tokens=1)
+    layouts = pack_lengths([30, 10, 20, 20, 10, 30], max_tokens=90, min_row_tokens=1)
     assert [layout.rows for layout in layouts] == [((0,), (5,), (2, 1)), ((3,), (4,))]
     assert [layout.row_tokens for layout in layouts] == [30, 20]
 
@@ -59,8 +59,8 @@ def test_assembled_rows_hold_the_sequences_and_point_from_the_token_before(rando
     flat = flatten(random_batch(2, version=4, oldest_version=1))
     lengths, units = units_of(flat, sharing=sharing)
     seen = []
-    for layout in pack([unit.tokens for unit in units], 64, 24):
-        micro = assemble(flat, lengths, units, layout)
+    for layout in pack_lengths([unit.tokens for unit in units], 64, 24):
+        micro = make_micro_batch(flat, lengths, units, layout)
         ids = micro.input_ids.flatten().numpy()
         # Whatever the layout, each hidden state has just read the token before the one it predicts.
         np.testing.assert_array_equal(
@@ -136,8 +136,8 @@ def test_packed_equals_separate_in_logprobs_and_gradients(
 
     policy = Policy(model, temperature=1.0, chunk_tokens=16)
     got = {}
-    for layout in pack([unit.tokens for unit in units], budget, row):
-        micro = assemble(flat, lengths, units, layout)
+    for layout in pack_lengths([unit.tokens for unit in units], budget, row):
+        micro = make_micro_batch(flat, lengths, units, layout)
         targets = torch.from_numpy(flat.token_ids)[micro.token_index]
         logprobs, entropy = policy(micro, targets)
         objective(logprobs, entropy, micro.token_index).backward()

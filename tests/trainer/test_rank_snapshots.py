@@ -13,7 +13,7 @@ from asyncrl.trainer.backends.deepspeed import snapshots
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots, SnapshotError
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.saving import ModelSnapshot
-from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, HeldState, RestoreError, open_state, share_out
+from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, HeldState, RestoreError, open_saved, share_out
 
 RANKS = 3
 DEADLINE_S = 60.0
@@ -127,7 +127,7 @@ def test_every_rank_writes_its_share_and_any_number_of_ranks_reads_the_whole(mak
             files = sorted(p.name for p in (folder / "training").glob(f"{part}.{kind}.*"))
             assert files == [f"{part}.{kind}.{rank}.safetensors" for rank in range(RANKS)]
     restored = {"policy": Part(7), "critic": Part(8)}
-    for name, saved in open_state(folder, restored).items():
+    for name, saved in open_saved(folder, restored).items():
         restored[name].load(saved)
     assert all(restored[name].equals(part) for name, part in ranks.parts[0].items())
     alone = HeldState(ranks.parts[0], Shelf(), DTYPES)
@@ -150,7 +150,7 @@ def test_a_snapshot_does_not_change_with_the_next_step(make_ranks, tmp_path):
     folder = folder_of(tmp_path, "step_1")
     snapshot.write(folder)
     restored = {"policy": Part(7)}
-    restored["policy"].load(open_state(folder, restored)["policy"])
+    restored["policy"].load(open_saved(folder, restored)["policy"])
     assert restored["policy"].equals(Part(1))
 
 
@@ -172,7 +172,7 @@ def test_a_share_that_cannot_be_written_is_told_to_rank_0_and_the_next_snapshot_
     checkpoints.write(CheckpointState(2, 0.0, snapshot.weights_hash()), snapshot.write)
     newest = checkpoints.newest_whole()
     assert newest.step == 2
-    open_state(newest.path, {"policy": Part(1), "critic": Part(2)})
+    open_saved(newest.path, {"policy": Part(1), "critic": Part(2)})
 
 
 def test_one_that_is_not_written_gives_way_to_the_next_and_is_void(make_ranks, tmp_path):
@@ -200,7 +200,7 @@ def test_a_share_that_is_missing_is_missed(make_ranks, tmp_path):
     make_ranks().snapshot().write(folder)
     (folder / "training/policy.exp_avg.1.safetensors").unlink()
     with pytest.raises(RestoreError, match=r"layers\.\d\.weight is missing"):
-        open_state(folder, {"policy": Part(1)})
+        open_saved(folder, {"policy": Part(1)})
 
 
 def test_shares_are_disjoint_and_even_with_the_policys_folder_on_rank_0():

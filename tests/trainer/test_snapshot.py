@@ -13,8 +13,8 @@ from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.learner import NonFiniteGradientError
 from asyncrl.trainer.models.checks import ModelError
-from asyncrl.trainer.optimizer import NonFiniteGradientError
 from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.state import RestoreError
 
@@ -277,5 +277,5 @@ def test_a_config_that_cannot_be_saved_is_refused_at_the_start(make_qwen3, save_
     model = make_qwen3()
     tokenizer = AutoTokenizer.from_pretrained(save_model(make_qwen3()))
     model.config.odd = object()
-    with pytest.raises(ModelError, match="would not save it with a checkpoint"):
+    with pytest.raises(ModelError, match="refuses to save it with a checkpoint"):
         ModelFolder(model, tokenizer)

@@ -13,11 +13,10 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.objective.diagnostics import Diagnostics
-from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.learner import NonFiniteGradientError, TorchLearner
 from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.optimizer import NonFiniteGradientError
 from asyncrl.trainer.packing.mini_batch import over_tokens
 from asyncrl.trainer.ranks import OneRank
 

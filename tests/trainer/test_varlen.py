@@ -36,7 +36,7 @@ from asyncrl.trainer.models.policy import Policy, load_policy
 from asyncrl.trainer.models.twin import small_twin
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.packing.mini_batch import ONE_ROW, Packing, mini_batch
-from asyncrl.trainer.packing.pack import assemble, pack
+from asyncrl.trainer.packing.pack import make_micro_batch, pack_lengths
 from asyncrl.trainer.packing.pieces import cut
 from asyncrl.trainer.packing.prefix import Branches, shared_units, single_units
 from asyncrl.trainer.ranks import OneRank
@@ -173,8 +173,8 @@ def test_every_family_gives_packed_what_each_sequence_gives_alone(family, checkp
     assert policy.shares_prefixes == (family in ("qwen2", "qwen3", "llama"))
     units = shared_units(flat, lengths, 128) if policy.shares_prefixes else single_units(lengths)
     got = {}
-    for layout in pack([unit.tokens for unit in units], 128, policy.row_tokens, round_to=16):
-        micro = assemble(flat, lengths, units, layout)
+    for layout in pack_lengths([unit.tokens for unit in units], 128, policy.row_tokens, round_to=16):
+        micro = make_micro_batch(flat, lengths, units, layout)
         logprobs, entropy = policy(micro, torch.from_numpy(flat.token_ids)[micro.token_index])
         objective(logprobs, entropy, micro.token_index).backward()
         got.update(zip(micro.token_index.tolist(), logprobs.tolist(), strict=True))
@@ -365,8 +365,8 @@ def test_micro_batches_move_to_the_device_one_at_a_time(random_batch):
     there = mini_batch(
         flat, np.arange(flat.sequences), packing_of(64, device="meta"), OneRank(torch.device("cpu")), 14
     )
-    assert len(there.micros) == len(here.micros) > 3
-    for a, b in zip(here.micros, there.micros, strict=True):
+    assert len(there.on_host) == len(here.on_host) > 3
+    for a, b in zip(here.micros(), there.micros(), strict=True):
         moved = [b.input_ids, b.position_ids, b.predicted_from, b.token_index, b.pieces.starts]
         moved += [
             getattr(b.pieces.shared, name) for name in ("queries", "keys", "query_starts", "key_starts")
@@ -374,7 +374,7 @@ def test_micro_batches_move_to_the_device_one_at_a_time(random_batch):
         assert all(tensor.is_meta for tensor in moved)
         assert b.branches.mask().is_meta
         assert (a.pieces.longest, a.input_ids.shape) == (b.pieces.longest, b.input_ids.shape)
-    assert all(micro.input_ids.device.type == "cpu" for micro in there.micros._micros)
+    assert all(micro.input_ids.device.type == "cpu" for micro in there.on_host)
 
 
 def test_models_on_different_kernels_are_packed_for_the_one_that_masks(make_qwen3):
@@ -391,7 +391,7 @@ def test_a_varlen_model_computes_rows_that_were_packed_for_a_mask(make_qwen3, ra
     mini = mini_batch(
         flat, np.arange(flat.sequences), packing_of(300, row_tokens=64), OneRank(torch.device("cpu")), 14
     )
-    micro = max(mini.micros, key=lambda micro: len(micro.input_ids))
+    micro = max(mini.micros(), key=lambda micro: len(micro.input_ids))
     assert len(micro.input_ids) > 1
     targets = torch.from_numpy(flat.token_ids)[micro.token_index]
     masked, ragged = make_qwen3(), make_qwen3()

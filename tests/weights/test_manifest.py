@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from asyncrl.weights.manifest import ALIGNMENT_BYTES, Manifest, TensorEntry, WeightNotice
-from asyncrl.weights.source import LocalWeights, WeightsError
+from asyncrl.weights.source import LocalWeights, WeightsError, untied
 
 
 def odd_tensors() -> dict[str, torch.Tensor]:
@@ -86,3 +86,9 @@ def test_a_dtype_that_this_torch_lacks_is_named():
     manifest = Manifest((TensorEntry("layer.weight", "float3", (2,), 0, 1),), 1)
     with pytest.raises(WeightsError, match=r"layer\.weight.*float3"):
         manifest.views(torch.zeros(1, dtype=torch.uint8))
+
+
+def test_tensors_without_memory_of_their_own_are_told_apart_as_objects():
+    """As under ZeRO 3, where a rank holds none of a parameter between two passes."""
+    a, b = torch.empty(0), torch.empty(0)
+    assert list(untied({"a": a, "tied": a, "b": b})) == ["a", "b"]

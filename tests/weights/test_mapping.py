@@ -74,7 +74,7 @@ def test_a_refusal_is_said_once_and_leaves_plain_memory(cudart, monkeypatch, cap
         mapped.lock_pages()
         mapped.lock_pages()
     assert len(cudart.calls) == 1
-    assert caplog.text.count(f"does not lock {N_BYTES} bytes of host memory (error 2)") == 1
+    assert caplog.text.count(f"cannot lock {N_BYTES} bytes of host memory (error 2)") == 1
     over(mapped).fill_(7)
     del mapped
     assert not cudart.was_mapped

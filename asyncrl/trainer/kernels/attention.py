@@ -1,6 +1,6 @@
 """The attention kernel of a loaded model: what `model.attn_implementation` comes to for it.
 
-`varlen` is taken where it can compute what the model's layers want, which is tried out on them.
+`varlen` is used where it computes what the model's layers ask for, which is tried on the model itself.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def load_with(setting: str) -> str | None:
-    """What a model is to be loaded with: None for `sdpa`, or `eager` where a model has nothing else. `varlen`
-    comes after, if it fits."""
+    """What to load a model with: None for `sdpa`, or `eager` where a model has nothing else. `varlen` is set
+    afterwards, if it fits."""
     return None if setting in ("auto", varlen.NAME) else setting
 
 
 def choose_attention(model: PreTrainedModel, setting: str) -> None:
-    """Switch a model that lies where it is going to compute to `varlen`, if that is what the setting comes
-    to, or to `eager` where only that is right. Raises `ModelError` where the setting asks by name for what
-    the model cannot have."""
+    """Switch a model that lies on its device to `varlen`, if the setting means that for it, or to `eager`
+    where only that is right. Raises `ModelError` where the setting names what the model cannot use."""
     if attention_cap(model.config) is not None:
         _choose_for_capped(model, setting)
         return
@@ -63,7 +62,7 @@ def _choose_for_capped(model: PreTrainedModel, setting: str) -> None:
 
 
 def takes_shared_prompts(model: PreTrainedModel) -> bool:
-    """Whether the model's layers see all tokens before theirs, and take our word for which belong to them."""
+    """Whether every layer sees all earlier tokens, and accepts a mask that says which of them count."""
     kinds, config = _layer_kinds(model), model.config.get_text_config()
     windowed = kinds != {"full_attention"} if kinds else getattr(config, "sliding_window", None)
     return not windowed and model.config._attn_implementation in (varlen.NAME, "sdpa", "eager")
@@ -79,7 +78,7 @@ def _layer_kinds(model: PreTrainedModel) -> set[str]:
 
 
 def _misfit(model: PreTrainedModel) -> str | None:
-    """Why the kernel cannot compute the model's attention, as far as what is known of both says."""
+    """Why the kernel cannot compute the model's attention, by what is known of both."""
     if not varlen.AVAILABLE:
         return f"torch {torch.__version__} has no varlen_attn with grouped heads, which 2.13 brings"
     if not model._supports_flash_attn:
@@ -109,7 +108,7 @@ def _misfit_of_gpu(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _mistake(model: PreTrainedModel) -> str | None:
-    """Switch the model to the kernel; why it is switched back, if what comes out is not what did before."""
+    """Switch the model to the kernel. Where its output changes, switch it back and return why."""
     ids = probe_ids(model, 12)
     positions = torch.tensor([[*range(5), *range(7)]], device=model.device)
     pieces = Pieces(torch.tensor([0, 5, 12], dtype=torch.int32, device=model.device), 7, None)

@@ -72,21 +72,21 @@ def liger_kernels() -> Kernels:
 
 
 def fuse_kernels(model: PreTrainedModel, setting: str) -> None:
-    """Have a model that lies where it is going to compute use fused kernels, if `trainer.fused_kernels` says
-    so and they fit; says in a line why they do not."""
+    """Make a model that lies on its device use fused kernels, if `trainer.fused_kernels` allows them and they
+    fit; log a line where they do not."""
     if setting == "never" or model.device.type != "cuda":
         return
     try:
         why = fuse_if_right(model, liger_kernels())
     except ImportError as error:
-        why = f"liger-kernel is not there ({error}): pip install 'liger-kernel>=0.8,<0.9'"
+        why = f"liger-kernel is not installed ({error}): pip install 'liger-kernel>=0.8,<0.9'"
     if why is not None:
         log.warning("%s computes norms and MLPs without fused kernels: %s", model_name(model), why)
 
 
 @torch.no_grad()
 def fuse_if_right(model: PreTrainedModel, kernels: Kernels) -> str | None:
-    """Fuse, and try it out; why everything is back as it was, if it is."""
+    """Fuse, and try it out. Where the output changes, undo everything and return why."""
     if model.config.model_type not in FAMILIES:
         return f"models of type {model.config.model_type} are not known to be right with them"
     ids = probe_ids(model, 12)

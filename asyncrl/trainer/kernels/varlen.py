@@ -12,7 +12,7 @@ runs once over the pieces, and once more for the tokens after a shared prompt ov
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def varlen_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if pieces.shared is None:
         window = CAUSAL if sliding_window is None else [sliding_window - 1, 0]
-        out, _ = _forward(q, k, v, *_own(pieces), window, scale)
+        out, _ = _forward(q, k, v, _to_itself(pieces, window), scale)
     elif sliding_window is None:
         out = _WithSharedPrompts.apply(q, k, v, pieces, scale)
     else:
@@ -95,8 +95,8 @@ class _WithSharedPrompts(torch.autograd.Function):
         assert pieces.shared is not None
         shared = pieces.shared
         at, prompt = shared.queries, shared.keys
-        out, lse = _forward(q, k, v, *_own(pieces), CAUSAL, scale)
-        more, more_lse = _forward(q[at], k[prompt], v[prompt], *_to_prompts(shared), FULL, scale)
+        out, lse = _forward(q, k, v, _to_itself(pieces, CAUSAL), scale)
+        more, more_lse = _forward(q[at], k[prompt], v[prompt], _to_prompts(shared), scale)
         own_lse = lse[:, at]
         joined = torch.logaddexp(own_lse, more_lse)
         share, more_share = (_weights(part, joined) for part in (own_lse, more_lse))
@@ -111,18 +111,9 @@ class _WithSharedPrompts(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         shared = ctx.pieces.shared
         at, prompt = shared.queries, shared.keys
-        dq, dk, dv = _backward(grad, q, k, v, out, lse, *_own(ctx.pieces), CAUSAL, ctx.scale)
-        more = _backward(
-            grad[at],
-            q[at],
-            k[prompt],
-            v[prompt],
-            out[at],
-            lse[:, at].contiguous(),
-            *_to_prompts(shared),
-            FULL,
-            ctx.scale,
-        )
+        dq, dk, dv = _backward((grad, q, k, v, out, lse), _to_itself(ctx.pieces, CAUSAL), ctx.scale)
+        of_queries = (grad[at], q[at], k[prompt], v[prompt], out[at], lse[:, at].contiguous())
+        more = _backward(of_queries, _to_prompts(shared), ctx.scale)
         for of_all, of_some, where in zip((dq, dk, dv), more, (at, prompt, prompt), strict=True):
             of_all.index_add_(0, where, of_some)
         return dq, dk, dv, None, None
@@ -133,61 +124,36 @@ def _weights(lse: Tensor, joined: Tensor) -> Tensor:
     return (lse - joined).exp().t()[..., None]
 
 
-def _own(pieces: Pieces) -> tuple[Tensor, Tensor, int, int]:
-    return pieces.starts, pieces.starts, pieces.longest, pieces.longest
+class _Sight(NamedTuple):
+    """Who sees whom: the tokens of each query piece those of the key piece of the same number."""
+
+    q_starts: Tensor
+    k_starts: Tensor
+    longest_q: int
+    longest_k: int
+    window: list[int]
 
 
-def _to_prompts(shared: SharedPrompts) -> tuple[Tensor, Tensor, int, int]:
-    return shared.query_starts, shared.key_starts, shared.longest_queries, shared.longest_keys
+def _to_itself(pieces: Pieces, window: list[int]) -> _Sight:
+    return _Sight(pieces.starts, pieces.starts, pieces.longest, pieces.longest, window)
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_starts: Tensor,
-    k_starts: Tensor,
-    longest_q: int,
-    longest_k: int,
-    window: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _to_prompts(shared: SharedPrompts) -> _Sight:
+    return _Sight(shared.query_starts, shared.key_starts, shared.longest_queries, shared.longest_keys, FULL)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, sight: _Sight, scale: float) -> tuple[Tensor, Tensor]:
     """(out[Tq, H, D], log-sum-exp float32[H, Tq])."""
-    out, lse, _ = torch.ops.torch_attn._varlen_attn(
-        q, k, v, q_starts, k_starts, longest_q, longest_k, window == CAUSAL, scale, window, enable_gqa=True
-    )
+    *spans, window = sight
+    causal = window == CAUSAL
+    out, lse, _ = torch.ops.torch_attn._varlen_attn(q, k, v, *spans, causal, scale, window, enable_gqa=True)
     return out, lse
 
 
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q_starts: Tensor,
-    k_starts: Tensor,
-    longest_q: int,
-    longest_k: int,
-    window: list[int],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
-    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
+def _backward(tensors: tuple[Tensor, ...], sight: _Sight, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v. tensors: the gradient of out, q, k, v, out, log-sum-exp."""
+    *spans, window = sight
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=tensors[0].device)
     return torch.ops.torch_attn._varlen_attn_backward(
-        grad,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        q_starts,
-        k_starts,
-        longest_q,
-        longest_k,
-        window == CAUSAL,
-        no_dropout,
-        scale,
-        window,
+        *tensors, *spans, window == CAUSAL, no_dropout, scale, window
     )

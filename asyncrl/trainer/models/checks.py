@@ -1,4 +1,4 @@
-"""What the trainer takes for granted of a model, tried out on it when it is loaded.
+"""What the trainer assumes of a model, tried out on the model when it is loaded.
 
 Trying beats a list of config keys: it finds the models that nobody has listed.
 """

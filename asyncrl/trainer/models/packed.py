@@ -176,7 +176,7 @@ def check_padding(model: PackedModel) -> None:
     got = torch.cat([padded[:1, :short], padded[1:]], 1)
     if difference(got, alone) > tolerance(got.dtype):
         raise ModelError(
-            f"{model_name(model.model)} gives other hidden states for a sequence that is padded on the "
+            f"{model_name(model.model)} gives a sequence other hidden states once it is padded on the "
             f"right, so its log-probabilities would be wrong; {REFUSED}"
         )
 
@@ -206,7 +206,7 @@ def sharing_works(model: PackedModel) -> bool:
 
 
 def _row_tokens(model: PreTrainedModel) -> int:
-    """How long rows are to be, at least, when sequences are packed.
+    """The shortest rows into which sequences are packed.
 
     Kernels that compute each sequence of a row by itself take one row of the whole budget. Others compute the
     whole square under a mask: rows stay short, but long enough to hold several short sequences.
@@ -238,9 +238,9 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 class _WithoutDropout:
-    """A layer's own pass, out of training mode: some layers (OPT's) drop out by themselves where they are
-    training, and only the checkpointing around them is to see that they are. An object, not a function: a
-    copy of the layer has one of its own."""
+    """A layer's own forward pass, with training mode off: some layers (OPT's) apply dropout themselves in
+    training mode, which only the checkpointing around them must see. An object, not a function, so that a
+    copy of the layer has its own."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer

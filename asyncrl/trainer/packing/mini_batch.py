@@ -4,9 +4,9 @@ ranks."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from asyncrl.objective.normalise import Totals
 from asyncrl.trainer.packing.batch import FlatBatch, count_trained
-from asyncrl.trainer.packing.pack import Layout, MicroBatch, assemble, empty, pack, row_capacity
+from asyncrl.trainer.packing.pack import (
+    Layout,
+    MicroBatch,
+    empty_micro_batch,
+    make_micro_batch,
+    pack_lengths,
+    row_capacity,
+)
 from asyncrl.trainer.packing.prefix import Unit, shared_units, single_units
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import did_one, working
@@ -54,38 +61,22 @@ class Packing:
         return max(1, self.max_tokens // ROUNDING_STEPS) if self.one_row else 1
 
 
-class MicroBatches(Sequence[MicroBatch]):
-    """Micro-batches that lie in host memory and are moved to the device one at a time, as they are asked
-    for."""
-
-    def __init__(self, micros: Sequence[MicroBatch], device: torch.device) -> None:
-        self._micros = micros
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._micros)
-
-    @overload
-    def __getitem__(self, index: int) -> MicroBatch: ...
-    @overload
-    def __getitem__(self, index: slice) -> MicroBatches: ...
-    def __getitem__(self, index: int | slice) -> MicroBatch | MicroBatches:
-        if isinstance(index, slice):
-            return MicroBatches(self._micros[index], self._device)
-        return self._micros[index].to(self._device)
-
-
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
     """What one optimizer update sees: this rank's micro-batches, and counts over all ranks."""
 
-    micros: MicroBatches
+    on_host: Sequence[MicroBatch]
+    device: torch.device
     totals: Totals
+
+    def micros(self) -> Iterator[MicroBatch]:
+        """Each is moved to the device when its turn comes."""
+        return (micro.to(self.device) for micro in self.on_host)
 
 
 def count_micros(minis: Sequence[MiniBatch]) -> int:
     """Micro-batches of this rank."""
-    return sum(len(mini.micros) for mini in minis)
+    return sum(len(mini.on_host) for mini in minis)
 
 
 def mini_batch(
@@ -103,13 +94,13 @@ def mini_batch(
     else:
         units = single_units(lengths)
     tokens = [unit.tokens for unit in units]
-    layouts = pack(tokens, packing.max_tokens, packing.row_tokens, packing.round_to)
+    layouts = pack_lengths(tokens, packing.max_tokens, packing.row_tokens, packing.round_to)
     dealt = deal([cost(layout, units, lengths, packing) for layout in layouts], ranks.size)
-    mine = [assemble(flat, lengths, units, layouts[i]) for i in dealt[ranks.rank]]
+    mine = [make_micro_batch(flat, lengths, units, layouts[i]) for i in dealt[ranks.rank]]
     most = max(map(len, dealt))
-    mine += [empty() for _ in range(most - len(mine))]
+    mine += [empty_micro_batch() for _ in range(most - len(mine))]
     totals = Totals(count_trained(flat, sequences), int((lengths > 0).sum()), max_length)
-    return MiniBatch(MicroBatches(mine, packing.device), totals)
+    return MiniBatch(mine, packing.device, totals)
 
 
 def cost(layout: Layout, units: Sequence[Unit], lengths: NDArray[np.int64], packing: Packing) -> int:
@@ -124,7 +115,7 @@ def cost(layout: Layout, units: Sequence[Unit], lengths: NDArray[np.int64], pack
 
 
 def seen_pairs(unit: Unit, lengths: NDArray[np.int64]) -> int:
-    """How many pairs of a token and one that it sees the unit has."""
+    """The number of pairs in the unit of a token and a token that it sees."""
     prefix = unit.prefix_tokens
     rests = lengths[list(unit.members)] - prefix
     return int(prefix * (prefix + 1) // 2 + (rests * (rests + 1) // 2 + rests * prefix).sum())
@@ -133,8 +124,8 @@ def seen_pairs(unit: Unit, lengths: NDArray[np.int64]) -> int:
 def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Which items each rank gets: about equal sums of `costs`, and numbers that differ by at most one.
 
-    The dearest first, each to the rank with the least to do among those that still have room (Graham 1969's
-    longest-processing-time rule, with a bound on the number).
+    The most expensive first, each to the rank with the least to do among those that still have room (Graham
+    1969's longest-processing-time rule, with a bound on the number).
     """
     most = -(-len(costs) // ranks)
     dealt: list[list[int]] = [[] for _ in range(ranks)]
@@ -157,7 +148,7 @@ def over_tokens(
     result = None
     with working("micro-batches of a forward pass over the batch", count_micros(minis)):
         for mini in minis:
-            for micro in mini.micros:
+            for micro in mini.micros():
                 values = compute(micro).float()
                 if result is None:
                     result = torch.zeros(tokens, device=values.device)

@@ -3,7 +3,7 @@
 Several units share a row. Their position ids restart at 0, from which transformers builds block-diagonal
 attention. What else a kernel needs to know comes along: which tokens share a prompt, of which a mask is made,
 and where sequences begin and end. For models that cannot keep them apart, every sequence has a row of its
-own, padded on the right. `pack` decides (pure, deterministic), `assemble` makes the tensors.
+own, padded on the right. `pack_lengths` decides (pure, deterministic), `make_micro_batch` makes the tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.trainer.packing.batch import FlatBatch
+from asyncrl.trainer.packing.device import OnDevice
 from asyncrl.trainer.packing.pieces import Pieces, cut
 from asyncrl.trainer.packing.prefix import Branches, Unit
 
@@ -37,7 +38,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
+class MicroBatch(OnDevice):
     """One forward pass: R rows of L tokens, of which N predictions are trained on."""
 
     input_ids: Tensor
@@ -54,18 +55,8 @@ class MicroBatch:
     token_index: Tensor
     """int64[N]: each trained token's index in the `FlatBatch`."""
 
-    def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            None if self.branches is None else self.branches.to(device),
-            self.pieces.to(device),
-            self.predicted_from.to(device),
-            self.token_index.to(device),
-        )
 
-
-def empty() -> MicroBatch:
+def empty_micro_batch() -> MicroBatch:
     """A forward pass for a rank that has nothing left to compute while others have: one token, none
     trained."""
     nothing = torch.zeros(0, dtype=torch.int64)
@@ -79,7 +70,9 @@ def row_capacity(longest: int, max_tokens: int, min_row_tokens: int) -> int:
     return max(longest, min(min_row_tokens, max_tokens))
 
 
-def pack(lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1, round_to: int = 1) -> list[Layout]:
+def pack_lengths(
+    lengths: Sequence[int], max_tokens: int, min_row_tokens: int = 1, round_to: int = 1
+) -> list[Layout]:
     """First-fit-decreasing of items with `lengths` (all > 0) into micro-batches.
 
     A micro-batch takes the longest item left and as many rows of `row_capacity` as `max_tokens` pays for,
@@ -147,7 +140,7 @@ class _Rows:
         return end
 
 
-def assemble(
+def make_micro_batch(
     flat: FlatBatch, lengths: NDArray[np.int64], units: Sequence[Unit], layout: Layout
 ) -> MicroBatch:
     """The tensors of one micro-batch. `lengths[s]` tokens of sequence s go in (`FlatBatch.trained_lengths`).

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asyncrl.trainer.packing.device import OnDevice
+
 
 @dataclass(frozen=True, slots=True)
-class SharedPrompts:
+class SharedPrompts(OnDevice):
     """Who sees whom between the pieces of units that share a prompt: every token after it sees all of it.
 
     In such unit u, the tokens `queries[query_starts[u] : query_starts[u + 1]]` follow the prompt
@@ -31,19 +33,9 @@ class SharedPrompts:
     longest_keys: int
     """No shared prompt is longer."""
 
-    def to(self, device: torch.device) -> SharedPrompts:
-        return SharedPrompts(
-            self.queries.to(device),
-            self.keys.to(device),
-            self.query_starts.to(device),
-            self.key_starts.to(device),
-            self.longest_queries,
-            self.longest_keys,
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(OnDevice):
     """A micro-batch whose rows are laid end to end, cut into pieces that attend causally to themselves: a
     sequence, a shared prompt, what follows it in one sequence, or padding."""
 
@@ -53,11 +45,6 @@ class Pieces:
     """No piece is longer."""
     shared: SharedPrompts | None
     """None where no two sequences share a prompt."""
-
-    def to(self, device: torch.device) -> Pieces:
-        return Pieces(
-            self.starts.to(device), self.longest, None if self.shared is None else self.shared.to(device)
-        )
 
 
 def cut(blocks: NDArray[np.int64], branches: NDArray[np.int64]) -> Pieces:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.trainer.packing.batch import FlatBatch
+from asyncrl.trainer.packing.device import OnDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _common_prefix(flat: FlatBatch, members: NDArray[np.int64], lengths: NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Branches:
+class Branches(OnDevice):
     """Who attends to whom when units share rows: a token sees the tokens before it (and itself) of its own
     unit that belong to the prefix or to its own response."""
 
@@ -89,9 +90,6 @@ class Branches:
     """int64[R, L]: the unit of each token."""
     branches: Tensor
     """int64[R, L]: 0 for tokens of the unit's prefix, else the number of the response."""
-
-    def to(self, device: torch.device) -> Branches:
-        return Branches(self.blocks.to(device), self.branches.to(device))
 
     def mask(self) -> Tensor:
         """bool[R, 1, L, L], True where query (dim 2) sees key (dim 3)."""

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.data.tokenizer import load_tokenizer
-from asyncrl.trainer.backends.deepspeed.group import Group, Order, RestoreOrder, TrainOrder
+from asyncrl.trainer.backends.deepspeed.group import Order, RankGroup, RestoreOrder, TrainOrder
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
 from asyncrl.trainer.backends.deepspeed.weights import GatheredWeights
@@ -22,7 +22,7 @@ from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
-from asyncrl.trainer.state import HeldState, SavedPart, open_state
+from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 
 
@@ -41,7 +41,9 @@ class DeepSpeedTrainer:
         dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
         self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
-        self._group = Group(rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s)
+        self._group = RankGroup(
+            rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s
+        )
         self._step, self._parts = make_training(
             config, models, lambda model: _learner(model, config, self._group), self._group
         )
@@ -63,7 +65,7 @@ class DeepSpeedTrainer:
                 case TrainOrder():
                     self._train(order)
                 case RestoreOrder():
-                    self._load(open_state(order.folder, self._parts))
+                    self._load(open_saved(order.folder, self._parts))
                 case Order.SNAPSHOT:
                     self._snapshots.follow()
                 case Order.GATHER:
@@ -102,7 +104,7 @@ class DeepSpeedTrainer:
 
     def restore(self, folder: Path) -> None:
         # What is wrong with it is found before the others read it; they need the folder in the same place.
-        saved = open_state(folder, self._parts)
+        saved = open_saved(folder, self._parts)
         self._group.tell(RestoreOrder(folder.absolute()))
         self._load(saved)
 
@@ -121,7 +123,7 @@ class DeepSpeedTrainer:
             self._group.tell(order)
 
 
-def _learner(model: nn.Module, config: Config, group: Group) -> Learner:
+def _learner(model: nn.Module, config: Config, group: RankGroup) -> Learner:
     """With nothing to share out, plain torch does what DeepSpeed would."""
     if config.trainer.deepspeed.zero_stage == 0:
         return TorchLearner(model, config.trainer, group)

@@ -52,7 +52,7 @@ class RestoreOrder:
     folder: Path
 
 
-class Group:
+class RankGroup:
     """`Ranks` over torch.distributed. Every collective names its process group, of which there are three:
 
     - the default one, for tensors on the device that the ranks compute on (NCCL on GPUs, which refuses

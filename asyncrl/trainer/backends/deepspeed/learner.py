@@ -15,8 +15,14 @@ from asyncrl.config import Config
 from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers, what_starts
 from asyncrl.trainer.backends.deepspeed.pieces import gathered, optimizer_states, set_whole
-from asyncrl.trainer.learner import learner_shapes, trained_parameters
-from asyncrl.trainer.optimizer import NonFiniteGradientError, SkipCounter, Update, adamw
+from asyncrl.trainer.learner import (
+    NonFiniteGradientError,
+    SkipCounter,
+    Update,
+    adamw,
+    learner_shapes,
+    trained_parameters,
+)
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 from asyncrl.work import unhurried

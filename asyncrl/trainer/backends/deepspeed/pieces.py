@@ -18,7 +18,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from asyncrl.trainer.optimizer import adamw_start
+from asyncrl.trainer.learner import adamw_start
 
 
 def is_scattered(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
-from asyncrl.trainer.state import HeldState, open_state
+from asyncrl.trainer.state import HeldState, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import WholeWeights
 
@@ -52,7 +52,7 @@ class TorchTrainer:
         return ModelSnapshot(HeldState(self._parts, self._shelf, self._folder.dtypes), self._folder)
 
     def restore(self, folder: Path) -> None:
-        for name, saved in open_state(folder, self._parts).items():
+        for name, saved in open_saved(folder, self._parts).items():
             self._parts[name].load(saved)
 
     def close(self) -> None: ...

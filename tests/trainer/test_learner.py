@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from asyncrl.config import TrainerConfig
-from asyncrl.trainer.optimizer import MAX_SKIPPED_UPDATES, MasterAdamW, NonFiniteGradientError
+from asyncrl.trainer.learner import MAX_SKIPPED_UPDATES, NonFiniteGradientError, TorchLearner
 
 
 def settings(**changes):
@@ -34,7 +34,7 @@ def reference_adamw(p, m, v, grad, *, lr, step, betas, eps, weight_decay):
 def test_updates_are_adamw_with_decay_on_matrices_only():
     parameters = make_parameters()
     config = settings(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-3)
-    optimizer = MasterAdamW(parameters, config)
+    optimizer = TorchLearner(nn.ParameterList(parameters), config)
     expected = [
         (p.detach().double(), torch.zeros(p.shape).double(), torch.zeros(p.shape).double())
         for p in parameters
@@ -42,7 +42,7 @@ def test_updates_are_adamw_with_decay_on_matrices_only():
     for step, lr in enumerate([0.1, 0.05, 0.2], start=1):
         backward(parameters, scale=step)
         grads = [p.grad.double() for p in parameters]
-        optimizer.step(lr, step)
+        optimizer.update(lr, step)
         expected = [
             reference_adamw(
                 *state,
@@ -67,7 +67,7 @@ def test_the_gradient_is_scaled_down_to_the_global_norm_and_its_own_norm_reporte
     backward(parameters, scale=10)
     norm = torch.cat([p.grad.flatten() for p in parameters]).norm().item()
     expected = [p.detach() - 1e5 * p.grad * (2.0 / norm) / 1e6 for p in parameters]
-    update = MasterAdamW(parameters, settings(max_grad_norm=2.0, **config)).step(1e5, 0)
+    update = TorchLearner(nn.ParameterList(parameters), settings(max_grad_norm=2.0, **config)).update(1e5, 0)
     assert update.grad_norm == pytest.approx(norm)
     for p, value in zip(parameters, expected, strict=True):
         torch.testing.assert_close(p.detach(), value, rtol=1e-4, atol=1e-5)
@@ -77,12 +77,15 @@ def test_bfloat16_weights_follow_float32_masters_through_updates_too_small_for_t
     parameters = make_parameters(torch.bfloat16)
     exact = [nn.Parameter(p.detach().float()) for p in parameters]
     start = [p.detach().clone() for p in parameters]
-    optimizer, reference = MasterAdamW(parameters, settings()), MasterAdamW(exact, settings())
+    optimizer, reference = (
+        TorchLearner(nn.ParameterList(parameters), settings()),
+        TorchLearner(nn.ParameterList(exact), settings()),
+    )
     for step in range(100):
         backward(parameters)
         backward(exact)
-        optimizer.step(1e-4, step)
-        reference.step(1e-4, step)
+        optimizer.update(1e-4, step)
+        reference.update(1e-4, step)
         if step == 0:  # 1e-4 is below the spacing of bfloat16 numbers around 1
             assert sum((p != s).sum() for p, s in zip(parameters, start, strict=True)) <= 4
     for p, q in zip(parameters, exact, strict=True):
@@ -91,38 +94,38 @@ def test_bfloat16_weights_follow_float32_masters_through_updates_too_small_for_t
 
 def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32():
     parameter = nn.Parameter(torch.zeros(1, 1, dtype=torch.bfloat16))
-    optimizer = MasterAdamW([parameter], settings())
+    optimizer = TorchLearner(nn.ParameterList([parameter]), settings())
     (parameter * 256.0).sum().backward()
     for _ in range(64):
         (parameter * 0.5).sum().backward()  # in bfloat16, 256 + 0.5 is 256
     assert parameter.grad is None
-    assert optimizer.step(0.1, 0).grad_norm == 256 + 32
+    assert optimizer.update(0.1, 0).grad_norm == 256 + 32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_that_is_not_finite_is_skipped_counted_and_in_the_end_refused(dtype):
     parameters = make_parameters(dtype)
-    optimizer = MasterAdamW(parameters, settings())
+    optimizer = TorchLearner(nn.ParameterList(parameters), settings())
     before = [p.detach().clone() for p in parameters]
     for _ in range(MAX_SKIPPED_UPDATES - 1):
         backward(parameters, scale=float("inf"))
-        assert not optimizer.step(0.1, 4).applied
+        assert not optimizer.update(0.1, 4).applied
     for p, old in zip(parameters, before, strict=True):
         assert torch.equal(p, old)
     backward(parameters)
-    assert optimizer.step(0.1, 5).applied
+    assert optimizer.update(0.1, 5).applied
     assert all(torch.isfinite(p).all() for p in parameters)
     with pytest.raises(NonFiniteGradientError, match="training step 7"):
         for step in range(5, 10):
             backward(parameters, scale=float("nan"))
-            optimizer.step(0.1, step)
+            optimizer.update(0.1, step)
 
 
 def test_frozen_parameters_stay():
     parameters = make_parameters()
     parameters[1].requires_grad_(False)
     before = parameters[1].detach().clone()
-    optimizer = MasterAdamW(parameters, settings())
+    optimizer = TorchLearner(nn.ParameterList(parameters), settings())
     parameters[0].sum().backward()
-    optimizer.step(0.1, 0)
+    optimizer.update(0.1, 0)
     assert torch.equal(parameters[1], before)
