@@ -17,6 +17,7 @@ LAYERS = (
             "decoders",
             "errors",
             "event_loop",
+            "lifeline",
             "packages",
             "paths",
             "resolve",

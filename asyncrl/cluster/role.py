@@ -20,11 +20,11 @@ from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
-from asyncrl.cluster.lifeline import end_with
 from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
+from asyncrl.lifeline import end_with
 from asyncrl.liveness.status import tell_beginning
 from asyncrl.resolve import forget_own_path
 from asyncrl.runfiles.layout import RunDir
