@@ -5,82 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any, Literal
+from typing import Any
 
+from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
-from asyncrl.rollout.engines.spec import engine_of
-from asyncrl.trainer.backend import backend_of
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Equal processes that want to compute somewhere."""
-
-    key: str
-    """Section of the settings that they have."""
-    roles: tuple[str, ...]
-    gpus_each: int
-    device: Literal["auto", "cpu", "cuda"]
-    threads: int
-    settings: str
-    """The settings that say how many GPUs they take, with their values."""
-    shares_with: str | None = None
-    """The role on whose GPUs they compute, instead of on their own."""
-
-    @property
-    def gpus(self) -> int:
-        """Own ones."""
-        return 0 if self.device == "cpu" or self.shares_with else len(self.roles) * self.gpus_each
-
-    @property
-    def ranks(self) -> int:
-        """Of its own GPUs, so many must be different ones: NCCL refuses two ranks of a trainer, or of an
-        engine, on one. Other processes may share a GPU."""
-        return self.gpus if self.key == "trainer" else min(self.gpus, self.gpus_each)
-
-    @property
-    def is_loop(self) -> bool:
-        """Whether it generates or trains, and does not only score."""
-        return self.key in ("trainer", "rollout")
-
-
-def needs_of(config: Config) -> list[Need]:
-    """Of the trainer, the engines and each reward model, in this order."""
-    trainer, rollout = config.trainer, config.rollout
-    engines = f"rollout.workers={rollout.workers}"
-    if rollout.tensor_parallel_size > 1:
-        engines += f" x rollout.tensor_parallel_size={rollout.tensor_parallel_size}"
-    # What is paced only waits, and needs no GPU.
-    return [
-        Need(
-            key="trainer",
-            roles=tuple(f"trainer-{i}" for i in range(trainer.ranks)),
-            gpus_each=1,
-            device=trainer.device if backend_of(config).computes else "cpu",
-            threads=trainer.threads,
-            settings=f"trainer.ranks={trainer.ranks}",
-        ),
-        Need(
-            key="rollout",
-            roles=tuple(f"rollout-{i}" for i in range(rollout.workers)),
-            gpus_each=rollout.tensor_parallel_size,
-            device=rollout.device if engine_of(config).computes_here else "cpu",
-            threads=rollout.threads,
-            settings=engines,
-        ),
-        *(
-            Need(
-                key=f"reward.models.{i}",
-                roles=(f"reward-{i}",),
-                gpus_each=1,
-                device=model.device,
-                threads=model.threads,
-                settings=f"reward.models.{i}",
-                shares_with="trainer-0" if model.share_gpu_with == "trainer" else model.share_gpu_with,
-            )
-            for i, model in enumerate(config.reward.models)
-        ),
-    ]
+from asyncrl.roles import RANK_0, REWARD, TRAINER
 
 
 def are_shared(config: Config, usable: int) -> bool:
@@ -93,11 +22,11 @@ def are_shared(config: Config, usable: int) -> bool:
 
 def gpus_needed(config: Config, usable: int) -> int:
     """The fewest GPUs on which the run can compute, were it to compute on up to `usable` ones."""
-    needs = needs_of(config)
+    sets = role_sets(config)
     if usable == 1 and are_shared(config, usable):
-        return max(need.ranks for need in needs)
-    loop = [need.gpus for need in needs if need.is_loop]
-    own = sum(need.gpus for need in needs if not need.is_loop)
+        return max(of.ranks for of in sets)
+    loop = [of.gpus for of in sets if of.kind.in_loop]
+    own = sum(of.gpus for of in sets if not of.kind.in_loop)
     return (max(loop) if are_shared(config, usable) else sum(loop)) + own
 
 
@@ -172,30 +101,31 @@ def _ways(config: Config, usable: int) -> list[_Way]:
     divisors = [n for n in range(ranks - 1, 0, -1) if not ranks % n]  # the model's heads can be dealt to them
     shared = "auto" if usable == 1 else "always"
     ways = [
-        _Way("use {}", _values("rollout", "workers", range(rollout.workers - 1, 0, -1))),
-        _Way("use {}", _values("rollout", "tensor_parallel_size", divisors)),
-        _Way("use {}", _values("trainer", "ranks", range(trainer.ranks - 1, 0, -1))),
+        _Way("use {}", _values("rollout.workers", range(rollout.workers - 1, 0, -1))),
+        _Way("use {}", _values("rollout.tensor_parallel_size", divisors)),
+        _Way("use {}", _values("trainer.ranks", range(trainer.ranks - 1, 0, -1))),
         _Way(
             "let trainer and engines share GPUs with {}",
-            _values("placement", "colocate", [] if are_shared(config, usable) else [shared]),
+            _values("placement.colocate", [] if are_shared(config, usable) else [shared]),
         ),
         _Way("let reward models share GPUs with {}", tuple(_sharing(config))),
     ]
     return [way for way in ways if way.changes]
 
 
-def _values(section: str, key: str, values: Iterable[Any]) -> tuple[_Change, ...]:
-    return tuple(_Change(f"{section}.{key}={value}", {section: {key: value}}) for value in values)
+def _values(setting: str, values: Iterable[Any]) -> tuple[_Change, ...]:
+    section, _, key = setting.partition(".")
+    return tuple(_Change(f"{setting}={value}", {section: {key: value}}) for value in values)
 
 
 def _sharing(config: Config) -> Iterator[_Change]:
     """One reward model more at a time."""
-    needs = needs_of(config)
-    hosts = [need.roles[0] for need in needs if need.is_loop and need.device != "cpu"]
-    alone = [i for i, need in enumerate(needs[2:]) if need.gpus]
+    sets = role_sets(config)
+    hosts = [of.roles[0] for of in sets if of.kind.in_loop and of.device != "cpu"]
+    alone = [i for i, of in enumerate(of for of in sets if of.kind.name == REWARD) if of.gpus]
     models, settings = list(config.reward.models), []
     for i in alone if hosts else []:
-        host = "trainer" if hosts[0] == "trainer-0" else hosts[0]
+        host = TRAINER if hosts[0] == RANK_0 else hosts[0]
         models[i] = models[i].model_copy(update={"share_gpu_with": host})
         settings.append(f"reward.models.{i}.share_gpu_with={host}")
         yield _Change(" ".join(settings), {"reward": {"models": list(models)}})

@@ -20,16 +20,13 @@ from asyncrl.plan import pace
 from asyncrl.plan.checks import disk as disk_checks
 from asyncrl.plan.checks import gpu as gpu_checks
 from asyncrl.plan.checks import settings as checks
-from asyncrl.plan.cores import with_own_cores
-from asyncrl.plan.facts.model import (
-    NotFetchedError,
-)
+from asyncrl.plan.facts.model import NotFetchedError
 from asyncrl.plan.facts.models import KnownModels, look_for_models
 from asyncrl.plan.facts.reward import check_pairs
 from asyncrl.plan.findings import Findings
 from asyncrl.plan.machine import Machine, probe
 from asyncrl.plan.outline import Outline, outline
-from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus
+from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus, with_own_cores
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found

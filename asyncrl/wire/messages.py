@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from asyncrl.bounded import Count
+from asyncrl.roles import ROLLOUT, SUPERVISOR, TRAINER
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 
@@ -43,7 +44,7 @@ class Message(msgspec.Struct, tag=True, frozen=True):
 
 
 class FromWorker(Message, frozen=True):
-    SENDER = "rollout"
+    SENDER = ROLLOUT
 
 
 class Hello(FromWorker):
@@ -119,7 +120,7 @@ class Score(FromWorker):
 
 
 class FromTrainer(Message, frozen=True):
-    SENDER = "trainer"
+    SENDER = TRAINER
 
 
 class Begin(FromTrainer):
@@ -164,7 +165,7 @@ class AwaitApplied(FromTrainer):
 class WorkerLost(Message):
     """A rollout worker died. Answered by `Done`."""
 
-    SENDER = "supervisor"
+    SENDER = SUPERVISOR
 
     worker: Text
 
