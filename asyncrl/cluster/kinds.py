@@ -69,8 +69,8 @@ class RoleKind:
     in_loop: bool = False
     """Whether it generates or trains, so that `placement.colocate` says who shares its GPUs."""
     is_hub: bool = False
-    """All others talk to it: they look for its successor where it was itself, and where it dies together with
-    others, it is the cause."""
+    """All others talk to it: they wait `COORDINATOR_START_S` for it at most, look for its successor where it
+    was itself, and where it dies together with others, it is the cause."""
     is_unit: bool = False
     """One is nothing without the others: when one dies, all are started again together."""
     may_finish: bool = False

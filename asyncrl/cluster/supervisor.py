@@ -117,7 +117,7 @@ class Supervisor:
             else:
                 await asyncio.sleep(TICK_S)
             for role in sorted((r for r in self._roles.values() if r.handle.ended.done()), key=_precedence):
-                if self._is_current(role) and await self._ended(role):
+                if self._roles.get(role.name) is role and await self._ended(role):
                     return
             await self._look_after_pulses()
             for unit in [unit for unit, due_s in self._due.items() if time.monotonic() >= due_s]:
@@ -189,7 +189,8 @@ class Supervisor:
             still_s = None if pulse is None else role.stillness.look(pulse, now_s)
             why = why_lost(role.name, now_s - role.started_s, still_s, self.run_config)
             if why is not None:
-                await self._condemn([role], why)
+                await self._dump_stacks([role])
+                self._kill([role], why)
             elif pulse is not None and pulse.stall is not None and pulse.stall != self._stall:
                 await self._stalled(pulse.stall)
             if pulse is not None:
@@ -221,10 +222,6 @@ class Supervisor:
         culprits = [self._roles[name] for name in stall.culprits if name in self._roles]
         self._kill(culprits, f"holds up step {stall.version}")
 
-    async def _condemn(self, roles: list[_Running], reason: str) -> None:
-        await self._dump_stacks(roles)
-        self._kill(roles, reason)
-
     def _kill(self, roles: list[_Running], reason: str) -> None:
         for role in roles:
             role.condemned = reason
@@ -247,9 +244,6 @@ class Supervisor:
         return pulse
 
     # ---- helpers -------------------------------------------------------------------------------------------
-
-    def _is_current(self, role: _Running) -> bool:
-        return self._roles.get(role.name) is role
 
     def _members(self, unit: str) -> list[RoleSpec]:
         return [spec for spec in self.specs if _unit(spec) == unit]
