@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from typing import Any
 
 from asyncrl.cluster.kinds import role_sets
@@ -34,7 +34,11 @@ def remedies(config: Config, usable: int) -> list[str]:
     """Changes of the settings, each of which lets the run compute on `usable` GPUs; where none does alone,
     one of several settings that do together, and leave the fewest GPUs idle."""
     ways = _ways(config, usable)
-    alone = [way.phrase.format(fit) for way in ways if (fit := way.fitting(config, usable))]
+    alone = [
+        way.phrase.format(_written(fit))
+        for way in ways
+        if (fit := next((c for c in way.changes if gpus_needed(_with(config, c), usable) <= usable), None))
+    ]
     if alone:
         return alone
     for count in range(2, len(ways) + 1):
@@ -45,19 +49,8 @@ def remedies(config: Config, usable: int) -> list[str]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """New values of some settings, as one writes them, and by section."""
-
-    settings: str
-    updates: dict[str, Any]
-
-    def of(self, config: Config) -> Config:
-        sections = {
-            section: getattr(config, section).model_copy(update=update)
-            for section, update in self.updates.items()
-        }
-        return config.model_copy(update=sections)
+Change = dict[str, Any]
+"""New values of some settings, by their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +58,26 @@ class _Way:
     """One thing to change, and the values to try: the least change first."""
 
     phrase: str
-    changes: tuple[_Change, ...]
+    changes: list[Change]
 
-    def fitting(self, config: Config, usable: int) -> str | None:
-        """The least change that lets the run compute on so many GPUs, as one writes it."""
-        fits = (c.settings for c in self.changes if gpus_needed(c.of(config), usable) <= usable)
-        return next(fits, None)
+
+def _with(config: Config, change: Change) -> Config:
+    for key, value in change.items():
+        config = _replaced(config, key.split("."), value)
+    return config
+
+
+def _replaced(node: Any, path: Sequence[str], value: Any) -> Any:
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(node, list):
+        return [_replaced(item, rest, value) if i == int(first) else item for i, item in enumerate(node)]
+    return node.model_copy(update={first: _replaced(getattr(node, first), rest, value)})
+
+
+def _written(change: Change) -> str:
+    return " ".join(f"{key}={value}" for key, value in change.items())
 
 
 def _together(config: Config, usable: int, ways: Sequence[_Way]) -> tuple[int, str] | None:
@@ -78,15 +85,13 @@ def _together(config: Config, usable: int, ways: Sequence[_Way]) -> tuple[int, s
     settings."""
     found = []
     for changes in product(*(_halving(way.changes) for way in ways)):
-        changed = config
-        for change in changes:
-            changed = change.of(changed)
-        if (needed := gpus_needed(changed, usable)) <= usable:
-            found.append((needed, " ".join(change.settings for change in changes)))
+        change = dict(chain.from_iterable(change.items() for change in changes))
+        if (needed := gpus_needed(_with(config, change), usable)) <= usable:
+            found.append((needed, _written(change)))
     return max(found, key=lambda fit: fit[0], default=None)
 
 
-def _halving(changes: Sequence[_Change]) -> list[_Change]:
+def _halving(changes: list[Change]) -> list[Change]:
     """Some of many: every combination of a few is tried."""
     kept, i = [], 0
     while i < len(changes):
@@ -99,33 +104,24 @@ def _ways(config: Config, usable: int) -> list[_Way]:
     rollout, trainer = config.rollout, config.trainer
     ranks = rollout.tensor_parallel_size
     divisors = [n for n in range(ranks - 1, 0, -1) if not ranks % n]  # the model's heads can be dealt to them
-    shared = "auto" if usable == 1 else "always"
+    shared = [] if are_shared(config, usable) else ["auto" if usable == 1 else "always"]
+    share = "let trainer and engines share GPUs with {}"
     ways = [
-        _Way("use {}", _values("rollout.workers", range(rollout.workers - 1, 0, -1))),
-        _Way("use {}", _values("rollout.tensor_parallel_size", divisors)),
-        _Way("use {}", _values("trainer.ranks", range(trainer.ranks - 1, 0, -1))),
-        _Way(
-            "let trainer and engines share GPUs with {}",
-            _values("placement.colocate", [] if are_shared(config, usable) else [shared]),
-        ),
-        _Way("let reward models share GPUs with {}", tuple(_sharing(config))),
+        _Way("use {}", [{"rollout.workers": n} for n in range(rollout.workers - 1, 0, -1)]),
+        _Way("use {}", [{"rollout.tensor_parallel_size": n} for n in divisors]),
+        _Way("use {}", [{"trainer.ranks": n} for n in range(trainer.ranks - 1, 0, -1)]),
+        _Way(share, [{"placement.colocate": value} for value in shared]),
+        _Way("let reward models share GPUs with {}", list(_sharing(config))),
     ]
     return [way for way in ways if way.changes]
 
 
-def _values(setting: str, values: Iterable[Any]) -> tuple[_Change, ...]:
-    section, _, key = setting.partition(".")
-    return tuple(_Change(f"{setting}={value}", {section: {key: value}}) for value in values)
-
-
-def _sharing(config: Config) -> Iterator[_Change]:
+def _sharing(config: Config) -> Iterator[Change]:
     """One reward model more at a time."""
     sets = role_sets(config)
     hosts = [of.roles[0] for of in sets if of.kind.in_loop and of.device != "cpu"]
-    alone = [i for i, of in enumerate(of for of in sets if of.kind.name == REWARD) if of.gpus]
-    models, settings = list(config.reward.models), []
-    for i in alone if hosts else []:
-        host = TRAINER if hosts[0] == RANK_0 else hosts[0]
-        models[i] = models[i].model_copy(update={"share_gpu_with": host})
-        settings.append(f"reward.models.{i}.share_gpu_with={host}")
-        yield _Change(" ".join(settings), {"reward": {"models": list(models)}})
+    change: Change = {}
+    for of in sets if hosts else ():
+        if of.kind.name == REWARD and of.gpus:
+            change |= {f"{of.key}.share_gpu_with": TRAINER if hosts[0] == RANK_0 else hosts[0]}
+            yield dict(change)
