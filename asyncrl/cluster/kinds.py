@@ -74,9 +74,7 @@ class RoleKind:
     is_unit: bool = False
     """One is nothing without the others: when one dies, all are started again together."""
     may_finish: bool = False
-    """A good end is no death: there is no more work for it."""
-    ends_run: bool = False
-    """The run has ended well when number 0 of it has."""
+    """A good end is no death: there is no more work for it, or, where it is `RANK_0`, for all."""
     must_start: bool = False
     """One that has never come up, and says why, would not the next time either: a setting is wrong. What
     others need may come yet (memory, a port)."""
@@ -151,7 +149,6 @@ KINDS = {
             in_loop=True,
             is_unit=True,
             may_finish=True,
-            ends_run=True,
             must_start=True,
         ),
         RoleKind(ROLLOUT, f"{_ENTRIES}:rollout", _engines, in_loop=True, may_finish=True, holds_leases=True),

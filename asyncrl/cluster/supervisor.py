@@ -7,6 +7,7 @@ import logging
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse, Stall, Stillness, patience
 from asyncrl.liveness.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.liveness.status import read_beginning, status_of
-from asyncrl.roles import COORDINATOR, RANK_0, Role
+from asyncrl.roles import COORDINATOR, RANK_0
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.units import format_bytes
 from asyncrl.waits import Wait
@@ -48,21 +49,29 @@ class View(Protocol):
 
 
 @dataclass(slots=True)
+class _Unit:
+    """What is started together: a role, or all of a kind that are one unit."""
+
+    kind: RoleKind
+    restarts: Restarts
+    specs: list[RoleSpec] = field(default_factory=list)
+    due_s: float | None = None
+    """When it is to be started again (`time.monotonic`), if it is dead."""
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.specs]
+
+
+@dataclass(slots=True)
 class _Running:
-    spec: RoleSpec
+    unit: _Unit
+    name: str
     handle: RoleHandle
     started_s: float = field(default_factory=time.monotonic)
     stillness: Stillness = field(default_factory=Stillness)
     condemned: str | None = None
     """Why it was killed, if we did it."""
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def kind(self) -> RoleKind:
-        return kind_of(self.spec.name)
 
     @property
     def status(self) -> int:
@@ -84,9 +93,6 @@ class Supervisor:
     run_config: RunConfig
     view: View
     _roles: dict[str, _Running] = field(default_factory=dict)
-    _restarts: dict[str, Restarts] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
-    """Dead units that are to be started again, and when (`time.monotonic`)."""
     _been_up: set[str] = field(default_factory=set)
     """Roles that have had a pulse in this run."""
     _stall: Stall | None = None
@@ -101,15 +107,15 @@ class Supervisor:
         self._forget_files()
         self.run_dir.make_keys()
         try:
-            for spec in self.specs:
-                self._restarts[_unit(spec)] = Restarts(spec.max_restarts)
-                await self._start(spec)
-            await self._watch()
+            units = _units(self.specs)
+            for unit in units:
+                await self._start(unit)
+            await self._watch(units)
         finally:
             await self._stop_all()
             self._forget_files()
 
-    async def _watch(self) -> None:
+    async def _watch(self, units: list[_Unit]) -> None:
         while True:
             self.view.poll(self._status())
             if running := [role.handle.ended for role in self._roles.values()]:
@@ -120,27 +126,25 @@ class Supervisor:
                 if self._roles.get(role.name) is role and await self._ended(role):
                     return
             await self._look_after_pulses()
-            for unit in [unit for unit, due_s in self._due.items() if time.monotonic() >= due_s]:
-                del self._due[unit]
-                for spec in self._members(unit):
-                    await self._start(spec)
+            for unit in units:
+                if unit.due_s is not None and time.monotonic() >= unit.due_s:
+                    await self._start(unit)
 
     # ---- deaths --------------------------------------------------------------------------------------------
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
-        name, kind, status = role.name, role.kind, role.status
-        if status == 0 and kind.may_finish:
+        name, unit, status = role.name, role.unit, role.status
+        if status == 0 and unit.kind.may_finish:
             del self._roles[name]
-            return kind.ends_run and Role.parse(name).index == 0
-        how, unit = role.condemned or how_it_ended(status), _unit(role.spec)
-        restarts = self._restarts[unit]
-        recent = restarts.recent(time.monotonic())
-        delay_s = None if self._would_end_so_again(role) else restarts.after_death(time.monotonic())
+            return name == RANK_0
+        how = role.condemned or how_it_ended(status)
+        recent = unit.restarts.recent(time.monotonic())
+        delay_s = None if self._would_end_so_again(role) else unit.restarts.after_death(time.monotonic())
         if delay_s is None:
             often = f" after {recent} restarts within {WINDOW_S:.0f} s" if recent else ""
             raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
-        it = f"all of the {unit}" if kind.is_unit else "it"
+        it = f"all of the {unit.kind.name}" if unit.kind.is_unit else "it"
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
         log_lines = role.handle.log() if status > 0 else []
         why = f" ({log_lines[-1][:MAX_WHY_CHARS]})" if log_lines else ""
@@ -149,32 +153,32 @@ class Supervisor:
             # They stay what they are until the next version, and that may need this very worker.
             self._kill([self._roles[RANK_0]], "has shared weights that are damaged")
         await self._clear_away(unit)
-        self._due[unit] = time.monotonic() + delay_s
+        unit.due_s = time.monotonic() + delay_s
         return False
 
     def _would_end_so_again(self, role: _Running) -> bool:
         self._note_pulse(role)
-        never_up = role.kind.must_start and role.name not in self._been_up
+        never_up = role.unit.kind.must_start and role.name not in self._been_up
         return role.is_past_help or (never_up and role.status > 0)
 
-    async def _clear_away(self, unit: str) -> None:
+    async def _clear_away(self, unit: _Unit) -> None:
         """End what is left of a unit, and forget what its successors must not find."""
-        names = [spec.name for spec in self._members(unit)]
-        fallen = [self._roles.pop(name) for name in names if name in self._roles]
+        fallen = [self._roles.pop(name) for name in unit.names if name in self._roles]
         for role in fallen:
             role.handle.kill()
         await asyncio.wait([role.handle.ended for role in fallen], timeout=STOP_GRACE_S)
-        self.host.clear_away(names)
-        for name in names:
-            kind = kind_of(name)
-            self.run_dir.forget_process(name, keep_endpoint=kind.is_hub)
-            if kind.holds_leases:
+        self.host.clear_away(unit.names)
+        for name in unit.names:
+            self.run_dir.forget_process(name, keep_endpoint=unit.kind.is_hub)
+            if unit.kind.holds_leases:
                 await self._give_leases_back(name)
-            if kind.is_unit:
-                self.run_dir.rendezvous.unlink(missing_ok=True)
+        if unit.kind.is_unit:
+            self.run_dir.rendezvous.unlink(missing_ok=True)
 
-    async def _start(self, spec: RoleSpec) -> None:
-        self._roles[spec.name] = _Running(spec, await self.host.start(spec))
+    async def _start(self, unit: _Unit) -> None:
+        unit.due_s = None
+        for spec in unit.specs:
+            self._roles[spec.name] = _Running(unit, spec.name, await self.host.start(spec))
 
     # ---- hangs and stalls ----------------------------------------------------------------------------------
 
@@ -245,9 +249,6 @@ class Supervisor:
 
     # ---- helpers -------------------------------------------------------------------------------------------
 
-    def _members(self, unit: str) -> list[RoleSpec]:
-        return [spec for spec in self.specs if _unit(spec) == unit]
-
     async def _give_leases_back(self, worker: str) -> None:
         """At once, for other workers to take; its successor's hello gives them back as well."""
         endpoint = self.run_dir.endpoint(COORDINATOR)
@@ -316,13 +317,17 @@ def why_lost(name: str, age_s: float, still_s: float | None, run: RunConfig) -> 
 def _precedence(role: _Running) -> tuple[bool, ...]:
     """Of deaths that are noticed together, the first is the likely cause of the others: a good end, the
     coordinator's, one that is past help, one by a signal."""
-    return role.status != 0, not role.kind.is_hub, not role.is_past_help, role.status > 0
+    return role.status != 0, not role.unit.kind.is_hub, not role.is_past_help, role.status > 0
 
 
 def how_it_ended(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def _unit(spec: RoleSpec) -> str:
-    kind = kind_of(spec.name)
-    return kind.name if kind.is_unit else spec.name
+def _units(specs: Iterable[RoleSpec]) -> list[_Unit]:
+    units: dict[str, _Unit] = {}
+    for spec in specs:
+        kind = kind_of(spec.name)
+        name = kind.name if kind.is_unit else spec.name
+        units.setdefault(name, _Unit(kind, Restarts(spec.max_restarts))).specs.append(spec)
+    return list(units.values())
