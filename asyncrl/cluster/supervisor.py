@@ -19,7 +19,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse, Stall, Stillness, patience
 from asyncrl.liveness.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.liveness.status import read_beginning, status_of
-from asyncrl.roles import COORDINATOR, RANK_0
+from asyncrl.roles import COORDINATOR, RANK_0, SUPERVISOR
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.units import format_bytes
 from asyncrl.waits import Wait
@@ -255,7 +255,7 @@ class Supervisor:
         if endpoint is None or COORDINATOR not in self._roles:
             return
         try:
-            async with RpcClient(endpoint, "supervisor") as client:
+            async with RpcClient(endpoint, SUPERVISOR) as client:
                 await client.request(m.WorkerLost(worker), timeout_s=GIVE_BACK_TIMEOUT_S)
         except RpcError as error:
             log.warning("could not tell the coordinator that %s was lost: %s", worker, error)
