@@ -34,7 +34,7 @@ from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.preflight import Prepared, load, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
-from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
+from asyncrl.roles import TRAINER
 from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
@@ -42,6 +42,7 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
+from asyncrl.section import with_values
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
@@ -247,18 +248,9 @@ def _on_devices(prepared: Prepared) -> Config:
     """The config with the devices of its placement: in `inline` mode, no role's environment hides the
     GPUs."""
     config = with_folders(prepared.config, prepared.folders)
-    on = {place.kind: {"device": place.device} for place in prepared.placement.places}
-    models = config.reward.models
-    scoring = zip(names(REWARD, len(models)), models, strict=True)
-    return config.model_copy(
-        update={
-            "trainer": config.trainer.model_copy(update=on[TRAINER]),
-            "rollout": config.rollout.model_copy(update=on[ROLLOUT]),
-            "reward": config.reward.model_copy(
-                update={"models": [model.model_copy(update=on[role]) for role, model in scoring]}
-            ),
-        }
-    )
+    devices = {place.kind: place.device for place in prepared.placement.places}
+    sets = (of for of in role_sets(config) if of.name in devices)
+    return with_values(config, {f"{of.key}.device": devices[of.name] for of in sets})
 
 
 def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:

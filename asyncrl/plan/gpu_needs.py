@@ -10,6 +10,10 @@ from typing import Any
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.roles import RANK_0, REWARD, TRAINER
+from asyncrl.section import with_values
+
+Change = dict[str, Any]
+"""New values of some settings, by their keys."""
 
 
 def are_shared(config: Config, usable: int) -> bool:
@@ -34,23 +38,15 @@ def remedies(config: Config, usable: int) -> list[str]:
     """Changes of the settings, each of which lets the run compute on `usable` GPUs; where none does alone,
     one of several settings that do together, and leave the fewest GPUs idle."""
     ways = _ways(config, usable)
-    alone = [
-        way.phrase.format(_written(fit))
-        for way in ways
-        if (fit := next((c for c in way.changes if gpus_needed(_with(config, c), usable) <= usable), None))
-    ]
+    alone = [way.phrase.format(_written(fit)) for way in ways if (fit := way.fitting(config, usable))]
     if alone:
         return alone
     for count in range(2, len(ways) + 1):
-        found = [fit for some in combinations(ways, count) if (fit := _together(config, usable, some))]
+        found = [best for some in combinations(ways, count) if (best := _together(config, usable, some))]
         if found:
-            _, settings = max(found, key=lambda fit: fit[0])
+            _, settings = max(found, key=lambda best: best[0])
             return [f"use {settings} together"]
     return []
-
-
-Change = dict[str, Any]
-"""New values of some settings, by their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +56,9 @@ class _Way:
     phrase: str
     changes: list[Change]
 
-
-def _with(config: Config, change: Change) -> Config:
-    for key, value in change.items():
-        config = _replaced(config, key.split("."), value)
-    return config
-
-
-def _replaced(node: Any, path: Sequence[str], value: Any) -> Any:
-    if not path:
-        return value
-    first, *rest = path
-    if isinstance(node, list):
-        return [_replaced(item, rest, value) if i == int(first) else item for i, item in enumerate(node)]
-    return node.model_copy(update={first: _replaced(getattr(node, first), rest, value)})
+    def fitting(self, config: Config, usable: int) -> Change | None:
+        """The least change that lets the run compute on so many GPUs."""
+        return next((c for c in self.changes if gpus_needed(with_values(config, c), usable) <= usable), None)
 
 
 def _written(change: Change) -> str:
@@ -86,7 +71,7 @@ def _together(config: Config, usable: int, ways: Sequence[_Way]) -> tuple[int, s
     found = []
     for changes in product(*(_halving(way.changes) for way in ways)):
         change = dict(chain.from_iterable(change.items() for change in changes))
-        if (needed := gpus_needed(_with(config, change), usable)) <= usable:
+        if (needed := gpus_needed(with_values(config, change), usable)) <= usable:
             found.append((needed, _written(change)))
     return max(found, key=lambda fit: fit[0], default=None)
 
