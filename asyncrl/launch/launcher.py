@@ -29,7 +29,7 @@ from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.paths import user_path
-from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan import disk
 from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.preflight import Prepared, load, preflight
 from asyncrl.plan.resources import Place, Placement
@@ -203,7 +203,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
 def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
     """Write the settings and the prompts of the run to its directory. Returns messages about it."""
     # Only now is it certain that no other run has started here since the preflight.
-    goes_on = disk_checks.run_dir(prepared.config)
+    goes_on = disk.run_dir(prepared.config)
     files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
     news = []
     if goes_on and begun_with is not None:
