@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -23,6 +24,25 @@ class Section(BaseModel):
     def _empty_means_defaults(cls, value: Any) -> Any:
         """YAML reads a section whose keys are all commented out as null."""
         return {} if value is None else value
+
+
+S = TypeVar("S", bound=Section)
+
+
+def with_values(section: S, values: Mapping[str, Any]) -> S:
+    """The same settings with other values, by their keys (`reward.models.0.device`). Nothing is checked."""
+    for key, value in values.items():
+        section = _replaced(section, key.split("."), value)
+    return section
+
+
+def _replaced(node: Any, path: list[str], value: Any) -> Any:
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(node, list):
+        return [_replaced(item, rest, value) if i == int(first) else item for i, item in enumerate(node)]
+    return node.model_copy(update={first: _replaced(getattr(node, first), rest, value)})
 
 
 def section_of(annotation: Any) -> type[Section] | None:

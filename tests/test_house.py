@@ -17,9 +17,11 @@ LAYERS = (
             "decoders",
             "errors",
             "event_loop",
+            "lifeline",
             "packages",
             "paths",
             "resolve",
+            "roles",
             "scratch",
             "section",
             "specs",
@@ -219,3 +221,20 @@ def test_the_narrow_path_is_short_and_the_readme_tells_its_length():
     assert lines < LONGEST_NARROW_PATH
     told = re.search(r"the torch trainer work has ([\d,]+) lines", (root / "README.md").read_text())
     assert abs(int(told[1].replace(",", "")) - lines) < 0.05 * lines
+
+
+ROLE_NAME = re.compile("(coordinator|trainer|rollout)(-[0-9]*)?|reward-[0-9]*")
+
+
+def role_names(tree):
+    """Texts, but for keys (of settings), that name a role."""
+    keys = {id(key) for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys}
+    keys |= {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in keys)
+    texts = (node.value for node in constants if isinstance(node.value, str))
+    return [text for text in texts if ROLE_NAME.fullmatch(text)]
+
+
+def test_roles_are_named_in_one_place():
+    elsewhere = (name for name in TREES if room(name) not in ("roles", "cluster"))
+    assert {name: found for name in elsewhere if (found := role_names(TREES[name]))} == {}

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from asyncrl.config import Config, dump
 from asyncrl.data.prompts import first_bad_rows
-from asyncrl.plan.cores import cores_wanted
 from asyncrl.plan.disk import Disk
 from asyncrl.plan.memory.estimate import SHARED_WEIGHTS, GpuLoad, Memory
 from asyncrl.plan.outline import Outline, Processes
 from asyncrl.plan.pace import Pace
 from asyncrl.plan.preflight import Plan
+from asyncrl.plan.resources import cores_wanted
 from asyncrl.units import format_bytes
 
 UNKNOWN = "unknown"

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
-from asyncrl.cluster.lifeline import end_with
+from asyncrl.cluster.kinds import kind_of
 from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
+from asyncrl.lifeline import end_with
 from asyncrl.liveness.status import tell_beginning
-from asyncrl.resolve import forget_own_path
+from asyncrl.resolve import forget_own_path, resolve
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.weights.source import WeightsError
 
@@ -70,12 +71,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _until_terminated(name: str, run_dir: Path) -> None:
-    from asyncrl.cluster import roles
-
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await roles.entry(name)(_config(RunDir(run_dir)), run_dir, name)
+    await resolve(kind_of(name).entry, what="role")(_config(RunDir(run_dir)), run_dir, name)
 
 
 def _config(run_dir: RunDir) -> Config:

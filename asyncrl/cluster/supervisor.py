@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from asyncrl.cluster.hosts.base import RoleHandle, RoleHost, RoleSpec
-from asyncrl.cluster.processes import how_it_ended
+from asyncrl.cluster.kinds import RoleKind, kind_of
 from asyncrl.cluster.role import BAD_WEIGHTS, FATAL, NO_ROOM, PAST_HELP
 from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse, Stall, Stillness, patience
 from asyncrl.liveness.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
 from asyncrl.liveness.status import read_beginning, status_of
-from asyncrl.runfiles.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.roles import COORDINATOR, RANK_0, SUPERVISOR
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.units import format_bytes
 from asyncrl.waits import Wait
 from asyncrl.wire import messages as m
@@ -46,8 +49,24 @@ class View(Protocol):
 
 
 @dataclass(slots=True)
+class _Unit:
+    """What is started together: a role, or all of a kind that are one unit."""
+
+    kind: RoleKind
+    restarts: Restarts
+    specs: list[RoleSpec] = field(default_factory=list)
+    due_s: float | None = None
+    """When it is to be started again (`time.monotonic`), if it is dead."""
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.specs]
+
+
+@dataclass(slots=True)
 class _Running:
-    spec: RoleSpec
+    unit: _Unit
+    name: str
     handle: RoleHandle
     started_s: float = field(default_factory=time.monotonic)
     stillness: Stillness = field(default_factory=Stillness)
@@ -58,6 +77,10 @@ class _Running:
     def status(self) -> int:
         """How it has ended."""
         return self.handle.ended.result()
+
+    @property
+    def is_past_help(self) -> bool:
+        return self.status in (PAST_HELP, NO_ROOM)
 
 
 @dataclass(slots=True)
@@ -70,9 +93,6 @@ class Supervisor:
     run_config: RunConfig
     view: View
     _roles: dict[str, _Running] = field(default_factory=dict)
-    _restarts: dict[str, Restarts] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
-    """Dead units that are to be started again, and when (`time.monotonic`)."""
     _been_up: set[str] = field(default_factory=set)
     """Roles that have had a pulse in this run."""
     _stall: Stall | None = None
@@ -87,15 +107,15 @@ class Supervisor:
         self._forget_files()
         self.run_dir.make_keys()
         try:
-            for spec in self.specs:
-                self._restarts[_unit(spec)] = Restarts(spec.max_restarts)
-                await self._start(spec)
-            await self._watch()
+            units = _units(self.specs)
+            for unit in units:
+                await self._start(unit)
+            await self._watch(units)
         finally:
             await self._stop_all()
             self._forget_files()
 
-    async def _watch(self) -> None:
+    async def _watch(self, units: list[_Unit]) -> None:
         while True:
             self.view.poll(self._status())
             if running := [role.handle.ended for role in self._roles.values()]:
@@ -103,71 +123,62 @@ class Supervisor:
             else:
                 await asyncio.sleep(TICK_S)
             for role in sorted((r for r in self._roles.values() if r.handle.ended.done()), key=_precedence):
-                if self._is_current(role) and await self._ended(role):
+                if self._roles.get(role.name) is role and await self._ended(role):
                     return
             await self._look_after_pulses()
-            for unit in [unit for unit, due_s in self._due.items() if time.monotonic() >= due_s]:
-                del self._due[unit]
-                for spec in self._members(unit):
-                    await self._start(spec)
+            for unit in units:
+                if unit.due_s is not None and time.monotonic() >= unit.due_s:
+                    await self._start(unit)
 
     # ---- deaths --------------------------------------------------------------------------------------------
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
-        name, status = role.spec.name, role.status
-        if name == TRAINER and status == 0:
-            return True
-        if name.startswith(("rollout", "trainer")) and status == 0:
-            del self._roles[name]  # the coordinator, or rank 0, has no more work for it
-            return False
-        how, unit = role.condemned or how_it_ended(status), _unit(role.spec)
-        restarts = self._restarts[unit]
-        recent = restarts.recent(time.monotonic())
-        delay_s = None if self._is_past_help(role) else restarts.after_death(time.monotonic())
+        name, unit, status = role.name, role.unit, role.status
+        if status == 0 and unit.kind.may_finish:
+            del self._roles[name]
+            return name == RANK_0
+        how = role.condemned or how_it_ended(status)
+        recent = unit.restarts.recent(time.monotonic())
+        delay_s = None if self._would_end_so_again(role) else unit.restarts.after_death(time.monotonic())
         if delay_s is None:
             often = f" after {recent} restarts within {WINDOW_S:.0f} s" if recent else ""
             raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
-        it = "it" if role.spec.unit is None else f"all of the {unit}"
+        it = f"all of the {unit.kind.name}" if unit.kind.is_unit else "it"
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
         log_lines = role.handle.log() if status > 0 else []
         why = f" ({log_lines[-1][:MAX_WHY_CHARS]})" if log_lines else ""
         self.view.event(f"{name} {how}{why}; {then}{f' in {delay_s:g} s' if delay_s else ''}")
-        if status == BAD_WEIGHTS and TRAINER in self._roles:
+        if status == BAD_WEIGHTS and RANK_0 in self._roles:
             # They stay what they are until the next version, and that may need this very worker.
-            self._kill([self._roles[TRAINER]], "has shared weights that are damaged")
+            self._kill([self._roles[RANK_0]], "has shared weights that are damaged")
         await self._clear_away(unit)
-        self._due[unit] = time.monotonic() + delay_s
+        unit.due_s = time.monotonic() + delay_s
         return False
 
-    def _is_past_help(self, role: _Running) -> bool:
-        """Whether it would end so again. What the workers need may come yet (memory, a port); but when the
-        trainer or the coordinator has never come up, and says why, a setting is wrong."""
-        status, name = role.status, role.spec.name
+    def _would_end_so_again(self, role: _Running) -> bool:
         self._note_pulse(role)
-        never_up = name not in self._been_up and name.startswith((COORDINATOR, "trainer"))
-        return status in (PAST_HELP, NO_ROOM) or (never_up and status > 0)
+        never_up = role.unit.kind.must_start and role.name not in self._been_up
+        return role.is_past_help or (never_up and role.status > 0)
 
-    async def _clear_away(self, unit: str) -> None:
+    async def _clear_away(self, unit: _Unit) -> None:
         """End what is left of a unit, and forget what its successors must not find."""
-        fallen = [self._roles.pop(spec.name) for spec in self._members(unit) if spec.name in self._roles]
+        fallen = [self._roles.pop(name) for name in unit.names if name in self._roles]
         for role in fallen:
             role.handle.kill()
         await asyncio.wait([role.handle.ended for role in fallen], timeout=STOP_GRACE_S)
-        names = [spec.name for spec in self._members(unit)]
-        self.host.clear_away(names)
-        for name in names:
-            self.run_dir.pulse(name).unlink(missing_ok=True)
-            self.run_dir.beginning(name).unlink(missing_ok=True)
-            if name != COORDINATOR:  # its successor will be where the others look for it
-                self.run_dir.forget_endpoint(name)
-            if name.startswith("rollout"):
+        self.host.clear_away(unit.names)
+        for name in unit.names:
+            self.run_dir.forget_process(name, keep_endpoint=unit.kind.is_hub)
+            if unit.kind.holds_leases:
                 await self._give_leases_back(name)
-        if TRAINER in names:
+        if unit.kind.is_unit:
             self.run_dir.rendezvous.unlink(missing_ok=True)
 
-    async def _start(self, spec: RoleSpec) -> None:
-        self._roles[spec.name] = _Running(spec, await self.host.start(spec))
+    async def _start(self, unit: _Unit) -> None:
+        unit.due_s = None
+        for spec in unit.specs:
+            self._roles[spec.name] = _Running(unit, spec.name, await self.host.start(spec))
 
     # ---- hangs and stalls ----------------------------------------------------------------------------------
 
@@ -180,13 +191,14 @@ class Supervisor:
             if role.condemned is not None:
                 continue
             still_s = None if pulse is None else role.stillness.look(pulse, now_s)
-            why = why_lost(role.spec.name, now_s - role.started_s, still_s, self.run_config)
+            why = why_lost(role.name, now_s - role.started_s, still_s, self.run_config)
             if why is not None:
-                await self._condemn([role], why)
+                await self._dump_stacks([role])
+                self._kill([role], why)
             elif pulse is not None and pulse.stall is not None and pulse.stall != self._stall:
                 await self._stalled(pulse.stall)
             if pulse is not None:
-                self._tell_of_patience(role.spec.name, patience(pulse, time.time()))
+                self._tell_of_patience(role.name, patience(pulse, time.time()))
 
     def _tell_of_patience(self, name: str, wait: Wait | None) -> None:
         """That a role waits for what is away, and that it has come back or is given up."""
@@ -214,10 +226,6 @@ class Supervisor:
         culprits = [self._roles[name] for name in stall.culprits if name in self._roles]
         self._kill(culprits, f"holds up step {stall.version}")
 
-    async def _condemn(self, roles: list[_Running], reason: str) -> None:
-        await self._dump_stacks(roles)
-        self._kill(roles, reason)
-
     def _kill(self, roles: list[_Running], reason: str) -> None:
         for role in roles:
             role.condemned = reason
@@ -236,16 +244,10 @@ class Supervisor:
         """The pulse of this very start, once it has one."""
         pulse = role.handle.pulse()
         if pulse is not None:
-            self._been_up.add(role.spec.name)
+            self._been_up.add(role.name)
         return pulse
 
     # ---- helpers -------------------------------------------------------------------------------------------
-
-    def _is_current(self, role: _Running) -> bool:
-        return self._roles.get(role.spec.name) is role
-
-    def _members(self, unit: str) -> list[RoleSpec]:
-        return [spec for spec in self.specs if _unit(spec) == unit]
 
     async def _give_leases_back(self, worker: str) -> None:
         """At once, for other workers to take; its successor's hello gives them back as well."""
@@ -253,7 +255,7 @@ class Supervisor:
         if endpoint is None or COORDINATOR not in self._roles:
             return
         try:
-            async with RpcClient(endpoint, "supervisor") as client:
+            async with RpcClient(endpoint, SUPERVISOR) as client:
                 await client.request(m.WorkerLost(worker), timeout_s=GIVE_BACK_TIMEOUT_S)
         except RpcError as error:
             log.warning("could not tell the coordinator that %s was lost: %s", worker, error)
@@ -265,7 +267,7 @@ class Supervisor:
         self.run_dir.rendezvous.unlink(missing_ok=True)
         self.run_dir.forget_keys()
         for spec in self.specs:
-            self.run_dir.forget_endpoint(spec.name)
+            self.run_dir.forget_process(spec.name)
 
     async def _stop_all(self) -> None:
         """Ask every role to end, then make it; its process group too, whatever it has started."""
@@ -286,7 +288,7 @@ class Supervisor:
         beginnings = {
             name: read_beginning(self.run_dir.beginning(name)) for name, pulse in pulses.items() if not pulse
         }
-        return status_of(beginnings, pulses.get(TRAINER))
+        return status_of(beginnings, pulses.get(RANK_0))
 
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""
@@ -296,7 +298,7 @@ class Supervisor:
                 f"{format_bytes(shutil.disk_usage(self.run_dir.path).free)} free). Make room, then go on: "
                 f"asyncrl-launch --resume {self.run_dir.path}"
             )
-        path, lines = self.run_dir.log(role.spec.name), role.handle.log()
+        path, lines = self.run_dir.log(role.name), role.handle.log()
         fatal = [i for i, line in enumerate(lines) if line.startswith(FATAL)]
         if fatal:
             return "\n".join(lines[fatal[-1] :]).removeprefix(FATAL) + f"\n(log: {path})"
@@ -308,16 +310,24 @@ def why_lost(name: str, age_s: float, still_s: float | None, run: RunConfig) -> 
     pulse; None before the first. The others wait for a coordinator for `COORDINATOR_START_S` at most."""
     if still_s is not None:
         return f"has not moved for {still_s:.0f} s" if still_s > run.hang_s else None
-    allowed_s = min(run.start_s, COORDINATOR_START_S) if name == COORDINATOR else run.start_s
+    allowed_s = min(run.start_s, COORDINATOR_START_S) if kind_of(name).is_hub else run.start_s
     return f"has not come up within {allowed_s:.0f} s" if age_s > allowed_s else None
 
 
 def _precedence(role: _Running) -> tuple[bool, ...]:
     """Of deaths that are noticed together, the first is the likely cause of the others: a good end, the
     coordinator's, one that is past help, one by a signal."""
-    status = role.status
-    return status != 0, role.spec.name != COORDINATOR, status not in (PAST_HELP, NO_ROOM), status > 0
+    return role.status != 0, not role.unit.kind.is_hub, not role.is_past_help, role.status > 0
 
 
-def _unit(spec: RoleSpec) -> str:
-    return spec.unit or spec.name
+def how_it_ended(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _units(specs: Iterable[RoleSpec]) -> list[_Unit]:
+    units: dict[str, _Unit] = {}
+    for spec in specs:
+        kind = kind_of(spec.name)
+        name = kind.name if kind.is_unit else spec.name
+        units.setdefault(name, _Unit(kind, Restarts(spec.max_restarts))).specs.append(spec)
+    return list(units.values())

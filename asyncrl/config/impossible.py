@@ -24,6 +24,7 @@ from asyncrl.objective.catalogue import (
     TOKEN_ADVANTAGES,
     is_own,
 )
+from asyncrl.roles import ROLLOUT, TRAINER, names
 from asyncrl.specs import Spec, find_spec
 
 
@@ -205,7 +206,7 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
             yield f"{key}.gate={part.gate}: no other reward function of that name; {_there_are(functions)}"
     yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
     for i, model in enumerate(reward.models):
-        roles = {"trainer", *(f"rollout-{n}" for n in range(c.rollout.workers))}
+        roles = {TRAINER, *names(ROLLOUT, c.rollout.workers)}
         if model.share_gpu_with is not None and model.share_gpu_with not in roles:
             yield (
                 f"reward.models.{i}.share_gpu_with={model.share_gpu_with}: no such process; "

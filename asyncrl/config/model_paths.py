@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asyncrl.config import Config
+from asyncrl.section import with_values
 
 
 def model_paths(config: Config) -> dict[str, tuple[str, bool]]:
@@ -23,16 +24,6 @@ def model_paths(config: Config) -> dict[str, tuple[str, bool]]:
 
 def with_model_paths(config: Config, paths: Mapping[str, str]) -> Config:
     """The same config with the paths in `paths`, by key. A reward model keeps its name in the metrics."""
-    changed: dict[str, object] = {
-        section: getattr(config, section).model_copy(update={"path": paths[f"{section}.path"]})
-        for section in ("model", "critic", "reference")
-        if f"{section}.path" in paths
-    }
-    models = [
-        model.model_copy(update={"path": paths[key], "name": model.label}) if key in paths else model
-        for i, model in enumerate(config.reward.models)
-        for key in [f"reward.models.{i}.path"]
-    ]
-    return config.model_copy(
-        update={**changed, "reward": config.reward.model_copy(update={"models": models})}
-    )
+    labels = {f"reward.models.{i}": model.label for i, model in enumerate(config.reward.models)}
+    names = {f"{key}.name": label for key, label in labels.items() if f"{key}.path" in paths}
+    return with_values(config, {**paths, **names})

@@ -19,6 +19,7 @@ from typing import Any
 from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES, listed
 from asyncrl.cluster.hosts.base import RoleSpec, find_host
+from asyncrl.cluster.kinds import role_sets
 from asyncrl.cluster.supervisor import TICK_S, Supervisor
 from asyncrl.config import Config
 from asyncrl.data.hub import with_folders
@@ -28,18 +29,20 @@ from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.paths import user_path
-from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan import disk
 from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.preflight import Prepared, load, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
+from asyncrl.roles import TRAINER
 from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
-from asyncrl.runfiles.layout import COORDINATOR, RunDir
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
+from asyncrl.section import with_values
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
@@ -200,7 +203,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
 def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
     """Write the settings and the prompts of the run to its directory. Returns messages about it."""
     # Only now is it certain that no other run has started here since the preflight.
-    goes_on = disk_checks.run_dir(prepared.config)
+    goes_on = disk.run_dir(prepared.config)
     files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
     news = []
     if goes_on and begun_with is not None:
@@ -245,34 +248,22 @@ def _on_devices(prepared: Prepared) -> Config:
     """The config with the devices of its placement: in `inline` mode, no role's environment hides the
     GPUs."""
     config = with_folders(prepared.config, prepared.folders)
-    on = {place.kind: {"device": place.device} for place in prepared.placement.places}
-    models = [m.model_copy(update=on[f"reward-{i}"]) for i, m in enumerate(config.reward.models)]
-    return config.model_copy(
-        update={
-            "trainer": config.trainer.model_copy(update=on["trainer"]),
-            "rollout": config.rollout.model_copy(update=on["rollout"]),
-            "reward": config.reward.model_copy(update={"models": models}),
-        }
-    )
+    devices = {place.kind: place.device for place in prepared.placement.places}
+    sets = (of for of in role_sets(config) if of.name in devices)
+    return with_values(config, {f"{of.key}.device": devices[of.name] for of in sets})
 
 
 def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
     """temporary: folder for the roles' temporary files, which may outlive them: a killed vLLM engine leaves
     its sockets."""
-    c = prepared.config
+    placement = prepared.placement
+    environments = {place.role: _environment(place, placement) for place in placement.places}
     common = {"TMPDIR": str(temporary)}
-    restarts = {f"reward-{i}": model.max_restarts for i, model in enumerate(c.reward.models)}
-    restarts |= {"rollout": c.rollout.max_restarts, "trainer": c.run.max_restarts}
-    computing = [
-        RoleSpec(
-            place.role,
-            common | _environment(place, prepared.placement),
-            restarts[place.kind],
-            unit="trainer" if place.kind == "trainer" else None,
-        )
-        for place in prepared.placement.places
+    return [
+        RoleSpec(role, common | environments.get(role, {}), of.max_restarts)
+        for of in role_sets(prepared.config)
+        for role in of.roles
     ]
-    return [RoleSpec(COORDINATOR, common, c.run.max_restarts), *computing]
 
 
 def _environment(place: Place, placement: Placement) -> dict[str, str]:
@@ -299,7 +290,7 @@ def _allocator(place: Place) -> dict[str, str]:
     default, since they allocate once and vLLM's memory pools refuse expandable segments; so does
     `run.mode=inline`, whose only process is also an engine.
     """
-    if place.kind != "trainer" or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
+    if place.kind != TRAINER or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
         return {}
     return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 

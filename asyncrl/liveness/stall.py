@@ -15,7 +15,7 @@ from asyncrl.core.records import GroupSummary
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.liveness.pulse import Pulse, Stall, describe_waits, patience
-from asyncrl.runfiles.layout import TRAINER
+from asyncrl.roles import RANK_0, REWARD, TRAINER, Role
 from asyncrl.work import Work
 
 MAX_GROUPS = 10
@@ -174,10 +174,10 @@ class StallWatch:
         """Note whether what the next step needs has progressed."""
         moving = False
         for role, pulse in pulses.items():
-            if role == TRAINER or role.startswith("reward"):
-                needed = self._is_the_trainer_s_turn == (role == TRAINER)
+            if role == RANK_0 or Role.parse(role).kind == REWARD:
+                needed = self._is_the_trainer_s_turn == (role == RANK_0)
                 moving |= needed and pulse.work is not None and pulse.work != self._work.get(role)
-                waits_for_it = role == TRAINER and (needed or not self.has_weights)
+                waits_for_it = role == RANK_0 and (needed or not self.has_weights)
                 moving |= waits_for_it and pulse.work is None and pulse.unhurried is not None
                 self._work[role] = pulse.work
         if moving:
@@ -202,7 +202,7 @@ class StallWatch:
         if self.behind:
             return self.behind
         if self._is_the_trainer_s_turn or not self.has_weights:
-            return (TRAINER,)
+            return (RANK_0,)
         leased = [e for e in self._coordinator.waits_for() if e.state is GroupState.LEASED]
         if leased:
             return (min(leased, key=lambda e: self._leased_s.get(e.group_id, self._begun_s)).worker,)
@@ -227,7 +227,7 @@ class StallWatch:
         now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
         starting = [f"{role} has not come up yet." for role in self._starting(pulses)]
         if self._coordinator.finished:
-            ranks = {role: pulse for role, pulse in pulses.items() if role.startswith("trainer")}
+            ranks = {role: pulse for role, pulse in pulses.items() if Role.parse(role).kind == TRAINER}
             done = f"The trainer has done all {version} steps but has not ended."
             return " ".join([done, *starting, *describe_waits(ranks, time.time())])
         if self._trainer_has_a_batch:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asyncrl.liveness.pulse import Pulse
 from asyncrl.paths import replace_file
-from asyncrl.runfiles.layout import TRAINER
+from asyncrl.roles import RANK_0, Role
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work, tell
 
@@ -40,7 +40,7 @@ def status_of(beginnings: Mapping[str, str], trainer: Pulse | None) -> str:
     """What the roles without a pulse are doing, by role, and what the trainer is doing if it has one."""
     doing = dict(beginnings)
     if trainer is not None and (words := _words(trainer.waits, trainer.work, trainer.unhurried)):
-        doing[TRAINER] = words
+        doing[RANK_0] = words
     by_words = sorted(doing.items(), key=lambda pair: (pair[1], pair[0]))
     alike = [(what, [role for role, _ in pairs]) for what, pairs in groupby(by_words, lambda pair: pair[1])]
     return "; ".join(f"{_names(roles)}: {what}" for what, roles in sorted(alike, key=lambda pair: pair[1]))
@@ -62,5 +62,5 @@ def _words(waits: Sequence[Wait], work: Work | None, unhurried: str | None) -> s
 
 def _names(roles: Sequence[str]) -> str:
     """`rollout-0, rollout-1`; `rollout-0 to rollout-7, trainer-0`."""
-    kinds = [list(of) for _, of in groupby(roles, lambda role: role.rpartition("-")[0])]
+    kinds = [list(of) for _, of in groupby(roles, lambda role: Role.parse(role).kind)]
     return ", ".join(", ".join(of) if len(of) < 3 else f"{of[0]} to {of[-1]}" for of in kinds)

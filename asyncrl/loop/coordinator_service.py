@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,8 +18,9 @@ from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
 from asyncrl.liveness.stall import StallWatch
 from asyncrl.loop.host import Host
+from asyncrl.roles import COORDINATOR, RANK_0, ROLLOUT, SUPERVISOR, TRAINER, names
 from asyncrl.rollout.task import RolloutTask
-from asyncrl.runfiles.layout import COORDINATOR, TRAINER, RunDir
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire import messages as m
 from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check_group, decode_header
@@ -59,6 +60,8 @@ class _Worker:
 class CoordinatorService:
     """Answers `wire.messages`. Everything that an event changes is stored before the event is answered, so
     that another process can take over from the store: what it knows beyond that, the workers tell it again.
+
+    roles: the names of all of the run's.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class CoordinatorService:
         prompts: PromptSet,
         coordinator: Coordinator[WireGroup],
         store: LedgerStore[WireGroup],
+        roles: Collection[str],
     ) -> None:
         self._config = config
         self._run_dir = run_dir
@@ -76,16 +80,13 @@ class CoordinatorService:
         self._store = store
         self._server = RpcServer(self._handle)
         self._senders = {
-            "rollout": {f"rollout-{i}" for i in range(config.rollout.workers)},
-            "trainer": {TRAINER},
-            "supervisor": {"supervisor"},
+            ROLLOUT: set(names(ROLLOUT, config.rollout.workers)),
+            TRAINER: {RANK_0},
+            SUPERVISOR: {SUPERVISOR},
         }
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Event()
         self._heart = Heart(run_dir.pulse(COORDINATOR))
-        roles = {COORDINATOR, *self._senders["rollout"]}
-        roles |= {f"trainer-{i}" for i in range(config.trainer.ranks)}
-        roles |= {f"reward-{i}" for i in range(len(config.reward.models))}
         self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")

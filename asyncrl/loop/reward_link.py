@@ -8,6 +8,7 @@ import time
 
 from asyncrl.config import Config, RewardModelConfig
 from asyncrl.reward.score import Message, RewardError
+from asyncrl.roles import REWARD, names
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
@@ -109,7 +110,8 @@ class RewardModelLink:
 
 def reward_links(config: Config, run_dir: RunDir, worker: str) -> dict[str, RewardModelLink]:
     """The links of a worker to all reward models, by label."""
+    models = config.reward.models
     return {
-        model.label: RewardModelLink(model, f"reward-{i}", config, run_dir, worker)
-        for i, model in enumerate(config.reward.models)
+        model.label: RewardModelLink(model, role, config, run_dir, worker)
+        for role, model in zip(names(REWARD, len(models)), models, strict=True)
     }

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from asyncrl.observe.progress import RunProgress
 from asyncrl.observe.sparkline import sparkline
+from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.units import duration, milliseconds, number, percent
 
 LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
@@ -106,7 +107,7 @@ def _rows(progress: RunProgress) -> Iterator[_Row]:
     color = "red" if oldest > bound else "magenta"
     note = f"max {number(oldest)}, bound {bound}"
     yield _Row("staleness", number(now("staleness/mean"), 2), "staleness/mean", 0, max(bound, 1), color, note)
-    for role, cost in (("trainer", "publish"), ("rollout", "pause")):
+    for role, cost in ((TRAINER, "publish"), (ROLLOUT, "pause")):
         share = now(f"idle/{role}")
         color = "yellow" if share > 0.5 else "cyan"
         note = f"{cost} {milliseconds(now(f'weights/{cost}_s'))}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.core.cursor import epoch_rows
 from asyncrl.decoders.facts import ModelFacts
@@ -21,6 +22,7 @@ from asyncrl.plan.memory.estimate import (
 )
 from asyncrl.plan.pace import Pace, longest_affordable, predict
 from asyncrl.plan.resources import Place, Placement
+from asyncrl.roles import ROLLOUT
 from asyncrl.rollout.engines.spec import engine_of
 
 MEAN_SHARES = (1 / 4, 1 / 2, 1.0)
@@ -145,11 +147,10 @@ def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
         yield Processes(config.run.mode, 1, config.trainer.threads, _gpus(placement.places))
     else:
         yield Processes("launcher", 1, 0)
-        yield Processes("coordinator", 1, 0)
-        for kind in placement.kinds:
-            places = placement.of(kind)
+        for of in role_sets(config):
+            places = placement.of(of.name)
             cores = tuple(core for place in places for core in place.cores)
-            yield Processes(kind, len(places), places[0].threads, _gpus(places), cores)
+            yield Processes(of.name, len(of.roles), of.threads, _gpus(places), cores)
     if config.reward.functions or config.reward.format.pattern is not None:
         yield Processes("reward functions", config.rollout.workers * config.reward.workers, 0)
 
@@ -166,9 +167,9 @@ def _kv_sequences(
     longest_prompt: int,
 ) -> int | None:
     """Of an engine that takes as much of its GPUs as it is told, not as much as the slots need."""
-    gpus = placement.of("rollout")[0].gpus
+    gpus = placement.of(ROLLOUT)[0].gpus
     if not gpus or model is None or engine_of(config).gpu_share(config) is None:
         return None
-    room = len(gpus) * next(m.parts["KV cache"] for m in memory if m.kind == "rollout")
+    room = len(gpus) * next(m.parts["KV cache"] for m in memory if m.kind == ROLLOUT)
     sequence_tokens = config.rollout.context_tokens(longest_prompt)
     return max(0, room // max(1, sequence_tokens * model.kv_bytes_per_token))

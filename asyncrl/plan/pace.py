@@ -17,6 +17,7 @@ from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.objective.catalogue import POLICY_LOSSES
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.resources import Placement
+from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
 from asyncrl.rollout.engines.spec import EnginePace, engine_of
 from asyncrl.runfiles.checkpoint_pace import interval_s
 
@@ -91,14 +92,14 @@ class Pace:
         """For how long each kind of process computes in a step."""
         checkpoint_s = self.snapshot_s / self.steps_per_checkpoint if self.steps_per_checkpoint else 0.0
         trainer_s = self.train_s + self.publish_s + checkpoint_s
-        return {"trainer": trainer_s, "rollout": self.generate_s, **self.score_s}
+        return {TRAINER: trainer_s, ROLLOUT: self.generate_s, **self.score_s}
 
     @property
     def step_s(self) -> float:
         """A training step in the long run, all waits included."""
         if self.takes_turns:
-            sampling = [side - {"trainer"} for side in self._sides() if side != {"trainer"}]
-            return max(map(self._turn_s, sampling)) + self.busy_s["trainer"] + self.load_s
+            sampling = [side - {TRAINER} for side in self._sides() if side != {TRAINER}]
+            return max(map(self._turn_s, sampling)) + self.busy_s[TRAINER] + self.load_s
         return max(map(self._turn_s, self._sides()))
 
     @property
@@ -387,8 +388,8 @@ def _generate_s(
 def _score_s(config: Config, models: KnownModels, lengths: _Lengths) -> dict[str, float]:
     """By every model, as if each scored every response."""
     return {
-        f"reward-{i}": 2 * facts.parameters * lengths.scored / TRAINING_FLOPS_PER_S
-        for i, facts in enumerate(models.reward)
+        role: 2 * facts.parameters * lengths.scored / TRAINING_FLOPS_PER_S
+        for role, facts in zip(names(REWARD, len(models.reward)), models.reward, strict=True)
         if facts is not None
     }
 

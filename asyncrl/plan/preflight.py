@@ -16,20 +16,16 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.plan import pace
-from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan import disk, pace
 from asyncrl.plan.checks import gpu as gpu_checks
 from asyncrl.plan.checks import settings as checks
-from asyncrl.plan.cores import with_own_cores
-from asyncrl.plan.facts.model import (
-    NotFetchedError,
-)
+from asyncrl.plan.facts.model import NotFetchedError
 from asyncrl.plan.facts.models import KnownModels, look_for_models
 from asyncrl.plan.facts.reward import check_pairs
 from asyncrl.plan.findings import Findings
 from asyncrl.plan.machine import Machine, probe
 from asyncrl.plan.outline import Outline, outline
-from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus
+from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus, with_own_cores
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
@@ -188,14 +184,14 @@ class _Independent:
 
 def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
     if not is_elsewhere:
-        findings.of(lambda: disk_checks.run_dir(config))
+        findings.of(lambda: disk.run_dir(config))
         findings.of(lambda: engine_of(config).check_machine(config))
-        findings.of(lambda: disk_checks.shared_memory_is_writable(config))
+        findings.of(lambda: disk.shared_memory_is_writable(config))
         findings.of(lambda: checks.network(config))
     findings.of(lambda: checks.role_host(config))
     findings.of(lambda: checks.transport(config))
     # Without it no process can be asked to import them.
-    has_temporary_folder = findings.of(disk_checks.temporary_folder)
+    has_temporary_folder = findings.of(disk.temporary_folder)
     functions = look_at_functions(config) if has_temporary_folder else Found()
     for problem in functions.problems:
         findings.of(problem.tell)
@@ -238,7 +234,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     findings.of(lambda: checks.stop_tokens(config, models.policy))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
-        findings.of(lambda: disk_checks.shared_memory_has_room(config, models.policy, scene.machine))
+        findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
     prompts = rows = longest = mean = None
     if scene.independent.has_rows and (fetches or not is_on_hub(config.data)):
         prompts, rows = _prompts(config, tokenizer, findings)

@@ -1,4 +1,4 @@
-"""Which role computes where."""
+"""Which role computes where: on which GPUs, or on which cores of its own. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import count, islice, repeat
 from typing import Literal
 
+from asyncrl.cluster.kinds import RoleSet, role_sets, set_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.plan.gpu_needs import Need, are_shared, gpus_needed, needs_of, remedies
+from asyncrl.plan.gpu_needs import are_shared, gpus_needed, remedies
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Place:
     """Where one role computes."""
 
     role: str
-    """Name of its process: `trainer-N`, `rollout-N` or `reward-N`."""
+    """Its name."""
     device: Literal["cpu", "cuda"]
     gpus: tuple[int, ...]
     """Indices of its GPUs among the visible ones; none on the CPU."""
@@ -29,20 +30,14 @@ class Place:
 
     @property
     def kind(self) -> str:
-        return kind_of(self.role)
-
-
-def kind_of(role: str) -> str:
-    """What equal processes have in common: `rollout` of `rollout-1`. Each reward model is a kind of its
-    own."""
-    kind = role.partition("-")[0]
-    return role if kind == "reward" else kind
+        """What it and its equals are called together: `rollout`, `reward-1`."""
+        return set_of(self.role)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     places: tuple[Place, ...]
-    """The trainer's ranks, the engines, the reward models."""
+    """Of all that compute."""
     idle_gpus: int = 0
     """GPUs that were asked for and that nothing uses."""
 
@@ -80,7 +75,7 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
     `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are. Raises
     `ConfigError` when that cannot be.
     """
-    needs = needs_of(config)
+    needs = [of for of in role_sets(config) if of.threads]
     usable = _usable(asked, available)
     if config.run.in_one_process:
         usable = min(usable, 1)
@@ -131,7 +126,7 @@ def too_few_gpus(wanted: int, available: int) -> NotHereError:
     )
 
 
-def _refuse_too_few(config: Config, needs: Sequence[Need], asked: int | None, usable: int) -> None:
+def _refuse_too_few(config: Config, needs: Sequence[RoleSet], asked: int | None, usable: int) -> None:
     needed = gpus_needed(config, usable)
     if needed <= usable:
         return
@@ -147,12 +142,12 @@ def _refuse_too_few(config: Config, needs: Sequence[Need], asked: int | None, us
     raise ConfigError(f"{what}, and {there}; {', or '.join([*remedies(config, usable), more])}")
 
 
-def _places(needs: Sequence[Need], usable: int, shared: bool) -> Iterator[Place]:
+def _places(needs: Sequence[RoleSet], usable: int, shared: bool) -> Iterator[Place]:
     placed: dict[str, tuple[int, ...]] = {}
     for need in needs:
         used = {gpu for gpus in placed.values() for gpu in gpus}
         # A single GPU is everybody's.
-        free = repeat(0) if usable == 1 else count(0 if shared and need.is_loop else len(used))
+        free = repeat(0) if usable == 1 else count(0 if shared and need.kind.in_loop else len(used))
         for role in need.roles:
             if need.device == "cpu":
                 gpus: tuple[int, ...] = ()
@@ -171,3 +166,31 @@ def _places(needs: Sequence[Need], usable: int, shared: bool) -> Iterator[Place]
 
 def _count(gpus: int) -> str:
     return f"{gpus} GPU{'s' * (gpus > 1)}"
+
+
+def cores_wanted(config: Config, placement: Placement) -> dict[str, int]:
+    """A core for each thread that a role computes with on the CPU; roles that only wait, or compute on GPUs,
+    want none, nor does a run in one process."""
+    if config.run.in_one_process:
+        return {}
+    on_cpu = {place.role for place in placement.places if not place.gpus}
+    return {
+        role: of.cores_each
+        for of in role_sets(config)
+        for role in of.roles
+        if role in on_cpu and of.cores_each
+    }
+
+
+def with_own_cores(config: Config, placement: Placement, cores: Sequence[int]) -> Placement:
+    """Give each role the cores that it wants (`placement.pin_cores`), where there are enough for all; else
+    they all share all. `cores`: those that may be given away."""
+    wanted = cores_wanted(config, placement)
+    if config.placement.pin_cores == "never" or sum(wanted.values()) > len(cores):
+        return placement
+    free = iter(cores)
+    places = [
+        replace(place, cores=tuple(next(free) for _ in range(wanted.get(place.role, 0))))
+        for place in placement.places
+    ]
+    return replace(placement, places=tuple(places))

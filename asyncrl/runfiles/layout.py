@@ -19,10 +19,6 @@ from asyncrl.wire.keys import Endpoint, Keys, write_private
 SHARED_MEMORY_PREFIX = "asyncrl-"
 """Begins the names of all runs' shared memory."""
 
-COORDINATOR = "coordinator"
-TRAINER = "trainer-0"
-"""The roles that there is one of: the only coordinator, and the rank that speaks for the trainer."""
-
 LOCK = ".lock"
 """A file in a folder that is in use."""
 
@@ -94,8 +90,13 @@ class RunDir:
         """Publish where a role listens, and its keys."""
         write_private(self._endpoint(role), msgspec.json.encode(endpoint))
 
-    def forget_endpoint(self, role: str) -> None:
-        self._endpoint(role).unlink(missing_ok=True)
+    def forget_process(self, role: str, *, keep_endpoint: bool = False) -> None:
+        """What is of one start of a role only, and must not be taken for its successor's. keep_endpoint: the
+        successor will be where the others look for it."""
+        self.pulse(role).unlink(missing_ok=True)
+        self.beginning(role).unlink(missing_ok=True)
+        if not keep_endpoint:
+            self._endpoint(role).unlink(missing_ok=True)
 
     def endpoint(self, role: str) -> Endpoint | None:
         """Where a role listens; None while it does not."""

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.lifeline import die_with
 from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
-from asyncrl.reward.processes.process import die_with_parent
 from asyncrl.rollout.episode import make_episode
 
 LIMIT_S = 120.0
@@ -125,7 +125,7 @@ def _problem(error: ConfigError) -> ImportProblem:
 
 
 def main() -> None:
-    die_with_parent(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     forget_own_path()
     os.dup2(2, 1)  # modules may print at import
     folder = Path(sys.argv[2])

@@ -22,9 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from asyncrl.cluster.lifeline import end_with
 from asyncrl.errors import AsyncRLError
 from asyncrl.launch.launcher import run
+from asyncrl.lifeline import end_with
 from asyncrl.sweep.folder import mark_finished
 from asyncrl.sweep.lane import STOP_GRACE_S
 

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from asyncrl.bounded import Count
 from asyncrl.core.records import Purpose
+from asyncrl.roles import ROLLOUT, SUPERVISOR, TRAINER
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 
@@ -44,7 +45,7 @@ class WireMessage(msgspec.Struct, tag=True, frozen=True):
 
 
 class FromWorker(WireMessage, frozen=True):
-    SENDER = "rollout"
+    SENDER = ROLLOUT
 
 
 class Hello(FromWorker):
@@ -121,7 +122,7 @@ class ScorePair(FromWorker):
 
 
 class FromTrainer(WireMessage, frozen=True):
-    SENDER = "trainer"
+    SENDER = TRAINER
 
 
 class Begin(FromTrainer):
@@ -166,7 +167,7 @@ class AwaitApplied(FromTrainer):
 class WorkerLost(WireMessage):
     """A rollout worker died. Answered by `Done`."""
 
-    SENDER = "supervisor"
+    SENDER = SUPERVISOR
 
     worker: Text
 

@@ -13,7 +13,7 @@ import pytest
 
 import asyncrl
 from asyncrl.cluster.hosts.base import HOSTS, RoleSpec, find_host
-from asyncrl.cluster.processes import kill_tagged
+from asyncrl.cluster.hosts.local import kill_tagged
 from asyncrl.config import dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.liveness.pulse import read_pulse

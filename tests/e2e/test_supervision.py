@@ -124,7 +124,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-if "asyncrl.cli.launch" not in sys.orig_argv:
+if not {"asyncrl.cli.launch", "asyncrl.runfiles.user_code"} & set(sys.orig_argv):  # the run itself
     wait_for((HERE / "go").exists)
 
 

@@ -19,6 +19,7 @@ from asyncrl.wire.rpc import RpcClient, RpcRefused
 
 STATS = EngineStats(0, 0, 0, 100, 1.0)
 NOTICE = b"notice of version 0"
+ROLES = ("coordinator", "trainer-0", "rollout-0")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ async def coordinator(run_dir):
     sizes = ("rollout.group_size=2", "trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3")
     config = from_tree(tree, overrides=[*sizes, "data.shuffle=false"])
     with open_state(config, run_dir) as (prompts, store, state):
-        service = CoordinatorService(config, run_dir, prompts, state, store)
+        service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
         run_dir.announce_endpoint("coordinator", service.bind())
         task = asyncio.create_task(service.run())
         try:
@@ -218,4 +219,4 @@ def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
         {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
     )
     with open_state(config, run_dir) as (prompts, store, state):
-        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store)))
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES)))

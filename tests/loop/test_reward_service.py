@@ -63,7 +63,7 @@ async def serving(scorer, settings, run_dir):
     try:
         yield task
     finally:
-        run_dir.forget_endpoint("reward-0")
+        run_dir.forget_process("reward-0")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

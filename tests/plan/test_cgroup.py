@@ -4,13 +4,13 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from asyncrl.plan.cgroup import Limits, limits
+from asyncrl.plan.machine import Limits, container_limits
 
 V1_NO_LIMIT = "9223372036854771712\n"
 
 
 def limits_of(files):
-    return limits(lambda path: files.get(str(path)))
+    return container_limits(lambda path: files.get(str(path)))
 
 
 def v2(path, cpu, memory):

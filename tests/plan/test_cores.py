@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.config import from_tree
-from asyncrl.plan.cores import cores_wanted, with_own_cores
-from asyncrl.plan.resources import assign
+from asyncrl.plan.resources import assign, cores_wanted, with_own_cores
 
 TREE = {
     "model": {"path": "m"},

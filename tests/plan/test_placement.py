@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from asyncrl.cluster.kinds import set_of
 from asyncrl.config import load
 from asyncrl.errors import ConfigError
 from asyncrl.launch import launcher
 from asyncrl.plan.machine import probe
-from asyncrl.plan.resources import assign, kind_of
+from asyncrl.plan.resources import assign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GPUS = {"gpu-1": 1, "gpu-2": 2, "gpu-4": 4, "gpu-8": 8, "grlo": 8, "grlo-4gpu": 4, "grlo-rlvr": 8}
@@ -85,7 +86,7 @@ def test_every_role_of_a_preset_sees_its_own_gpus_of_those_that_the_launcher_may
         return
     # NCCL refuses two ranks on a GPU, and vLLM takes its share of one whole.
     for kind in ("trainer", "rollout"):
-        own = [gpu for name, gpus in theirs.items() if kind_of(name) == kind for gpu in gpus]
+        own = [gpu for name, gpus in theirs.items() if set_of(name) == kind for gpu in gpus]
         assert len(own) == len(set(own))
     assert all(len(gpus) == 1 for gpus in theirs.values())
     assert not {theirs[name] for name in ranks} & {theirs[name] for name in engines}

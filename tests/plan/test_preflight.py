@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from asyncrl.config import from_tree
 from asyncrl.errors import ConfigError
-from asyncrl.plan.checks import disk as disk_checks
+from asyncrl.plan import disk
 from asyncrl.plan.checks import settings as checks
 from asyncrl.plan.facts.model import FoundModel, ModelSource, find_policy, model_facts
 from asyncrl.plan.machine import Machine
@@ -247,9 +247,9 @@ def test_shared_memory_too_small_for_two_versions(run):
     model = model_facts(find_policy(config.model), "float32")
     needed = 2 * 4 * model.parameters
     machine = Machine(cores=1, memory_bytes=10**12, gpu_bytes=(), shared_memory_bytes=needed)
-    disk_checks.shared_memory_has_room(config, model, machine)
+    disk.shared_memory_has_room(config, model, machine)
     with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
-        disk_checks.shared_memory_has_room(config, model, replace(machine, shared_memory_bytes=needed - 1))
+        disk.shared_memory_has_room(config, model, replace(machine, shared_memory_bytes=needed - 1))
 
 
 def test_flash_attention_without_gpu_or_package(run, monkeypatch):

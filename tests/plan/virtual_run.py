@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from asyncrl.cluster.kinds import set_of
 from asyncrl.cluster.supervisor import why_lost
 from asyncrl.core.coordinator import Coordinator, Submission
 from asyncrl.core.cursor import PromptCursor
@@ -15,9 +16,8 @@ from asyncrl.core.ledger import GroupState
 from asyncrl.core.records import GroupSummary
 from asyncrl.liveness.pulse import Pulse, Stillness
 from asyncrl.liveness.stall import StallWatch
-from asyncrl.plan.resources import kind_of
+from asyncrl.roles import COORDINATOR, RANK_0
 from asyncrl.runfiles.budget import Budget, Usage
-from asyncrl.runfiles.layout import COORDINATOR, TRAINER
 from asyncrl.runfiles.state import loop_settings
 from asyncrl.work import Work
 
@@ -78,7 +78,7 @@ class VirtualRun:
     # ---- the trainer, as a course of events: each `yield` lets a tick pass ----
 
     def _train(self, steps):
-        yield from self._wait(lambda: self._is_up(TRAINER))
+        yield from self._wait(lambda: self._is_up(RANK_0))
         yield from self._publish(0)
         began_s = self.now_s
         for step in range(steps):
@@ -159,7 +159,7 @@ class VirtualRun:
     def _beat(self):
         for role in self.roles:
             if self._is_up(role):
-                work = self.work if role == TRAINER and self.shows_progress else None
+                work = self.work if role == RANK_0 and self.shows_progress else None
                 self.pulses[role] = Pulse(1, 0, [], work=work, at_s=self.now_s)
 
     def _is_up(self, role):
@@ -234,7 +234,7 @@ class VirtualRun:
         return sum(speeds) / len(speeds)
 
     def _computes(self, place):
-        return self.computes["trainer" if kind_of(place.role) == "trainer" else place.role]
+        return self.computes["trainer" if set_of(place.role) == "trainer" else place.role]
 
     def _judge(self):
         for role in self.roles:

@@ -14,15 +14,12 @@ from asyncrl.runfiles.layout import RunDir
 
 @dataclass(frozen=True, slots=True)
 class RoleSpec:
-    """A role to be started: `name` as `cluster.roles.entry` takes it, and what its environment has beside
-    ours."""
+    """A role to be started: its name, and what its environment has beside ours."""
 
     name: str
     env: Mapping[str, str]
     max_restarts: int = 0
     """How often it is started again after a death, within any hour (`asyncrl.liveness.restarts`)."""
-    unit: str | None = None
-    """Roles of one unit are nothing without each other: when one dies all are started again together."""
 
 
 class RoleHandle(Protocol):

@@ -10,11 +10,16 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
+import psutil
+
 from asyncrl.cluster.hosts.base import RoleSpec
-from asyncrl.cluster.processes import ROLE_TAG, kill_tagged, signal_group
 from asyncrl.liveness.pulse import Pulse, read_pulse
 from asyncrl.resolve import OWN_PATH
 from asyncrl.runfiles.layout import RunDir
+
+ROLE_TAG = "ASYNCRL_ROLE"
+"""Environment variable by which all that a role has started, and that its own processes have started, is
+known."""
 
 
 class LocalRole:
@@ -79,3 +84,20 @@ class LocalHost:
 
     def _tag(self, name: str) -> str:
         return f"{self._run_dir.path.resolve()}:{name}"
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and to all that it has started in its own session."""
+    with suppress(ProcessLookupError):  # all of it may be gone already
+        os.killpg(pid, number)
+
+
+def kill_tagged(tags: Collection[str]) -> None:
+    """Kill every process of this user that carries one of these tags: what a role started may have sessions
+    of its own and survive it."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(ROLE_TAG) in tags:
+                process.kill()
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            continue  # another user's, or gone

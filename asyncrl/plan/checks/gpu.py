@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from asyncrl.cluster.kinds import set_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.plan.memory.estimate import GpuLoad, Memory
 from asyncrl.plan.outline import Outline
-from asyncrl.plan.resources import Placement, kind_of
+from asyncrl.plan.resources import Placement
+from asyncrl.roles import ROLLOUT, TRAINER, Role
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backends
 from asyncrl.units import format_bytes
@@ -26,13 +28,13 @@ def shares(config: Config, implied: Outline) -> None:
         return
     key, share = taking
     for load in implied.gpus:
-        others = [role for role in load.roles if kind_of(role) != "rollout"]
+        others = [role for role in load.roles if set_of(role) != ROLLOUT]
         engines = len(load.roles) - len(others)
         if not engines or len(load.roles) == 1:
             continue
         memory = {m.kind: m for m in implied.memory}
-        theirs = [memory[kind_of(role)] for role in others if kind_of(role) in memory]
-        taken = engines * memory["rollout"].total_bytes
+        theirs = [memory[set_of(role)] for role in others if set_of(role) in memory]
+        taken = engines * memory[ROLLOUT].total_bytes
         if taken + sum(entry.certain_bytes for entry in theirs) <= load.card_bytes:
             continue
         needed = sum(entry.total_bytes for entry in theirs)
@@ -43,7 +45,7 @@ def shares(config: Config, implied: Outline) -> None:
             else ""
         )
         take = f"{engines} engines take" if engines > 1 else "the engine takes"
-        remedy = _share_remedy(key, fits, load.card_bytes, memory["rollout"])
+        remedy = _share_remedy(key, fits, load.card_bytes, memory[ROLLOUT])
         raise ConfigError(
             f"{key}={share:g}: {take} {format_bytes(taken)} of the "
             f"{format_bytes(load.card_bytes)} of GPU {load.gpu}{beside}; {remedy}"
@@ -91,21 +93,21 @@ def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator
 
 def _is_tight(load: GpuLoad) -> bool:
     """Engines alone on a GPU take what they are told to, and no more."""
-    is_estimated = any(kind_of(role) != "rollout" for role in load.roles)
+    is_estimated = any(set_of(role) != ROLLOUT for role in load.roles)
     return is_estimated and load.total_bytes > (1 - FREE_SHARE) * load.card_bytes
 
 
 def _remedy(config: Config, roles: Sequence[str]) -> str:
     remedies = []
-    kinds = set(map(kind_of, roles))
-    if "trainer" in kinds:
+    kinds = set(map(set_of, roles))
+    if TRAINER in kinds:
         if not config.trainer.gradient_checkpointing:
             remedies.append("set trainer.gradient_checkpointing=true")
         remedies.append("lower trainer.micro_batch_tokens")
         remedies += _saving_memory()
-    if "rollout" in kinds:
+    if ROLLOUT in kinds:
         taking = engine_of(config).gpu_share(config)
         remedies.append(f"lower {'rollout.slots' if taking is None else taking[0]}")
-    for kind in sorted(kinds - {"trainer", "rollout"}):
-        remedies.append(f"lower reward.models.{kind.partition('-')[2]}.batch_tokens")
+    for kind in sorted(kinds - {TRAINER, ROLLOUT}):
+        remedies.append(f"lower reward.models.{Role.parse(kind).index}.batch_tokens")
     return ", or ".join(remedies)

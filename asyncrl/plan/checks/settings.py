@@ -26,6 +26,7 @@ from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.reward.route import RouteError, scoring_parts
+from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
@@ -108,7 +109,7 @@ def network(config: Config) -> None:
 
 def engine(config: Config, placement: Placement) -> None:
     """The engine is installed, and can be as it is set, on the device that the engines compute on."""
-    engine_of(config).check_device(config, placement.of("rollout")[0].device)
+    engine_of(config).check_device(config, placement.of(ROLLOUT)[0].device)
 
 
 def decoding(config: Config, model: ModelFacts | None) -> str | None:
@@ -132,7 +133,7 @@ def family(config: Config, placement: Placement) -> None:
         structure = find_policy(config.model).config
     except NotHereError:
         return  # told where the models are looked for
-    engine_of(config).check_model(config, structure, placement.of("rollout")[0].device)
+    engine_of(config).check_model(config, structure, placement.of(ROLLOUT)[0].device)
 
 
 def stop_tokens(config: Config, model: ModelFacts | None) -> None:
@@ -168,7 +169,7 @@ def trainer(config: Config) -> None:
 
 def visible_gpus(config: Config, placement: Placement) -> None:
     """The trainer's backend can compute on its GPUs."""
-    names = [visible_gpu(gpu) for place in placement.of("trainer") for gpu in place.gpus]
+    names = [visible_gpu(gpu) for place in placement.of(TRAINER) for gpu in place.gpus]
     backend_of(config).check_gpus(names)
 
 
@@ -189,7 +190,7 @@ def budget(config: Config, placement: Placement) -> None:
 
 def attention(config: Config, placement: Placement) -> None:
     """The trainer's attention kernel runs where the trainer runs."""
-    name, on_gpu = config.model.attn_implementation, bool(placement.of("trainer")[0].gpus)
+    name, on_gpu = config.model.attn_implementation, bool(placement.of(TRAINER)[0].gpus)
     setting, other = f"model.attn_implementation={name}", "model.attn_implementation=sdpa"
     if name == "varlen" and on_gpu and config.model.dtype == "float32":
         raise ConfigError(

@@ -17,6 +17,7 @@ from asyncrl.plan.facts.reward import RewardModelFacts
 from asyncrl.plan.memory.activations import forward_bytes
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
+from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
@@ -92,19 +93,19 @@ def estimate_memory(
     trained += [models.critic] if config.critic is not None else []
     trained += [models.reference] if config.reference is not None else []
     if models.policy is not None and None not in trained:
-        parts = trainer_parts(config, models, models.policy, longest_tokens, "trainer" in on_gpu)
-        entries.append(Memory("trainer", *parts))
+        parts = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
+        entries.append(Memory(TRAINER, *parts))
     card = None
-    if gpus := {gpu for place in placement.of("rollout") for gpu in place.gpus}:
+    if gpus := {gpu for place in placement.of(ROLLOUT) for gpu in place.gpus}:
         is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
         card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
     if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
-        entries.append(Memory("rollout", *parts))
-    for i, facts in enumerate(models.reward):
+        entries.append(Memory(ROLLOUT, *parts))
+    roles = names(REWARD, len(models.reward))
+    for role, model, facts in zip(roles, config.reward.models, models.reward, strict=False):
         if facts is not None:
-            kind = f"reward-{i}"
-            parts = _reward_model_parts(config.reward.models[i], facts, longest_tokens, kind in on_gpu)
-            entries.append(Memory(kind, *parts))
+            parts = _reward_model_parts(model, facts, longest_tokens, role in on_gpu)
+            entries.append(Memory(role, *parts))
     if models.policy is not None:
         two_versions = shared_weights_bytes(config, models.policy)
         entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from asyncrl.lifeline import die_with
+
 LIMITS_S = (1 / 16, 1 / 4, 1.0)
 """CPU time that an answer may take at its first, second and last try."""
 WALL_FACTOR = 10.0
@@ -123,10 +125,8 @@ def _spent_s(process: psutil.Process) -> float:
 
 
 def _serve(connection: Connection, parents_end: Connection, parent: int) -> None:
-    from asyncrl.reward.processes.process import die_with_parent
-
     parents_end.close()  # inherited: while it is open, the stream has no end
-    die_with_parent(parent)
+    die_with(parent)
     _limit_memory()
     while True:
         try:

@@ -8,7 +8,6 @@ killed at any moment.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import faulthandler
 import inspect
 import io
@@ -29,6 +28,7 @@ import msgspec
 
 from asyncrl.affinity import unpin
 from asyncrl.errors import ConfigError
+from asyncrl.lifeline import die_with
 from asyncrl.resolve import forget_own_path, resolve
 from asyncrl.reward.functions import RewardFunction, accepted_arguments
 from asyncrl.reward.processes import deadline, wire
@@ -37,7 +37,6 @@ from asyncrl.reward.processes.side_by_side import SideBySide
 from asyncrl.reward.score import checked_values
 from asyncrl.reward.shaping import format_function
 
-PR_SET_PDEATHSIG = 1
 MAX_TRACEBACK_CHARS = 8000
 DUMP_SHARE = 0.9
 """Share of the time limit after which the stack is dumped."""
@@ -78,7 +77,7 @@ class CallLog:
 
 
 def main() -> None:
-    die_with_parent(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     forget_own_path()
     unpin()  # the engine's cores are reserved for the engine
     faulthandler.enable()
@@ -203,18 +202,6 @@ def take_pipes() -> tuple[BinaryIO, BinaryIO]:
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     return requests, replies
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """On Linux, have the kernel kill this process when its parent dies, even inside a C call that holds the
-    GIL. Elsewhere the end of the request stream must suffice."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before the call
-        os._exit(1)
 
 
 def readable(text: str) -> str:

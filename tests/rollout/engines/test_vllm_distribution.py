@@ -47,7 +47,7 @@ def test_importing_asyncrl_imports_no_vllm():
     modules = [
         "asyncrl",
         "asyncrl.cli.launch",
-        "asyncrl.cluster.roles",
+        "asyncrl.cluster.entries",
         "asyncrl.rollout.engines.spec",
         "asyncrl.rollout.engines.vllm.engine",
         "asyncrl.rollout.engines.vllm.launch",

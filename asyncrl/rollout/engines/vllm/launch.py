@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from asyncrl.lifeline import die_with
 from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
-from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
 from asyncrl.rollout.engines.vllm.settings import PREFILL_TOKENS
 from asyncrl.units import format_bytes
 from asyncrl.weights.canary import CANARY_TOKENS, SHORTEST_CANARY
@@ -210,7 +210,8 @@ def _children_end_with_us() -> Iterator[None]:
     def in_child(_: object) -> None:
         # It would pass the signals that it gets on to our event loop: vLLM's SIGTERM to it would end us.
         signal.set_wakeup_fd(-1)
-        end_with_parent(parent)
+        if os.getppid() == parent:  # else it is a grandchild, which its own parent will end
+            die_with(parent)
 
     registration = _Registration()  # lasts as long as this object
     multiprocessing.util.register_after_fork(registration, in_child)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from asyncrl.lifeline import die_with
 from asyncrl.rollout.engines.vllm import experts
-from asyncrl.rollout.engines.vllm.lifeline import end_with_parent
 from asyncrl.rollout.engines.vllm.proof import FIRST_PROBE_FLOPS, PROBE_FLOPS, Proof, prove
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint
@@ -58,9 +59,10 @@ class WeightReceiver:
     model_runner: Any
 
     def asyncrl_begin(self, parent: int, checkpoint: bytes) -> None:
-        """End with the process `parent`. `checkpoint`: the encoded `CheckpointTensor`s that are to be loaded
-        of every version."""
-        end_with_parent(parent)
+        """End with the process `parent`, if that has started this one. `checkpoint`: the encoded
+        `CheckpointTensor`s that are to be loaded of every version."""
+        if os.getppid() == parent:
+            die_with(parent)
         self.asyncrl_checkpoint = msgspec.msgpack.decode(checkpoint, type=tuple[CheckpointTensor, ...])
 
     def asyncrl_stage(self, notice: bytes) -> None:

@@ -1,34 +1,23 @@
-"""The roles of an `async` run, each as the coroutine that its process runs."""
+"""What the processes of an `async` run do, each kind as the coroutine that it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
+from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.liveness.pulse import beating
+from asyncrl.roles import COORDINATOR, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.work import unhurried
 
 ENDPOINT_TIMEOUT_S = 60.0
-
-Role = Callable[[Config, Path, str], Awaitable[None]]
-
-
-def entry(name: str) -> Role:
-    """The role that a process name such as `rollout-1` stands for."""
-    roles: dict[str, Role] = {
-        "coordinator": coordinator,
-        "reward": reward,
-        "rollout": rollout,
-        "trainer": trainer,
-    }
-    return roles[name.partition("-")[0]]
 
 
 async def coordinator(config: Config, path: Path, name: str) -> None:
@@ -37,7 +26,8 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
     run_dir = RunDir(path)
     with open_state(config, run_dir) as (prompts, store, state):
-        service = CoordinatorService(config, run_dir, prompts, state, store)
+        roles = [role for of in role_sets(config) for role in of.roles]
+        service = CoordinatorService(config, run_dir, prompts, state, store, roles)
         run_dir.announce_endpoint(name, service.bind())
         await service.run()
 
@@ -51,7 +41,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
-    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
+    endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
@@ -72,7 +62,7 @@ async def reward(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.reward_service import RewardModelService
     from asyncrl.reward.model import load_scorer
 
-    model = config.reward.models[int(name.partition("-")[2])]
+    model = config.reward.models[Role.parse(name).index]
     with unhurried("loading the reward model"):
         scorer = load_scorer(model)
     service = RewardModelService(scorer, model)
@@ -92,14 +82,14 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
-    executor = ThreadPoolExecutor(1, thread_name_prefix="trainer")
+    executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER)
     loop = asyncio.get_running_loop()
-    if rank := int(name.rpartition("-")[2]):
+    if rank := Role.parse(name).index:
         make_rank = backend_of(config).make_rank
         follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
         async with beating(run_dir.pulse(name)):
             return await loop.run_in_executor(executor, follower.follow)
-    endpoint = await run_dir.await_endpoint("coordinator", ENDPOINT_TIMEOUT_S)
+    endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
     transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
     spare_the_collector()

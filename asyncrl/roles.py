@@ -1,0 +1,33 @@
+"""What the processes of a run are called: by their kind and, where there may be several, by a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+COORDINATOR, TRAINER, ROLLOUT, REWARD = "coordinator", "trainer", "rollout", "reward"
+"""The kinds; what there is to know of each: `asyncrl.cluster.kinds`."""
+
+RANK_0 = f"{TRAINER}-0"
+"""The rank that speaks for the trainer."""
+
+SUPERVISOR = "supervisor"
+"""Who starts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One process, by its name: `coordinator`, `rollout-1`."""
+
+    kind: str
+    index: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        kind, _, index = name.partition("-")
+        return cls(kind, int(index or 0))
+
+
+def names(kind: str, count: int) -> tuple[str, ...]:
+    """Of the first `count` processes of a kind of which there may be several."""
+    return tuple(f"{kind}-{i}" for i in range(count))
