@@ -13,7 +13,7 @@ from live_bytes import LiveBytes
 from torch import nn
 
 from asyncrl import config as settings
-from asyncrl.trainer.backends.deepspeed.group import Group
+from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 
 RANKS = 2
@@ -48,7 +48,7 @@ def count(config: settings.Config) -> dict[str, int]:
 def main(rank: int, paths: list[Path]) -> None:
     torch.set_num_threads(1)
     configs = [settings.load(path) for path in paths]
-    group = Group(rank, RANKS, paths[0].with_suffix(".ranks"), torch.device("cpu"), 60.0)
+    group = RankGroup(rank, RANKS, paths[0].with_suffix(".ranks"), torch.device("cpu"), 60.0)
     for config, path in zip(configs, paths, strict=True):
         path.with_suffix(f".{rank}.json").write_text(json.dumps(count(config)))
     group.close()
