@@ -51,7 +51,7 @@ class SlotDecoder:
         there."""
         self.cache.fill(self._upload(rows))
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        self._forward(self._upload(tokens), positions)
+        self._fill(self._upload(tokens), positions)
 
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
@@ -64,16 +64,20 @@ class SlotDecoder:
 
     def _decode(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         self.cache.decode(positions, width)
-        return self._forward(tokens[:, None], positions[:, None])[:, -1]
+        return self._forward(tokens[:, None], positions[:, None])
+
+    def _fill(self, tokens: Tensor, positions: Tensor) -> None:
+        self._forward(tokens, positions)
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits [N, V] after the last of tokens int64[N, T]."""
         return self.model(
             input_ids=tokens,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             **self._last_only,
-        ).logits
+        ).logits[:, -1]
 
     def _upload(self, array: NDArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
