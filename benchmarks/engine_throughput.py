@@ -1,4 +1,6 @@
 """Generated tokens per second of the embedded engine, beside what it could and what it replaces, in one run.
+Seconds are the processor's for one thread, so that other work on the machine counts less; vLLM's, which
+computes in processes of its own, are the clock's.
 
 Equal lengths (every request generates `--new-tokens`):
   engine    everything on: scheduling, per-request seeds, logprob and version of each token, asyncio streams
@@ -13,9 +15,9 @@ Where vLLM is installed (all prompts are prefilled: they are shorter than a bloc
   vllm        `VllmEngine`, everything on
   bare vllm   its AsyncLLM alone, same settings, same requests
 
-Prediction: the engine is within 15% of the bare loop at every size, and at least 1.5 times as fast as
-`generate` on mixed lengths (a batch of uniform lengths wastes some 44% of its row steps, and grouped
-attention repeats no keys and values; at few slots what counts is the overhead of a step, which both share).
+Prediction: the engine is within 15% of the bare loop at every size, and at least 1.8 times as fast as
+`generate` on equal lengths (no modules, masks or growing caches in Python, and grouped attention repeats no
+keys and values) and 2.5 times on mixed ones (a batch of uniform lengths wastes some 44% of its row steps).
 `vllm` reaches at least 95% of `bare vllm`: what it adds is a task and a few array copies for each request.
 
 The model is a random 2-layer Qwen3 of hidden size 128, in float32 on one CPU thread. Repetitions are

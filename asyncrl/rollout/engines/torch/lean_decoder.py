@@ -104,25 +104,25 @@ class LeanDecoder(SlotDecoder):
         mask = None if fill else self._mask(positions)
         for layer, cache in zip(self._layers, self.cache.layers, strict=True):
             normed = self._normed(hidden, layer.attention_norm)
-            query, key, value = (
-                F.linear(normed, *part).view(len(at), -1, shape[-1])
-                for part in (layer.query, layer.key, layer.value)
-            )
-            if layer.query_norm is not None:
-                query, key = self._normed(query, layer.query_norm), self._normed(key, layer.key_norm)
-            query, key, value = (
-                part.view(shape).transpose(1, 2)
-                for part in (_rotated(query, cos, sin), _rotated(key, cos, sin), value)
-            )
-            keys, values = cache.update(key, value)
+            key = self._placed(normed, layer.key, layer.key_norm, cos, sin)
+            value = F.linear(normed, *layer.value)
+            keys, values = cache.update(key.view(shape).transpose(1, 2), value.view(shape).transpose(1, 2))
             if fill and cache is self.cache.layers[-1]:
                 break
-            attended = self._attended(query, keys, values, mask)
+            query = self._placed(normed, layer.query, layer.query_norm, cos, sin)
+            attended = self._attended(query.view(shape).transpose(1, 2), keys, values, mask)
             hidden += F.linear(attended.reshape(len(at), -1), *layer.output)
             normed = self._normed(hidden, layer.mlp_norm)
             gate = F.silu(F.linear(normed, *layer.gate), inplace=True)
             hidden += F.linear(gate.mul_(F.linear(normed, *layer.up)), *layer.down)
         return hidden
+
+    def _placed(
+        self, hidden: Tensor, projection: _Affine, norm: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Heads [R, H, D] of a projection, normed in families that do so, rotated to their positions."""
+        heads = F.linear(hidden, *projection).view(len(hidden), -1, cos.shape[-1])
+        return _rotated(heads if norm is None else self._normed(heads, norm), cos, sin)
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Root mean square layer normalisation (Zhang and Sennrich, 2019) over the last dimension."""
@@ -134,10 +134,14 @@ class LeanDecoder(SlotDecoder):
         return F.rms_norm(hidden, weight.shape, eps=self._eps).mul_(weight)
 
     def _mask(self, positions: Tensor) -> Tensor:
-        """Additive [A, 1, 1, W]: each row attends to what is not past its position (int64[A, 1])."""
+        """Additive: each row attends to what is not past its position (int64[A, 1]). [A, 1, 1, W], or, for
+        plain operations, a line for each key head: [A * Hkv, 1, W]."""
         keys = torch.arange(self.cache.layers[0].get_mask_sizes(1)[0], device=self.device)
         mask = torch.zeros(len(positions), len(keys), dtype=self._embedding.dtype, device=self.device)
-        return mask.masked_fill_(keys > positions, float("-inf"))[:, None, None]
+        mask.masked_fill_(keys > positions, float("-inf"))
+        if self._plain:
+            return mask.repeat_interleave(self.cache.layers[0].keys.shape[1], 0)[:, None]
+        return mask[:, None, None]
 
     def _attended(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """[N, T, Hq, D] from query [N, Hq, T, D] and keys, values [N, Hkv, L, D]; without a mask, causal.
@@ -154,7 +158,6 @@ class LeanDecoder(SlotDecoder):
             grouped = query.reshape(rows, kv_heads, -1, dim)
             return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self._scale)
         grouped = query.reshape(rows * kv_heads, -1, dim)
-        mask = mask.expand(-1, kv_heads, -1, -1).reshape(len(grouped), 1, -1)
         scores = torch.baddbmm(mask, grouped, keys.flatten(0, 1).transpose(1, 2), alpha=self._scale)
         return torch.bmm(scores.softmax(-1), values.flatten(0, 1))
 

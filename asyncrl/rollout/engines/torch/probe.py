@@ -46,6 +46,7 @@ def exact_decoder(
             )
         except UnsupportedModelError as error:
             why = str(error)
+            log.info("%s", why)
     if cuda_graphs:
         raise UnsupportedModelError(
             f"{why}, so that it decodes a request at a time, which no CUDA graph can hold; set "

@@ -11,14 +11,14 @@ from transformers.cache_utils import DynamicCache
 
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
-from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError, accepted, last_only, vocabulary
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
 from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""
 
 
-class SlotDecoder:
+class SlotDecoder(Decoder):
     """`Decoder` whose rows are those of a `SlotCache`. Raises `UnsupportedModelError` for a model whose
     class or layers keep something else than a key and value per token.
 
@@ -32,12 +32,7 @@ class SlotDecoder:
         self, model: PreTrainedModel, slots: int, max_length: int, *, cuda_graphs: bool = False
     ) -> None:
         shapes = _layer_shapes(model)
-        self.model = model
-        self.device = model.device
-        self.vocab_size = vocabulary(model)
-        self.slots = slots
-        self.max_length = max_length
-        self._last_only = last_only(model)
+        super().__init__(model, slots, max_length)
         use_slot_attention(model)
         parameter = next(model.parameters()).detach()
         self.cache = SlotCache(shapes, slots, max_length, like=parameter)
