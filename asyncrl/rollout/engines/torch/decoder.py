@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,43 +15,43 @@ class UnsupportedModelError(ValueError):
     """The embedded engine cannot run this model, or could not run it exactly."""
 
 
-class Decoder(Protocol):
-    """Rows 0 .. A decode; `fill` writes any rows. Arrays of the host go in, logits on the device come out."""
+class Decoder(ABC):
+    """Rows 0 .. A decode; `fill` writes any rows. Arrays of the host go in, logits on the device come out.
 
-    model: PreTrainedModel
-    device: torch.device
-    vocab_size: int
-    slots: int
-    max_length: int
-    """Of a row, in tokens."""
+    max_length: of a row, in tokens.
+    """
+
     keeps_prefixes: bool
     """Whether a filled row can be continued, or copied, from every shorter prefix; else from its end only."""
 
+    def __init__(self, model: PreTrainedModel, slots: int, max_length: int) -> None:
+        self.model = model
+        self.device = model.device
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.slots = slots
+        self.max_length = max_length
+        # So that a forward computes the logits of the last position only, where the model can.
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted(model) else {}
+
+    @abstractmethod
     def fill(self, rows: NDArray[np.int64], tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
         """Compute and keep what the first `lengths` [N] of `tokens` [N, T] leave behind, as the beginning of
         `rows` [N]. What pads `tokens` on the right may be any valid id."""
 
+    @abstractmethod
     def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
         """Logits [A, V] after `tokens` [A], each at its own of `positions` [A], in rows 0 .. A. A row goes on
         from where it stands, or again from where it was filled to, or from nothing."""
 
+    @abstractmethod
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy what the first `width` tokens of rows `sources` have left to rows `targets`, as if all at
         once."""
 
 
-def vocabulary(model: PreTrainedModel) -> int:
-    return int(model.get_output_embeddings().weight.shape[0])
-
-
 def accepted(model: PreTrainedModel) -> frozenset[str]:
     """The names of what the model's forward takes."""
     return frozenset(inspect.signature(model.forward).parameters)
-
-
-def last_only(model: PreTrainedModel) -> dict[str, int]:
-    """What makes a forward compute the logits of the last position only, where the model can."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in accepted(model) else {}
 
 
 def outgrown_window(model: PreTrainedModel, max_length: int) -> int:

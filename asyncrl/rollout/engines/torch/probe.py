@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
+from asyncrl.rollout.engines.torch.lean_decoder import LeanDecoder
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
@@ -20,15 +21,17 @@ log = logging.getLogger(__name__)
 
 _TOKENS = 12
 _DECODED = 3
-_TOLERANCE = {torch.float32: 1e-3}
-_LOW_PRECISION_TOLERANCE = 0.1
+_TOLERANCES = (1e-3, 0.1)
+"""Relative error of the logits in float32, and in a lower precision."""
+_LEAN_TOLERANCES = (1e-5, 0.1)
+"""For functions that stand in for modules. What bfloat16 rounds grows with the layers, to 0.03 in 24."""
 
 
 def exact_decoder(
     model: PreTrainedModel, slots: int, max_length: int, *, cuda_graphs: bool = False
 ) -> Decoder:
-    """All rows over a slot cache where that is exact, else each over the model's own cache where that is.
-    Raises `UnsupportedModelError` with the reasons."""
+    """All rows over a slot cache, by plain functions or else by modules, where that is exact, else
+    each over the model's own cache where that is. Raises `UnsupportedModelError` with the reasons."""
     name = type(model).__name__
     if cuda_graphs and outgrown_window(model, max_length):
         raise UnsupportedModelError(
@@ -36,12 +39,14 @@ def exact_decoder(
             "see nothing; set rollout.torch.cuda_graphs=false"
         )
     attention = model.config._attn_implementation
-    try:
-        by_slots: Decoder = SlotDecoder(model, slots, max_length, cuda_graphs=cuda_graphs)
-        _refuse_if_inexact(by_slots, "a slot cache")
-        return by_slots
-    except UnsupportedModelError as error:
-        why = str(error)
+    for kind, tolerances in ((LeanDecoder, _LEAN_TOLERANCES), (SlotDecoder, _TOLERANCES)):
+        try:
+            return _proved(
+                kind(model, slots, max_length, cuda_graphs=cuda_graphs), tolerances, "a slot cache"
+            )
+        except UnsupportedModelError as error:
+            why = str(error)
+            log.info("%s", why)
     if cuda_graphs:
         raise UnsupportedModelError(
             f"{why}, so that it decodes a request at a time, which no CUDA graph can hold; set "
@@ -51,8 +56,7 @@ def exact_decoder(
         model.set_attn_implementation(attention)
     keep_cap(model)
     try:
-        by_rows = RowDecoder(model, slots, max_length)
-        _refuse_if_inexact(by_rows, "its own cache")
+        by_rows = _proved(RowDecoder(model, slots, max_length), _TOLERANCES, "its own cache")
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{why}; nor does it decode a request at a time: {error}") from error
     log.warning("%s, so that it decodes a request at a time: exact, but slower than a batch", why)
@@ -72,8 +76,8 @@ def why_by_rows(shell: PreTrainedModel) -> str | None:
     return None
 
 
-def _refuse_if_inexact(decoder: Decoder, cache: str) -> None:
-    """Decode a few tokens in rows of unlike lengths and compare with a plain forward. Raises
+def _proved(decoder: Decoder, tolerances: tuple[float, float], cache: str) -> Decoder:
+    """The decoder, if a few tokens in rows of unlike lengths come out as in a plain forward. Raises
     `UnsupportedModelError`.
 
     Catches what no configuration tells: positions taken from the attention mask, recurrent state, an
@@ -87,12 +91,13 @@ def _refuse_if_inexact(decoder: Decoder, cache: str) -> None:
     except Exception as failure:
         raise UnsupportedModelError(f"{name} does not run over {cache}: {failure}") from failure
     # Not `error > tolerance`: NaN must be refused.
-    if not error <= _TOLERANCE.get(decoder.model.dtype, _LOW_PRECISION_TOLERANCE):
+    if not error <= tolerances[decoder.model.dtype != torch.float32]:
         raise UnsupportedModelError(
             f"{name} does not decode over {cache} as its plain forward does (relative error of the "
             f"logits {error:.2g}): its attention or positions do not follow transformers' interfaces, or its "
             "weights are not finite"
         )
+    return decoder
 
 
 def _median_error(decoder: Decoder) -> float:

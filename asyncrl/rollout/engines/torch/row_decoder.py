@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError, accepted, last_only, vocabulary
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,13 @@ class _Row:
     """The row's alone."""
 
 
-class RowDecoder:
+class RowDecoder(Decoder):
     """`Decoder` whose rows each have a cache as the model itself makes it, which grows with them."""
 
     keeps_prefixes = False
 
     def __init__(self, model: PreTrainedModel, slots: int, max_length: int) -> None:
-        self.model = model
-        self.device = model.device
-        self.vocab_size = vocabulary(model)
-        self.slots = slots
-        self.max_length = max_length
-        self._last_only = last_only(model)
+        super().__init__(model, slots, max_length)
         self._takes_positions = "position_ids" in accepted(model)
         self._cache_name = cache_name(model)
         self._rows = [_Row()] * slots

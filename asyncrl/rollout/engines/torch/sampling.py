@@ -67,15 +67,15 @@ def sample(logits: Tensor, uniform: Tensor, batch: SamplingBatch) -> tuple[Tenso
         logits = logits / batch.temperature
     if batch.top_k is not None or batch.top_p is not None:
         logits = filtered(logits, batch.top_k, batch.top_p)
-    logprobs = logits.log_softmax(-1)
+    probabilities = logits.softmax(-1)
     # float64: in float32 the sum's rounding would move boundaries by more than many a token's probability.
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    # Summed in place, since a second array of that size costs more than the sum.
+    cumulative = probabilities.double().cumsum_(-1)
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
     tokens.clamp_(max=logits.shape[-1] - 1)  # only NaN rows get there
     if batch.greedy is not None:
         tokens = torch.where(batch.greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
-    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+    return tokens[:, 0], probabilities.gather(-1, tokens).log_()[:, 0]
 
 
 def filtered(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:

@@ -11,14 +11,14 @@ from transformers.cache_utils import DynamicCache
 
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
-from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError, accepted, last_only, vocabulary
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
 from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""
 
 
-class SlotDecoder:
+class SlotDecoder(Decoder):
     """`Decoder` whose rows are those of a `SlotCache`. Raises `UnsupportedModelError` for a model whose
     class or layers keep something else than a key and value per token.
 
@@ -32,12 +32,7 @@ class SlotDecoder:
         self, model: PreTrainedModel, slots: int, max_length: int, *, cuda_graphs: bool = False
     ) -> None:
         shapes = _layer_shapes(model)
-        self.model = model
-        self.device = model.device
-        self.vocab_size = vocabulary(model)
-        self.slots = slots
-        self.max_length = max_length
-        self._last_only = last_only(model)
+        super().__init__(model, slots, max_length)
         use_slot_attention(model)
         parameter = next(model.parameters()).detach()
         self.cache = SlotCache(shapes, slots, max_length, like=parameter)
@@ -51,7 +46,7 @@ class SlotDecoder:
         there."""
         self.cache.fill(self._upload(rows))
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        self._forward(self._upload(tokens), positions)
+        self._fill(self._upload(tokens), positions)
 
     @torch.inference_mode()
     def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
@@ -64,16 +59,20 @@ class SlotDecoder:
 
     def _decode(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         self.cache.decode(positions, width)
-        return self._forward(tokens[:, None], positions[:, None])[:, -1]
+        return self._forward(tokens[:, None], positions[:, None])
+
+    def _fill(self, tokens: Tensor, positions: Tensor) -> None:
+        self._forward(tokens, positions)
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits [N, V] after the last of tokens int64[N, T]."""
         return self.model(
             input_ids=tokens,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             **self._last_only,
-        ).logits
+        ).logits[:, -1]
 
     def _upload(self, array: NDArray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
