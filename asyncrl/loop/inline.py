@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-import torch
-
+from asyncrl.affinity import torch_threads
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Submission
 from asyncrl.core.records import Batch, Group
@@ -179,7 +177,7 @@ class InlineLink:
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
-    with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
+    with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         engine = cast(SteppedEngine, make_engine(config, prompts.longest_tokens))
         trainer = make_trainer(config)
         models = {
@@ -201,13 +199,3 @@ async def run_inline(config: Config, run_dir: RunDir) -> None:
         finally:
             await rewards.close()
             await engine.close()
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

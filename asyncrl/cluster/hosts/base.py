@@ -23,6 +23,8 @@ class RoleSpec:
     """How often it is started again after a death, within any hour (`asyncrl.liveness.restarts`)."""
     unit: str | None = None
     """Roles of one unit are nothing without each other: when one dies all are started again together."""
+    fresh: bool = False
+    """It needs a Python of its own, and cannot be forked from one that has imported torch already."""
 
 
 class RoleHandle(Protocol):
