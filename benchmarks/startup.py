@@ -101,7 +101,7 @@ def main() -> None:
         for name in measurements[0]:
             values = [one[name] for one in measurements]
             print(
-                f"{method:8}{name:12}{statistics.median(values):8.2f} ({min(values):.2f} to {max(values):.2f})"
+                f"{method:8}{name:12}{statistics.median(values):8.2f} ({min(values):.2f} - {max(values):.2f})"
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     machine = platform.processor() or platform.machine()

@@ -50,13 +50,13 @@ def _launch(arguments: argparse.Namespace) -> None:
 
         show(plan(config, arguments.gpus), verbose=arguments.verbose)
     else:
-        from asyncrl.cluster.hosts.fork_server import start_ahead
+        from asyncrl.cluster.hosts.fork_server import started_ahead
 
-        start_ahead(config)
-        from asyncrl.launch.launcher import run
-        from asyncrl.observe.summary import print_summary
+        with started_ahead(config):
+            from asyncrl.launch.launcher import run
+            from asyncrl.observe.summary import print_summary
 
-        print_summary(run(config, gpus=arguments.gpus).summary)
+            print_summary(run(config, gpus=arguments.gpus).summary)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -124,7 +124,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-if "asyncrl.cli.launch" not in sys.orig_argv:
+if "asyncrl.reward.processes.process" in sys.orig_argv:
     wait_for((HERE / "go").exists)
 
 
@@ -155,7 +155,7 @@ def test_a_run_says_what_keeps_it_from_its_first_step_and_from_its_end(launch, t
     pipe.replace(state)
     assert run.end(LONG_S) == 1
     text = run.output.read_text()
-    assert "coordinator, rollout-0, trainer-0: starting" in text
+    assert "trainer-0: starting" in text  # by then others may be up
     assert "starting" not in text[text.index("step 1/4") :]
     for part in (
         "trainer-0: writing the checkpoint of step 4",

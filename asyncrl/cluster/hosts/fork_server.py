@@ -72,6 +72,8 @@ class Request(msgspec.Struct, frozen=True):
     arguments: list[str]
     environment: dict[bytes, bytes]
     """All of it."""
+    folder: str
+    """To work in."""
 
 
 class ForkServer:
@@ -124,7 +126,7 @@ class ForkServer:
     def _fork(self, arguments: Sequence[str], environment: Mapping[str, str], output: BinaryIO) -> int:
         """Without a pause in which it could be cancelled: the role would be nobody's."""
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
-        request = msgspec.msgpack.encode(Request(list(arguments), encoded))
+        request = msgspec.msgpack.encode(Request(list(arguments), encoded, str(Path.cwd())))
         self._channel.settimeout(ANSWER_S)
         try:
             with _adopting():
@@ -144,16 +146,21 @@ class ForkServer:
 _ahead: ForkServer | None = None
 
 
-def start_ahead(config: Config) -> None:
-    """Start what `forking` will give to this process's next run, which has much to import itself first."""
+@contextmanager
+def started_ahead(config: Config) -> Iterator[None]:
+    """It starts now, and the first run in the body, which has much to import first, finds it by `forking`."""
     global _ahead
-    if _ahead is None and _is_wanted(config):
-        _ahead = ForkServer()
+    _ahead = ForkServer() if _is_wanted(config) else None
+    try:
+        yield
+    finally:
+        if _ahead is not None:
+            _ahead.close()
 
 
 @contextmanager
 def forking(config: Config) -> Iterator[ForkServer | None]:
-    """A fork server for the run, where roles can be forked."""
+    """A fork server for a run, where its roles can be forked."""
     global _ahead
     server, _ahead = _ahead, None
     if server is None and _is_wanted(config):
@@ -246,6 +253,7 @@ def _be_role(request: Request, output: int, channel: socket.socket) -> NoReturn:
         _show(request)
         os.environ.clear()
         os.environb.update(request.environment)
+        os.chdir(request.folder)
         channel.send(str(os.getpid()).encode())
         channel.close()
         _forget_the_parent()
