@@ -297,8 +297,8 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
             common | _environment(place, prepared.placement),
             restarts[place.kind],
             unit="trainer" if place.kind == "trainer" else None,
-            # vLLM forks its engine itself, and CUDA that any library has touched does not outlive a fork.
-            fresh=bool(place.gpus) or (place.kind == "rollout" and c.rollout.engine == "vllm"),
+            # CUDA that any library has touched does not outlive a fork.
+            fresh=bool(place.gpus) or (place.kind == "rollout" and engine_of(c).starts_processes),
         )
         for place in prepared.placement.places
     ]

@@ -174,7 +174,7 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
 
 def _is_wanted(config: Config) -> bool:
     where = sys.platform == "linux" and NO_FORK not in os.environ
-    return where and config.run.mode == "async" and config.run.role_host == "local"
+    return where and not config.run.in_one_process and config.run.role_host == "local"
 
 
 @contextmanager
