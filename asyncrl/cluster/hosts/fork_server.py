@@ -109,7 +109,7 @@ class ForkServer:
         try:
             await self._until_ready()
             return self._fork(arguments, environment, output)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
             log.warning("no role is forked any more, each imports for itself: %s", error or "no answer")
             self.close()
             return None
