@@ -156,6 +156,7 @@ def started_ahead(config: Config) -> Iterator[None]:
     finally:
         if _ahead is not None:
             _ahead.close()
+            _ahead = None
 
 
 @contextmanager
