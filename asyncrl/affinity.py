@@ -1,9 +1,10 @@
-"""Pins a process to its own cores, and unpins the processes that it starts."""
+"""Pins a process to its own cores, and unpins the processes that it starts; and sets torch's threads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 OWN_CORES = "ASYNCRL_OWN_CORES"
 """Environment variable that names the cores a role is pinned to, as `0,1`."""
@@ -27,6 +28,19 @@ def unpin() -> None:
     """Use all cores again, in a process that was started by a pinned one but does none of its computing."""
     if cores := os.environ.pop(_ALL_CORES, None):
         os.sched_setaffinity(0, _cores(cores))
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """What torch computes on the CPU meanwhile, it computes with `n` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cores(text: str) -> set[int]:

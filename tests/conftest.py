@@ -1,6 +1,8 @@
 """Small real models for the tests, made on the spot."""
 
+import fcntl
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,8 +86,13 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def warmed_up_model(tmp_path_factory) -> Path:
-    """The quickstart's model, warmed up in full: all tests share it, since it takes a while."""
-    return build(tmp_path_factory.mktemp("models") / "tiny")
+    """The quickstart's model, warmed up in full: all tests share it, since it takes a while, and so do all of
+    pytest-xdist's workers, of which the first builds it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build(folder / "tiny-model")
 
 
 def save_reward_model(folder: Path, *, seed: int = 0, labels: int = 1, pad: bool = True) -> Path:

@@ -41,18 +41,22 @@ def _launch(arguments: argparse.Namespace) -> None:
 
         print_summary(resume(arguments.resume, arguments.overrides, gpus=arguments.gpus).summary)
         return
-    from asyncrl.plan.preflight import load, plan
+    from asyncrl.plan.load import load
 
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
+        from asyncrl.plan.preflight import plan
 
         show(plan(config, arguments.gpus), verbose=arguments.verbose)
     else:
-        from asyncrl.launch.launcher import run
-        from asyncrl.observe.summary import print_summary
+        from asyncrl.cluster.hosts.fork_server import started_ahead
 
-        print_summary(run(config, gpus=arguments.gpus).summary)
+        with started_ahead(config):
+            from asyncrl.launch.launcher import run
+            from asyncrl.observe.summary import print_summary
+
+            print_summary(run(config, gpus=arguments.gpus).summary)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -31,6 +31,8 @@ class RoleSet:
     gpus_each: int = 1
     settings: str = ""
     """The settings that say how many GPUs they take, with their values."""
+    must_be_fresh: bool = False
+    """A process of it needs a Python of its own, even without a GPU."""
     shares_with: str | None = None
     """The role on whose GPUs they compute, instead of on their own."""
 
@@ -116,6 +118,7 @@ def _engines(config: Config) -> Iterator[RoleSet]:
         cores_each=rollout.threads * size if computes else 0,
         device=rollout.device if computes else "cpu",
         gpus_each=size,
+        must_be_fresh=engine_of(config).starts_processes,
         settings=settings,
     )
 

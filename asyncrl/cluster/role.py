@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
@@ -44,7 +45,7 @@ BAD_WEIGHTS = 5
 """Exit status of a worker that has not got the weights whole that the trainer shares."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="asyncrl.cluster.role")
     parser.add_argument("name")
     parser.add_argument("--run-dir", type=Path, required=True)
@@ -105,9 +106,13 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-if __name__ == "__main__":
-    code = main()
+def leave(status: int) -> NoReturn:
+    """End this process. Not by sys.exit: a training step that is still computing in its thread must not hold
+    up the end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: a training step that is still computing in its thread must not hold up the end.
-    os._exit(code)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -4,6 +4,7 @@ codes."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl import config as settings
-from asyncrl.affinity import OWN_CORES, listed
+from asyncrl.affinity import OWN_CORES, listed, torch_threads
 from asyncrl.cluster.hosts.base import RoleSpec, find_host
+from asyncrl.cluster.hosts.fork_server import ForkServer, forking
+from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.cluster.supervisor import TICK_S, Supervisor
 from asyncrl.config import Config
@@ -30,8 +33,9 @@ from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.paths import user_path
 from asyncrl.plan import disk
+from asyncrl.plan.load import load
 from asyncrl.plan.machine import visible_gpu
-from asyncrl.plan.preflight import Prepared, load, preflight
+from asyncrl.plan.preflight import Prepared, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
 from asyncrl.roles import TRAINER
@@ -123,7 +127,27 @@ def _no_such_run(path: Path) -> str:
 def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
     if progress:
         print("checking settings, model and data ...", flush=True)
-    prepared = preflight(config, gpus)
+    with forking(config) as fork_server:
+        # What is computed here is small, and other processes are starting beside it.
+        with torch_threads(1), _no_collections():
+            prepared = preflight(config, gpus)
+        return _run_checked(prepared, progress, fork_server)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """The garbage collector is off: it would find nothing among all that is imported, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _run_checked(prepared: Prepared, progress: bool, fork_server: ForkServer | None) -> RunResult:
+    config = prepared.config
     with _held(prepared) as (run_dir, news):
         view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
         view.start()
@@ -131,7 +155,7 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
             for event in (*news, *prepared.warnings):
                 view.event(event)
             with _no_weights_left(config), _no_versions_left(prepared.config, run_dir):
-                run_to_end(_run(prepared, run_dir, view))
+                run_to_end(_run(prepared, run_dir, view, fork_server))
         except KeyboardInterrupt:
             view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
             raise
@@ -231,7 +255,9 @@ def _make_new(path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
-async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) -> None:
+async def _run(
+    prepared: Prepared, run_dir: RunDir, view: LiveView | Silence, fork_server: ForkServer | None
+) -> None:
     async with metered(run_dir.usage):
         if prepared.config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.
@@ -240,7 +266,9 @@ async def _run(prepared: Prepared, run_dir: RunDir, view: LiveView | Silence) ->
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
         else:
             with scratch_folder() as folder:
-                host, roles = find_host(prepared.config.run.role_host)(run_dir), _roles(prepared, folder)
+                make_host = find_host(prepared.config.run.role_host)
+                host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
+                roles = _roles(prepared, folder)
                 await Supervisor(run_dir, host, roles, prepared.config.run, view).run()
 
 
@@ -258,9 +286,16 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
     its sockets."""
     placement = prepared.placement
     environments = {place.role: _environment(place, placement) for place in placement.places}
+    on_gpus = {place.role for place in placement.places if place.gpus}
     common = {"TMPDIR": str(temporary)}
     return [
-        RoleSpec(role, common | environments.get(role, {}), of.max_restarts)
+        RoleSpec(
+            role,
+            common | environments.get(role, {}),
+            of.max_restarts,
+            # CUDA that any library has touched does not outlive a fork.
+            fresh=of.must_be_fresh or role in on_gpus,
+        )
         for of in role_sets(prepared.config)
         for role in of.roles
     ]

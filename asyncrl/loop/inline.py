@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
-import torch
-
+from asyncrl.affinity import torch_threads
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
@@ -201,20 +200,10 @@ class InlineLink:
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
-    with _threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
+    with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             trainer = make_trainer(config)
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
             with ThreadPoolExecutor(1) as executor:
                 async with link.working():
                     await train(TrainingRun(config, trainer, link, run_dir, executor=executor, overlap=False))
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

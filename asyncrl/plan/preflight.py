@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from asyncrl import config as settings
 from asyncrl.config import Config
 from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
@@ -110,23 +108,15 @@ def plan(config: Config, gpus: int | None = None) -> Plan:
     return planned
 
 
-def load(config: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
-    """The settings of a file, or of a tree, as `asyncrl.config` reads them. Where some are wrong, the
-    `ConfigError` says as well what the others lack on this machine: nobody wants to hear of it later."""
-    try:
-        if isinstance(config, str | Path):
-            return settings.load(config, overrides)
-        return settings.from_tree(config, overrides=overrides)
-    except settings.InvalidSettings as error:
-        findings = Findings()
-        if (rest := error.rest) is not None:
-            if _independent(rest, findings, is_elsewhere=False).has_rows and not is_on_hub(rest.data):
-                findings.of(partial(count_rows, rest.data))
-            if (trained := findings.of(lambda: with_trained_models(rest))) is not None:
-                look_for_models(trained, findings)
-            findings.forget(NotFetchedError)
-        lines = dict.fromkeys([str(error), *findings.refusals, *map(str, findings.missing)])
-        raise ConfigError("\n".join(lines)) from None
+def lacks(config: Config) -> list[str]:
+    """What these settings lack, as far as it can be told where others are wrong."""
+    findings = Findings()
+    if _independent(config, findings, is_elsewhere=False).has_rows and not is_on_hub(config.data):
+        findings.of(partial(count_rows, config.data))
+    if (trained := findings.of(lambda: with_trained_models(config))) is not None:
+        look_for_models(trained, findings)
+    findings.forget(NotFetchedError)
+    return [*findings.refusals, *map(str, findings.missing)]
 
 
 def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | None:

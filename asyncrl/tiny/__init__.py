@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from asyncrl.affinity import torch_threads
 from asyncrl.errors import ConfigError
 
 PROMPTS = "prompts.jsonl"
@@ -62,8 +63,6 @@ def build(
 
 
 def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], None]) -> None:
-    import torch
-
     from asyncrl.tiny.model import MAX_LENGTH, random_model
     from asyncrl.tiny.skill import sample_problem
     from asyncrl.tiny.tokenizer import byte_tokenizer
@@ -72,14 +71,10 @@ def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], Non
     rng = random.Random(seed)
     tokenizer = byte_tokenizer(MAX_LENGTH)
     model = random_model(tokenizer, seed)
-    threads_before = torch.get_num_threads()
     # At this size a second thread gains nothing, and on a busy machine it makes everything several times
     # slower.
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         warm_up(model, tokenizer, rng, tell)
-    finally:
-        torch.set_num_threads(threads_before)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     rows = [json.dumps(sample_problem(rng).row) for _ in range(prompts)]

@@ -9,11 +9,14 @@ import time
 from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 
 import asyncrl
 from asyncrl.cluster.hosts.base import HOSTS, RoleSpec, find_host
-from asyncrl.cluster.hosts.local import kill_tagged
+from asyncrl.cluster.hosts.fork_server import ForkServer
+from asyncrl.cluster.hosts.local import LocalHost
+from asyncrl.cluster.hosts.processes import ROLE_TAG, kill_tagged
 from asyncrl.config import dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.liveness.pulse import read_pulse
@@ -89,12 +92,23 @@ def run_dir(tmp_path):
     return run_dir
 
 
-@pytest.fixture(params=[*HOSTS, OWN], ids=[*HOSTS, "own"])
+@pytest.fixture(scope="module")
+def fork_server():
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=[*HOSTS, OWN, "forking"], ids=[*HOSTS, "own", "forking"])
 def with_host(request, run_dir):
     """`with_host(body)`: awaits `body` of a host of the run."""
 
     def run(body):
-        asyncio.run(asyncio.wait_for(body(find_host(request.param)(run_dir)), LONG_S))
+        if request.param == "forking":
+            host = LocalHost(run_dir, request.getfixturevalue("fork_server"))
+        else:
+            host = find_host(request.param)(run_dir)
+        asyncio.run(asyncio.wait_for(body(host), LONG_S))
 
     return run
 
@@ -172,6 +186,48 @@ def test_what_a_role_has_left_behind_is_cleared_away(with_host):
         assert await role.ended == -signal.SIGKILL
 
     with_host(body)
+
+
+def shows(role):
+    process = psutil.Process(role.pulse().pid)
+    return process.ppid(), process.cmdline()[1:4], os.getsid(process.pid), process.environ()[ROLE_TAG]
+
+
+def test_a_forked_role_looks_like_one_that_was_started(run_dir, fork_server):
+    async def body():
+        shown = []
+        for host in (LocalHost(run_dir), LocalHost(run_dir, fork_server)):
+            role = await host.start(COORDINATOR)
+            await up(role)
+            parent, command, session, tag = shows(role)
+            assert session == role.pulse().pid
+            shown.append((parent, command, tag))
+            role.kill()
+            await role.ended
+        assert shown[0] == shown[1]
+        assert shown[0][:2] == (os.getpid(), ["-m", "asyncrl.cluster.role", "coordinator"])
+
+    asyncio.run(asyncio.wait_for(body(), LONG_S))
+
+
+def test_without_its_fork_server_a_host_goes_on(run_dir, caplog):
+    """Roles live on, and others are started in a Python of their own."""
+
+    async def body():
+        server = ForkServer()
+        host = LocalHost(run_dir, server)
+        forked = await host.start(COORDINATOR)
+        await up(forked)
+        server._process.kill()
+        other = await host.start(RoleSpec("rollout-0", {}))
+        assert "no role is forked any more" in caplog.text
+        assert not forked.ended.done()
+        forked.ask_to_end()
+        assert await forked.ended == 128 + signal.SIGTERM
+        other.kill()
+        assert await other.ended == -signal.SIGKILL
+
+    asyncio.run(asyncio.wait_for(body(), LONG_S))
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from asyncrl.errors import ConfigError
-from asyncrl.plan.preflight import load, plan, preflight
+from asyncrl.plan.load import load
+from asyncrl.plan.preflight import plan, preflight
 
 MISSING = {
     "model": {"path": "./no-model"},

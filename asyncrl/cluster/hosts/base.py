@@ -20,6 +20,8 @@ class RoleSpec:
     env: Mapping[str, str]
     max_restarts: int = 0
     """How often it is started again after a death, within any hour (`asyncrl.liveness.restarts`)."""
+    fresh: bool = False
+    """It needs a Python of its own, and cannot be forked from one that has imported torch already."""
 
 
 class RoleHandle(Protocol):

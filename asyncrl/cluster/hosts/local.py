@@ -7,19 +7,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
-
-import psutil
+from typing import Any
 
 from asyncrl.cluster.hosts.base import RoleSpec
+from asyncrl.cluster.hosts.fork_server import ForkServer
+from asyncrl.cluster.hosts.processes import ROLE_TAG, kill_tagged, signal_group
 from asyncrl.liveness.pulse import Pulse, read_pulse
 from asyncrl.resolve import OWN_PATH
 from asyncrl.runfiles.layout import RunDir
-
-ROLE_TAG = "ASYNCRL_ROLE"
-"""Environment variable by which all that a role has started, and that its own processes have started, is
-known."""
 
 
 class LocalRole:
@@ -29,12 +26,12 @@ class LocalRole:
     """
 
     def __init__(
-        self, run_dir: RunDir, name: str, process: asyncio.subprocess.Process, log_start: int
+        self, run_dir: RunDir, name: str, pid: int, end: Coroutine[Any, Any, int], log_start: int
     ) -> None:
-        self.ended: asyncio.Future[int] = asyncio.create_task(process.wait(), name=f"end of {name}")
+        self.ended: asyncio.Future[int] = asyncio.create_task(end, name=f"end of {name}")
         self._run_dir = run_dir
         self._name = name
-        self._pid = process.pid
+        self._pid = pid
         self._log_start = log_start
 
     def pulse(self) -> Pulse | None:
@@ -60,24 +57,33 @@ class LocalRole:
 
 
 class LocalHost:
-    """A `RoleHost`: a Python process for each role, which ends with this one."""
+    """A `RoleHost`: a Python process for each role, which ends with this one.
 
-    def __init__(self, run_dir: RunDir) -> None:
+    fork_server: forks the roles that need not be fresh, as long as it lives.
+    """
+
+    def __init__(self, run_dir: RunDir, fork_server: ForkServer | None = None) -> None:
         self._run_dir = run_dir
+        self._fork_server = fork_server
 
     async def start(self, spec: RoleSpec) -> LocalRole:
+        arguments = [spec.name, "--run-dir", str(self._run_dir.path), "--supervisor", str(os.getpid())]
+        environment = {**os.environ, **spec.env, ROLE_TAG: self._tag(spec.name)}
         with self._run_dir.log(spec.name).open("ab") as output:
             log_start = output.tell()
+            if self._fork_server is not None and not spec.fresh:
+                pid = await self._fork_server.fork(arguments, environment, output)
+                if pid is not None:
+                    return LocalRole(self._run_dir, spec.name, pid, _end_of(pid), log_start)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "asyncrl.cluster.role", spec.name),
-                *("--run-dir", str(self._run_dir.path), "--supervisor", str(os.getpid())),
+                *(sys.executable, "-m", "asyncrl.cluster.role", *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **OWN_PATH, **spec.env, ROLE_TAG: self._tag(spec.name)},
+                env=environment | OWN_PATH,
                 start_new_session=True,  # Ctrl-C is ours to pass on, and its children are ours to end
             )
-        return LocalRole(self._run_dir, spec.name, process, log_start)
+        return LocalRole(self._run_dir, spec.name, process.pid, process.wait(), log_start)
 
     def clear_away(self, names: Collection[str]) -> None:
         kill_tagged([self._tag(name) for name in names])
@@ -86,18 +92,15 @@ class LocalHost:
         return f"{self._run_dir.path.resolve()}:{name}"
 
 
-def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process and to all that it has started in its own session."""
-    with suppress(ProcessLookupError):  # all of it may be gone already
-        os.killpg(pid, number)
-
-
-def kill_tagged(tags: Collection[str]) -> None:
-    """Kill every process of this user that carries one of these tags: what a role started may have sessions
-    of its own and survive it."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(ROLE_TAG) in tags:
-                process.kill()
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            continue  # another user's, or gone
+async def _end_of(child: int) -> int:
+    """The exit status of a child that asyncio has not started, once it is gone."""
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    fd = os.pidfd_open(child)
+    loop.add_reader(fd, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -61,6 +61,8 @@ class EngineSpec(Spec):
 
     samples = True
     """False: it only takes its time, and needs no model, no device and no memory."""
+    starts_processes = False
+    """Whether it starts processes of its own, so that its worker must not be forked from another itself."""
     computes_here = True
     """Whether its workers compute. Otherwise others do, somewhere else, or nobody."""
     is_stepped = False

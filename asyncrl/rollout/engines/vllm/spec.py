@@ -51,6 +51,7 @@ class OfVllm(EngineSpec):
 
 
 class Vllm(OfVllm):
+    starts_processes = True
     splits_models = True
     resubmits = True
 
