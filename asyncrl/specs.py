@@ -19,6 +19,8 @@ from asyncrl.section import Section
 class Spec:
     """What every kind of spec says to the settings. Importing one must be cheap: no torch."""
 
+    folder = ""
+    """The folder of the package in which those of its kind are."""
     settings: type[Section] = Section
     """Of the section `settings` beside the key that names it; none by default."""
 
@@ -46,6 +48,8 @@ def find_spec(kind: type[S], folder: str, name: str) -> S:
             f"`{name}` is of type {type(found).__name__}; give an object of a class that derives from "
             f"{kind.__module__}.{kind.__qualname__}"
         )
+    if found.folder != folder:
+        raise ConfigError(f"`{name}` is a spec for {found.folder}; give one for {folder}")
     return found
 
 

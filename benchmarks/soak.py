@@ -124,12 +124,13 @@ def check_runs(job: subprocess.Popen[bytes], output: str) -> None:
 
 
 def roles(supervisor: psutil.Process) -> dict[str, list[psutil.Process]]:
-    """The supervisor, and each of its children with all descendants, by its role's name."""
+    """The supervisor, and each of its children with all descendants, by its role's name, or its module's."""
     found = {"supervisor": [supervisor]}
     for child in supervisor.children():
         try:
-            name = child.cmdline()[3:4]
-            found[name[0] if name else child.name()] = [child, *child.children(recursive=True)]
+            words = [word.strip() for word in child.cmdline() if word.strip()]
+            name = words[3] if len(words) > 3 else words[-1] if words else child.name()
+            found[name] = [child, *child.children(recursive=True)]
         except psutil.NoSuchProcess:
             continue
     return found

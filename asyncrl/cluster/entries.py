@@ -74,6 +74,8 @@ async def reward(config: Config, path: Path, name: str) -> None:
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
+    import torch
+
     from asyncrl.loop.algorithm import train
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
@@ -82,7 +84,8 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
-    executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER)
+    # In a forked role, a new thread computes alone until it has asked torch how many compute with it.
+    executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER, initializer=torch.get_num_threads)
     loop = asyncio.get_running_loop()
     if rank := Role.parse(name).index:
         make_rank = backend_of(config).make_rank

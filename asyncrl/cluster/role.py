@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ from asyncrl.data.hub import with_folders
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
 from asyncrl.lifeline import end_with
 from asyncrl.liveness.status import tell_beginning
-from asyncrl.resolve import forget_own_path, resolve
+from asyncrl.resolve import forget_own_path
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.weights.source import WeightsError
 
@@ -75,7 +76,14 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await resolve(kind_of(name).entry, what="role")(_config(RunDir(run_dir)), run_dir, name)
+    await _entry(name)(_config(RunDir(run_dir)), run_dir, name)
+
+
+def _entry(role: str) -> Callable[[Config, Path, str], Awaitable[None]]:
+    """Not by `resolve`, which puts the working folder on the path: no file in it must pass for a package."""
+    module, _, name = kind_of(role).entry.partition(":")
+    entry: Callable[[Config, Path, str], Awaitable[None]] = getattr(importlib.import_module(module), name)
+    return entry
 
 
 def _config(run_dir: RunDir) -> Config:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,7 +39,7 @@ from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.preflight import Prepared, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
-from asyncrl.roles import TRAINER
+from asyncrl.roles import COORDINATOR, TRAINER
 from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
@@ -128,22 +129,24 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
     if progress:
         print("checking settings, model and data ...", flush=True)
     with forking(config) as fork_server:
-        # What is computed here is small, and other processes are starting beside it.
-        with torch_threads(1), _no_collections():
+        with _sparing_the_cores():
             prepared = preflight(config, gpus)
         return _run_checked(prepared, progress, fork_server)
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
-    """The garbage collector is off: it would find nothing among all that is imported, again and again."""
-    was_on = gc.isenabled()
+def _sparing_the_cores() -> Iterator[None]:
+    """While other processes start beside this one: what it computes is small and needs one thread, and among
+    all that it imports the garbage collector would find nothing, again and again."""
+    if threading.current_thread() is not threading.main_thread() or not gc.isenabled():
+        yield  # both are of the whole process, which another run, or its user, may have set
+        return
     gc.disable()
     try:
-        yield
+        with torch_threads(1):
+            yield
     finally:
-        if was_on:
-            gc.enable()
+        gc.enable()
 
 
 def _run_checked(prepared: Prepared, progress: bool, fork_server: ForkServer | None) -> RunResult:
@@ -266,9 +269,11 @@ async def _run(
             await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
         else:
             with scratch_folder() as folder:
+                roles = _roles(prepared, folder)
+                if fork_server is not None and all(role.fresh for role in roles if role.name != COORDINATOR):
+                    fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
                 make_host = find_host(prepared.config.run.role_host)
                 host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
-                roles = _roles(prepared, folder)
                 await Supervisor(run_dir, host, roles, prepared.config.run, view).run()
 
 

@@ -68,6 +68,7 @@ class BackendSpec(Spec):
     """All that is asked of a trainer backend beside its trainer (`asyncrl.specs`). What is not said
     otherwise is so for one that trains in plain torch, in one process."""
 
+    folder = BACKENDS
     computes = True
     """False: it only takes its time, and needs no model, no device and no memory."""
     has_ranks = False

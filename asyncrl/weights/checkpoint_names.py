@@ -53,7 +53,7 @@ def checkpoint_tensors(model: PreTrainedModel, state: Mapping[str, Tensor]) -> t
     except (KeyError, RuntimeError) as error:
         raise WeightsError(
             f"a checkpoint of {type(model).__name__} has weights that transformers computes from those of "
-            "the model, which no engine but the default one, whose model is transformers' own, can be given"
+            "the model, and only the default engine can take the model's own; leave rollout.engine out"
         ) from error
 
 

@@ -40,9 +40,11 @@ def run_alone(step: Step, log: Path, scratch: Path, arguments: argparse.Namespac
             _end(process)
     result = Result.from_json(out.read_text()) if out.exists() else Result()
     result.seconds = time.monotonic() - started
-    if result.verdict is None:
+    if reason:  # whatever it managed to write while it was being ended
+        result.verdict, result.reason = FAILED, reason
+    elif result.verdict is None:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        result.verdict, result.reason = FAILED, reason or f"its process {how}, see {log}"
+        result.verdict, result.reason = FAILED, f"its process {how}, see {log}"
     return result
 
 

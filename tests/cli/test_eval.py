@@ -48,6 +48,31 @@ def test_what_only_waits_cannot_be_evaluated(warmed_up_model, capsys):
     assert "rollout.engine=paced samples nothing that could be scored" in capsys.readouterr().err
 
 
+FAILING = """
+def fails_at_first(completions, **_):
+    with open({calls!r}, "a") as calls:
+        calls.write("x")
+    if {always} or len(open({calls!r}).read()) == 1:
+        raise ValueError("no luck")
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_group_that_fails_is_tried_again_as_often_as_in_training(warmed_up_model, tmp_path, capsys, always):
+    calls, reward = tmp_path / "calls", tmp_path / "reward.py"
+    reward.write_text(FAILING.format(calls=str(calls), always=always))
+    own = [f"reward.functions=[{{function: '{reward}:fails_at_first'}}]", "reward.retries=0"]
+    arguments = settings(warmed_up_model, "rollout.group_size=2", "rollout.max_attempts=2", *own)
+    status = main(["eval", "--config", str(CONFIG), "--limit", "1", *arguments])
+    assert calls.read_text() == "xx"
+    if always:
+        assert status == 1
+        assert "the evaluation cannot go on" in capsys.readouterr().err
+    else:
+        assert status == 0
+
+
 def test_every_response_is_written_to_be_read(warmed_up_model, tmp_path, capsys):
     path = tmp_path / "new" / "responses.jsonl"
     arguments = ["--responses", str(path), "--limit", "3", *settings(warmed_up_model, "rollout.group_size=4")]

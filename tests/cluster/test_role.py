@@ -31,6 +31,6 @@ def test_the_exit_status_tells_whether_to_start_it_again(monkeypatch, tmp_path, 
     monkeypatch.setattr(role, "end_with", lambda supervisor: None)
     monkeypatch.setattr(role.faulthandler, "enable", lambda: None)  # it wants a real stderr
     monkeypatch.setattr(role, "_config", lambda run_dir: None)
-    monkeypatch.setattr(role, "resolve", lambda spec, what: fail)
+    monkeypatch.setattr(role, "_entry", lambda name: fail)
     assert role.main(["rollout-0", "--run-dir", str(tmp_path), "--supervisor", "1"]) == status
     assert role.FATAL in capsys.readouterr().err

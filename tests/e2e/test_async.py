@@ -23,12 +23,13 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
-    make_config, assert_nothing_left, eta, on_stale, extra
+    make_config, assert_nothing_left, caplog, eta, on_stale, extra
 ):
     config = make_config(
         f"staleness.max_staleness={eta}", f"staleness.on_stale={on_stale}", "checkpoint.every_steps=4", *extra
     )
     result = asyncrl.run(config, progress=False)
+    assert "no role is forked" not in caplog.text
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert max(line["staleness/max"] for line in lines) <= eta

@@ -113,7 +113,7 @@ def test_the_same_command_again_goes_on_and_so_do_its_clocks(make_config, one_th
 def test_what_a_run_keeps_for_life_cannot_be_changed(make_config, one_thread):
     config = make_config("run.mode=inline", "run.steps=1")
     run_dir = asyncrl.run(config, progress=False).run_dir
-    with pytest.raises(asyncrl.ConfigError, match=r"run.seed=7: the run in .* was started with 0 and keeps"):
+    with pytest.raises(asyncrl.ConfigError, match=r"run.seed=7: the run .* was started with 0, which cannot"):
         asyncrl.resume(run_dir, ["run.seed=7"])
     with pytest.raises(asyncrl.ConfigError, match=r"staleness.max_staleness=9.*was started with 2"):
         asyncrl.resume(run_dir, ["staleness.max_staleness=9"])

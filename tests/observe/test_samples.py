@@ -87,7 +87,7 @@ def test_they_can_be_read(options, shown, hidden, run_dir, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(["--step", "9"], "the nearest are of step 2"), ([], "there are no samples")]
+    ("options", "message"), [(["--step", "9"], "the nearest are of step 2"), ([], "it has no samples")]
 )
 def test_what_is_not_there_is_told(options, message, run_dir, capsys):
     if not options:

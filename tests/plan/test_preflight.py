@@ -149,7 +149,7 @@ def test_a_model_that_is_no_decoder_only_language_model(run):
         (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
     ):
         config.save_pretrained(f"other-{kind}")
-        assert f"{kind} is no decoder-only language model" in refusal(run(model={"path": f"other-{kind}"}))
+        assert f"{kind} is not a decoder-only language model" in refusal(run(model={"path": f"other-{kind}"}))
 
 
 def test_a_model_folder_without_weights(run):
@@ -438,7 +438,7 @@ def test_greedy_responses_cannot_be_trained_on(run, group_size):
     sections = {"rollout": {"temperature": 0.0, "group_size": group_size}}
     if group_size == 1:
         sections["objective"] = {"advantage": "reinforce_pp"}
-        assert "rollout.temperature=0: greedy responses are samples of no distr" in refusal(run(**sections))
+        assert "rollout.temperature=0: greedy responses are not samples of a" in refusal(run(**sections))
     else:
         with pytest.raises(ConfigError, match="samples the same response for the whole group"):
             run(**sections)

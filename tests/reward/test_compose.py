@@ -18,7 +18,7 @@ def test_the_reward_is_the_weighted_sum_of_the_parts_that_apply():
 
 def test_a_response_that_nothing_but_shaping_applies_to_is_refused():
     rules = [PartRule("a"), PartRule("overlong", shaping=True)]
-    with pytest.raises(ValueError, match="no function or model applies"):
+    with pytest.raises(ValueError, match="no reward function or model applies"):
         compose({"overlong": -0.5}, rules)
     assert compose({"a": 1.0, "overlong": -0.5}, rules) == 0.5
 

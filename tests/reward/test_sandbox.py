@@ -94,11 +94,11 @@ def test_it_is_told_how_a_program_ended(program, status, how):
             Limits(cpu_s=1),
             "more than 1 s of CPU time",
         ),
-        ("import time; time.sleep(3600)", Limits(idle_s=0.5), "more than 0.5 s without"),
+        ("import time; time.sleep(3600)", Limits(idle_s=0.5), "more than 0.5 s of idling"),
         (
             "import os, time\nfor fd in (0, 1, 2): os.close(fd)\ntime.sleep(3600)",
             Limits(idle_s=0.5),
-            "more than 0.5 s without",
+            "more than 0.5 s of idling",
         ),
         ("while True: print('x' * 1000)", Limits(), "bytes of output"),
         (

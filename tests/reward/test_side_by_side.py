@@ -108,7 +108,7 @@ def test_one_call_asks_again_for_all_while_a_judge_is_away(tmp_path, monkeypatch
             await until(lambda: made().total() >= 5 + 3, "three more than the first calls")
             assert sorted(made().values())[:4] == [1] * 4
             (wait,) = [wait for wait in open_waits() if wait.until_s is not None]
-            assert wait.what == "what the reward function asks_a_judge asks"
+            assert wait.what == "the service of the reward function asks_a_judge"
             assert 0 < wait.until_s - wait.since_s <= 120
             (tmp_path / "is_back").touch()
             await asyncio.gather(*tasks)

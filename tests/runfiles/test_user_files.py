@@ -47,7 +47,7 @@ def test_changes_are_found_in_files_that_both_know():
     assert before.changes(same) == []
     other = UserFiles({"a:f": "/y/a.py"}, {"/y/a.py": "7", "/x/c.py": "4"})
     assert before.changes(other) == [
-        "`a:f` is /y/a.py, and the run was started with /x/a.py",
+        "`a:f` is now /y/a.py; the run was started with /x/a.py",
         "/x/c.py has changed since the run was started",
     ]
 

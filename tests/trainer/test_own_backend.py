@@ -190,6 +190,10 @@ def test_a_whole_run_by_a_backend_of_the_users_own(run_config, tmp_path, monkeyp
         ("trainer.backend=deepsped", "`trainer.backend` is 'deepsped'; did you mean `deepspeed`. there are"),
         ("trainer.backend=mine.py:SPECS", r"has no `SPECS`; did you mean `SPEC`"),
         ("trainer.backend=mine.py:NOT_A_SPEC", r"is of type ModelMetaclass; give an object of a class that"),
+        (
+            "rollout.engine=mine.py:SPEC",
+            r"is a spec for trainer/backends; give one for rollout",
+        ),
         ("trainer.backend=none.py:SPEC", "there is no file .*none.py"),
         ("trainer.settings={step_sise: 1.0}", "unknown key `step_sise`; did you mean `step_size`"),
         ("trainer.settings={step_size: much}", "trainer.settings: `step_size` is the text 'much'; it should"),

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ _NAME_ROOM, _TAG_ROOM = 1024, 4608
 _MAX_REQUEST_BYTES = 1 << 20
 _SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 """Of prctl(2)."""
+_adoption = threading.Lock()
+"""Held while this whole process adopts orphans: runs may be in several of its threads."""
 
 MODULES = (
     "asyncrl.cluster.role",
@@ -87,12 +90,14 @@ class ForkServer:
                 [sys.executable, "-m", "asyncrl.cluster.hosts.fork_server", " " * _NAME_ROOM],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # a role that imports for itself says the same in its log
+                stderr=subprocess.DEVNULL,  # what it has to say it says by its last message
                 # Threads of numpy's or OpenMP's would not live through a fork; roles set their own numbers.
                 env={
                     **os.environ,
                     **OWN_PATH,
                     "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "MKL_NUM_THREADS": "1",
                     "OMP_WAIT_POLICY": "passive",
                     ROLE_TAG: " " * _TAG_ROOM,
                 },
@@ -118,9 +123,10 @@ class ForkServer:
         if self._is_ready:
             return
         async with asyncio.timeout(START_S):
-            answer = await asyncio.get_running_loop().sock_recv(self._channel, len(READY))
+            answer = await asyncio.get_running_loop().sock_recv(self._channel, _NAME_ROOM)
         if answer != READY:
-            raise OSError(f"the fork server has ended with status {self._process.wait(ANSWER_S)}")
+            why = answer.decode(errors="replace") or f"ended with status {self._process.wait(ANSWER_S)}"
+            raise OSError(f"the fork server: {why}")
         self._is_ready = True
 
     def _fork(self, arguments: Sequence[str], environment: Mapping[str, str], output: BinaryIO) -> int:
@@ -129,7 +135,7 @@ class ForkServer:
         request = msgspec.msgpack.encode(Request(list(arguments), encoded, str(Path.cwd())))
         self._channel.settimeout(ANSWER_S)
         try:
-            with _adopting():
+            with _adoption, _adopting():
                 socket.send_fds(self._channel, [request], [output.fileno()])
                 return int(self._channel.recv(_NAME_ROOM))
         finally:
@@ -150,7 +156,7 @@ _ahead: ForkServer | None = None
 def started_ahead(config: Config) -> Iterator[None]:
     """It starts now, and the first run in the body, which has much to import first, finds it by `forking`."""
     global _ahead
-    _ahead = ForkServer() if _is_wanted(config) else None
+    _ahead = _start(config)
     try:
         yield
     finally:
@@ -164,8 +170,8 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
     """A fork server for a run, where its roles can be forked."""
     global _ahead
     server, _ahead = _ahead, None
-    if server is None and _is_wanted(config):
-        server = ForkServer()
+    if server is None:
+        server = _start(config)
     try:
         yield server
     finally:
@@ -173,9 +179,18 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
             server.close()
 
 
-def _is_wanted(config: Config) -> bool:
-    where = sys.platform == "linux" and NO_FORK not in os.environ
-    return where and not config.run.in_one_process and config.run.role_host == "local"
+def _start(config: Config) -> ForkServer | None:
+    """One, where it is of use and can be started."""
+    if sys.platform != "linux" or NO_FORK in os.environ:
+        return None
+    if config.run.in_one_process or config.run.role_host != "local":
+        return None
+    try:
+        os.close(os.pidfd_open(os.getpid()))  # by which the ends of its roles are noticed
+        return ForkServer()
+    except OSError as error:
+        log.warning("no role is forked, each imports for itself: %s", error)
+        return None
 
 
 @contextmanager
@@ -206,11 +221,16 @@ def main() -> None:
     # into each object that it looks at, too, and would so give every role pages of its own: what is from
     # before the fork is kept out of its sight.
     gc.disable()
-    for module in MODULES:
-        importlib.import_module(module)
+    try:
+        for module in MODULES:
+            importlib.import_module(module)
+    except Exception as error:
+        channel.send(f"{type(error).__name__}: {error}".encode()[:_NAME_ROOM])
+        raise
     gc.freeze()
     if (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
-        sys.exit(f"{threads} threads: a fork would keep one of them")
+        channel.send(f"what it has imported started {threads - 1} threads, which no fork keeps".encode())
+        sys.exit(1)
     channel.send(READY)
     while True:
         message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, 1)
@@ -286,6 +306,7 @@ def _forget_the_parent() -> None:
 
     tempfile.tempdir = None
     np.random.seed()
+    torch.seed()
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         torch.set_num_threads(int(threads))
     gc.enable()

@@ -103,4 +103,7 @@ async def _end_of(child: int) -> int:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:  # somebody else in this process has asked first; asyncio answers the same
+        return 255

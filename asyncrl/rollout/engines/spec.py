@@ -59,6 +59,7 @@ class EngineSpec(Spec):
     """All that is asked of an engine beside its `Engine` (`asyncrl.specs`). What is not said otherwise is so
     for one that computes in its worker's process, by itself."""
 
+    folder = ENGINES
     samples = True
     """False: it only takes its time, and needs no model, no device and no memory."""
     starts_processes = False

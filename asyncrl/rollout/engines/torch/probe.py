@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -47,6 +48,7 @@ def exact_decoder(
         except UnsupportedModelError as error:
             why = str(error)
             log.info("%s", why)
+        gc.collect()  # a decoder refers to itself, and its cache may be most of a GPU
     if cuda_graphs:
         raise UnsupportedModelError(
             f"{why}, so that it decodes a request at a time, which no CUDA graph can hold; set "
