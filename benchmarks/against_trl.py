@@ -29,6 +29,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.tiny import PROMPTS, build
+
 HERE = Path(__file__).parent
 DEFAULT_OUT = HERE / "results" / "against_trl.json"
 DEFAULT_ENV = HERE / "results" / "env-trl"
@@ -115,9 +118,8 @@ def run_asyncrl(s: Settings, max_staleness: int) -> Steps:
             *(f"{key}={value}" for key, value in overrides.items()),
         ]
     )
-    lines = [json.loads(line) for line in (Path(s.out) / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "time/step_s" in line]
-    return Steps([step["time"] for step in steps], [step["reward/mean"] for step in steps])
+    steps = read_metrics(Path(s.out) / "metrics.jsonl")
+    return Steps([step["wall_s"] for step in steps], [step["reward/mean"] for step in steps])
 
 
 def _run(command: Sequence[str]) -> str:
@@ -139,8 +141,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.steps <= LAST_STEPS:
         parser.error(f"--steps {args.steps} is too few; give more than {LAST_STEPS}")
-    from asyncrl.tiny import PROMPTS, build
-
     python = install(args.env)
     runs: dict[str, list[Steps]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as scratch:
