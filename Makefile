@@ -54,8 +54,9 @@ types: $(VENV)/.dev
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# Tests of vLLM's servers follow what these generate meanwhile, and must not wait for a core: they run alone.
 tests: $(VENV)/.dev
-	$(PYTEST) -m vllm $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
 	$(PYTEST) -m "not vllm" $(ARGS)
 
 test-fast: $(VENV)/.dev
