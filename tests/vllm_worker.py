@@ -17,11 +17,15 @@ class WorkerForTests:
         self.model_runner.execute_model = paced
 
     def asyncrl_fail_loads(self, times, how):
-        """The next `times` loads break off `half-way`, or leave a layer out and are `silent` about it."""
+        """The next `times` loads break off `half-way`, or leave a layer out and are `silent` about it. 0:
+        none any more."""
         from safetensors.torch import load_file
 
         load = type(self).reload_weights.__get__(self)
         left = times
+        self.__dict__.pop("reload_weights", None)
+        if not times:
+            return
 
         def fail(weights_path):
             nonlocal left
