@@ -21,6 +21,8 @@ class Spec:
 
     folder = ""
     """The folder of the package in which those of its kind are."""
+    key = ""
+    """The setting that names one of its kind."""
     settings: type[Section] = Section
     """Of the section `settings` beside the key that names it; none by default."""
 
@@ -63,9 +65,9 @@ def spec_name(folder: str) -> Callable[[str], str]:
             find_spec(Spec, folder, name)
         elif name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            meant = f"did you mean {quoted(near)}? " if near else ""
+            meant = f"did you mean {quoted(near)}? There" if near else "there"
             raise ConfigError(
-                f"{meant}there are {quoted(names)}, and your own as package.module:NAME or path/file.py:NAME"
+                f"{meant} are {quoted(names)}, and your own as package.module:NAME or path/file.py:NAME"
             )
         return name
 
@@ -94,6 +96,16 @@ def with_sections(folder: str) -> Callable[[type[M]], type[M]]:
         return create_model(section.__name__, __base__=section, __module__=section.__module__, **own)
 
     return add
+
+
+def specs_of(kind: type[S]) -> dict[str, S]:
+    """Those of a kind that come with the package, by name."""
+    return {name: find_spec(kind, kind.folder, name) for name in names_in(kind.folder)}
+
+
+def those(kind: type[S], are: Callable[[S], bool]) -> str:
+    """The settings that choose one of a kind of which something is so, as an advice."""
+    return " or ".join(f"{kind.key}={name}" for name, spec in specs_of(kind).items() if are(spec))
 
 
 def _module(folder: str, name: str, part: str) -> Any:

@@ -25,12 +25,14 @@ from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.host import Host, LeasesFor
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.rollout.engines.base import EngineError
-from asyncrl.rollout.engines.spec import engine_of, those
+from asyncrl.rollout.engines.spec import EngineSpec, engine_of
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.runfiles.state import loop_settings
 from asyncrl.runfiles.store import LedgerStore
+from asyncrl.section import with_values
+from asyncrl.specs import those
 from asyncrl.trainer.models.packed import load_decoder
 from asyncrl.weights.source import LocalWeights
 from asyncrl.wire.codec import WireGroup, decode_group, encode_group
@@ -86,7 +88,7 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
     if not engine_of(config).samples:
         raise ConfigError(
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
-            f"{those(lambda spec: spec.samples)}"
+            f"{those(EngineSpec, lambda spec: spec.samples)}"
         )
     try:
         return _summary(config, await _sampled(config, prompts))
@@ -106,7 +108,7 @@ async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
     rollout = config.rollout
     evaluation = LeasesFor(books, prompts, rollout.group_size, sampling_of(rollout))
     # On the CPU: the engine has a copy of its own, wherever it computes.
-    on_cpu = config.model_copy(update={"trainer": config.trainer.model_copy(update={"device": "cpu"})})
+    on_cpu = with_values(config, {"trainer.device": "cpu"})
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
     memory: LedgerStore[WireGroup] = LedgerStore(Path(":memory:"), WireGroup.to_bytes, WireGroup.from_bytes)
     with closing(memory) as store:

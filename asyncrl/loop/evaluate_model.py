@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncrl.config import Config
+from asyncrl.config import Config, from_tree
 from asyncrl.config.model_paths import with_model_paths
 from asyncrl.event_loop import run_to_end
 from asyncrl.loop.evaluate import Evaluation, evaluate, held_out
@@ -17,5 +17,6 @@ def evaluate_model(config: Config, model: str | None = None, *, limit: int | Non
     called while an event loop is running (in a notebook).
     """
     path = model_in("model", model or config.model.path)
-    config = with_model_paths(config, {"model.path": path})
+    checked = from_tree(config.model_dump(mode="json"))  # one that was made in Python never was
+    config = with_model_paths(checked, {"model.path": path})
     return run_to_end(evaluate(config, held_out(config)[:limit]))

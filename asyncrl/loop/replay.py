@@ -16,6 +16,7 @@ from asyncrl.reward.statistics import RewardScaler
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_ledger
+from asyncrl.section import with_values
 from asyncrl.trainer.backend import Trainer, backend_of, make_trainer
 from asyncrl.wire.codec import decode_group
 
@@ -75,8 +76,7 @@ def _alone(config: Config) -> Config:
     """By the default backend where the run's own does not train in one process."""
     if not backend_of(config).why_not_inline:
         return config
-    update = {"backend": TrainerConfig().backend, "ranks": 1}
-    return config.model_copy(update={"trainer": config.trainer.model_copy(update=update)})
+    return with_values(config, {"trainer.backend": TrainerConfig().backend, "trainer.ranks": 1})
 
 
 def _batch(config: Config, run_dir: RunDir, step: int) -> Batch:

@@ -13,6 +13,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.paths import user_path
 from asyncrl.runfiles.user_code import Found, Wanted, look
+from asyncrl.section import with_values
 
 
 class UserFiles(msgspec.Struct, frozen=True):
@@ -80,20 +81,22 @@ def with_absolute_paths(config: Config) -> Config:
     config = with_model_paths(
         config, {key: _absolute(path) for key, (path, _) in model_paths(config).items()}
     )
-    changed: dict[str, object] = {}
+    rollout, objective = config.rollout, config.objective
+    functions = config.reward.functions
+    own = {
+        "rollout.engine": rollout.engine,
+        "weights.transport": config.weights.transport,
+        "trainer.backend": config.trainer.backend,
+        "run.role_host": config.run.role_host,
+        "objective.policy_loss": objective.policy_loss,
+        "objective.advantage": objective.advantage,
+    } | {f"reward.functions.{i}.function": named.function for i, named in enumerate(functions)}
+    if rollout.episode:
+        own["rollout.episode"] = rollout.episode
+    changed = {key: _of_file(name) for key, name in own.items()}
     if not is_on_hub(config.data):
-        changed["data"] = config.data.model_copy(update={"path": _absolute(config.data.path)})
-    named = {key: _of_file(name) for key in ("engine", "episode") if (name := getattr(config.rollout, key))}
-    changed["rollout"] = config.rollout.model_copy(update=named)
-    changed["weights"] = config.weights.model_copy(update={"transport": _of_file(config.weights.transport)})
-    changed["trainer"] = config.trainer.model_copy(update={"backend": _of_file(config.trainer.backend)})
-    changed["run"] = config.run.model_copy(update={"role_host": _of_file(config.run.role_host)})
-    reward, objective = config.reward, config.objective
-    functions = [f.model_copy(update={"function": _of_file(f.function)}) for f in reward.functions]
-    changed["reward"] = reward.model_copy(update={"functions": functions})
-    own = {"policy_loss": _of_file(objective.policy_loss), "advantage": _of_file(objective.advantage)}
-    changed["objective"] = objective.model_copy(update=own)
-    return config.model_copy(update=changed)
+        changed["data.path"] = _absolute(config.data.path)
+    return with_values(config, changed)
 
 
 def _absolute(path: str) -> str:

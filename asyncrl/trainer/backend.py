@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.config import Config
 from asyncrl.config.trainer import BACKENDS
 from asyncrl.core.records import Batch
-from asyncrl.specs import Spec, find_spec, names_in
+from asyncrl.specs import Spec, find_spec, those
 from asyncrl.trainer.backends.memory import TrainedMemory
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class BackendSpec(Spec):
     otherwise is so for one that trains in plain torch, in one process."""
 
     folder = BACKENDS
+    key = "trainer.backend"
     computes = True
     """False: it only takes its time, and needs no model, no device and no memory."""
     has_ranks = False
@@ -104,12 +105,12 @@ class BackendSpec(Spec):
         if trainer.ranks > 1 and not self.has_ranks:
             yield (
                 f"trainer.ranks={trainer.ranks}: {chosen} has one rank; use "
-                f"{_those(lambda spec: spec.has_ranks)}, or trainer.ranks=1"
+                f"{those(BackendSpec, lambda spec: spec.has_ranks)}, or trainer.ranks=1"
             )
         if run.in_one_process and self.why_not_inline:
             yield (
                 f"run.mode={run.mode} computes in one process, and {chosen} {self.why_not_inline}; use "
-                f"{_those(lambda spec: not spec.why_not_inline)}, or run.mode=async"
+                f"{those(BackendSpec, lambda spec: not spec.why_not_inline)}, or run.mode=async"
             )
         for key, section in (("critic", config.critic), ("reference", config.reference)):
             if section is not None and not self.computes:
@@ -119,16 +120,6 @@ class BackendSpec(Spec):
 def backend_of(config: Config) -> BackendSpec:
     """What `trainer.backend` names. Raises `ConfigError` where there is none."""
     return find_spec(BackendSpec, BACKENDS, config.trainer.backend)
-
-
-def backends() -> dict[str, BackendSpec]:
-    """Those that come with the package, by name."""
-    return {name: find_spec(BackendSpec, BACKENDS, name) for name in names_in(BACKENDS)}
-
-
-def _those(fit: Callable[[BackendSpec], bool]) -> str:
-    """Backends that one can use instead, as one sets them."""
-    return " or ".join(f"trainer.backend={name}" for name, spec in backends().items() if fit(spec))
 
 
 def make_trainer(config: Config, rendezvous: Path | None = None) -> Trainer:

@@ -57,7 +57,7 @@ def test_a_plan_counts_its_memory(make_config):
     [
         (
             "rollout.engine=torhc",
-            r"did you mean `torch`\? there are `http`, `paced`, `torch`, `vllm`, and your own",
+            r"did you mean `torch`\? There are `http`, `paced`, `torch`, `vllm`, and your own",
         ),
         (f"rollout.engine={FILE}:NONE", "has no `NONE`"),
         (f"rollout.engine={FILE}:PlainSettings", "derives from asyncrl.rollout.engines.spec.EngineSpec|Spec"),

@@ -187,7 +187,7 @@ def test_a_whole_run_by_a_backend_of_the_users_own(run_config, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("trainer.backend=deepsped", "`trainer.backend` is 'deepsped'; did you mean `deepspeed`. there are"),
+        ("trainer.backend=deepsped", "`trainer.backend` is 'deepsped'; did you mean `deepspeed`. There are"),
         ("trainer.backend=mine.py:SPECS", r"has no `SPECS`; did you mean `SPEC`"),
         ("trainer.backend=mine.py:NOT_A_SPEC", r"is of type ModelMetaclass; give an object of a class that"),
         (

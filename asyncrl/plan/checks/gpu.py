@@ -12,7 +12,8 @@ from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.roles import ROLLOUT, TRAINER, Role
 from asyncrl.rollout.engines.spec import engine_of
-from asyncrl.trainer.backend import backends
+from asyncrl.specs import specs_of
+from asyncrl.trainer.backend import BackendSpec
 from asyncrl.units import format_bytes
 
 ROOM_TO_GENERATE_BYTES = 2 * 10**9
@@ -67,7 +68,7 @@ def _share_remedy(key: str, fits: float, card_bytes: int, engine: Memory) -> str
 
 def _saving_memory() -> list[str]:
     """What trainer backends can do about it."""
-    return [way for spec in backends().values() for way in spec.saves_memory]
+    return [way for spec in specs_of(BackendSpec).values() for way in spec.saves_memory]
 
 
 def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ from asyncrl.config import Config
 from asyncrl.config.rollout import ENGINES
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.rollout.engines.base import Engine
-from asyncrl.specs import Spec, find_spec, names_in
+from asyncrl.specs import Spec, find_spec, those
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -60,6 +60,7 @@ class EngineSpec(Spec):
     for one that computes in its worker's process, by itself."""
 
     folder = ENGINES
+    key = "rollout.engine"
     samples = True
     """False: it only takes its time, and needs no model, no device and no memory."""
     starts_processes = False
@@ -142,35 +143,26 @@ class EngineSpec(Spec):
         run, rollout = config.run, config.rollout
         chosen = f"rollout.engine={rollout.engine}"
         if run.in_one_process and not self.is_stepped:
-            able = those(lambda spec: spec.is_stepped)
+            able = those(EngineSpec, lambda spec: spec.is_stepped)
             yield f"run.mode={run.mode} {self.why_not_stepped.format(chosen)}; use {able}, or run.mode=async"
         if rollout.tensor_parallel_size > 1 and not self.splits_models:
-            able = those(lambda spec: spec.splits_models)
+            able = those(EngineSpec, lambda spec: spec.splits_models)
             yield (
                 f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}: only {able} splits a model; "
                 f"use it instead of {chosen}, or rollout.tensor_parallel_size=1"
             )
         if rollout.kv_on_update == "resubmit" and not self.resubmits:
+            able = those(EngineSpec, lambda spec: spec.resubmits)
             yield (
-                f"rollout.kv_on_update=resubmit is for {those(lambda spec: spec.resubmits)}; {chosen} need "
-                "not take requests back to compute them anew: use rollout.kv_on_update=recompute, which "
-                "samples from the same distribution"
+                f"rollout.kv_on_update=resubmit is for {able}; {chosen} need not take requests back to "
+                "compute them anew: use rollout.kv_on_update=recompute, which samples from the same "
+                "distribution"
             )
 
 
 def engine_of(config: Config) -> EngineSpec:
     """What `rollout.engine` names. Raises `ConfigError` where there is none."""
     return find_spec(EngineSpec, ENGINES, config.rollout.engine)
-
-
-def engines() -> Mapping[str, EngineSpec]:
-    """Those that come with the package, by name."""
-    return {name: find_spec(EngineSpec, ENGINES, name) for name in names_in(ENGINES)}
-
-
-def those(are: Callable[[EngineSpec], bool]) -> str:
-    """The settings that choose an engine of which something is so, as an advice."""
-    return " or ".join(f"rollout.engine={name}" for name, spec in engines().items() if are(spec))
 
 
 def make_engine(config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> Engine:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError
-from asyncrl.rollout.engines.spec import Device, EnginePace, EngineSpec, engine_device, those
+from asyncrl.rollout.engines.spec import Device, EnginePace, EngineSpec, engine_device
+from asyncrl.specs import those
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Torch(EngineSpec):
         if model.by_rows is None:
             return None
         if config.rollout.torch.cuda_graphs:
-            batched = those(lambda spec: spec.samples and spec.computes_here and spec is not self)
+            batched = those(EngineSpec, lambda spec: spec.samples and spec.computes_here and spec is not self)
             raise ConfigError(
                 f"rollout.torch.cuda_graphs=true: {model.by_rows}, so that the embedded engine decodes a "
                 f"request at a time, which no CUDA graph can hold; leave it out, or use {batched}"
