@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
 from asyncrl.rollout.episode import make_episode
+from asyncrl.scratch import scratch_folder
 
 LIMIT_S = 120.0
 """Longest time for the process to start and import the functions."""
@@ -68,11 +68,11 @@ def look(wanted: Wanted) -> Found:
     """Import the functions in a process that is killed afterwards, with everything that it has started."""
     if not wanted.specs:
         return Found()
-    with TemporaryDirectory(prefix="asyncrl-") as folder:
-        question, answer = Path(folder, "wanted"), Path(folder, "found")
+    with scratch_folder() as folder:
+        question, answer = folder / "wanted", folder / "found"
         question.write_bytes(msgspec.msgpack.encode(wanted))
         process = subprocess.Popen(
-            [sys.executable, "-m", "asyncrl.runfiles.user_code", str(os.getpid()), folder],
+            [sys.executable, "-m", "asyncrl.runfiles.user_code", str(os.getpid()), str(folder)],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **OWN_PATH},
             start_new_session=True,

@@ -1,5 +1,6 @@
 """What a user's files say when they are imported: the launcher hears of it and imports none of them."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -89,6 +90,22 @@ def test_an_import_that_dies_or_hangs_is_told(write, monkeypatch, text, what):
     (problem,) = look(Wanted(["mine.py:f"])).problems
     with pytest.raises(ConfigError, match=what):
         problem.tell()
+
+
+def test_the_next_run_removes_what_one_killed_while_it_looked_has_left(write, tmp_path):
+    os.mkfifo(tmp_path / "begun")
+    write("import time; open('begun', 'w').close(); time.sleep(3600)")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    look_at_it = "from asyncrl.runfiles.user_code import *; look(Wanted(['mine.py:f']))"
+    with subprocess.Popen([sys.executable, "-c", look_at_it], env=environment) as looking:
+        (tmp_path / "begun").read_text()  # waits for the import
+        assert list(temporary.iterdir())
+        looking.kill()
+    next_run = "from asyncrl.scratch import *\nwith scratch_folder(): pass"
+    subprocess.run([sys.executable, "-c", next_run], env=environment, check=True, timeout=60)
+    assert not list(temporary.iterdir())
 
 
 def module_level(completions): ...
