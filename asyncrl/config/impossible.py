@@ -40,6 +40,11 @@ def impossible(c: Config) -> Iterator[str]:
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
         )
+    if c.rollout.min_new_tokens > c.rollout.max_new_tokens:
+        yield (
+            f"rollout.min_new_tokens={c.rollout.min_new_tokens} is over rollout.max_new_tokens="
+            f"{c.rollout.max_new_tokens}: no response could end; lower it"
+        )
     if c.rollout.temperature == 0 and c.rollout.group_size > 1:
         yield (
             "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
@@ -52,7 +57,6 @@ def impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
-    yield from _impossible_sampling(c)
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
@@ -73,20 +77,6 @@ def _impossible_by_spec(
         yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
     else:
         yield from spec.impossible(c)
-
-
-def _impossible_sampling(c: Config) -> Iterator[str]:
-    """Ways of sampling that an objective does not stand."""
-    cut = {"top_p": c.rollout.top_p if c.rollout.top_p < 1 else None, "top_k": c.rollout.top_k or None}
-    cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
-    whole = {"objective.policy_loss": c.objective.policy_loss, "objective.step_size": c.objective.step_size}
-    for key, value in whole.items():
-        if cuts and value in ("topr", "vcpo"):
-            yield (
-                f"{key}={value} weighs whole responses by their ratios, and {cuts} renormalises what is "
-                "sampled from but not the trainer's policy: the ratios of long responses would vanish even "
-                "on policy; use rollout.top_p=1 and rollout.top_k=0"
-            )
 
 
 def _impossible_filter(c: Config) -> Iterator[str]:

@@ -26,6 +26,8 @@ class RolloutConfig(Section):
     """Responses sampled for each prompt."""
     max_new_tokens: int = Field(256, ge=1)
     """Most tokens that are sampled by one request: of a response, or of one turn of an episode."""
+    min_new_tokens: int = Field(0, ge=0)
+    """Before so many, no token is sampled that ends the request."""
     max_sequence_tokens: int | None = Field(None, ge=2)
     """Longest sequence, the prompt and all turns included; by default the longest prompt of the data and
     `max_new_tokens`, which is room for one turn."""
@@ -36,7 +38,7 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling; 1 is off."""
+    """Nucleus sampling, among the 4,096 most likely tokens at most where there is no `top_k`; 1 is off."""
     top_k: int = Field(0, ge=0)
     """Sample among the k most likely tokens; 0 is off."""
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([])

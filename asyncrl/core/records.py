@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.core.kept import KeptSets
+
 NOT_SAMPLED = -1
 """The token version of a token that no policy sampled (prompt, tool output)."""
 
@@ -78,6 +80,8 @@ class Trajectory:
         (after temperature, top-p, ...); 0 where not sampled.
     versions: run-length token versions over the sampled tokens, in order, not overlapping.
     reward: the composed reward; `reward_parts` holds its parts by name.
+    kept: of all T tokens, what each was sampled among; None where that was always the whole vocabulary, or is
+        not known.
     """
 
     token_ids: NDArray[np.int32]
@@ -88,6 +92,7 @@ class Trajectory:
     reward: float = float("nan")
     reward_parts: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    kept: KeptSets | None = None
 
     @property
     def sampled_tokens(self) -> int:

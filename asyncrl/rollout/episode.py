@@ -13,6 +13,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, Trajectory, VersionSpan
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import resolve
@@ -25,13 +26,15 @@ class Completion:
     """What the policy sampled after a prompt: N tokens.
 
     token_ids: int32[N], a stop token included. logprobs: float32[N], under the distribution sampled from.
-    versions: the weights that sampled each, `start` counted within the completion.
+    versions: the weights that sampled each, `start` counted within the completion. kept: what each was
+    sampled among, as in `TokenChunk`.
     """
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
+    kept: KeptSets | None = None
 
     @staticmethod
     def of(chunks: Sequence[TokenChunk]) -> Completion:
@@ -48,6 +51,7 @@ class Completion:
             np.concatenate([chunk.logprobs for chunk in chunks]).astype(np.float32, copy=False),
             tuple(spans),
             finish_reason,
+            KeptSets.join((chunk.kept, len(chunk.token_ids)) for chunk in chunks),
         )
 
     @staticmethod
@@ -78,6 +82,7 @@ class Transcript:
         self._ids = [np.asarray(prompt_ids, np.int32)]
         self._sampled = [np.zeros(len(prompt_ids), np.bool_)]
         self._logprobs = [np.zeros(len(prompt_ids), np.float32)]
+        self._kept: list[tuple[KeptSets | None, int]] = [(None, len(prompt_ids))]
         self._spans: list[VersionSpan] = []
         self._length = len(prompt_ids)
 
@@ -89,13 +94,13 @@ class Transcript:
     def sampled(self, completion: Completion) -> None:
         """Append what the policy sampled after the sequence."""
         self._spans += [VersionSpan(self._length + s.start, s.length, s.version) for s in completion.versions]
-        self._append(completion.token_ids, completion.logprobs, sampled=True)
+        self._append(completion.token_ids, completion.logprobs, completion.kept, sampled=True)
 
     def shown(self, token_ids: NDArray[np.int32] | Sequence[int]) -> None:
         """Append tokens that the policy did not sample (the next turn of a user, what a tool gave): they are
         read, and not trained on."""
         ids = np.asarray(token_ids, np.int32)
-        self._append(ids, np.zeros(len(ids), np.float32), sampled=False)
+        self._append(ids, np.zeros(len(ids), np.float32), None, sampled=False)
 
     def trajectory(self, finish_reason: FinishReason) -> Trajectory:
         """The sequence as it stands, ended for this reason."""
@@ -105,12 +110,16 @@ class Transcript:
             behavior_logprobs=np.concatenate(self._logprobs),
             versions=tuple(self._spans),
             finish_reason=finish_reason,
+            kept=KeptSets.join(self._kept),
         )
 
-    def _append(self, ids: NDArray[np.int32], logprobs: NDArray[np.float32], *, sampled: bool) -> None:
+    def _append(
+        self, ids: NDArray[np.int32], logprobs: NDArray[np.float32], kept: KeptSets | None, *, sampled: bool
+    ) -> None:
         self._ids.append(ids)
         self._sampled.append(np.full(len(ids), sampled, np.bool_))
         self._logprobs.append(logprobs)
+        self._kept.append((kept, len(ids)))
         self._length += len(ids)
 
 

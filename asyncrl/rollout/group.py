@@ -209,7 +209,8 @@ class GroupRollout:
             if limit < 1:
                 return Completion.nothing()
             seed = sampling_seed(self._seed, task.group_id, task.attempt, member.index, number)
-            sampling = replace(task.sampling, max_new_tokens=limit, seed=seed)
+            shortest = min(limit, task.sampling.min_new_tokens)
+            sampling = replace(task.sampling, max_new_tokens=limit, min_new_tokens=shortest, seed=seed)
             name = f"{task.lease_id}/{member.index}" + (f"/{number}" if number else "")
             member.under_way.add(name)
             try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from asyncrl.bounded import Count
 from asyncrl.config import RolloutConfig
+from asyncrl.core.kept import MOST_LISTED
 from asyncrl.core.records import Lease, Purpose
 from asyncrl.data.prompts import Prompt
 from asyncrl.rollout.engines.base import SamplingParams
@@ -46,6 +47,7 @@ def sampling_of(config: RolloutConfig) -> SamplingParams:
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
-        top_k=config.top_k,
+        top_k=config.top_k or (MOST_LISTED if config.top_p < 1 else 0),
         stop_token_ids=tuple(config.stop_token_ids),
+        min_new_tokens=config.min_new_tokens,
     )

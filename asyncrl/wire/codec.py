@@ -9,18 +9,20 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from asyncrl.bounded import Count
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, Group, GroupSummary, Purpose, Trajectory, VersionSpan
 from asyncrl.wire.messages import Malformed, decode
 
 DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
 """Of a group's frames: token ids, loss mask (0 or 1), behaviour logprobs, each of all trajectories end to
-end."""
+end. After the token ids of all come the kept sets of those that have some: sizes, then ids."""
 FRAMES_PER_GROUP = len(DTYPES)
 
 
-class TrajectoryHeader(msgspec.Struct, frozen=True):
+class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """What of a trajectory is not in the array frames."""
 
     n_tokens: Count
@@ -29,6 +31,8 @@ class TrajectoryHeader(msgspec.Struct, frozen=True):
     reward: float
     reward_parts: dict[str, float]
     metadata: dict[str, Any]
+    n_kept: Count = 0
+    """Ids of its kept sets; 0 where it has none."""
 
 
 class GroupHeader(msgspec.Struct, frozen=True):
@@ -71,12 +75,12 @@ def decode_header(header: bytes) -> GroupHeader:
 def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
     """Raise `Malformed` unless this is a group of as many trajectories as its lease asked for, on which one
     could train: header and frames agree, every number is a number, and each token of the loss mask has a
-    version."""
+    version and is in its kept set."""
     ts = header.trajectories
     where = f"group {header.group_id}"
     if len(ts) != group_size:
         raise Malformed(f"{where} has {len(ts)} trajectories, not {group_size}")
-    ids, mask, logprobs = _arrays(header, frames)
+    ids, mask, logprobs, kept = _arrays(header, frames)
     versioned = np.zeros(len(mask), np.bool_)
     start = 0
     for i, t in enumerate(ts):
@@ -90,6 +94,9 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
             versioned[start + span.start : start + end] = True
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
+        here = slice(start, start + t.n_tokens)
+        if (sets := kept[i]) is not None and (problem := sets.problem(ids[here], mask[here] > 0)):
+            raise Malformed(f"{where}: trajectory {i}: {problem}")
         start += t.n_tokens
     if mask.max() > 1 or (mask > versioned).any():
         raise Malformed(f"{where}: its loss mask covers tokens that have no version, or is none")
@@ -107,14 +114,16 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
         group.row,
         [
             TrajectoryHeader(
-                len(t.token_ids), list(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata
+                *(len(t.token_ids), list(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata),
+                n_kept=0 if t.kept is None else len(t.kept.ids),
             )
             for t in ts
         ],
         purpose,
     )
+    kept = [array for t in ts if t.kept is not None for array in (t.kept.sizes, t.kept.ids)]
     frames = (
-        np.concatenate([t.token_ids for t in ts]).astype(np.int32, copy=False).tobytes(),
+        np.concatenate([*(t.token_ids for t in ts), *kept]).astype(np.int32, copy=False).tobytes(),
         np.concatenate([t.loss_mask for t in ts]).astype(np.bool_, copy=False).tobytes(),
         np.concatenate([t.behavior_logprobs for t in ts]).astype(np.float32, copy=False).tobytes(),
     )
@@ -124,27 +133,42 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
 def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
     """The group; its arrays look into the frames. Raises `Malformed` when frames and header disagree."""
     decoded = decode_header(header)
-    all_ids, all_masks, all_logprobs = _arrays(decoded, frames)
+    all_ids, all_masks, all_logprobs, kept = _arrays(decoded, frames)
     arrays = (all_ids, all_masks.view(np.bool_), all_logprobs)
     trajectories = []
     start = 0
-    for t in decoded.trajectories:
+    for t, sets in zip(decoded.trajectories, kept, strict=True):
         ids, mask, logprobs = (array[start : start + t.n_tokens] for array in arrays)
         start += t.n_tokens
         trajectories.append(
             Trajectory(
-                ids, mask, logprobs, tuple(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata
+                *(ids, mask, logprobs, tuple(t.versions), t.finish_reason, t.reward, t.reward_parts),
+                metadata=t.metadata,
+                kept=sets,
             )
         )
     return Group(decoded.group_id, decoded.row, trajectories)
 
 
-def _arrays(header: GroupHeader, frames: Sequence[bytes | memoryview]) -> list[np.ndarray]:
-    """The frames as arrays of `DTYPES`, each of as many elements as the header has tokens."""
+def _arrays(
+    header: GroupHeader, frames: Sequence[bytes | memoryview]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32], list[KeptSets | None]]:
+    """The frames as arrays of `DTYPES`, each of as many elements as the header has tokens, and the kept sets
+    of each trajectory."""
     total = sum(t.n_tokens for t in header.trajectories)
+    in_sets = sum(t.n_tokens + t.n_kept for t in header.trajectories if t.n_kept)
     sizes = [len(frame) for frame in frames]
-    if sizes != [total * dtype.itemsize for dtype in DTYPES]:
+    if sizes != [
+        n * dtype.itemsize for n, dtype in zip((total + in_sets, total, total), DTYPES, strict=True)
+    ]:
         raise Malformed(
             f"group {header.group_id}: the header speaks of {total} tokens, the frames have {sizes} bytes"
         )
-    return [np.frombuffer(frame, dtype) for frame, dtype in zip(frames, DTYPES, strict=True)]
+    ids, mask, logprobs = (np.frombuffer(frame, dtype) for frame, dtype in zip(frames, DTYPES, strict=True))
+    kept: list[KeptSets | None] = []
+    at = total
+    for t in header.trajectories:
+        of_tokens, end = at + t.n_tokens, at + t.n_tokens + t.n_kept
+        kept.append(KeptSets(ids[of_tokens:end], ids[at:of_tokens]) if t.n_kept else None)
+        at = end if t.n_kept else at
+    return ids[:total], mask, logprobs, kept

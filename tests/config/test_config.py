@@ -302,21 +302,25 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
     assert load(file) == config
 
 
+OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.http.weights_dir=/dev/shm/w"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason", "remedy"),
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["run.resume=auto"], "every start would begin another one", "run.dir=runs/mine"),
+        (["rollout.min_new_tokens=257"], "is over rollout.max_new_tokens=256", "lower it"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (
-            ["rollout.top_p=0.9", "objective.policy_loss=topr"],
+            [*OVER_HTTP, "rollout.top_p=0.9", "objective.policy_loss=topr"],
             "objective.policy_loss=topr weighs whole responses by their ratios, and rollout.top_p=0.9 renorm",
-            "use rollout.top_p=1 and rollout.top_k=0",
+            "use rollout.top_p=1 and rollout.top_k=0, or rollout.engine=torch or rollout.engine=vllm",
         ),
         (
-            ["rollout.top_k=20", "objective.step_size=vcpo"],
+            [*OVER_HTTP, "rollout.top_k=20", "objective.step_size=vcpo"],
             "objective.step_size=vcpo weighs whole responses by their ratios, and rollout.top_k=20 renorm",
-            "use rollout.top_p=1 and rollout.top_k=0",
+            "use rollout.top_p=1 and rollout.top_k=0, or rollout.engine=torch or rollout.engine=vllm",
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(

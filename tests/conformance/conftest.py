@@ -38,6 +38,8 @@ class Harness(Protocol):
     """What the engine can do with the running requests' keys and values on an update."""
     hybrid: bool
     """Whether its models keep a recurrent state."""
+    tells_kept: bool
+    """Whether it tells what each token was sampled among."""
 
     def make(
         self,
@@ -64,6 +66,7 @@ def qwen3_5(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 class TorchHarness:
     logprob_tolerance = 1e-4
+    tells_kept = True
     kv_on_update = ("keep", "recompute")
 
     def __init__(self, *, hybrid: bool) -> None:
@@ -87,6 +90,7 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
+    tells_kept = True
     kv_on_update = ("keep", "recompute", "resubmit")
 
     CAPACITIES = (1, 2, 64)
@@ -158,6 +162,7 @@ class HttpHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
+    tells_kept = False
     kv_on_update = ("keep", "recompute")
 
     MAX_LENGTH = 128
@@ -248,6 +253,7 @@ def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
 class OwnHarness(TorchHarness):
     """Of a user's own engine."""
 
+    tells_kept = False
     kv_on_update = ("recompute",)
 
     def make(

@@ -12,6 +12,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM
 
 from asyncrl.config import Section
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.errors import ConfigError
 from asyncrl.rollout.engines.base import EngineStats, TokenChunk, UpdateReport
@@ -29,8 +30,8 @@ class PlainSettings(Section):
 class Plain:
     """A request, and what has been sampled for it."""
 
-    def __init__(self, request):
-        self.request = request
+    def __init__(self, request, stops):
+        self.request, self.stops = request, stops
         self.ids, self.logprobs, self.versions = [], [], []
         self.uniforms = np.random.default_rng(request.sampling.seed).random(request.sampling.max_new_tokens)
 
@@ -40,7 +41,8 @@ class Plain:
             spans.append(VersionSpan(start, length, version))
             start += length
         ids, logprobs = np.array(self.ids, np.int32), np.array(self.logprobs, np.float32)
-        return TokenChunk(ids, logprobs, tuple(spans), reason)
+        kept = KeptSets.without(self.stops, self.request.sampling.min_new_tokens, len(ids))
+        return TokenChunk(ids, logprobs, tuple(spans), reason, kept)
 
 
 class PlainEngine(StreamingEngine):
@@ -64,6 +66,8 @@ class PlainEngine(StreamingEngine):
             ids = torch.tensor([[*plain.request.prompt_ids.tolist(), *plain.ids]])
             logits = self.model(ids, use_cache=False).logits[0, -1]
             sampling = plain.request.sampling
+            if len(plain.ids) < sampling.min_new_tokens:
+                logits[plain.stops] = -torch.inf
             logprobs = processed_logprobs(logits.float().numpy(), sampling)
             cumulative = np.exp(logprobs).cumsum()
             drawn = np.searchsorted(cumulative, plain.uniforms[len(plain.ids)] * cumulative[-1], side="right")
@@ -72,7 +76,7 @@ class PlainEngine(StreamingEngine):
             plain.logprobs.append(logprobs[token])
             plain.versions.append(self.version)
             self.generated += 1
-            if token in self._stop_ids(plain.request):
+            if token in plain.stops:
                 self._end(plain, FinishReason.STOP)
             elif len(plain.ids) == sampling.max_new_tokens:
                 self._end(plain, FinishReason.LENGTH)
@@ -102,7 +106,7 @@ class PlainEngine(StreamingEngine):
         return EngineStats(self.version, running, waiting, self.generated, self._busy_so_far_s())
 
     def _submit(self, request):
-        self.requests.append(Plain(request))
+        self.requests.append(Plain(request, self._stop_ids(request)))
 
     def _has_requests(self):
         return bool(self.requests)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from engine_reference import Output, collect, processed_logprobs, recomputed, stitched
 
-from asyncrl.core.records import FinishReason
+from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.episode import Completion, Transcript
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.trainer.packing.pack import ONE_SEQUENCE, make_micro_batch, pack_lengths
+from asyncrl.trainer.packing.prefix import single_units
 from asyncrl.weights.source import LocalWeights, WeightsError
+from asyncrl.wire.codec import check_group, decode_group, decode_header, encode_group
 
 VOCAB = 97
 EXPECTED = {"keep": stitched, "recompute": recomputed, "resubmit": recomputed}
@@ -76,6 +83,63 @@ def test_different_sampling_side_by_side(run, harness, make_model):
     outputs = run(generate(harness, harness.make(model), requests))
     for r, output in zip(requests, outputs, strict=True):
         assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_new_tokens": 9, "stop_token_ids": (*range(40),)},
+        {"top_p": 0.9},
+        {"top_k": 3, "temperature": 1.3},
+        {"min_new_tokens": 5, "stop_token_ids": (*range(60),)},
+    ],
+    ids=str,
+)
+def test_on_policy_every_ratio_is_1(run, harness, make_model, sampling):
+    """From the engine by the wire to the trainer's own log-probabilities, which are of a policy that is
+    renormalised over what each token was sampled among."""
+    params = SamplingParams(24, **sampling)
+    if not harness.tells_kept and params.cuts:
+        pytest.skip("this engine does not tell what it has sampled among")
+    model = make_model()
+    with torch.no_grad():  # logits as small as a trained model's, which rounding moves less
+        model.get_output_embeddings().weight.mul_(0.3)
+    requests = [request(f"r{i}", 3 + 4 * i, 24, seed=i, **sampling) for i in range(6)]
+    trajectories = run(trajectories_of(harness, harness.make(model), requests))
+    for r, t in zip(requests, trajectories, strict=True):
+        assert len(t.token_ids) - len(r.prompt_ids) >= params.min_new_tokens
+        t.reward = 0.0
+    wire = encode_group(Group(0, 0, trajectories), 0)
+    check_group(decode_header(wire.header), wire.frames, len(trajectories))
+    flat = flatten(Batch(0, 0, 0, (decode_group(wire.header, wire.frames),)))
+    policy = Policy(model, temperature=params.temperature, chunk_tokens=16)
+    row_tokens = 64
+    if harness.hybrid:
+        policy.unpacked, row_tokens = "its recurrent state", ONE_SEQUENCE
+    lengths = flat.trained_lengths()
+    units = single_units(lengths)
+    off, off_without = [], []
+    for layout in pack_lengths([unit.tokens for unit in units], 100, row_tokens):
+        micro = make_micro_batch(flat, lengths, units, layout)
+        targets, mu = (
+            torch.from_numpy(a)[micro.token_index] for a in (flat.token_ids, flat.behavior_logprobs)
+        )
+        for errors, seen in ((off, micro), (off_without, replace(micro, kept=None))):
+            errors.append(((policy(seen, targets)[0] - mu).exp() - 1).abs().max().item())
+    assert max(off) < 1e-5
+    assert max(off_without) > 1e-2  # guards the line above
+
+
+async def trajectories_of(harness, engine, requests) -> list[Trajectory]:
+    async def carry_out(request, stream) -> Trajectory:
+        completion = Completion.of([chunk async for chunk in stream])
+        transcript = Transcript(request.prompt_ids)
+        transcript.sampled(completion)
+        return transcript.trajectory(completion.finish_reason)
+
+    running = [asyncio.ensure_future(carry_out(r, engine.generate(r))) for r in requests]
+    await harness.progress(engine, sys.maxsize)
+    return await asyncio.gather(*running)
 
 
 def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):

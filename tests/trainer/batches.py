@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory, VersionSpan
 
 VOCABULARY = 97
@@ -57,3 +58,28 @@ def with_true_logprobs(batch, model, noise=0.3, seed=0):
             noisy = np.concatenate([[0], own.numpy()]) + rng.normal(0, noise, len(t.token_ids))
             t.behavior_logprobs = np.where(t.loss_mask, noisy, 0).astype(np.float32)
     return batch
+
+
+def with_kept_sets(batch, seed=0, vocabulary=VOCABULARY):
+    """The batch with kept sets: most tokens were sampled among few, some among many, some among all."""
+    rng = np.random.default_rng(seed)
+    for group in batch.groups:
+        for t in group.trajectories:
+            sets = [np.empty(0, np.int32)] * len(t.token_ids)
+            for at in np.flatnonzero(t.loss_mask):
+                kept = rng.random(vocabulary) < rng.choice([0.1, 0.95])
+                kept[t.token_ids[at]] = True
+                kind = rng.integers(3)
+                sets[at] = [np.flatnonzero(kept), ~np.flatnonzero(~kept), sets[at]][kind].astype(np.int32)
+            t.kept = KeptSets.of(sets)
+    return batch
+
+
+def kept_table(kept, vocabulary=VOCABULARY):
+    """bool[N, V], by the definition of `KeptSets`."""
+    table = torch.ones(len(kept.sizes), vocabulary, dtype=torch.bool)
+    for row, ids in zip(table, np.split(kept.ids, np.cumsum(kept.sizes)[:-1]), strict=True):
+        if len(ids):
+            row[:] = bool(ids[0] < 0)
+            row[torch.from_numpy(np.where(ids < 0, ~ids, ids)).long()] = not ids[0] < 0
+    return table

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from batches import make_batch, with_true_logprobs
+from batches import make_batch, with_kept_sets, with_true_logprobs
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,8 @@ def write(snapshot, folder: Path) -> None:
 def batches(model_path: str, first: int, last: int):
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     for step in range(first, last):
-        yield with_true_logprobs(make_batch(step, groups=6, step=step), model, seed=step)
+        batch = with_true_logprobs(make_batch(step, groups=6, step=step), model, seed=step)
+        yield with_kept_sets(batch) if step % 2 else batch
 
 
 def order(groups: tuple, path: Path) -> tuple:

@@ -2,10 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from batches import kept_table
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
+from asyncrl.trainer.packing.kept import Kept
 
 
 def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):
@@ -109,6 +113,36 @@ def test_scaled_and_capped_logits_are_exact(shape, bend, use_entropy):
         [t.float() for t in part] if isinstance(part, list) else part.float() for part in expected
     )
     torch.testing.assert_close(in_32_bits, rounded, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 37])
+@pytest.mark.parametrize("use_entropy", [False, True])
+@pytest.mark.parametrize(("shape", "bend"), [(LogitShape(), lambda z: z), *BENT[1:]])
+def test_renormalised_over_kept_sets_it_is_the_softmax_of_these_alone(chunk, use_entropy, shape, bend):
+    """Values and gradients, against autograd in float64 through the logits of each token's own set."""
+    h, w, b, targets = inputs(dtype=torch.float64)
+    rng, sets = np.random.default_rng(0), []
+    for i, target in enumerate(targets.tolist()):
+        among = rng.random(len(w)) < 0.3
+        among[target] = True
+        sides = (np.flatnonzero(among), ~np.flatnonzero(~among), np.empty(0))
+        sets.append(sides[i % 3].astype(np.int32))
+    kept = KeptSets.of(sets)
+    table = kept_table(kept, len(w))
+
+    def fused(h, w, b):
+        options = {"shape": shape, "temperature": 0.6, "chunk_tokens": chunk}
+        return token_logprobs(h, w, targets, head_bias=b, kept=Kept.of(kept), **options)
+
+    def plain(h, w, b):
+        logits = bend(torch.nn.functional.linear(h, w, b)) / 0.6
+        rows = [logits[i, among].log_softmax(-1) for i, among in enumerate(table)]
+        place = [int(among[:target].sum()) for among, target in zip(table, targets, strict=True)]
+        logprobs = torch.stack([row[at] for row, at in zip(rows, place, strict=True)])
+        return logprobs, torch.stack([-(row.exp() * row).sum() for row in rows])
+
+    expected = gradients(plain, (h, w, b), use_entropy)
+    torch.testing.assert_close(gradients(fused, (h, w, b), use_entropy), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from batches import kept_table, with_kept_sets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -107,10 +108,14 @@ def objective(logprobs, entropy, token_index):
 def separate(model, flat):
     """Each sequence alone through the model's own head, without any of our code."""
     total, out = 0.0, {}
+    kept = None if flat.kept is None else kept_table(flat.kept)
     for start, end in zip(flat.offsets[:-1], flat.offsets[1:], strict=True):
         at = torch.from_numpy(start + np.flatnonzero(flat.loss_mask[start:end]))
         ids = torch.from_numpy(flat.token_ids[start:end])
-        log_probs = model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[at - start - 1]
+        logits = model(input_ids=ids[None]).logits[0].float()[at - start - 1]
+        if kept is not None:
+            logits = logits.masked_fill(~kept[at], -1e30)
+        log_probs = logits.log_softmax(-1)
         logprobs = log_probs.gather(-1, ids[at - start, None]).squeeze(-1)
         total = total + objective(logprobs, -(log_probs.exp() * log_probs).sum(-1), at)
         out.update(zip(at.tolist(), logprobs.tolist(), strict=True))
@@ -118,15 +123,24 @@ def separate(model, flat):
     return out
 
 
+SIZES = [(1, 1), (40, 1), (100, 64), (10_000, 1), (10_000, 128), (10_000, 10**9)]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("sharing", [False, True])
 @pytest.mark.parametrize(
-    ("budget", "row"), [(1, 1), (40, 1), (100, 64), (10_000, 1), (10_000, 128), (10_000, 10**9)]
+    ("budget", "row", "cut"),
+    [
+        *((budget, row, False) for budget, row in SIZES),
+        *((1, 1, True), (100, 64, True), (10_000, 10**9, True)),
+    ],
 )
 def test_packed_equals_separate_in_logprobs_and_gradients(
-    make_qwen3, random_batch, attention, sharing, budget, row
+    make_qwen3, random_batch, attention, sharing, budget, row, cut
 ):
-    flat = flatten(random_batch(3, version=4, oldest_version=1))
+    """Also where every token was sampled among a set of its own (`cut`)."""
+    batch = random_batch(3, version=4, oldest_version=1)
+    flat = flatten(with_kept_sets(batch) if cut else batch)
     lengths, units = units_of(flat, sharing=sharing)
     model = make_qwen3()
     expected = separate(model, flat)

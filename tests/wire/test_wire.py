@@ -2,6 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, Group, Purpose, Trajectory, VersionSpan
 from asyncrl.wire.codec import WireGroup, check_group, decode_group, decode_header, encode_group
 from asyncrl.wire.messages import Malformed
@@ -42,6 +43,27 @@ def test_a_group_survives_the_wire_and_the_file():
         assert (sent.reward_parts, sent.metadata) == (got.reward_parts, got.metadata)
     assert decode_header(wire.header).summary() == group.summary()
     assert group.summary().tokens_by_version == {3: 2, 4: 8}
+
+
+def kept(*of_last):
+    """Of the five tokens of the first trajectory, whose own is kept or left out by its last set."""
+    return KeptSets.of([*[np.empty(0, np.int32)] * 4, np.array(of_last, np.int32)])
+
+
+def test_kept_sets_survive_too_and_cost_nothing_where_there_are_none():
+    group = a_group()
+    plain = encode_group(group, 11)
+    assert b"n_kept" not in plain.header
+    assert len(plain.frames[0]) == 4 * 14
+    last = int(group.trajectories[0].token_ids[-1])
+    group.trajectories[0].kept = kept(last, last + 1)
+    wire = WireGroup.from_bytes(encode_group(group, 11).to_bytes())
+    check_group(decode_header(wire.header), wire.frames, 2)
+    first, second = decode_group(wire.header, wire.frames).trajectories
+    assert first.kept.ids.tolist() == [last, last + 1]
+    assert first.kept.sizes.tolist() == [0, 0, 0, 0, 2]
+    assert second.kept is None
+    np.testing.assert_array_equal(second.token_ids, group.trajectories[1].token_ids)
 
 
 def test_frames_that_do_not_fit_the_header_are_refused():
@@ -103,6 +125,7 @@ def test_a_whole_group_is_fit_to_train_on():
         (of_first(loss_mask=np.ones(5, bool)), "covers tokens that have no version"),
         (of_first(token_ids=np.array([1, 2, -3, 4, 5], np.int32)), "has the token id -3"),
         (of_first(behavior_logprobs=np.array([0, 0, 1, np.nan, 0], np.float32)), "not finite"),
+        (of_first(kept=kept(101)), "trajectory 0: token 4 was sampled from outside its own kept set"),
     ],
 )
 def test_a_group_that_could_not_be_trained_on_is_refused(change, message):

@@ -249,11 +249,7 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
                 "scores may be negative: a response that passes may then earn less than one that fails; set "
                 "its `sigmoid: true`, or a `clip` from 0 on"
             )
-    if config.rollout.top_p < 1 or config.rollout.top_k > 0:
-        yield (
-            "rollout.top_p and rollout.top_k renormalise what is sampled from, and the trainer's policy is "
-            "not cut: ratios come out low even on policy"
-        )
+    yield from engine_of(config).warnings(config)
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
 

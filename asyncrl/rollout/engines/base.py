@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asyncrl.bounded import Count, Seconds
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.weights.source import WeightSource
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. Temperature 0 is greedy; `top_p` 1 and `top_k` 0 are off."""
+    """How to sample. Temperature 0 is greedy; `top_p` 1 and `top_k` 0 are off. Before `min_new_tokens` no
+    token is sampled that would end the request."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -28,6 +30,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
     """Seeds this request alone: its tokens do not depend on what else is running."""
+    min_new_tokens: int = 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether unlikely tokens are left out."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +52,15 @@ class TokenChunk:
 
     token_ids: int32[N]. logprobs: float32[N], under the distribution sampled from (after temperature, top-p,
     top-k, renormalised). versions: the weights that sampled each, `start` counted within this chunk. A stop
-    token is part of the output. `finish_reason` is set on the last chunk only.
+    token is part of the output. `finish_reason` is set on the last chunk only. kept: what each token was
+    sampled among; None where that was the whole vocabulary, or the engine does not tell.
     """
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason | None
+    kept: KeptSets | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ backward pass computes them again.
 
 Beside its inputs and results the head holds, with n tokens a chunk: 2·4·n·V bytes in the forward pass; in the
 backward pass (4 + 2)·n·V with bfloat16 inputs, or 2·4·n·V where the entropy has a gradient, 4·n·V more where
-logits are capped, and the weight's gradient, summed in float32 (4·V·H) and then rounded to its dtype.
+logits are capped, and the weight's gradient, summed in float32 (4·V·H) and then rounded to its dtype. In both
+passes, n·V more where there are kept sets.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from asyncrl.trainer.packing.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class LogitShape:
 
 
 AS_THEY_ARE = LogitShape()
+_OUTSIDE = -1e9
+"""A logit of probability 0. Finite, since 0 times it must be 0 in entropies and gradients."""
 
 
 def token_logprobs(
@@ -45,12 +50,14 @@ def token_logprobs(
     shape: LogitShape = AS_THEY_ARE,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy of p = softmax(shape(hidden @ head_weight.T + head_bias) / temperature).
 
     hidden: float[N, H]. head_weight: float[V, H], head_bias: float[V], of the same dtype (float32, bfloat16,
     float64). targets: int64[N]. Returns (logprobs[N], entropy[N]) in nats, float32 (float64 for float64
-    inputs), both differentiable with respect to hidden, weight and bias.
+    inputs), both differentiable with respect to hidden, weight and bias. kept: a set for each of the N, over
+    which p is renormalised, and outside which it is 0; a target lies in its set.
 
     Whatever the inputs' dtype, logits are float32 from their products on: the rounding of a logit near 20 to
     bfloat16 would change a probability by up to 6%. The gradient of the logits is rounded to the inputs'
@@ -61,7 +68,7 @@ def token_logprobs(
             f"temperature is {temperature}; log-probabilities exist for temperatures above 0 only"
         )
     logprobs, entropy = _ChunkedHead.apply(
-        hidden, head_weight, head_bias, targets, shape, temperature, chunk_tokens
+        hidden, head_weight, head_bias, targets, shape, temperature, chunk_tokens, kept
     )
     return logprobs, entropy
 
@@ -77,18 +84,20 @@ class _ChunkedHead(torch.autograd.Function):
         shape: LogitShape,
         temperature: float,
         chunk_tokens: int,
+        kept: Kept | None,
     ) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=precise, device=hidden.device)
         lse, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for chunk in _chunks(len(targets), chunk_tokens):
             logits = _logits(hidden[chunk], weight, bias, shape, temperature)
+            _leave_out(logits, kept, chunk)
             lse[chunk] = logits.logsumexp(-1)
             log_probs = logits.sub_(lse[chunk, None])
             logprobs[chunk] = log_probs.gather(-1, targets[chunk, None]).squeeze(-1)
             entropy[chunk] = log_probs.exp().mul_(log_probs).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.shape, ctx.temperature, ctx.chunk_tokens = shape, temperature, chunk_tokens
+        ctx.shape, ctx.temperature, ctx.chunk_tokens, ctx.kept = shape, temperature, chunk_tokens, kept
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -105,6 +114,7 @@ class _ChunkedHead(torch.autograd.Function):
         for chunk in _chunks(len(targets), ctx.chunk_tokens):
             logits = _logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
             slope = _slope(logits, ctx.shape, ctx.temperature)
+            _leave_out(logits, ctx.kept, chunk)
             grad = _logit_gradient(
                 logits,
                 targets[chunk],
@@ -125,10 +135,7 @@ class _ChunkedHead(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
+            *(None for _ in ctx.needs_input_grad[3:]),
         )
 
 
@@ -147,6 +154,12 @@ def _logits(
         return logits.mul_(shape.scale / shape.cap).tanh_().mul_(shape.cap / temperature)
     factor = shape.scale / temperature
     return logits if factor == 1 else logits.mul_(factor)
+
+
+def _leave_out(logits: Tensor, kept: Kept | None, chunk: slice) -> None:
+    """Give what is outside the kept sets a probability, and a gradient, of 0."""
+    if kept is not None:
+        logits.masked_fill_(kept.left_out(chunk, logits.shape[-1]), _OUTSIDE)
 
 
 def _slope(logits: Tensor, shape: LogitShape, temperature: float) -> Tensor | float:

@@ -9,6 +9,7 @@ from asyncrl.config import Config
 from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
 from asyncrl.trainer.models.checks import find_logit_shape
 from asyncrl.trainer.models.packed import PackedModel, load_decoder
+from asyncrl.trainer.packing.kept import Kept
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.weights.source import untied
 
@@ -25,8 +26,9 @@ class FusedHead(nn.Module):
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]."""
+    def forward(self, hidden: Tensor, targets: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]; renormalised
+        over `kept`, where it is given."""
         return token_logprobs(
             hidden,
             self.weight,
@@ -35,6 +37,7 @@ class FusedHead(nn.Module):
             shape=self.shape,
             temperature=self._temperature,
             chunk_tokens=self._chunk_tokens,
+            kept=kept,
         )
 
 
@@ -68,8 +71,9 @@ class Policy(PackedModel):
         return self.model.get_output_embeddings()
 
     def forward(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(logprobs, entropy), float32[N] each, of the micro-batch's trained tokens `targets` (int64[N])."""
-        return self.fused_head(self.predicting_states(micro), targets)
+        """(logprobs, entropy), float32[N] each, of the micro-batch's trained tokens `targets` (int64[N]),
+        under the policy renormalised over what each was sampled among."""
+        return self.fused_head(self.predicting_states(micro), targets, micro.kept)
 
 
 def load_policy(config: Config, key: str = "model.path", path: str | None = None) -> Policy:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.core.invariants import InvariantError
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import NOT_SAMPLED, Batch, Group, Trajectory
 from asyncrl.errors import AsyncRLError
 
@@ -47,6 +48,8 @@ class FlatBatch:
     """float64[S]."""
     sampled_tokens: int
     """Tokens that a policy sampled; those not in `loss_mask` were too old."""
+    kept: KeptSets | None = None
+    """Of the T tokens; None where every one was sampled among the whole vocabulary, or it is not known."""
 
     @property
     def sequences(self) -> int:
@@ -131,6 +134,7 @@ def flatten(batch: Batch) -> FlatBatch:
         group_ids=np.array([group.group_id for group, _, _ in members], dtype=np.int64),
         rewards=np.array([t.reward for t in trajectories], dtype=np.float64),
         sampled_tokens=int(sampled.sum()),
+        kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
     )
 
 
@@ -191,5 +195,8 @@ def _check(group: Group, index: int, trajectory: Trajectory, version: int) -> No
         raise BatchError(
             f"{where}: a sampled token has the behaviour logprob {logprobs[~np.isfinite(logprobs)][0]}"
         )
+    kept = trajectory.kept
+    if kept is not None and (problem := kept.problem(trajectory.token_ids, trajectory.loss_mask)):
+        raise BatchError(f"{where}: {problem}")
     if not np.isfinite(trajectory.reward):
         raise BatchError(f"{where}: the reward is {trajectory.reward}; only finite rewards are trained on")

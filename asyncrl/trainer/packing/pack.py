@@ -18,6 +18,7 @@ from torch import Tensor
 
 from asyncrl.trainer.packing.batch import FlatBatch
 from asyncrl.trainer.packing.device import OnDevice
+from asyncrl.trainer.packing.kept import Kept
 from asyncrl.trainer.packing.pieces import Pieces, cut
 from asyncrl.trainer.packing.prefix import Branches, Unit
 
@@ -54,6 +55,8 @@ class MicroBatch(OnDevice):
     """int64[N]: the place, in the R·L flattened, of the hidden state that predicts each trained token."""
     token_index: Tensor
     """int64[N]: each trained token's index in the `FlatBatch`."""
+    kept: Kept | None = None
+    """What each trained token was sampled among; None where that is the whole vocabulary for all."""
 
 
 def empty_micro_batch() -> MicroBatch:
@@ -157,13 +160,15 @@ def make_micro_batch(
         rows.write(r, at, rest, position=0, block=len(row), branch=0)
     shared = any(len(units[number].members) > 1 for row in layout.rows for number in row)
     branches = Branches(torch.from_numpy(rows.blocks), torch.from_numpy(rows.branches))
+    index = np.concatenate(rows.token_index)
     return MicroBatch(
         torch.from_numpy(rows.input_ids),
         torch.from_numpy(rows.position_ids),
         branches if shared else None,
         cut(rows.blocks, rows.branches),
         torch.from_numpy(np.concatenate(rows.predicted_from)),
-        torch.from_numpy(np.concatenate(rows.token_index)),
+        torch.from_numpy(index),
+        None if flat.kept is None else Kept.of(flat.kept.take(index)),
     )
 
 

@@ -120,8 +120,8 @@ def test_a_request_says_all_that_the_server_would_else_fill_in():
     assert body["token_ids"] == [3, 4]
     assert body["cache_salt"] == "salt"
     assert body["sampling_params"] == {
-        "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 11, "seed": 5, "stop_token_ids": [1],
-        "ignore_eos": True, "logprobs": 0, "detokenize": False, "stream_interval": 16,
+        "max_tokens": 7, "min_tokens": 0, "temperature": 0.5, "top_p": 0.9, "top_k": 11, "seed": 5,
+        "stop_token_ids": [1], "ignore_eos": True, "logprobs": 0, "detokenize": False, "stream_interval": 16,
     }  # fmt: skip
 
 

@@ -8,9 +8,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import TokenChunk
 from asyncrl.rollout.engines.http import wire
@@ -146,7 +147,12 @@ class Server:
             raise ServerError(f"{self.url} has aborted a request by itself", 200)
         # What wrong weights have sampled must not get out.
         await self._proven.wait()
-        return chunk
+        sampling = job.request.sampling
+        if sampling.cuts:
+            return chunk
+        # What keeps a response from ending is known here, too.
+        kept = KeptSets.without(job.stop_token_ids, sampling.min_new_tokens, len(chunk.token_ids))
+        return replace(chunk, kept=kept)
 
     def _broke_off(self, job: Job, error: ServerError) -> None:
         if error.status is None:

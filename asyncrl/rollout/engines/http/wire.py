@@ -103,6 +103,7 @@ def generate_body(
         "stream": True,
         "sampling_params": {
             "max_tokens": s.max_new_tokens,
+            "min_tokens": s.min_new_tokens,
             "temperature": s.temperature,
             "top_p": s.top_p,
             "top_k": s.top_k,

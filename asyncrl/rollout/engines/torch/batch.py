@@ -17,7 +17,7 @@ from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.model import refuse_unsupported
 from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key
 from asyncrl.rollout.engines.torch.probe import exact_decoder
-from asyncrl.rollout.engines.torch.sampling import SamplingBatch, sample
+from asyncrl.rollout.engines.torch.sampling import SamplingBatch, kept_sets, processed, sample
 from asyncrl.rollout.engines.torch.slots import Slots
 from asyncrl.rollout.engines.torch.weights import LiveWeights
 
@@ -105,13 +105,20 @@ class ContinuousBatch:
         with torch.inference_mode():
             logits = self._decoder.decode(tokens, positions)
             choice = torch.from_numpy(uniform).to(logits.device, non_blocking=True)
-            sampled = sample(logits, choice, self._how())
+            kept, how = None, self._how()
+            banned = slots.banned(self.vocab_size)
+            if banned is not None:
+                logits[banned] = float("-inf")
+            if banned is not None or how.cuts:
+                logits = processed(logits, how)
+                kept, how = kept_sets(logits), SamplingBatch(None, None, None, how.greedy)
+            sampled = sample(logits, choice, how)
         drawn, logprobs = (part.cpu().numpy() for part in sampled)  # the step's one wait for the device
         if np.isnan(logprobs).any():
             raise FloatingPointError(
                 f"the weights of version {self.version} give logits that are not numbers"
             )
-        done = slots.record(drawn, logprobs, self.version)
+        done = slots.record(drawn, logprobs, self.version, kept)
         self.generated_tokens += slots.active
         return [slots.finish(int(row)) for row in done]
 

@@ -23,6 +23,11 @@ class SamplingBatch:
     top_p: Tensor | None
     greedy: Tensor | None
 
+    @property
+    def cuts(self) -> bool:
+        """Whether some row leaves unlikely tokens out."""
+        return self.top_k is not None or self.top_p is not None
+
     @classmethod
     def of(
         cls,
@@ -62,11 +67,7 @@ def sample(logits: Tensor, uniform: Tensor, batch: SamplingBatch) -> tuple[Tenso
     greedy rows, under the plain softmax. A token of probability 0 is never drawn: the first token is taken at
     which the cumulative sum exceeds `uniform` times the total. A row with NaN logits gets a NaN logprob.
     """
-    logits = logits.float()
-    if batch.temperature is not None:
-        logits = logits / batch.temperature
-    if batch.top_k is not None or batch.top_p is not None:
-        logits = filtered(logits, batch.top_k, batch.top_p)
+    logits = processed(logits, batch)
     probabilities = logits.softmax(-1)
     # float64: in float32 the sum's rounding would move boundaries by more than many a token's probability.
     # Summed in place, since a second array of that size costs more than the sum.
@@ -76,6 +77,24 @@ def sample(logits: Tensor, uniform: Tensor, batch: SamplingBatch) -> tuple[Tenso
     if batch.greedy is not None:
         tokens = torch.where(batch.greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
     return tokens[:, 0], probabilities.gather(-1, tokens).log_()[:, 0]
+
+
+def processed(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """float32[A, V]: logits of the distribution to draw from, -inf for what is left out."""
+    logits = logits.float()
+    if batch.temperature is not None:
+        logits = logits / batch.temperature
+    return filtered(logits, batch.top_k, batch.top_p) if batch.cuts else logits
+
+
+def kept_sets(processed: Tensor) -> list[NDArray[np.int32]]:
+    """For each row of `processed` logits the set that is drawn from, as one of `KeptSets`."""
+    kept = processed > float("-inf")
+    lists_kept = kept.sum(-1, keepdim=True) <= kept.shape[-1] // 2
+    listed = kept == lists_kept
+    rows, ids = listed.nonzero(as_tuple=True)
+    ids = torch.where(lists_kept[rows, 0], ids, ~ids).int().cpu().numpy()
+    return np.split(ids, listed.sum(-1).cumsum(0)[:-1].cpu().numpy())
 
 
 def filtered(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:

@@ -5,9 +5,12 @@ Arrays with a row per slot, so that a decode step records all its tokens with a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.sampling import uniforms
@@ -33,6 +36,10 @@ class Slots:
         self._versions = np.zeros((slots, max_length), np.int32)
         self._uniforms = np.zeros((slots, max_length), np.float64)
         self._limit = np.zeros(slots, np.int64)
+        self._shortest = np.zeros(slots, np.int64)
+        """Tokens that there are, prompt included, before one may end the request."""
+        self._kept: list[dict[int, NDArray[np.int32]]] = [{} for _ in range(slots)]
+        """The kept sets of each row's tokens, by their positions, but for whole ones."""
         self._stop = np.full((slots, 1), _NO_TOKEN, np.int64)
         self._rows = np.arange(slots)
 
@@ -44,6 +51,8 @@ class Slots:
         self.tokens[row, :prompt] = request.prompt_ids
         self.length[row] = prompt
         self._limit[row] = limit
+        self._shortest[row] = prompt + sampling.min_new_tokens
+        self._kept[row] = {}
         self.temperature[row] = sampling.temperature
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
@@ -63,14 +72,31 @@ class Slots:
         rows, length = self._rows[: self.active], self.length[: self.active]
         return self.tokens[rows, length - 1], length - 1, self._uniforms[rows, length]
 
+    def banned(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Rows, and a token for each that it must not sample next, since its request would be too short."""
+        short = self.length[: self.active] < self._shortest[: self.active]
+        if not short.any():
+            return None
+        stops = self._stop[: self.active]
+        rows, columns = (short[:, None] & (stops >= 0) & (stops < vocab_size)).nonzero()
+        return rows, stops[rows, columns]
+
     def record(
-        self, tokens: NDArray[np.int64], logprobs: NDArray[np.float32], version: int
+        self,
+        tokens: NDArray[np.int64],
+        logprobs: NDArray[np.float32],
+        version: int,
+        kept: Sequence[NDArray[np.int32]] | None = None,
     ) -> NDArray[np.int64]:
-        """Append one sampled token per row, all by `version`'s weights. Returns the rows that are done."""
+        """Append one sampled token per row, all by `version`'s weights. kept: what each was sampled among
+        (`KeptSets`). Returns the rows that are done."""
         rows, length = self._rows[: self.active], self.length[: self.active]
         self.tokens[rows, length] = tokens
         self._logprobs[rows, length] = logprobs
         self._versions[rows, length] = version
+        for row, ids in enumerate(kept or ()):
+            if len(ids):
+                self._kept[row][int(length[row])] = ids
         length += 1
         stopped = (tokens[:, None] == self._stop[: self.active]).any(1)
         return (stopped | (length == self._limit[: self.active])).nonzero()[0]
@@ -86,11 +112,13 @@ class Slots:
             reason = FinishReason.STOP if stopped else FinishReason.LENGTH
         self.requests[row] = None
         self.holes.append(row)
+        kept, whole = self._kept[row], np.empty(0, np.int32)
         return request, TokenChunk(
             token_ids=self.tokens[row, span].astype(np.int32),
             logprobs=self._logprobs[row, span].copy(),
             versions=version_spans(self._versions[row, span]),
             finish_reason=reason,
+            kept=KeptSets.of([kept.get(t, whole) for t in range(span.start, span.stop)]) if kept else None,
         )
 
     @property
@@ -118,7 +146,17 @@ class Slots:
 
     def _move(self, source: int, target: int) -> None:
         self.requests[target], self.requests[source] = self.requests[source], None
-        for per_row in (self.length, self._limit, self.temperature, self.top_k, self.top_p, self._stop):
+        self._kept[target], self._kept[source] = self._kept[source], {}
+        of_rows = (
+            self.length,
+            self._limit,
+            self._shortest,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self._stop,
+        )
+        for per_row in of_rows:
             per_row[target] = per_row[source]
         known, limit = int(self.length[source]), int(self._limit[source])
         for per_token in (self.tokens, self._logprobs, self._versions):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class Torch(EngineSpec):
     is_stepped = True
+    tells_kept = True
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> TorchEngine:
         from asyncrl.rollout.engines.torch.engine import TorchEngine

@@ -10,7 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from asyncrl.core.kept import KeptSets, smaller_side
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, TokenChunk
 
@@ -59,6 +61,8 @@ class Generation:
         self._done_before = 0
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
+        self._kept: list[NDArray[np.int32]] = []
+        """Of each token, where the request leaves unlikely ones out."""
         self._spans: list[VersionSpan] = []
 
     @property
@@ -132,11 +136,16 @@ class Generation:
             "prompt_token_ids": [*self._request.prompt_ids.tolist(), *self._tokens],
             "cache_salt": f"v{version}",
         }
-        params = sampling_params(self._request, self._stop_token_ids, done)
+        model = self._llm.model_config
+        listed = 0 if model.return_sampling_mask else listed_logprobs(self._request, model.get_vocab_size())
+        params = sampling_params(self._request, self._stop_token_ids, done, listed)
         async for output in self._llm.generate(prompt, params, self._id):
             completion = output.outputs[0]
             self._tokens += completion.token_ids
-            self._logprobs += completion.logprobs.logprobs
+            logprobs = completion.logprobs
+            self._logprobs += [logprobs.logprobs[i] for i in logprobs.start_indices]
+            if self._request.sampling.cuts:
+                self._kept += kept_sets(completion, listed, model.get_vocab_size())
             self._count(len(completion.token_ids))
         self._spans += _spans(self._id, completion, done, len(self._tokens))
         return FinishReason(completion.finish_reason)
@@ -151,7 +160,16 @@ class Generation:
             np.asarray(self._logprobs, np.float32),
             tuple(self._spans),
             reason,
+            self._kept_sets(),
         )
+
+    def _kept_sets(self) -> KeptSets | None:
+        sampling, tokens = self._request.sampling, len(self._tokens)
+        if not sampling.cuts:
+            return KeptSets.without(self._stop_token_ids, sampling.min_new_tokens, tokens)
+        if len(self._kept) != tokens:
+            raise EngineError(f"request {self._id!r}: {len(self._kept)} kept sets for {tokens} tokens")
+        return KeptSets.of(self._kept)
 
 
 async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:
@@ -160,7 +178,8 @@ async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:
     from vllm.sampling_params import SamplingParams
 
     # vLLM does not read its prefix cache for requests that want the logprobs of their prompt.
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+    # And an engine that tells what it samples among takes neither greedy requests nor any without top-k.
+    params = SamplingParams(max_tokens=1, top_k=1, prompt_logprobs=0, detokenize=False)
     serial = next(_serial)
     prompt = {"prompt_token_ids": list(token_ids), "cache_salt": f"score {serial}"}
     scores = None
@@ -186,21 +205,53 @@ def _spans(request_id: str, final: CompletionOutput, start: int, stop: int) -> l
     return spans
 
 
-def sampling_params(request: GenerationRequest, stop_token_ids: list[int], done: int = 0) -> SamplingParams:
-    """A request's sampling in vLLM's terms: the sampled token's logprob, and no text. `done`: how many of its
-    tokens there are already."""
+def listed_logprobs(request: GenerationRequest, vocab_size: int) -> int:
+    """How many of the likeliest tokens' logprobs tell what each token of the request was sampled among: vLLM
+    keeps more than `top_k` where several are as likely as the last of them, as happens with logits of 16
+    bits."""
+    top_k = request.sampling.top_k or vocab_size
+    return min(top_k + top_k // 4 + 64, vocab_size) if request.sampling.cuts else 0
+
+
+def kept_sets(completion: CompletionOutput, listed: int, vocab_size: int) -> list[NDArray[np.int32]]:
+    """What each token was sampled among, as sets of `KeptSets`: as vLLM tells it, or by the logprobs of the
+    `listed` likeliest tokens, which are finite for those that were kept."""
+    if completion.sampling_mask is not None:
+        kept = [np.asarray(ids, np.int32) for ids in completion.sampling_mask.token_ids]
+    else:
+        # Of each token come its own logprob, then those listed.
+        ids, logprobs = (
+            np.asarray(values).reshape(-1, listed + 1)[:, 1:]
+            for values in (completion.logprobs.token_ids, completion.logprobs.logprobs)
+        )
+        finite = np.isfinite(logprobs)
+        if listed < vocab_size and finite.all(1).any():
+            raise EngineError(
+                f"vLLM sampled among more than {listed} tokens, many of them equally likely, and not all are "
+                "known; use model.dtype=float32, or a larger rollout.top_k"
+            )
+        kept = [row[among].astype(np.int32) for row, among in zip(ids, finite, strict=True)]
+    return [smaller_side(ids, vocab_size) for ids in kept]
+
+
+def sampling_params(
+    request: GenerationRequest, stop_token_ids: list[int], done: int = 0, listed: int = 0
+) -> SamplingParams:
+    """A request's sampling in vLLM's terms: the logprob of the sampled token, and of the `listed` likeliest,
+    and no text. `done`: how many of its tokens there are already."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     s = request.sampling
     return SamplingParams(
         max_tokens=s.max_new_tokens - done,
+        min_tokens=max(0, s.min_new_tokens - done),
         temperature=s.temperature,
         top_p=s.top_p,
         top_k=s.top_k,
         seed=seed_after(s.seed, done),
         stop_token_ids=stop_token_ids,
         ignore_eos=True,  # the stop tokens say it all
-        logprobs=0,  # of the sampled token alone
+        logprobs=listed,  # besides the sampled token's
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

@@ -38,7 +38,8 @@ class LaunchSettings:
     engine may take, weights included. shares_gpu: others take memory of its GPUs, perhaps while it starts.
     prefill_tokens: prompt and output tokens computed in one step, None for the device's `PREFILL_TOKENS`.
     report_every_tokens: how often a running request's progress reaches `Engine.stats`. receiver: the worker
-    extension, a `WeightReceiver`.
+    extension, a `WeightReceiver`. tells_kept: whether to ask vLLM for what each token was sampled among,
+    where it can tell; every request must have a `top_k` then.
     """
 
     model_path: str
@@ -55,6 +56,7 @@ class LaunchSettings:
     trust_remote_code: bool = False
     report_every_tokens: int = 16
     receiver: str = RECEIVER
+    tells_kept: bool = False
 
 
 def launch(settings: LaunchSettings, weights_bytes: int = 0) -> AsyncLLM:
@@ -71,6 +73,8 @@ def launch(settings: LaunchSettings, weights_bytes: int = 0) -> AsyncLLM:
 
     try:
         config = _arguments(settings).create_engine_config()
+        # Its newer model runner tells, which it takes where there is Triton.
+        config.model_config.return_sampling_mask = settings.tells_kept and config.use_v2_model_runner
         if settings.device == "cpu":
             config.cache_config.kv_cache_memory_bytes = _room_bytes(config, settings)
             _choose_start_method(settings)
@@ -138,6 +142,7 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enforce_eager=settings.device == "cpu" or not settings.cuda_graphs,
         logprobs_mode="processed_logprobs",
+        max_logprobs=-1,  # they tell what was sampled among where nothing else does
         enable_prefix_caching=True,
         generation_config="vllm",  # the model's own sampling defaults must not come in by the back door
         stream_interval=settings.report_every_tokens,

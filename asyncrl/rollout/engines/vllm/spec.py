@@ -17,6 +17,7 @@ from asyncrl.rollout.engines.vllm.kv_cache import (
     workspace_bytes,
 )
 from asyncrl.rollout.engines.vllm.settings import PREFILL_TOKENS
+from asyncrl.rollout.task import sampling_of
 from asyncrl.weights.canary import CANARY_TOKENS
 from asyncrl.work import unhurried
 
@@ -51,6 +52,7 @@ class OfVllm(EngineSpec):
 
 
 class Vllm(OfVllm):
+    tells_kept = True
     starts_processes = True
     splits_models = True
     resubmits = True
@@ -77,6 +79,7 @@ class Vllm(OfVllm):
             cuda_graphs=c.vllm.cuda_graphs,
             prefill_tokens=c.vllm.prefill_tokens,
             trust_remote_code=model.trust_remote_code,
+            tells_kept=sampling_of(c).cuts,
         )
         expected = ExpectedWeights(model.path, model.dtype, model.trust_remote_code)
         with unhurried("starting vLLM (it compiles, and measures the memory)"):

@@ -4,16 +4,19 @@ does."""
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.trainer.packing.batch import FlatBatch
 from asyncrl.trainer.ranks import check_device
 from asyncrl.waits import waiting
@@ -129,16 +132,25 @@ class RankGroup:
 
     def _broadcast_batch(self, batch: FlatBatch | None) -> FlatBatch:
         """Rank 0 gives the batch, the others None; all get it."""
-        sizes = torch.zeros(3, dtype=torch.int64)
+        sizes = torch.zeros(4, dtype=torch.int64)
+        kept = None if batch is None else batch.kept
         if batch is not None:
-            sizes = torch.tensor([len(batch.token_ids), batch.sequences, batch.sampled_tokens])
-        tokens, sequences, sampled_tokens = self._broadcast(sizes).tolist()
+            listed = 0 if kept is None else len(kept.ids)
+            sizes = torch.tensor([len(batch.token_ids), batch.sequences, batch.sampled_tokens, listed])
+        tokens, sequences, sampled_tokens, listed = self._broadcast(sizes).tolist()
         lengths = {"offsets": sequences + 1, "group_ids": sequences, "rewards": sequences}
         arrays = {}
         for name, dtype in _DTYPES.items():
             mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
-            arrays[name] = self._broadcast(torch.from_numpy(np.ascontiguousarray(mine))).numpy()
-        return FlatBatch(**arrays, sampled_tokens=sampled_tokens)
+            arrays[name] = self._broadcast_array(mine)
+        if listed:
+            empty = KeptSets(np.zeros(listed, np.int32), np.zeros(tokens, np.int32))
+            ids, of_each = (self._broadcast_array(array) for array in astuple(kept or empty))
+            kept = KeptSets(ids, of_each)
+        return FlatBatch(**arrays, sampled_tokens=sampled_tokens, kept=kept)
+
+    def _broadcast_array(self, array: NDArray[Any]) -> NDArray[Any]:
+        return self._broadcast(torch.from_numpy(np.ascontiguousarray(array))).numpy()
 
 
 _DTYPES: dict[str, type] = {
@@ -151,4 +163,4 @@ _DTYPES: dict[str, type] = {
     "rewards": np.float64,
 }
 """The arrays of a `FlatBatch`."""
-assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, "sampled_tokens"}
+assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, "sampled_tokens", "kept"}
