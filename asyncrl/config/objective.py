@@ -91,6 +91,12 @@ class ObjectiveConfig(Section):
     filter_constant_groups: bool = False
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
 
+    @property
+    def of_responses(self) -> dict[str, str]:
+        """Of these settings those that weigh a whole response by its ratios."""
+        chosen = {"policy_loss": self.policy_loss, "step_size": self.step_size}
+        return {key: value for key, value in chosen.items() if value in ("topr", "vcpo")}
+
     def settings_of(self, name: str) -> dict[str, Any]:
         """What is set, other than by default, of the settings of the policy loss or advantage `name`."""
         if is_own(name):

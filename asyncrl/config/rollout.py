@@ -63,6 +63,12 @@ class RolloutConfig(Section):
         def __getattr__(self, name: str) -> Any:
             """The section of an engine that comes with the package, from its own folder."""
 
+    @property
+    def truncation(self) -> str:
+        """The settings by which unlikely tokens are left out; empty where none does."""
+        cut = {"top_p": self.top_p if self.top_p < 1 else None, "top_k": self.top_k or None}
+        return " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
+
     def context_tokens(self, longest_prompt_tokens: int) -> int:
         """The longest sequence that engines and trainers must have room for."""
         return self.max_sequence_tokens or longest_prompt_tokens + self.max_new_tokens

@@ -81,10 +81,3 @@ class KeptSets:
             if where.any():
                 return f"token {int(where.argmax())} {what}"
         return None
-
-
-def smaller_side(kept: NDArray[np.int32], vocab_size: int) -> NDArray[np.int32]:
-    """One of `KeptSets`, of the ids that it keeps (int32[k], each once)."""
-    if len(kept) <= vocab_size // 2:
-        return kept
-    return ~np.setdiff1d(np.arange(vocab_size, dtype=np.int32), kept)

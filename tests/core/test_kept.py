@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asyncrl.core.kept import KeptSets, smaller_side
+from asyncrl.core.kept import KeptSets
 
 
 def ints(*values):
@@ -32,12 +32,6 @@ def test_where_nothing_is_left_out_there_is_nothing():
 def test_what_a_response_must_not_end_with_is_left_out_at_first():
     assert as_lists(KeptSets.without([1, 6], 2, 3)) == [[~1, ~6], [~1, ~6], []]
     assert as_lists(KeptSets.without([1], 9, 2)) == [[~1], [~1]]  # one that was aborted
-
-
-def test_the_smaller_side_is_listed():
-    assert smaller_side(ints(3, 1), 5).tolist() == [3, 1]
-    assert smaller_side(ints(3, 1, 0), 5).tolist() == [~2, ~4]
-    assert smaller_side(np.arange(5, dtype=np.int32), 5).tolist() == []
 
 
 def changed(at, ids):

@@ -9,7 +9,6 @@ from batches import kept_table
 
 from asyncrl.core.kept import KeptSets
 from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
-from asyncrl.trainer.packing.kept import Kept
 
 
 def inputs(n=37, hidden=16, vocabulary=53, dtype=torch.float32, scale=1.0):
@@ -132,7 +131,7 @@ def test_renormalised_over_kept_sets_it_is_the_softmax_of_these_alone(chunk, use
 
     def fused(h, w, b):
         options = {"shape": shape, "temperature": 0.6, "chunk_tokens": chunk}
-        return token_logprobs(h, w, targets, head_bias=b, kept=Kept.of(kept), **options)
+        return token_logprobs(h, w, targets, head_bias=b, kept=kept, **options)
 
     def plain(h, w, b):
         logits = bend(torch.nn.functional.linear(h, w, b)) / 0.6

@@ -249,7 +249,12 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
                 "scores may be negative: a response that passes may then earn less than one that fails; set "
                 "its `sigmoid: true`, or a `clip` from 0 on"
             )
-    yield from engine_of(config).warnings(config)
+    if config.rollout.truncation and not engine_of(config).tells_kept:
+        yield (
+            f"{config.rollout.truncation} renormalises what is sampled from over tokens that "
+            f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
+            "ratios come out low even on policy"
+        )
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
 

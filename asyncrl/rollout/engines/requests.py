@@ -22,10 +22,7 @@ def refuse_impossible(
     if sampling.max_new_tokens < 1:
         raise ValueError(f"{name}: max_new_tokens={sampling.max_new_tokens}; at least 1")
     if not 0 <= sampling.min_new_tokens <= sampling.max_new_tokens:
-        raise ValueError(
-            f"{name}: min_new_tokens={sampling.min_new_tokens}; needed: 0 to max_new_tokens="
-            f"{sampling.max_new_tokens}"
-        )
+        raise ValueError(f"{name}: min_new_tokens={sampling.min_new_tokens}; at most max_new_tokens")
     if max_length is not None and len(prompt) + sampling.max_new_tokens > max_length:
         raise ValueError(
             f"{name}: {len(prompt)} prompt tokens and max_new_tokens={sampling.max_new_tokens} are over the "

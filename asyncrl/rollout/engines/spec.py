@@ -141,27 +141,17 @@ class EngineSpec(Spec):
     def sweep(self, config: Config) -> None:
         """The launcher's, after a run: leave nothing behind, whatever has ended the worker."""
 
-    def warnings(self, config: Config) -> Iterator[str]:
-        """What works but may surprise."""
-        if (cuts := self._untold_cuts(config)) is not None:
-            yield (
-                f"{cuts} renormalises what is sampled from over tokens that "
-                f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
-                "ratios come out low even on policy"
-            )
-
     def impossible(self, config: Config) -> Iterator[str]:
         run, rollout = config.run, config.rollout
         chosen = f"rollout.engine={rollout.engine}"
-        cuts, objective = self._untold_cuts(config), config.objective
-        whole = {"objective.policy_loss": objective.policy_loss, "objective.step_size": objective.step_size}
-        for key, value in whole.items():
-            if cuts is not None and value in ("topr", "vcpo"):
+        for key, value in config.objective.of_responses.items():
+            if rollout.truncation and not self.tells_kept:
                 yield (
-                    f"{key}={value} weighs whole responses by their ratios, and {cuts} renormalises what is "
-                    f"sampled from over tokens that {chosen} does not tell: the ratios of long responses "
-                    "would vanish even on policy; use rollout.top_p=1 and rollout.top_k=0, or "
-                    f"{those(lambda spec: spec.tells_kept)}"
+                    f"objective.{key}={value} weighs whole responses by their ratios, and "
+                    f"{rollout.truncation} renormalises what is sampled from over tokens that {chosen} does "
+                    "not tell: the ratios of long responses would vanish even on policy; use rollout.top_p=1 "
+                    "and rollout.top_k=0, or "
+                    f"{those(EngineSpec, lambda spec: spec.tells_kept)}"
                 )
         if run.in_one_process and not self.is_stepped:
             able = those(EngineSpec, lambda spec: spec.is_stepped)
@@ -179,13 +169,6 @@ class EngineSpec(Spec):
                 "compute them anew: use rollout.kv_on_update=recompute, which samples from the same "
                 "distribution"
             )
-
-    def _untold_cuts(self, config: Config) -> str | None:
-        """The settings that leave unlikely tokens out, where nobody tells which."""
-        rollout = config.rollout
-        cut = {"top_p": rollout.top_p if rollout.top_p < 1 else None, "top_k": rollout.top_k or None}
-        cuts = " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
-        return None if self.tells_kept else cuts or None
 
 
 def engine_of(config: Config) -> EngineSpec:

@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asyncrl.trainer.packing.kept import Kept
+from asyncrl.core.kept import KeptSets
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def token_logprobs(
     shape: LogitShape = AS_THEY_ARE,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
-    kept: Kept | None = None,
+    kept: KeptSets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy of p = softmax(shape(hidden @ head_weight.T + head_bias) / temperature).
 
@@ -84,7 +85,7 @@ class _ChunkedHead(torch.autograd.Function):
         shape: LogitShape,
         temperature: float,
         chunk_tokens: int,
-        kept: Kept | None,
+        kept: KeptSets | None,
     ) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=precise, device=hidden.device)
@@ -156,10 +157,19 @@ def _logits(
     return logits if factor == 1 else logits.mul_(factor)
 
 
-def _leave_out(logits: Tensor, kept: Kept | None, chunk: slice) -> None:
+def _leave_out(logits: Tensor, kept: KeptSets | None, chunk: slice) -> None:
     """Give what is outside the kept sets a probability, and a gradient, of 0."""
-    if kept is not None:
-        logits.masked_fill_(kept.left_out(chunk, logits.shape[-1]), _OUTSIDE)
+    if kept is None:
+        return
+    here = kept.take(np.arange(chunk.start, chunk.stop))
+    rows = torch.from_numpy(np.repeat(np.arange(len(logits)), here.sizes)).to(logits.device)
+    ids = torch.from_numpy(here.ids).to(logits.device).long()
+    inverted = ids < 0
+    others = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    others[rows] = ~inverted  # one value for all ids of a set
+    outside = others[:, None].repeat(1, logits.shape[-1])
+    outside[rows, torch.where(inverted, ~ids, ids)] = inverted
+    logits.masked_fill_(outside, _OUTSIDE)
 
 
 def _slope(logits: Tensor, shape: LogitShape, temperature: float) -> Tensor | float:

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from asyncrl.config import Config
+from asyncrl.core.kept import KeptSets
 from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
 from asyncrl.trainer.models.checks import find_logit_shape
 from asyncrl.trainer.models.packed import PackedModel, load_decoder
-from asyncrl.trainer.packing.kept import Kept
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.weights.source import untied
 
@@ -26,7 +26,7 @@ class FusedHead(nn.Module):
         self._temperature = temperature
         self._chunk_tokens = chunk_tokens
 
-    def forward(self, hidden: Tensor, targets: Tensor, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, targets: Tensor, kept: KeptSets | None = None) -> tuple[Tensor, Tensor]:
         """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]; renormalised
         over `kept`, where it is given."""
         return token_logprobs(

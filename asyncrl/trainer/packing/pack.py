@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asyncrl.core.kept import KeptSets
 from asyncrl.trainer.packing.batch import FlatBatch
 from asyncrl.trainer.packing.device import OnDevice
-from asyncrl.trainer.packing.kept import Kept
 from asyncrl.trainer.packing.pieces import Pieces, cut
 from asyncrl.trainer.packing.prefix import Branches, Unit
 
@@ -55,8 +55,8 @@ class MicroBatch(OnDevice):
     """int64[N]: the place, in the R·L flattened, of the hidden state that predicts each trained token."""
     token_index: Tensor
     """int64[N]: each trained token's index in the `FlatBatch`."""
-    kept: Kept | None = None
-    """What each trained token was sampled among; None where that is the whole vocabulary for all."""
+    kept: KeptSets | None = None
+    """What each of the N was sampled among, on the host; None where that is the whole vocabulary for all."""
 
 
 def empty_micro_batch() -> MicroBatch:
@@ -168,7 +168,7 @@ def make_micro_batch(
         cut(rows.blocks, rows.branches),
         torch.from_numpy(np.concatenate(rows.predicted_from)),
         torch.from_numpy(index),
-        None if flat.kept is None else Kept.of(flat.kept.take(index)),
+        None if flat.kept is None else flat.kept.take(index),
     )
 
 

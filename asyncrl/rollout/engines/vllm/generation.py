@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from asyncrl.core.kept import KeptSets, smaller_side
+from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, TokenChunk
 
@@ -232,6 +232,13 @@ def kept_sets(completion: CompletionOutput, listed: int, vocab_size: int) -> lis
             )
         kept = [row[among].astype(np.int32) for row, among in zip(ids, finite, strict=True)]
     return [smaller_side(ids, vocab_size) for ids in kept]
+
+
+def smaller_side(kept: NDArray[np.int32], vocab_size: int) -> NDArray[np.int32]:
+    """One of `KeptSets`, of the ids that it keeps (int32[k], each once)."""
+    if len(kept) <= vocab_size // 2:
+        return kept
+    return ~np.setdiff1d(np.arange(vocab_size, dtype=np.int32), kept)
 
 
 def sampling_params(
