@@ -32,7 +32,11 @@ def completion(listed=None, mask=None):
 def test_the_likeliest_tokens_logprobs_tell_what_was_kept():
     no = -math.inf
     output = completion([([4, 2, 7], [-0.5, -1.0, no]), ([1, 5, 3], [0.0, no, no])])
-    assert [ids.tolist() for ids in kept_sets(output, 3, VOCABULARY)] == [[4, 2], [1]]
+    assert [ids.tolist() for ids in kept_sets(output, 3, VOCABULARY)] == [[2, 4], [1]]
+    # Where nobody has fetched an output yet, vLLM adds the next one to it, and lists no token twice.
+    output.logprobs.extend(completion([([5, 9, 2], [-0.1, -2.0, no])]).logprobs)
+    assert len(output.logprobs.token_ids) == 2 * 4 + 3
+    assert [ids.tolist() for ids in kept_sets(output, 3, VOCABULARY)] == [[2, 4], [1], [5, 9]]
     with pytest.raises(EngineError, match="among more than 3 tokens"):
         kept_sets(completion([([4, 2, 7], [-0.5, -1.0, -2.0])] * 2), 3, VOCABULARY)
 

@@ -218,19 +218,17 @@ def kept_sets(completion: CompletionOutput, listed: int, vocab_size: int) -> lis
     `listed` likeliest tokens, which are finite for those that were kept."""
     if completion.sampling_mask is not None:
         kept = [np.asarray(ids, np.int32) for ids in completion.sampling_mask.token_ids]
-    else:
-        # Of each token come its own logprob, then those listed.
-        ids, logprobs = (
-            np.asarray(values).reshape(-1, listed + 1)[:, 1:]
-            for values in (completion.logprobs.token_ids, completion.logprobs.logprobs)
-        )
-        finite = np.isfinite(logprobs)
-        if listed < vocab_size and finite.all(1).any():
+        return [smaller_side(ids, vocab_size) for ids in kept]
+    logprobs, kept = completion.logprobs, []
+    ids, finite = np.asarray(logprobs.token_ids, np.int32), np.isfinite(logprobs.logprobs)
+    for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True):
+        if listed < vocab_size and finite[start:end].all():
             raise EngineError(
                 f"vLLM sampled among more than {listed} tokens, many of them equally likely, and not all are "
                 "known; use model.dtype=float32, or a larger rollout.top_k"
             )
-        kept = [row[among].astype(np.int32) for row, among in zip(ids, finite, strict=True)]
+        # The sampled token's own comes first, and may come again.
+        kept.append(np.unique(ids[start:end][finite[start:end]]))
     return [smaller_side(ids, vocab_size) for ids in kept]
 
 
