@@ -130,6 +130,20 @@ def test_a_fixed_lag_of_0_is_synchronous(make_config, one_thread, trained, tmp_p
     assert fingerprint(trained[0]) == fingerprint(trained[1])
 
 
+def test_under_top_p_and_top_k_fresh_tokens_have_a_ratio_of_1(make_config, one_thread, tmp_path):
+    """So that objectives may multiply the ratios of whole responses."""
+    sampling = ("top_p=0.9", "top_k=20", "min_new_tokens=3", "temperature=0.6")
+    config = make_config(
+        *("run.mode=inline", "staleness.max_staleness=0", "run.steps=4", f"run.dir={tmp_path / 'run'}"),
+        *("objective.policy_loss=topr", "objective.step_size=vcpo", "trainer.mini_batches=1"),
+        *(f"rollout.{setting}" for setting in sampling),
+    )
+    asyncrl.run(config, progress=False)
+    steps = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert len(steps) == 4
+    assert all(0 < step["mismatch/max_abs_log_ratio"] < 1e-5 for step in steps)
+
+
 def test_a_run_that_fails_leaves_nothing_but_its_reason(make_config, tmp_path, caplog):
     broken = tmp_path / "broken.py"
     broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")
