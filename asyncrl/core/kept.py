@@ -59,25 +59,19 @@ class KeptSets:
         within = np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes)
         return KeptSets(self.ids[np.repeat(starts[index], sizes) + within], sizes)
 
-    def problem(self, token_ids: NDArray[np.int32], sampled: NDArray[np.bool_]) -> str | None:
-        """Why these cannot be the sets of these tokens (ids int32[N], of which the policy has `sampled` some,
-        bool[N]): None where they can."""
+    def problem(self, token_ids: NDArray[np.int32]) -> str | None:
+        """Why these cannot be the sets of these tokens (int32[N]); None where they can."""
         n = len(token_ids)
         if len(self.sizes) != n or (self.sizes < 0).any() or self.sizes.sum() != len(self.ids):
             return f"the kept sets have {len(self.sizes)} sizes for {n} tokens, and {len(self.ids)} ids"
         owner = np.repeat(np.arange(n), self.sizes)
         inverted = np.bincount(owner[self.ids < 0], minlength=n)
+        mixed = (inverted > 0) & (inverted < self.sizes)
+        if mixed.any():
+            return f"token {mixed.argmax()} has a kept set that lists both what it keeps and what not"
         itself = np.where(self.ids < 0, ~self.ids, self.ids) == token_ids[owner]
         listed = np.bincount(owner[itself], minlength=n) > 0
-        wrong = {
-            "was not sampled, and has a kept set": (self.sizes > 0) & ~sampled,
-            "has a kept set that lists both what it keeps and what not": (
-                inverted % np.maximum(self.sizes, 1)
-            )
-            > 0,
-            "was sampled from outside its own kept set": (self.sizes > 0) & (listed == (inverted > 0)),
-        }
-        for what, where in wrong.items():
-            if where.any():
-                return f"token {int(where.argmax())} {what}"
+        outside = (self.sizes > 0) & (listed == (inverted > 0))
+        if outside.any():
+            return f"token {outside.argmax()} was sampled from outside its own kept set"
         return None

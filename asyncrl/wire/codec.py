@@ -94,8 +94,7 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
             versioned[start + span.start : start + end] = True
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
-        here = slice(start, start + t.n_tokens)
-        if (sets := kept[i]) is not None and (problem := sets.problem(ids[here], mask[here] > 0)):
+        if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
             raise Malformed(f"{where}: trajectory {i}: {problem}")
         start += t.n_tokens
     if mask.max() > 1 or (mask > versioned).any():

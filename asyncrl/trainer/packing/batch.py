@@ -196,7 +196,7 @@ def _check(group: Group, index: int, trajectory: Trajectory, version: int) -> No
             f"{where}: a sampled token has the behaviour logprob {logprobs[~np.isfinite(logprobs)][0]}"
         )
     kept = trajectory.kept
-    if kept is not None and (problem := kept.problem(trajectory.token_ids, trajectory.loss_mask)):
+    if kept is not None and (problem := kept.problem(trajectory.token_ids)):
         raise BatchError(f"{where}: {problem}")
     if not np.isfinite(trajectory.reward):
         raise BatchError(f"{where}: the reward is {trajectory.reward}; only finite rewards are trained on")

@@ -147,16 +147,8 @@ class Slots:
     def _move(self, source: int, target: int) -> None:
         self.requests[target], self.requests[source] = self.requests[source], None
         self._kept[target], self._kept[source] = self._kept[source], {}
-        of_rows = (
-            self.length,
-            self._limit,
-            self._shortest,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self._stop,
-        )
-        for per_row in of_rows:
+        sampling = (self._shortest, self.temperature, self.top_k, self.top_p, self._stop)
+        for per_row in (self.length, self._limit, *sampling):
             per_row[target] = per_row[source]
         known, limit = int(self.length[source]), int(self._limit[source])
         for per_token in (self.tokens, self._logprobs, self._versions):
