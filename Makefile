@@ -52,7 +52,7 @@ types: $(VENV)/.dev
 # Tests beside each other, as tests/schedule.py has it: three on two cores, since most of the long ones wait for what they
 # have started. With one thread each, they do not wait for each other's cores.
 JOBS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 tests: $(VENV)/.dev
 	$(PYTEST) $(ARGS)

@@ -1,11 +1,12 @@
-"""Which tests run on one worker of pytest-xdist, and in what order, by `--dist loadgroup
---no-loadscope-reorder`.
+"""Which tests run on one worker of pytest-xdist (`-n`), and in what order.
 
 Those that are long begin first, and each goes to whichever worker is free, so that no worker is left with one
 at the end. The others follow by file.
 """
 
-import os
+import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -14,24 +15,28 @@ VLLM = "vllm"
 nothing else before, as a fork of an engine needs a process whose OpenMP has never had a second thread."""
 BUILT_ONCE = "warmed_up_model"
 """All workers wait for it while one builds it."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        if (group := _group(item)) is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=_turn)
-    if builder := next((item for item in items if _turn(item) == _Turn.MODEL), None):
-        items.remove(builder)
-        items.insert(sum(_turn(item) == _Turn.VLLM for item in items), builder)
+FILE = "groups_of_tests"
+"""Where a worker tells the groups: only workers see marks, and xdist names tests to the scheduler. (Its own
+`--dist loadgroup` tells them in the tests' names, which pytest 9.2 does not let it change.)"""
+_file = pytest.StashKey()
 
 
 class _Turn:
     VLLM, LONG, MODEL, SHORT = range(4)
     """MODEL: long, and wants what is built once; the first of them builds it while LONG ones run."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    told = getattr(config, "workerinput", {}).get(FILE)
+    if told is None:
+        return
+    items.sort(key=_turn)
+    if builder := next((item for item in items if _turn(item) == _Turn.MODEL), None):
+        items.remove(builder)
+        items.insert(sum(_turn(item) == _Turn.VLLM for item in items), builder)
+    if config.workerinput["workerid"] == "gw0":
+        Path(told).write_text(json.dumps({item.nodeid: _group(item) for item in items}))
 
 
 def _turn(item):
@@ -43,16 +48,42 @@ def _turn(item):
 
 
 def _group(item):
-    """None: any worker may take it alone."""
     turn = _turn(item)
     if turn == _Turn.VLLM:
         return VLLM
     if turn == _Turn.SHORT or _shares_with_its_module(item):
         return item.nodeid.partition("::")[0]
-    return None
+    return item.nodeid
 
 
 def _shares_with_its_module(item):
     """Whether it uses what is made once for all tests of its file."""
     made = item._fixtureinfo.name2fixturedefs.values()
     return any(fixtures[-1].scope == "module" for fixtures in made)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    config = node.config
+    if _file not in config.stash:
+        with tempfile.NamedTemporaryFile(prefix=FILE, delete=False) as file:
+            config.stash[_file] = Path(file.name)
+        config.add_cleanup(config.stash[_file].unlink)
+    node.workerinput[FILE] = str(config.stash[_file])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return groups[nodeid]
+
+        def schedule(self):
+            groups.update(json.loads(config.stash[_file].read_text()))
+            super().schedule()
+
+    groups = {}
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
