@@ -58,7 +58,7 @@ tests: $(VENV)/.dev
 	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	$(PYTEST) -m "not slow and not vllm and not deepspeed" $(ARGS)
+	$(PYTEST) -m "not slow and not vllm and not deepspeed" --ignore tests/e2e --ignore tests/benchmarks $(ARGS)
 
 test-faults: $(VENV)/.dev
 	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)
