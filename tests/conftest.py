@@ -1,6 +1,7 @@
 """Small real models for the tests, made on the spot."""
 
 import fcntl
+import gc
 import json
 import os
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from asyncrl.tiny import build
 from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
-pytest_plugins = ["run_fixtures"]
+pytest_plugins = ["run_fixtures", "schedule"]
 
 # How long one example takes says more about what else the machine does; pytest's timeout bounds the whole.
 settings.register_profile("shared_machine", deadline=None)
@@ -33,6 +34,12 @@ OPTIONAL = {
     "deepspeed": "DeepSpeed is not installed (`pip install 'asyncrl[deepspeed]'` installs it)",
 }
 """What a test needs that carries the mark of that name, and what to do where it is missing."""
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a look of the garbage collector at all of it takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -29,6 +29,7 @@ def methods(results: list[dict]) -> list[tuple[int, str, str]]:
     return [(r["slots"], r["lengths"], r["method"]) for r in results]
 
 
+@pytest.mark.slow
 def test_it_measures_every_method_of_the_embedded_engine(tmp_path):
     results, printed = run_benchmark(tmp_path / "results" / "out.json", "--engines=torch", "--slots=2,3")
     assert methods(results) == [

@@ -42,6 +42,7 @@ def parts(monkeypatch):
     return check_step, check_runner, check_report
 
 
+@pytest.mark.slow
 def test_steps_measure_and_compare_and_are_not_repeated(tmp_path):
     out = tmp_path / "results.json"
     ended = check(*SMALL, "--out", out, "--steps", "memory-06b", "attention", "weights", "engine")

@@ -15,7 +15,7 @@ def test_it_looks_at_every_role_and_ends_the_job(tiny_folder, tmp_path):
     out = tmp_path / "out.json"
     ended = subprocess.run(
         [
-            *(sys.executable, str(SCRIPT), "--minutes", "0.2", "--model", str(tiny_folder)),
+            *(sys.executable, str(SCRIPT), "--minutes", "0.1", "--model", str(tiny_folder)),
             *("--out", str(out), "rollout.group_size=4", "trainer.batch_groups=4"),
         ],
         capture_output=True,

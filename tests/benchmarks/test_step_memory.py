@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "step_memory.py"
 
 
+@pytest.mark.slow
 def test_it_measures_every_head(tmp_path):
     out = tmp_path / "peaks.json"
     size = ["--vocabulary", "8000", "--tokens", "512", "--hidden", "64", "--layers", "1"]

@@ -30,6 +30,7 @@ def measured(out: Path, engine: str) -> set[tuple[str, str]]:
     return {(r["method"], r["what"]) for r in results}
 
 
+@pytest.mark.slow
 def test_it_measures_the_embedded_engine_and_what_its_updates_are_beside(tmp_path):
     both = {(method, what) for method in ("shm", "safetensors") for what in ("publish", "read")}
     engine = {("engine", what) for what in ("publish", "read", "pause")}

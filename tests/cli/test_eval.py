@@ -16,6 +16,7 @@ def settings(model, *more):
     return [f"model.path={model}", f"data.path={model / 'prompts.jsonl'}", "data.held_out_rows=40", *more]
 
 
+@pytest.mark.slow
 def test_models_are_scored_on_the_held_out_rows_side_by_side(warmed_up_model, tmp_path, capsys):
     out = tmp_path / "figures.json"
     models = ["--model", str(warmed_up_model)] * 2
@@ -42,8 +43,8 @@ def test_a_model_is_sampled_from_by_the_engine_that_the_config_names(warmed_up_m
     assert means["vllm"] != means["torch"]  # other random numbers
 
 
-def test_what_only_waits_cannot_be_evaluated(warmed_up_model, capsys):
-    arguments = settings(warmed_up_model, "rollout.engine=paced", "trainer.backend=paced")
+def test_what_only_waits_cannot_be_evaluated(tiny_folder, capsys):
+    arguments = settings(tiny_folder, "rollout.engine=paced", "trainer.backend=paced")
     assert main(["eval", "--config", str(CONFIG), *arguments]) == 2
     assert "rollout.engine=paced samples nothing that could be scored" in capsys.readouterr().err
 
@@ -59,11 +60,11 @@ def fails_at_first(completions, **_):
 
 
 @pytest.mark.parametrize("always", [False, True])
-def test_a_group_that_fails_is_tried_again_as_often_as_in_training(warmed_up_model, tmp_path, capsys, always):
+def test_a_group_that_fails_is_tried_again_as_often_as_in_training(tiny_folder, tmp_path, capsys, always):
     calls, reward = tmp_path / "calls", tmp_path / "reward.py"
     reward.write_text(FAILING.format(calls=str(calls), always=always))
     own = [f"reward.functions=[{{function: '{reward}:fails_at_first'}}]", "reward.retries=0"]
-    arguments = settings(warmed_up_model, "rollout.group_size=2", "rollout.max_attempts=2", *own)
+    arguments = settings(tiny_folder, "rollout.group_size=2", "rollout.max_attempts=2", *own)
     status = main(["eval", "--config", str(CONFIG), "--limit", "1", *arguments])
     assert calls.read_text() == "xx"
     if always:
@@ -73,6 +74,7 @@ def test_a_group_that_fails_is_tried_again_as_often_as_in_training(warmed_up_mod
         assert status == 0
 
 
+@pytest.mark.slow
 def test_every_response_is_written_to_be_read(warmed_up_model, tmp_path, capsys):
     path = tmp_path / "new" / "responses.jsonl"
     arguments = ["--responses", str(path), "--limit", "3", *settings(warmed_up_model, "rollout.group_size=4")]
@@ -97,10 +99,10 @@ def test_every_response_is_written_to_be_read(warmed_up_model, tmp_path, capsys)
     assert capsys.readouterr().out.count(": reward ") == 12
 
 
-def test_responses_that_cannot_be_written_are_refused_before_any_is_sampled(warmed_up_model, capsys):
-    arguments = ["--responses", str(warmed_up_model), *settings(warmed_up_model)]
+def test_responses_that_cannot_be_written_are_refused_before_any_is_sampled(tiny_folder, capsys):
+    arguments = ["--responses", str(tiny_folder), *settings(tiny_folder)]
     assert main(["eval", "--config", str(CONFIG), *arguments]) == 2
-    assert f"--responses {warmed_up_model}: cannot be written (Is a directory)" in capsys.readouterr().err
+    assert f"--responses {tiny_folder}: cannot be written (Is a directory)" in capsys.readouterr().err
 
 
 def test_held_out_rows_are_the_last_ones(warmed_up_model):

@@ -166,7 +166,7 @@ class HttpHarness:
     kv_on_update = ("keep", "recompute")
 
     MAX_LENGTH = 128
-    STEP_S = 0.02
+    STEP_S = 0.04
     """Length of a step where the engine is to be held soon: the request to hold it takes longer than a step
     of so small a model."""
 

@@ -144,13 +144,13 @@ async def trajectories_of(harness, engine, requests) -> list[Trajectory]:
 
 def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
     """16 running requests, ragged, four versions: every token has the logprob of the version that it is
-    stamped with."""
+    stamped with. All are long enough that none is over before an engine on a busy machine can be held."""
     models = {v: make_model(seed=v) for v in range(4)}
-    lengths = np.random.default_rng(0).integers(48, 90, 16)
+    lengths = np.random.default_rng(0).integers(70, 100, 16)
     requests = [
         request(f"r{i}", 1 + (7 * i) % 23, int(n), seed=i, temperature=0.9) for i, n in enumerate(lengths)
     ]
-    requests += [request("first", [5, 6, 7, 8], 30, seed=50), request("equal", [5, 6, 7, 8], 40, seed=51)]
+    requests += [request("first", [5, 6, 7, 8], 80, seed=50), request("equal", [5, 6, 7, 8], 90, seed=51)]
     engine = harness.make(models[0], capacity=18, kv_on_update=kv_on_update)
 
     async def scenario() -> list[Output]:
@@ -176,7 +176,7 @@ def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
 def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_model):
     """To transformers in the same dtype, across an update; the other version is far off."""
     models = {v: make_model(seed=v, dtype=torch.bfloat16) for v in range(2)}
-    requests = [request(f"r{i}", 3 + 5 * i, 40, seed=i, temperature=0.9) for i in range(6)]
+    requests = [request(f"r{i}", 3 + 5 * i, 80, seed=i, temperature=0.9) for i in range(6)]
     engine = harness.make(models[0], capacity=64, kv_on_update="recompute")
 
     async def scenario() -> list[Output]:
@@ -419,7 +419,7 @@ def test_a_running_request_id_is_refused(run, harness, make_model):
 
 def test_abort_gives_what_there_is(run, harness, make_model):
     model = make_model()
-    requests = [request(f"r{i}", 3 + i, 60, seed=i) for i in range(3)]
+    requests = [request(f"r{i}", 3 + i, 110, seed=i) for i in range(3)]
     engine = harness.make(model, capacity=2)
 
     async def scenario() -> list[Output]:
@@ -436,8 +436,8 @@ def test_abort_gives_what_there_is(run, harness, make_model):
     aborted, whole, waiting = run(scenario())
     assert aborted.finish_reason is waiting.finish_reason is FinishReason.ABORT
     assert waiting.ids == []
-    assert 0 < len(aborted.ids) < 60
-    assert len(whole.ids) == 60
+    assert 0 < len(aborted.ids) < 110
+    assert len(whole.ids) == 110
     for r, output in zip(requests[:2], (aborted, whole), strict=True):
         assert np.abs(output.logprobs - recomputed({0: model}, r, output)).max() < harness.logprob_tolerance
 
@@ -480,7 +480,7 @@ def test_a_failed_update_leaves_the_old_weights(run, harness, make_model, damage
     models = {v: make_model(seed=v) for v in range(3)}
     how = harness.kv_on_update[0]
     engine = harness.make(models[0], kv_on_update=how)
-    r = request("r", 5, 30, seed=2)
+    r = request("r", 5, 100, seed=2)
 
     async def scenario() -> Output:
         stream = asyncio.ensure_future(collect(engine.generate(r)))

@@ -71,7 +71,7 @@ def run_config(make_config, servers, tmp_path, monkeypatch):
 def start(servers, tiny_folder, tmp_path):
     """`start(...)`: an engine over both servers, with short deadlines."""
     for server in servers:
-        server.call("asyncrl_pace", 0.01)
+        server.call("asyncrl_pace", 0.02)
 
     def start(kv_on_update="recompute", report_every_tokens=16):
         return HttpEngine(

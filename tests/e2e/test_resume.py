@@ -52,14 +52,14 @@ def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
 ):
     def config(name):
         return make_config(
-            *("run.mode=inline", "run.steps=20", "staleness.max_staleness=2", "rollout.slots=10"),
+            *("run.mode=inline", "run.steps=10", "staleness.max_staleness=2", "rollout.slots=10"),
             *(f"run.dir={tmp_path / name}", "checkpoint.every_steps=3", "trainer.mini_batches=2"),
         )
 
     interrupt_at(None)
     asyncrl.run(config("whole"), progress=False)
     run = tmp_path / "interrupted"
-    for step in range(20):
+    for step in range(10):
         interrupt_at(step)
         with pytest.raises(Interruption):
             asyncrl.run(config("interrupted"), progress=False) if step == 0 else asyncrl.resume(
@@ -67,9 +67,9 @@ def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
             )
     interrupt_at(None)
     asyncrl.resume(run, progress=False)
-    assert final_hash(run, 20) == final_hash(tmp_path / "whole", 20)
+    assert final_hash(run, 10) == final_hash(tmp_path / "whole", 10)
     lines = read_metrics(run / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["reward/mean"] for line in lines] == [
         line["reward/mean"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")
     ]

@@ -6,7 +6,9 @@ import pytest
 from launched import LONG_S, command
 
 import asyncrl
+from asyncrl.liveness.pulse import read_pulse
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.runfiles.layout import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -31,24 +33,52 @@ def test_a_run_on_vllm_trains_within_its_bound(make_config, assert_nothing_left)
     assert_nothing_left(result.run_dir)
 
 
-def test_one_of_two_vllm_workers_is_killed_and_replaced(launch):
+REWARD_THAT_WAITS = """
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+calls = 0
+
+
+def reward(completions, **_):
+    global calls
+    calls += 1
+    while calls > 24 and not (HERE / "go").exists():
+        time.sleep(0.05)
+    return [float(i) for i in range(len(completions))]
+"""
+
+
+def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, tmp_path):
+    """The run waits for the new one: it would be over before that is up."""
+    (tmp_path / "waits.py").write_text(REWARD_THAT_WAITS)
     run = launch(
-        "rollout.engine=vllm", "rollout.workers=2", "rollout.slots=8", "run.steps=400", "trainer.lr=1e-5"
+        *("rollout.engine=vllm", "rollout.workers=2", "rollout.slots=8", "run.steps=40", "trainer.lr=1e-5"),
+        f"reward.functions.0.function={tmp_path / 'waits.py'}:reward",
+        *(f"reward.timeout_s={LONG_S}", f"run.stall_s={2 * LONG_S}"),
     )
     run.wait_for_steps(3)
     first = run.role("rollout-0")
     engine = engine_core(first)
     first.kill()
     run.wait(lambda: not engine.is_running(), "the end of the killed worker's engine", 10)
-    run.wait(lambda: any(p.pid != first.pid for p in run.roles("rollout-0")), "a new worker", 10)
+    run.wait_for_successor(first, "rollout-0")
+    second, path = run.role("rollout-0").pid, RunDir(run.run_dir).pulse("rollout-0")
+
+    def is_up():
+        pulse = read_pulse(path)
+        return pulse and pulse.pid == second and any("group" in wait.what for wait in pulse.waits)
+
+    run.wait(is_up, "the new worker to ask for groups or to have some")
+    (tmp_path / "go").touch()
     assert run.end(2 * LONG_S) == 0
-    lines = read_metrics(run.run_dir / "metrics.jsonl")
-    assert len(lines) == 400
+    lines = run.assert_all_steps_are_done(40)
     for line in lines:
         assert_ledger_closes(line)
-    assert lines[-1]["ledger/trained_groups"] == 1600
+    assert lines[-1]["ledger/trained_groups"] == 160
     assert lines[-1]["ledger/failed_groups"] == 0
-    assert max(line["rollout/workers"] for line in lines[-50:]) == 2
+    assert max(line["rollout/workers"] for line in lines[-20:]) == 2
     assert max(line["staleness/max"] for line in lines) <= 2
     assert "rollout-0 was killed by SIGKILL; starting it again" in run.output.read_text()
 

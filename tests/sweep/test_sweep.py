@@ -101,24 +101,24 @@ def test_a_failed_cell_stops_no_other_and_is_the_only_one_that_is_tried_again(st
 
 
 def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, sweep_config, tmp_path):
-    arguments = ("--grid=run.steps=1,150", "--last=1", "--jobs=2")
+    arguments = ("--grid=run.steps=1,80", "--last=1", "--jobs=2")
     sweep = start(*arguments)
     sweep.wait_for_steps("steps=1_", 1)
-    sweep.wait_for_steps("steps=150_", 1)
+    sweep.wait_for_steps("steps=80_", 1)
     family = sweep.family()
     os.kill(sweep.process.pid, signal.SIGINT)
     assert sweep.wait() == 130, sweep.printed.read_text()
     assert psutil.wait_procs(family, timeout=1.0)[1] == []
     assert "run the same command again to continue" in sweep.printed.read_text()
-    (long,) = sweep.out.glob("cells/steps=150_*")
+    (long,) = sweep.out.glob("cells/steps=80_*")
     assert not (long / "finished").exists()
 
     before = written(sweep.out)
-    again = Sweep(sweep_config, grid=["run.steps=1,150"], out=sweep.out, last=1)
+    again = Sweep(sweep_config, grid=["run.steps=1,80"], out=sweep.out, last=1)
     result = run_sweep(again)
     assert not result.failed
     assert [row.missing for row in result.rows] == [0, 0]
-    assert len(read_metrics(long / "metrics.jsonl")) == 150
+    assert len(read_metrics(long / "metrics.jsonl")) == 80
     once = [name for name, at in written(sweep.out).items() if at == before[name]]
     assert all("steps=1_" in name for name in once)
 

@@ -23,6 +23,7 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_model_is_a_tiny_qwen3_that_transformers_loads(warmed_up_model):
     model = AutoModelForCausalLM.from_pretrained(warmed_up_model)
     assert isinstance(model, Qwen3ForCausalLM)
@@ -35,6 +36,7 @@ def test_the_model_is_a_tiny_qwen3_that_transformers_loads(warmed_up_model):
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_it_can_half_do_the_task(warmed_up_model):
     """Sampled at temperature 1 it scores 0.2 to 0.4, and ends its responses."""
     model, tokenizer = (
@@ -60,6 +62,7 @@ def test_it_can_half_do_the_task(warmed_up_model):
     assert (responses == tokenizer.eos_token_id).any(dim=1).float().mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_dataset_holds_prompts_and_answers(warmed_up_model):
     assert len(rows(warmed_up_model)) == 4096
     for row in rows(warmed_up_model):

@@ -1,9 +1,7 @@
-"""One of several trainer processes: `gradient_rank.py RANK FOLDER`. Trains one step on the same batch by each
-config `FOLDER/NAME.yaml`, all in one process group; rank 0 writes the gradients of each, as AdamW's first
-average has them, to `FOLDER/NAME.safetensors`."""
+"""One of several trainer processes. Trains one step on the same batch by each config `NAME.yaml` beside
+`path`, all in one process group; rank 0 writes the gradients of each, as AdamW's first average has them, to
+`NAME.safetensors` there."""
 
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -41,13 +39,13 @@ def alone(config) -> dict[str, torch.Tensor]:
     return gradients(config, ranks, lambda model: TorchLearner(model, config.trainer))
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, path: Path) -> None:
     torch.set_num_threads(1)
-    os.environ["DS_ACCELERATOR"] = "cpu"
     from asyncrl.trainer.backends.deepspeed.backend import _learner
     from asyncrl.trainer.backends.deepspeed.group import RankGroup
 
-    configs = {path.stem: settings.load(path) for path in sorted(folder.glob("*.yaml"))}
+    folder = path.parent
+    configs = {one.stem: settings.load(one) for one in sorted(folder.glob("*.yaml"))}
     size = next(iter(configs.values())).trainer.ranks
     group = RankGroup(rank, size, folder / "rendezvous", torch.device("cpu"), START_TIMEOUT_S)
     for name, config in configs.items():
@@ -55,7 +53,3 @@ def main(rank: int, folder: Path) -> None:
         if rank == 0:
             save_file(found, folder / f"{name}.safetensors")
     group.close()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,5 +1,5 @@
-"""One trainer process: `rank.py RANK NAME.yaml FIRST LAST [FOLDER]`. Goes on from the snapshot in FOLDER, if
-any, and trains steps FIRST to LAST - 1 on the same batches whatever the config.
+"""One trainer process, by its config `NAME.yaml`. Goes on from the snapshot in `folder`, if any, and trains
+steps `first` to `last - 1` on the same batches whatever the config.
 
 Rank 0 saves the weights as `NAME.safetensors` and the metrics as `NAME.json`, and writes the snapshot before
 each step K, and that after the last, into `NAME/step_K`, beside the step.
@@ -7,7 +7,6 @@ each step K, and that after the last, into `NAME/step_K`, beside the step.
 
 import dataclasses
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from asyncrl import config as settings
 from asyncrl.trainer.backend import backend_of, make_trainer
 
 
-def main(rank: int, path: Path, first: int, last: int, folder: str | None = None) -> None:
+def main(rank: int, path: Path, first: int, last: int, folder: Path | None = None) -> None:
     torch.set_num_threads(1)
     config = settings.load(path)
     rendezvous = path.with_suffix(".ranks")
@@ -28,7 +27,7 @@ def main(rank: int, path: Path, first: int, last: int, folder: str | None = None
         return backend_of(config).make_rank(config, rank, rendezvous).follow()
     trainer = make_trainer(config, rendezvous)
     if folder:
-        trainer.restore(Path(folder))
+        trainer.restore(folder)
     metrics = []
     with ThreadPoolExecutor(1) as writer:
         for step, batch in enumerate(batches(config.model.path, first, last), start=first):
@@ -57,7 +56,3 @@ def batches(model_path: str, first: int, last: int):
 
 def order(groups: tuple, path: Path) -> tuple:
     return groups[::-1] if path.stem.endswith("permuted") else groups
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])

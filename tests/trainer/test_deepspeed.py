@@ -2,9 +2,8 @@
 with which every other goes on."""
 
 import json
-import subprocess
-import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import gradient_rank
@@ -12,6 +11,7 @@ import pytest
 import rank
 import torch
 from families import tiny
+from forked import fork
 from safetensors.torch import load_file
 from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM
@@ -55,29 +55,27 @@ def train(config, path: Path, first: int, last: int, folder: Path | None = None)
     if config.trainer.backend == "torch":
         rank.main(0, path, first, last, folder)
     else:
-        arguments = [str(path), str(first), str(last), *([str(folder)] if folder else [])]
-        run_ranks(rank, config.trainer.ranks, path, arguments)
+        run_ranks(rank.main, config.trainer.ranks, path, first, last, folder)
     return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text())
 
 
-def run_ranks(script, ranks: int, path: Path, arguments: list[str]) -> None:
+def run_ranks(main, ranks: int, path: Path, *arguments) -> None:
+    """`main(number, path, *arguments)` in each of so many processes."""
     logs = [path.with_suffix(f".{number}.log") for number in range(ranks)]
     processes = []
     try:
         for number, log in enumerate(logs):
-            with log.open("w") as output:
-                command = [sys.executable, script.__file__, str(number), *arguments]
-                processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+            processes.append(fork(main, number, path, *arguments, log=log))
+        ends = {process.sentinel for process in processes}
         deadline = time.monotonic() + DEADLINE_S
-        while any(process.poll() is None for process in processes):
-            assert not any(process.poll() for process in processes), tails(logs)
-            assert time.monotonic() < deadline, tails(logs)
-            time.sleep(0.05)
-        assert not any(process.returncode for process in processes), tails(logs)
+        while ends:
+            ends.difference_update(wait(ends, max(0.0, deadline - time.monotonic())))
+            assert not any(process.exitcode for process in processes), tails(logs)
+            assert not ends or time.monotonic() < deadline, tails(logs)
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
 
 
 def tails(logs):
@@ -175,7 +173,7 @@ def test_invariant_5_in_bfloat16_neither_ranks_nor_stages_round_a_gradient(make,
         section = {"zero_stage": int(name[0]), **settings}
         config = make("bfloat16", ranks=2, mini_batches=1, micro_batch_tokens=16, deepspeed=section)
         (tmp_path / f"{name}.yaml").write_text(dump(config))
-    run_ranks(gradient_rank, 2, tmp_path / "gradients", [str(tmp_path)])
+    run_ranks(gradient_rank.main, 2, tmp_path / "gradients")
     for name in STAGES:
         found = load_file(tmp_path / f"{name}.safetensors")
         error = max(relative_error(found, expected, part) for part in ("policy", "critic"))

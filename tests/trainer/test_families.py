@@ -188,6 +188,7 @@ def test_the_documentation_knows_every_family():
     assert list(ROWS) == list(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_trainer_will_do_is_known_from_the_configuration(family, make_config):
     """Of the tiny model, and of one in the sizes of the family's first release."""
