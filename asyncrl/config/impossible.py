@@ -20,6 +20,7 @@ from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
+    PASS_K,
     POLICY_LOSSES,
     REJECTIONS,
     TOKEN_ADVANTAGES,
@@ -40,6 +41,12 @@ def impossible(c: Config) -> Iterator[str]:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
+        )
+    pass_k = c.objective.pass_k or PASS_K
+    if c.objective.advantage == "pass_at_k" and pass_k >= c.rollout.group_size:
+        yield (
+            f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
+            "responses, and nothing to compare; use a larger group, or a smaller k"
         )
     if c.rollout.temperature == 0 and c.rollout.group_size > 1:
         yield (

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asyncrl.objective.catalogue import PASS_K
+
 CONSTANT_STD = 1e-6
 """A group whose standard deviation is at most this, relative to max(1, largest |reward|), is constant: what
 is left is float noise, and dividing by it would make huge advantages out of nothing."""
@@ -135,7 +137,7 @@ def opob(outcomes: Outcomes) -> Tensor:
     return groups.unless_constant((groups.centred - shift) * groups.unit)
 
 
-def pass_at_k(outcomes: Outcomes, *, pass_k: int = 4, success_above: float = 0.5) -> Tensor:
+def pass_at_k(outcomes: Outcomes, *, pass_k: int = PASS_K, success_above: float = 0.5) -> Tensor:
     """Advantages of the reward pass@k, that of the best of k responses, averaged over all subsets of k of a
     group of n responses, m of which failed.
 
@@ -274,7 +276,7 @@ def _deviation(population: Tensor, count: Tensor, deviation: str) -> Tensor:
     """The deviation of `count` numbers as a `population` or a `sample`, from the former."""
     if deviation == "population":
         return population
-    return population * (count / (count - 1).clamp(min=1)).sqrt()
+    return population * (count.double() / (count - 1).clamp(min=1)).sqrt()
 
 
 def _choose_share(some: Tensor, of: Tensor, k: Tensor) -> Tensor:

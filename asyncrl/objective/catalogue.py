@@ -97,6 +97,9 @@ COMPARE_WITHIN_GROUPS = frozenset(
 )
 """Advantages that are 0 for a group of one."""
 
+PASS_K = 4
+"""The k of `pass_at_k` by default."""
+
 WHITENED_OVER_TOKENS = {"reinforce_pp": None, "reinforce_pp_baseline": "dr_grpo"}
 """Advantages that are whitened over the batch's tokens, and what they are before that (None: the rewards)."""
 

@@ -1,7 +1,9 @@
-"""Objectives, advantages and so on equal what peers' own code gives, in float64 to 1e-6, values and gradients,
-on ragged responses with holes in their masks. The peers' numbers are stored; `peers/make_values.py` made
-them. (m2po, topr, max_rl, ngrpo, nsr, opob and pass_at_k have no peer that can be installed: their papers'
-formulas are in `test_policy_losses.py` and `test_advantages.py`.)"""
+"""Objectives, advantages and so on equal what peers' own code gives, in float64 to 1e-6, values and
+gradients, on ragged responses with holes in their masks.
+
+The peers' numbers are stored; `peers/make_values.py` made them. (m2po, topr, max_rl, ngrpo, nsr, opob and
+pass_at_k have no peer that can be installed: their papers' formulas are in `test_policy_losses.py` and
+`test_advantages.py`.)"""
 
 import json
 import math
