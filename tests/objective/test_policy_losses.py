@@ -162,7 +162,7 @@ SETTINGS = {
     "tis": [{"behavior_cap": 1.1, "dual_clip": 1.5, "behavior_level": "geometric"}],
     "icepop": [
         {"ratio_low": 0.8, "ratio_high": 1.5, "dual_clip": 1.3},
-        {"ratio_low": 0.5, "ratio_high": 2.0, "behavior_level": "sequence"},
+        {"ratio_low": 0.2, "ratio_high": 2.0, "behavior_level": "sequence"},
     ],
     "gmpo": [{"clip_eps_low": 0.1, "clip_eps_high": 0.2, "behavior_cap": 0.9}],
     "clip_cov": [{"clip_eps_low": 0.1, "clip_eps_high": 0.4, "dual_clip": 1.2, "behavior_cap": 0.5}],
