@@ -30,14 +30,15 @@ _current: Work | None = None
 
 @contextmanager
 def working(what: str, total: int | None = None) -> Iterator[None]:
-    """While the body runs, this process does `total` pieces of work and calls `did_one` after each. For one
-    thread at a time."""
+    """While the body runs, this process does `total` pieces of work and calls `did_one` after each. Within
+    other work it goes before that, which goes on afterwards. For one thread at a time."""
     global _current
+    outer = _current
     _current = Work(what, 0, total, time.time())
     try:
         yield
     finally:
-        _current = None
+        _current = outer and msgspec.structs.replace(outer, at_s=time.time())
 
 
 def did_one() -> None:

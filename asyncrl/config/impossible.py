@@ -20,7 +20,9 @@ from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
+    PASS_K,
     POLICY_LOSSES,
+    REJECTIONS,
     TOKEN_ADVANTAGES,
     is_own,
 )
@@ -44,6 +46,12 @@ def impossible(c: Config) -> Iterator[str]:
         yield (
             f"rollout.min_new_tokens={c.rollout.min_new_tokens} is over rollout.max_new_tokens="
             f"{c.rollout.max_new_tokens}: no response could end; lower it"
+        )
+    pass_k = c.objective.pass_k or PASS_K
+    if c.objective.advantage == "pass_at_k" and pass_k >= c.rollout.group_size:
+        yield (
+            f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
+            "responses, and nothing to compare; use a larger group, or a smaller k"
         )
     if c.rollout.temperature == 0 and c.rollout.group_size > 1:
         yield (
@@ -162,15 +170,38 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
             f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
             f"proximal policy; those that have: {having}"
         )
-    if objective.proximal != "ewma" and objective.ewma_decay != ObjectiveConfig().ewma_decay:
-        yield (
-            f"objective.ewma_decay={objective.ewma_decay} is for objective.proximal=ewma, and it is "
-            f"{objective.proximal}; leave it out"
-        )
+    for key, owner, needed in (("ewma_decay", "proximal", "ewma"), ("ess_base", "step_size", "vcpo")):
+        value, chosen_value = getattr(objective, key), getattr(objective, owner)
+        if chosen_value != needed and value != getattr(ObjectiveConfig(), key):
+            yield (
+                f"objective.{key}={value} is for objective.{owner}={needed}, and it is {chosen_value}; leave "
+                "it out"
+            )
+    yield from _impossible_rejection(objective)
     if objective.settings and all(chosen.values()):
         yield (
             f"objective.settings={objective.settings} are for an objective or advantage of your own "
             f"(package.module:function), and {' and '.join(chosen)} are not; set their own keys"
+        )
+
+
+def _impossible_rejection(objective: ObjectiveConfig) -> Iterator[str]:
+    above, below = objective.reject_above, objective.reject_below
+    is_bounded = above is not None or below is not None
+    if objective.reject is not None and not is_bounded:
+        yield (
+            f"objective.reject={objective.reject} has no bound, and would reject nothing; set "
+            "objective.reject_above (nats)"
+        )
+    if objective.reject is None and (is_bounded or objective.reject_only_negative):
+        yield (
+            "objective.reject_above, reject_below and reject_only_negative say what objective.reject leaves "
+            f"out, and it is null; set it to one of {', '.join(REJECTIONS)}"
+        )
+    if above is not None and below is not None and below > above:
+        yield (
+            f"objective.reject_below={below} is above objective.reject_above={above}: every sequence would "
+            "be rejected"
         )
 
 

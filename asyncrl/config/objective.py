@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, TOKEN_ADVANTAGES, is_own
+from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, REJECTIONS, TOKEN_ADVANTAGES, is_own
 from asyncrl.section import Section
 
 
@@ -46,6 +46,23 @@ class ObjectiveConfig(Section):
     step_size: Literal["constant", "vcpo"] = "constant"
     """`vcpo` multiplies the learning rate by sqrt(ESS / B), over the batch's trajectories: smaller steps on
     batches of which little counts."""
+    ess_base: float = Field(1.0, gt=0, le=1)
+    """`step_size: vcpo`: the share ESS / B at which the learning rate is whole, such as what `ess/sequence`
+    is on fresh data."""
+    reject: Literal[REJECTIONS] | None = None  # type: ignore[valid-type]
+    """Leave whole sequences out by their distance from the policy (docs/objectives.md): sum, mean or max over
+    their tokens of an estimate of KL(mu ‖ pi_theta)."""
+    reject_above: float | None = None
+    """`reject`: the largest distance that is kept, in nats."""
+    reject_below: float | None = None
+    """`reject`: the smallest distance that is kept, in nats (k1 has both signs)."""
+    reject_only_negative: bool = False
+    """`reject`: only tokens with a negative advantage (off-policy sequence masking)."""
+    log_ratio_coef: float = Field(0.0, ge=0)
+    """Weight of (log pi_theta / mu)² / 2 of each token in the loss: it pulls back to what sampled."""
+    mask_truncated: bool = False
+    """Do not train on responses that were cut off at `rollout.max_new_tokens`; their rewards still count
+    where a group is compared."""
     settings: dict[str, Any] = Field({})
     """Keyword arguments of your own objective or advantage."""
     clip_eps_low: float | None = Field(None, gt=0, lt=1)
@@ -57,6 +74,9 @@ class ObjectiveConfig(Section):
     behavior_cap: float | None = Field(None, gt=0, allow_inf_nan=True)
     """Upper bound of the behaviour correction pi_prox / mu (truncated importance sampling); .inf leaves it
     whole."""
+    behavior_level: Literal["token", "sequence", "geometric"] | None = None
+    """Whose ratio the behaviour correction is: the token's, that of its whole sequence (the product), or the
+    sequence's geometric mean."""
     ratio_low: float | None = Field(None, ge=0)
     """Lower bound of the importance ratio: below it the ratio is clipped or its token left out, as the
     objective does."""
@@ -66,14 +86,34 @@ class ObjectiveConfig(Section):
     """`m2po` leaves out tokens until the mean of (log pi_prox / mu)² is at most this."""
     prob_delta: float | None = Field(None, gt=0, le=1)
     """`dppo` leaves out tokens whose probability has moved further than this."""
+    max_divergence: float | None = Field(None, gt=0)
+    """`dppo_kl` leaves out tokens whose binary KL divergence, in nats, is larger than this."""
+    cov_share: float | None = Field(None, gt=0, le=1)
+    """`clip_cov`: tokens to leave out, as a share of the mini-batch's."""
+    cov_low: float | None = None
+    """`clip_cov`: lower bound of the covariances among which they are drawn."""
+    cov_high: float | None = None
+    """`clip_cov`: upper bound of these covariances."""
+    power_pos: float | None = Field(None, gt=0)
+    """`vespo`: power of the sequence's ratio where A >= 0."""
+    decay_pos: float | None = Field(None, gt=0)
+    """`vespo`: how fast its weight fades as the ratio grows where A >= 0."""
+    power_neg: float | None = Field(None, gt=0)
+    """`vespo`: power of the sequence's ratio where A < 0."""
+    decay_neg: float | None = Field(None, gt=0)
+    """`vespo`: how fast its weight fades as the ratio grows where A < 0."""
     tau_pos: float | None = Field(None, gt=0)
     """`sapo`: sharpness of the gate for tokens with a positive advantage."""
     tau_neg: float | None = Field(None, gt=0)
     """`sapo`: sharpness of the gate for other tokens."""
+    deviation: Literal["population", "sample"] | None = None
+    """`grpo`, `lite_ppo`, `ngrpo`: whether the squares are divided by their number n, or by n - 1."""
+    pass_k: int | None = Field(None, ge=1)
+    """`pass_at_k`: the k."""
     max_reward: float | None = None
     """`ngrpo`: the greatest reward that there is."""
     success_above: float | None = None
-    """`nsr`: a response with a greater reward than this succeeded."""
+    """`nsr`, `pass_at_k`: a response with a greater reward than this succeeded."""
     positive_weight: float | None = Field(None, ge=0)
     """`nsr`: advantage of a success; that of a failure is -1."""
     gamma: float | None = Field(None, gt=0, le=1)
@@ -129,5 +169,7 @@ class ReferenceConfig(Section):
     """`reward`: each token's k1 is taken off its reward. `loss`: the estimate is added to the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k2"
     """Of the KL in the loss (docs/objectives.md); in the reward it is k1 always."""
+    ratio_cap: float | None = Field(None, gt=0)
+    """Upper bound of pi_theta / mu, by which a token counts in the KL loss; null leaves it whole."""
     offload: bool = False
     """Keep the reference in host memory while it does not compute."""

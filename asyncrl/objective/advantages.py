@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asyncrl.objective.catalogue import PASS_K
+
 CONSTANT_STD = 1e-6
 """A group whose standard deviation is at most this, relative to max(1, largest |reward|), is constant: what
 is left is float noise, and dividing by it would make huge advantages out of nothing."""
@@ -20,7 +22,8 @@ class Outcomes:
     """What is known of the S trajectories of a batch.
 
     rewards: float[S]. group_ids: int[S], which group each belongs to, in any order and any group sizes.
-    lengths: int[S], trained tokens of each.
+    lengths: int[S], trained tokens of each. log_ratios: float[S], log pi_prox - log mu of each, summed over
+    its tokens; None where nothing asks for it.
 
     Raises `ValueError` for other shapes, and for rewards that are not finite.
     """
@@ -28,6 +31,7 @@ class Outcomes:
     rewards: Tensor
     group_ids: Tensor
     lengths: Tensor
+    log_ratios: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.rewards, self.group_ids, self.lengths)]
@@ -45,18 +49,36 @@ class Outcomes:
             )
 
 
-def grpo(outcomes: Outcomes) -> Tensor:
+def grpo(outcomes: Outcomes, *, deviation: str = "population") -> Tensor:
     """Group-relative advantages.
 
         A_i = (r_i - mean of i's group) / standard deviation of i's group
 
-    Constant groups (groups of one included) are exactly 0, and no |A_i| exceeds sqrt(group size - 1), since
-    the deviation is the population's.
+    Constant groups (groups of one included) are exactly 0. `deviation: population` divides the squares by the
+    group's size n, so that no |A_i| exceeds sqrt(n - 1); `sample` by n - 1, as most implementations do, which
+    makes every |A_i| smaller by sqrt(1 - 1/n).
 
     Source: GRPO, Shao et al. 2024 (arXiv 2402.03300).
     """
     groups = _Groups(outcomes)
-    return groups.unless_constant(groups.centred / groups.std.clamp(min=CONSTANT_STD))
+    std = _deviation(groups.std, groups.sizes, deviation)
+    return groups.unless_constant(groups.centred / std.clamp(min=CONSTANT_STD))
+
+
+def lite_ppo(outcomes: Outcomes, *, deviation: str = "population") -> Tensor:
+    """Group-relative advantages over the deviation of the whole batch, so that nearly equal rewards are not
+    blown up.
+
+        A_i = (r_i - mean of i's group) / standard deviation of all rewards
+
+    `deviation` as in `grpo`. Lite PPO is this with `policy_loss: ppo` and `aggregation: token_mean`.
+
+    Source: Liu et al. 2025, "Tricks or traps?" (arXiv 2508.08221).
+    """
+    groups, rewards = _Groups(outcomes), outcomes.rewards.double()
+    unit = rewards.abs().max().clamp(min=1.0) if len(rewards) else 1.0
+    std = _deviation((rewards / unit).std(correction=0), torch.tensor(len(rewards)), deviation)
+    return groups.unless_constant(groups.centred * (groups.unit / unit) / std.clamp(min=CONSTANT_STD))
 
 
 def dr_grpo(outcomes: Outcomes) -> Tensor:
@@ -99,6 +121,45 @@ def opo(outcomes: Outcomes) -> Tensor:
     return groups.unless_constant((groups.centred - shift) * groups.unit)
 
 
+def opob(outcomes: Outcomes) -> Tensor:
+    """`opo` off policy: the baseline of least variance when a response's gradient grows with its length l and
+    is weighted by its ratio R = pi_prox / mu.
+
+        A_i = r_i - sum of l_j·R_j²·r_j / sum of l_j·R_j² over i's group
+
+    Source: VCPO, Huang et al. 2026 (arXiv 2602.17616), whose weight is the squared norm of the response's own
+    gradient in the place of l; its norm would cost a backward pass for each response.
+    """
+    groups = _Groups(outcomes)
+    assert outcomes.log_ratios is not None
+    weight = groups.relative_to_largest(2 * outcomes.log_ratios.double() + outcomes.lengths.double().log())
+    shift = groups.sum(weight * groups.centred) / groups.sum(weight).clamp(min=CONSTANT_STD)
+    return groups.unless_constant((groups.centred - shift) * groups.unit)
+
+
+def pass_at_k(outcomes: Outcomes, *, pass_k: int = PASS_K, success_above: float = 0.5) -> Tensor:
+    """Advantages of the reward pass@k, that of the best of k responses, averaged over all subsets of k of a
+    group of n responses, m of which failed.
+
+        p = 1 - C(m, k) / C(n, k),   s = sqrt(p·(1 - p))
+        A_i = (1 - p) / s where r_i > success_above, (1 - p - C(m - 1, k - 1) / C(n - 1, k - 1)) / s elsewhere
+
+    With k = 1 these are `grpo`'s. Groups in which no subset failed, or every one, are exactly 0: what already
+    succeeds once in k is not pushed further. A group smaller than k is taken as one subset.
+
+    Source: Chen et al. 2025, "Pass@k training" (arXiv 2508.10751).
+    """
+    success = (outcomes.rewards > success_above).double()
+    groups = _Groups(outcomes)
+    size, failed = groups.sizes.double(), groups.sum(1 - success)
+    k = size.clamp(max=pass_k)
+    rate = 1 - _choose_share(failed, size, k)
+    spread = (rate * (1 - rate)).sqrt()
+    of_failed = 1 - rate - _choose_share(failed - 1, size - 1, k - 1)
+    advantages = torch.where(success > 0, 1 - rate, of_failed) / spread.clamp(min=CONSTANT_STD)
+    return torch.where(spread > CONSTANT_STD, advantages, 0.0).to(outcomes.rewards.dtype)
+
+
 def max_rl(outcomes: Outcomes) -> Tensor:
     """Maximum likelihood RL: the gradient of the log of the success rate, to the order that the group allows.
 
@@ -116,13 +177,14 @@ def max_rl(outcomes: Outcomes) -> Tensor:
     return groups.unless_constant(groups.centred / torch.where(mean > 0, mean, 1.0))
 
 
-def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0) -> Tensor:
+def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0, deviation: str = "population") -> Tensor:
     """GRPO with a virtual response of the greatest reward in each group, so that groups in which all failed
     push away from what was tried.
 
         A_i = (r_i - mean) / standard deviation, both of i's group and one more reward of `max_reward`
 
-    Groups in which every reward is `max_reward` are exactly 0. Raises `ValueError` for a greater reward.
+    Groups in which every reward is `max_reward` are exactly 0. `deviation` as in `grpo`. Raises `ValueError`
+    for a greater reward.
 
     Source: NGRPO, Nan et al. 2025 (arXiv 2509.18851).
     """
@@ -132,6 +194,7 @@ def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0) -> Tensor:
     mean = (groups.sum(groups.relative) + virtual) / (groups.sizes + 1)
     centred = groups.relative - mean
     std = ((groups.sum(centred.square()) + (virtual - mean).square()) / (groups.sizes + 1)).sqrt()
+    std = _deviation(std, groups.sizes + 1, deviation)
     advantages = torch.where(std > CONSTANT_STD, centred / std.clamp(min=CONSTANT_STD), 0.0)
     return advantages.to(outcomes.rewards.dtype)
 
@@ -199,9 +262,29 @@ class _Groups:
     def mean(self, values: Tensor) -> Tensor:
         return self.sum(values) / self.sizes
 
+    def relative_to_largest(self, log_values: Tensor) -> Tensor:
+        """exp(log_values), over the group's largest, so that none overflows."""
+        largest = torch.full_like(self._zeros, -torch.inf).scatter_reduce(0, self._index, log_values, "amax")
+        return (log_values - largest.clamp(min=-1e300)[self._index]).exp()
+
     def unless_constant(self, advantages: Tensor) -> Tensor:
         """The advantages, exactly 0 in constant groups."""
         return torch.where(self.std > CONSTANT_STD, advantages, 0.0).to(self._dtype)
+
+
+def _deviation(population: Tensor, count: Tensor, deviation: str) -> Tensor:
+    """The deviation of `count` numbers as a `population` or a `sample`, from the former."""
+    if deviation == "population":
+        return population
+    return population * (count.double() / (count - 1).clamp(min=1)).sqrt()
+
+
+def _choose_share(some: Tensor, of: Tensor, k: Tensor) -> Tensor:
+    """C(some, k) / C(of, k) of float64: the share of the subsets of k that are wholly among `some`."""
+    some = some.clamp(min=0)
+    rest = (some - k).clamp(min=0)
+    log_share = (some + 1).lgamma() - (rest + 1).lgamma() + (of - k + 1).lgamma() - (of + 1).lgamma()
+    return torch.where(some >= k, log_share.exp(), 0.0)
 
 
 def _whitened(values: Tensor, weights: Tensor) -> Tensor:

@@ -25,18 +25,29 @@ class Entry:
     has_proximal: bool = True
     """Policy losses: whether they have a proximal policy (`PolicyTokens.prox_logprobs`)."""
     batch_mask: str | None = None
-    """Policy losses: the function that decides over the whole batch which tokens are kept, `module:function`.
-    Its settings are among `settings`."""
+    """Policy losses: the function that decides over a whole mini-batch which tokens are kept,
+    `module:function`. Its settings are among `settings`."""
+    needs_ratios: bool = False
+    """Advantages: whether they ask for pi_prox / mu of the batch."""
 
 
 _CLIP = ("clip_eps_low", "clip_eps_high")
+_DECOUPLED = (*_CLIP, "dual_clip", "behavior_cap", "behavior_level")
 
 POLICY_LOSSES: Mapping[str, Entry] = {
     "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip"), has_proximal=False),
-    "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", (*_CLIP, "dual_clip", "behavior_cap")),
-    "tis": Entry(f"{_HERE}.ppo:tis", (*_CLIP, "dual_clip", "behavior_cap")),
-    "icepop": Entry(f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high")),
+    "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", _DECOUPLED),
+    "tis": Entry(f"{_HERE}.ppo:tis", _DECOUPLED),
+    "icepop": Entry(
+        f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high", "behavior_level")
+    ),
     "gspo": Entry(f"{_HERE}.ppo:gspo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
+    "gmpo": Entry(f"{_HERE}.ppo:gmpo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
+    "clip_cov": Entry(
+        f"{_HERE}.ppo:clip_cov",
+        (*_CLIP, "dual_clip", "behavior_cap", "cov_share", "cov_low", "cov_high"),
+        batch_mask=f"{_HERE}.ppo:cov_mask",
+    ),
     "sapo": Entry(
         f"{_HERE}.trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"
     ),
@@ -47,19 +58,28 @@ POLICY_LOSSES: Mapping[str, Entry] = {
         batch_mask=f"{_HERE}.trust_region:m2po_mask",
     ),
     "dppo": Entry(f"{_HERE}.trust_region:dppo", ("prob_delta", "ratio_high"), has_proximal=False),
+    "dppo_kl": Entry(f"{_HERE}.trust_region:dppo_kl", ("max_divergence", "ratio_high"), has_proximal=False),
     "cispo": Entry(f"{_HERE}.weighted:cispo", ("ratio_low", "ratio_high"), has_proximal=False),
     "topr": Entry(f"{_HERE}.weighted:topr", ("ratio_low", "ratio_high"), has_proximal=False),
+    "vespo": Entry(
+        f"{_HERE}.weighted:vespo",
+        ("power_pos", "decay_pos", "power_neg", "decay_neg"),
+        has_proximal=False,
+    ),
     "reinforce": Entry(f"{_HERE}.weighted:reinforce", has_proximal=False),
 }
 """Functions of `policy.PolicyTokens`."""
 
 GROUP_ADVANTAGES: Mapping[str, Entry] = {
-    "grpo": Entry(f"{_HERE}.advantages:grpo"),
+    "grpo": Entry(f"{_HERE}.advantages:grpo", ("deviation",)),
     "dr_grpo": Entry(f"{_HERE}.advantages:dr_grpo"),
     "rloo": Entry(f"{_HERE}.advantages:rloo"),
+    "lite_ppo": Entry(f"{_HERE}.advantages:lite_ppo", ("deviation",)),
     "opo": Entry(f"{_HERE}.advantages:opo"),
+    "opob": Entry(f"{_HERE}.advantages:opob", needs_ratios=True),
+    "pass_at_k": Entry(f"{_HERE}.advantages:pass_at_k", ("pass_k", "success_above")),
     "max_rl": Entry(f"{_HERE}.advantages:max_rl"),
-    "ngrpo": Entry(f"{_HERE}.advantages:ngrpo", ("max_reward",)),
+    "ngrpo": Entry(f"{_HERE}.advantages:ngrpo", ("max_reward", "deviation")),
     "nsr": Entry(f"{_HERE}.advantages:nsr", ("success_above", "positive_weight")),
     "reinforce_pp": Entry(f"{_HERE}.advantages:reinforce_pp"),
     "reinforce_pp_baseline": Entry(f"{_HERE}.advantages:reinforce_pp_baseline"),
@@ -68,12 +88,25 @@ GROUP_ADVANTAGES: Mapping[str, Entry] = {
 
 TOKEN_ADVANTAGES: Mapping[str, Entry] = {
     "gae": Entry(f"{_HERE}.gae:gae", ("gamma", "lam")),
-    "vtrace": Entry(f"{_HERE}.gae:vtrace", ("gamma", "lam", "rho_bar", "c_bar")),
+    "vtrace": Entry(f"{_HERE}.gae:vtrace", ("gamma", "lam", "rho_bar", "c_bar"), needs_ratios=True),
 }
 """One advantage for each token, from a critic's values."""
 
-COMPARE_WITHIN_GROUPS = frozenset({"grpo", "dr_grpo", "rloo", "opo", "max_rl", "reinforce_pp_baseline"})
+COMPARE_WITHIN_GROUPS = frozenset(
+    {"grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "pass_at_k", "max_rl", "reinforce_pp_baseline"}
+)
 """Advantages that are 0 for a group of one."""
+
+PASS_K = 4
+"""The k of `pass_at_k` by default."""
+
+WHITENED_OVER_TOKENS = {"reinforce_pp": None, "reinforce_pp_baseline": "dr_grpo"}
+"""Advantages that are whitened over the batch's tokens, and what they are before that (None: the rewards)."""
+
+REJECTIONS = tuple(
+    f"{how}_{k}" for how in ("sum", "mean", "max") for k in ("k1", "k2", "k3") if (how, k) != ("max", "k1")
+)
+"""See `rejection`."""
 
 PROXIMALS = ("recompute", "loglinear", "ewma", "behavior")
 """See `proximal`."""

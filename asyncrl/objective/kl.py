@@ -1,8 +1,11 @@
 """KL divergence of the trained policy from a reference, KL(pi_theta ‖ pi_ref), by its tokens.
 
-With d = log pi_ref - log pi_theta of a token sampled from pi_theta, all three estimates have the KL (k2:
-nearly) as their mean; what they are worth as a loss differs (Liu et al. 2025, arXiv 2510.01555). A token that
-mu sampled is weighted by pi_theta / mu.
+With d = log pi_ref - log pi_theta of a token sampled from pi_theta, all three estimates have the KL at the
+token's prefix (k2: nearly) as their mean; what they are worth as a loss differs (Liu et al. 2025, arXiv
+2510.01555). A token that mu sampled is weighted by pi_theta / mu.
+
+As a loss a token answers for its own prefix only: the gradient is that of the sum of the KLs at the prefixes,
+these held fixed. The KL of whole sequences also counts which prefixes a token leads to: that is `k1_penalty`.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ class KlEstimate(NamedTuple):
 def k1(d: Tensor) -> KlEstimate:
     """value -d, slope 1 - d.
 
-    Unbiased, but of high variance and of both signs. The slope is that of the KL itself, sampling included:
-    its mean is the exact gradient. (That of -d alone would be 1, which is noise of mean 0.) Off the reward,
-    as `k1_penalty`, it is the correct gradient too.
+    Unbiased, but of high variance and of both signs. The slope is that of the KL at the prefix, sampling of
+    the token included: its mean is that KL's exact gradient. (That of -d alone would be 1, which is noise of
+    mean 0.) Off the reward, as `k1_penalty`, it gives the gradient of the KL of whole sequences.
     """
     return KlEstimate(-d, 1 - d)
 
@@ -38,7 +41,7 @@ def k2(d: Tensor) -> KlEstimate:
     """value d² / 2, slope -d.
 
     Never negative, of low variance and slightly biased as a value. As a loss its mean is the exact gradient
-    of the KL, with less noise than k1's.
+    of the KL at the prefix, with less noise than k1's.
     """
     return KlEstimate(d.square() / 2, -d)
 

@@ -29,9 +29,10 @@ class PolicyObjective:
     loss: Callable[[PolicyTokens], PolicyTerms]
     aggregation: str
     """Its own `normalise` aggregation."""
-    batch_mask: Callable[[Tensor, Tensor, Tensor], Tensor] | None
-    """(log pi_prox - log mu: float[T], advantages: float[T], mask: bool[T]) of all tokens of a batch, over
-    all ranks -> bool[T], to give as `PolicyTokens.kept`; None when the objective has none."""
+    has_proximal: bool
+    batch_mask: Callable[[PolicyTokens], Tensor] | None
+    """Of all tokens of a mini-batch, over all ranks, without gradient -> bool[T], to give as
+    `PolicyTokens.kept`; None when the objective has none."""
 
 
 def make_policy_objective(name: str, settings: Mapping[str, object]) -> PolicyObjective:
@@ -41,8 +42,9 @@ def make_policy_objective(name: str, settings: Mapping[str, object]) -> PolicyOb
     Raises `ConfigError` for a name that is unknown or resolves to nothing, and for a missing setting.
     """
     entry = _entry(name, POLICY_LOSSES, "objective.policy_loss")
-    mask = None if entry.batch_mask is None else _bind(entry.batch_mask, settings, "objective.policy_loss")
-    return PolicyObjective(_bind(entry.function, settings, "objective.policy_loss"), entry.aggregation, mask)
+    key = "objective.policy_loss"
+    mask = None if entry.batch_mask is None else _bind(entry.batch_mask, settings, key)
+    return PolicyObjective(_bind(entry.function, settings, key), entry.aggregation, entry.has_proximal, mask)
 
 
 def make_advantage(name: str, settings: Mapping[str, object]) -> Callable[..., Any]:

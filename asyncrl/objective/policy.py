@@ -58,10 +58,23 @@ class PolicyTerms(NamedTuple):
     clipped: Tensor
 
 
+def log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """logprobs - other [N], clamped to ± `MAX_LOG_RATIO`; 0, without gradient, where masked."""
+    return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def left_out(tokens: PolicyTokens, loss: Tensor, clipped: Tensor) -> PolicyTerms:
+    """loss and clipped [N] with the tokens that `tokens.kept` leaves out. Raises `ValueError` without it."""
+    if tokens.kept is None:
+        raise ValueError("the objective needs `kept`, which its batch_mask makes of the whole mini-batch")
+    out = tokens.mask & ~tokens.kept
+    return PolicyTerms(torch.where(out, 0.0, loss), clipped | out)
+
+
 def ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """exp(logprobs - other) [N], with the log-ratio clamped to ± `MAX_LOG_RATIO`; 1, without gradient, where
     masked."""
-    return _log_ratio(logprobs, other, mask).exp()
+    return log_ratio(logprobs, other, mask).exp()
 
 
 def u_ratio(tokens: PolicyTokens) -> Tensor:
@@ -69,9 +82,16 @@ def u_ratio(tokens: PolicyTokens) -> Tensor:
     return ratio(tokens.logprobs, tokens.prox_logprobs.detach(), tokens.mask)
 
 
-def w_ratio(tokens: PolicyTokens) -> Tensor:
-    """w = pi_prox / mu [N], without gradient."""
-    return ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens.mask).detach()
+def w_ratio(tokens: PolicyTokens, level: str = "token") -> Tensor:
+    """w = pi_prox / mu [N], without gradient.
+
+    level: of the token; of its `sequence`, the product over all tokens; or their `geometric` mean."""
+    if level == "token":
+        return ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens.mask).detach()
+    mean = level == "geometric"
+    log_w = sequence_log_ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens, mean=mean)
+    w = log_w.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().to(tokens.logprobs.dtype)
+    return torch.where(tokens.mask, w, 1.0)
 
 
 def r_ratio(tokens: PolicyTokens) -> Tensor:
@@ -82,13 +102,31 @@ def r_ratio(tokens: PolicyTokens) -> Tensor:
 def sequence_log_ratio(logprobs: Tensor, other: Tensor, tokens: PolicyTokens, *, mean: bool) -> Tensor:
     """float64[N], without gradient: the sum (or `mean`) of logprobs - other over the unmasked tokens of the
     sequence, at each of its tokens. Each token's part is clamped to ± `MAX_LOG_RATIO`."""
-    parts = _log_ratio(logprobs.detach(), other.detach(), tokens.mask).double()
+    parts = log_ratio(logprobs.detach(), other.detach(), tokens.mask)
+    return over_sequences(parts, tokens, "mean" if mean else "sum")
+
+
+def over_sequences(parts: Tensor, tokens: PolicyTokens, how: str) -> Tensor:
+    """float64[N]: the `sum`, `mean` or `max` of parts (float[N], without gradient, 0 where masked) over the
+    unmasked tokens of the sequence, at each of its tokens."""
     _, index = torch.unique(tokens.sequences, return_inverse=True)
-    zeros = parts.new_zeros(len(parts))
-    totals = zeros.index_add(0, index, parts)
-    if mean:
+    zeros = parts.new_zeros(len(parts), dtype=torch.float64)
+    if how == "max":
+        least = torch.where(tokens.mask, parts.double(), -torch.inf)
+        return zeros.scatter_reduce(0, index, least, "amax", include_self=False)[index]
+    totals = zeros.index_add(0, index, parts.double())
+    if how == "mean":
         totals = totals / zeros.index_add(0, index, tokens.mask.double()).clamp(min=1)
     return totals[index]
+
+
+def log_ratio_penalty(tokens: PolicyTokens) -> Tensor:
+    """(log r)² / 2 [N], with the gradient log r · grad log pi_theta: it pulls back to what sampled.
+
+    Source: as the whole trust region, Kimi Team 2025 (k1.5, arXiv 2501.12599); DRO, Richemond et al. 2024
+    (arXiv 2405.19107).
+    """
+    return log_ratio(tokens.logprobs, tokens.behavior_logprobs.detach(), tokens.mask).square() / 2
 
 
 def score(tokens: PolicyTokens) -> Tensor:
@@ -99,7 +137,3 @@ def score(tokens: PolicyTokens) -> Tensor:
     """
     logprobs = torch.where(tokens.mask, tokens.logprobs, 0.0)
     return (logprobs - logprobs.detach()).exp()
-
-
-def _log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -11,6 +11,9 @@ from asyncrl.objective.policy import (
     MAX_LOG_RATIO,
     PolicyTerms,
     PolicyTokens,
+    left_out,
+    log_ratio,
+    over_sequences,
     r_ratio,
     score,
     sequence_log_ratio,
@@ -62,6 +65,7 @@ def decoupled_ppo(
     clip_eps_high: float = 0.2,
     dual_clip: float = math.inf,
     behavior_cap: float = 2.0,
+    behavior_level: str = "token",
 ) -> PolicyTerms:
     """Decoupled PPO: the clip is centred on the proximal policy, the sampling corrected to the behaviour
     policy.
@@ -69,7 +73,9 @@ def decoupled_ppo(
         loss = -sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
 
     The correction w is always applied; `behavior_cap` truncates it, infinity leaves it whole. `dual_clip`
-    as in `ppo`, on u.
+    as in `ppo`, on u. `behavior_level`: whose ratio w is, the token's, the whole `sequence`'s (the product),
+    or its `geometric` mean. Only the sequence's, uncapped, is unbiased; the token's ignores how likely the
+    prefix has become.
 
     Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), and Fu et al. 2025 (AReaL, arXiv 2505.24298);
     separate clip bounds: Yu et al. 2025 (DAPO, arXiv 2503.14476).
@@ -77,7 +83,7 @@ def decoupled_ppo(
     surrogate, clipped = clipped_surrogate(
         u_ratio(tokens), tokens.known_advantages, clip_eps_low, clip_eps_high, dual_clip
     )
-    return PolicyTerms(-w_ratio(tokens).clamp(max=behavior_cap) * surrogate, clipped)
+    return PolicyTerms(-w_ratio(tokens, behavior_level).clamp(max=behavior_cap) * surrogate, clipped)
 
 
 def tis(
@@ -87,6 +93,7 @@ def tis(
     clip_eps_high: float = 0.2,
     dual_clip: float = math.inf,
     behavior_cap: float = 2.0,
+    behavior_level: str = "token",
 ) -> PolicyTerms:
     """Truncated importance sampling: PPO's term, weighted by the truncated ratio of trainer to sampler.
 
@@ -104,6 +111,7 @@ def tis(
         clip_eps_high=clip_eps_high,
         dual_clip=dual_clip,
         behavior_cap=behavior_cap,
+        behavior_level=behavior_level,
     )
 
 
@@ -114,18 +122,19 @@ def icepop(
     clip_eps_high: float = 0.2,
     dual_clip: float = math.inf,
     ratio_low: float = 0.5,
-    ratio_high: float = 2.0,
+    ratio_high: float = 5.0,
+    behavior_level: str = "token",
 ) -> PolicyTerms:
     """IcePop, masked importance sampling: tokens on which trainer and sampler disagree too much are left out.
 
         loss = -sg(w if ratio_low <= w <= ratio_high else 0)
                · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
 
-    Tokens left out stay in the denominator of the mean.
+    Tokens left out stay in the denominator of the mean. `behavior_level` as in `decoupled_ppo`.
 
     Source: Ling Team 2025, "Every step evolves" (arXiv 2510.18855).
     """
-    w = w_ratio(tokens)
+    w = w_ratio(tokens, behavior_level)
     outside = (w < ratio_low) | (w > ratio_high)
     surrogate, clipped = clipped_surrogate(
         u_ratio(tokens), tokens.known_advantages, clip_eps_low, clip_eps_high, dual_clip
@@ -156,3 +165,77 @@ def gspo(
     s = log_s.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().to(tokens.logprobs.dtype) * score(tokens)
     surrogate, clipped = clipped_surrogate(s, tokens.known_advantages, clip_eps_low, clip_eps_high, math.inf)
     return PolicyTerms(-w_ratio(tokens).clamp(max=behavior_cap) * surrogate, clipped)
+
+
+def gmpo(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.4,
+    clip_eps_high: float = 0.4,
+    behavior_cap: float = 2.0,
+) -> PolicyTerms:
+    """GMPO: the geometric mean of the tokens' ratios as in `gspo`, but each token's is clipped, not the mean.
+
+        l = min(log u, clip_eps_high) where A > 0, max(log u, -clip_eps_low) elsewhere
+        loss = -sg(min(w, behavior_cap)) · exp(mean over the sequence of l)·A
+
+    A token whose log u is clipped has no gradient, those beside it keep theirs. For one advantage a sequence;
+    the gradient at a token is that of `gspo`'s form. w as in `gspo`.
+
+    Source: Zhao et al. 2025 (arXiv 2507.20673), whose bounds are e^-0.4 and e^0.4.
+    """
+    advantages = tokens.known_advantages
+    log_u = log_ratio(tokens.logprobs.detach(), tokens.prox_logprobs.detach(), tokens.mask)
+    bounded = torch.where(advantages > 0, log_u.clamp(max=clip_eps_high), log_u.clamp(min=-clip_eps_low))
+    clipped = bounded != log_u
+    mean = over_sequences(bounded, tokens, "mean").exp().to(advantages.dtype)
+    weight = w_ratio(tokens).clamp(max=behavior_cap) * mean * advantages
+    return PolicyTerms(-weight * torch.where(clipped, 1.0, score(tokens)), clipped)
+
+
+def clip_cov(
+    tokens: PolicyTokens,
+    *,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float = math.inf,
+    behavior_cap: float = 2.0,
+) -> PolicyTerms:
+    """Clip-Cov: `decoupled_ppo`, and a few of the tokens that cost the most entropy are left out
+    (`cov_mask`).
+
+        loss = -M·sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
+
+    M is 0 for tokens left out, which stay in the denominator of the mean.
+
+    Source: Cui et al. 2025 (arXiv 2505.22617). Raises `ValueError` without `tokens.kept`.
+    """
+    loss, clipped = decoupled_ppo(
+        tokens,
+        clip_eps_low=clip_eps_low,
+        clip_eps_high=clip_eps_high,
+        dual_clip=dual_clip,
+        behavior_cap=behavior_cap,
+    )
+    return left_out(tokens, loss, clipped)
+
+
+def cov_mask(
+    tokens: PolicyTokens, *, cov_share: float = 2e-4, cov_low: float = 1.0, cov_high: float = 5.0
+) -> Tensor:
+    """bool[T]: which tokens of a mini-batch Clip-Cov keeps. False where masked.
+
+        cov = (A - mean of A)·(log pi_theta - mean of log pi_theta), means over the unmasked tokens
+
+    Of those with cov_low < cov < cov_high, cov_share of the number of all tokens (at least one) are left out
+    at random. They are those by which an update lowers the entropy most.
+
+    Source: Cui et al. 2025 (arXiv 2505.22617), where the defaults are from.
+    """
+    kept = tokens.mask.clone()
+    a, logprobs = tokens.advantages[kept].double(), tokens.logprobs[kept].double()
+    cov = (a - a.mean()) * (logprobs - logprobs.mean())
+    candidates = kept.nonzero()[(cov > cov_low) & (cov < cov_high), 0]
+    drawn = torch.randperm(len(candidates))[: max(1, int(cov_share * len(cov)))].to(candidates.device)
+    kept[candidates[drawn]] = False
+    return kept

@@ -24,15 +24,16 @@ def behavior(logprobs: Tensor, behavior_logprobs: Tensor, ages: Tensor) -> Tenso
 def loglinear(logprobs: Tensor, behavior_logprobs: Tensor, ages: Tensor) -> Tensor:
     """A-3PO: between the behaviour policy and the present one, the nearer to the latter the older the token.
 
-        log pi_prox = alpha·log mu + (1 - alpha)·sg(log pi_theta),   alpha = 1 / max(1, d)
+        log pi_prox = alpha·log mu + (1 - alpha)·sg(log pi_theta),   alpha = 1 / (d + 1)
 
-    logprobs: float[N], log pi_theta. behavior_logprobs: float[N]. ages: int64[N], staleness d in versions.
-    A token of age 0 was sampled from the proximal policy itself, which so is mu (the paper's formula begins
-    at d = 1, where alpha is 1 too).
+    logprobs: float[N], log pi_theta. behavior_logprobs: float[N]. ages: int64[N], staleness d in versions: d
+    steps lie between mu and pi_prox, and one, the present, between pi_prox and pi_theta. A token of age 0 was
+    sampled from the proximal policy itself, which so is mu. (The paper counts from the version that the step
+    makes: its d is one more.)
 
     Source: Li, Wu, Shen 2025 (arXiv 2512.06547).
     """
-    alpha = 1 / ages.clamp(min=1).to(logprobs.dtype)
+    alpha = 1 / (ages + 1).to(logprobs.dtype)
     return alpha * behavior_logprobs + (1 - alpha) * logprobs.detach()
 
 

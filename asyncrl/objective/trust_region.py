@@ -6,11 +6,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asyncrl.objective.policy import PolicyTerms, PolicyTokens, r_ratio, score, u_ratio, w_ratio
+from asyncrl.objective.policy import (
+    PolicyTerms,
+    PolicyTokens,
+    left_out,
+    log_ratio,
+    r_ratio,
+    score,
+    u_ratio,
+    w_ratio,
+)
 
 
 def m2po(tokens: PolicyTokens) -> PolicyTerms:
-    """M2PO: no clip; the batch's most extreme tokens are left out (`m2po_mask`).
+    """M2PO: no clip; the mini-batch's most extreme tokens are left out (`m2po_mask`).
 
         loss = -M·r·A,   M in {0, 1}
 
@@ -18,32 +27,26 @@ def m2po(tokens: PolicyTokens) -> PolicyTerms:
 
     Source: Zheng, Zhao, Chen 2025 (arXiv 2510.01161). Raises `ValueError` without `tokens.kept`.
     """
-    if tokens.kept is None:
-        raise ValueError("m2po needs `kept`, the mask that m2po_mask makes of the whole batch")
-    left_out = tokens.mask & ~tokens.kept
-    loss = torch.where(left_out, 0.0, -r_ratio(tokens) * tokens.known_advantages)
-    return PolicyTerms(loss, left_out)
+    return left_out(tokens, -r_ratio(tokens) * tokens.known_advantages, torch.zeros_like(tokens.mask))
 
 
-def m2po_mask(
-    log_ratio: Tensor, advantages: Tensor, mask: Tensor, *, max_second_moment: float = 0.04
-) -> Tensor:
-    """bool[T]: which tokens of a batch M2PO keeps, by log_ratio = log pi_prox - log mu (float[T]), advantages
-    (float[T]) and mask (bool[T]). False where masked.
+def m2po_mask(tokens: PolicyTokens, *, max_second_moment: float = 0.04) -> Tensor:
+    """bool[T]: which tokens of a mini-batch M2PO keeps. False where masked.
 
-    Of the tokens that the update would drive further away (A > 0 and log_ratio > 0, or A < 0 and
-    log_ratio < 0) as few as possible are left out, the largest (log_ratio)² first, for the mean of
-    (log_ratio)² over the rest of them to be at most `max_second_moment`. Equal ones go together, so the
-    outcome depends on no order. All other tokens are kept.
+    Of the tokens that the update would drive further away (A > 0 and log r > 0, or A < 0 and log r < 0) as
+    few as possible are left out, the largest (log r)² first, for the mean of (log r)² over the rest of them
+    to be at most `max_second_moment`. Equal ones go together, so the outcome depends on no order. All other
+    tokens are kept.
 
     Source: Zheng, Zhao, Chen 2025 (arXiv 2510.01161), where 0.04 is the default.
     """
-    driven_away = mask & (torch.where(mask, log_ratio * advantages, 0.0) > 0)
-    squares = log_ratio[driven_away].double().square()
+    log_r = torch.where(tokens.mask, tokens.logprobs.detach() - tokens.behavior_logprobs, 0.0)
+    driven_away = tokens.mask & (log_r * tokens.known_advantages > 0)
+    squares = log_r[driven_away].double().square()
     ordered = squares.sort().values
     means = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
     within = int((means <= max_second_moment).sum())
-    kept = mask.clone()
+    kept = tokens.mask.clone()
     if within < len(ordered):
         kept[driven_away] = squares < ordered[within]
     return kept
@@ -61,11 +64,34 @@ def dppo(tokens: PolicyTokens, *, prob_delta: float = 0.2, ratio_high: float = 2
 
     Source: Qi et al. 2026 (arXiv 2602.04879); the bound 20 is that of its implementation.
     """
-    advantages, mask = tokens.known_advantages, tokens.mask
-    moved = _probability(tokens.logprobs, mask) - _probability(tokens.behavior_logprobs, mask)
-    too_far = ((moved > prob_delta) & (advantages > 0)) | ((moved < -prob_delta) & (advantages < 0))
-    weight = torch.where(too_far, 0.0, r_ratio(tokens).detach().clamp(max=ratio_high))
-    return PolicyTerms(-weight * advantages * score(tokens), too_far)
+    moved = _probability(tokens.logprobs, tokens.mask) - _probability(tokens.behavior_logprobs, tokens.mask)
+    return _within(tokens, moved.abs() > prob_delta, ratio_high)
+
+
+def dppo_kl(tokens: PolicyTokens, *, max_divergence: float = 0.05, ratio_high: float = 20.0) -> PolicyTerms:
+    """DPPO in its binary KL form: as `dppo`, by the divergence of "this token or another" under mu from that
+    under pi_theta.
+
+        gradient of -M·sg(min(r, ratio_high))·A·log pi_theta
+        D = mu·log(mu / pi_theta) + (1 - mu)·log((1 - mu) / (1 - pi_theta))
+        M = 0 where D > max_divergence, and pi_theta > mu and A > 0, or pi_theta < mu and A < 0; else 1
+
+    Source: Qi et al. 2026 (arXiv 2602.04879).
+    """
+    mask = tokens.mask
+    pi, mu = (_probability(x, mask).double() for x in (tokens.logprobs, tokens.behavior_logprobs))
+    log_r = log_ratio(tokens.logprobs.detach(), tokens.behavior_logprobs.detach(), mask)
+    rest_pi, rest_mu = (1 - pi).clamp(min=1e-8), (1 - mu).clamp(min=1e-8)
+    divergence = (1 - mu) * (rest_mu / rest_pi).log() - mu * log_r
+    return _within(tokens, divergence > max_divergence, ratio_high)
+
+
+def _within(tokens: PolicyTokens, far: Tensor, ratio_high: float) -> PolicyTerms:
+    """The score-function loss weighted by r, less tokens that are `far` (bool[N]) and would go further."""
+    log_r = log_ratio(tokens.logprobs.detach(), tokens.behavior_logprobs.detach(), tokens.mask)
+    too_far = far & (log_r * tokens.known_advantages > 0)
+    weight = torch.where(too_far, 0.0, log_r.exp().clamp(max=ratio_high))
+    return PolicyTerms(-weight * tokens.known_advantages * score(tokens), too_far)
 
 
 def sapo(

@@ -55,3 +55,31 @@ def topr(tokens: PolicyTokens, *, ratio_low: float = 0.0, ratio_high: float = 1.
     tapered = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(ratio_low, ratio_high)
     weight = torch.where(advantages > 0, 1.0, tapered.to(advantages.dtype))
     return PolicyTerms(-weight * advantages * score(tokens), torch.zeros_like(tokens.mask))
+
+
+def vespo(
+    tokens: PolicyTokens,
+    *,
+    power_pos: float = 2.0,
+    decay_pos: float = 3.0,
+    power_neg: float = 3.0,
+    decay_neg: float = 2.0,
+) -> PolicyTerms:
+    """VESPO: a smooth weight of the trajectory's ratio, which fades both for what the policy has left and for
+    what it has come to far more often than mu.
+
+        R = product of r over the sequence
+        gradient of -phi·A·log pi_theta,   phi = sg(R^power · exp(decay·(1 - R))),
+        power and decay those of pos where A >= 0, of neg elsewhere
+
+    phi is 1 on policy. Without the normalisation of length by which `gspo` and `gmpo` tame R.
+
+    Source: Shen et al. 2026 (arXiv 2602.10693); the defaults are those of its implementation.
+    """
+    advantages = tokens.known_advantages
+    log_ratio = sequence_log_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, mean=False)
+    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    power = torch.where(advantages >= 0, power_pos, power_neg)
+    decay = torch.where(advantages >= 0, decay_pos, decay_neg)
+    phi = (power * log_ratio + decay * (1 - log_ratio.exp())).exp().to(advantages.dtype)
+    return PolicyTerms(-phi * advantages * score(tokens), torch.zeros_like(tokens.mask))

@@ -58,12 +58,13 @@ truncated_frac         share   responses that were cut off at `rollout.max_new_t
 staleness/mean*  versions  mean staleness of the trained tokens
 staleness/max*   versions  largest staleness of a trained token
 trained_tokens   tokens    sampled tokens that this step trained on
-masked_tokens    tokens    sampled tokens of the batch that were masked because they were too stale
+masked_tokens    tokens    sampled tokens of the batch that were masked: too stale, or `mask_truncated`
 
 # Training
 loss                  -        policy loss, mean over the mini-batches of the step
 grad_norm             -        global norm of the gradient before clipping, mean over the updates
 skipped_updates       updates  updates skipped because their gradient was not finite
+impossible_tokens     tokens   trained tokens left out since the policy gives them no probability at all
 lr                    -        learning rate of the policy in this step
 clip_frac*            share    trained tokens whose gradient the objective set to 0
 entropy*              nats     mean entropy of the policy at the trained tokens
@@ -84,6 +85,7 @@ critic/target_mean         -        mean of the value targets
 # Training policy against sampling policy
 > w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
 ess*                         share  effective sample size of the behaviour correction, over the trained tokens
+ess/sequence                 share  the same over whole responses, w the product over their tokens
 ratio/mean*                  -      mean of w; near 1 as long as the log-probabilities are right
 ratio/max                    -      largest w
 ratio/p01                    -      1% quantile of w (all quantiles are within 7.5% of log w)

@@ -3,14 +3,16 @@ critic."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.objective.advantages import Outcomes
-from asyncrl.objective.catalogue import TOKEN_ADVANTAGES
-from asyncrl.objective.gae import Steps, whiten
+from asyncrl.objective.catalogue import GROUP_ADVANTAGES, TOKEN_ADVANTAGES, WHITENED_OVER_TOKENS
+from asyncrl.objective.gae import Steps, gae, whiten
 from asyncrl.objective.make import make_advantage
 from asyncrl.objective.policy import ratio
 from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
@@ -21,10 +23,14 @@ class AdvantageEstimator:
 
     def __init__(self, config: ObjectiveConfig) -> None:
         name = config.advantage
-        self.needs_ratios = name == "vtrace"
+        entry = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}.get(name)
+        self.needs_ratios = entry is not None and entry.needs_ratios
         self._by_critic = name in TOKEN_ADVANTAGES
         self._estimate = make_advantage(name, config.settings_of(name))
         self._whiten = config.whiten
+        self._whitens_tokens = name in WHITENED_OVER_TOKENS
+        before = WHITENED_OVER_TOKENS.get(name)
+        self._before_whitening = None if before is None else make_advantage(before, {})
 
     def __call__(
         self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None
@@ -33,13 +39,27 @@ class AdvantageEstimator:
         whole batch, and computes the same. token_rewards: float32[T], beside those of whole responses."""
         if self._by_critic:
             return self._from_values(flat, tokens, token_rewards)
-        rewards = torch.from_numpy(flat.rewards)
+        sequences, rewards = flat.sequence_index(), torch.from_numpy(flat.rewards)
+        if token_rewards is not None and self._whitens_tokens:
+            return self._to_go(self._outcomes(flat, rewards), tokens, token_rewards), None
         if token_rewards is not None:
-            rewards = rewards.index_add(0, flat.sequence_index(), token_rewards.double().cpu())
+            rewards = rewards.index_add(0, sequences, token_rewards.double().cpu())
+        outcomes = self._outcomes(flat, rewards)
+        if self.needs_ratios:
+            sums = torch.zeros_like(rewards).index_add(0, sequences, tokens.log_ratio.double().cpu())
+            outcomes = replace(outcomes, log_ratios=sums)
+        return self._estimate(outcomes).float()[sequences].to(tokens.ids.device), None
+
+    def _outcomes(self, flat: FlatBatch, rewards: Tensor) -> Outcomes:
         lengths = torch.from_numpy(np.add.reduceat(flat.loss_mask, flat.offsets[:-1], dtype=np.int64))
-        outcomes = Outcomes(rewards, torch.from_numpy(flat.group_ids), lengths)
-        advantages = self._estimate(outcomes).float()[flat.sequence_index()]
-        return advantages.to(tokens.ids.device), None
+        return Outcomes(rewards, torch.from_numpy(flat.group_ids), lengths)
+
+    def _to_go(self, outcomes: Outcomes, tokens: TokenBatch, token_rewards: Tensor) -> Tensor:
+        """float32[T]: what follows each token, whitened: an earlier token's penalty is no fault of it."""
+        rewards = outcomes.rewards if self._before_whitening is None else self._before_whitening(outcomes)
+        zeros = torch.zeros_like(token_rewards)
+        steps = Steps(zeros, rewards.to(zeros.device), tokens.sequences, tokens.mask, token_rewards)
+        return whiten(gae(steps)[0], tokens.mask)
 
     def _from_values(
         self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None

@@ -94,6 +94,7 @@ def make_step(
             trainer.lr, trainer.lr_schedule, trainer.warmup_steps, config.run.steps, trainer.lr_min_share
         ),
         reference=reference,
+        mask_truncated=config.objective.mask_truncated,
     )
     if critic is None or config.critic is None:
         return step

@@ -33,7 +33,7 @@ class TrainStep:
     """Runs training steps, by parts that `trainer.make` chooses and sets up by the config.
 
     seed: of the run. max_length: tokens that a response may have. mini_batches: updates in a step, if the
-    batch has as many groups.
+    batch has as many groups. mask_truncated: whether responses that were cut off are left out.
     """
 
     seed: int
@@ -48,23 +48,29 @@ class TrainStep:
     critic: CriticUpdate | None = None
     critic_lr: Schedule | None = None
     reference: Reference | None = None
+    mask_truncated: bool = False
 
     def __call__(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         """Train on a batch of records; the step's metrics. total_steps: as for `Trainer.step`."""
-        flat = flatten(batch)
+        flat = self.flatten(batch)
         return dict(batch_metrics(batch, flat)) | self.train(flat, batch.step, total_steps)
+
+    def flatten(self, batch: Batch) -> FlatBatch:
+        """What `train` takes. Raises `BatchError`."""
+        return flatten(batch, mask_truncated=self.mask_truncated)
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Forward passes, advantages, then one optimizer update a mini-batch. Every rank gives the whole
         batch; returns the metrics of the whole batch, the same on all ranks.
 
-        Random numbers that an objective draws from torch are a function of run.seed and the step, the same
-        on all ranks: a run that goes on from a checkpoint draws the same, and there is no state of a
-        generator to save."""
-        torch.manual_seed(_seed(self.seed, step))
+        The mini-batches, and random numbers that an objective draws from torch, are a function of run.seed
+        and the step, the same on all ranks: a run that goes on from a checkpoint draws the same, and there is
+        no state of a generator to save."""
+        seed = _seed(self.seed, step)
+        torch.manual_seed(seed)
         check_staleness(flat, self.max_staleness)
-        minis = self._mini_batches(flat)
-        if not minis:  # all that was sampled is too old
+        minis = self._mini_batches(flat, seed)
+        if not minis:  # all that was sampled is masked
             return self.policy.metrics_of_none()
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
         advantages, value_targets = self.advantages(flat, tokens, self._kl_rewards(tokens))
@@ -74,11 +80,11 @@ class TrainStep:
             metrics |= self.critic.train(minis, tokens.values, value_targets, lr, step)
         return metrics | self.policy.train(minis, tokens, advantages, self.lr(step, total_steps), step)
 
-    def _mini_batches(self, flat: FlatBatch) -> list[MiniBatch]:
+    def _mini_batches(self, flat: FlatBatch, seed: int) -> list[MiniBatch]:
         """Those with a token to train on."""
         return [
             mini_batch(flat, sequences, self.packing, self.ranks, self.max_length)
-            for sequences in split_groups(flat, self.mini_batches)
+            for sequences in split_groups(flat, self.mini_batches, seed)
             if count_trained(flat, sequences)
         ]
 
@@ -93,7 +99,7 @@ class TrainStep:
         return replace(
             tokens,
             start_logprobs=start,
-            prox_logprobs=self.policy.prox_logprobs(minis, tokens.ids, start),
+            prox_logprobs=self.policy.prox_logprobs(start),
             ref_logprobs=None if self.reference is None else self.reference.logprobs(minis, tokens.ids),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
         )

@@ -350,11 +350,15 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
-            "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, sapo, and not of what",
+            "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, gmpo, clip_cov, sapo, and",
             "objective.policy_loss=ppo has clip_eps_low, clip_eps_high, dual_clip; "
-            "objective.advantage=grpo has none",
+            "objective.advantage=grpo has deviation",
         ),
-        (["objective.max_reward=2"], "is a setting of ngrpo, and not", "objective.advantage=grpo has none"),
+        (
+            ["objective.max_reward=2"],
+            "is a setting of ngrpo, and not",
+            "objective.advantage=grpo has deviation",
+        ),
         (
             ["objective.policy_loss=my.losses:loss", "objective.clip_eps_low=0.1"],
             "not of what is chosen",
@@ -368,9 +372,22 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (
             ["objective.policy_loss=ppo", "objective.proximal=loglinear"],
             "objective.policy_loss=ppo has no proximal policy",
-            "those that have: decoupled_ppo, tis, icepop, gspo, sapo",
+            "those that have: decoupled_ppo, tis, icepop, gspo, gmpo, clip_cov, sapo",
         ),
         (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
+        (["objective.ess_base=0.5"], "is for objective.step_size=vcpo", "leave it out"),
+        (["objective.reject=mean_k1"], "would reject nothing", "objective.reject_above (nats)"),
+        (["objective.reject_above=0.5"], "objective.reject leaves out", "one of sum_k1, sum_k2"),
+        (
+            ["objective.reject=sum_k1", "objective.reject_above=-1", "objective.reject_below=1"],
+            "objective.reject_below=1.0 is above objective.reject_above=-1.0",
+            "every sequence would be rejected",
+        ),
+        (
+            ["objective.advantage=pass_at_k", "objective.pass_k=8", "rollout.group_size=8"],
+            "objective.pass_k=8 leaves one subset of rollout.group_size=8",
+            "a larger group, or a smaller k",
+        ),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),

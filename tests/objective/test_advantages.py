@@ -1,12 +1,14 @@
 """Every advantage of trajectories against its formula, group by group in plain numpy, and its invariances."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.objective.advantages import Outcomes, dr_grpo, grpo, max_rl, ngrpo, nsr, reinforce_pp
+from asyncrl.objective.advantages import Outcomes, dr_grpo, grpo, max_rl, ngrpo, nsr, opob, reinforce_pp
 from asyncrl.objective.catalogue import COMPARE_WITHIN_GROUPS, GROUP_ADVANTAGES
 from asyncrl.objective.make import make_advantage
 
@@ -14,13 +16,14 @@ NAMES = sorted(GROUP_ADVANTAGES)
 WITHIN_GROUPS = sorted(COMPARE_WITHIN_GROUPS)
 
 
-def outcomes(rewards, group_ids=None, lengths=None):
+def outcomes(rewards, group_ids=None, lengths=None, log_ratios=None):
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     ones = torch.ones(len(rewards), dtype=torch.int64)
     return Outcomes(
         rewards,
         torch.zeros_like(ones) if group_ids is None else torch.as_tensor(group_ids),
         ones if lengths is None else torch.as_tensor(lengths),
+        0.0 * rewards if log_ratios is None else torch.as_tensor(log_ratios),
     )
 
 
@@ -34,21 +37,35 @@ def whitened(values, lengths):
     return zero_if(std < 1e-9, (values - mean) / (std or 1.0))
 
 
-def virtual(r, most):
+def virtual(r, most, ddof):
     more = np.append(r, most)
-    return zero_if(more.std() == 0, (r - more.mean()) / (more.std() or 1.0))
+    return zero_if(more.std() == 0, (r - more.mean()) / (more.std(ddof=ddof) or 1.0))
+
+
+def best_of_subsets(r, k, above):
+    """By every subset of k: the mean over those with the response of whether one succeeded, standardised."""
+    success = (r > above).astype(float)
+    k = min(k, len(r))
+    subsets = list(itertools.combinations(range(len(r)), k))
+    best = np.array([max(success[list(s)]) for s in subsets])
+    if best.std() == 0:
+        return np.zeros(len(r))
+    of_each = [np.mean([b for s, b in zip(subsets, best, strict=True) if i in s]) for i in range(len(r))]
+    return (np.array(of_each) - best.mean()) / best.std()
 
 
 REFERENCES = {
-    "grpo": lambda r, n: (r - r.mean()) / r.std(),
-    "dr_grpo": lambda r, n: r - r.mean(),
-    "rloo": lambda r, n: np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))]),
-    "opo": lambda r, n: r - (n * r).sum() / n.sum(),
-    "max_rl": lambda r, n: (r - r.mean()) / r.mean(),
+    "grpo": lambda r, n, w: (r - r.mean()) / r.std(),
+    "dr_grpo": lambda r, n, w: r - r.mean(),
+    "rloo": lambda r, n, w: np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))]),
+    "opo": lambda r, n, w: r - (n * r).sum() / n.sum(),
+    "opob": lambda r, n, w: r - (n * w**2 * r).sum() / (n * w**2).sum(),
+    "max_rl": lambda r, n, w: (r - r.mean()) / r.mean(),
 }
 
 
-def reference(name, r, groups, lengths, settings):
+def reference(name, r, groups, lengths, settings, w):
+    ddof = int(settings.get("deviation") == "sample")
     if name == "nsr":
         weight = settings.get("positive_weight", 0.1)
         return np.where(r > settings.get("success_above", 0.5), weight, -1.0)
@@ -58,10 +75,15 @@ def reference(name, r, groups, lengths, settings):
     for group in np.unique(groups):
         at = groups == group
         if name == "ngrpo":
-            out[at] = virtual(r[at], settings.get("max_reward", 1.0))
+            out[at] = virtual(r[at], settings.get("max_reward", 1.0), ddof)
+        elif name == "pass_at_k":
+            out[at] = best_of_subsets(r[at], settings.get("pass_k", 4), settings.get("success_above", 0.5))
+        elif np.ptp(r[at]) > 0 and name == "lite_ppo":
+            out[at] = (r[at] - r[at].mean()) / r.std(ddof=ddof)
         elif np.ptp(r[at]) > 0:
             formula = REFERENCES["dr_grpo" if name == "reinforce_pp_baseline" else name]
-            out[at] = formula(r[at], lengths[at])
+            out[at] = formula(r[at], lengths[at], w[at])
+            out[at] *= np.sqrt(1 - ddof / at.sum())  # the sample's deviation is the larger one
     return whitened(out, lengths) if name == "reinforce_pp_baseline" else out
 
 
@@ -69,7 +91,11 @@ def reference(name, r, groups, lengths, settings):
     ("name", "settings"),
     [
         *((name, {}) for name in NAMES),
-        ("ngrpo", {"max_reward": 3.5}),
+        ("ngrpo", {"max_reward": 3.5, "deviation": "sample"}),
+        ("grpo", {"deviation": "sample"}),
+        ("lite_ppo", {"deviation": "sample"}),
+        ("pass_at_k", {"pass_k": 2, "success_above": 0.3}),
+        ("pass_at_k", {"pass_k": 1}),
         ("nsr", {"success_above": 0.2, "positive_weight": 0.7}),
     ],
 )
@@ -83,8 +109,9 @@ def test_agrees_with_its_formula_on_ragged_shuffled_groups(name, settings):
         if rng.random() < 0.3:
             rewards[groups == groups[0]] = rng.choice([0.0, 1.0, 0.1 + 0.2])
         lengths = rng.integers(1, 30, len(groups))
-        got = make_advantage(name, settings)(outcomes(rewards, groups, lengths))
-        expected = reference(name, rewards, groups, lengths, settings)
+        log_w = rng.normal(0, 1, len(groups))
+        got = make_advantage(name, settings)(outcomes(rewards, groups, lengths, log_w))
+        expected = reference(name, rewards, groups, lengths, settings, np.exp(log_w))
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -106,15 +133,17 @@ def test_it_follows_a_permutation_and_the_names_of_groups_do_not_matter(name, ro
     torch.testing.assert_close(other, whole[order], rtol=1e-9, atol=1e-9)
 
 
-SHIFT = {"grpo", "dr_grpo", "rloo", "opo", "reinforce_pp", "reinforce_pp_baseline"}
+SHIFT = {"grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "reinforce_pp", "reinforce_pp_baseline"}
 SCALE = {
     "grpo": 0,
+    "lite_ppo": 0,
     "reinforce_pp": 0,
     "reinforce_pp_baseline": 0,
     "max_rl": 0,
     "dr_grpo": 1,
     "rloo": 1,
     "opo": 1,
+    "opob": 1,
 }
 
 
@@ -182,6 +211,20 @@ def test_groups_that_all_failed_learn_with_ngrpo_and_nsr_only():
     assert (ngrpo(outcomes([1.0, 1.0])) == 0).all()
 
 
+def test_with_k_1_the_advantages_of_pass_at_k_are_those_of_grpo():
+    right = outcomes([1.0, 0, 0, 1, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1])
+    torch.testing.assert_close(make_advantage("pass_at_k", {"pass_k": 1})(right), grpo(right))
+
+
+def test_the_ratios_of_opob_may_be_of_any_size():
+    rewards, lengths = [0.0, 1.0, 0.0], [3, 5, 2]
+    even, huge = (outcomes(rewards, [0] * 3, lengths, [x] * 3) for x in (0.0, -4000.0))
+    torch.testing.assert_close(opob(even), opob(huge))
+    torch.testing.assert_close(opob(even), make_advantage("opo", {})(even))
+    one_counts = opob(outcomes(rewards, [0] * 3, lengths, [0.0, 900.0, 0.0]))
+    assert one_counts.tolist() == [-1.0, 0.0, -1.0]
+
+
 def test_a_hard_prompt_weighs_more_with_max_rl():
     one_of_eight, six_of_eight = (max_rl(outcomes([1.0] * k + [0.0] * (8 - k))) for k in (1, 6))
     assert one_of_eight[0] == pytest.approx(7.0)
@@ -208,6 +251,6 @@ def test_shapes_that_do_not_match_are_refused():
 
 def test_the_dtype_of_the_rewards_is_kept():
     for name in NAMES:
-        single = Outcomes(torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), torch.tensor([3, 4]))
+        single = Outcomes(*map(torch.tensor, ([0.0, 1.0], [0, 0], [3, 4], [0.1, 0.2])))
         assert make_advantage(name, {})(single).dtype == torch.float32, name
     assert dr_grpo(single).tolist() == [-0.5, 0.5]

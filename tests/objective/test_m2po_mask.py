@@ -3,7 +3,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrl.objective.policy import PolicyTokens
 from asyncrl.objective.trust_region import m2po_mask
+
+
+def mini_batch(log_ratio, advantages, mask):
+    zeros = torch.zeros_like(log_ratio)
+    return PolicyTokens(log_ratio, log_ratio, zeros, advantages, mask, zeros.long(), zeros.long())
 
 
 def reference(log_ratio, advantages, mask, limit):
@@ -26,9 +32,11 @@ def test_agrees_with_taking_out_one_by_one_and_depends_on_no_order(rows, limit, 
     def mask_of(rows):
         d, a, m = zip(*rows, strict=True) if rows else ((), (), ())
         kept = m2po_mask(
-            torch.tensor(d, dtype=torch.float64),
-            torch.tensor(a, dtype=torch.float64),
-            torch.tensor(m, dtype=torch.bool),
+            mini_batch(
+                torch.tensor(d, dtype=torch.float64),
+                torch.tensor(a, dtype=torch.float64),
+                torch.tensor(m, dtype=torch.bool),
+            ),
             max_second_moment=limit,
         )
         assert kept.tolist() == reference(d, a, m, limit)
@@ -44,7 +52,7 @@ def test_what_is_left_is_within_the_limit_and_no_more_is_left_out_than_needed():
     log_ratio = torch.from_numpy(rng.standard_t(2, 5000) * 0.2)
     advantages = torch.from_numpy(rng.normal(size=5000))
     mask = torch.from_numpy(rng.random(5000) < 0.8)
-    kept = m2po_mask(log_ratio, advantages, mask)
+    kept = m2po_mask(mini_batch(log_ratio, advantages, mask))
     driven = mask & (log_ratio * advantages > 0)
     squares = log_ratio.square()
     assert 0 < (driven & ~kept).sum() < 0.2 * driven.sum()
@@ -57,4 +65,5 @@ def test_what_is_left_is_within_the_limit_and_no_more_is_left_out_than_needed():
 def test_on_policy_everything_is_kept_and_masked_nonsense_does_not_matter():
     mask = torch.tensor([True, False, True])
     log_ratio = torch.tensor([0.0, float("nan"), 0.0])
-    assert m2po_mask(log_ratio, torch.tensor([1.0, float("nan"), -1.0]), mask).tolist() == mask.tolist()
+    advantages = torch.tensor([1.0, float("nan"), -1.0])
+    assert m2po_mask(mini_batch(log_ratio, advantages, mask)).tolist() == mask.tolist()

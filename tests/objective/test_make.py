@@ -31,6 +31,7 @@ def test_the_catalogue_knows_which_losses_have_a_proximal_policy(name, random_to
     moved = dataclasses.replace(tokens, prox_logprobs=tokens.prox_logprobs - 0.3)
     loss = make_policy_objective(name, {}).loss
     assert torch.equal(loss(tokens).loss, loss(moved).loss) == (not POLICY_LOSSES[name].has_proximal)
+    assert make_policy_objective(name, {}).has_proximal == POLICY_LOSSES[name].has_proximal
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -65,16 +66,20 @@ def test_an_objective_is_made_with_its_own_settings_only(random_tokens):
     assert make_policy_objective("gspo", {}).aggregation == "sequence_mean"
 
 
-def test_the_settings_of_a_batch_mask_reach_it():
-    log_ratio, mask = torch.tensor([0.1, 0.9]), torch.tensor([True, True])
+def test_the_settings_of_a_batch_mask_reach_it(random_tokens):
+    tokens = random_tokens(3)
+    kept = {}
     for limit in (0.0, 0.04, 5.0):
         made = make_policy_objective("m2po", {"max_second_moment": limit})
-        expected = m2po_mask(log_ratio, torch.ones(2), mask, max_second_moment=limit)
-        assert torch.equal(made.batch_mask(log_ratio, torch.ones(2), mask), expected)
+        kept[limit] = made.batch_mask(tokens)
+        assert torch.equal(kept[limit], m2po_mask(tokens, max_second_moment=limit))
+    assert kept[0.0].sum() < kept[0.04].sum() < kept[5.0].sum()
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"decoupled_ppq: unknown; choose one of cispo, decoupled_ppo"):
+    with pytest.raises(
+        ConfigError, match=r"decoupled_ppq: unknown; choose one of cispo, clip_cov, decoupled_ppo"
+    ):
         make_policy_objective("decoupled_ppq", {})
     with pytest.raises(ConfigError, match=r"objective.advantage=gap.*dr_grpo, gae, grpo"):
         make_advantage("gap", {})

@@ -15,7 +15,7 @@ from asyncrl.objective.catalogue import AGGREGATIONS, POLICY_LOSSES
 from asyncrl.objective.make import make_policy_objective
 from asyncrl.objective.normalise import Totals, aggregate
 from asyncrl.objective.policy import MAX_LOG_RATIO, PolicyTokens
-from asyncrl.objective.ppo import decoupled_ppo, ppo
+from asyncrl.objective.ppo import clip_cov, cov_mask, decoupled_ppo, ppo
 from asyncrl.objective.trust_region import m2po
 
 NAMES = sorted(POLICY_LOSSES)
@@ -39,19 +39,50 @@ def ppo_reference(t, s, clip_eps_low=0.2, clip_eps_high=0.2, dual_clip=math.inf)
     return -value, -slope, clipped
 
 
-def decoupled_reference(t, s, clip_eps_low=0.2, clip_eps_high=0.2, dual_clip=math.inf, behavior_cap=2.0):
+def correction(t, s, level):
+    return {"token": t.w, "sequence": math.exp(s.sum_log_w), "geometric": math.exp(s.mean_log_w)}[level]
+
+
+def decoupled_reference(
+    t,
+    s,
+    clip_eps_low=0.2,
+    clip_eps_high=0.2,
+    dual_clip=math.inf,
+    behavior_cap=2.0,
+    behavior_level="token",
+):
     value, slope, clipped = clip_term(t.u, t.a, clip_eps_low, clip_eps_high, dual_clip)
-    w = min(t.w, behavior_cap)
+    w = min(correction(t, s, behavior_level), behavior_cap)
     return -w * value, -w * slope, clipped
 
 
 def icepop_reference(
-    t, s, clip_eps_low=0.2, clip_eps_high=0.2, dual_clip=math.inf, ratio_low=0.5, ratio_high=2.0
+    t,
+    s,
+    clip_eps_low=0.2,
+    clip_eps_high=0.2,
+    dual_clip=math.inf,
+    ratio_low=0.5,
+    ratio_high=5.0,
+    behavior_level="token",
 ):
     value, slope, clipped = clip_term(t.u, t.a, clip_eps_low, clip_eps_high, dual_clip)
-    inside = ratio_low <= t.w <= ratio_high
-    w = t.w if inside else 0.0
+    w = correction(t, s, behavior_level)
+    inside = ratio_low <= w <= ratio_high
+    w = w if inside else 0.0
     return -w * value, -w * slope, clipped or not inside
+
+
+def gmpo_reference(t, s, clip_eps_low=0.4, clip_eps_high=0.4, behavior_cap=2.0):
+    bounded = [min(x, clip_eps_high) if t.a > 0 else max(x, -clip_eps_low) for x in s.log_u]
+    clipped = math.log(t.u) > clip_eps_high if t.a > 0 else math.log(t.u) < -clip_eps_low
+    loss = -min(t.w, behavior_cap) * math.exp(np.mean(bounded)) * t.a
+    return loss, 0.0 if clipped else loss, clipped
+
+
+def clip_cov_reference(t, s, **settings):
+    return decoupled_reference(t, s, **settings) if t.kept else (0.0, 0.0, True)
 
 
 def gspo_reference(t, s, clip_eps_low=3e-4, clip_eps_high=4e-4, behavior_cap=2.0):
@@ -82,6 +113,18 @@ def dppo_reference(t, s, prob_delta=0.2, ratio_high=20.0):
     return weighted(0.0 if too_far else min(t.r, ratio_high), t.a, too_far)
 
 
+def dppo_kl_reference(t, s, max_divergence=0.05, ratio_high=20.0):
+    divergence = t.mu * math.log(t.mu / t.pi) + (1 - t.mu) * math.log((1 - t.mu) / (1 - t.pi))
+    too_far = divergence > max_divergence and (t.pi - t.mu) * t.a > 0
+    return weighted(0.0 if too_far else min(t.r, ratio_high), t.a, too_far)
+
+
+def vespo_reference(t, s, power_pos=2.0, decay_pos=3.0, power_neg=3.0, decay_neg=2.0):
+    power, decay = (power_pos, decay_pos) if t.a >= 0 else (power_neg, decay_neg)
+    r = math.exp(s.sum_log_r)
+    return weighted(r**power * math.exp(decay * (1 - r)), t.a)
+
+
 def cispo_reference(t, s, ratio_low=0.0, ratio_high=5.0):
     return weighted(min(max(t.r, ratio_low), ratio_high), t.a)
 
@@ -97,11 +140,15 @@ REFERENCES = {
     "tis": decoupled_reference,
     "icepop": icepop_reference,
     "gspo": gspo_reference,
+    "gmpo": gmpo_reference,
+    "clip_cov": clip_cov_reference,
     "sapo": sapo_reference,
     "m2po": m2po_reference,
     "dppo": dppo_reference,
     "cispo": cispo_reference,
+    "dppo_kl": dppo_kl_reference,
     "topr": topr_reference,
+    "vespo": vespo_reference,
     "reinforce": lambda t, s: weighted(1.0, t.a),
 }
 
@@ -110,9 +157,17 @@ SETTINGS = {
     "decoupled_ppo": [
         {"behavior_cap": math.inf},
         {"clip_eps_low": 0.1, "clip_eps_high": 0.4, "dual_clip": 1.2, "behavior_cap": 0.5},
+        {"behavior_level": "sequence", "behavior_cap": math.inf},
     ],
-    "tis": [{"behavior_cap": 1.1, "dual_clip": 1.5}],
-    "icepop": [{"ratio_low": 0.8, "ratio_high": math.inf, "dual_clip": 1.3}],
+    "tis": [{"behavior_cap": 1.1, "dual_clip": 1.5, "behavior_level": "geometric"}],
+    "icepop": [
+        {"ratio_low": 0.8, "ratio_high": 1.5, "dual_clip": 1.3},
+        {"ratio_low": 0.2, "ratio_high": 2.0, "behavior_level": "sequence"},
+    ],
+    "gmpo": [{"clip_eps_low": 0.1, "clip_eps_high": 0.2, "behavior_cap": 0.9}],
+    "clip_cov": [{"clip_eps_low": 0.1, "clip_eps_high": 0.4, "dual_clip": 1.2, "behavior_cap": 0.5}],
+    "dppo_kl": [{"max_divergence": 0.01, "ratio_high": 1.5}],
+    "vespo": [{"power_pos": 1.0, "decay_pos": 0.5, "power_neg": 1.5, "decay_neg": 1.0}],
     "gspo": [{"clip_eps_low": 0.3, "clip_eps_high": 0.2, "behavior_cap": math.inf}],
     "sapo": [{"tau_pos": 2.0, "tau_neg": 0.5, "behavior_cap": 1.0}],
     "dppo": [{"prob_delta": 0.05, "ratio_high": 1.5}],
@@ -135,18 +190,36 @@ class Token:
 
 @dataclasses.dataclass
 class Sequence:
-    mean_log_u: float
-    sum_log_r: float
+    log_u: list[float]
+    log_w: list[float]
+    log_r: list[float]
+
+    @property
+    def mean_log_u(self):
+        return np.mean(self.log_u)
+
+    @property
+    def mean_log_w(self):
+        return np.mean(self.log_w)
+
+    @property
+    def sum_log_w(self):
+        return sum(self.log_w)
+
+    @property
+    def sum_log_r(self):
+        return sum(self.log_r)
 
 
 def reference(name, tokens, settings):
     """(loss, gradient, clipped) as lists, from the tokens as plain numbers."""
     columns = ("logprobs", "prox_logprobs", "behavior_logprobs", "advantages", "mask", "sequences", "kept")
     rows = list(zip(*(getattr(tokens, c).tolist() for c in columns), strict=True))
-    log_u, log_r = defaultdict(list), defaultdict(list)
+    log_u, log_w, log_r = defaultdict(list), defaultdict(list), defaultdict(list)
     for pi, prox, mu, _, mask, sequence, _ in rows:
         if mask:
             log_u[sequence].append(pi - prox)
+            log_w[sequence].append(prox - mu)
             log_r[sequence].append(pi - mu)
     out = []
     for pi, prox, mu, a, mask, sequence, kept in rows:
@@ -156,7 +229,7 @@ def reference(name, tokens, settings):
         t = Token(
             math.exp(pi - prox), math.exp(prox - mu), math.exp(pi - mu), a, math.exp(pi), math.exp(mu), kept
         )
-        s = Sequence(np.mean(log_u[sequence]), sum(log_r[sequence]))
+        s = Sequence(log_u[sequence], log_w[sequence], log_r[sequence])
         out.append(REFERENCES[name](t, s, **settings))
     return [np.array(column) for column in zip(*out, strict=True)]
 
@@ -212,7 +285,12 @@ def test_the_behavior_correction_is_always_there(random_tokens):
     lower = dataclasses.replace(tokens, behavior_logprobs=tokens.prox_logprobs + math.log(1.5))
     fresh = dataclasses.replace(tokens, behavior_logprobs=tokens.prox_logprobs)
     for name in ("decoupled_ppo", "tis", "icepop", "gspo", "sapo"):
-        for settings in ({}, {"behavior_cap": math.inf}, {"ratio_high": math.inf}):
+        for settings in (
+            {},
+            {"behavior_cap": math.inf},
+            {"ratio_high": math.inf},
+            {"behavior_level": "geometric"},
+        ):
             loss = make_policy_objective(name, settings).loss
             torch.testing.assert_close(loss(lower).loss, loss(fresh).loss / 1.5)
 
@@ -293,6 +371,21 @@ def test_the_gradient_does_not_depend_on_how_the_sequences_are_split_up(name, ag
     torch.testing.assert_close(tokens.logprobs.grad, whole, rtol=1e-12, atol=1e-15)
 
 
-def test_m2po_without_the_mask_of_the_batch_is_refused(random_tokens):
+@pytest.mark.parametrize("loss", [m2po, clip_cov])
+def test_without_the_mask_of_the_mini_batch_it_is_refused(loss, random_tokens):
     with pytest.raises(ValueError, match="needs `kept`"):
-        m2po(dataclasses.replace(random_tokens(0), kept=None))
+        loss(dataclasses.replace(random_tokens(0), kept=None))
+
+
+def test_clip_cov_leaves_out_that_share_of_those_between_its_bounds(random_tokens):
+    tokens = random_tokens(5, sequences=200)
+    mask, a, logprobs = tokens.mask, tokens.advantages, tokens.logprobs.detach()
+    cov = (a - a[mask].mean()) * (logprobs - logprobs[mask].mean())
+    between = mask & (cov > 0.5) & (cov < 1.0)
+    torch.manual_seed(0)
+    kept = cov_mask(tokens, cov_low=0.5, cov_high=1.0, cov_share=0.05)
+    out = mask & ~kept
+    assert (out & ~between).sum() == 0
+    assert out.sum() == int(0.05 * mask.sum()) < between.sum()
+    assert torch.equal(cov_mask(tokens, cov_low=0.5, cov_high=1.0, cov_share=1.0), mask & ~between)
+    assert not torch.equal(cov_mask(tokens, cov_low=0.5, cov_high=1.0, cov_share=0.05), kept)

@@ -16,7 +16,7 @@ def test_loglinear_agrees_with_its_formula_and_carries_no_gradient():
     theta, mu = -rng.exponential(size=(2, 50))
     logprobs = torch.from_numpy(theta).requires_grad_()
     prox = loglinear(logprobs, torch.from_numpy(mu), torch.from_numpy(ages))
-    expected = [m if d == 0 else m / d + (1 - 1 / d) * t for t, m, d in zip(theta, mu, ages, strict=True)]
+    expected = [(m + d * t) / (d + 1) for t, m, d in zip(theta, mu, ages, strict=True)]
     np.testing.assert_allclose(prox, expected, rtol=1e-12)
     assert not prox.requires_grad
 
@@ -24,10 +24,18 @@ def test_loglinear_agrees_with_its_formula_and_carries_no_gradient():
 def test_loglinear_lies_between_the_behaviour_and_the_present_policy():
     theta, mu = torch.full((20,), -1.0), torch.full((20,), -2.0)
     prox = loglinear(theta, mu, torch.arange(20))
-    assert (prox[:2] == mu[:2]).all()
-    assert (prox[1:].diff() > 0).all()
+    assert prox[0] == mu[0]
+    assert (prox.diff() > 0).all()
     assert prox[-1] < -1.0
     assert torch.equal(behavior(theta, mu, torch.arange(20)), mu)
+
+
+def test_loglinear_is_exact_for_a_policy_that_moves_evenly():
+    """Versions 0..9 of a token's log-probability on a line: version 9 is trained, 8 is the proximal one."""
+    line = torch.linspace(-3.0, -1.2, 10, dtype=torch.float64)
+    ages = torch.arange(9)
+    prox = loglinear(line[9].expand(9), line[8 - ages], ages)
+    torch.testing.assert_close(prox, line[8].expand(9))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 8 / 9])

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from asyncrl.objective.step_size import ess_share, sequence_sums, vcpo_lr_scale
+from asyncrl.objective.step_size import ess_share, ess_sums, sequence_sums, vcpo_lr_scale
 
 
 def test_the_scale_is_the_root_of_the_effective_share():
     log_w = np.random.default_rng(0).normal(0, 1, 50)
     w = np.exp(log_w)
     share = w.sum() ** 2 / (w**2).sum() / 50
-    assert ess_share(torch.from_numpy(log_w)) == pytest.approx(share)
+    parts = [ess_sums(torch.from_numpy(part)) for part in (log_w[:7], log_w[7:7], log_w[7:])]
+    assert ess_share(torch.stack(parts)) == pytest.approx(share)
     assert vcpo_lr_scale(torch.from_numpy(log_w)) == pytest.approx(share**0.5)
 
 
@@ -32,3 +33,13 @@ def test_sums_are_over_the_unmasked_tokens_of_each_sequence():
     )
     assert sums.tolist() == [2.0, 5.0]
     assert len(sequence_sums(torch.zeros(2), torch.zeros(2), torch.zeros(2) > 0)) == 0
+
+
+def test_the_learning_rate_is_whole_from_the_base_share_on():
+    log_w = torch.tensor([0.0] * 15 + [5000.0])  # ESS / B = 1/16
+    assert vcpo_lr_scale(log_w, ess_base=0.25) == pytest.approx(0.5)
+    assert vcpo_lr_scale(log_w, ess_base=0.03) == 1
+
+
+def test_ratios_that_are_all_zero_have_no_effective_sample():
+    assert ess_share(ess_sums(torch.tensor([-torch.inf, -torch.inf]))[None]) == 0

@@ -281,13 +281,15 @@ def test_what_may_surprise_is_warned_of(run):
         rollout={"threads": 500, "slots": 200},
         trainer={"warmup_steps": 5, "batch_groups": 8},
         staleness={"max_staleness": 1},
+        reference={"where": "reward"},
     )
     warnings = "\n".join(preflight(config).warnings)
     assert "1 bad row of rows.jsonl skipped" in warnings
     assert "501 computing threads on" in warnings
     assert "only 64 of 200 slots can be in use" in warnings
     assert "trainer.warmup_steps=5 does not end in 5 steps" in warnings
-    assert len(preflight(config).warnings) == 4
+    assert "objective.advantage=grpo divides by each group's deviation" in warnings
+    assert len(preflight(config).warnings) == 5
 
 
 def test_a_plain_run_gives_no_warning(run):

@@ -74,11 +74,28 @@ def test_the_order_of_groups_makes_no_difference(random_batch):
 @pytest.mark.parametrize(("groups", "parts"), [(5, 2), (4, 4), (7, 3), (3, 1)])
 def test_mini_batches_are_whole_groups_and_all_of_them(random_batch, groups, parts):
     flat = flatten(random_batch(0, groups=groups, group_size=3))
-    split = split_groups(flat, parts)
-    assert np.concatenate(split).tolist() == list(range(flat.sequences))
+    split = split_groups(flat, parts, seed=3)
+    assert sorted(np.concatenate(split).tolist()) == list(range(flat.sequences))
     owners = [set(flat.group_ids[part].tolist()) for part in split]
     assert sum(map(len, owners)) == groups
     assert max(map(len, owners)) - min(map(len, owners)) <= 1
+
+
+def test_which_groups_share_a_mini_batch_changes_with_the_seed(random_batch):
+    flat = flatten(random_batch(0, groups=8, group_size=2))
+    dealt = [frozenset(tuple(part) for part in split_groups(flat, 4, seed)) for seed in range(20)]
+    assert len(set(dealt)) > 10
+    assert dealt[7] == frozenset(tuple(part) for part in split_groups(flat, 4, 7))
+
+
+def test_truncated_responses_can_be_masked(random_batch):
+    made = random_batch(0, groups=6)
+    whole, masked = flatten(made), flatten(made, mask_truncated=True)
+    cut = [t.finish_reason is FinishReason.LENGTH for g in made.groups for t in g.trajectories]
+    assert 0 < sum(cut) < len(cut)
+    of_cut = np.array(cut)[whole.sequence_index()]
+    np.testing.assert_array_equal(masked.loss_mask, whole.loss_mask & ~of_cut)
+    assert masked.rewards.tolist() == whole.rewards.tolist()
 
 
 def test_an_unmasked_token_that_is_too_old_breaks_invariant_1():

@@ -345,6 +345,7 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
         "masked_tokens": (versions == 0).sum(),
         "adv/zero_groups_frac": 0,
         "skipped_updates": 0,
+        "impossible_tokens": 0,
         "lr": 1e-2 * (1 - 3 / 9),
         **{f"age/{k}/tokens": (ages == k).sum() for k in range(3)},
     }
@@ -356,7 +357,7 @@ def test_metrics_say_what_was_trained_on(make_step, random_batch):
         **dict.fromkeys(("logprobs", "behavior_logprobs", "entropy"), torch.zeros(3)),
         **dict.fromkeys(("clipped", "mask"), torch.ones(3, dtype=torch.bool)),
     )
-    others = {"loss", "grad_norm", "adv/mean", "adv/std", *dict(diagnostics.metrics())}
+    others = {"loss", "grad_norm", "adv/mean", "adv/std", "ess/sequence", *dict(diagnostics.metrics())}
     assert set(metrics) == set(expected) | others
     assert all(type(v) is float for v in metrics.values())
 

@@ -255,6 +255,13 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
             "ratios come out low even on policy"
         )
+    objective, reference = config.objective, config.reference
+    if objective.advantage in ("grpo", "ngrpo") and reference is not None and reference.where == "reward":
+        yield (
+            f"objective.advantage={objective.advantage} divides by each group's deviation: where all "
+            "responses earn the same, reference.where=reward leaves the KL penalty as the only difference, "
+            "blown up to full-size advantages; use reference.where=loss, or objective.advantage=rloo"
+        )
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,12 @@ class Reference:
     def loss(self, seen: PolicyTokens, ref_logprobs: Tensor) -> Tensor:
         """float32[N]: further loss of a micro-batch's tokens. ref_logprobs: float32[N]."""
         return self._config.kl_coef * kl_loss(
-            self._config.estimator, seen.logprobs, ref_logprobs, seen.behavior_logprobs, seen.mask
+            self._config.estimator,
+            seen.logprobs,
+            ref_logprobs,
+            seen.behavior_logprobs,
+            seen.mask,
+            ratio_cap=math.inf if self._config.ratio_cap is None else self._config.ratio_cap,
         )
 
     def _park(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.kept import KeptSets
-from asyncrl.core.records import NOT_SAMPLED, Batch, Group, Trajectory
+from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
 from asyncrl.errors import AsyncRLError
 
 
@@ -35,7 +35,8 @@ class FlatBatch:
     token_ids: NDArray[np.int64]
     """int64[T]."""
     loss_mask: NDArray[np.bool_]
-    """bool[T]: sampled, and not older than the batch allows. Never the first token of a sequence."""
+    """bool[T]: sampled, not older than the batch allows, and not masked otherwise. Never the first token of a
+    sequence."""
     behavior_logprobs: NDArray[np.float32]
     """float32[T]: of token t under what sampled it; 0 where not sampled."""
     ages: NDArray[np.int64]
@@ -47,7 +48,7 @@ class FlatBatch:
     rewards: NDArray[np.float64]
     """float64[S]."""
     sampled_tokens: int
-    """Tokens that a policy sampled; those not in `loss_mask` were too old."""
+    """Tokens that a policy sampled; those not in `loss_mask` were too old, or of truncated responses."""
     kept: KeptSets | None = None
     """Of the T tokens; None where every one was sampled among the whole vocabulary, or it is not known."""
 
@@ -112,9 +113,10 @@ class TokenBatch:
         return torch.where(self.mask, self.start_logprobs - self.behavior_logprobs, 0.0)
 
 
-def flatten(batch: Batch) -> FlatBatch:
-    """The arrays of a batch. Tokens older than `batch.oldest_version` are masked. Raises `BatchError` for
-    records that contradict themselves, and for rewards and logprobs that are not finite."""
+def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
+    """The arrays of a batch. Tokens older than `batch.oldest_version` are masked, and with `mask_truncated`
+    those of responses that were cut off. Raises `BatchError` for records that contradict themselves, and for
+    rewards and logprobs that are not finite."""
     if not batch.groups:
         raise BatchError(f"step {batch.step}: the batch has no groups")
     groups = sorted(batch.groups, key=lambda group: group.group_id)
@@ -125,9 +127,10 @@ def flatten(batch: Batch) -> FlatBatch:
     versions = np.concatenate([t.token_versions() for t in trajectories]).astype(np.int64)
     sampled = versions != NOT_SAMPLED
     lengths = [len(t.token_ids) for t in trajectories]
+    is_trained = [not (mask_truncated and t.finish_reason is FinishReason.LENGTH) for t in trajectories]
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
-        loss_mask=sampled & (versions >= batch.oldest_version),
+        loss_mask=sampled & (versions >= batch.oldest_version) & np.repeat(is_trained, lengths),
         behavior_logprobs=np.concatenate([t.behavior_logprobs for t in trajectories]).astype(np.float32),
         ages=np.where(sampled, batch.version - versions, 0),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -155,10 +158,10 @@ def check_staleness(flat: FlatBatch, max_staleness: int) -> None:
         )
 
 
-def split_groups(flat: FlatBatch, parts: int) -> list[NDArray[np.int64]]:
-    """The sequences of each mini-batch: whole groups in the order of their ids, as evenly as their number
-    allows."""
-    group_ids = np.unique(flat.group_ids)
+def split_groups(flat: FlatBatch, parts: int, seed: int) -> list[NDArray[np.int64]]:
+    """The sequences of each mini-batch: whole groups, dealt at random by the seed (groups of neighbouring ids
+    began together, and so are of like age and length), as evenly as their number allows."""
+    group_ids = np.random.default_rng(seed).permutation(np.unique(flat.group_ids))
     return [np.flatnonzero(np.isin(flat.group_ids, part)) for part in np.array_split(group_ids, parts)]
 
 

@@ -20,7 +20,6 @@ from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
@@ -78,7 +77,7 @@ class DeepSpeedTrainer:
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         # What is wrong with a batch is found before the others take part in it.
-        flat = flatten(batch)
+        flat = self._step.flatten(batch)
         order = TrainOrder(batch.step, total_steps or self._total_steps, flat)
         self._group.tell(order)
         return dict(batch_metrics(batch, flat)) | self._train(order)

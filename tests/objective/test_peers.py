@@ -1,0 +1,230 @@
+"""Objectives, advantages and so on equal what peers' own code gives, in float64 to 1e-6, values and
+gradients, on ragged responses with holes in their masks.
+
+The peers' numbers are stored; `peers/make_values.py` made them. (m2po, topr, max_rl, ngrpo, nsr, opob and
+pass_at_k have no peer that can be installed: their papers' formulas are in `test_policy_losses.py` and
+`test_advantages.py`.)"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peers.make_values import inputs
+
+from asyncrl.objective.advantages import Outcomes, dr_grpo
+from asyncrl.objective.gae import Steps, gae, whiten
+from asyncrl.objective.kl import ESTIMATORS
+from asyncrl.objective.make import make_advantage, make_policy_objective
+from asyncrl.objective.normalise import Totals, aggregate
+from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
+from asyncrl.objective.proximal import loglinear
+from asyncrl.objective.rejection import rejected
+
+PEERS = {
+    peer: json.loads((Path(__file__).parent / f"peers/values_{peer}.json").read_text())
+    for peer in ("verl", "trl", "areal")
+}
+T = inputs()
+MASK = T["mask"].flatten()
+ROW = torch.arange(len(T["mask"])).repeat_interleave(T["mask"].shape[1])
+LENGTHS = T["mask"].sum(1)
+NEAR = {"rtol": 1e-6, "atol": 1e-9}
+
+
+def peers(peer, name, key="value"):
+    return torch.tensor(PEERS[peer]["cases"][name][key], dtype=torch.float64)
+
+
+def tokens(logprobs, mu="mu"):
+    """Padding holds NaNs: what it holds must not matter."""
+    columns = (T["prox"], T[mu], T["advantages"])
+    prox, behavior, advantages = (torch.where(MASK, x.flatten(), torch.nan) for x in columns)
+    return PolicyTokens(logprobs, prox, behavior, advantages, MASK, ROW, T["ages"].flatten())
+
+
+def compare(name, loss_of, aggregation, *, value=True):
+    logprobs = T["logprobs"].flatten().requires_grad_()
+    totals = Totals(int(MASK.sum()), len(LENGTHS), T["mask"].shape[1])
+    loss = aggregate(aggregation, loss_of(logprobs), MASK, ROW, totals)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    torch.testing.assert_close(gradient.view_as(T["mask"]), peers("verl", name, "gradient"), **NEAR)
+    if value:
+        torch.testing.assert_close(loss.detach(), peers("verl", name), **NEAR)
+
+
+CLIP = {"clip_eps_low": 0.2, "clip_eps_high": 0.28, "dual_clip": 3.0}
+NARROW, WIDE = ({"clip_eps_low": a, "clip_eps_high": b} for a, b in ((0.03, 0.05), (0.4, 0.4)))
+LOSSES = {
+    "ppo": ("ppo", CLIP, "token_mean", {}),
+    "decoupled_ppo/token/token-mean": ("decoupled_ppo", CLIP, "token_mean", {}),
+    "decoupled_ppo/token/seq-mean-token-mean": ("tis", CLIP, "sequence_mean", {}),
+    "decoupled_ppo/sequence/token-mean": (
+        "decoupled_ppo",
+        {**CLIP, "behavior_level": "sequence"},
+        "token_mean",
+        {},
+    ),
+    "decoupled_ppo/sequence/seq-mean-token-mean": (
+        "tis",
+        {**CLIP, "behavior_level": "sequence"},
+        "sequence_mean",
+        {},
+    ),
+    "icepop/token": ("icepop", CLIP, "token_mean", {}),
+    "icepop/sequence": ("icepop", {**CLIP, "behavior_level": "sequence"}, "token_mean", {}),
+    "gspo": ("gspo", NARROW, "sequence_mean", {}),
+    "sapo": ("sapo", {}, "sequence_mean", {}),
+    # Score-function losses have the value of -A·log pi there, and of -A here: the gradient is what counts.
+    "dppo": ("dppo", {}, "token_mean", {"value": False}),
+    "dppo_kl": ("dppo_kl", {}, "token_mean", {"value": False}),
+    "cispo": ("cispo", {"ratio_high": 1.5}, "token_mean", {"value": False}),
+    # Without a correction there: mu is the proximal policy.
+    "gmpo": ("gmpo", WIDE, "sequence_mean", {"mu": "prox"}),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_policy_losses_are_those_of_verl(case):
+    name, settings, aggregation, how = LOSSES[case]
+    loss = make_policy_objective(name, settings).loss
+    compare(
+        case,
+        lambda logprobs: loss(tokens(logprobs, how.get("mu", "mu"))).loss,
+        aggregation,
+        value=how.get("value", True),
+    )
+
+
+def test_clip_cov_leaves_out_the_tokens_that_verl_leaves_out():
+    """Of those that the clip leaves a gradient; as many as there are, so that none is drawn."""
+    made = make_policy_objective("clip_cov", {**CLIP, "cov_share": 1.0, "cov_low": 0.1})
+
+    def loss(logprobs):
+        whole = tokens(logprobs, "prox")
+        kept = made.batch_mask(tokens(logprobs.detach(), "prox"))
+        assert 0 < kept.sum() < MASK.sum()
+        fields = {name: getattr(whole, name) for name in PolicyTokens.__dataclass_fields__}
+        return made.loss(PolicyTokens(**{**fields, "kept": kept})).loss
+
+    # Dual clip is not in verl's; no token here reaches it.
+    compare("clip_cov", loss, "token_mean", value=False)
+
+
+def test_the_squared_log_ratio_beside_reinforce_is_verls_dro():
+    reinforce = make_policy_objective("reinforce", {}).loss
+    compare(
+        "dro",
+        lambda x: reinforce(tokens(x)).loss + 0.3 * log_ratio_penalty(tokens(x)),
+        "token_mean",
+        value=False,
+    )
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimates_of_the_kl_are_those_of_verl(name):
+    torch.testing.assert_close(ESTIMATORS[name](T["ref"] - T["logprobs"]).value, peers("verl", f"kl/{name}"))
+
+
+@pytest.mark.parametrize(
+    "measure", ["sum_k1", "sum_k2", "sum_k3", "mean_k1", "mean_k2", "mean_k3", "max_k2", "max_k3"]
+)
+def test_rejected_sequences_are_those_of_verl(measure):
+    above, below = (math.log(1.3), math.log(0.7)) if measure.endswith("k1") else (0.2, None)
+    out = rejected(tokens(T["logprobs"].flatten()), measure, above, below, only_negative=False)
+    kept = peers("verl", f"rejection/{measure}").flatten() > 0
+    assert torch.equal(out, MASK & ~kept)
+    assert 0 < out.sum() < MASK.sum()
+
+
+def test_off_policy_sequence_masking_is_that_of_trl():
+    out = rejected(tokens(T["logprobs"].flatten()), "mean_k1", 0.05, None, only_negative=True)
+    kept = peers("trl", "off_policy_mask").expand_as(T["mask"]).flatten() > 0
+    assert torch.equal(out, MASK & ~kept)
+    assert out.any()
+
+
+def test_the_weight_of_vespo_is_that_of_trl():
+    logprobs = T["logprobs"].flatten().requires_grad_()
+    loss = make_policy_objective("vespo", {}).loss(tokens(logprobs)).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+    expected = -peers("trl", "vespo/phi") * T["advantages"] * T["mask"]
+    torch.testing.assert_close(gradient.view_as(expected), expected, **NEAR)
+
+
+def test_luspo_is_gspo_with_constant_length():
+    """Its formula (arXiv 2602.05261): the mean over responses of length · min(s·A, clip(s)·A)."""
+    logprobs = T["logprobs"].flatten().requires_grad_()
+    loss = make_policy_objective("gspo", NARROW).loss(tokens(logprobs, "prox")).loss
+    totals = Totals(int(MASK.sum()), len(LENGTHS), max_length=1)
+    (found,) = torch.autograd.grad(aggregate("constant_length", loss, MASK, ROW, totals), logprobs)
+    x = T["logprobs"].clone().requires_grad_()
+    s = (((x - T["prox"]) * T["mask"]).sum(1) / LENGTHS).exp()
+    a = T["advantages"][:, 0]
+    whole = (LENGTHS * torch.min(s * a, s.clamp(1 - 0.03, 1 + 0.05) * a)).mean()
+    (expected,) = torch.autograd.grad(-whole, x)
+    torch.testing.assert_close(found.view_as(expected), expected, **NEAR)
+
+
+def test_the_loglinear_proximal_policy_is_that_of_areal():
+    ages = T["ages"].long()
+    torch.testing.assert_close(loglinear(T["logprobs"], T["mu"], ages), peers("areal", "loglinear"), **NEAR)
+
+
+def outcomes():
+    return Outcomes(T["rewards"], T["groups"], LENGTHS)
+
+
+def sample_deviation(values):
+    """verl whitens by the sample's deviation (n - 1), and adds 1e-8 to the variance."""
+    n = MASK.sum()
+    return values * ((n - 1) / n).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [("grpo", {"deviation": "sample"}), ("dr_grpo", {}), ("rloo", {}), ("opo", {})],
+)
+def test_advantages_of_responses_are_those_of_verl(case, settings):
+    found = make_advantage(case, settings)(outcomes())
+    torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), **NEAR)
+
+
+@pytest.mark.parametrize("case", ["reinforce_pp", "reinforce_pp_baseline"])
+def test_whitened_advantages_are_those_of_verl(case):
+    found = sample_deviation(make_advantage(case, {})(outcomes()))
+    torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), rtol=1e-6, atol=1e-7)
+
+
+def steps(values):
+    return Steps(values.flatten(), T["rewards"], ROW, MASK, T["penalties"].flatten())
+
+
+def test_reinforce_pp_with_penalties_counts_what_follows_as_verl_does():
+    returns, _ = gae(steps(torch.zeros_like(T["values"])))
+    found = sample_deviation(whiten(returns, MASK)).view_as(T["mask"])
+    torch.testing.assert_close(found, peers("verl", "reinforce_pp/penalties"), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("case", "settings"), [("gae", {}), ("gae/discounted", {"gamma": 0.9, "lam": 0.8})])
+def test_gae_is_that_of_verl(case, settings):
+    advantages, targets = gae(steps(T["values"]), **settings)
+    expected = peers("verl", f"{case}/targets").flatten()
+    torch.testing.assert_close(targets[MASK], expected[MASK], **NEAR)
+    whitened = sample_deviation(whiten(advantages, MASK))
+    torch.testing.assert_close(whitened[MASK], peers("verl", case).flatten()[MASK], rtol=1e-6, atol=1e-7)
+
+
+def test_the_deviation_of_the_batch_is_that_of_trl():
+    """Its formula, `scale_rewards="batch"`, but for the 1e-4 that it adds."""
+    found = make_advantage("lite_ppo", {"deviation": "sample"})(outcomes())
+    torch.testing.assert_close(found, dr_grpo(outcomes()) / T["rewards"].std())
+
+
+def test_the_peers_are_named_with_their_versions():
+    assert [PEERS[peer]["source"] for peer in PEERS] == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4"]
+    assert np.isfinite(
+        [case["value"] for case in PEERS["verl"]["cases"].values() if "gradient" in case]
+    ).all()

@@ -1,0 +1,344 @@
+"""What docs/objectives.md claims of bias and variance, by enumeration: every response of up to three tokens
+over a small vocabulary, with its probability, under random policies that look at the whole prefix."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from asyncrl.objective.advantages import Outcomes
+from asyncrl.objective.gae import Steps, gae, vtrace
+from asyncrl.objective.kl import k1_penalty, kl_loss
+from asyncrl.objective.make import make_advantage, make_policy_objective
+from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
+from asyncrl.objective.rejection import rejected
+
+TOKENS, LONGEST, END = 4, 3, 0
+SEEDS = range(8)
+
+
+def responses():
+    """All of them: a response goes on until `END`, or is cut off."""
+    for length in range(1, LONGEST + 1):
+        for head in itertools.product(range(1, TOKENS), repeat=length - 1):
+            yield from ((*head, last) for last in range(TOKENS) if last == END or length == LONGEST)
+
+
+RESPONSES = list(responses())
+PREFIXES = {prefix: i for i, prefix in enumerate(sorted({r[:t] for r in RESPONSES for t in range(len(r))}))}
+FLAT = [(s, PREFIXES[r[:t]], r[t]) for s, r in enumerate(RESPONSES) for t in range(len(r))]
+SEQUENCE, PREFIX, TOKEN = (torch.tensor(column) for column in zip(*FLAT, strict=True))
+LENGTHS = torch.tensor([len(r) for r in RESPONSES])
+EVERYTHING = torch.ones(len(FLAT), dtype=torch.bool)
+
+
+@dataclass
+class World:
+    """Policies as tables of log-probabilities: float64[prefixes, tokens]; pi is softmax(theta)."""
+
+    theta: torch.Tensor
+    mu: torch.Tensor
+    ref: torch.Tensor
+    rewards: torch.Tensor
+
+    @property
+    def pi(self):
+        return self.theta.log_softmax(-1)
+
+
+def world(seed, distance=0.0):
+    """`distance`: what is added to the logits of mu, in standard deviations of a normal distribution."""
+    draw = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    shape = (len(PREFIXES), TOKENS)
+    theta = normal(*shape)
+    mu = (theta + distance * normal(*shape)).log_softmax(-1)
+    return World(
+        theta.requires_grad_(), mu, (theta.detach() + normal(*shape)).log_softmax(-1), normal(len(RESPONSES))
+    )
+
+
+def of_tokens(table):
+    return table[PREFIX, TOKEN]
+
+
+def of_responses(values):
+    """Sums over each response's tokens."""
+    return torch.zeros(len(RESPONSES), dtype=torch.float64).index_add(0, SEQUENCE, values)
+
+
+def probabilities(table):
+    return of_responses(of_tokens(table)).exp()
+
+
+def gradient(w, value):
+    return torch.autograd.grad(value, w.theta, retain_graph=True)[0]
+
+
+def expected_return(w):
+    return (probabilities(w.pi) * w.rewards).sum()
+
+
+def tokens_of(w, advantages):
+    logprobs = of_tokens(w.pi)
+    return PolicyTokens(
+        logprobs,
+        logprobs.detach(),
+        of_tokens(w.mu),
+        advantages,
+        EVERYTHING,
+        SEQUENCE,
+        torch.zeros_like(SEQUENCE),
+    )
+
+
+def gradients(w, name, advantages=None, **settings):
+    """float64[responses, parameters]: of -loss, summed over each response's tokens, at the first update."""
+    tokens = tokens_of(w, w.rewards[SEQUENCE] if advantages is None else advantages)
+    losses = of_responses(make_policy_objective(name, settings).loss(tokens).loss)
+    each = [torch.autograd.grad(-loss, w.theta, retain_graph=True)[0] for loss in losses]
+    return torch.stack(each).flatten(1)
+
+
+def bias_and_variance(w, name, **settings):
+    """Of one response's gradient under mu: |mean - exact| / |exact|, and E|g - mean|² / |exact|²."""
+    exact = gradient(w, expected_return(w)).flatten()
+    each, p = gradients(w, name, **settings), probabilities(w.mu)[:, None]
+    mean = (p * each).sum(0)
+    variance = (p * (each - mean).square()).sum()
+    return float((mean - exact).norm() / exact.norm()), float(variance / exact.norm() ** 2)
+
+
+def nats_a_token(w):
+    """KL(mu ‖ pi) of responses, over their mean length."""
+    p = probabilities(w.mu)
+    return float((p * of_responses(of_tokens(w.mu - w.pi.detach()))).sum() / (p * LENGTHS).sum())
+
+
+WHOLE = {"behavior_cap": torch.inf}
+
+
+def table(distances=(0.065, 0.2, 0.65, 1.0)):
+    """The rows of docs/objectives.md: means over the seeds."""
+    for distance in distances:
+        row = [np.mean([nats_a_token(world(seed, distance)) for seed in SEEDS])]
+        for level in ("token", "geometric", "sequence"):
+            found = [
+                bias_and_variance(world(seed, distance), "decoupled_ppo", behavior_level=level, **WHOLE)
+                for seed in SEEDS
+            ]
+            row += np.mean(found, axis=0).tolist()
+        yield row
+
+
+def test_the_world_is_whole():
+    w = world(0, 0.5)
+    assert len(set(RESPONSES)) == len(RESPONSES) == 1 + 3 + 9 * 4
+    for policy in (w.pi, w.mu, w.ref):
+        assert probabilities(policy).sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_only_the_ratio_of_the_whole_response_is_unbiased(seed):
+    w = world(seed, 0.65)
+    for name, settings in (
+        ("decoupled_ppo", {**WHOLE, "behavior_level": "sequence"}),
+        ("icepop", {"ratio_low": 0.0, "ratio_high": torch.inf, "behavior_level": "sequence"}),
+    ):
+        assert bias_and_variance(w, name, **settings)[0] < 1e-12
+    for name, settings in (
+        ("decoupled_ppo", WHOLE),
+        ("decoupled_ppo", {**WHOLE, "behavior_level": "geometric"}),
+        ("cispo", {"ratio_high": torch.inf}),
+        ("reinforce", {}),
+    ):
+        assert bias_and_variance(w, name, **settings)[0] > 0.02
+
+
+def test_the_bias_of_token_ratios_grows_with_the_distance_and_their_variance_stays_below_the_sequences():
+    rows = list(table())
+    nats, token, token_variance, geometric, geometric_variance, sequence, sequence_variance = zip(
+        *rows, strict=True
+    )
+    for growing in (nats, token, geometric, sequence_variance):
+        assert all(a < b for a, b in itertools.pairwise(growing))
+    assert max(sequence) < 1e-12
+    assert geometric_variance[-1] < token_variance[-1] < sequence_variance[-1]
+
+
+def test_truncation_trades_variance_for_bias():
+    level = {"behavior_level": "sequence"}
+    capped, whole = (
+        np.mean(
+            [bias_and_variance(world(s, 0.65), "decoupled_ppo", behavior_cap=c, **level) for s in SEEDS],
+            axis=0,
+        )
+        for c in (1.5, torch.inf)
+    )
+    assert capped[0] > 0.02 > whole[0]
+    assert capped[1] < whole[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_on_policy_every_objective_is_unbiased(seed):
+    w = world(seed)
+    for name in (
+        "ppo",
+        "decoupled_ppo",
+        "icepop",
+        "gspo",
+        "gmpo",
+        "sapo",
+        "dppo",
+        "dppo_kl",
+        "cispo",
+        "topr",
+        "vespo",
+    ):
+        assert bias_and_variance(w, name)[0] < 1e-12, name
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_mean_over_each_response_favours_short_ones(seed):
+    w = world(seed)
+    exact = gradient(w, expected_return(w)).flatten()
+    mean = (probabilities(w.mu) / LENGTHS) @ gradients(w, "reinforce")
+    cosine = torch.cosine_similarity(mean, exact, dim=0)
+    assert cosine < 0.999
+
+
+def expected_over_groups(w, name, size=2):
+    """The mean gradient per response of all groups of `size`, drawn under pi."""
+    p, each = (
+        probabilities(w.pi.detach()),
+        gradients(w, "reinforce", torch.ones(len(FLAT), dtype=torch.float64)),
+    )
+    total = torch.zeros_like(each[0])
+    for group in itertools.product(range(len(RESPONSES)), repeat=size):
+        at = torch.tensor(group)
+        ids = torch.zeros(size, dtype=torch.int64)
+        advantages = make_advantage(name, {})(Outcomes(w.rewards[at], ids, LENGTHS[at]))
+        total += p[at].prod() * (advantages[:, None] * each[at]).mean(0)
+    return total
+
+
+def test_leaving_one_out_is_unbiased_and_the_groups_own_mean_shortens_the_gradient_by_1_over_n():
+    w = world(0)
+    exact = gradient(w, expected_return(w)).flatten()
+    torch.testing.assert_close(expected_over_groups(w, "rloo"), exact)
+    torch.testing.assert_close(expected_over_groups(w, "dr_grpo"), exact / 2)
+    grpo = expected_over_groups(w, "grpo")
+    assert (
+        torch.cosine_similarity(grpo, exact, dim=0) < 0.999
+    )  # dividing by the deviation changes the direction
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_critic_of_any_values_gives_an_unbiased_gradient_at_lam_1_and_the_exact_one_at_any_lam(seed):
+    w = world(seed)
+    exact = gradient(w, expected_return(w)).flatten()
+    p = probabilities(w.pi.detach())
+    right = torch.stack([(p * w.rewards)[holds].sum() / p[holds].sum() for holds in starts_with()])
+    wrong = right + torch.arange(len(PREFIXES)).double().cos()
+    for values, lam, unbiased in ((wrong, 1.0, True), (right, 0.3, True), (wrong, 0.3, False)):
+        steps = Steps(values[PREFIX], w.rewards, SEQUENCE, EVERYTHING)
+        mean = p @ gradients(w, "reinforce", gae(steps, lam=lam)[0])
+        assert ((mean - exact).norm() < 1e-12 * exact.norm()) == unbiased
+
+
+def starts_with():
+    return [
+        torch.tensor([r[: len(prefix)] == prefix and len(r) > len(prefix) for r in RESPONSES])
+        for prefix in PREFIXES
+    ]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_targets_of_vtrace_are_the_values_of_pi_from_what_mu_sampled(seed):
+    w = world(seed, 0.65)
+    values = torch.arange(len(PREFIXES)).double().sin()
+    steps = Steps(values[PREFIX], w.rewards, SEQUENCE, EVERYTHING)
+    ratios = of_tokens(w.pi.detach() - w.mu).exp()
+    _, targets = vtrace(steps, ratios, rho_bar=torch.inf, c_bar=torch.inf)
+    _, uncorrected = gae(steps)
+    first = torch.cat([torch.tensor([True]), SEQUENCE[1:] != SEQUENCE[:-1]])
+    p, truth = probabilities(w.mu), expected_return(w).item()
+    assert float(p @ targets[first]) == pytest.approx(truth)
+    assert float(p @ uncorrected[first]) != pytest.approx(truth, rel=1e-3)
+
+
+def sequence_kl(w):
+    return (probabilities(w.pi) * of_responses(of_tokens(w.pi - w.ref))).sum()
+
+
+def kl_at_fixed_prefixes(w):
+    """Sum over the prefixes of the KL there, times how often pi comes by, which is held fixed."""
+    p = probabilities(w.pi.detach())
+    visits = torch.zeros(len(PREFIXES), dtype=torch.float64).index_add(0, PREFIX, p[SEQUENCE])
+    # Every response that passes a prefix counts there once.
+    return (visits * (w.pi.exp() * (w.pi - w.ref)).sum(-1)).sum()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kl_as_a_loss_is_that_of_the_prefixes_and_in_the_reward_that_of_whole_responses(seed):
+    w = world(seed)
+    p, logprobs, ref = probabilities(w.pi.detach()), of_tokens(w.pi), of_tokens(w.ref)
+    whole, prefixes = gradient(w, sequence_kl(w)).flatten(), gradient(w, kl_at_fixed_prefixes(w)).flatten()
+    for name, exact in (("k1", True), ("k2", True), ("k3", False)):
+        loss = p @ of_responses(kl_loss(name, logprobs, ref, logprobs.detach(), EVERYTHING))
+        found = gradient(w, loss).flatten()
+        assert ((found - prefixes).norm() < 1e-12 * prefixes.norm()) == exact, name
+        assert (found - whole).norm() > 0.05 * whole.norm(), name
+    penalty = k1_penalty(logprobs, ref, EVERYTHING)
+    in_reward = gradients(w, "reinforce", of_responses(penalty)[SEQUENCE])
+    torch.testing.assert_close(p @ in_reward, whole)
+    steps = Steps(0 * penalty, 0 * w.rewards, SEQUENCE, EVERYTHING, penalty)
+    to_go = gradients(w, "reinforce", gae(steps)[0])
+    torch.testing.assert_close(p @ to_go, whole)
+    assert (p[:, None] * (to_go - whole).square()).sum() < (p[:, None] * (in_reward - whole).square()).sum()
+
+
+def cosine_of_the_divergences():
+    """That of docs/objectives.md: the mean over the seeds."""
+    found = []
+    for seed in SEEDS:
+        w = world(seed)
+        both = gradient(w, sequence_kl(w)).flatten(), gradient(w, kl_at_fixed_prefixes(w)).flatten()
+        found.append(float(torch.cosine_similarity(*both, dim=0)))
+    return np.mean(found)
+
+
+def test_the_pull_to_what_sampled_is_the_second_order_of_a_kl():
+    """(log r)² / 2 is k2 of KL(pi ‖ mu) on what mu sampled: to first order the gradient of the KL at fixed
+    prefixes."""
+    w = world(1, 1e-4)
+    w.ref = w.mu
+    found = gradient(
+        w, probabilities(w.mu) @ of_responses(log_ratio_penalty(tokens_of(w, w.rewards[SEQUENCE])))
+    )
+    exact = gradient(w, kl_at_fixed_prefixes(w))
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    "measure", ["sum_k1", "mean_k1", "sum_k2", "mean_k2", "max_k2", "sum_k3", "mean_k3", "max_k3"]
+)
+def test_rejection_is_by_the_named_distance_of_each_response(measure):
+    w = world(2, 0.65)
+    how, _, name = measure.partition("_")
+    pi, mu = of_tokens(w.pi.detach()).tolist(), of_tokens(w.mu).tolist()
+    x = [a - b for a, b in zip(pi, mu, strict=True)]
+    formula = {"k1": lambda x: -x, "k2": lambda x: x * x / 2, "k3": lambda x: np.exp(x) - 1 - x}[name]
+    reduce = {"sum": sum, "mean": np.mean, "max": max}[how]
+    parts = [[formula(x[i]) for i in range(len(x)) if SEQUENCE[i] == s] for s in range(len(RESPONSES))]
+    distances = np.array([reduce(part) for part in parts])
+    low, high = np.quantile(distances, [0.25, 0.75])
+    expected = (distances > high) | (distances < low)
+    tokens = tokens_of(w, w.rewards[SEQUENCE])
+    out = rejected(tokens, measure, high, low, only_negative=False)
+    assert out.tolist() == expected[SEQUENCE].tolist()
+    negative = rejected(tokens, measure, high, None, only_negative=True)
+    assert negative.tolist() == ((distances > high)[SEQUENCE] & (w.rewards[SEQUENCE] < 0).numpy()).tolist()
+    assert 0 < negative.sum() < out.sum()
