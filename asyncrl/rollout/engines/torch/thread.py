@@ -18,41 +18,44 @@ SWITCH_S = 0.0005
 every operation of torch, but takes it back before anybody has woken up; Python's own 5 ms are more than a
 step."""
 
-Order = Callable[[], Sequence[Finished]]
-"""What somebody asks of a batch; returns the requests that have ended by it."""
+STEP = "decode step"
+
+Order = Callable[[], Sequence[Finished] | None]
+"""What somebody asks of a batch. Gives the requests that have ended by it."""
 
 
 class BatchThread:
     """Steps `batch` for as long as it has requests. Orders are carried out between two steps, in the order of
     the calls, and none is lost.
 
-    step: one step of the batch. deliver: called in the event loop with the requests that have ended, once a
-    step at most. fail: called there with what a step or an order has raised; it ends the thread.
+    carry_out: called in the thread with each order, the steps among them, and what it is. deliver: called in
+    the event loop with the requests that have ended. fail: called there with what `carry_out` has raised; it
+    ends the thread.
     """
 
     def __init__(
         self,
         batch: ContinuousBatch,
-        step: Order,
+        carry_out: Callable[[str, Order], Sequence[Finished]],
         deliver: Callable[[Sequence[Finished]], None],
         fail: Callable[[Exception], object],
     ) -> None:
         self._batch = batch
-        self._step = step
+        self._carry_out = carry_out
         self._deliver = deliver
         self._fail = fail
         self._loop = asyncio.get_running_loop()
-        self._orders: SimpleQueue[Order | None] = SimpleQueue()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._orders: SimpleQueue[tuple[str, Order] | None] = SimpleQueue()
         self._switch_s = sys.getswitchinterval()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def start(self) -> None:
         sys.setswitchinterval(SWITCH_S)
         # A step that hangs must not hold up the end of the process.
         Thread(target=self._work, name="engine", daemon=True).start()
 
-    def do(self, order: Order) -> None:
-        self._orders.put(order)
+    def do(self, what: str, order: Order) -> None:
+        self._orders.put((what, order))
 
     def stop(self) -> None:
         """End the thread after the step that it is in."""
@@ -62,26 +65,19 @@ class BatchThread:
         torch.get_num_threads()  # in a forked process, a thread computes alone until it has asked this
         error: Exception | None = None
         try:
-            while self._follow_orders():
-                self._tell(self._step())
+            while (order := self._next()) is not None:
+                if ends := self._carry_out(*order):
+                    self._call(self._deliver, ends)
         except Exception as caught:  # noqa: BLE001 - whoever needs the engine is told
             error = caught
         self._call(self._end, error)
 
-    def _follow_orders(self) -> bool:
-        """All that there are; waits for one where there is nothing to step. False: the thread is to end."""
-        while True:
-            try:
-                order = self._orders.get(block=self._batch.idle)
-            except Empty:
-                return True
-            if order is None:
-                return False
-            self._tell(order())
-
-    def _tell(self, ends: Sequence[Finished]) -> None:
-        if ends:
-            self._call(self._deliver, ends)
+    def _next(self) -> tuple[str, Order] | None:
+        """An order, as long as there are any or nothing to step; else a step. None: the thread is to end."""
+        try:
+            return self._orders.get(block=self._batch.idle)
+        except Empty:
+            return STEP, self._batch.step
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
@@ -89,10 +85,12 @@ class BatchThread:
 
     def _end(self, error: Exception | None) -> None:
         sys.setswitchinterval(self._switch_s)
+        try:
+            while error is None and not self._orders.empty():  # what has come since
+                if (order := self._orders.get()) is not None:
+                    self._deliver(self._carry_out(*order))
+        except Exception as caught:  # noqa: BLE001 - as above
+            error = caught
         if error is not None:
             self._fail(error)
-        else:  # what has come since is the caller's own to carry out
-            while not self._orders.empty():
-                if (order := self._orders.get()) is not None:
-                    self._deliver(order())
         self.ended.set_result(None)
