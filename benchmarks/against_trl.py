@@ -1,4 +1,5 @@
-"""Seconds a training step, and the reward in the end, beside TRL's GRPOTrainer on the same work.
+"""Seconds a training step, and the reward in the end, beside TRL's GRPOTrainer on the same work; and
+beside generation and training alone.
 
     python benchmarks/against_trl.py [--repeats 3] [--steps 150] [--env DIR] [--out FILE]
 
@@ -7,17 +8,21 @@ reward, learning rate and schedule, on the CPU. Runs take turns, in fresh proces
   trl           GRPOTrainer with transformers' generate, on all cores; installed into its own environment
   asyncrl       the defaults, with 128 slots: the engine and the trainer on a core each
   synchronous   the same with max_staleness 0
+  generation    the engine alone, kept full: no coordinator, no trainer, on one core but for its rewards
+  training      the trainer alone, on the same groups over and over, on one core
 
 A step's time is the mean from the end of step 10 to that of the last: without what the start takes. The
 reward is the mean of the last 20 steps.
 
 Prediction (two cores): TRL takes 1.85 times as long as asyncrl, as measured before this script was there, and
-synchronous 1.4 times; final rewards are equal within 0.03.
+synchronous 1.4 times; final rewards are equal within 0.03. asyncrl takes at most 1.15 times as long as the
+slower of generation and training alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -29,6 +34,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from loop_throughput import GROUPS, generate_and_train_alone
+
+from asyncrl import config as settings
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.tiny import PROMPTS, build
 
@@ -39,6 +47,8 @@ TRL = "trl==1.16.0"
 DEADLINE_S = 1800.0
 FIRST_STEP, LAST_STEPS = 10, 20
 METHODS = ("trl", "asyncrl", "synchronous")
+ALONE = ("generation", "training")
+ALONE_STEPS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class Settings:
     steps: int
     out: str
     seed: int = 0
-    prompts: int = 16
+    prompts: int = GROUPS
     group_size: int = 8
     max_new_tokens: int = 32
     lr: float = 2e-4
@@ -97,7 +107,20 @@ def run_trl(python: Path, s: Settings, folder: Path) -> Steps:
 
 
 def run_asyncrl(s: Settings, max_staleness: int) -> Steps:
-    overrides = {
+    overrides = overrides_of(s, max_staleness)
+    _run([*(sys.executable, "-m", "asyncrl.cli.launch", "--config", "quickstart.yaml"), *overrides])
+    steps = read_metrics(Path(s.out) / "metrics.jsonl")
+    return Steps([step["wall_s"] for step in steps], [step["reward/mean"] for step in steps])
+
+
+def run_alone(s: Settings) -> tuple[float, float]:
+    """Seconds of a step's generation, and of its training, each with nothing beside it."""
+    config = settings.load("quickstart.yaml", overrides_of(s, max_staleness=4))
+    return asyncio.run(generate_and_train_alone(config, ALONE_STEPS))
+
+
+def overrides_of(s: Settings, max_staleness: int) -> list[str]:
+    values = {
         "run.dir": s.out,
         "run.steps": s.steps,
         "run.seed": s.seed,
@@ -112,14 +135,7 @@ def run_asyncrl(s: Settings, max_staleness: int) -> Steps:
         "trainer.warmup_steps": s.warmup_steps,
         "trainer.lr_min_share": 0,
     }
-    _run(
-        [
-            *(sys.executable, "-m", "asyncrl.cli.launch", "--config", "quickstart.yaml"),
-            *(f"{key}={value}" for key, value in overrides.items()),
-        ]
-    )
-    steps = read_metrics(Path(s.out) / "metrics.jsonl")
-    return Steps([step["wall_s"] for step in steps], [step["reward/mean"] for step in steps])
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def _run(command: Sequence[str]) -> str:
@@ -142,6 +158,7 @@ def main() -> None:
     if args.steps <= LAST_STEPS:
         parser.error(f"--steps {args.steps} is too few; give more than {LAST_STEPS}")
     python = install(args.env)
+    alone: list[tuple[float, float]] = []
     runs: dict[str, list[Steps]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as scratch:
         model = build(Path(scratch, "tiny"))
@@ -157,16 +174,26 @@ def main() -> None:
                 )
                 runs[method].append(steps)
                 print(f"{method:12}{steps.step_s:7.3f} s a step, reward {steps.final_reward:.3f}", flush=True)
-    report(runs, args.out)
+            alone.append(run_alone(s))
+            print(
+                *(f"{half:12}{t:7.3f} s a step, alone" for half, t in zip(ALONE, alone[-1], strict=True)),
+                sep="\n",
+            )
+    report(runs, alone, args.out)
 
 
-def report(runs: dict[str, list[Steps]], out: Path) -> None:
+def report(runs: dict[str, list[Steps]], alone: list[tuple[float, float]], out: Path) -> None:
     seconds = {method: [steps.step_s for steps in of_method] for method, of_method in runs.items()}
     rewards = {method: [steps.final_reward for steps in of_method] for method, of_method in runs.items()}
     print("\n            s a step: median (range)     reward: median (range)")
     for method in METHODS:
         print(f"{method:12}{_spread(seconds[method]):29}{_spread(rewards[method])}")
-    ratios = {}
+    for half, times in zip(ALONE, zip(*alone, strict=True), strict=True):
+        seconds[half] = list(times)
+        print(f"{half:12}{_spread(times)}, alone")
+    slower = [max(both) for both in alone]
+    ratios = {"ideal": [a / b for a, b in zip(seconds["asyncrl"], slower, strict=True)]}
+    print(f"asyncrl takes {_spread(ratios['ideal'])} times as long as the slower half alone")
     for other in ("trl", "synchronous"):
         ratios[other] = [a / b for a, b in zip(seconds[other], seconds["asyncrl"], strict=True)]
         print(f"{other} takes {_spread(ratios[other])} times as long as asyncrl")

@@ -8,16 +8,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError
 from asyncrl.observe.metric_table import REQUIRED_KEYS, board_tags
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"
@@ -44,7 +41,13 @@ class MetricsWriter:
         self.last_wall_s: float = kept["wall_s"] if kept is not None else 0.0
         """`wall_s` of the last line that was kept: the time that the run has already taken."""
         self._file = path.open("ab")
-        self._board = _open_board(Path(run_dir) / BOARD_NAME, after_step + 1 if kept is not None else None)
+        # Imported here because it imports torch, which readers of metrics do not need.
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = after_step + 1 if kept is not None else None
+        self._board = SummaryWriter(str(Path(run_dir) / BOARD_NAME), flush_secs=10, purge_step=purge_step)
+        self._summary = Summary
         self._last_step = after_step
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -59,10 +62,10 @@ class MetricsWriter:
         self._file.write(msgspec.json.encode(values) + b"\n")
         self._file.flush()
         self._last_step = step
-        for key, value in values.items():
-            if key != "step" and isinstance(value, int | float):
-                for tag in board_tags(key):
-                    self._board.add_scalar(tag, value, step)
+        shown = ((k, v) for k, v in values.items() if k != "step" and isinstance(v, int | float))
+        points = [{"tag": tag, "simple_value": value} for key, value in shown for tag in board_tags(key)]
+        # All in one event: an event for each would take longer than some training steps.
+        self._board.file_writer.add_summary(self._summary(value=points), step)
 
     def close(self) -> None:
         self._file.close()
@@ -182,10 +185,3 @@ def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
         shorter.write_bytes(content[:end])
         shorter.replace(path)
     return last
-
-
-def _open_board(folder: Path, purge_step: int | None) -> SummaryWriter:
-    # Imported here because it imports torch, which readers of metrics do not need.
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), flush_secs=10, purge_step=purge_step)

@@ -69,6 +69,8 @@ class Response:
     member: _Member
     trajectory: Trajectory | None = None
     """None where it failed."""
+    token_ids: list[int] = field(default_factory=list)
+    """From the first token that the policy sampled, with what it was shown after it."""
     text: str = ""
     model_scores: dict[str, float] = field(default_factory=dict)
     failure: AttemptFailed | RewardError | None = None
@@ -151,15 +153,16 @@ class GroupRollout:
             trajectory = await self._run(task, member)
         except AttemptFailed as failure:
             return Response(member, failure=failure)
-        text = self._text_of(_response_ids(trajectory))
+        token_ids: list[int] = trajectory.token_ids[_prompt_tokens(trajectory) :].tolist()
+        text = self._text_of(token_ids)
         if member.broken is not None:
-            return Response(member, trajectory, text)
+            return Response(member, trajectory, token_ids, text)
         try:
             scores = await self.rewards.score_response(task.prompt, text, task.columns)
         except RewardError as error:
             # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
-            return Response(member, trajectory, text, failure=error)
-        return Response(member, trajectory, text, scores)
+            return Response(member, trajectory, token_ids, text, failure=error)
+        return Response(member, trajectory, token_ids, text, scores)
 
     async def _run(self, task: RolloutTask, member: _Member) -> Trajectory:
         """The member's episode. Raises `AttemptFailed` for a failure of its own, whose tokens the group
@@ -245,7 +248,7 @@ class GroupRollout:
         request = ScoreRequest(
             prompt=task.prompt,
             completions=[response.text for response in responses],
-            completion_ids=[_response_ids(t) for t in trajectories],
+            completion_ids=[response.token_ids for response in responses],
             columns=task.columns,
             version=max(span.version for t in trajectories for span in t.versions),
         )
@@ -261,12 +264,6 @@ class GroupRollout:
             trajectory.reward_parts = dict(score.parts)
             trajectory.metadata = dict(score.extra)
         return Group(task.group_id, task.row, trajectories)
-
-
-def _response_ids(trajectory: Trajectory) -> list[int]:
-    """From the first token that the policy sampled, with what it was shown after it."""
-    ids: list[int] = trajectory.token_ids[_prompt_tokens(trajectory) :].tolist()
-    return ids
 
 
 def _prompt_tokens(trajectory: Trajectory) -> int:

@@ -68,6 +68,7 @@ class TorchHarness:
     logprob_tolerance = 1e-4
     tells_kept = True
     kv_on_update = ("keep", "recompute")
+    engine = TorchEngine
 
     def __init__(self, *, hybrid: bool) -> None:
         self.hybrid = hybrid
@@ -75,13 +76,39 @@ class TorchHarness:
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
         own.load_state_dict(model.state_dict())
-        return TorchEngine(own, capacity=capacity, max_length=max_length, **settings)
+        return self.engine(own, capacity=capacity, max_length=max_length, **settings)
 
     async def progress(self, engine: Engine, tokens: int) -> None:
         target = engine.stats().generated_tokens + tokens
         while (stats := engine.stats()).generated_tokens < target and stats.running + stats.waiting:
             engine.step()
             await asyncio.sleep(0)
+
+
+class SteppingItself(TorchEngine):
+    """Ends its thread by itself: when there are so many tokens, or nothing to do."""
+
+    until_tokens: int | None = None
+
+    def _carry_out(self, what, order):
+        ends, batch = super()._carry_out(what, order), self._batch
+        if self.until_tokens is not None and (batch.idle or batch.generated_tokens >= self.until_tokens):
+            self._thread.stop()
+        return ends
+
+
+class ThreadHarness(TorchHarness):
+    """The same engine, driven by its own thread."""
+
+    engine = SteppingItself
+
+    async def progress(self, engine: Engine, tokens: int) -> None:
+        assert isinstance(engine, SteppingItself)
+        stats = engine.stats()
+        if stats.running + stats.waiting:
+            engine.until_tokens = stats.generated_tokens + tokens
+            await engine.run()
+            engine.until_tokens = None
 
 
 class VllmHarness:
@@ -265,6 +292,7 @@ class OwnHarness(TorchHarness):
 HARNESSES = [
     "torch",
     "torch-hybrid",
+    "torch-thread",
     "own",
     pytest.param("vllm", marks=pytest.mark.vllm),
     pytest.param("http", marks=pytest.mark.vllm),
@@ -275,6 +303,8 @@ HARNESSES = [
 def harness(request) -> Harness:
     if request.param == "own":
         return OwnHarness(hybrid=False)
+    if request.param == "torch-thread":
+        return ThreadHarness(hybrid=False)
     if request.param.startswith("torch"):
         return TorchHarness(hybrid=request.param == "torch-hybrid")
     return request.getfixturevalue(f"{request.param}_harness")

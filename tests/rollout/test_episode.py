@@ -74,13 +74,12 @@ def carry_out(make_qwen3):
                 context_tokens=CONTEXT,
             )
             driving = asyncio.create_task(engine.run())
+            watching = asyncio.create_task(watch(rollout)) if watch else None
             try:
-                watching = asyncio.create_task(watch(rollout)) if watch else None
-                group = await rollout.score(TASK, await rollout.generate(TASK))
+                return await rollout.score(TASK, await rollout.generate(TASK))
+            finally:
                 if watching:
                     await watching
-                return group
-            finally:
                 await engine.close()
                 await asyncio.gather(driving, return_exceptions=True)
 
@@ -213,6 +212,7 @@ def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_ou
     async def watch(rollout):
         while rollout.room < 2:
             await asyncio.sleep(0)
+        await asyncio.wait([request for request, _ in late])
 
     with pytest.raises(AttemptFailed, match="the tool is away"):
         carry_out(forgets, watch)

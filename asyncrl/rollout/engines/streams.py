@@ -121,6 +121,9 @@ class Streams:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._pending
 
+    def __len__(self) -> int:
+        return len(self._pending)
+
     def refuse_duplicate(self, request_id: str) -> None:
         if request_id in self._pending:
             raise ValueError(f"request {request_id!r} is running already; ids are unique")

@@ -1,12 +1,14 @@
 """The embedded engine beyond the conformance suite: stepping by hand, sharing, swaps, failures, memory."""
 
 import asyncio
+import threading
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
+from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.weights.source import LocalWeights, WeightsError
@@ -273,3 +275,135 @@ def test_closing_a_stream_that_nobody_iterates_frees_its_slot(make_qwen3):
         assert [chunk async for chunk in stream] == []
 
     asyncio.run(scenario())
+
+
+# ---- in its own thread -------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Lets a running engine's steps through one by one."""
+
+    def __init__(self, engine: TorchEngine, monkeypatch) -> None:
+        self.let, self.reached = threading.Semaphore(0), threading.Semaphore(0)
+        step = engine._batch.step
+
+        def gated():
+            self.reached.release()
+            assert self.let.acquire(timeout=60)
+            return step()
+
+        monkeypatch.setattr(engine._batch, "step", gated)
+
+    async def arrived(self) -> None:
+        """Until a step is about to begin."""
+        assert await asyncio.to_thread(self.reached.acquire, timeout=60)
+
+    def open(self) -> None:
+        self.let.release(1_000_000)
+
+
+def in_time(scenario):
+    return asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def test_the_event_loop_goes_on_during_a_step_and_what_it_asks_comes_after(make_qwen3, monkeypatch):
+    """Requests are admitted in the order of the calls, an abort and a swap fall between two steps."""
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    gate = Gate(engine, monkeypatch)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        streams = [engine.generate(request("r0", [3, 4], 3))]
+        await gate.arrived()
+        streams += [engine.generate(request(f"r{i}", [3 + i], 3)) for i in range(1, 5)]
+        engine.abort("r1")
+        update = asyncio.create_task(engine.update_weights(LocalWeights(1, make_qwen3(seed=1).state_dict())))
+        while engine._thread._orders.qsize() < 6:  # four requests, an abort, a swap
+            await asyncio.sleep(0.001)
+        assert (engine.stats().waiting, engine.stats().version) == (5, 0)
+        with pytest.raises(RuntimeError, match="`run` drives"):
+            engine.step()
+        ended = []
+
+        async def note(i, stream):
+            ended.append((i, await anext(stream)))
+
+        notes = [asyncio.create_task(note(i, stream)) for i, stream in enumerate(streams)]
+        gate.let.release()
+        assert (await notes[1]) is None and ended[0][1].finish_reason is FinishReason.ABORT
+        gate.open()
+        assert (await update).version == 1
+        await asyncio.gather(*notes)
+        await engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            await running
+        return [(i, len(chunk.token_ids), chunk.versions[0].version) for i, chunk in ended[1:]]
+
+    ended = in_time(scenario())
+    assert [i for i, _, _ in ended] == [0, 2, 3, 4]
+    assert {n for _, n, _ in ended} == {3}
+    assert [version for _, _, version in ended] == [0, 1, 1, 1]
+
+
+def test_closing_during_a_step_waits_for_it_and_leaves_no_thread(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    gate = Gate(engine, monkeypatch)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        stream = engine.generate(request("r", [3, 4]))
+        await gate.arrived()
+        closing = asyncio.create_task(engine.close())
+        with pytest.raises(EngineError, match="closed"):
+            await anext(stream)
+        assert not closing.done()
+        gate.open()
+        await closing
+        with pytest.raises(EngineError, match="closed"):
+            await running
+
+    in_time(scenario())
+    for thread in (thread for thread in threading.enumerate() if thread.name == "engine"):
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def test_a_step_that_hangs_does_not_hold_up_the_end(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr("asyncrl.rollout.engines.torch.engine.LAST_STEP_S", 0.05)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        engine.generate(request("r", [3, 4]))
+        await gate.arrived()
+        await engine.close()
+        running.cancel()
+        with pytest.raises((asyncio.CancelledError, EngineError)):
+            await running
+        with pytest.raises(EngineError):
+            engine.generate(request("later", [3]))
+        gate.open()
+
+    in_time(scenario())
+
+
+def test_a_run_that_was_cancelled_leaves_the_requests_to_the_caller(make_qwen3, monkeypatch):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+    gate = Gate(engine, monkeypatch)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        streams = [engine.generate(request("first", [3, 4], 20))]
+        await gate.arrived()
+        running.cancel()
+        await asyncio.sleep(0)  # the thread has been told to stop
+        streams.append(engine.generate(request("late", [3, 5], 20)))
+        gate.open()
+        await asyncio.wait([running])
+        assert running.cancelled()
+        assert engine.stats().running + engine.stats().waiting == 2
+        await finish(engine)
+        return [len((await anext(stream)).token_ids) for stream in streams]
+
+    assert in_time(scenario()) == [20, 20]

@@ -1,33 +1,36 @@
-"""The embedded engine: continuous batching in the event loop, behind the `Engine` protocol."""
+"""The embedded engine: continuous batching in this process, behind the `Engine` protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engines.base import (
-    EngineStats,
-    GenerationRequest,
-    UpdateReport,
-)
+from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, UpdateReport
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
+from asyncrl.rollout.engines.torch.thread import STEP, BatchThread, Order
+from asyncrl.waits import waiting
 from asyncrl.weights.source import WeightSource
+
+LAST_STEP_S = 10.0
+"""Longest wait for a step to end when the engine is to."""
 
 
 class TorchEngine(StreamingEngine):
     """`Engine` over a transformers model in this process, on its CPU or GPU.
 
-    Everything but the staging of new weights happens in the event loop's thread, so a swap always falls
-    between two decode steps. `run` repeats `step`; a caller that wants a deterministic schedule calls `step`
-    itself instead. A request's output comes as one chunk when it ends. The order of admission is the order of
-    the calls of `generate`.
+    `run` steps in a thread of its own, so that nobody in the event loop waits for a step, nor a step for
+    them; requests, aborts and new weights take effect between two steps. A caller that wants a deterministic
+    schedule calls `step` itself instead, and all of it happens at once, in the caller's thread. A request's
+    output comes as one chunk when it ends. The order of admission is the order of the calls of `generate`.
 
     model: becomes the engine's own (evaluation mode, attention, weights). Its weights serve as `version`
         until the first update. Raises `UnsupportedModelError` for a model that cannot run exactly.
@@ -71,35 +74,30 @@ class TorchEngine(StreamingEngine):
         )
         super().__init__(capacity=capacity, vocab_size=self._batch.vocab_size, max_length=max_length)
         self._updating = asyncio.Lock()
+        self._thread: BatchThread | None = None
+        """While `run` goes on. It has the batch to itself."""
+        self._counts = version, 0, 0
+        """Version, running requests and generated tokens after the last step or order."""
 
     async def run(self) -> None:
-        while self._broken is None:
-            if self._batch.idle:
-                await self._change()
-            else:
-                self.step()
-                await asyncio.sleep(0)
-        raise self._broken
+        self._refuse_to_step()
+        self._thread = BatchThread(self._batch, self._carry_out, self._deliver, self._break)
+        self._thread.start()
+        try:
+            await asyncio.wait([self._thread.ended])
+        finally:
+            await self._end_thread()
+        self._refuse_broken()
 
     def step(self) -> None:
         """Refill the free slots and decode one token of every running request; nothing when there is none.
         Raises `EngineError`, as do all calls after it, when the step fails."""
-        self._refuse_broken()
-        self._mark_busy()
-        try:
-            finished = self._batch.step()
-        except Exception as error:
-            raise self._break(f"decode step failed: {type(error).__name__}: {error}") from error
-        for end in finished:
-            self._deliver(end)
-        self._mark_busy()
+        self._refuse_to_step()
+        self._do(STEP, self._batch.step)
 
     def abort(self, request_id: str) -> None:
         if request_id in self._streams:
-            end = self._batch.abort(request_id)
-            assert end is not None, f"request {request_id!r} is pending and in no queue"
-            self._deliver(end)
-            self._mark_busy()
+            self._do("abort", lambda: [end] if (end := self._batch.abort(request_id)) else [])
 
     async def update_weights(self, source: WeightSource) -> UpdateReport:
         """Updates that overlap are applied one after the other. While one is staged the engine holds two sets
@@ -108,35 +106,80 @@ class TorchEngine(StreamingEngine):
             started = time.perf_counter()
             staged = await asyncio.to_thread(lambda: self._batch.weights.stage(source.tensors()))
             stage_s = time.perf_counter() - started
-            return UpdateReport(source.version, stage_s, self._swap(staged, source.version))
+            self._refuse_broken()
+            swapped = self._swap(staged, source.version)
+            if self._thread is not None:
+                either: list[asyncio.Future[Any]] = [asyncio.wrap_future(swapped), self._thread.ended]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            self._refuse_broken()
+            return UpdateReport(source.version, stage_s, swapped.result())
 
     def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
         """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
         copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
         not fit the model."""
-        return self._swap(self._batch.weights.stage(tensors), version)
+        self._refuse_to_step()
+        return self._swap(self._batch.weights.stage(tensors), version).result()
+
+    async def close(self) -> None:
+        await super().close()
+        await self._end_thread()
 
     def stats(self) -> EngineStats:
-        batch = self._batch
-        return EngineStats(
-            batch.version, batch.running, batch.waiting, batch.generated_tokens, self._busy_so_far_s()
-        )
+        version, running, generated_tokens = self._counts
+        waiting = max(0, len(self._streams) - running)
+        return EngineStats(version, running, waiting, generated_tokens, self._busy_so_far_s())
 
     def _submit(self, request: GenerationRequest) -> None:
-        self._batch.submit(request)
+        self._do("submission", partial(self._batch.submit, request))
 
     def _has_requests(self) -> bool:
-        return not self._batch.idle
+        return len(self._streams) > 0
 
-    def _swap(self, staged: Mapping[str, Tensor], version: int) -> float:
+    def _swap(self, staged: Mapping[str, Tensor], version: int) -> Future[float]:
+        """Gives the seconds that it takes; never done where it breaks the engine."""
+        swapped: Future[float] = Future()
+        what = f"update to version {version}"
+        self._do(what, lambda: swapped.set_result(self._batch.swap(staged, version)))
+        return swapped
+
+    def _refuse_to_step(self) -> None:
         self._refuse_broken()
-        try:
-            return self._batch.swap(staged, version)
-        except Exception as error:
-            raise self._break(
-                f"update to version {version} failed half-way: {type(error).__name__}: {error}"
-            ) from error
+        if self._thread is not None:
+            raise RuntimeError("`run` drives this engine; its steps are not the caller's to take")
 
-    def _deliver(self, end: Finished) -> None:
-        request, chunk = end
-        self._streams.end(request.request_id, chunk)
+    def _do(self, what: str, order: Order) -> None:
+        """By the thread between two steps; without one, at once."""
+        if self._thread is not None:
+            self._thread.do(what, order)
+            return
+        try:
+            self._deliver(self._carry_out(what, order))
+        except EngineError as error:
+            raise self._break(error) from error.__cause__
+
+    def _carry_out(self, what: str, order: Order) -> Sequence[Finished]:
+        """In the thread that has the batch. Returns the requests that have ended by it."""
+        try:
+            ends = order()
+        except Exception as error:
+            raise EngineError(f"{what} failed half-way: {type(error).__name__}: {error}") from error
+        self._counts = self._batch.version, self._batch.running, self._batch.generated_tokens
+        return ends or ()
+
+    def _deliver(self, ends: Sequence[Finished]) -> None:
+        for request, chunk in ends:
+            if request.request_id in self._streams:  # else the engine broke in the meantime
+                self._streams.end(request.request_id, chunk)
+        self._mark_busy()
+
+    async def _end_thread(self) -> None:
+        if (thread := self._thread) is None:
+            return
+        thread.stop()
+        with waiting("the engine's last step"):
+            done, _ = await asyncio.wait([thread.ended], timeout=LAST_STEP_S)
+        if done:
+            self._thread = None
+        else:
+            self._break(f"its last step has taken longer than {LAST_STEP_S:g} s")
