@@ -69,7 +69,7 @@ class _SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, [slots, heads, room, dim], in memory that is allocated up front for rooms
     of `max_length` tokens.
 
-    Zeroed, since what lies past a row's position is read (with weight 0) and must be finite.
+    Zeroed once, since what lies past a row's position is read (with weight 0) and must be finite.
     """
 
     is_sliding = False
@@ -112,7 +112,6 @@ def _laid_out(store: Tensor, memory: Tensor, room: int) -> Tensor:
     slots, heads, length, dim = kept.shape
     store = memory[: slots * heads * room * dim].view(slots, heads, room, dim)
     store[:, :, :length] = kept
-    store[:, :, length:] = 0
     return store
 
 
@@ -124,8 +123,7 @@ class SlotCache(Cache):
     def __init__(self, shapes: Sequence[LayerShape], slots: int, max_length: int, like: Tensor) -> None:
         """`like` gives dtype and device."""
         super().__init__(layers=[_SlotLayer(shape, slots, max_length, like) for shape in shapes])
-        self.slots = slots
-        self.max_length = self.room = max_length
+        self.room = max_length
 
     def fill(self, rows: Tensor) -> None:
         """The next forward's tokens [N, T] are the first T of `rows` (int64[N]); they attend to each other
