@@ -21,8 +21,8 @@ from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
-_SMALL = 2**18
-"""Multiplications in a product of matrices that OpenBLAS computes in the calling thread alone."""
+_SMALL = 2**17
+"""Multiplications in a product of matrices, half of what OpenBLAS computes in the calling thread alone."""
 
 _Affine = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -164,7 +164,7 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     """a [A, H, M, K] times b [A, H, K, N] on the CPU.
 
     Small ones, one after the other, take NumPy's BLAS a third to a half of the time that a batch of torch's
-    takes. It shares no batch among threads, though, and large ones it would share among threads of its own.
+    takes. Of large ones it is no faster, and would share them, not the batch, among threads of its own.
     """
     if torch.get_num_threads() > 1 or a[0, 0].numel() * b.shape[-1] > _SMALL:
         return a @ b
