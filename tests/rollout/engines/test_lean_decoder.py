@@ -86,6 +86,41 @@ def test_it_rounds_as_the_modules_do(dtype):
     torch.testing.assert_close(decoded(lean), decoded(by_modules))
 
 
+def test_rows_keep_what_they_hold_while_the_cache_is_laid_out_anew():
+    """Rows filled, copied and decoded in any order, beside a cache that stays as it is for CUDA graphs."""
+    rng, slots, longest = np.random.default_rng(0), 5, 150
+    packed = LeanDecoder(make("qwen3 biased"), slots, longest)
+    fixed = SlotDecoder(make("qwen3 biased"), slots, longest, cuda_graphs=True)
+    held, rooms = np.zeros(slots, np.int64), [packed.cache.room]
+    for turn in range(30):
+        rows = rng.permutation(slots)[: rng.integers(1, slots)]
+        lengths = rng.integers(1, longest - 8 if turn % 10 == 0 else 12, len(rows))
+        source, target = (int(row) for row in rng.permutation(slots)[:2])
+        held[rows] = lengths
+        tokens = rng.integers(0, 97, (slots, longest))
+        for decoder in (packed, fixed):
+            decoder.fill(rows, tokens[: len(rows), : lengths.max()], lengths)
+            decoder.copy([source], [target], int(held[source]))
+        held[target] = held[source]
+        for _ in range(7):
+            active = slice(rng.integers(1, slots + 1))
+            inputs = tokens[active, 0], held[active].copy()
+            torch.testing.assert_close(packed.decode(*inputs), fixed.decode(*inputs), rtol=1e-5, atol=1e-5)
+            held[active] += 1
+        held = np.minimum(held, longest - 8)
+        rooms.append(packed.cache.room)
+    assert min(rooms) < 32 < 96 < max(rooms)
+    assert len(set(rooms)) > 3
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (3, 16, 40), (8, 64, 700)])
+def test_many_small_products_are_those_of_one_batch(shape):
+    rows, inner, columns = shape
+    a, b = torch.randn(5, 2, rows, inner), torch.randn(5, 2, columns + 3, inner)[:, :, :columns]
+    expected = torch.einsum("xhmk,xhnk->xhmn", a.double(), b.double()).float()
+    torch.testing.assert_close(lean_decoder._products(a, b.transpose(2, 3)), expected)
+
+
 def patched():
     model = make("mistral")
     forward = model.model.layers[1].mlp.forward

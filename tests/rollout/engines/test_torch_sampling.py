@@ -41,6 +41,22 @@ def test_the_uniform_picks_the_token_by_the_cumulative_distribution():
     assert tokens.tolist() == list(picks.values())
 
 
+@pytest.mark.parametrize("vocab_size", [97, 4097, 4128, 12800])
+def test_large_vocabularies_are_inverted_as_in_float64(vocab_size):
+    """Up to the softmax's own rounding at a boundary, with many tokens left out."""
+    rows = 1000
+    logits = 3 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(0))
+    logits[logits < -2] = float("-inf")
+    logits[vocab_size // 3 : 2 * vocab_size // 3] = float("-inf")
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    uniform = torch.from_numpy(uniforms(0, rows))
+    tokens, _ = sample(logits.expand(rows, -1), uniform, batch(rows, vocab_size))
+    assert logits[tokens].isfinite().all()
+    before = torch.where(tokens > 0, cumulative[tokens - 1], 0)
+    assert (before - 1e-6 <= uniform).all()
+    assert (uniform <= cumulative[tokens] + 1e-6).all()
+
+
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 def test_a_token_of_probability_zero_is_never_drawn(uniform):
     inf = float("inf")

@@ -40,12 +40,12 @@ class _Fill:
 class _Decode:
     """One token of each row 0 .. A at its own position (int64[A]), attending to all before it in its row."""
 
-    def __init__(self, positions: Tensor, width: int, max_length: int) -> None:
+    def __init__(self, positions: Tensor, width: int, room: int) -> None:
         self.query_offset = positions[:, None]
         self._active = len(positions)
         self._width = width
-        self._row_starts = torch.arange(self._active, device=positions.device)[:, None] * max_length
-        self._max_length = max_length
+        self._row_starts = torch.arange(self._active, device=positions.device)[:, None] * room
+        self._room = room
         self._lines: dict[int, Tensor] = {}
 
     def kv_length(self, query_length: int) -> int:
@@ -60,14 +60,14 @@ class _Decode:
         """int64[A * heads]: the lines of `store.view(-1, dim)` that the new tokens take. Layers alike share
         it."""
         if heads not in self._lines:
-            head_starts = torch.arange(heads, device=self.query_offset.device) * self._max_length
+            head_starts = torch.arange(heads, device=self.query_offset.device) * self._room
             self._lines[heads] = (self._row_starts * heads + head_starts + self.query_offset).reshape(-1)
         return self._lines[heads]
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, [slots, heads, max_length, dim], allocated up front: memory does not grow
-    later.
+    """Keys and values of one layer, [slots, heads, room, dim], in memory that is allocated up front for rooms
+    of `max_length` tokens.
 
     Zeroed once, since what lies past a row's position is read (with weight 0) and must be finite.
     """
@@ -78,8 +78,13 @@ class _SlotLayer(CacheLayerMixin):
         super().__init__()
         self.keys: Tensor = like.new_zeros(slots, shape.key_heads, max_length, shape.key_dim)
         self.values: Tensor = like.new_zeros(slots, shape.value_heads, max_length, shape.value_dim)
+        self._memory = self.keys.view(-1), self.values.view(-1)
         self.is_initialized = True
         self.access: _Fill | _Decode
+
+    def lay_out(self, room: int) -> None:
+        stores = zip((self.keys, self.values), self._memory, strict=True)
+        self.keys, self.values = (_laid_out(store, memory, room) for store, memory in stores)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is allocated when it is made."""
@@ -100,6 +105,16 @@ class _SlotLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
 
+def _laid_out(store: Tensor, memory: Tensor, room: int) -> Tensor:
+    """What `store` [slots, heads, any, dim] at the beginning of `memory` holds, there as [slots, heads, room,
+    dim]."""
+    kept = store[:, :, :room].clone()
+    slots, heads, length, dim = kept.shape
+    store = memory[: slots * heads * room * dim].view(slots, heads, room, dim)
+    store[:, :, :length] = kept
+    return store
+
+
 class SlotCache(Cache):
     """Before a forward pass, say with `fill` or `decode` which rows and positions its tokens belong to."""
 
@@ -108,8 +123,7 @@ class SlotCache(Cache):
     def __init__(self, shapes: Sequence[LayerShape], slots: int, max_length: int, like: Tensor) -> None:
         """`like` gives dtype and device."""
         super().__init__(layers=[_SlotLayer(shape, slots, max_length, like) for shape in shapes])
-        self.slots = slots
-        self.max_length = max_length
+        self.room = max_length
 
     def fill(self, rows: Tensor) -> None:
         """The next forward's tokens [N, T] are the first T of `rows` (int64[N]); they attend to each other
@@ -119,7 +133,7 @@ class SlotCache(Cache):
     def decode(self, positions: Tensor, width: int) -> None:
         """The next forward's tokens [A, 1] belong to rows 0 .. A, at `positions` (int64[A]), all less than
         `width`."""
-        self._set(_Decode(positions, width, self.max_length))
+        self._set(_Decode(positions, width, self.room))
 
     def copy(self, sources: Tensor, targets: Tensor, width: int) -> None:
         """Copy the first `width` tokens of rows `sources` to rows `targets` (both int64[N]), as if all at
@@ -128,6 +142,12 @@ class SlotCache(Cache):
             for store in (layer.keys, layer.values):
                 part = store[:, :, :width]
                 part.index_copy_(0, targets, part.index_select(0, sources))
+
+    def lay_out(self, room: int) -> None:
+        """Give each row the room of so many tokens, with those that it has."""
+        for layer in self.layers:
+            layer.lay_out(room)
+        self.room = room
 
     def _set(self, access: _Fill | _Decode) -> None:
         for layer in self.layers:

@@ -9,6 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_LARGE = 4096
+"""Tokens of a vocabulary from which on two short searches take less time than one long one."""
+_BLOCK = 256
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
@@ -69,11 +73,7 @@ def sample(logits: Tensor, uniform: Tensor, batch: SamplingBatch) -> tuple[Tenso
     """
     logits = processed(logits, batch)
     probabilities = logits.softmax(-1)
-    # float64: in float32 the sum's rounding would move boundaries by more than many a token's probability.
-    # Summed in place, since a second array of that size costs more than the sum.
-    cumulative = probabilities.double().cumsum_(-1)
-    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    tokens.clamp_(max=logits.shape[-1] - 1)  # only NaN rows get there
+    tokens = _drawn(probabilities, uniform)
     if batch.greedy is not None:
         tokens = torch.where(batch.greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
     return tokens[:, 0], probabilities.gather(-1, tokens).log_()[:, 0]
@@ -95,6 +95,35 @@ def kept_sets(processed: Tensor) -> list[NDArray[np.int32]]:
     rows, ids = listed.nonzero(as_tuple=True)
     ids = torch.where(lists_kept[rows, 0], ids, ~ids).int().cpu().numpy()
     return np.split(ids, listed.sum(-1).cumsum(0)[:-1].cpu().numpy())
+
+
+def _drawn(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """int64[A, 1] as `sample` says, from float32[A, V].
+
+    Of a large vocabulary, first a block of tokens by the blocks' sums, then a token of that block, so that
+    little goes through float64. In float32 a cumulative sum's rounding would move boundaries by more than
+    many a token's probability; a block's sum scales those of its tokens, by no more than the softmax's does.
+    """
+    rows, vocab_size = probabilities.shape
+    if vocab_size < _LARGE:
+        # Summed in place, since a second array of that size costs more than the sum.
+        cumulative = probabilities.double().cumsum_(-1)
+        return _reached(cumulative, uniform[:, None] * cumulative[:, -1:])
+    size = min(vocab_size & -vocab_size, _BLOCK)
+    blocks = probabilities.view(rows, -1, size)
+    sums = blocks.sum(-1).double()
+    cumulative = sums.cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    block = _reached(cumulative, target)
+    inner = blocks.take_along_dim(block[:, :, None], 1)[:, 0].double().cumsum_(-1)
+    total, past = inner[:, -1:], cumulative.gather(1, block) - target
+    position = ((1 - past / sums.gather(1, block)) * total).clamp_(min=0)
+    return _reached(inner, position.minimum(total.nextafter(total.new_zeros(())))).add_(block, alpha=size)
+
+
+def _reached(cumulative: Tensor, target: Tensor) -> Tensor:
+    """int64[A, 1]: where cumulative [A, N] first exceeds target [A, 1]; the last place in NaN rows."""
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=cumulative.shape[-1] - 1)
 
 
 def filtered(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
