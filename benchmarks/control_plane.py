@@ -1,17 +1,17 @@
 """Groups a second through what stands between engines and trainer: the coordinator's service with its books
 and its file, the wire, and the reward processes. Nothing is sampled and nothing trained.
 
-    python benchmarks/control_plane.py [--cases service,wire,rewards] [--steps 6] [--batch 1024] [--eta 8]
-                                       [--workers 64] [--tokens 32] [--repeats 3] [--out FILE]
+    python benchmarks/control_plane.py [--cases service,wire,rewards,rewards-busy] [--steps 6] [--batch 1024]
+                                       [--eta 8] [--workers 64] [--tokens 32] [--repeats 3] [--out FILE]
 
 service  simulated workers lease and submit groups of 8 responses, and a trainer takes, publishes, and waits
          for what it has not got. All call `CoordinatorService.handle` in one process, which encodes groups
          but sends nothing: books, checks of the groups, and `ledger.db`.
 wire     the same over ZMQ with CURVE, in the same process: clients, encryption and server share its core, so
          this is a bound from below.
-rewards  groups that a trivial function scores in one process, asked for side by side by a loop that turns
-         without a pause (`free`), and by one whose thread computes for 15 ms a turn, as an engine's steps do
-         where it has no thread of its own (`busy`).
+rewards  64 groups at a time that a trivial function scores in one process. `rewards-busy`: asked for by a
+         loop in whose thread something computes for 15 ms a turn, as an engine does without a thread of its
+         own.
 
 Groups arrive in the order of their admission but for one in sixteen, which is some hundred groups late, so
 that the trainer often waits for a straggler with a batch and more at hand. The file is on the disk of the
@@ -20,7 +20,8 @@ which other work on the machine leaves alone.
 
 Prediction, at 1,024 groups a batch, eta = 8, on one core: a group costs some 25 us in the books, 60 us in its
 checks and 60 us in SQLite (four rows and a payload, with a transaction a turn of the loop): 4,000 to 7,000
-groups/s, a third of it over the wire. One reward process: 3,000 groups/s free, 1,000 busy.
+groups/s, a third of it over the wire. One reward process: 3,000 groups/s, and 1,000 beside the busy loop: 64
+groups every two or three turns of it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +62,34 @@ DEFAULT_OUT = Path(__file__).parent / "results" / "control_plane.json"
 GROUP_SIZE, PROMPT_TOKENS, PROMPTS = 8, 8, 4096
 LATE_SHARE, LATE_GROUPS = 1 / 16, 400
 STATS = EngineStats(0, 0, 0, 100, 1.0)
-SCORED_GROUPS, SIDE_BY_SIDE = 5000, 64
+SCORED_GROUPS, SIDE_BY_SIDE, BUSY_S = 2000, 64, 0.015
 TIMEOUT_S = 120.0
 
 Ask = Callable[..., Awaitable[Any]]
 """Sends a request and its frames; returns the answer."""
+Clocks = tuple[float, float]
+"""Of the wall and of this process's processor, in seconds."""
+
+
+def read_clocks() -> Clocks:
+    return time.perf_counter(), time.process_time()
+
+
+@dataclass(frozen=True)
+class Measured:
+    groups_per_s: float
+    cpu_us: float
+    """Of this process, a group."""
+
+    @staticmethod
+    def since(began: Clocks, groups: int) -> Measured:
+        wall_s, cpu_s = (now - then for now, then in zip(read_clocks(), began, strict=True))
+        return Measured(groups / wall_s, cpu_s / groups * 1e6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", default="service,wire,rewards")
+    parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--steps", type=int, default=6, help="measured ones, after as many as eta is")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--eta", type=int, default=8)
@@ -77,16 +98,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     args = parser.parse_args()
-    cases = {"service": measure_loop, "wire": measure_loop, "rewards": measure_rewards}
-    found: dict[str, list[float]] = {case: [] for case in args.cases.split(",")}
+    found: dict[str, list[Measured]] = {case: [] for case in args.cases.split(",")}
     for _ in range(args.repeats):
-        for case, rates in found.items():
-            rates.append(asyncio.run(cases[case](args, over_wire=case == "wire")))
-    for case, rates in found.items():
-        low, high = min(rates), max(rates)
-        print(f"{case:8} {statistics.median(rates):7,.0f} groups/s  ({low:,.0f} to {high:,.0f})")
+        for case, measured in found.items():
+            measured.append(asyncio.run(CASES[case](args)))
+    for case, measured in found.items():
+        rates = [one.groups_per_s for one in measured]
+        print(
+            f"{case:12} {statistics.median(rates):7,.0f} groups/s ({min(rates):,.0f} to {max(rates):,.0f}), "
+            f"{min(one.cpu_us for one in measured):,.0f} us of a processor each"
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": platform.processor() or platform.machine(), "groups_per_s": found}
+    record = {
+        "machine": platform.processor() or platform.machine(),
+        "cases": {case: list(map(asdict, measured)) for case, measured in found.items()},
+    }
     sizes = {name: getattr(args, name) for name in ("batch", "eta", "workers", "tokens")}
     args.out.write_text(json.dumps(record | sizes, indent=1) + "\n")
     print(f"written to {args.out}")
@@ -95,8 +121,8 @@ def main() -> None:
 # ---- the loop --------------------------------------------------------------------------------------------
 
 
-async def measure_loop(args: argparse.Namespace, *, over_wire: bool) -> float:
-    """Groups a second from the step in which the buffer is full."""
+async def measure_loop(args: argparse.Namespace, *, over_wire: bool) -> Measured:
+    """From the step in which the buffer is full."""
     warm_up = args.eta + 1
     config = loop_config(args, warm_up + args.steps)
     with tempfile.TemporaryDirectory(dir=".") as scratch:
@@ -106,8 +132,8 @@ async def measure_loop(args: argparse.Namespace, *, over_wire: bool) -> float:
         run_dir.make_keys()
         async with serving(config, run_dir, over_wire=over_wire) as ask_as:
             loop = SimulatedLoop(args, ask_as, warm_up)
-            begun_s, ended_s = await loop.run(config.run.steps)
-    return args.batch * args.steps / (ended_s - begun_s)
+            began = await loop.run(config.run.steps)
+            return Measured.since(began, args.batch * args.steps)
 
 
 def loop_config(args: argparse.Namespace, steps: int) -> Config:
@@ -165,8 +191,8 @@ class SimulatedLoop:
         self._version = 0
         self._random = random.Random(0)
 
-    async def run(self, steps: int) -> tuple[float, float]:
-        """When the step after the warm-up began, and when the last one ended, on the performance clock."""
+    async def run(self, steps: int) -> Clocks:
+        """All steps. Returns when the first one after the warm-up began."""
         trainer = await self._ask_as("trainer-0")
         await trainer(m.Begin(0))
         await trainer(m.Publish(0, b"version 0"))
@@ -177,16 +203,16 @@ class SimulatedLoop:
             task.result()
         return training.result()
 
-    async def _train(self, ask: Ask, steps: int) -> tuple[float, float]:
-        begun_s = 0.0
+    async def _train(self, ask: Ask, steps: int) -> Clocks:
+        began = read_clocks()
         for step in range(steps):
             if step == self._warm_up:
-                begun_s = time.perf_counter()
+                began = read_clocks()
             while not isinstance(await ask(m.Take(step, 5.0)), m.TakenBatch):
                 pass
             await ask(m.Publish(step + 1, b"version"))
             self._version = step + 1
-        return begun_s, time.perf_counter()
+        return began
 
     async def _work(self, name: str) -> None:
         ask = await self._ask_as(name)
@@ -236,7 +262,8 @@ class SimulatedLoop:
 # ---- rewards ---------------------------------------------------------------------------------------------
 
 
-async def measure_rewards(_: argparse.Namespace, *, over_wire: bool) -> float:
+async def measure_rewards(_: argparse.Namespace, *, step_s: float) -> Measured:
+    """step_s: for which something else computes in the loop's thread, again and again."""
     tree = {"model": {"path": "m"}, "data": {"path": "d"}}
     reward = {"functions": [{"function": "asyncrl.tiny.skill:exact_match"}], "workers": 1}
     config = settings.from_tree(tree | {"reward": reward})
@@ -247,14 +274,32 @@ async def measure_rewards(_: argparse.Namespace, *, over_wire: bool) -> float:
         for _ in left:
             await pool.score(request, ["exact_match"])
 
+    async def compute() -> None:
+        while True:
+            ends_s = time.perf_counter() + step_s
+            while time.perf_counter() < ends_s:
+                pass
+            await asyncio.sleep(0)
+
     pool = RewardPool(config.reward, max_steps=1)
     await pool.start()
+    computing = [asyncio.create_task(compute())] if step_s else []
     try:
-        began_s = time.perf_counter()
+        began = read_clocks()
         await asyncio.gather(*(ask() for _ in range(SIDE_BY_SIDE)))
-        return SCORED_GROUPS / (time.perf_counter() - began_s)
+        return Measured.since(began, SCORED_GROUPS)
     finally:
+        for task in computing:
+            task.cancel()
         await pool.close()
+
+
+CASES: dict[str, Callable[[argparse.Namespace], Awaitable[Measured]]] = {
+    "service": partial(measure_loop, over_wire=False),
+    "wire": partial(measure_loop, over_wire=True),
+    "rewards": partial(measure_rewards, step_s=0.0),
+    "rewards-busy": partial(measure_rewards, step_s=BUSY_S),
+}
 
 
 if __name__ == "__main__":
