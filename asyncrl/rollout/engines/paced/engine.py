@@ -226,8 +226,12 @@ class PacedEngine(StreamingEngine):
                 f"request {request_id!r}: max_new_tokens={sampling.max_new_tokens} is below "
                 f"rollout.paced.min_new_tokens={self._min_new_tokens}"
             )
-        generator = np.random.Generator(np.random.Philox(sampling.seed))
+        return self.draw_length(sampling.max_new_tokens, sampling.seed)
+
+    def draw_length(self, max_new_tokens: int, seed: int | None) -> int:
+        """Tokens that a request of this seed generates."""
+        generator = np.random.Generator(np.random.Philox(seed))
         if self._mean_new_tokens is None:
-            return int(generator.integers(self._min_new_tokens, sampling.max_new_tokens, endpoint=True))
+            return int(generator.integers(self._min_new_tokens, max_new_tokens, endpoint=True))
         drawn = generator.lognormal(math.log(self._mean_new_tokens) - SIGMA**2 / 2, SIGMA)
-        return min(max(round(drawn), self._min_new_tokens), sampling.max_new_tokens)
+        return min(max(round(drawn), self._min_new_tokens), max_new_tokens)
