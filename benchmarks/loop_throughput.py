@@ -381,26 +381,36 @@ class CoreWatch:
     """Samples what this process and all below it take of the machine."""
 
     def __init__(self) -> None:
-        self._samples: list[tuple[float, dict[str, float]]] = []
+        self._shares: list[Counter[str]] = []
+        """Cores busy between two samples, those of the coordinator apart."""
         self.ended = threading.Event()
 
     def run(self) -> None:
+        before, sampled_s = self._spent(), time.monotonic()
         while not self.ended.wait(WATCH_S):
-            taken: Counter[str] = Counter()
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-                with suppress(psutil.Error):
-                    name = next((word for word in process.cmdline() if word == COORDINATOR), "others")
-                    times = process.cpu_times()
-                    taken[name] += times.user + times.system
-            self._samples.append((time.monotonic(), dict(taken)))
+            now, now_s = self._spent(), time.monotonic()
+            shares: Counter[str] = Counter()
+            for of, spent_s in now.items():
+                shares[of[1]] += (spent_s - before.get(of, spent_s)) / (now_s - sampled_s)
+            self._shares.append(shares)
+            before, sampled_s = now, now_s
 
     def busy(self) -> str:
         """In the second half of the run."""
-        half, last = self._samples[len(self._samples) // 2 :], self._samples[-2]
-        (begun_s, before), (ended_s, after) = half[0], last
-        share = {name: (after[name] - before.get(name, 0.0)) / (ended_s - begun_s) for name in after}
-        cores = sum(share.values())
-        return f"{cores:.2f} cores busy, the coordinator {share.get(COORDINATOR, 0.0):.2f}"
+        late = self._shares[len(self._shares) // 2 :]
+        cores = statistics.fmean(shares.total() for shares in late)
+        of_it = statistics.fmean(shares[COORDINATOR] for shares in late)
+        return f"{cores:.2f} cores busy, the coordinator {of_it:.2f}"
+
+    def _spent(self) -> dict[tuple[int, str], float]:
+        """Seconds of a processor, by process."""
+        spent = {}
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with suppress(psutil.Error):
+                name = COORDINATOR if COORDINATOR in process.cmdline() else "others"
+                times = process.cpu_times()
+                spent[process.pid, name] = times.user + times.system
+        return spent
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class RunResult:
 
     run_dir: Path
     checkpoint: Path | None
-    """The final model, for `AutoModelForCausalLM.from_pretrained`; None where the trainer computes nothing."""
+    """The final model, for `AutoModelForCausalLM.from_pretrained`; None where a trainer computes nothing."""
     summary: Summary
 
 
