@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from reward_pools import request, reward_config, running_pool, until
+from reward_pools import is_running, request, reward_config, running_pool, until
 
 from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.score import RewardError
@@ -103,6 +103,27 @@ def test_a_cancelled_call_that_has_not_begun_disturbs_none(tmp_path):
 
     at_work, processes = asyncio.run(main())
     assert processes == {float(at_work)}
+
+
+def test_a_call_that_went_back_to_the_line_can_be_cancelled_at_work(tmp_path):
+    """Its process is killed, as that of any other."""
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    async def main():
+        async with running_pool("does_as_told", workers=1, timeout_s=3600.0, retries=0) as pool:
+            await know_the_pace(pool)
+            slow = asyncio.create_task(pool.score(asked("wait", first)))
+            behind = asyncio.create_task(pool.score(asked("wait", second)))
+            (server,) = pool._pool._children._line._servers
+            await until(lambda: server.is_late, "the first call to take long")
+            first.touch()
+            await slow
+            at_work = Path(f"{second}.at_work")
+            await until(at_work.exists, "the second call at work")
+            behind.cancel()
+            await until(lambda: not is_running(int(at_work.read_text())), "the end of its process")
+
+    asyncio.run(main())
 
 
 def test_an_automatic_number_of_processes_grows_while_groups_wait(tmp_path):

@@ -145,7 +145,9 @@ class Line:
         """The answer to a call, whose number is given here. Raises `TimeoutError` or `ChildDied` when it took
         too long or its process has died of it, `ConfigError` or `OSError` if no process can be started, and
         as `wire.frame`. When it is cancelled at work, its process is killed."""
-        asked = self._numbered(call, time.monotonic(), asyncio.get_running_loop().create_future())
+        call = self._numbered(call)
+        reply_to: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        asked = _Asked(call, wire.frame(call), time.monotonic(), reply_to)
         self._waiting.append(asked)
         self._move()
         try:
@@ -167,14 +169,15 @@ class Line:
         self._is_closed = True
         self._move()
 
-    def _numbered(self, call: wire.Call, asked_s: float, reply: asyncio.Future[wire.Reply]) -> _Asked:
-        numbered = msgspec.structs.replace(call, number=next(self._numbers))
-        return _Asked(numbered, wire.frame(numbered), asked_s, reply)
+    def _numbered(self, call: wire.Call) -> wire.Call:
+        return msgspec.structs.replace(call, number=next(self._numbers))
 
     def _back(self, calls: list[_Asked]) -> None:
         """Under new numbers: what is still said of the old ones does not concern them."""
-        again = [self._numbered(asked.call, asked.asked_s, asked.reply) for asked in calls]
-        self._waiting.extendleft(reversed(again))
+        for asked in reversed(calls):
+            asked.call = self._numbered(asked.call)
+            asked.request = wire.frame(asked.call)
+            self._waiting.appendleft(asked)
         asyncio.get_running_loop().call_soon(self._move)
 
     def _move(self) -> None:
