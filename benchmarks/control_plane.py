@@ -122,9 +122,9 @@ def main() -> None:
 
 
 async def measure_loop(args: argparse.Namespace, *, over_wire: bool) -> Measured:
-    """From the step in which the buffer is full."""
+    """From the step in which the buffer is full. The run would go on for as long, so that it stays full."""
     warm_up = args.eta + 1
-    config = loop_config(args, warm_up + args.steps)
+    config = loop_config(args, 2 * warm_up + args.steps)
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         run_dir = RunDir(Path(scratch))
         prompts = [Prompt(i, f"p{i}", np.arange(PROMPT_TOKENS, dtype=np.int32), {}) for i in range(PROMPTS)]
@@ -132,7 +132,7 @@ async def measure_loop(args: argparse.Namespace, *, over_wire: bool) -> Measured
         run_dir.make_keys()
         async with serving(config, run_dir, over_wire=over_wire) as ask_as:
             loop = SimulatedLoop(args, ask_as, warm_up)
-            began = await loop.run(config.run.steps)
+            began = await loop.run(warm_up + args.steps)
             return Measured.since(began, args.batch * args.steps)
 
 
@@ -192,13 +192,16 @@ class SimulatedLoop:
         self._random = random.Random(0)
 
     async def run(self, steps: int) -> Clocks:
-        """All steps. Returns when the first one after the warm-up began."""
+        """So many steps. Returns when the first one after the warm-up began."""
         trainer = await self._ask_as("trainer-0")
         await trainer(m.Begin(0))
         await trainer(m.Publish(0, b"version 0"))
         workers = [asyncio.create_task(self._work(f"rollout-{i}")) for i in range(self._args.workers)]
         training = asyncio.create_task(self._train(trainer, steps))
-        done, _ = await asyncio.wait([training, *workers], return_when=asyncio.FIRST_EXCEPTION)
+        done, _ = await asyncio.wait([training, *workers], return_when=asyncio.FIRST_COMPLETED)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
         for task in done:
             task.result()
         return training.result()
