@@ -1,6 +1,7 @@
 """Time of a whole training step of 128 rollouts: synchronous, asynchronous, and the ideal, in one run.
 
-    python benchmarks/loop_throughput.py [--cases computed,paced] [--runs synchronous,asynchronous,pinned]
+    python benchmarks/loop_throughput.py [--cases computed,paced,paced-8,paced-64]
+                                         [--runs synchronous,asynchronous,pinned]
                                          [--repeats 3] [--steps 40] [--model FOLDER] [--out FILE]
 
 computed  the tiny model, trained for real on two cores (one thread each for engine and trainer). The ideal is
@@ -13,13 +14,24 @@ paced     8 workers and a trainer that wait as long as a GPU would take (a decod
           last. Generation-bound: the trainer needs 0.75 of what generation needs; training-bound: the other
           way round. (With both equal, no buffer is deep enough to hide all their chance variations.)
 
-Synchronous is `staleness.max_staleness=0`, asynchronous 4: nothing else differs. `pinned` is asynchronous
-with a core for engine and trainer each (`placement.pin_cores=auto`). Step times are taken from
+paced-N   the loop at scale: N engines of 256 slots and a trainer of 8 ranks, on this machine's cores. Lengths
+          are log-normal with a mean of 1,280 tokens, cut off at 8,192: the longest of a step is some six
+          times the mean, and a step's batch is as many responses as there are slots. The ideal is the tokens
+          of a batch over the pace of all engines with every slot busy, which is a mean response's time, or
+          the training step (0.75 of it), whichever is slower. Engines of 64 are paced six times slower than
+          8 are, for so is the work a second that coordinator, trainer and all workers share two cores for: it
+          is printed with the result how many cores were busy, and which share of one the coordinator had.
+          With `--steps 10`, 64 take 12 minutes asynchronously and as many synchronously.
+
+Synchronous is `staleness.max_staleness=0`, asynchronous 4 (at scale 8): nothing else differs. `pinned` is
+asynchronous with a core for engine and trainer each (`placement.pin_cores=auto`). Step times are taken from
 `metrics.jsonl` after the first 10 steps. Repetitions are interleaved; median and range.
 
 Prediction: paced, asynchronous within 5% of the ideal and synchronous near the sum of generation (drained to
 its longest response) and training. Computed, the asynchronous run gains what two busy cores give over one
-busy at a time, less what their shared memory bandwidth costs: a factor of 1.4 to 1.8.
+busy at a time, less what their shared memory bandwidth costs: a factor of 1.4 to 1.8. At scale, 1.02 of the
+ideal with 8 engines and 1.05 with 64, a fifth of the synchronous run's time, which waits for the longest of
+each step; the coordinator takes 5 to 15% of a core.
 """
 
 from __future__ import annotations
@@ -28,15 +40,20 @@ import argparse
 import asyncio
 import json
 import platform
+import shutil
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -52,6 +69,8 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
+from asyncrl.roles import COORDINATOR
+from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
@@ -83,7 +102,7 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", default="computed,paced")
-    parser.add_argument("--runs", default="synchronous,asynchronous,pinned", help="of the computed case")
+    parser.add_argument("--runs", default="synchronous,asynchronous,pinned", help="of all cases but `paced`")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="measured steps of each run")
     parser.add_argument("--model", type=Path, help="one of `asyncrl tiny-model`; default: made anew")
@@ -93,8 +112,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = args.model or asyncrl.tiny.build(Path(scratch, "tiny"))
         for case in args.cases.split(","):
-            computed = partial(measure_computed, wanted=args.runs.split(","))
-            measure = {"computed": computed, "paced": measure_paced}[case]
+            wanted = args.runs.split(",")
+            computed, at_scale = (partial(f, wanted=wanted) for f in (measure_computed, measure_scale))
+            measure = {"computed": computed, "paced": measure_paced}.get(case, partial(at_scale, case=case))
             results += measure(model, Path(scratch), args.repeats, args.steps)
     report(results)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,10 +140,11 @@ def make_config(model: Path, run_dir: Path, steps: int, **sections: dict[str, An
     return settings.from_tree(tree)
 
 
-def run_step_s(config: Config) -> float:
-    """Mean seconds a step of a whole run, warmed up."""
+def run_step_s(config: Config, warm_up: int = WARM_UP_STEPS, cool_down: int = 0) -> float:
+    """Mean seconds a step of a whole run, but for its first and its last steps."""
     lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
-    return (lines[-1]["wall_s"] - lines[WARM_UP_STEPS - 1]["wall_s"]) / (len(lines) - WARM_UP_STEPS)
+    first, last = warm_up - 1, len(lines) - 1 - cool_down
+    return (lines[last]["wall_s"] - lines[first]["wall_s"]) / (last - first)
 
 
 # ---- computed --------------------------------------------------------------------------------------------
@@ -266,10 +287,150 @@ def paced_config(model: Path, run_dir: Path, steps: int, eta: int, training_s: f
     )
 
 
+# ---- at scale --------------------------------------------------------------------------------------------
+
+SCALE_SLOTS, SCALE_RANKS, SCALE_ETA = 256, 8, 8
+SCALE_MIN_TOKENS, SCALE_MEAN_TOKENS, SCALE_MAX_TOKENS = 64, 1280, 8192
+SCALE_STEP_S = {8: 0.004, 64: 0.024}
+"""Of a decode step with every slot busy, by the number of engines."""
+TRAINING_SHARE = 0.75
+"""What training needs of the time that generation needs."""
+WATCH_S = 2.0
+
+
+def measure_scale(
+    model: Path, scratch: Path, repeats: int, steps: int, wanted: Sequence[str], case: str
+) -> list[Measured]:
+    engines = int(case.removeprefix("paced-"))
+    decode_s = SCALE_STEP_S.get(engines, SCALE_STEP_S[8] * max(1.0, engines / 8))
+    generation_s = scale_mean_tokens() * decode_s
+    model = with_positions(model, scratch / case)
+    # A synchronous step takes long, and leaves nothing behind. The last asynchronous ones drain the engines.
+    kinds = {"synchronous": (SYNCHRONOUS, 1, 3, 0), "asynchronous": (SCALE_ETA, 7, steps, 3)}
+    runs: dict[str, list[float]] = {kind: [] for kind in kinds if kind in wanted}
+    for i in range(repeats):
+        for kind, step_s in runs.items():
+            eta, warm_up, measured, cool_down = kinds[kind]
+            run = {"dir": str(scratch / f"{case}-{kind}-{i}"), "steps": warm_up + measured + cool_down}
+            config = scale_config(model, run, engines, decode_s, generation_s, eta)
+            with watched() as cores:
+                step_s.append(run_step_s(config, warm_up, cool_down))
+            print(f"{case}, {kind}: {step_s[-1]:.3f} s a step, {cores.busy()}", flush=True)
+    training_s = TRAINING_SHARE * generation_s
+    return [
+        Measured(case, "generation alone", [generation_s]),
+        Measured(case, "training alone", [training_s]),
+        Measured(case, "ideal", [max(generation_s, training_s)]),
+        *(Measured(case, kind, step_s) for kind, step_s in runs.items()),
+    ]
+
+
+def with_positions(model: Path, target: Path) -> Path:
+    """A copy of the model that is said to read responses of any length: nothing computes with it."""
+    shutil.copytree(model, target)
+    facts = json.loads((target / "config.json").read_text())
+    facts["max_position_embeddings"] = 2 * SCALE_MAX_TOKENS
+    (target / "config.json").write_text(json.dumps(facts))
+    return target
+
+
+def scale_mean_tokens() -> float:
+    """Of the lengths as the engine draws them, cut off at both ends."""
+    engine = PacedEngine(
+        capacity=1,
+        step_base_s=1.0,
+        step_per_request_s=0.0,
+        min_new_tokens=SCALE_MIN_TOKENS,
+        mean_new_tokens=SCALE_MEAN_TOKENS,
+    )
+    return statistics.fmean(engine.draw_length(SCALE_MAX_TOKENS, seed) for seed in range(100_000))
+
+
+def scale_config(
+    model: Path, run: dict[str, Any], engines: int, decode_s: float, generation_s: float, eta: int
+) -> Config:
+    return make_config(
+        model,
+        Path(run["dir"]),
+        0,
+        run=run,
+        reward={"functions": [{"function": "asyncrl.tiny.skill:exact_match"}], "workers": 1},
+        rollout={
+            "engine": "paced",
+            "workers": engines,
+            "slots": SCALE_SLOTS,
+            "max_new_tokens": SCALE_MAX_TOKENS,
+            "paced": {
+                "step_base_s": decode_s / 2,
+                "step_per_request_s": decode_s / 2 / SCALE_SLOTS,
+                "min_new_tokens": SCALE_MIN_TOKENS,
+                "mean_new_tokens": SCALE_MEAN_TOKENS,
+            },
+        },
+        trainer={
+            "backend": "paced",
+            "ranks": SCALE_RANKS,
+            "batch_groups": engines * SCALE_SLOTS // GROUP_SIZE,
+            "paced": {"step_s": TRAINING_SHARE * generation_s},
+        },
+        staleness={"max_staleness": eta},
+    )
+
+
+class CoreWatch:
+    """Samples what this process and all below it take of the machine."""
+
+    def __init__(self) -> None:
+        self._shares: list[Counter[str]] = []
+        """Cores busy between two samples, those of the coordinator apart."""
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        before, sampled_s = self._spent(), time.monotonic()
+        while not self.ended.wait(WATCH_S):
+            now, now_s = self._spent(), time.monotonic()
+            shares: Counter[str] = Counter()
+            for of, spent_s in now.items():
+                shares[of[1]] += (spent_s - before.get(of, spent_s)) / (now_s - sampled_s)
+            self._shares.append(shares)
+            before, sampled_s = now, now_s
+
+    def busy(self) -> str:
+        """In the second half of the run."""
+        late = self._shares[len(self._shares) // 2 :]
+        cores = statistics.fmean(shares.total() for shares in late)
+        of_it = statistics.fmean(shares[COORDINATOR] for shares in late)
+        return f"{cores:.2f} cores busy, the coordinator {of_it:.2f}"
+
+    def _spent(self) -> dict[tuple[int, str], float]:
+        """Seconds of a processor, by process."""
+        spent = {}
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with suppress(psutil.Error):
+                name = COORDINATOR if COORDINATOR in process.cmdline() else "others"
+                times = process.cpu_times()
+                spent[process.pid, name] = times.user + times.system
+        return spent
+
+
+@contextmanager
+def watched() -> Iterator[CoreWatch]:
+    watch = CoreWatch()
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.ended.set()
+        thread.join()
+
+
 def report(results: list[Measured]) -> None:
     ideal = {m.case: m.median_s for m in results if m.what == "ideal"}
     last = {m.case: m for m in results}
-    table = Table("case", "", "s a step", "range", "of the ideal", title="128 rollouts a step")
+    table = Table(
+        "case", "", "s a step", "range", "of the ideal", title="128 rollouts a step, 256 N at scale"
+    )
     for m in results:
         table.add_row(
             m.case,

@@ -111,9 +111,10 @@ class RewardConfig(Section):
     standardise_decay: float = Field(1.0, gt=0, le=1)
     """What the statistics behind `standardise` keep of their weight at each training step: 1 counts the whole
     run alike, 0.99 mostly the last hundred steps."""
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes per rollout worker in which the functions run; those that are `async def` run in as many of
-    their own."""
+    their own. `auto` starts with one, and others while groups have waited a fourth of a second for a plain
+    function (not in `inline` mode). A function that keeps a state, or loads a large model, wants a number."""
     concurrency: int = Field(32, ge=1)
     """Groups that such a process of `async def` functions scores side by side."""
     timeout_s: float = Field(30.0, gt=0)
@@ -128,6 +129,11 @@ class RewardConfig(Section):
     strip_special_tokens: bool = False
     """Leave every special token out of the text that rewards read, not only those that end a response or
     pad."""
+
+    @property
+    def first_workers(self) -> int:
+        """Processes to begin with."""
+        return 1 if self.workers == "auto" else self.workers
 
     @property
     def part_names(self) -> list[str]:

@@ -7,16 +7,17 @@ answering, and `restore` takes it back."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, Literal, TypeVar
 
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary, Lease, Submission
-from asyncrl.core.staleness import BatchChoice, Candidate, admission_limit, choose_batch
+from asyncrl.core.staleness import BatchChoice, Candidate, Due, admission_limit, choose_batch, waited_for
 
 P = TypeVar("P")
 """A finished group's payload: opaque here (arrays, wire frames, ...)."""
@@ -66,6 +67,15 @@ class GroupEntry:
     @property
     def sampled_tokens(self) -> int:
         return self.summary.sampled_tokens if self.summary is not None else 0
+
+    @property
+    def keys(self) -> Iterator[Hashable]:
+        """What it is found by while it is in flight."""
+        yield self.state
+        if self.state is GroupState.LEASED:
+            yield self.state, self.worker
+        if self.step is not None:
+            yield self.step
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +127,10 @@ class Coordinator(Generic[P]):
         self.steps_taken = 0
         """Batches handed to the trainer."""
         self._live: dict[int, GroupEntry] = {}
+        self._found: defaultdict[Hashable, dict[int, GroupEntry]] = defaultdict(dict)
+        """The same by `GroupEntry.keys`: no event costs a look at all of them."""
+        self._admitted: defaultdict[int, Counter[GroupState]] = defaultdict(Counter)
+        """How many are in each state, by admission version."""
         self._payloads: dict[int, P] = {}
         self._changes: Changes[P] = Changes()
 
@@ -129,8 +143,7 @@ class Coordinator(Generic[P]):
         invariant 2 allows it at the engine's own version (an engine that lags behind the trainer is bound by
         what it samples with)."""
         version = min(engine_version, self.frontier)
-        queued = [e for e in self._live.values() if e.state is GroupState.QUEUED]
-        eligible = [e for e in queued if e.admitted_version <= version]
+        eligible = [e for e in self._of(GroupState.QUEUED) if e.admitted_version <= version]
         leases = [self._lease_again(entry, worker, version) for entry in eligible[:limit]]
         while len(leases) < limit and self._places(version) > 0:
             leases.append(self._admit(worker, version))
@@ -190,15 +203,15 @@ class Coordinator(Generic[P]):
     def worker_lost(self, worker: str) -> list[int]:
         """A worker died: its leases go back. It costs no group an attempt: which of them it was, if any, that
         brought the worker down is not known. Returns the groups concerned."""
-        return self._give_back([e for e in self._leased() if e.worker == worker], f"worker {worker} was lost")
+        return self._give_back((GroupState.LEASED, worker), f"worker {worker} was lost")
 
     def all_workers_lost(self) -> list[int]:
         """All of them have died, or will not come back: every lease goes back."""
-        return self._give_back(self._leased(), "the run was interrupted")
+        return self._give_back(GroupState.LEASED, "the run was interrupted")
 
     def leases_of(self, worker: str) -> list[Lease]:
         """What a worker has leased and not handed in."""
-        return [_lease_of(e) for e in self._leased() if e.worker == worker]
+        return [_lease_of(e) for e in self._of((GroupState.LEASED, worker))]
 
     def next_lease_id(self) -> int:
         """Number another lease, of whatever purpose."""
@@ -218,18 +231,16 @@ class Coordinator(Generic[P]):
         Asking again for the step last taken gives the same batch, so that a lost answer loses nothing.
         """
         if step == self.steps_taken - 1 and step >= self.version:
-            return self._batch(step, [e.group_id for e in self._live.values() if e.step == step])
+            return self._batch(step, self._found[step])
         if step != self.steps_taken:
             raise ValueError(f"the trainer asks for step {step}, but step {self.steps_taken} comes next")
         if self._settings.on_stale != "wait":
             self._drop_stale(step)
-        batch = self._choose(step).batch
-        if not batch:
+        if self._must_wait(step) or not (batch := self._choose(step).batch):
             return None
         for group_id in batch:
             entry = self._live[group_id]
-            entry.step = step
-            self._move(entry, GroupState.TAKEN, entry.sampled_tokens)
+            self._move(entry, GroupState.TAKEN, entry.sampled_tokens, step=step)
         self.steps_taken += 1
         self.ledger.check()
         return self._batch(step, batch)
@@ -246,11 +257,13 @@ class Coordinator(Generic[P]):
         oldest = self._oldest_version(step)
         self.version = version
         self.frontier = max(self.frontier, version)
-        for entry in [e for e in self._live.values() if e.step == step]:
+        for entry in self._of(step):
             assert entry.summary is not None
             entry.masked_tokens = entry.summary.tokens_older_than(oldest)
             self.ledger.masked_tokens += entry.masked_tokens
             self._finish(entry, GroupState.TRAINED)
+        for emptied in [v for v, states in self._admitted.items() if not states.total()]:
+            del self._admitted[emptied]
         self.ledger.check()
 
     def rewind(self, version: int, trained: Mapping[int, tuple[GroupEntry, P]]) -> None:
@@ -271,12 +284,13 @@ class Coordinator(Generic[P]):
                 f"the trainer has version {version} and the ledger {self.version}, but of the groups trained "
                 f"since, the ledger has these by step: {dict(per_step)}"
             )
-        for entry in [e for e in self._live.values() if e.state is GroupState.TAKEN]:
+        for entry in self._of(GroupState.TAKEN):
             self._move(entry, GroupState.READY, entry.sampled_tokens)
         for group_id, (entry, payload) in trained.items():
             self.ledger.untrain(entry.sampled_tokens, entry.masked_tokens)
             entry.state, entry.masked_tokens = GroupState.READY, 0
-            self._live[group_id], self._payloads[group_id] = entry, payload
+            self._add(entry)
+            self._payloads[group_id] = payload
             self._changes.entries[group_id] = entry
         self._live = dict(sorted(self._live.items()))
         self.version = self.steps_taken = version
@@ -307,10 +321,10 @@ class Coordinator(Generic[P]):
         coordinator.version, coordinator.frontier = saved.version, saved.frontier
         coordinator.leases_given = saved.leases_given
         for group_id, (entry, payload) in sorted(saved.live.items()):
-            coordinator._live[group_id] = entry
+            coordinator._add(entry)
             if payload is not None:
                 coordinator._payloads[group_id] = payload
-        taken = {e.step for e in coordinator._live.values() if e.state is GroupState.TAKEN}
+        taken = {e.step for e in coordinator._of(GroupState.TAKEN)}
         coordinator.steps_taken = saved.version + len(taken)
         coordinator.ledger.check()
         return coordinator
@@ -334,22 +348,18 @@ class Coordinator(Generic[P]):
             lease_id=self.next_lease_id(),
             worker=worker,
         )
-        self._live[entry.group_id] = entry
+        self._add(entry)
         self._changes.entries[entry.group_id] = entry
         self.ledger.admit()
         return _lease_of(entry)
 
     def _lease_again(self, entry: GroupEntry, worker: str, version: int) -> Lease:
-        entry.lease_id = self.next_lease_id()
-        entry.worker = worker
-        entry.admitted_version = version
-        self._move(entry, GroupState.LEASED)
+        lease_id = self.next_lease_id()
+        self._move(entry, GroupState.LEASED, lease_id=lease_id, worker=worker, admitted_version=version)
         return _lease_of(entry)
 
-    def _leased(self) -> list[GroupEntry]:
-        return [e for e in self._live.values() if e.state is GroupState.LEASED]
-
-    def _give_back(self, leased: Sequence[GroupEntry], reason: str) -> list[int]:
+    def _give_back(self, key: Hashable, reason: str) -> list[int]:
+        leased = self._of(key)
         for entry in leased:
             self._requeue(entry, reason)
         self.ledger.check()
@@ -367,14 +377,37 @@ class Coordinator(Generic[P]):
 
     def _finish(self, entry: GroupEntry, state: GroupState) -> None:
         self._move(entry, state, entry.sampled_tokens)
+        self._remove(entry)
         del self._live[entry.group_id]
         if self._payloads.pop(entry.group_id, None) is not None and state is not GroupState.TRAINED:
             self._changes.payloads[entry.group_id] = None
 
-    def _move(self, entry: GroupEntry, state: GroupState, tokens: int = 0) -> None:
+    def _move(self, entry: GroupEntry, state: GroupState, tokens: int = 0, **fields: Any) -> None:
+        """Whatever it is found by changes here only."""
+        self._remove(entry)
         self.ledger.move(entry.state, state, tokens)
         entry.state = state
+        for name, value in fields.items():
+            setattr(entry, name, value)
+        self._add(entry)
         self._changes.entries[entry.group_id] = entry
+
+    def _add(self, entry: GroupEntry) -> None:
+        self._live[entry.group_id] = entry
+        self._admitted[entry.admitted_version][entry.state] += 1
+        for key in entry.keys:
+            self._found[key][entry.group_id] = entry
+
+    def _remove(self, entry: GroupEntry) -> None:
+        self._admitted[entry.admitted_version][entry.state] -= 1
+        for key in entry.keys:
+            del self._found[key][entry.group_id]
+            if not self._found[key]:
+                del self._found[key]
+
+    def _of(self, key: Hashable) -> list[GroupEntry]:
+        """Those in flight that have the key, in admission order."""
+        return [entry for _, entry in sorted(self._found.get(key, {}).items())]
 
     def _held(self, group_id: int, lease_id: int) -> GroupEntry | None:
         """The entry that a lease stands for, while no other lease has taken its place."""
@@ -383,15 +416,29 @@ class Coordinator(Generic[P]):
             return None
         return entry if entry.state in (GroupState.LEASED, GroupState.QUEUED) else None
 
+    def _must_wait(self, step: int) -> bool:
+        """Whether there cannot be a batch yet, told without a look at the groups: the trainer asks after
+        every event."""
+        bound, batch_groups = self._settings.bound, self._settings.batch_groups
+        if self._found.get(step):
+            return False
+        if self._settings.on_stale != "wait":
+            return len(self._found[GroupState.READY]) < batch_groups
+        due = [
+            Due(version + bound, states.total() - states[GroupState.TAKEN], states[GroupState.READY])
+            for version, states in sorted(self._admitted.items())
+        ]
+        return waited_for(due, step, batch_groups) is not None
+
     def _choose(self, step: int) -> BatchChoice:
-        bound_to_it = tuple(e.group_id for e in self._live.values() if e.step == step)
+        bound_to_it = tuple(e.group_id for e in self._of(step))
         if bound_to_it:
             return BatchChoice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
             return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
         if self._settings.on_stale == "wait":
             return self._choose_waiting(step)
-        ready = [e.group_id for e in self._live.values() if e.state is GroupState.READY]
+        ready = list(self._found[GroupState.READY])
         if len(ready) < self._settings.batch_groups:
             return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
         return BatchChoice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
@@ -422,7 +469,7 @@ class Coordinator(Generic[P]):
         """Drop ready groups that `on_stale` does not let into step `step`; under `drop` their prompts come
         again."""
         oldest = self._oldest_version(step)
-        for entry in [e for e in self._live.values() if e.state is GroupState.READY]:
+        for entry in self._of(GroupState.READY):
             assert entry.summary is not None
             stale = entry.summary.tokens_older_than(oldest)
             if stale == entry.sampled_tokens or (stale and self._settings.on_stale == "drop"):
@@ -456,7 +503,8 @@ class Coordinator(Generic[P]):
         return step - self._settings.bound
 
     def _unfinished(self) -> list[GroupEntry]:
-        return [e for e in self._live.values() if e.state in (GroupState.QUEUED, GroupState.LEASED)]
+        unfinished = self._of(GroupState.QUEUED) + self._of(GroupState.LEASED)
+        return sorted(unfinished, key=attrgetter("group_id"))
 
 
 def _lease_of(entry: GroupEntry) -> Lease:

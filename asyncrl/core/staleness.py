@@ -5,8 +5,9 @@ Both sides of the bound live here. Admission keeps the number of groups in fligh
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from asyncrl.core.invariants import InvariantError
@@ -31,6 +32,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """How many groups in flight have a deadline, and how many of them are ready."""
+
+    deadline: int
+    groups: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchChoice:
     """Either a batch, or the unfinished groups that the step waits for."""
 
@@ -38,29 +48,39 @@ class BatchChoice:
     waits_for: tuple[int, ...] = ()
 
 
-def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> BatchChoice:
-    """Choose the groups of training step `step` such that no group in flight will ever miss its deadline.
+def waited_for(due: Iterable[Due], step: int, batch_groups: int) -> float | None:
+    """Whether training step `step` can have its batch, by counts alone: None when it can, else the deadline
+    up to which it waits for unfinished groups. due: by deadline, in order.
 
-    Ready groups go earliest deadline first, in admission order within a deadline. A younger group may
-    overtake an unfinished older one as long as the steps left suffice for the older: for every deadline `d`,
-    the groups due by `d` that this step leaves behind must fit into the `d - step` steps that follow. When
-    they would not, the step waits for them. Earliest deadline first takes the most groups due by `d` for
-    every `d` at once, so if it does not satisfy the rule, no other choice of ready groups does."""
-    ordered = sorted(candidates, key=lambda c: (c.deadline, c.group_id))
-    ready = [c for c in ordered if c.ready]
-    chosen = ready[:batch_groups]
-    all_deadlines = [c.deadline for c in ordered]
-    chosen_deadlines = [c.deadline for c in chosen]
-    for deadline in sorted(set(all_deadlines)):
-        due = bisect_right(all_deadlines, deadline)
-        places_later = max(0, deadline - step) * batch_groups
-        if due > places_later + batch_groups:
+    Ready groups go earliest deadline first. A younger group may overtake an unfinished older one as long as
+    the steps left suffice for the older: for every deadline `d`, the groups due by `d` that this step leaves
+    behind must fit into the `d - step` steps that follow. When they would not, the step waits for them.
+    Earliest deadline first takes the most groups due by `d` for every `d` at once, so if it does not satisfy
+    the rule, no other choice of ready groups does."""
+    groups = ready = 0
+    for one in due:
+        groups, ready = groups + one.groups, ready + one.ready
+        places_later = max(0, one.deadline - step) * batch_groups
+        if groups > places_later + batch_groups:
             raise InvariantError(
                 2,
-                f"{due} groups are due by step {deadline}, too many for steps of {batch_groups} from {step}",
+                f"{groups} groups are due by step {one.deadline}, too many for steps of {batch_groups} from "
+                f"{step}",
             )
-        if due - bisect_right(chosen_deadlines, deadline) > places_later:
-            return BatchChoice(waits_for=tuple(c.group_id for c in ordered[:due] if not c.ready))
-    if len(chosen) < batch_groups:
-        return BatchChoice(waits_for=tuple(c.group_id for c in ordered if not c.ready))
-    return BatchChoice(batch=tuple(sorted(c.group_id for c in chosen)))
+        if groups - min(ready, batch_groups) > places_later:
+            return one.deadline
+    return None if ready >= batch_groups else math.inf
+
+
+def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> BatchChoice:
+    """Choose the groups of training step `step` such that no group in flight will ever miss its deadline, in
+    admission order within a deadline (`waited_for`)."""
+    ordered = sorted(candidates, key=lambda c: (c.deadline, c.group_id))
+    ready = [c for c in ordered if c.ready]
+    all_due, ready_due = Counter(c.deadline for c in ordered), Counter(c.deadline for c in ready)
+    until = waited_for([Due(d, n, ready_due[d]) for d, n in all_due.items()], step, batch_groups)
+    if until is not None:
+        return BatchChoice(
+            waits_for=tuple(c.group_id for c in ordered if not c.ready and c.deadline <= until)
+        )
+    return BatchChoice(batch=tuple(sorted(c.group_id for c in ready[:batch_groups])))

@@ -48,6 +48,7 @@ from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.section import with_values
+from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
@@ -59,8 +60,8 @@ class RunResult:
     """The results of a finished run."""
 
     run_dir: Path
-    checkpoint: Path
-    """The final model, for `AutoModelForCausalLM.from_pretrained`."""
+    checkpoint: Path | None
+    """The final model, for `AutoModelForCausalLM.from_pretrained`; None where a trainer computes nothing."""
     summary: Summary
 
 
@@ -165,7 +166,7 @@ def _run_checked(prepared: Prepared, progress: bool, fork_server: ForkServer | N
         finally:
             view.stop()
     summary = summarise(run_dir.path)
-    assert summary.checkpoint is not None
+    assert summary.checkpoint is not None or not backend_of(config).computes
     return RunResult(run_dir.path, summary.checkpoint, summary)
 
 

@@ -58,8 +58,9 @@ class _Worker:
 
 
 class CoordinatorService:
-    """Answers `wire.messages`. Everything that an event changes is stored before the event is answered, so
-    that another process can take over from the store: what it knows beyond that, the workers tell it again.
+    """Answers `wire.messages`. Everything that an event changes is stored before the event is answered, with
+    all other events of its turn of the loop, so that another process can take over from the store: what it
+    knows beyond that, the workers tell it again.
 
     roles: the names of all of the run's.
     """
@@ -75,10 +76,10 @@ class CoordinatorService:
     ) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._host = Host(config, prompts.rows, coordinator, store, changed=self._wake)
+        self._host = Host(config, prompts.rows, coordinator, store, happened=self._happened)
         self._coordinator = coordinator
         self._store = store
-        self._server = RpcServer(self._handle)
+        self._server = RpcServer(self.handle)
         self._senders = {
             ROLLOUT: set(names(ROLLOUT, config.rollout.workers)),
             TRAINER: {RANK_0},
@@ -86,6 +87,8 @@ class CoordinatorService:
         }
         self._workers: dict[str, _Worker] = {}
         self._changed = asyncio.Event()
+        self._stored: asyncio.Future[None] | None = None
+        """Done when what has happened in this turn of the loop is stored; None while nothing has."""
         self._heart = Heart(run_dir.pulse(COORDINATOR))
         self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
         self._notice = store.recall(NOTICE)
@@ -113,7 +116,15 @@ class CoordinatorService:
         finally:
             self._server.close()
 
-    async def _handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
+    async def handle(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
+        """The answer to what a peer asks. Raises `RpcError` for what it should not."""
+        try:
+            return await self._carry_out(peer, request, frames)
+        finally:
+            if self._stored is not None:
+                await asyncio.shield(self._stored)
+
+    async def _carry_out(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
         name = peer.decode(errors="replace")
         self._check_protocol(name, request, frames)
         if isinstance(request, m.FromWorker):
@@ -243,6 +254,7 @@ class CoordinatorService:
 
     def _begin(self, version: int) -> m.Begun:
         frontier = _or_refuse(self._host.begin, version)
+        self._host.save()  # before what follows is kept beside it
         # The weights that its predecessor shared go with it; its own are news, be their version the same.
         self._keep_notice(None)
         self._published = None
@@ -262,6 +274,7 @@ class CoordinatorService:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:
             return self._published[1]
         _or_refuse(self._host.publish, request.version)
+        self._host.save()
         self._stalls.stepped()
         self._heart.stall = None
         if request.notice is not None:
@@ -317,6 +330,23 @@ class CoordinatorService:
         return read_pulses(self._run_dir.pulses)
 
     # ---- waiting -------------------------------------------------------------------------------------------
+
+    def _happened(self) -> None:
+        """It is stored once everything that this turn of the loop brings has happened."""
+        if self._stored is None:
+            loop = asyncio.get_running_loop()
+            self._stored = loop.create_future()
+            loop.call_soon(self._store_turn, self._stored)
+
+    def _store_turn(self, stored: asyncio.Future[None]) -> None:
+        self._stored = None
+        try:
+            self._host.save()
+        except Exception as error:  # noqa: BLE001 - raised where the events are waited for
+            stored.set_exception(error)
+        else:
+            stored.set_result(None)
+        self._wake()
 
     def _wake(self) -> None:
         """Let everybody who waits look again."""

@@ -112,7 +112,7 @@ async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
     memory: LedgerStore[WireGroup] = LedgerStore(Path(":memory:"), WireGroup.to_bytes, WireGroup.from_bytes)
     with closing(memory) as store:
-        host = Host(config, (), coordinator, store, evaluation=evaluation, changed=changed.set)
+        host = Host(config, (), coordinator, store, evaluation=evaluation, happened=changed.set)
         async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:
             weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
             async with asyncio.TaskGroup() as tasks:

@@ -47,10 +47,11 @@ class Leased(Protocol):
 
 
 class Host:
-    """Every event is stored before its call returns, so that another process can take over from the file.
+    """Every event is stored, so that another process can take over from the file.
 
-    evaluation: what is sampled beside training, where something is. changed: called after an event for which
-    somebody may have waited. now_s: a monotonic clock.
+    evaluation: what is sampled beside training, where something is. happened: called after an event, which is
+    to be answered only once `save` has stored it; by default that is before its call returns. now_s: a
+    monotonic clock.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Host:
         store: LedgerStore[WireGroup],
         *,
         evaluation: LeasesFor | None = None,
-        changed: Callable[[], None] = lambda: None,
+        happened: Callable[[], None] | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._store = store
-        self._changed = changed
+        self._happened = happened or self.save
         self.coordinator = coordinator
         """To be read; its events go through the host."""
         rollout = config.rollout
@@ -93,7 +94,7 @@ class Host:
                 most = min(most, max(1, fair_share))
             leases += each.books.lease(worker, engine_version, most)
         if leases:
-            self._store.save(self.coordinator)
+            self._happened()
         return [self._task(lease) for lease in leases]
 
     @property
@@ -142,6 +143,7 @@ class Host:
     def begin(self, version: int) -> int:
         """The trainer has the weights of `version`; what was trained since comes again. Returns the highest
         version that there has been. Raises `ValueError` for one that there has not."""
+        self.save()
         self.coordinator.rewind(version, self._store.trained_since(version))
         self._happened()
         return self.coordinator.frontier
@@ -165,6 +167,7 @@ class Host:
     def checkpointed(self, oldest: int) -> None:
         """The trainer will never again begin with a version before `oldest`."""
         if not self._config.run.records:
+            self.save()
             self._store.forget_trained(oldest)
 
     def metrics(self) -> dict[str, float]:
@@ -175,11 +178,11 @@ class Host:
             "data/epoch": self.coordinator.cursor.epoch,
         }
 
-    # ---- helpers -------------------------------------------------------------------------------------------
-
-    def _happened(self) -> None:
+    def save(self) -> None:
+        """Store all that has happened since the last call."""
         self._store.save(self.coordinator)
-        self._changed()
+
+    # ---- helpers -------------------------------------------------------------------------------------------
 
     def _task(self, lease: Lease) -> RolloutTask:
         """A lease with its prompt."""

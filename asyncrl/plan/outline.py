@@ -152,7 +152,7 @@ def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
             cores = tuple(core for place in places for core in place.cores)
             yield Processes(of.name, len(of.roles), of.threads, _gpus(places), cores)
     if config.reward.functions or config.reward.format.pattern is not None:
-        yield Processes("reward functions", config.rollout.workers * config.reward.workers, 0)
+        yield Processes("reward functions", config.rollout.workers * config.reward.first_workers, 0)
 
 
 def _gpus(places: Iterable[Place]) -> tuple[int, ...]:

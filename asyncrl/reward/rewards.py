@@ -29,17 +29,23 @@ class Rewards:
     """Scores each response with the models as soon as it is finished, and later the group with the functions.
 
     models: by name, one for each of `config.models`. max_tokens: length of the longest response,
-    `rollout.max_new_tokens`.
+    `rollout.max_new_tokens`. may_grow: whether `reward.workers: auto` may start further processes.
     """
 
     def __init__(
-        self, config: RewardConfig, models: Mapping[str, RewardModel], *, max_steps: int, max_tokens: int
+        self,
+        config: RewardConfig,
+        models: Mapping[str, RewardModel],
+        *,
+        max_steps: int,
+        max_tokens: int,
+        may_grow: bool = True,
     ) -> None:
         self._config = config
         self._models = models
         self._max_tokens = max_tokens
         self._rules = part_rules(config)
-        self._pool = RewardPool(config, max_steps=max_steps)
+        self._pool = RewardPool(config, max_steps=max_steps, may_grow=may_grow)
 
     async def start(self) -> None:
         """Start the processes of the functions. Raises `ConfigError`."""

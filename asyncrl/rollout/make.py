@@ -34,6 +34,7 @@ async def start_rollout(
             _in_this_process(config) if models is None else models,
             max_steps=config.run.steps,
             max_tokens=config.rollout.max_new_tokens,
+            may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
         )
         rollout = GroupRollout(
             engine,

@@ -5,13 +5,14 @@ sqlite3 RUN_DIR/ledger.db "select state, reason, count(*), sum(sampled_tokens) f
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
 from asyncrl.core.cursor import PromptCursor
@@ -87,7 +88,9 @@ class LedgerStore(Generic[P]):
     ) -> Coordinator[P]:
         """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
         are those of `PromptCursor`."""
-        meta = {key: json.loads(value) for key, value in self._db.execute("select key, value from meta")}
+        meta = {
+            key: msgspec.json.decode(value) for key, value in self._db.execute("select key, value from meta")
+        }
         cursor = PromptCursor(
             rows,
             seed,
@@ -186,7 +189,11 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
         "returned_leases": ledger.returned_leases,
         "lost_tokens": ledger.tokens[GroupState.FAILED],
     }
-    return {key: json.dumps(value) for key, value in values.items()}
+    return {key: _json(value) for key, value in values.items()}
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _to_row(entry: GroupEntry) -> dict[str, object]:
@@ -194,16 +201,16 @@ def _to_row(entry: GroupEntry) -> dict[str, object]:
     return {name: getattr(entry, name) for name in _FIELDS} | {
         "state": entry.state.value,
         "sampled_tokens": entry.sampled_tokens,
-        "tokens_by_version": json.dumps(summary.tokens_by_version) if summary else None,
-        "rewards": json.dumps(summary.rewards) if summary else None,
+        "tokens_by_version": _json(summary.tokens_by_version) if summary else None,
+        "rewards": _json(summary.rewards) if summary else None,
     }
 
 
 def _from_row(row: sqlite3.Row) -> GroupEntry:
     summary = None
     if row["tokens_by_version"] is not None:
-        tokens = {int(v): n for v, n in json.loads(row["tokens_by_version"]).items()}
-        summary = GroupSummary(tokens, tuple(json.loads(row["rewards"])))
+        tokens = {int(v): n for v, n in msgspec.json.decode(row["tokens_by_version"]).items()}
+        summary = GroupSummary(tokens, tuple(msgspec.json.decode(row["rewards"])))
     fields = {name: row[name] for name in _FIELDS}
     return GroupEntry(**fields, state=GroupState(row["state"]), summary=summary)
 

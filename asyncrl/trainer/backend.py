@@ -105,7 +105,7 @@ class BackendSpec(Spec):
         if trainer.ranks > 1 and not self.has_ranks:
             yield (
                 f"trainer.ranks={trainer.ranks}: {chosen} has one rank; use "
-                f"{those(BackendSpec, lambda spec: spec.has_ranks)}, or trainer.ranks=1"
+                f"{those(BackendSpec, lambda spec: spec.has_ranks and spec.computes)}, or trainer.ranks=1"
             )
         if run.in_one_process and self.why_not_inline:
             yield (

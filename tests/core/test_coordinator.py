@@ -228,6 +228,20 @@ class Loop(RuleBasedStateMachine):
         handed_out = cursor.position + returned - len(cursor.returned)
         assert self.coordinator.ledger.generated_groups == handed_out
 
+    @invariant()
+    def counts_tell_what_a_look_at_all_groups_tells(self):
+        """Whether the next step must wait, and who has leased what."""
+        if not hasattr(self, "coordinator"):
+            return
+        coordinator, step = self.coordinator, self.coordinator.steps_taken
+        must_wait, batch = coordinator._must_wait(step), coordinator._choose(step).batch
+        assert not (must_wait and batch)
+        assert must_wait or batch or self.settings.fixed_lag is not None
+        leased = [e for e in coordinator._live.values() if e.state is GroupState.LEASED]
+        for worker in "abc":
+            ours = [e.lease_id for e in leased if e.worker == worker]
+            assert [lease.lease_id for lease in coordinator.leases_of(worker)] == ours
+
 
 Loop.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestLoop = Loop.TestCase

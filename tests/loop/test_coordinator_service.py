@@ -1,6 +1,7 @@
 """What the coordinator's process makes of messages that come twice, get lost, or meet its successor."""
 
 import asyncio
+import sqlite3
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_what_is_sampled_for_nothing_that_the_run_does_is_refused(run_dir):
 def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
     async def main(service):
         async def generated_s(request):
-            await service._handle(b"rollout-0", request, ())
+            await service.handle(b"rollout-0", request, ())
             return service._workers["rollout-0"].generated_s
 
         begun_s = await generated_s(m.Hello("rollout-0", 1))
@@ -220,3 +221,56 @@ def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
     )
     with open_state(config, run_dir) as (prompts, store, state):
         asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES)))
+
+
+def test_events_of_one_turn_are_stored_together_and_answered_only_then(run_dir):
+    """Whoever has its answer finds the event in the file, as another coordinator would."""
+
+    async def main(service, store):
+        saves = 0
+
+        def counted(coordinator, save=store.save):
+            nonlocal saves
+            saves += 1
+            save(coordinator)
+
+        store.save = counted
+        for name, request in (
+            ("trainer-0", m.Begin(0)),
+            ("trainer-0", m.Publish(0, NOTICE)),
+            ("rollout-0", m.Hello("rollout-0", 1)),
+            ("rollout-0", m.Applied(UpdateReport(0, 0.0, 0.0))),
+        ):
+            await service.handle(name.encode(), request, ())
+
+        async def settle(task):
+            request = m.Fail(Purpose.TRAIN, task.group_id, task.lease_id, "broken", "in full", 3)
+            await service.handle(b"rollout-0", request, ())
+            with open_state(config, run_dir) as (_, _, restored):
+                assert task.lease_id not in {lease.lease_id for lease in restored.leases_of("rollout-0")}
+
+        leases, _ = await service.handle(b"rollout-0", m.LeaseRequest(8, 5.0, [], 0), ())
+        assert len(leases.tasks) == 8
+        before = saves
+        await asyncio.gather(*map(settle, leases.tasks))
+        assert saves == before + 1
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree, overrides=["trainer.batch_groups=8"])
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES), store))
+
+
+def test_what_cannot_be_stored_is_not_answered(run_dir):
+    async def main(service, store):
+        for request in (m.Begin(0), m.Publish(0, NOTICE)):
+            await service.handle(b"trainer-0", request, ())
+        await service.handle(b"rollout-0", m.Applied(UpdateReport(0, 0.0, 0.0)), ())
+        store.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            await service.handle(b"rollout-0", m.LeaseRequest(1, 5.0, [], 0), ())
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree)
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES), store))

@@ -98,7 +98,7 @@ def test_an_idle_process_that_died_is_replaced_without_losing_an_attempt():
             first = int((await pool.score(request()))[0].reward)
             os.kill(first, signal.SIGKILL)
             await until(lambda: not is_running(first), "its end")
-            await until(lambda: not pool._pool._children._idle[0].alive, "the notice of its end")
+            await until(lambda: not pool._pool._children._line._servers, "the notice of its end")
             return first, int((await pool.score(request()))[0].reward)
 
     first, second = asyncio.run(main())

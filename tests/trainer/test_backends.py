@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+import yaml
 
 from asyncrl.data.tokenizer import TokenizerError
 from asyncrl.trainer.backend import make_trainer
@@ -69,6 +70,33 @@ def test_a_paced_trainer_refuses_what_a_real_one_refuses(make_config, random_bat
     broken.groups[0].trajectories[0].reward = float("inf")
     with pytest.raises(BatchError, match="the reward is inf"):
         trainer.step(broken)
+
+
+def test_paced_ranks_take_their_steps_together(make_config, random_batch, tmp_path):
+    config = make_config(
+        rollout={"engine": "paced"}, trainer={"backend": "paced", "ranks": 3, "paced": {"step_s": 0.1}}
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    code = (
+        "import sys; from pathlib import Path; from asyncrl import config; "
+        "from asyncrl.trainer.backend import backend_of; c = config.load(Path(sys.argv[1])); "
+        "backend_of(c).make_rank(c, int(sys.argv[2]), Path(sys.argv[3])).follow()"
+    )
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), str(rank), str(tmp_path / "meet")])
+        for rank in (1, 2)
+    ]
+    try:
+        trainer = make_trainer(config, tmp_path / "meet")
+        for step in range(2):
+            trainer.step(random_batch(step))
+            assert [rank.poll() for rank in ranks] == [None, None]
+        trainer.close()
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def test_imports_stay_light():

@@ -30,6 +30,9 @@ class RewardChild(asyncio.SubprocessProtocol):
         self._replies: dict[int, asyncio.Future[wire.Reply]] = {}
         self._doomed = False
         self.on_notice: Callable[[wire.Notice], None] = lambda _: None
+        self.on_reply: Callable[[wire.Reply], None] = lambda _: None
+        """Of answers to what `ask` and `post` have not sent."""
+        self.on_death: Callable[[ChildDied], None] = lambda _: None
 
     @property
     def alive(self) -> bool:
@@ -104,17 +107,21 @@ class RewardChild(asyncio.SubprocessProtocol):
             for reply in self._reader.feed(data):
                 if isinstance(reply, wire.Notice):
                     self.on_notice(reply)
-                elif (asked := self._replies.get(reply.number)) is not None and not asked.done():
+                elif (asked := self._replies.get(reply.number)) is None:
+                    self.on_reply(reply)
+                elif not asked.done():
                     asked.set_result(reply)
         except ValueError as error:
             self.kill()
             self.fail(ChildDied(f"it was killed because it sent an invalid reply: {error}"))
 
     def process_exited(self) -> None:
+        """The answers that it gave before have been read: the loop turns once between the end and this."""
         self._kill_group()  # the processes that it started; the group keeps its id while it has members
         self._connected.close()
         self.exited.set_result(None)
         self.fail(ChildDied(self._how()))
+        self.on_death(ChildDied(self._how()))
 
     @property
     def _connected(self) -> asyncio.SubprocessTransport:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,10 +12,20 @@ from asyncrl.config import RewardConfig
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.child import ChildDied, RewardChild
+from asyncrl.reward.processes.line import Line
 from asyncrl.reward.processes.shared_child import SharedChild
 
 KILL_TIMEOUT_S = 10.0
 """Longest wait for a process to be gone after SIGKILL."""
+
+
+AUTO_MOST = 8
+
+
+def auto_limit() -> int:
+    """Processes that `reward.workers: auto` may become: a second one where there is hardly a core for it,
+    since much of what takes long waits for something else."""
+    return max(2, min(AUTO_MOST, (os.cpu_count() or 1) // 2))
 
 
 class Seat:
@@ -43,15 +55,22 @@ class Seat:
 
 
 class Children:
-    """`config.workers` processes that run one call at a time each, and as many for async functions, which run
-    `config.concurrency` calls each; only the kinds that are needed."""
+    """`config.workers` processes that run one call at a time each (`line.py`), and as many for async
+    functions, which run `config.concurrency` calls each; only the kinds that are needed.
 
-    def __init__(self, config: RewardConfig, start_timeout_s: float) -> None:
+    may_grow: whether `workers: auto` may become more than one.
+    """
+
+    def __init__(self, config: RewardConfig, start_timeout_s: float, *, may_grow: bool) -> None:
         self._config = config
         self._start_timeout_s = start_timeout_s
-        self._seats = asyncio.Semaphore(config.workers)
-        self._shared_seats = asyncio.Semaphore(config.workers * config.concurrency)
-        self._idle: list[RewardChild] = []
+        self._workers = config.first_workers
+        """Processes that are started, and that async functions have."""
+        most = auto_limit() if config.workers == "auto" and may_grow else self._workers
+        self._line = Line(self._spawn, most, config.timeout_s)
+        self._alone = asyncio.Semaphore(self._workers)
+        self._unlimited = asyncio.Semaphore(sys.maxsize)
+        self._shared_seats = asyncio.Semaphore(self._workers * config.concurrency)
         self._shared: list[SharedChild] = []
         self._sharing = asyncio.Lock()
         self._all: set[RewardChild] = set()
@@ -63,7 +82,7 @@ class Children:
     async def start(self) -> None:
         """Start the processes, which import the functions. Raises `ConfigError` if that fails, and leaves no
         process behind."""
-        starting = [asyncio.create_task(self._spawn()) for _ in range(self._config.workers)]
+        starting = [asyncio.create_task(self._spawn()) for _ in range(self._workers)]
         try:
             children = await asyncio.gather(*starting)
         except BaseException:
@@ -75,36 +94,35 @@ class Children:
         if all(self.is_async):
             self._shared += map(SharedChild, children)
         else:
-            self._idle += children
+            for child in children:
+                self._line.add(child)
 
     def seat(self, *, shared: bool) -> Seat:
-        """A seat for a call, or for several in a row."""
-        return Seat(self._shared_seats if shared else self._seats)
+        """A seat for a call, or for several in a row. Plain functions' calls need none: they form a line."""
+        return Seat(self._shared_seats if shared else self._unlimited)
 
-    async def ask(self, request: bytes, number: int, *, shared: bool) -> wire.Reply:
-        """The answer of a process, for a caller that holds a seat. Raises as `RewardChild.ask` and
+    async def ask(self, call: wire.Call, *, shared: bool) -> wire.Reply:
+        """The answer of a process, for a caller that holds a seat. Raises as `Line.ask` and
         `SharedChild.ask`; `ConfigError` or `OSError` if no process can be started."""
-        limit_s = self._config.timeout_s
-        if shared:
-            return await (await self._take_shared()).ask(request, number, limit_s)
-        child = await self._take()
-        reply = await child.ask(request, number, limit_s)
-        self._idle.append(child)
-        return reply
+        if not shared:
+            return await self._line.ask(call)
+        request = wire.frame(call)
+        return await (await self._take_shared()).ask(request, call.number, self._config.timeout_s)
 
-    async def ask_alone(self, request: bytes, number: int) -> wire.Reply:
+    async def ask_alone(self, call: wire.Call) -> wire.Reply:
         """The answer of an async function that runs in a process of its own."""
-        async with self.seat(shared=False):
+        request = wire.frame(call)
+        async with self._alone:
             child = await self._spawn()
             try:
-                return await child.ask(request, number, self._config.timeout_s)
+                return await child.ask(request, call.number, self._config.timeout_s)
             finally:
                 child.kill()
 
     async def close(self) -> None:
         """Kill every process and wait until they are gone. Calls in progress fail."""
         self.closed = True
-        self._idle.clear()
+        self._line.close()
         children = list(self._all)
         for child in children:
             child.kill()
@@ -115,18 +133,11 @@ class Children:
                     f"{len(left)} reward processes still exist {KILL_TIMEOUT_S:g} s after SIGKILL"
                 )
 
-    async def _take(self) -> RewardChild:
-        while self._idle:
-            child = self._idle.pop()
-            if child.alive:
-                return child
-        return await self._spawn()
-
     async def _take_shared(self) -> SharedChild:
         """The one with the fewest calls."""
         async with self._sharing:
             self._shared = [child for child in self._shared if child.alive]
-            if len(self._shared) < self._config.workers:
+            if len(self._shared) < self._workers:
                 self._shared.append(SharedChild(await self._spawn()))
         return min(self._shared, key=lambda child: child.calls)
 

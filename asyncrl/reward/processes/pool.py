@@ -40,7 +40,7 @@ class _Failure:
 
 class RewardPool:
     """Functions in processes (`asyncrl.reward.processes.children`), first come first served: a plain function
-    scores one group at a time in each process, an async one several side by side.
+    scores one group at a time in each process, an async one several side by side. may_grow: as of `Children`.
 
     A call that raises, exceeds `config.timeout_s` (counted from its start in an idle process), or loses its
     process is retried `config.retries` times; then the scoring of the group fails, with no made-up reward.
@@ -53,12 +53,17 @@ class RewardPool:
     """
 
     def __init__(
-        self, config: RewardConfig, *, max_steps: int, start_timeout_s: float = START_TIMEOUT_S
+        self,
+        config: RewardConfig,
+        *,
+        max_steps: int,
+        start_timeout_s: float = START_TIMEOUT_S,
+        may_grow: bool = True,
     ) -> None:
         self._config = config
         self._max_steps = max_steps
         self._names = [f.label for f in config.functions] + [FORMAT] * (config.format.pattern is not None)
-        self._children = Children(config, start_timeout_s)
+        self._children = Children(config, start_timeout_s, may_grow=may_grow)
         self._absences = [Absence(name, config.patience_s) for name in self._names]
         self._numbers = itertools.count(1)
         self._metrics: dict[str, tuple[float, int]] = {}
@@ -77,24 +82,23 @@ class RewardPool:
         if not calls:
             return []
         results: dict[int, wire.Result] = {}
-        waited_s, began_s = 0.0, time.monotonic()
+        began_s = time.monotonic()
         for shared in (False, True):
             if of_kind := [i for i in calls if self._children.is_async[i] == shared]:
-                asked_s = time.monotonic()
                 async with self._children.seat(shared=shared) as seat:
-                    waited_s += time.monotonic() - asked_s
                     for i in of_kind:
                         results[i] = await self._call(i, request, seat)
         for result in results.values():
             for name, logged in result.metrics.items():
                 self._add(f"reward_log/{name}", sum(logged), len(logged))
-        self._add("reward_time/functions/wait_s", waited_s)
-        self._add("reward_time/functions/score_s", time.monotonic() - began_s - waited_s)
+        took_s = sum(result.took_s for result in results.values())
+        self._add("reward_time/functions/wait_s", max(0.0, time.monotonic() - began_s - took_s))
+        self._add("reward_time/functions/score_s", took_s)
         return [PartValues(self._names[i], results[i].values, results[i].extra) for i in calls]
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
         """Sum and count since the last drain, by metric: values that functions logged with `log_metric`, and
-        the seconds that groups waited for a process and took to be scored."""
+        the seconds that the functions took for a group, and those that it waited beside."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
@@ -125,18 +129,17 @@ class RewardPool:
 
     async def _attempt(self, call: wire.Call, *, alone: bool) -> wire.Result | _Failure:
         """The result, or why there is none. Raises `RewardError` for a call that cannot be sent."""
-        limit_s, number = self._config.timeout_s, next(self._numbers)
+        limit_s = self._config.timeout_s
+        call = msgspec.structs.replace(call, number=next(self._numbers))
         shared = self._children.is_async[call.function] and not alone
         try:
-            message = wire.frame(msgspec.structs.replace(call, number=number))
+            if alone:
+                reply = await self._children.ask_alone(call)
+            else:
+                reply = await self._children.ask(call, shared=shared)
         except (TypeError, ValueError, OverflowError) as error:
             reason = f"its arguments cannot be sent to its process: {error}"
             raise RewardError(self._names[call.function], reason, 1) from error
-        try:
-            if alone:
-                reply = await self._children.ask_alone(message, number)
-            else:
-                reply = await self._children.ask(message, number, shared=shared)
         except TimeoutError:
             ended = "was cancelled" if shared else "its process was killed"
             return _Failure(f"it took longer than reward.timeout_s={limit_s:g} and {ended}")

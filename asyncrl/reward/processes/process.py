@@ -83,7 +83,14 @@ def main() -> None:
     faulthandler.enable()
     requests, replies = take_pipes()
     inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
-    threading.Thread(target=read_requests, args=(requests, inbox.put), daemon=True).start()
+    cancelled: set[int] = set()
+
+    def take(request: wire.Request) -> None:
+        if isinstance(request, wire.Cancel):
+            cancelled.add(request.number)
+        inbox.put(request)
+
+    threading.Thread(target=read_requests, args=(requests, take), daemon=True).start()
     setup = inbox.get()
     assert isinstance(setup, wire.Setup)
     try:
@@ -99,7 +106,13 @@ def main() -> None:
     with asyncio.Runner() as runner:
         while True:
             call = inbox.get()
+            if isinstance(call, wire.Cancel):  # the call came before it
+                cancelled.discard(call.number)
+                continue
             assert isinstance(call, wire.Call)
+            if call.number in cancelled:
+                send(replies, wire.Raised(call.number, "it was cancelled before it began", ""))
+                continue
             if is_async[call.function]:  # and so are all later calls
                 loop = SideBySide(lambda c: answer_async(functions[c.function], c), partial(send, replies))
                 runner.run(loop.serve(call, inbox))
@@ -112,26 +125,26 @@ def main() -> None:
 
 def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
     """Call `function`, which may return an awaitable. An exception becomes `Raised`."""
-    log = CallLog(len(call.completions))
-    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    log, began_s = CallLog(len(call.completions)), time.monotonic()
+    deadline.ends_s.set(began_s + call.timeout_s)
     try:
         returned = function(**arguments(function, call, log))
         if inspect.isawaitable(returned):
             returned = runner.run(_awaited(returned))
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
-        return raised(error, call.number)
-    return result(returned, call, log)
+        return raised(error, call.number, began_s)
+    return result(returned, call, log, began_s)
 
 
 async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
     """The same for an async function."""
-    log = CallLog(len(call.completions))
-    deadline.ends_s.set(time.monotonic() + call.timeout_s)
+    log, began_s = CallLog(len(call.completions)), time.monotonic()
+    deadline.ends_s.set(began_s + call.timeout_s)
     try:
         returned = await function(**arguments(function, call, log))
     except BaseException as error:  # noqa: BLE001 - ends this call, not the others
-        return raised(error, call.number)
-    return result(returned, call, log)
+        return raised(error, call.number, began_s)
+    return result(returned, call, log, began_s)
 
 
 def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[str, Any]:
@@ -151,21 +164,23 @@ def arguments(function: RewardFunction, call: wire.Call, log: CallLog) -> dict[s
     return accepted_arguments(function, available)
 
 
-def result(returned: Any, call: wire.Call, log: CallLog) -> wire.Reply:
+def result(returned: Any, call: wire.Call, log: CallLog, began_s: float) -> wire.Reply:
+    took_s = time.monotonic() - began_s
     try:
         values = checked_values(returned, len(call.completions))
     except ValueError as error:
-        return wire.Raised(call.number, readable(str(error)), "")
-    return wire.Result(call.number, values, log.metrics, log.extra)
+        return wire.Raised(call.number, readable(str(error)), "", took_s=took_s)
+    return wire.Result(call.number, values, log.metrics, log.extra, took_s)
 
 
-def raised(error: BaseException, number: int) -> wire.Raised:
+def raised(error: BaseException, number: int, began_s: float) -> wire.Raised:
     """An exception as text, without the frames of this module."""
     user_frames = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, user_frames)
     message = "".join(traceback.format_exception_only(error)).strip()
     shown = readable("".join(lines)[-MAX_TRACEBACK_CHARS:])
-    return wire.Raised(number, readable(message), shown, is_outage=is_outage(error))
+    took_s = time.monotonic() - began_s
+    return wire.Raised(number, readable(message), shown, is_outage=is_outage(error), took_s=took_s)
 
 
 _sending = threading.Lock()

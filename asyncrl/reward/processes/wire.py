@@ -20,8 +20,8 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """Score N completions of one prompt; answered with `Result` or `Raised`. Before that, another call may
-    only be sent if all are of async functions: these run side by side."""
+    """Score N completions of one prompt; answered with `Result` or `Raised`. Calls of async functions run
+    side by side, others one after the other in the order in which they were sent."""
 
     number: int
     """Counts from 1; the answer carries it as well."""
@@ -37,7 +37,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Cancel the call of an async function; it is still answered."""
+    """Cancel the call of an async function, or another that has not begun; it is still answered."""
 
     number: int
 
@@ -60,6 +60,7 @@ class Result(msgspec.Struct, frozen=True, tag=True):
     values: list[float | None]
     metrics: dict[str, list[float]]
     extra: dict[str, list[Any]]
+    took_s: float = 0.0
 
 
 class Raised(msgspec.Struct, frozen=True, tag=True):
@@ -72,6 +73,7 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     """Of the user's frames; empty when the function returned."""
     is_outage: bool = False
     """Whether a later try may succeed (`asyncrl.reward.processes.outage`)."""
+    took_s: float = 0.0
 
 
 class Stuck(msgspec.Struct, frozen=True, tag=True):

@@ -179,6 +179,16 @@ def test_lengths_are_uniform_and_depend_on_the_seed():
     assert ((counts - 200.0) ** 2 / 200).sum() < 27.9  # chi-square, 9 degrees of freedom, 0.1%
 
 
+def test_lengths_with_a_mean_have_a_heavy_tail_and_two_ends():
+    engine, n = paced(min_new_tokens=20, mean_new_tokens=100), 4000
+    lengths = [engine.draw_length(1000, i) for i in range(n)]
+    assert lengths == [engine.draw_length(1000, i) for i in range(n)]
+    assert 95 < sum(lengths) / n < 105
+    assert 600 < max(lengths) <= 1000
+    assert min(lengths) == 20
+    assert engine.draw_length(50, lengths.index(max(lengths))) == 50
+
+
 def test_finish_reasons():
     engine = paced(min_new_tokens=1)
     requests = [request(f"r{s}", 3, seed=s) for s in range(12)]

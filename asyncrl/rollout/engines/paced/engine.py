@@ -24,6 +24,8 @@ from asyncrl.weights.source import WeightSource
 
 LOGPROB = -1.0
 """What every fabricated token claims as its log-probability."""
+SIGMA = 0.75
+"""Of the logarithm of the lengths, where these are log-normal."""
 
 
 @dataclass(slots=True)
@@ -46,10 +48,11 @@ class PacedEngine(StreamingEngine):
     """`Engine` on a schedule: continuous batching over `capacity` slots with decode steps of `step_base_s +
     step_per_request_s * running`, prefill at no cost.
 
-    Each request ends after a number of tokens drawn from its seed, uniform from `min_new_tokens` to its
-    `max_new_tokens`. Time is computed, not counted: steps follow each other without a gap on the event loop's
-    clock, and the engine sleeps until the next request ends. However late it wakes, what happened in between
-    is settled at the times when it was due. A weight update counts from the next step boundary.
+    Each request ends after a number of tokens drawn from its seed, from `min_new_tokens` to its
+    `max_new_tokens`: uniform, or log-normal where there is a `mean_new_tokens`. Time is computed, not
+    counted: steps follow each other without a gap on the event loop's clock, and the engine sleeps until the
+    next request ends. However late it wakes, what happened in between is settled at the times when it was
+    due. A weight update counts from the next step boundary.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class PacedEngine(StreamingEngine):
         step_base_s: float,
         step_per_request_s: float,
         min_new_tokens: int = 1,
+        mean_new_tokens: int | None = None,
         version: int = 0,
     ) -> None:
         super().__init__(capacity=capacity)
         self._step_base_s = step_base_s
         self._step_per_request_s = step_per_request_s
         self._min_new_tokens = min_new_tokens
+        self._mean_new_tokens = mean_new_tokens
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._clock_s = -math.inf
@@ -221,5 +226,12 @@ class PacedEngine(StreamingEngine):
                 f"request {request_id!r}: max_new_tokens={sampling.max_new_tokens} is below "
                 f"rollout.paced.min_new_tokens={self._min_new_tokens}"
             )
-        generator = np.random.Generator(np.random.Philox(sampling.seed))
-        return int(generator.integers(self._min_new_tokens, sampling.max_new_tokens, endpoint=True))
+        return self.draw_length(sampling.max_new_tokens, sampling.seed)
+
+    def draw_length(self, max_new_tokens: int, seed: int | None) -> int:
+        """Tokens that a request of this seed generates."""
+        generator = np.random.Generator(np.random.Philox(seed))
+        if self._mean_new_tokens is None:
+            return int(generator.integers(self._min_new_tokens, max_new_tokens, endpoint=True))
+        drawn = generator.lognormal(math.log(self._mean_new_tokens) - SIGMA**2 / 2, SIGMA)
+        return min(max(round(drawn), self._min_new_tokens), max_new_tokens)

@@ -16,3 +16,6 @@ class Settings(Section):
     """Time that each running request adds to a decode step."""
     min_new_tokens: int = Field(1, ge=1)
     """Response lengths are uniform from here to `rollout.max_new_tokens`, by the request's seed."""
+    mean_new_tokens: int | None = Field(None, ge=1)
+    """With it they are log-normal with this mean, and cut off at both ends: the longest of a thousand is some
+    eight times as long as the mean."""

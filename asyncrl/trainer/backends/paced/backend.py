@@ -6,19 +6,24 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
 from asyncrl.trainer.state import FOLDER, RestoreError, hash_weights
+from asyncrl.waits import waiting
 from asyncrl.weights.published import WholeWeights
 
 WEIGHT_ELEMENTS = 1024
 PACED = "paced.json"
+ORDER_TIMEOUT_S = 24 * 3600.0
+"""Longest wait for rank 0's next step. Its death breaks the connection at once."""
 NOT_COMPUTED = ("ess", "ratio/mean", "kl/behavior", "clip_frac", "entropy")
 """Metrics that every line has, and that need a policy."""
 
@@ -38,25 +43,70 @@ class PacedSnapshot:
         return hash_weights(["paced.weight"], lambda _: torch.tensor(float(self.steps)))
 
 
+class PacedRanks:
+    """Ranks that begin each step with rank 0 and wait for each other at its end. What they have to take their
+    time for, they know. rendezvous: a file that does not exist yet, the same for all."""
+
+    def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
+        self._step_s = config.trainer.paced.step_s
+        self._rank, size = rank, config.trainer.ranks
+        store = dist.FileStore(str(rendezvous), size)
+        with waiting("the other ranks of the trainer"):
+            store.set(f"rank {rank}", "here")
+            store.wait([f"rank {other}" for other in range(size)], timedelta(seconds=config.run.start_s))
+        longest = timedelta(seconds=ORDER_TIMEOUT_S)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=longest)
+
+    def begin(self, *, step: bool) -> bool:
+        """Whether a step begins, by what rank 0 says; else it is the end."""
+        order = torch.tensor([float(step)])
+        with waiting("the next order of rank 0"):
+            dist.broadcast(order, 0)
+        return bool(order)
+
+    def end(self) -> None:
+        with waiting("the other ranks' steps"):
+            dist.barrier()
+
+    def follow(self) -> None:
+        while self.begin(step=False):
+            time.sleep(self._step_s)
+            self.end()
+        self.close()
+
+    def close(self) -> None:
+        if self._rank == 0:
+            self.begin(step=False)
+        dist.destroy_process_group()
+
+
 class PacedTrainer:
     """Checks and counts each batch as a real trainer does, then waits until `trainer.paced.step_s` have
-    passed.
+    passed, and its ranks are there, where it has several.
 
     Its weights are one small tensor filled with the number of steps taken, so that each version differs.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, rendezvous: Path | None = None) -> None:
+        self._ranks = None
+        if config.trainer.ranks > 1:
+            assert rendezvous is not None
+            self._ranks = PacedRanks(config, 0, rendezvous)
         self._step_s = config.trainer.paced.step_s
         self._max_staleness = config.staleness.max_staleness
         self._weights = WholeWeights({"paced.weight": torch.zeros(WEIGHT_ELEMENTS)})
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         end = time.monotonic() + self._step_s
+        if self._ranks is not None:
+            self._ranks.begin(step=True)
         flat = flatten(batch)
         check_staleness(flat, self._max_staleness)
         metrics = dict(batch_metrics(batch, flat)) | dict.fromkeys(NOT_COMPUTED, math.nan)
         self._weights["paced.weight"] += 1
         time.sleep(max(0.0, end - time.monotonic()))
+        if self._ranks is not None:
+            self._ranks.end()
         return metrics
 
     def weights(self) -> WholeWeights:
@@ -76,4 +126,6 @@ class PacedTrainer:
             raise RestoreError(f"{path}: cannot be read ({error!r}); no paced trainer wrote it") from error
         self._weights["paced.weight"].fill_(steps)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
