@@ -48,9 +48,13 @@ def _launch(arguments: argparse.Namespace) -> None:
     with started_ahead():
         from asyncrl.launch.launcher import resume, run
         from asyncrl.observe.summary import print_summary
+        from asyncrl.plan.load import load
 
-        start, what = (run, arguments.config) if arguments.resume is None else (resume, arguments.resume)
-        print_summary(start(what, arguments.overrides, gpus=arguments.gpus).summary)
+        if arguments.resume is None:
+            result = run(load(arguments.config, arguments.overrides), gpus=arguments.gpus)
+        else:
+            result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
+        print_summary(result.summary)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
