@@ -123,7 +123,9 @@ async def _answer(server: ForkServer, question: bytes) -> bytes | None:
                 await end
         if status:
             raise AsyncRLError(f"the process that checks the run has ended with status {status}")
-        return os.pread(answered, os.fstat(answered).st_size, 0)
+        with open(answered, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
 
 
 @contextmanager
