@@ -15,7 +15,11 @@ Its phases, each from the end of the one before it:
 CPU seconds are those of the whole family of processes, until the run of one step has ended. Beside other
 work compare them, and the least of the repetitions.
 
-Prediction: forked takes at most 4.5 s on two idle cores, and 0.6 of alone's CPU seconds.
+Then each role of a running run is killed in turn: `restart` is how long it takes from the kill to the pulse
+of its successor, the slowest of them.
+
+Prediction: forked takes at most 4.0 s on two idle cores, 0.45 of alone's CPU seconds, and under a second for
+a restart.
 """
 
 from __future__ import annotations
@@ -25,14 +29,17 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from asyncrl.cluster.hosts.fork_server import NO_FORK
+from asyncrl.liveness.pulse import read_pulse
 from asyncrl.runfiles.layout import RunDir
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "startup.json"
@@ -48,36 +55,80 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+class Started:
+    """A run of so many steps."""
+
+    def __init__(self, method: str, model: Path, folder: Path, steps: int) -> None:
+        self.run_dir, self.output = RunDir(folder / "run"), folder / "output.txt"
+        self.metrics = self.run_dir.path / "metrics.jsonl"
+        command = ["--config", "quickstart.yaml", f"run.steps={steps}", f"run.dir={self.run_dir.path}"]
+        data = [f"model.path={model}", f"data.path={model / 'prompts.jsonl'}"]
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asyncrl.cli.launch", *command, *data],
+                stdout=file,
+                stderr=file,
+                env=os.environ | ENVIRONMENTS[method],
+            )
+
+    def wait_for(self, what: str, is_over: Callable[[], object]) -> float:
+        """Until it is over; returns the moment."""
+        deadline_s = time.perf_counter() + DEADLINE_S
+        while not is_over():
+            if self.process.poll() is not None or time.perf_counter() > deadline_s:
+                self.process.kill()
+                raise RuntimeError(f"no end of {what}:\n{self.output.read_text()}")
+            time.sleep(POLL_S)
+        return time.perf_counter()
+
+    def steps_done(self) -> int:
+        return len(self.metrics.read_text().splitlines()) if self.metrics.exists() else 0
+
+    def pid_of(self, role: str) -> int | None:
+        """By its pulse; None while it is away."""
+        pulse = read_pulse(self.run_dir.pulse(role))
+        return None if pulse is None else pulse.pid
+
+
 def start(method: str, model: Path, folder: Path) -> dict[str, float]:
     """Seconds of each phase, in all (`first step`), and of CPU time (`cpu`)."""
-    run_dir, output = RunDir(folder / "run"), folder / "output.txt"
-    command = ["--config", "quickstart.yaml", "run.steps=1", f"run.dir={run_dir.path}", f"model.path={model}"]
     used_s, moments = cpu_seconds(), [time.perf_counter()]
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "asyncrl.cli.launch", *command, f"data.path={model / 'prompts.jsonl'}"],
-            stdout=file,
-            stderr=file,
-            env=os.environ | ENVIRONMENTS[method],
-        )
+    run = Started(method, model, folder, steps=1)
     ends = (
-        lambda: "checking settings" in output.read_text(),
-        lambda: f"AsyncRL {run_dir.path.name}" in output.read_text(),
-        lambda: all(run_dir.pulse(role).exists() for role in ROLES),
-        lambda: (run_dir.path / "metrics.jsonl").exists() and (run_dir.path / "metrics.jsonl").read_text(),
+        lambda: "checking settings" in run.output.read_text(),
+        lambda: f"AsyncRL {run.run_dir.path.name}" in run.output.read_text(),
+        lambda: all(run.run_dir.pulse(role).exists() for role in ROLES),
+        run.steps_done,
     )
-    for phase, is_over in zip(PHASES, ends, strict=True):
-        while not is_over():
-            if process.poll() is not None or time.perf_counter() > moments[0] + DEADLINE_S:
-                process.kill()
-                raise RuntimeError(f"{method}: no end of the phase `{phase}`:\n{output.read_text()}")
-            time.sleep(POLL_S)
-        moments.append(time.perf_counter())
-    if process.wait(DEADLINE_S):
-        raise RuntimeError(f"{method}: ended with status {process.returncode}:\n{output.read_text()}")
+    moments += [
+        run.wait_for(f"the phase `{phase}`", is_over) for phase, is_over in zip(PHASES, ends, strict=True)
+    ]
+    if run.process.wait(DEADLINE_S):
+        raise RuntimeError(f"ended with status {run.process.returncode}:\n{run.output.read_text()}")
     spans = zip(moments[1:], moments, strict=False)
     seconds = dict(zip(PHASES, (end - begin for end, begin in spans), strict=True))
     return {**seconds, "first step": moments[-1] - moments[0], "cpu": cpu_seconds() - used_s}
+
+
+def restart(method: str, model: Path, folder: Path) -> float:
+    """Seconds from the death of a role to the pulse of its successor: the slowest role's."""
+    run = Started(method, model, folder, steps=100_000)
+    took_s = []
+    try:
+        run.wait_for("the first step", run.steps_done)
+        for role in ROLES:
+            done, died, begun_s = run.steps_done(), run.pid_of(role), time.perf_counter()
+            assert died is not None, f"{role} has a pulse"
+            os.kill(died, signal.SIGKILL)
+            came_s = run.wait_for(
+                f"the start of {role}", lambda role=role, died=died: run.pid_of(role) not in (None, died)
+            )
+            took_s.append(came_s - begun_s)
+            run.wait_for("another step", lambda done=done: run.steps_done() > done + 1)
+    finally:
+        run.process.terminate()  # Ctrl-C is ignored in the background of a shell
+        run.process.wait(DEADLINE_S)
+    return max(took_s)
 
 
 def main() -> None:
@@ -93,7 +144,9 @@ def main() -> None:
     for repeat in range(args.repeats):
         for method in sorted(ENVIRONMENTS, reverse=bool(repeat % 2)):
             with tempfile.TemporaryDirectory() as folder:
-                seconds[method].append(start(method, model, Path(folder)))
+                measured = start(method, model, Path(folder))
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[method].append(measured | {"restart": restart(method, model, Path(folder))})
     print("seconds: median (least to most)")
     for method, measurements in seconds.items():
         for name in measurements[0]:

@@ -35,28 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    if arguments.resume is not None:
-        from asyncrl.launch.launcher import resume
-        from asyncrl.observe.summary import print_summary
-
-        print_summary(resume(arguments.resume, arguments.overrides, gpus=arguments.gpus).summary)
-        return
-    from asyncrl.plan.load import load
-
-    config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
+        from asyncrl.plan.load import load
         from asyncrl.plan.preflight import plan
 
+        config = load(arguments.config, arguments.overrides)
         show(plan(config, arguments.gpus), verbose=arguments.verbose)
-    else:
-        from asyncrl.cluster.hosts.fork_server import started_ahead
+        return
+    from asyncrl.cluster.hosts.fork_server import started_ahead
 
-        with started_ahead(config):
-            from asyncrl.launch.launcher import run
-            from asyncrl.observe.summary import print_summary
+    with started_ahead():
+        from asyncrl.launch.launcher import resume, run
+        from asyncrl.observe.summary import print_summary
+        from asyncrl.plan.load import load
 
-            print_summary(run(config, gpus=arguments.gpus).summary)
+        if arguments.resume is None:
+            result = run(load(arguments.config, arguments.overrides), gpus=arguments.gpus)
+        else:
+            result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
+        print_summary(result.summary)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

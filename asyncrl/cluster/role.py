@@ -12,13 +12,11 @@ import faulthandler
 import importlib
 import json
 import logging
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
@@ -27,7 +25,7 @@ from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
-from asyncrl.lifeline import end_with
+from asyncrl.lifeline import end_with, leave
 from asyncrl.liveness.status import tell_beginning
 from asyncrl.resolve import forget_own_path
 from asyncrl.runfiles.layout import RunDir
@@ -112,14 +110,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
-
-
-def leave(status: int) -> NoReturn:
-    """End this process. Not by sys.exit: a training step that is still computing in its thread must not hold
-    up the end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

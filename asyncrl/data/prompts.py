@@ -83,12 +83,16 @@ class PromptSet:
 
     def save(self, path: str | Path) -> None:
         """Write a msgpack file."""
+        Path(path).write_bytes(self.encoded())
+
+    def encoded(self) -> bytes:
+        """What such a file holds."""
         data = _File(
             format=_FORMAT,
             rows=[_Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns) for r in self.rows],
             skipped=[(bad.where, bad.reason) for bad in self.skipped],
         )
-        Path(path).write_bytes(msgspec.msgpack.encode(data))
+        return msgspec.msgpack.encode(data)
 
     @classmethod
     def load(cls, path: str | Path) -> PromptSet:

@@ -4,12 +4,10 @@ codes."""
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl import config as settings
-from asyncrl.affinity import OWN_CORES, listed, torch_threads
+from asyncrl.affinity import OWN_CORES, listed
 from asyncrl.cluster.hosts.base import RoleSpec, find_host
 from asyncrl.cluster.hosts.fork_server import ForkServer, forking
 from asyncrl.cluster.hosts.local import LocalHost
@@ -29,6 +27,7 @@ from asyncrl.config import Config
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import ConfigError
 from asyncrl.event_loop import run_to_end
+from asyncrl.launch.checked import Checked, check
 from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
@@ -36,7 +35,6 @@ from asyncrl.paths import user_path
 from asyncrl.plan import disk
 from asyncrl.plan.load import load
 from asyncrl.plan.machine import visible_gpu
-from asyncrl.plan.preflight import Prepared, preflight
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.resolve import Function, importing, spec_of
 from asyncrl.roles import COORDINATOR, TRAINER
@@ -130,36 +128,19 @@ def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult
     if progress:
         print("checking settings, model and data ...", flush=True)
     with forking(config) as fork_server:
-        with _sparing_the_cores():
-            prepared = preflight(config, gpus)
-        return _run_checked(prepared, progress, fork_server)
+        return _run_checked(check(config, gpus, fork_server), progress, fork_server)
 
 
-@contextmanager
-def _sparing_the_cores() -> Iterator[None]:
-    """While other processes start beside this one: what it computes is small and needs one thread, and among
-    all that it imports the garbage collector would find nothing, again and again."""
-    if threading.current_thread() is not threading.main_thread() or not gc.isenabled():
-        yield  # both are of the whole process, which another run, or its user, may have set
-        return
-    gc.disable()
-    try:
-        with torch_threads(1):
-            yield
-    finally:
-        gc.enable()
-
-
-def _run_checked(prepared: Prepared, progress: bool, fork_server: ForkServer | None) -> RunResult:
-    config = prepared.config
-    with _held(prepared) as (run_dir, news):
+def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | None) -> RunResult:
+    config = checked.config
+    with _held(checked) as (run_dir, news):
         view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
         view.start()
         try:
-            for event in (*news, *prepared.warnings):
+            for event in (*news, *checked.warnings):
                 view.event(event)
-            with _no_weights_left(config), _no_versions_left(prepared.config, run_dir):
-                run_to_end(_run(prepared, run_dir, view, fork_server))
+            with _no_weights_left(config), _no_versions_left(checked.config, run_dir):
+                run_to_end(_run(checked, run_dir, view, fork_server))
         except KeyboardInterrupt:
             view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
             raise
@@ -204,10 +185,10 @@ class Silence:
 
 
 @contextmanager
-def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
+def _held(checked: Checked) -> Iterator[tuple[RunDir, list[str]]]:
     """The run directory with the run's settings and prompts, locked against other runs; and messages about
     it."""
-    c = prepared.config.run
+    c = checked.config.run
     with ExitStack() as stack:
         try:
             if c.dir:
@@ -218,7 +199,7 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
                 path = _make_new(root / f"{c.name}-{datetime.now():%Y%m%d-%H%M%S}")
             run_dir = RunDir(path)
             stack.enter_context(run_dir.held())
-            news = _fill(run_dir, prepared)
+            news = _fill(run_dir, checked)
         except OSError as error:  # not seen by the preflight, such as a full disk
             where = f"run.dir={c.dir}" if c.dir else f"run.root={c.root}"
             raise ConfigError(
@@ -228,23 +209,23 @@ def _held(prepared: Prepared) -> Iterator[tuple[RunDir, list[str]]]:
         yield run_dir, news
 
 
-def _fill(run_dir: RunDir, prepared: Prepared) -> list[str]:
+def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
     """Write the settings and the prompts of the run to its directory. Returns messages about it."""
     # Only now is it certain that no other run has started here since the preflight.
-    goes_on = disk.run_dir(prepared.config)
-    files, begun_with = prepared.user_files, UserFiles.load(run_dir.user_files)
+    goes_on = disk.run_dir(checked.config)
+    files, begun_with = checked.user_files, UserFiles.load(run_dir.user_files)
     news = []
     if goes_on and begun_with is not None:
-        news = check_unchanged(begun_with, files, accept=prepared.config.run.accept_changed_files)
+        news = check_unchanged(begun_with, files, accept=checked.config.run.accept_changed_files)
     files.save(run_dir.user_files)
-    run_dir.config.write_text(settings.dump(prepared.config))
-    run_dir.model_folders.write_text(json.dumps(prepared.folders))
-    gpus, now = prepared.placement.gpus, time.time()
+    run_dir.config.write_text(settings.dump(checked.config))
+    run_dir.model_folders.write_text(json.dumps(checked.folders))
+    gpus, now = checked.placement.gpus, time.time()
     if goes_on:
         Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
-        return [*news, put_in_order(prepared.config, run_dir)]
+        return [*news, put_in_order(checked.config, run_dir)]
     Usage(gpus, now, seen_at=now).save(run_dir.usage)
-    prepared.prompts.save(run_dir.prompts)
+    run_dir.prompts.write_bytes(checked.prompts)
     return news
 
 
@@ -260,37 +241,37 @@ def _make_new(path: Path) -> Path:
 
 
 async def _run(
-    prepared: Prepared, run_dir: RunDir, view: LiveView | Silence, fork_server: ForkServer | None
+    checked: Checked, run_dir: RunDir, view: LiveView | Silence, fork_server: ForkServer | None
 ) -> None:
     async with metered(run_dir.usage):
-        if prepared.config.run.in_one_process:
+        if checked.config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.
             from asyncrl.loop.inline import run_inline
 
-            await _while_showing(run_inline(_on_devices(prepared), run_dir), view)
+            await _while_showing(run_inline(_on_devices(checked), run_dir), view)
         else:
             with scratch_folder() as folder:
-                roles = _roles(prepared, folder)
+                roles = _roles(checked, folder)
                 if fork_server is not None and all(role.fresh for role in roles if role.name != COORDINATOR):
                     fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
-                make_host = find_host(prepared.config.run.role_host)
+                make_host = find_host(checked.config.run.role_host)
                 host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
-                await Supervisor(run_dir, host, roles, prepared.config.run, view).run()
+                await Supervisor(run_dir, host, roles, checked.config.run, view).run()
 
 
-def _on_devices(prepared: Prepared) -> Config:
+def _on_devices(checked: Checked) -> Config:
     """The config with the devices of its placement: in `inline` mode, no role's environment hides the
     GPUs."""
-    config = with_folders(prepared.config, prepared.folders)
-    devices = {place.kind: place.device for place in prepared.placement.places}
+    config = with_folders(checked.config, checked.folders)
+    devices = {place.kind: place.device for place in checked.placement.places}
     sets = (of for of in role_sets(config) if of.name in devices)
     return with_values(config, {f"{of.key}.device": devices[of.name] for of in sets})
 
 
-def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
+def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
     """temporary: folder for the roles' temporary files, which may outlive them: a killed vLLM engine leaves
     its sockets."""
-    placement = prepared.placement
+    placement = checked.placement
     environments = {place.role: _environment(place, placement) for place in placement.places}
     on_gpus = {place.role for place in placement.places if place.gpus}
     common = {"TMPDIR": str(temporary)}
@@ -302,7 +283,7 @@ def _roles(prepared: Prepared, temporary: Path) -> list[RoleSpec]:
             # CUDA that any library has touched does not outlive a fork.
             fresh=of.must_be_fresh or role in on_gpus,
         )
-        for of in role_sets(prepared.config)
+        for of in role_sets(checked.config)
         for role in of.roles
     ]
 

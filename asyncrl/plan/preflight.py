@@ -73,15 +73,16 @@ class Plan:
     user_files: UserFiles
 
 
-def preflight(config: Config, gpus: int | None = None) -> Prepared:
+def preflight(config: Config, gpus: int | None = None, functions: Found | None = None) -> Prepared:
     """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
     weights, starts and writes nothing.
 
-    `gpus`: how many GPUs to use, None for as many as are of use. Raises `ConfigError` with all that the
+    `gpus`: how many GPUs to use, None for as many as are of use. `functions`: what has been found of those
+    that the config names, if somebody has looked already. Raises `ConfigError` with all that the
     checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
     most five lines.
     """
-    found, folders = _look(config, gpus, probe(), needs_all=True)
+    found, folders = _look(config, gpus, probe(), functions, needs_all=True)
     assert found.prompts is not None
     assert found.models.policy is not None
     return Prepared(
@@ -104,14 +105,14 @@ def plan(config: Config, gpus: int | None = None) -> Plan:
     then for a machine that has them, of 80 GB each.
     """
     machine = probe()
-    planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, needs_all=False)
+    planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, None, needs_all=False)
     return planned
 
 
 def lacks(config: Config) -> list[str]:
     """What these settings lack, as far as it can be told where others are wrong."""
     findings = Findings()
-    if _independent(config, findings, is_elsewhere=False).has_rows and not is_on_hub(config.data):
+    if _independent(config, findings, None, is_elsewhere=False).has_rows and not is_on_hub(config.data):
         findings.of(partial(count_rows, config.data))
     if (trained := findings.of(lambda: with_trained_models(config))) is not None:
         look_for_models(trained, findings)
@@ -130,7 +131,7 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 
 
 def _look(
-    config: Config, gpus: int | None, here: Machine, *, needs_all: bool
+    config: Config, gpus: int | None, here: Machine, functions: Found | None, *, needs_all: bool
 ) -> tuple[Plan, Mapping[str, str]]:
     """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
     missing is refused, or fetched. The folders are those of the hub's models, by name."""
@@ -147,7 +148,7 @@ def _look(
         findings.of(partial(checks.budget, config, placement))
         if not is_elsewhere:
             findings.of(partial(checks.visible_gpus, config, placement))
-    independent = _independent(config, findings, is_elsewhere=is_elsewhere)
+    independent = _independent(config, findings, functions, is_elsewhere=is_elsewhere)
     trained = findings.of(lambda: with_trained_models(config))
     if trained is None:
         findings.refuse(missing_too=False)
@@ -172,7 +173,9 @@ class _Independent:
     """Whether the dataset is here, or can be fetched."""
 
 
-def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _Independent:
+def _independent(
+    config: Config, findings: Findings, functions: Found | None, *, is_elsewhere: bool
+) -> _Independent:
     if not is_elsewhere:
         findings.of(lambda: disk.run_dir(config))
         findings.of(lambda: engine_of(config).check_machine(config))
@@ -182,7 +185,7 @@ def _independent(config: Config, findings: Findings, *, is_elsewhere: bool) -> _
     findings.of(lambda: checks.transport(config))
     # Without it no process can be asked to import them.
     has_temporary_folder = findings.of(disk.temporary_folder)
-    functions = look_at_functions(config) if has_temporary_folder else Found()
+    functions = functions or (look_at_functions(config) if has_temporary_folder else Found())
     for problem in functions.problems:
         findings.of(problem.tell)
     findings.of(lambda: checks.trainer(config))

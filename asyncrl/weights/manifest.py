@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.source import WeightsError, untied
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ALIGNMENT_BYTES = 64
 """Tensors start at multiples of this: a cache line, and the widest vector register."""
@@ -103,6 +104,8 @@ class WeightNotice:
 
 
 def _dtype(entry: TensorEntry) -> torch.dtype:
+    import torch
+
     dtype = getattr(torch, entry.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise WeightsError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import mmap
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +63,18 @@ def private_map(n_bytes: int) -> HostMap:
 
 def over(mapped: mmap.mmap) -> Tensor:
     """uint8[N] that is the memory, and keeps it mapped."""
+    import torch
+
     return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
 def _cudart() -> Any:
+    import torch
+
     return torch.cuda.cudart()
 
 
 def _empty_kernel() -> None:
+    import torch
+
     torch.zeros(1, device="cuda")

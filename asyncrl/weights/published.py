@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.weights.manifest import Manifest
 from asyncrl.weights.source import untied
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PublishedWeights(Protocol):
@@ -23,7 +24,7 @@ class PublishedWeights(Protocol):
         scattered over several ranks no more than a layer need be in one place at a time."""
 
 
-class WholeWeights(dict[str, Tensor]):
+class WholeWeights(dict[str, "Tensor"]):
     """`PublishedWeights` that lie in this process: live tensors by name, tied ones once, under their first
     name."""
 

@@ -21,5 +21,5 @@ def test_it_measures_every_phase(tiny_folder, tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     seconds = json.loads(out.read_text())["seconds"]
-    phases = ["settings", "checks", "roles", "step", "first step", "cpu"]
+    phases = ["settings", "checks", "roles", "step", "first step", "cpu", "restart"]
     assert all(list(measured) == phases for measured in [*seconds["forked"], *seconds["alone"]])

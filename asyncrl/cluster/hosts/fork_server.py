@@ -1,10 +1,11 @@
-"""A process that has imported what roles need, and forks them: importing torch and transformers takes a core
-for seconds, a fork takes milliseconds. On Linux; elsewhere every role imports for itself.
+"""A process that has imported what a run needs, and forks it: the process that checks the run, and its roles.
+Importing torch and transformers takes a core for seconds, a fork takes milliseconds. On Linux; elsewhere
+every process imports for itself.
 
     python -m asyncrl.cluster.hosts.fork_server
 
 It speaks through its standard input, a socket, and ends when the other side is gone. It computes nothing,
-since a fork keeps only one of a process's threads and nothing of its CUDA. Each role is handed to whoever
+since a fork keeps only one of a process's threads and nothing of its CUDA. What it forks is handed to whoever
 asked for it as a child of that process, just as if that had started it; so it may die, or be killed, and
 costs no role.
 """
@@ -25,34 +26,45 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from asyncrl.cluster.hosts.processes import ROLE_TAG
-from asyncrl.config import Config
+from asyncrl.lifeline import leave
 from asyncrl.resolve import OWN_PATH, forget_own_path
+
+if TYPE_CHECKING:
+    from asyncrl.config import Config
 
 log = logging.getLogger(__name__)
 
 NO_FORK = "ASYNCRL_NO_FORK"
-"""Environment variable; where it is set, every role imports for itself."""
+"""Environment variable; where it is set, every process imports for itself."""
 START_S = 120.0
 """For it to import everything: seconds, unless the disk or other work holds it up."""
 ANSWER_S = 20.0
 """For a fork."""
 READY = b"ready"
 _NAME_ROOM, _TAG_ROOM = 1024, 4608
-"""Bytes for a role's command line and for its tag, which holds a path."""
+"""Bytes for the command line of what is forked and for a role's tag, which holds a path."""
 _MAX_REQUEST_BYTES = 1 << 20
 _SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 """Of prctl(2)."""
 _adoption = threading.Lock()
 """Held while this whole process adopts orphans: runs may be in several of its threads."""
 
-MODULES = (
+CHECKS = (
+    "asyncrl.launch.checked",  # without torch, which is loaded meanwhile
+    "transformers.models.auto.modeling_auto",
+    "asyncrl.data.tokenizer",
+    "asyncrl.rollout.engines.torch.footprint",
+    "asyncrl.rollout.engines.torch.probe",
+)
+"""Modules that the checks of a run use."""
+ROLES = (
     "asyncrl.cluster.role",
     "asyncrl.cluster.entries",
     "asyncrl.loop.coordinator_service",
@@ -67,11 +79,20 @@ MODULES = (
     "transformers.models.auto.modeling_auto",
     "transformers.processing_utils",
 )
+"""Modules that roles use."""
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A role to be forked. With it comes the file of its output."""
+class Import(msgspec.Struct, frozen=True, tag=True):
+    """Modules to be imported, for what is forked next. It answers `READY`."""
 
+    modules: tuple[str, ...]
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """A process to be forked, as if by `python -m module arguments`. With it come the files of its standard
+    input, output and error. It answers the process id."""
+
+    module: str
     arguments: list[str]
     environment: dict[bytes, bytes]
     """All of it."""
@@ -80,9 +101,12 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class ForkServer:
-    """The asking side. The process starts at once and imports while others work; it ends with `close`."""
+    """The asking side. The process starts at once and imports while others work; it ends with `close`.
 
-    def __init__(self) -> None:
+    modules: to be imported first. With `CHECKS` it can check a run, too.
+    """
+
+    def __init__(self, modules: Sequence[str] = ROLES) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
@@ -103,40 +127,54 @@ class ForkServer:
                 },
                 start_new_session=True,  # Ctrl-C is not for it
             )
-        self._is_ready = self._is_closed = False
+        self.can_check = modules is CHECKS
+        self._is_closed = False
+        self._imports = 0
+        """Sets of modules that it is still importing."""
+        self.load(modules)
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have it import these as well, for what is forked from now on. Does not wait."""
+        if not self._is_closed:
+            with suppress(OSError):  # whoever asks it to fork hears of its death
+                self._channel.send(msgspec.msgpack.encode(Import(tuple(modules))))
+            self._imports += 1
 
     async def fork(
-        self, arguments: Sequence[str], environment: Mapping[str, str], output: BinaryIO
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        files: tuple[int, int, int],
     ) -> int | None:
-        """The process id of a new role, a child of this process; None where the server cannot fork it."""
+        """Start `python -m module arguments`, a child of this process in a session of its own, with this
+        standard input, output and error. Returns its process id, None where the server cannot fork it."""
         if self._is_closed:
             return None
+        encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
         try:
             await self._until_ready()
-            return self._fork(arguments, environment, output)
+            return self._fork(Fork(module, list(arguments), encoded, str(Path.cwd())), files)
         except (OSError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
             log.warning("no role is forked any more, each imports for itself: %s", error or "no answer")
             self.close()
             return None
 
     async def _until_ready(self) -> None:
-        if self._is_ready:
-            return
-        async with asyncio.timeout(START_S):
-            answer = await asyncio.get_running_loop().sock_recv(self._channel, _NAME_ROOM)
-        if answer != READY:
-            why = answer.decode(errors="replace") or f"ended with status {self._process.wait(ANSWER_S)}"
-            raise OSError(f"the fork server: {why}")
-        self._is_ready = True
+        while self._imports:
+            async with asyncio.timeout(START_S):
+                answer = await asyncio.get_running_loop().sock_recv(self._channel, _NAME_ROOM)
+            if answer != READY:
+                why = answer.decode(errors="replace") or f"ended with status {self._process.wait(ANSWER_S)}"
+                raise OSError(f"the fork server: {why}")
+            self._imports -= 1
 
-    def _fork(self, arguments: Sequence[str], environment: Mapping[str, str], output: BinaryIO) -> int:
-        """Without a pause in which it could be cancelled: the role would be nobody's."""
-        encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
-        request = msgspec.msgpack.encode(Request(list(arguments), encoded, str(Path.cwd())))
+    def _fork(self, request: Fork, files: tuple[int, int, int]) -> int:
+        """Without a pause in which it could be cancelled: the process would be nobody's."""
         self._channel.settimeout(ANSWER_S)
         try:
             with _adoption, _adopting():
-                socket.send_fds(self._channel, [request], [output.fileno()])
+                socket.send_fds(self._channel, [msgspec.msgpack.encode(request)], files)
                 return int(self._channel.recv(_NAME_ROOM))
         finally:
             self._channel.setblocking(False)
@@ -153,16 +191,17 @@ _ahead: ForkServer | None = None
 
 
 @contextmanager
-def started_ahead(config: Config) -> Iterator[None]:
-    """It starts now, and the first run in the body, which has much to import first, finds it by `forking`."""
+def started_ahead() -> Iterator[None]:
+    """It starts now, before anything is known of the run in the body, which finds it by `forking`. It can
+    check the run, unless this process has imported what that takes."""
     global _ahead
-    _ahead = _start(config)
+    _ahead = _start(ROLES if "transformers" in sys.modules else CHECKS)
     try:
         yield
     finally:
-        if _ahead is not None:
-            _ahead.close()
-            _ahead = None
+        server, _ahead = _ahead, None
+        if server is not None:
+            server.close()
 
 
 @contextmanager
@@ -170,24 +209,26 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
     """A fork server for a run, where its roles can be forked."""
     global _ahead
     server, _ahead = _ahead, None
-    if server is None:
-        server = _start(config)
     try:
-        yield server
+        if config.run.in_one_process or config.run.role_host != "local":
+            if server is not None:
+                server.close()
+            yield None
+        else:
+            server = server or _start(ROLES)
+            yield server
     finally:
         if server is not None:
             server.close()
 
 
-def _start(config: Config) -> ForkServer | None:
-    """One, where it is of use and can be started."""
+def _start(modules: Sequence[str]) -> ForkServer | None:
+    """One, where it can be started."""
     if sys.platform != "linux" or NO_FORK in os.environ:
         return None
-    if config.run.in_one_process or config.run.role_host != "local":
-        return None
     try:
-        os.close(os.pidfd_open(os.getpid()))  # by which the ends of its roles are noticed
-        return ForkServer()
+        os.close(os.pidfd_open(os.getpid()))  # by which the ends of what it forks are noticed
+        return ForkServer(modules)
     except OSError as error:
         log.warning("no role is forked, each imports for itself: %s", error)
         return None
@@ -218,12 +259,38 @@ def main() -> None:
     channel = socket.socket(fileno=os.dup(0))
     forget_own_path()
     # The garbage collector finds nothing among what is imported, and takes a quarter of the time. It writes
-    # into each object that it looks at, too, and would so give every role pages of its own: what is from
+    # into each object that it looks at, too, and would so give every fork pages of its own: what is from
     # before the fork is kept out of its sight.
     gc.disable()
+    loading = threading.Thread(target=_load_torch)
+    loading.start()
+    while True:
+        message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, 3)
+        if not message:
+            return
+        request = msgspec.msgpack.decode(message, type=Import | Fork)
+        if isinstance(request, Import):
+            _import(request, channel, loading)
+        else:
+            _fork_process(request, files, channel)
+            for file in files:
+                os.close(file)
+
+
+def _load_torch() -> None:
+    """Load torch's largest library, which takes a fifth of a second and not the interpreter: other modules
+    are imported meanwhile. Importing torch finds it loaded; where this fails, it loads it itself."""
+    found = (Path(folder, "torch/lib/libtorch_cpu.so") for folder in sys.path)
+    if library := next(filter(Path.exists, found), None):
+        # Not by ctypes.CDLL(library), which would hold the interpreter's lock.
+        ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
+
+
+def _import(request: Import, channel: socket.socket, loading: threading.Thread) -> None:
     try:
-        for module in MODULES:
+        for module in request.modules:
             importlib.import_module(module)
+        loading.join()
     except Exception as error:
         channel.send(f"{type(error).__name__}: {error}".encode()[:_NAME_ROOM])
         raise
@@ -232,17 +299,11 @@ def main() -> None:
         channel.send(f"what it has imported started {threads - 1} threads, which no fork keeps".encode())
         sys.exit(1)
     channel.send(READY)
-    while True:
-        message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, 1)
-        if not message:
-            return
-        _fork_role(msgspec.msgpack.decode(message, type=Request), files[0], channel)
-        os.close(files[0])
 
 
-def _fork_role(request: Request, output: int, channel: socket.socket) -> None:
-    """By a process in between that ends at once, which makes the role an orphan, and so the child of whoever
-    asked. The role itself answers, once it is that."""
+def _fork_process(request: Fork, files: Sequence[int], channel: socket.socket) -> None:
+    """By a process in between that ends at once, which makes the new one an orphan, and so the child of
+    whoever asked. The new one itself answers, once it is that."""
     between = os.fork()
     if between:
         if os.waitpid(between, 0)[1]:
@@ -256,21 +317,17 @@ def _fork_role(request: Request, output: int, channel: socket.socket) -> None:
         os._exit(1)
     while os.getppid() == parent:
         time.sleep(0.001)
-    _be_role(request, output, channel)
+    _be(request, files, channel)
 
 
-def _be_role(request: Request, output: int, channel: socket.socket) -> NoReturn:
+def _be(request: Fork, files: Sequence[int], channel: socket.socket) -> NoReturn:
     """Become what a process of its own would be that was started with these arguments, and do its work."""
-    from asyncrl.cluster import role
-
     status = 1
     try:
         os.setsid()
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for fd, source in enumerate((nothing, output, output)):
-            os.dup2(source, fd)
-        os.close(nothing)
-        os.close(output)
+        for fd, file in enumerate(files):
+            os.dup2(file, fd)
+            os.close(file)
         _show(request)
         os.environ.clear()
         os.environb.update(request.environment)
@@ -278,22 +335,23 @@ def _be_role(request: Request, output: int, channel: socket.socket) -> NoReturn:
         channel.send(str(os.getpid()).encode())
         channel.close()
         _forget_the_parent()
-        sys.argv = [role.__file__, *request.arguments]
-        status = role.main(request.arguments)
+        module = importlib.import_module(request.module)
+        sys.argv = [str(module.__file__), *request.arguments]
+        status = module.main(request.arguments)
     except BaseException:  # noqa: BLE001 - this process ends with it
         traceback.print_exc()
     finally:
-        role.leave(status)
+        leave(status)
 
 
-def _show(request: Request) -> None:
-    """Show the role's command line and its tag to `ps` and `kill_tagged`, which read the memory that the
+def _show(request: Fork) -> None:
+    """Show the command line and a role's tag to `ps` and `kill_tagged`, which read the memory that the
     server was started with."""
-    words = ["python", "-m", "asyncrl.cluster.role", *request.arguments]
+    words = ["python", "-m", request.module, *request.arguments]
     start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
     shown = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
-    tag = request.environment[ROLE_TAG.encode()]
+    tag = request.environment.get(ROLE_TAG.encode(), b"")
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_void_p
     ctypes.memmove(getenv(ROLE_TAG.encode()), tag.ljust(_TAG_ROOM, b"\0"), _TAG_ROOM)

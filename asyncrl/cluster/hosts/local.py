@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from asyncrl.cluster.hosts.base import RoleSpec
@@ -69,15 +70,17 @@ class LocalHost:
     async def start(self, spec: RoleSpec) -> LocalRole:
         arguments = [spec.name, "--run-dir", str(self._run_dir.path), "--supervisor", str(os.getpid())]
         environment = {**os.environ, **spec.env, ROLE_TAG: self._tag(spec.name)}
-        with self._run_dir.log(spec.name).open("ab") as output:
+        module, path = "asyncrl.cluster.role", self._run_dir.log(spec.name)
+        with path.open("ab") as output, Path(os.devnull).open("rb") as nothing:
             log_start = output.tell()
             if self._fork_server is not None and not spec.fresh:
-                pid = await self._fork_server.fork(arguments, environment, output)
+                files = nothing.fileno(), output.fileno(), output.fileno()
+                pid = await self._fork_server.fork(module, arguments, environment, files)
                 if pid is not None:
-                    return LocalRole(self._run_dir, spec.name, pid, _end_of(pid), log_start)
+                    return LocalRole(self._run_dir, spec.name, pid, end_of(pid), log_start)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "asyncrl.cluster.role", *arguments),
-                stdin=asyncio.subprocess.DEVNULL,
+                *(sys.executable, "-m", module, *arguments),
+                stdin=nothing,
                 stdout=output,
                 stderr=output,
                 env=environment | OWN_PATH,
@@ -92,7 +95,7 @@ class LocalHost:
         return f"{self._run_dir.path.resolve()}:{name}"
 
 
-async def _end_of(child: int) -> int:
+async def end_of(child: int) -> int:
     """The exit status of a child that asyncio has not started, once it is gone."""
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()

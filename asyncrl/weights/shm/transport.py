@@ -1,17 +1,21 @@
-"""Weight versions through the shared memory of one host."""
+"""Weight versions through the shared memory of one host. Only what publishes or reads them imports torch."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
-from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.segment import BUFFERS, sweep, sweep_abandoned
-from asyncrl.weights.shm.subscriber import ShmWeights
+
+if TYPE_CHECKING:
+    from asyncrl.weights.shm.publisher import ShmPublisher
+    from asyncrl.weights.shm.subscriber import ShmWeights
 
 
 class SharedMemory:
@@ -24,7 +28,12 @@ class SharedMemory:
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
-        self._publisher = ShmPublisher(name)
+
+    @cached_property
+    def _publisher(self) -> ShmPublisher:
+        from asyncrl.weights.shm.publisher import ShmPublisher
+
+        return ShmPublisher(self._name)
 
     def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         return msgspec.msgpack.encode(self._publisher.publish(version, weights, canary))
@@ -33,6 +42,8 @@ class SharedMemory:
         self._publisher.close()
 
     def source(self, notice: bytes) -> ShmWeights:
+        from asyncrl.weights.shm.subscriber import ShmWeights
+
         return ShmWeights(_decoded(notice))
 
     def is_gone(self, notice: bytes) -> bool:
