@@ -107,6 +107,7 @@ def run_engine(loop: asyncio.Runner, engine: TorchEngine, requests: list[Generat
         consuming = asyncio.gather(*map(consume, requests))
         done, _ = await asyncio.wait({running, consuming}, return_when=asyncio.FIRST_COMPLETED)
         running.cancel()
+        await asyncio.wait({running})  # its thread has the engine until then
         for task in done:
             task.result()
 

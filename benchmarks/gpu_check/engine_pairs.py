@@ -61,6 +61,7 @@ async def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> lis
             return await responses if responses.done() else await running
     finally:
         running.cancel()
+        await asyncio.wait({running})  # its thread has the engine until then
 
 
 async def update_while_decoding(
@@ -80,6 +81,7 @@ async def update_while_decoding(
             engine.abort(request.request_id)
         for stream in streams:
             await stream.aclose()
+        await asyncio.wait({running})
     return report.stage_s, report.pause_s
 
 

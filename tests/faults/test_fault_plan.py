@@ -62,7 +62,7 @@ def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
 
 def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew(job):
     """Not by the next version: that needs the worker."""
-    run = job()
+    run = job("run.hang_s=60")  # it is killed here, not by the supervisor
     run.wait_for_steps(3)
     first = run.role("rollout-0")
     first.send_signal(signal.SIGSTOP)
