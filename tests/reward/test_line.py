@@ -65,6 +65,16 @@ def test_only_the_call_that_kills_its_process_fails():
             assert outcome[0].reward > 0
 
 
+def test_a_process_that_sends_what_is_no_reply_is_told_of_as_that():
+    async def main():
+        async with running_pool("does_as_told", workers=1, retries=0) as pool:
+            with pytest.raises(RewardError, match="killed because it sent an invalid reply"):
+                await pool.score(asked("babble"))
+            return (await pool.score(asked()))[0].reward
+
+    assert asyncio.run(main()) > 0
+
+
 def test_a_call_that_takes_too_long_fails_alone(tmp_path):
     async def main():
         async with running_pool("does_as_told", workers=1, retries=0, timeout_s=1.0) as pool:
