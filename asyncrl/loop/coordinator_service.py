@@ -360,6 +360,9 @@ class CoordinatorService:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return None
+            if self._stored is not None:  # by `look`, perhaps, and nobody else would hear that it failed
+                await asyncio.shield(self._stored)
+                continue
             try:
                 await asyncio.wait_for(self._changed.wait(), left_s)
             except TimeoutError:

@@ -274,3 +274,21 @@ def test_what_cannot_be_stored_is_not_answered(run_dir):
     config = from_tree(tree)
     with open_state(config, run_dir) as (prompts, store, state):
         asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES), store))
+
+
+def test_what_an_unanswered_request_has_changed_is_stored_or_fails_it(run_dir, monkeypatch):
+    """A trainer that asks for a batch may have groups dropped, and wait on."""
+
+    async def main(service, store):
+        await service.handle(b"trainer-0", m.Begin(0), ())
+
+        drops = iter([service._happened])
+        monkeypatch.setattr(service._host, "take", lambda step: next(drops, lambda: None)())
+        store.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            await service.handle(b"trainer-0", m.Take(0, 0.2), ())
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree)
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES), store))

@@ -5,9 +5,11 @@ import ctypes
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -236,9 +238,14 @@ def asks_a_judge_for_some_rows(completions, marker, asks, **_):
 
 
 def does_as_told(completions, do, **columns):
-    """Scores at once, dies, or waits for a file, by its column `do`."""
+    """Scores at once, dies, writes what it should not, or waits for a file, by its column `do`."""
     if do[0] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if do[0] == "babble":
+        for fd in range(3, 64):
+            with suppress(OSError):  # closed, or to be read
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.write(fd, b"\xff" * 64)
     if do[0] == "wait":
         return waits_for_file(completions, **columns)
     return [float(os.getpid())] * len(completions)

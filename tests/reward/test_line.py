@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,14 @@ async def know_the_pace(pool):
     for _ in range(3):
         await pool.score(asked())
     line._pace_s[0] = 0.0  # however slow the machine is
+
+
+def wait_without_the_loop(path):
+    """Until the file is there; the event loop hears of nothing meanwhile."""
+    deadline_s = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"waited 30 s for {path}"
+        time.sleep(0.005)
 
 
 async def scored_beside(pool, *special):
@@ -54,6 +63,16 @@ def test_only_the_call_that_kills_its_process_fails():
             assert "killed by SIGKILL" in outcome.reason
         else:
             assert outcome[0].reward > 0
+
+
+def test_a_process_that_sends_what_is_no_reply_is_told_of_as_that():
+    async def main():
+        async with running_pool("does_as_told", workers=1, retries=0) as pool:
+            with pytest.raises(RewardError, match="killed because it sent an invalid reply"):
+                await pool.score(asked("babble"))
+            return (await pool.score(asked()))[0].reward
+
+    assert asyncio.run(main()) > 0
 
 
 def test_a_call_that_takes_too_long_fails_alone(tmp_path):
@@ -166,3 +185,44 @@ def test_answers_that_a_process_gave_before_it_died_count(answers):
     *scores, death = asyncio.run(main())
     assert [isinstance(score, list) for score in scores] == [True] * answers
     assert signal.SIGKILL.name in death.reason
+
+
+def test_a_call_is_not_charged_for_the_end_of_one_that_was_cancelled(tmp_path):
+    """The cancelled one is answered already, and the next has begun: the loop has not read that yet."""
+    marker = tmp_path / "m"
+
+    async def main():
+        async with running_pool("does_as_told", workers=1, timeout_s=3600.0, retries=0) as pool:
+            await know_the_pace(pool)
+            first = asyncio.create_task(pool.score(asked()))
+            second = asyncio.create_task(pool.score(asked("wait", marker)))
+            await asyncio.sleep(0)  # both are sent
+            wait_without_the_loop(Path(f"{marker}.at_work"))
+            first.cancel()
+            marker.touch()
+            await asyncio.gather(first, return_exceptions=True)
+            return first.cancelled(), (await second)[0].reward
+
+    was_cancelled, reward = asyncio.run(main())
+    assert was_cancelled
+    assert reward > 0
+
+
+def test_a_cancelled_call_that_has_begun_unnoticed_is_ended(tmp_path):
+    marker = tmp_path / "m"
+    at_work = Path(f"{marker}.at_work")
+
+    async def main():
+        async with running_pool("does_as_told", workers=1, timeout_s=3600.0, retries=0) as pool:
+            await know_the_pace(pool)
+            first = asyncio.create_task(pool.score(asked()))
+            second = asyncio.create_task(pool.score(asked("wait", marker)))
+            await asyncio.sleep(0)  # both are sent
+            wait_without_the_loop(at_work)
+            second.cancel()
+            later = asyncio.create_task(pool.score(asked()))
+            await first
+            await until(lambda: not is_running(int(at_work.read_text())), "the end of its process")
+            return (await later)[0].reward
+
+    assert asyncio.run(main()) > 0

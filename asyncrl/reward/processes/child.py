@@ -29,6 +29,8 @@ class RewardChild(asyncio.SubprocessProtocol):
         self._reader = wire.ReplyReader()
         self._replies: dict[int, asyncio.Future[wire.Reply]] = {}
         self._doomed = False
+        self._why = ""
+        """It was killed, where that is known."""
         self.on_notice: Callable[[wire.Notice], None] = lambda _: None
         self.on_reply: Callable[[wire.Reply], None] = lambda _: None
         """Of answers to what `ask` and `post` have not sent."""
@@ -112,8 +114,9 @@ class RewardChild(asyncio.SubprocessProtocol):
                 elif not asked.done():
                     asked.set_result(reply)
         except ValueError as error:
+            self._why = f"it was killed because it sent an invalid reply: {error}"
             self.kill()
-            self.fail(ChildDied(f"it was killed because it sent an invalid reply: {error}"))
+            self.fail(ChildDied(self._how()))
 
     def process_exited(self) -> None:
         """The answers that it gave before have been read: the loop turns once between the end and this."""
@@ -134,6 +137,8 @@ class RewardChild(asyncio.SubprocessProtocol):
             os.killpg(self._connected.get_pid(), signal.SIGKILL)
 
     def _how(self) -> str:
+        if self._why:
+            return self._why
         status = self._transport.get_returncode() if self._transport is not None else None
         if status is None:
             return "killed"

@@ -25,6 +25,8 @@ MOST_AHEAD = 64
 """Calls."""
 LATE_S = 0.1
 """A call that takes longer holds up none that was sent after it: these go back to the line."""
+UNWANTED_S = 1.0
+"""So long may one take that was cancelled when it had begun and nobody knew; then its process is killed."""
 GROW_S = 0.25
 """A call that has waited for so long is worth another process, where there may be one."""
 FADING = 0.8
@@ -55,6 +57,8 @@ class _Server:
         """None for a call that was given back or cancelled: it is skipped, and still answered."""
         self.is_late = False
         """The call that it is at takes long: nothing is sent after it."""
+        self._was_killed = False
+        """For one call: what it was at when it died may be another."""
         self._timeout_s = timeout_s
         self._give_back = give_back
         self._timer: asyncio.TimerHandle | None = None
@@ -70,7 +74,7 @@ class _Server:
     def drop(self, asked: _Asked) -> None:
         """Nobody wants the answer any more."""
         if asked is self.sent[0]:
-            self.child.kill()
+            self._kill()
         else:
             self.child.tell(wire.frame(wire.Cancel(asked.call.number)))
             self.sent[self.sent.index(asked)] = None
@@ -85,7 +89,8 @@ class _Server:
 
     def _takes_long(self) -> None:
         self.is_late = True
-        left_s = max(0.0, self._timeout_s - LATE_S)
+        limit_s = self._timeout_s if self.sent[0] is not None else min(UNWANTED_S, self._timeout_s)
+        left_s = max(0.0, limit_s - LATE_S)
         self._timer = asyncio.get_running_loop().call_later(left_s, self._timed_out)
         behind = self._behind()
         for asked in behind:
@@ -94,6 +99,10 @@ class _Server:
 
     def _timed_out(self) -> None:
         _settle(self.sent[0], TimeoutError())
+        self._kill()
+
+    def _kill(self) -> None:
+        self._was_killed = True
         self.child.kill()
 
     def _answered(self, reply: wire.Reply) -> None:
@@ -101,12 +110,14 @@ class _Server:
         self._at_next()
 
     def _died(self, death: ChildDied) -> None:
-        behind = self._behind()
-        if self.sent:
+        left = self._behind()
+        if self.sent and self._was_killed:
+            left = [asked for asked in self.sent if asked is not None]
+        elif self.sent:
             _settle(self.sent[0], death)
         self.sent.clear()
         self._at_next()
-        self._give_back(behind)
+        self._give_back(left)
 
     def _behind(self) -> list[_Asked]:
         return [asked for asked in list(self.sent)[1:] if asked is not None]

@@ -407,3 +407,20 @@ def test_a_run_that_was_cancelled_leaves_the_requests_to_the_caller(make_qwen3, 
         return [len((await anext(stream)).token_ids) for stream in streams]
 
     assert in_time(scenario()) == [20, 20]
+
+
+def test_what_is_asked_just_when_the_thread_has_ended_is_not_lost(make_qwen3):
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        await asyncio.sleep(0)
+        streams = []
+        late = request("late", [3, 5], 20)
+        engine._thread.ended.add_done_callback(lambda _: streams.append(engine.generate(late)))
+        running.cancel()
+        await asyncio.wait([running])
+        await finish(engine)
+        return len((await anext(streams[0])).token_ids)
+
+    assert in_time(scenario()) == 20

@@ -75,7 +75,7 @@ class TorchEngine(StreamingEngine):
         super().__init__(capacity=capacity, vocab_size=self._batch.vocab_size, max_length=max_length)
         self._updating = asyncio.Lock()
         self._thread: BatchThread | None = None
-        """While `run` goes on. It has the batch to itself."""
+        """Of the last `run`. Until it has ended it has the batch to itself."""
         self._counts = version, 0, 0
         """Version, running requests and generated tokens after the last step or order."""
 
@@ -108,8 +108,8 @@ class TorchEngine(StreamingEngine):
             stage_s = time.perf_counter() - started
             self._refuse_broken()
             swapped = self._swap(staged, source.version)
-            if self._thread is not None:
-                either: list[asyncio.Future[Any]] = [asyncio.wrap_future(swapped), self._thread.ended]
+            if (thread := self._driver) is not None:
+                either: list[asyncio.Future[Any]] = [asyncio.wrap_future(swapped), thread.ended]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             self._refuse_broken()
             return UpdateReport(source.version, stage_s, swapped.result())
@@ -143,15 +143,20 @@ class TorchEngine(StreamingEngine):
         self._do(what, lambda: swapped.set_result(self._batch.swap(staged, version)))
         return swapped
 
+    @property
+    def _driver(self) -> BatchThread | None:
+        """The thread that has the batch to itself; None where the caller has it."""
+        return None if self._thread is None or self._thread.ended.done() else self._thread
+
     def _refuse_to_step(self) -> None:
         self._refuse_broken()
-        if self._thread is not None:
+        if self._driver is not None:
             raise RuntimeError("`run` drives this engine; its steps are not the caller's to take")
 
     def _do(self, what: str, order: Order) -> None:
         """By the thread between two steps; without one, at once."""
-        if self._thread is not None:
-            self._thread.do(what, order)
+        if (thread := self._driver) is not None:
+            thread.do(what, order)
             return
         try:
             self._deliver(self._carry_out(what, order))
@@ -174,12 +179,10 @@ class TorchEngine(StreamingEngine):
         self._mark_busy()
 
     async def _end_thread(self) -> None:
-        if (thread := self._thread) is None:
+        if (thread := self._driver) is None:
             return
         thread.stop()
         with waiting("the engine's last step"):
             done, _ = await asyncio.wait([thread.ended], timeout=LAST_STEP_S)
-        if done:
-            self._thread = None
-        else:
+        if not done:
             self._break(f"its last step has taken longer than {LAST_STEP_S:g} s")
