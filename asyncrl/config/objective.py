@@ -134,8 +134,14 @@ class ObjectiveConfig(Section):
     @property
     def of_responses(self) -> dict[str, str]:
         """Of these settings those that weigh a whole response by its ratios."""
-        chosen = {"policy_loss": self.policy_loss, "step_size": self.step_size}
-        return {key: value for key, value in chosen.items() if value in ("topr", "vcpo")}
+        weighing = {
+            "policy_loss": ("topr", "vespo"),
+            "advantage": ("opob",),
+            "step_size": ("vcpo",),
+            "behavior_level": ("sequence",),
+            "reject": tuple(name for name in REJECTIONS if name.startswith("sum_")),
+        }
+        return {key: value for key, by in weighing.items() if (value := getattr(self, key)) in by}
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """What is set, other than by default, of the settings of the policy loss or advantage `name`."""

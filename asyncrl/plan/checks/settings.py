@@ -256,7 +256,7 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             "ratios come out low even on policy"
         )
     objective, reference = config.objective, config.reference
-    if objective.advantage in ("grpo", "ngrpo") and reference is not None and reference.where == "reward":
+    if objective.advantage == "grpo" and reference is not None and reference.where == "reward":
         yield (
             f"objective.advantage={objective.advantage} divides by each group's deviation: where all "
             "responses earn the same, reference.where=reward leaves the KL penalty as the only difference, "
