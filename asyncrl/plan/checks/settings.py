@@ -31,6 +31,7 @@ from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.transport import find_transport
+from asyncrl.wire.rpc import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,6 +145,21 @@ def stop_tokens(config: Config, model: ModelFacts | None) -> None:
             f"rollout.stop_token_ids={config.rollout.stop_token_ids}: the model {config.model.path} never "
             f"samples {', '.join(map(str, unknown))}, because it has only the tokens 0 to "
             f"{model.vocab_size - 1:,}; leave these out, or give its own"
+        )
+
+
+def kept_sets(config: Config, model: ModelFacts | None) -> None:
+    """A group can be handed in with what each of its tokens was sampled among, however long it becomes."""
+    rollout = config.rollout
+    if model is None or rollout.top_p < 1 or not engine_of(config).tells_kept or config.run.in_one_process:
+        return
+    listed = max(0, min(rollout.top_k, model.vocab_size - rollout.top_k))
+    size = rollout.group_size * rollout.max_new_tokens * listed * 4
+    if size > MAX_FRAME_BYTES:
+        raise ConfigError(
+            f"rollout.top_k={rollout.top_k}: with the {listed:,} ids that tell what each token was sampled "
+            f"among, a group may have {format_bytes(size)}, and at most {format_bytes(MAX_FRAME_BYTES)} can "
+            "be sent; use a smaller top_k, or none (rollout.top_k=0)"
         )
 
 
