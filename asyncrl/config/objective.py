@@ -83,7 +83,7 @@ class ObjectiveConfig(Section):
     ratio_high: float | None = Field(None, gt=0, allow_inf_nan=True)
     """Upper bound of the importance ratio."""
     max_second_moment: float | None = Field(None, ge=0)
-    """`m2po` leaves out tokens until the mean of (log pi_prox / mu)² is at most this."""
+    """`m2po` leaves out tokens until the mean of (log pi_theta / mu)² is at most this."""
     prob_delta: float | None = Field(None, gt=0, le=1)
     """`dppo` leaves out tokens whose probability has moved further than this."""
     max_divergence: float | None = Field(None, gt=0)
