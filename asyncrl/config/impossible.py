@@ -20,6 +20,7 @@ from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
+    JUDGE_SUCCESS,
     PASS_K,
     POLICY_LOSSES,
     REJECTIONS,
@@ -65,6 +66,7 @@ def impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
+    yield from _impossible_reference(c)
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
@@ -85,6 +87,22 @@ def _impossible_by_spec(
         yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
     else:
         yield from spec.impossible(c)
+
+
+def _impossible_reference(c: Config) -> Iterator[str]:
+    """What a KL in the reward cannot be with."""
+    if c.reference is None or c.reference.where != "reward":
+        return
+    if c.objective.advantage in JUDGE_SUCCESS:
+        yield (
+            f"reference.where=reward takes the KL off the rewards, by which objective.advantage="
+            f"{c.objective.advantage} tells success from failure; use reference.where=loss"
+        )
+    if c.reference.ratio_cap is not None:
+        yield (
+            f"reference.ratio_cap={c.reference.ratio_cap} is for a KL in the loss, and reference.where="
+            "reward; leave it out"
+        )
 
 
 def _impossible_filter(c: Config) -> Iterator[str]:
@@ -160,9 +178,10 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
         others = ", ".join(name for name, entry in entries.items() if key in entry.settings)
         having = "; ".join(f"{name} has {', '.join(keys) or 'none'}" for name, keys in has.items())
         yield f"objective.{key}={value} is a setting of {others}, and not of what is chosen: {having}"
-    low, high = objective.ratio_low, objective.ratio_high
-    if low is not None and high is not None and low > high:
-        yield f"objective.ratio_low={low} is above objective.ratio_high={high}: no ratio lies between them"
+    for what, one, other in (("ratio", "ratio_low", "ratio_high"), ("covariance", "cov_low", "cov_high")):
+        low, high = getattr(objective, one), getattr(objective, other)
+        if low is not None and high is not None and low > high:
+            yield f"objective.{one}={low} is above objective.{other}={high}: no {what} lies between them"
     loss = POLICY_LOSSES.get(objective.policy_loss)
     if objective.proximal != "recompute" and loss is not None and not loss.has_proximal:
         having = ", ".join(name for name, entry in POLICY_LOSSES.items() if entry.has_proximal)

@@ -83,7 +83,7 @@ class ObjectiveConfig(Section):
     ratio_high: float | None = Field(None, gt=0, allow_inf_nan=True)
     """Upper bound of the importance ratio."""
     max_second_moment: float | None = Field(None, ge=0)
-    """`m2po` leaves out tokens until the mean of (log pi_prox / mu)² is at most this."""
+    """`m2po` leaves out tokens until the mean of (log pi_theta / mu)² is at most this."""
     prob_delta: float | None = Field(None, gt=0, le=1)
     """`dppo` leaves out tokens whose probability has moved further than this."""
     max_divergence: float | None = Field(None, gt=0)
@@ -134,8 +134,14 @@ class ObjectiveConfig(Section):
     @property
     def of_responses(self) -> dict[str, str]:
         """Of these settings those that weigh a whole response by its ratios."""
-        chosen = {"policy_loss": self.policy_loss, "step_size": self.step_size}
-        return {key: value for key, value in chosen.items() if value in ("topr", "vcpo")}
+        weighing = {
+            "policy_loss": ("topr", "vespo"),
+            "advantage": ("opob",),
+            "step_size": ("vcpo",),
+            "behavior_level": ("sequence",),
+            "reject": tuple(name for name in REJECTIONS if name.startswith("sum_")),
+        }
+        return {key: value for key, by in weighing.items() if (value := getattr(self, key)) in by}
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """What is set, other than by default, of the settings of the policy loss or advantage `name`."""

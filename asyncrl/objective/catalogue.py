@@ -97,6 +97,9 @@ COMPARE_WITHIN_GROUPS = frozenset(
 )
 """Advantages that are 0 for a group of one."""
 
+JUDGE_SUCCESS = frozenset({"pass_at_k", "max_rl", "ngrpo", "nsr"})
+"""Advantages of whether, or how often, a response succeeded, from rewards of a known range."""
+
 PASS_K = 4
 """The k of `pass_at_k` by default."""
 

@@ -123,8 +123,8 @@ def over_sequences(parts: Tensor, tokens: PolicyTokens, how: str) -> Tensor:
 def log_ratio_penalty(tokens: PolicyTokens) -> Tensor:
     """(log r)² / 2 [N], with the gradient log r · grad log pi_theta: it pulls back to what sampled.
 
-    Source: as the whole trust region, Kimi Team 2025 (k1.5, arXiv 2501.12599); DRO, Richemond et al. 2024
-    (arXiv 2405.19107).
+    Source: as the whole trust region, but of a sequence's log r, Kimi Team 2025 (k1.5, arXiv 2501.12599);
+    DRO, Richemond et al. 2024 (arXiv 2405.19107).
     """
     return log_ratio(tokens.logprobs, tokens.behavior_logprobs.detach(), tokens.mask).square() / 2
 

@@ -323,14 +323,15 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     objective, reference, critic = config.objective, config.reference, config.critic
     trained = 4.0 if config.trainer.gradient_checkpointing else 3.0
     loss = POLICY_LOSSES.get(objective.policy_loss)
+    has_proximal = loss is None or loss.has_proximal
     start = (
-        (objective.proximal == "recompute" and config.trainer.mini_batches > 1)
-        or objective.advantage == "vtrace"
-        or (loss is not None and loss.batch_mask is not None)
+        (has_proximal and objective.proximal == "recompute" and config.trainer.mini_batches > 1)
+        or objective.advantage in ("vtrace", "opob")
         or (reference is not None and reference.where == "reward")
         or objective.step_size == "vcpo"
     )
-    yield _Pass(models.policy, trained + start + (objective.proximal == "ewma"), has_head=True)
+    masks = loss is not None and loss.batch_mask is not None
+    yield _Pass(models.policy, trained + start + masks + (objective.proximal == "ewma"), has_head=True)
     if reference is not None and models.reference is not None:
         yield _Pass(models.reference, 1.0, has_head=True)
     if critic is not None and models.critic is not None:

@@ -225,6 +225,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     if models.policy is not None and scene.placement is not None:
         findings.of(partial(checks.family, config, scene.placement))
     findings.of(lambda: checks.stop_tokens(config, models.policy))
+    findings.of(lambda: checks.kept_sets(config, models.policy))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))

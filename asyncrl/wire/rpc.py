@@ -168,7 +168,7 @@ def _encoded(message: Any, frames: Frames) -> list[bytes]:
     if (size := max(map(len, parts))) > MAX_FRAME_BYTES:
         raise RpcError(
             f"{type(message).__name__} has a frame of {size:,} bytes, and at most {MAX_FRAME_BYTES:,} can be "
-            "sent; use a smaller rollout.group_size or rollout.max_new_tokens"
+            "sent; use a smaller rollout.group_size, rollout.max_new_tokens or rollout.top_k"
         )
     return parts
 

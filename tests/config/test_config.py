@@ -322,6 +322,32 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "objective.step_size=vcpo weighs whole responses by their ratios, and rollout.top_k=20 renorm",
             "use rollout.top_p=1 and rollout.top_k=0, or rollout.engine=torch or rollout.engine=vllm",
         ),
+        *(
+            (
+                [*OVER_HTTP, "rollout.top_k=20", f"objective.{chosen}", *more],
+                f"objective.{chosen} weighs whole responses by their ratios, and rollout.top_k=20 renorm",
+                "use rollout.top_p=1 and rollout.top_k=0, or rollout.engine=torch or rollout.engine=vllm",
+            )
+            for chosen, more in {
+                "policy_loss=vespo": [],
+                "advantage=opob": [],
+                "behavior_level=sequence": [],
+                "reject=sum_k2": ["objective.reject_above=1"],
+            }.items()
+        ),
+        *(
+            (
+                ["reference.where=reward", f"objective.advantage={advantage}"],
+                f"by which objective.advantage={advantage} tells success from failure",
+                "use reference.where=loss",
+            )
+            for advantage in ("max_rl", "ngrpo", "nsr", "pass_at_k")
+        ),
+        (
+            ["reference.where=reward", "reference.ratio_cap=10"],
+            "reference.ratio_cap=10.0 is for a KL in the loss",
+            "leave it out",
+        ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(
             (
@@ -368,6 +394,11 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             ["objective.policy_loss=icepop", "objective.ratio_low=2", "objective.ratio_high=1"],
             "objective.ratio_low=2.0 is above objective.ratio_high=1.0",
             "no ratio lies between them",
+        ),
+        (
+            ["objective.policy_loss=clip_cov", "objective.cov_low=2", "objective.cov_high=1"],
+            "objective.cov_low=2.0 is above objective.cov_high=1.0",
+            "no covariance lies between them",
         ),
         (
             ["objective.policy_loss=ppo", "objective.proximal=loglinear"],

@@ -115,7 +115,10 @@ def test_training_counts_every_pass_over_every_token_that_is_computed():
         ("trainer.mini_batches=2",): 4,
         ("trainer.mini_batches=2", "objective.proximal=loglinear"): 3,
         ("trainer.mini_batches=2", "objective.proximal=ewma"): 4,
+        ("trainer.mini_batches=2", "objective.policy_loss=ppo"): 3,
         ("objective.policy_loss=m2po",): 4,
+        ("trainer.mini_batches=2", "objective.policy_loss=clip_cov"): 5,
+        ("objective.advantage=opob",): 4,
         ("objective.step_size=vcpo",): 4,
     }
     for overrides, times in passes.items():

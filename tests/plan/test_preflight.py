@@ -196,6 +196,18 @@ def test_stop_tokens_that_the_model_never_samples(run):
     assert "70000, because it has only the tokens 0 to 258;" in message
 
 
+def test_kept_sets_that_make_a_group_too_large_to_send(run):
+    """Of 259 tokens, 129 are listed at most: those that top-k keeps, or those that it leaves out."""
+    large = {"group_size": 300, "max_new_tokens": 1800}
+    message = refusal(run(rollout={"top_k": 129, **large}))
+    assert message.startswith(
+        "rollout.top_k=129: with the 129 ids that tell what each token was sampled among"
+    )
+    assert "use a smaller top_k, or none" in message
+    for fits in ({"top_k": 129, **large, "group_size": 8}, {"top_k": 140, **large}, large):
+        assert preflight(run(rollout=fits))
+
+
 def test_a_dataset_that_is_not_there(run):
     assert "data.path=none.jsonl: there is no such file" in refusal(run(data={"path": "none.jsonl"}))
 

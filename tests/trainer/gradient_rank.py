@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from asyncrl import config as settings
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import load_models, make_training
-from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.ranks import OneRank
 
 START_TIMEOUT_S = 240.0
@@ -24,7 +23,7 @@ def gradients(config, ranks, learner) -> dict[str, torch.Tensor]:
     step, parts = make_training(config, models, learner, ranks)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     batch = with_true_logprobs(make_batch(0, groups=6), model)
-    step.train(flatten(batch), 0)
+    step.train(step.flatten(batch), 0)
     return {
         f"{part}.{name}": tensor.detach().float().clone()
         for part, learned in parts.items()

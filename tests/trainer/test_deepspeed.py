@@ -183,6 +183,31 @@ def test_invariant_5_in_bfloat16_neither_ranks_nor_stages_round_a_gradient(make,
             assert error < 1e-6, name
 
 
+OF_THE_WHOLE_BATCH = {
+    "m2po": {"policy_loss": "m2po", "max_second_moment": 0.01, "reject": "mean_k2", "reject_above": 0.5},
+    "clip_cov": {"policy_loss": "clip_cov", "cov_low": 0.01, "cov_share": 0.2, "mask_truncated": True},
+    "vcpo": {"step_size": "vcpo", "advantage": "opob", "policy_loss": "vespo", "log_ratio_coef": 0.3},
+    "sequence": {"behavior_level": "sequence", "aggregation": "sequence_mean", "advantage": "lite_ppo"},
+}
+"""Objectives that look at more than a token, or draw at random."""
+
+
+@pytest.mark.timeout(DEADLINE_S + 60)
+def test_invariant_5_what_looks_at_the_whole_batch_sees_it_on_every_rank(
+    save_model, make_config, make_qwen3, tmp_path
+):
+    path, expected = save_model(make_qwen3()), {}
+    for name, objective in OF_THE_WHOLE_BATCH.items():
+        trainer = {"mini_batches": 2, "micro_batch_tokens": 40}
+        expected[name] = gradient_rank.alone(make_config(path, objective=objective, trainer=trainer))
+        trainer |= {"backend": "deepspeed", "ranks": 2, "deepspeed": {"zero_stage": 0}}
+        (tmp_path / f"{name}.yaml").write_text(dump(make_config(path, objective=objective, trainer=trainer)))
+    run_ranks(gradient_rank.main, 2, tmp_path / "gradients")
+    for name, gradient in expected.items():
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert relative_error(found, gradient, "policy") < 1e-5, name
+
+
 def relative_error(found, expected, part):
     names = [name for name in expected if name.startswith(part)]
     return float((flat(found, names) - flat(expected, names)).norm() / flat(expected, names).norm())

@@ -57,6 +57,25 @@ def test_values_and_gradients_equal_the_naive_head(chunk, temperature, with_bias
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_bias_that_masks_a_token_leaves_the_entropy_and_gradients_of_the_others():
+    h, w, b, targets = inputs(dtype=torch.float64)
+    masked = torch.isin(torch.arange(len(b)), torch.tensor([3, 40]))
+    targets = torch.where(masked[targets], 7, targets)
+    place = (~masked).cumsum(0) - 1
+
+    def fused(h, w, b):
+        b = torch.where(masked, -torch.inf, b)
+        return token_logprobs(h, w, targets, head_bias=b, chunk_tokens=8)
+
+    def plain(h, w, b):
+        return naive(h, w[~masked], b[~masked], place[targets], 1.0)
+
+    expected = gradients(plain, (h, w, b), use_entropy=True)
+    torch.testing.assert_close(gradients(fused, (h, w, b), use_entropy=True), expected)
+    bias = torch.where(masked, -torch.inf, b)
+    assert token_logprobs(h, w, torch.full_like(targets, 3), head_bias=bias)[0].isneginf().all()
+
+
 def test_gradcheck_in_double():
     h, w, b, targets = inputs(5, 4, 7, torch.float64)
     for t in (h, w, b):

@@ -31,6 +31,7 @@ from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.transport import find_transport
+from asyncrl.wire.rpc import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,6 +148,21 @@ def stop_tokens(config: Config, model: ModelFacts | None) -> None:
         )
 
 
+def kept_sets(config: Config, model: ModelFacts | None) -> None:
+    """A group can be handed in with what each of its tokens was sampled among, however long it becomes."""
+    rollout = config.rollout
+    if model is None or rollout.top_p < 1 or not engine_of(config).tells_kept or config.run.in_one_process:
+        return
+    listed = max(0, min(rollout.top_k, model.vocab_size - rollout.top_k))
+    size = rollout.group_size * rollout.max_new_tokens * listed * 4
+    if size > MAX_FRAME_BYTES:
+        raise ConfigError(
+            f"rollout.top_k={rollout.top_k}: with the {listed:,} ids that tell what each token was sampled "
+            f"among, a group may have {format_bytes(size)}, and at most {format_bytes(MAX_FRAME_BYTES)} can "
+            "be sent; use a smaller top_k, or none (rollout.top_k=0)"
+        )
+
+
 def dataset(config: Config) -> bool:
     """The dataset is on this machine, or can be fetched: then True."""
     if is_on_hub(config.data):
@@ -256,7 +272,7 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             "ratios come out low even on policy"
         )
     objective, reference = config.objective, config.reference
-    if objective.advantage in ("grpo", "ngrpo") and reference is not None and reference.where == "reward":
+    if objective.advantage == "grpo" and reference is not None and reference.where == "reward":
         yield (
             f"objective.advantage={objective.advantage} divides by each group's deviation: where all "
             "responses earn the same, reference.where=reward leaves the KL penalty as the only difference, "

@@ -96,6 +96,7 @@ class _ChunkedHead(torch.autograd.Function):
             lse[chunk] = logits.logsumexp(-1)
             log_probs = logits.sub_(lse[chunk, None])
             logprobs[chunk] = log_probs.gather(-1, targets[chunk, None]).squeeze(-1)
+            _bound(log_probs, bias)
             entropy[chunk] = log_probs.exp().mul_(log_probs).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.shape, ctx.temperature, ctx.chunk_tokens, ctx.kept = shape, temperature, chunk_tokens, kept
@@ -115,6 +116,7 @@ class _ChunkedHead(torch.autograd.Function):
         for chunk in _chunks(len(targets), ctx.chunk_tokens):
             logits = _logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
             slope = _slope(logits, ctx.shape, ctx.temperature)
+            _bound(logits, bias)
             _leave_out(logits, ctx.kept, chunk)
             grad = _logit_gradient(
                 logits,
@@ -155,6 +157,12 @@ def _logits(
         return logits.mul_(shape.scale / shape.cap).tanh_().mul_(shape.cap / temperature)
     factor = shape.scale / temperature
     return logits if factor == 1 else logits.mul_(factor)
+
+
+def _bound(logits: Tensor, bias: Tensor | None) -> None:
+    """Make finite what a bias of -inf has masked: 0 times it must be 0."""
+    if bias is not None:
+        logits.clamp_(min=_OUTSIDE)
 
 
 def _leave_out(logits: Tensor, kept: KeptSets | None, chunk: slice) -> None:
