@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from reward_pools import is_running, request, reward_config, running_pool, until
 
+from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.line import Line
 from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.score import RewardError
 
@@ -226,3 +228,21 @@ def test_a_cancelled_call_that_has_begun_unnoticed_is_ended(tmp_path):
             return (await later)[0].reward
 
     assert asyncio.run(main()) > 0
+
+
+def test_a_call_hears_of_whatever_keeps_its_process_from_starting():
+    tries = 0
+
+    async def spawn():
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        line = Line(spawn, 2, 1.0)
+        call = wire.Call(0, 0, "p", ["c"], [[1]], {}, 0, 1, 1.0)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await asyncio.wait_for(line.ask(call), 30)
+
+    asyncio.run(main())
+    assert tries == 1

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.child import ChildDied, RewardChild
 
@@ -240,7 +239,7 @@ class Line:
         """Another process. Where none can be started, that is a failure of the call that was next."""
         try:
             child = await self._spawn()
-        except (ChildDied, ConfigError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the call is told, or would wait for ever
             if self._servers:
                 log.warning("the reward functions stay in %d processes: %s", len(self._servers), error)
                 self._most = len(self._servers)

@@ -189,6 +189,14 @@ def test_lengths_with_a_mean_have_a_heavy_tail_and_two_ends():
     assert engine.draw_length(50, lengths.index(max(lengths))) == 50
 
 
+def test_no_request_ends_before_its_own_minimum():
+    engine = paced()
+    shortest = [
+        engine._draw_length("r", SamplingParams(8, seed=seed, min_new_tokens=6)) for seed in range(100)
+    ]
+    assert set(shortest) == {6, 7, 8}
+
+
 def test_finish_reasons():
     engine = paced(min_new_tokens=1)
     requests = [request(f"r{s}", 3, seed=s) for s in range(12)]

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import weakref
+from functools import partial
 
 import numpy as np
 import psutil
@@ -424,3 +426,22 @@ def test_what_is_asked_just_when_the_thread_has_ended_is_not_lost(make_qwen3):
         return len((await anext(streams[0])).token_ids)
 
     assert in_time(scenario()) == 20
+
+
+def test_an_idle_thread_keeps_nothing_of_its_last_order(make_qwen3):
+    """Such as a version of the weights that was copied in place."""
+    engine = TorchEngine(make_qwen3(), capacity=2, max_length=64)
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        await asyncio.sleep(0)
+        order = partial(list, [])
+        gone = weakref.ref(order)
+        engine._do("nothing", order)
+        del order
+        while gone() is not None:
+            await asyncio.sleep(0.001)
+        await engine.close()
+        await asyncio.wait([running])
+
+    in_time(scenario())

@@ -226,7 +226,7 @@ class PacedEngine(StreamingEngine):
                 f"request {request_id!r}: max_new_tokens={sampling.max_new_tokens} is below "
                 f"rollout.paced.min_new_tokens={self._min_new_tokens}"
             )
-        return self.draw_length(sampling.max_new_tokens, sampling.seed)
+        return max(self.draw_length(sampling.max_new_tokens, sampling.seed), sampling.min_new_tokens)
 
     def draw_length(self, max_new_tokens: int, seed: int | None) -> int:
         """Tokens that a request of this seed generates."""

@@ -66,7 +66,9 @@ class BatchThread:
         error: Exception | None = None
         try:
             while (order := self._next()) is not None:
-                if ends := self._carry_out(*order):
+                ends = self._carry_out(*order)
+                del order  # or the weights of a swap would be kept for as long as there is nothing to do
+                if ends:
                     self._call(self._deliver, ends)
         except Exception as caught:  # noqa: BLE001 - whoever needs the engine is told
             error = caught
