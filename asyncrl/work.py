@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,26 @@ def did_one() -> None:
 def current_work() -> Work | None:
     """The current work, if any."""
     return _current
+
+
+_steps: dict[int, float] = {}
+"""When each thread that is in a step began it, by the monotonic clock."""
+
+
+@contextmanager
+def stepping() -> Iterator[None]:
+    """While the body runs, this thread takes a step that the event loop could take itself and that should
+    soon be over. While one is not, the pulse stops, as it would if the event loop hung in it."""
+    _steps[threading.get_ident()] = time.monotonic()
+    try:
+        yield
+    finally:
+        del _steps[threading.get_ident()]
+
+
+def longest_step_s() -> float:
+    """How long the threads that are in a step have been in it, at most; 0 if none is."""
+    return max((time.monotonic() - began_s for began_s in list(_steps.values())), default=0.0)
 
 
 _unhurried: list[str] = []

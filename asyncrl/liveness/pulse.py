@@ -1,6 +1,6 @@
 """A sign of life of each role, in a small file that its event loop writes about twice per second: what it
 waits for, the progress of its work, and its memory. A role whose pulse stops is stopped, deadlocked, or
-blocked in C.
+blocked in C, or a thread of its hangs in a step (`asyncrl.work.stepping`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 
 from asyncrl.paths import replace_file
 from asyncrl.waits import Wait, open_waits
-from asyncrl.work import Work, current_unhurried, current_work
+from asyncrl.work import Work, current_unhurried, current_work, longest_step_s
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ class Heart:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._measure())
             while True:
-                self._write()
+                if longest_step_s() < BEAT_S:
+                    self._write()
                 await asyncio.sleep(BEAT_S)
 
     async def _measure(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from asyncrl.liveness.pulse import (
     read_pulses,
 )
 from asyncrl.waits import Wait, open_waits, waiting
-from asyncrl.work import Work, current_work, did_one, working
+from asyncrl.work import Work, current_work, did_one, longest_step_s, stepping, working
 
 
 def test_waits_are_told_oldest_first_and_end_with_their_body():
@@ -41,6 +42,38 @@ def test_work_counts_its_pieces_and_ends_with_its_body():
         assert current_work().at_s >= begun.at_s
     did_one()
     assert current_work() is None
+
+
+def test_a_pulse_stops_while_a_thread_hangs_in_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("asyncrl.liveness.pulse.BEAT_S", 0.01)
+    path, is_over = tmp_path / "rollout-0", threading.Event()
+
+    def hang():
+        with stepping():
+            is_over.wait(20)
+
+    async def beats():
+        async with asyncio.timeout(20):
+            while not path.exists():
+                await asyncio.sleep(0.01)
+
+    async def main():
+        async with beating(path):
+            await beats()
+            hanging = asyncio.create_task(asyncio.to_thread(hang))
+            async with asyncio.timeout(20):
+                while longest_step_s() < 0.01:
+                    await asyncio.sleep(0.01)
+            path.unlink()
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            assert not path.exists()
+            is_over.set()
+            await hanging
+            assert longest_step_s() == 0.0
+            await beats()
+
+    asyncio.run(main())
 
 
 def test_a_pulse_says_who_waits_for_what_does_what_and_takes_how_much_memory(tmp_path):

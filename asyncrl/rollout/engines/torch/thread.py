@@ -12,6 +12,7 @@ from threading import Thread
 import torch
 
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
+from asyncrl.work import stepping
 
 SWITCH_S = 0.0005
 """Longest wait of the event loop for the interpreter's lock while a step has it. A step lets go of it at
@@ -66,7 +67,8 @@ class BatchThread:
         error: Exception | None = None
         try:
             while (order := self._next()) is not None:
-                ends = self._carry_out(*order)
+                with stepping():
+                    ends = self._carry_out(*order)
                 del order  # or the weights of a swap would be kept for as long as there is nothing to do
                 if ends:
                     self._call(self._deliver, ends)
