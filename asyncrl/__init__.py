@@ -9,9 +9,8 @@ from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from asyncrl.config import Config, load
+    from asyncrl.evaluation.evaluate import Evaluation, evaluate_model
     from asyncrl.launch.launcher import RunResult, resume, run
-    from asyncrl.loop.evaluate import Evaluation
-    from asyncrl.loop.evaluate_model import evaluate_model
     from asyncrl.observe.metrics import read_metrics
     from asyncrl.observe.samples import Sample, read_samples
     from asyncrl.observe.summary import Summary, summarise
@@ -40,8 +39,7 @@ _HOME = {
     "asyncrl.observe.metrics": ("read_metrics",),
     "asyncrl.observe.samples": ("Sample", "read_samples"),
     "asyncrl.observe.summary": ("Summary", "summarise"),
-    "asyncrl.loop.evaluate": ("Evaluation",),
-    "asyncrl.loop.evaluate_model": ("evaluate_model",),
+    "asyncrl.evaluation.evaluate": ("Evaluation", "evaluate_model"),
     "asyncrl.launch.launcher": ("RunResult", "resume", "run"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

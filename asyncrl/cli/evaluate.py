@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl import config as settings
     from asyncrl.config.model_paths import with_model_paths
-    from asyncrl.loop.evaluate import evaluate, held_out
+    from asyncrl.evaluation.evaluate import evaluate, held_out
     from asyncrl.runfiles.earlier_run import model_in
 
     base = settings.load(arguments.config, arguments.overrides)

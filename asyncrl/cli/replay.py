@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from asyncrl.config import load
-    from asyncrl.loop.replay import replay
     from asyncrl.runfiles.layout import RunDir
+    from asyncrl.runfiles.replay import replay
 
     torch.set_num_threads(load(RunDir(arguments.run_dir).config).trainer.threads)
     print(f"{'step':>8} {'loss':>12} {'of the run':>12} {'grad norm':>12} {'of the run':>12}  weights")

@@ -35,7 +35,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
-    from asyncrl.loop.reward_link import reward_links
+    from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -59,8 +59,8 @@ async def rollout(config: Config, path: Path, name: str) -> None:
 
 
 async def reward(config: Config, path: Path, name: str) -> None:
-    from asyncrl.loop.reward_service import RewardModelService
     from asyncrl.reward.model import load_scorer
+    from asyncrl.reward_models.service import RewardModelService
 
     model = config.reward.models[Role.parse(name).index]
     with unhurried("loading the reward model"):

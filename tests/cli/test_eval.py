@@ -7,7 +7,7 @@ import pytest
 
 from asyncrl.cli.main import main
 from asyncrl.config import load
-from asyncrl.loop.evaluate import held_out
+from asyncrl.evaluation.evaluate import held_out
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

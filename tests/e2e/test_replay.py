@@ -5,8 +5,8 @@ import torch
 
 import asyncrl
 from asyncrl.cli.main import main
-from asyncrl.loop.replay import ReplayError, replay
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.replay import ReplayError, replay
 from asyncrl.runfiles.state import open_ledger
 
 CHECKPOINTS = ("checkpoint.every_steps=2", "checkpoint.keep_last=3")

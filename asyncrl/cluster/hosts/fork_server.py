@@ -70,8 +70,8 @@ ROLES = (
     "asyncrl.loop.coordinator_service",
     "asyncrl.loop.inline",  # nearly all of engine and trainer
     "asyncrl.loop.links",
-    "asyncrl.loop.reward_service",
     "asyncrl.loop.algorithm",
+    "asyncrl.reward_models.service",
     "asyncrl.rollout.engines.torch",
     "asyncrl.trainer.backends.torch.backend",
     "asyncrl.weights.shm.transport",

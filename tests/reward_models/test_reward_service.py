@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.loop.reward_link import reward_links
-from asyncrl.loop.reward_service import RewardModelHung, RewardModelService
 from asyncrl.reward.model import load_scorer
 from asyncrl.reward.score import RewardError
 from asyncrl.reward.template import UnreadablePairError
+from asyncrl.reward_models.link import reward_links
+from asyncrl.reward_models.service import RewardModelHung, RewardModelService
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire.keys import Keys
 

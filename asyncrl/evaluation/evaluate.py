@@ -12,7 +12,8 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asyncrl.config import Config
+from asyncrl.config import Config, from_tree
+from asyncrl.config.model_paths import with_model_paths
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.evaluation import EvaluationBooks
@@ -21,6 +22,7 @@ from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
+from asyncrl.event_loop import run_to_end
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.host import Host, LeasesFor
 from asyncrl.observe.samples import Sample, choose
@@ -29,6 +31,7 @@ from asyncrl.rollout.engines.spec import EngineSpec, engine_of
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
+from asyncrl.runfiles.earlier_run import model_in
 from asyncrl.runfiles.state import loop_settings
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.section import with_values
@@ -74,6 +77,19 @@ def held_out(config: Config) -> Sequence[Prompt]:
     """The dataset's last `data.held_out_rows` rows; all of it where none are held out."""
     _, kept_out = load_prompts(config.data, load_tokenizer(config.model)).split(config.data.held_out_rows)
     return kept_out.rows
+
+
+def evaluate_model(config: Config, model: str | None = None, *, limit: int | None = None) -> Evaluation:
+    """What `asyncrl eval` does for one model: score it on the held-out prompts of a config.
+
+    model: folder or hub name of a model, or the folder of a run (its newest checkpoint); None means
+    `model.path`. limit: use only the first `limit` prompts. Raises `ConfigError` and `RunFailed`. May be
+    called while an event loop is running (in a notebook).
+    """
+    path = model_in("model", model or config.model.path)
+    checked = from_tree(config.model_dump(mode="json"))  # one that was made in Python never was
+    config = with_model_paths(checked, {"model.path": path})
+    return run_to_end(evaluate(config, held_out(config)[:limit]))
 
 
 async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
