@@ -37,7 +37,7 @@ STDERR = 2
 
 
 class Checked(msgspec.Struct, frozen=True, tag=True):
-    """A run that can start: what the launcher needs of `Prepared`."""
+    """A run that can start: what the launcher needs of its `Plan`."""
 
     config: Config
     prompts: bytes
@@ -80,15 +80,10 @@ def check(config: Config, gpus: int | None, fork_server: ForkServer | None) -> C
 
 def _check(asked: Question) -> Checked:
     with _sparing_the_cores():
-        prepared = preflight(asked.config, asked.gpus, asked.functions)
-    return Checked(
-        prepared.config,
-        prepared.prompts.encoded(),
-        prepared.placement,
-        prepared.warnings,
-        dict(prepared.folders),
-        prepared.user_files,
-    )
+        plan = preflight(asked.config, asked.gpus, asked.functions)
+    assert plan.prompts is not None
+    prompts, folders = plan.prompts.encoded(), dict(plan.folders)
+    return Checked(plan.config, prompts, plan.placement, plan.warnings, folders, plan.user_files)
 
 
 @contextmanager

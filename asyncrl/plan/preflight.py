@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub
-from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.plan import disk, pace
 from asyncrl.plan.checks import gpu as gpu_checks
@@ -31,23 +30,6 @@ from asyncrl.runfiles.user_files import UserFiles, look_at_functions, with_absol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run that can start."""
-
-    config: Config
-    prompts: PromptSet
-    model: ModelFacts
-    machine: Machine
-    placement: Placement
-    outline: Outline
-    warnings: tuple[str, ...]
-    """What works but may surprise, one sentence each."""
-    folders: Mapping[str, str]
-    """Of the models of the hub, by their names (`hub.with_folders`)."""
-    user_files: UserFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +52,13 @@ class Plan:
     """The tokens that end a response, each with what names it; None where the model is not here, or nobody
     asks."""
     warnings: tuple[str, ...]
+    """What works but may surprise, one sentence each."""
     user_files: UserFiles
+    folders: Mapping[str, str]
+    """Of the models of the hub, by their names (`hub.with_folders`), where they have been fetched."""
 
 
-def preflight(config: Config, gpus: int | None = None, functions: Found | None = None) -> Prepared:
+def preflight(config: Config, gpus: int | None = None, functions: Found | None = None) -> Plan:
     """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
     weights, starts and writes nothing.
 
@@ -82,20 +67,8 @@ def preflight(config: Config, gpus: int | None = None, functions: Found | None =
     checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
     most five lines.
     """
-    found, folders = _look(config, gpus, probe(), functions, needs_all=True)
-    assert found.prompts is not None
-    assert found.models.policy is not None
-    return Prepared(
-        with_absolute_paths(found.config),
-        found.prompts,
-        found.models.policy,
-        found.machine,
-        found.placement,
-        found.outline,
-        found.warnings,
-        folders,
-        found.user_files,
-    )
+    found = _look(config, gpus, probe(), functions, needs_all=True)
+    return replace(found, config=with_absolute_paths(found.config))
 
 
 def plan(config: Config, gpus: int | None = None) -> Plan:
@@ -105,8 +78,7 @@ def plan(config: Config, gpus: int | None = None) -> Plan:
     then for a machine that has them, of 80 GB each.
     """
     machine = probe()
-    planned, _ = _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, None, needs_all=False)
-    return planned
+    return _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, None, needs_all=False)
 
 
 def lacks(config: Config) -> list[str]:
@@ -132,9 +104,9 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 
 def _look(
     config: Config, gpus: int | None, here: Machine, functions: Found | None, *, needs_all: bool
-) -> tuple[Plan, Mapping[str, str]]:
+) -> Plan:
     """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
-    missing is refused, or fetched. The folders are those of the hub's models, by name."""
+    missing is refused, or fetched."""
     findings = Findings()
     is_elsewhere = gpus is not None and gpus > here.gpus
     machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
@@ -161,7 +133,7 @@ def _look(
     if to_fetch:
         known = _known(scene, findings, fetches=True)
         findings.refuse(missing_too=True)
-    return _plan(scene, known, findings, here.gpus), folders
+    return _plan(scene, known, findings, here.gpus, folders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +222,9 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     return _Known(models, tokenizer, prompts, implied, decoding)
 
 
-def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> Plan:
+def _plan(
+    scene: _Scene, known: _Known, findings: Findings, gpus_here: int, folders: Mapping[str, str]
+) -> Plan:
     """Of what nothing is wrong with."""
     config, placement, implied = scene.config, scene.placement, known.outline
     assert placement is not None
@@ -279,11 +253,12 @@ def _plan(scene: _Scene, known: _Known, findings: Findings, gpus_here: int) -> P
         stops=None if tokenizer is None else _stops(config, tokenizer),
         warnings=tuple(warnings),
         user_files=UserFiles.of(scene.independent.functions),
+        folders=folders,
     )
 
 
 def _stops(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    from asyncrl.rollout.stops import stop_tokens  # imports transformers
+    from asyncrl.data.stops import stop_tokens  # imports transformers
 
     found = stop_tokens(config.model)
     for token_id in config.rollout.stop_token_ids:

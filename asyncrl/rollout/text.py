@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from asyncrl.config import Config
+from asyncrl.data.stops import stop_token_ids
 from asyncrl.data.tokenizer import load_tokenizer
-from asyncrl.rollout.stops import stop_token_ids
 
 
 class ResponseText:

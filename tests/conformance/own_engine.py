@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from asyncrl.config import Section
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.data.stops import stop_token_ids
 from asyncrl.errors import ConfigError
 from asyncrl.rollout.engines.base import EngineStats, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.spec import EngineSpec
 from asyncrl.rollout.engines.streams import StreamingEngine
-from asyncrl.rollout.stops import stop_token_ids
 from asyncrl.weights.source import WeightsError
 
 

@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer, MistralConfig, Qwen3Config
 
 from asyncrl.config import ModelConfig
+from asyncrl.data.stops import stop_tokens
 from asyncrl.data.tokenise import AddedTokens, tokenise
 from asyncrl.data.tokenizer import TokenizerError, read_tokenizer
-from asyncrl.rollout.stops import stop_tokens
 from asyncrl.rollout.text import ResponseText
 from asyncrl.tiny.tokenizer import byte_tokenizer
 

@@ -14,11 +14,11 @@ from asyncrl.config import from_tree
 from asyncrl.errors import ConfigError
 from asyncrl.plan import disk
 from asyncrl.plan.checks import settings as checks
+from asyncrl.plan.facts.footprint import floats
 from asyncrl.plan.facts.model import FoundModel, ModelSource, find_policy, model_facts
 from asyncrl.plan.machine import Machine
 from asyncrl.plan.preflight import preflight
 from asyncrl.plan.resources import Place, Placement, assign
-from asyncrl.rollout.engines.torch.footprint import floats
 from asyncrl.rollout.engines.torch.row_decoder import cache_name
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
@@ -74,11 +74,10 @@ def test_a_run_that_can_start_is_prepared_and_nothing_is_written(run):
     before = sorted(run.path.rglob("*"))
     prepared = preflight(run())
     assert len(prepared.prompts) == 50
-    assert prepared.model.parameters == 259 * 64 + 80320 - 97 * 64
-    assert (
-        prepared.model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
-    )  # k and v, layers, heads, head size, float32
-    assert prepared.model.max_positions == 2048
+    policy = prepared.models.policy
+    assert policy.parameters == 259 * 64 + 80320 - 97 * 64
+    assert policy.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4  # k and v, layers, heads, head size, float32
+    assert policy.max_positions == 2048
     assert [place.device for place in prepared.placement.places] == ["cpu", "cpu"]
     assert prepared.outline.rows == 50
     assert [p for p in sorted(run.path.rglob("*")) if "__pycache__" not in p.parts] == before

@@ -27,13 +27,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from asyncrl.decoders.twin import small_twin
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.kernels import attention, varlen
 from asyncrl.trainer.kernels.attention import choose_attention
 from asyncrl.trainer.models.checks import ModelError
 from asyncrl.trainer.models.packed import common_packing, mixes_sequences, sharing_works
 from asyncrl.trainer.models.policy import Policy, load_policy
-from asyncrl.trainer.models.twin import small_twin
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.packing.mini_batch import ONE_ROW, Packing, mini_batch
 from asyncrl.trainer.packing.pack import make_micro_batch, pack_lengths

@@ -60,7 +60,6 @@ CHECKS = (
     "asyncrl.launch.checked",  # without torch, which is loaded meanwhile
     "transformers.models.auto.modeling_auto",
     "asyncrl.data.tokenizer",
-    "asyncrl.rollout.engines.torch.footprint",
     "asyncrl.rollout.engines.torch.probe",
 )
 """Modules that the checks of a run use."""

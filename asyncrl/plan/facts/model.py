@@ -186,7 +186,7 @@ def _measured(found: FoundModel, dtype: str) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from asyncrl.rollout.engines.torch.footprint import kept_values
+    from asyncrl.plan.facts.footprint import kept_values
     from asyncrl.rollout.engines.torch.probe import why_by_rows
 
     config = found.config

@@ -7,9 +7,7 @@ import logging
 from asyncrl.config import Config
 from asyncrl.decoders.facts import TrainingForm
 from asyncrl.errors import ConfigError
-from asyncrl.plan.facts.model import (
-    FoundModel,
-)
+from asyncrl.plan.facts.model import FoundModel
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +15,11 @@ log = logging.getLogger(__name__)
 def training_form(found: FoundModel, config: Config, *, has_head: bool) -> TrainingForm | None:
     """None where no twin can tell, so that the trainer finds out when it loads the model. has_head: whether
     the model's own output head is used. Raises `ConfigError` for a model that the trainer would refuse."""
+    from asyncrl.decoders.twin import small_twin
     from asyncrl.trainer.kernels.attention import choose_attention, load_with  # imports torch
     from asyncrl.trainer.models.checks import ModelError
     from asyncrl.trainer.models.critic import make_critic
     from asyncrl.trainer.models.policy import make_policy
-    from asyncrl.trainer.models.twin import small_twin
 
     setting = config.model.attn_implementation
     kernel = load_with(setting)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asyncrl.config import Config
+from asyncrl.decoders.twin import small_twin
 from asyncrl.trainer.kernels.attention import (
     choose_attention,
     load_with,
@@ -33,7 +34,6 @@ from asyncrl.trainer.models.checks import (
     probe_ids,
     tolerance,
 )
-from asyncrl.trainer.models.twin import small_twin
 from asyncrl.trainer.packing.mini_batch import ONE_ROW, Packing
 from asyncrl.trainer.packing.pack import ONE_SEQUENCE, MicroBatch
 from asyncrl.trainer.packing.pieces import Pieces, cut

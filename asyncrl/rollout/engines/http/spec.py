@@ -31,11 +31,11 @@ class Http(OfVllm):
     computes_here = False
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> HttpEngine:
+        from asyncrl.data.stops import stop_token_ids
         from asyncrl.rollout.engines.http.engine import HttpEngine
         from asyncrl.rollout.engines.http.fleet import Deadlines
         from asyncrl.rollout.engines.http.weights_dir import WeightsDir
         from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
-        from asyncrl.rollout.stops import stop_token_ids
 
         c, model, http = config.rollout, config.model, config.rollout.http
         return HttpEngine(

@@ -20,9 +20,9 @@ class Torch(EngineSpec):
     tells_kept = True
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> TorchEngine:
+        from asyncrl.data.stops import stop_token_ids
         from asyncrl.rollout.engines.torch.engine import TorchEngine
         from asyncrl.rollout.engines.torch.model import build_model
-        from asyncrl.rollout.stops import stop_token_ids
 
         c = config.rollout
         with unhurried("building the engine's model"):

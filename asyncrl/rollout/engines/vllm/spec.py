@@ -59,10 +59,10 @@ class Vllm(OfVllm):
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool) -> VllmEngine:
         """Starts vLLM and waits until it is up."""
+        from asyncrl.data.stops import stop_token_ids
         from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
         from asyncrl.rollout.engines.vllm.engine import VllmEngine
         from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
-        from asyncrl.rollout.stops import stop_token_ids
 
         c, model = config.rollout, config.model
         max_length = c.context_tokens(longest_prompt_tokens)

@@ -5,7 +5,7 @@ from tokenizers import AddedToken
 from transformers import GenerationConfig, Qwen3Config
 
 from asyncrl.config import ModelConfig
-from asyncrl.rollout.stops import end_of_turn, stop_token_ids, stop_tokens
+from asyncrl.data.stops import end_of_turn, stop_token_ids, stop_tokens
 from asyncrl.rollout.text import ResponseText
 from asyncrl.tiny.tokenizer import byte_tokenizer
 

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from asyncrl.decoders.attention_cap import keep_cap
-from asyncrl.trainer.kernels import varlen
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,13 @@ _SIZES = {
 """Settings of transformers' decoders that are sizes, and change nothing but them. Together they fit."""
 _KV_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "num_global_key_value_heads")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
+_ON_CPU = {"sdpa": "sdpa", "eager": "eager", "varlen": None}
+"""Attention kernels that the CPU has, and what to load a model with for each."""
 
 
 def small_twin(config: PreTrainedConfig, attention: str | None = None) -> PreTrainedModel | None:
     """The twin of models with this configuration, float32 on the CPU, the same every time; None where none
     can be made. attention: the kernel, where the CPU has it; else what computes the model right."""
-    kernel = attention if attention in ("sdpa", "eager", varlen.NAME) else None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
@@ -78,16 +78,16 @@ def small_twin(config: PreTrainedConfig, attention: str | None = None) -> PreTra
                 shell = AutoModelForCausalLM.from_config(shrunken)
             if sum(parameter.numel() for parameter in shell.parameters()) > _MOST_PARAMETERS:
                 raise ValueError("it has sizes that are not known here, and is not small")
-            loaded_with = None if kernel == varlen.NAME else kernel
+            loaded_with = _ON_CPU.get(attention)
             twin = AutoModelForCausalLM.from_config(
                 shrunken, dtype=torch.float32, attn_implementation=loaded_with
             ).eval()
             for parameter in twin.parameters():  # away from 0 and 1, where layers do nothing
                 parameter += 0.1 * torch.randn_like(parameter)
-            if kernel is None:
+            if attention not in _ON_CPU:
                 keep_cap(twin)
-            elif kernel != loaded_with:
-                twin.set_attn_implementation(kernel)
+            elif attention != loaded_with:
+                twin.set_attn_implementation(attention)
             twin(input_ids=torch.zeros((1, 2), dtype=torch.int64), use_cache=False)
     except Exception as error:  # noqa: BLE001 - whatever its code raises, there is no twin
         log.info("no small twin of %s can be made: %s", type(config).__name__, error)
