@@ -43,5 +43,13 @@ def torch_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def use_torch_threads() -> None:
+    """First in a new thread that computes: in a forked process it would compute alone until it has asked
+    torch how many threads compute with it."""
+    import torch
+
+    torch.get_num_threads()
+
+
 def _cores(text: str) -> set[int]:
     return {int(core) for core in text.split(",")}

@@ -92,8 +92,8 @@ def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
     return _attribute(module, name, called)
 
 
-def spec_of(function: Any, what: str = "function") -> str:
-    """The spec by which other processes can find a function object: `path/file.py:name`, or
+def spec_of(function: Any) -> str:
+    """The spec by which other processes can find a reward function: `path/file.py:name`, or
     `package.module:name` in a package. A spec is returned as it is.
 
     Raises `ConfigError` that says what to write instead if they could not find it.
@@ -102,7 +102,7 @@ def spec_of(function: Any, what: str = "function") -> str:
         return function
     name = getattr(function, "__qualname__", None)
     file = file_of(function)
-    here = f"{what} {function!r:.100}"
+    here = f"reward function {function!r:.100}"
     write = "write it as a `def` at the top of a file and give path/file.py:function"
     if not callable(function) or name is None or isinstance(function, type):
         raise ConfigError(f"{here}: give a function, or its name as package.module:function; {write}")

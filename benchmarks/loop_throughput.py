@@ -69,12 +69,12 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
+from asyncrl.reward.text import response_text
 from asyncrl.roles import COORDINATOR
 from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
-from asyncrl.rollout.text import response_text
 from asyncrl.trainer.backend import make_trainer
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "loop_throughput.json"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 
+from asyncrl.affinity import use_torch_threads
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
@@ -74,8 +75,6 @@ async def reward(config: Config, path: Path, name: str) -> None:
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
-    import torch
-
     from asyncrl.loop.algorithm import train
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
@@ -84,8 +83,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
-    # In a forked role, a new thread computes alone until it has asked torch how many compute with it.
-    executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER, initializer=torch.get_num_threads)
+    executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER, initializer=use_torch_threads)
     loop = asyncio.get_running_loop()
     if rank := Role.parse(name).index:
         make_rank = backend_of(config).make_rank

@@ -13,7 +13,7 @@ from asyncrl.section import Section
 
 def _spec_of_function(function: Any) -> Any:
     """Names of files and modules stay; what is no function either is refused by its type."""
-    return spec_of(function, "reward function") if callable(function) else function
+    return spec_of(function) if callable(function) else function
 
 
 class RewardPartConfig(Section):

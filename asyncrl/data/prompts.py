@@ -48,8 +48,9 @@ class BadRow:
         return f"{self.where}: {self.reason}"
 
 
-def first_bad_rows(rows: Sequence[BadRow], shown: int = 10) -> list[str]:
-    """A line for each of the first `shown`, and one that counts the others."""
+def first_bad_rows(rows: Sequence[BadRow]) -> list[str]:
+    """A line for each of the first ten, and one that counts the others."""
+    shown = 10
     lines = [f"  {row}" for row in rows[:shown]]
     return [*lines, f"  ... and {len(rows) - shown:,} more"] if len(rows) > shown else lines
 

@@ -159,13 +159,13 @@ def _resolve(
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: give a list such as [{overrides!r}], not a single string")
     given = [reward] if callable(reward) or isinstance(reward, str) else reward
-    if named := [{"function": spec_of(function, "reward function")} for function in given]:
+    if named := [{"function": spec_of(function)} for function in given]:
         overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
     if isinstance(config, str | Path):
         return load(config, overrides)
     if isinstance(config, Config):
         for part in config.reward.functions:  # assigned attributes are not validated
-            part.function = spec_of(part.function, "reward function")
+            part.function = spec_of(part.function)
     return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides)
 
 

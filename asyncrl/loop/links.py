@@ -13,12 +13,12 @@ from concurrent.futures import Executor
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
-from asyncrl.loop.newest_weights import NewestWeights
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
 from asyncrl.weights.canary import Canary
+from asyncrl.weights.newest import NewestWeights
 from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.transport import Transport

@@ -104,7 +104,7 @@ def _padding_id(last_ids: set[int]) -> int:
     return next(i for i in range(len(last_ids) + 1) if i not in last_ids)
 
 
-def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -> SequenceScorer:
+def load_scorer(config: RewardModelConfig) -> SequenceScorer:
     """Load a reward model. Raises `RunFailed` unless its files are complete, the head included."""
     disable_progress_bar()  # it belongs on a terminal, not in a log
     where = f"reward model `{config.label}` ({config.path})"
@@ -123,7 +123,7 @@ def load_scorer(config: RewardModelConfig, device: torch.device | None = None) -
             f"{where}: its files lack {', '.join(random)}, which would be random; save the whole model again"
         )
     keep_cap(model)
-    device = device or _device(config)
+    device = _device(config)
     if device.type == "cuda" and config.gpu_memory < 1:
         torch.cuda.set_per_process_memory_fraction(config.gpu_memory)
     _score_in_float32(model)

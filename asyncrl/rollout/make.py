@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import RewardModel, Rewards
+from asyncrl.reward.text import response_text
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import make_episode
 from asyncrl.rollout.group import GroupRollout
-from asyncrl.rollout.text import response_text
 from asyncrl.work import unhurried
 
 

@@ -18,10 +18,10 @@ Spans = Sequence[tuple[int, int]]
 """Where each starts and stops, in bytes."""
 
 
-def spare_threads(most: int = 8) -> int:
+def spare_threads() -> int:
     """For work beside what this process computes: half the cores it may use. A few reach memory's speed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(most, cores // 2))
+    return max(1, min(8, cores // 2))
 
 
 def digests(payload: Bytes, spans: Spans, threads: int = 1) -> tuple[int, ...]:

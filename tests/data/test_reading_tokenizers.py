@@ -11,7 +11,7 @@ from asyncrl.config import ModelConfig
 from asyncrl.data.stops import stop_tokens
 from asyncrl.data.tokenise import AddedTokens, tokenise
 from asyncrl.data.tokenizer import TokenizerError, read_tokenizer
-from asyncrl.rollout.text import ResponseText
+from asyncrl.reward.text import ResponseText
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 CONTROL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]

@@ -6,7 +6,7 @@ from transformers import GenerationConfig, Qwen3Config
 
 from asyncrl.config import ModelConfig
 from asyncrl.data.stops import end_of_turn, stop_token_ids, stop_tokens
-from asyncrl.rollout.text import ResponseText
+from asyncrl.reward.text import ResponseText
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 PAD, START, END = 256, 257, 258

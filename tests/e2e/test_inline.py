@@ -13,11 +13,11 @@ from asyncrl.data.load import load_prompts
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.resolve import resolve
+from asyncrl.reward.text import response_text
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import Completion, Transcript
 from asyncrl.rollout.group import sampling_seed
-from asyncrl.rollout.text import response_text
 from asyncrl.trainer.backend import make_trainer
 
 

@@ -51,19 +51,11 @@ def published(model: PreTrainedModel) -> dict[str, Tensor]:
 class Policy(PackedModel):
     """Log-probabilities and entropies of packed tokens under the model, at the sampling temperature."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        temperature: float,
-        chunk_tokens: int,
-        shape: LogitShape | None = None,
-    ) -> None:
-        """shape: None to find it by trying, which raises `ModelError` for a model whose logits the fused head
-        does not give."""
+    def __init__(self, model: PreTrainedModel, *, temperature: float, chunk_tokens: int) -> None:
+        """Raises `ModelError` for a model whose logits the fused head does not give."""
         super().__init__(model)
         self.fused_head = FusedHead(
-            self.head, shape or find_logit_shape(model), temperature=temperature, chunk_tokens=chunk_tokens
+            self.head, find_logit_shape(model), temperature=temperature, chunk_tokens=chunk_tokens
         )
 
     @property

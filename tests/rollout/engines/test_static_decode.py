@@ -22,7 +22,6 @@ def batch_of(model, *, cuda_graphs, kv_on_update="keep"):
         max_length=MAX_LENGTH,
         kv_on_update=kv_on_update,
         stop_token_ids=(),
-        version=0,
         prefill_tokens=64,
         cuda_graphs=cuda_graphs,
     )

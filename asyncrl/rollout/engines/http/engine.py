@@ -53,7 +53,6 @@ class HttpEngine(StreamingEngine):
         group_size: int = 1,
         kv_on_update: Literal["keep", "recompute"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
-        version: int = 0,
         api_key: str | None = None,
         deadlines: Deadlines | None = None,
         report_every_tokens: int = 16,
@@ -87,7 +86,6 @@ class HttpEngine(StreamingEngine):
             self._dispatcher,
             api_key=api_key,
             deadlines=deadlines,
-            version=version,
             broken=self._break,
         )
         self._updating = asyncio.Lock()

@@ -63,10 +63,9 @@ class Fleet:
         *,
         api_key: str | None,
         deadlines: Deadlines,
-        version: int,
         broken: Callable[[RunFailed], BaseException],
     ) -> None:
-        self.version = version
+        self.version = 0
         """The newest that servers have."""
         self._urls = urls
         self._settings = settings

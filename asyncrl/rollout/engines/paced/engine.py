@@ -63,7 +63,6 @@ class PacedEngine(StreamingEngine):
         step_per_request_s: float,
         min_new_tokens: int = 1,
         mean_new_tokens: int | None = None,
-        version: int = 0,
     ) -> None:
         super().__init__(capacity=capacity)
         self._step_base_s = step_base_s
@@ -76,7 +75,7 @@ class PacedEngine(StreamingEngine):
         """The last step boundary that is settled, on the event loop's clock."""
         self._steps = 0
         """Steps settled."""
-        self._versions = [(0, version)]
+        self._versions = [(0, 0)]
         """(first step, version), in order: which weights sampled in which step."""
         self._generated_tokens = 0
 

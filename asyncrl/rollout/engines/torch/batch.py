@@ -40,7 +40,6 @@ class ContinuousBatch:
         max_length: int,
         kv_on_update: Literal["keep", "recompute"],
         stop_token_ids: tuple[int, ...],
-        version: int,
         prefill_tokens: int,
         cuda_graphs: bool,
     ) -> None:
@@ -48,7 +47,7 @@ class ContinuousBatch:
         model.eval().requires_grad_(False)
         self.capacity = capacity
         self.max_length = max_length
-        self.version = version
+        self.version = 0
         self.generated_tokens = 0
         self.weights = LiveWeights(model, in_place=cuda_graphs)
         self._decoder = exact_decoder(model, capacity, max_length, cuda_graphs=cuda_graphs)

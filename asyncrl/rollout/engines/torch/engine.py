@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,8 +31,8 @@ class TorchEngine(StreamingEngine):
     schedule calls `step` itself instead, and all of it happens at once, in the caller's thread. A request's
     output comes as one chunk when it ends. The order of admission is the order of the calls of `generate`.
 
-    model: becomes the engine's own (evaluation mode, attention, weights). Its weights serve as `version`
-        until the first update. Raises `UnsupportedModelError` for a model that cannot run exactly.
+    model: becomes the engine's own (evaluation mode, attention, weights). Its weights are version 0. Raises
+        `UnsupportedModelError` for a model that cannot run exactly.
     capacity: requests that decode at the same time. Their key-value cache is allocated up front.
     max_length: longest prompt plus output, in tokens.
     kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
@@ -53,8 +52,6 @@ class TorchEngine(StreamingEngine):
         max_length: int,
         kv_on_update: Literal["keep", "recompute"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
-        device: torch.device | str | None = None,
-        version: int = 0,
         prefill_tokens: int = 4096,
         cuda_graphs: bool = False,
     ) -> None:
@@ -63,12 +60,11 @@ class TorchEngine(StreamingEngine):
                 f"capacity={capacity}, max_length={max_length}; needed: capacity >= 1, max_length >= 2"
             )
         self._batch = ContinuousBatch(
-            model if device is None else model.to(device),
+            model,
             capacity=capacity,
             max_length=max_length,
             kv_on_update=kv_on_update,
             stop_token_ids=stop_token_ids,
-            version=version,
             prefill_tokens=prefill_tokens,
             cuda_graphs=cuda_graphs,
         )
@@ -76,7 +72,7 @@ class TorchEngine(StreamingEngine):
         self._updating = asyncio.Lock()
         self._thread: BatchThread | None = None
         """Of the last `run`. Until it has ended it has the batch to itself."""
-        self._counts = version, 0, 0
+        self._counts = 0, 0, 0
         """Version, running requests and generated tokens after the last step or order."""
 
     async def run(self) -> None:
@@ -90,8 +86,6 @@ class TorchEngine(StreamingEngine):
         self._refuse_broken()
 
     def step(self) -> None:
-        """Refill the free slots and decode one token of every running request; nothing when there is none.
-        Raises `EngineError`, as do all calls after it, when the step fails."""
         self._refuse_to_step()
         self._do(STEP, self._batch.step)
 
@@ -115,9 +109,6 @@ class TorchEngine(StreamingEngine):
             return UpdateReport(source.version, stage_s, swapped.result())
 
     def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
-        """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
-        copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
-        not fit the model."""
         self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
 

@@ -19,7 +19,11 @@ def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreT
     """The model that `config.path` describes, in `config.dtype` on `device`, with random weights: the real
     ones come with the first weight version. Raises `UnsupportedModelError` for what the engine cannot run."""
     structure = _read_config(config)
-    _refuse_by_config(structure, config.path)
+    if structure.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"model.path={config.path}: {structure.model_type} is an encoder-decoder; the engine runs "
+            "decoder-only models"
+        )
     try:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
@@ -50,8 +54,7 @@ def refuse_unsupported(model: PreTrainedModel, max_length: int) -> None:
     if rope.get("rope_type") == "longrope" and switch is not None and max_length > switch:
         raise UnsupportedModelError(
             f"{name} changes all its rotary frequencies once a sequence passes {switch} tokens (longrope), "
-            f"so cached keys "
-            f"would go wrong: lower max_length={max_length} to {switch}"
+            f"so cached keys would go wrong: lower max_length={max_length} to {switch}"
         )
 
 
@@ -59,20 +62,9 @@ def _read_config(config: ModelConfig) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        kind = (
-            "has no usable config.json"
-            if Path(config.path).exists()
-            else "is neither a folder nor on the hub"
-        )
+        is_here = Path(config.path).exists()
+        kind = "has no usable config.json" if is_here else "is neither a folder nor on the hub"
         raise UnsupportedModelError(f"model.path={config.path} {kind}: {_first_sentence(error)}") from error
-
-
-def _refuse_by_config(structure: PreTrainedConfig, path: str) -> None:
-    if structure.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"model.path={path}: {structure.model_type} is an encoder-decoder; the engine runs decoder-only "
-            f"models"
-        )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -9,8 +9,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-import torch
-
+from asyncrl.affinity import use_torch_threads
 from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
 from asyncrl.work import stepping
 
@@ -63,7 +62,7 @@ class BatchThread:
         self._orders.put(None)
 
     def _work(self) -> None:
-        torch.get_num_threads()  # in a forked process, a thread computes alone until it has asked this
+        use_torch_threads()
         error: Exception | None = None
         try:
             while (order := self._next()) is not None:

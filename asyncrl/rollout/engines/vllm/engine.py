@@ -64,7 +64,6 @@ class VllmEngine(StreamingEngine):
         max_length: int,
         kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
-        version: int = 0,
         answer_timeout_s: float = 120.0,
     ) -> None:
         super().__init__(
@@ -76,7 +75,7 @@ class VllmEngine(StreamingEngine):
         self.llm = llm
         self._expected = expected
         self._kv_on_update = kv_on_update
-        self._version = version
+        self._version = 0
         self._answer_timeout_s = answer_timeout_s
         self._generations: dict[str, Generation] = {}
         self._updating = asyncio.Lock()

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from asyncrl.loop.newest_weights import NewestWeights
 from asyncrl.weights.manifest import Manifest, WeightNotice
+from asyncrl.weights.newest import NewestWeights
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.shm.transport import SharedMemory
 
