@@ -54,14 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "the prompts that the quickstart trains it on. Takes less than a minute; a complete folder is left "
         "alone.",
     )
-    tiny.add_argument(
-        "path",
-        nargs="?",
-        default=Path("models/tiny"),
-        type=Path,
-        metavar="PATH",
-        help="folder to build it in (default: models/tiny)",
-    )
+    _add_path(tiny, "folder to build it in", "models/tiny")
     tiny.add_argument("--seed", type=int, default=0, help="seed of weights and prompts (default: 0)")
     tiny.add_argument("--force", action="store_true", help="rebuild even if the folder is complete")
     tiny.set_defaults(run=_tiny_model)
@@ -76,14 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write pairs of better and worse responses to the tiny model's task, for "
         "`asyncrl train-reward`.",
     )
-    pairs.add_argument(
-        "path",
-        nargs="?",
-        default=Path("models/tiny/pairs.jsonl"),
-        type=Path,
-        metavar="PATH",
-        help="file to write (default: models/tiny/pairs.jsonl)",
-    )
+    _add_path(pairs, "file to write", "models/tiny/pairs.jsonl")
     pairs.add_argument("--pairs", type=int, default=8000, help="rows (default: 8000)")
     pairs.add_argument("--seed", type=int, default=0, help="seed of the pairs (default: 0)")
     pairs.set_defaults(run=_tiny_pairs)
@@ -114,20 +100,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_path(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    text = f"{what} (default: {default})"
+    parser.add_argument("path", nargs="?", default=Path(default), type=Path, metavar="PATH", help=text)
+
+
 def _add_reference(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, things: str, page: str
 ) -> None:
     """A command that writes the text rendered by the module of the same name."""
     what = f"write the reference of all {things}"
     parser = commands.add_parser(command, help=f"{what}, {page}", description=f"{what.capitalize()}.")
-    parser.add_argument(
-        "path",
-        nargs="?",
-        default=Path(page),
-        type=Path,
-        metavar="PATH",
-        help=f"file to write (default: {page})",
-    )
+    _add_path(parser, "file to write", page)
     parser.set_defaults(run=partial(_write_reference, f"asyncrl.cli.{command.replace('-', '_')}"))
 
 

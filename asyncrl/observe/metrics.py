@@ -6,9 +6,9 @@ import math
 import numbers
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -26,7 +26,7 @@ class MetricsError(AsyncRLError, ValueError):
     """A line of metrics is wrong; the message says which one, and why."""
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends to `metrics.jsonl` in the run directory and mirrors its numbers to `tensorboard/`.
 
     When `write` returns, the operating system has the line: killing the process loses none.
@@ -71,12 +71,7 @@ class MetricsWriter:
         self._file.close()
         self._board.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -93,7 +94,7 @@ def choose(groups: Iterable[Group]) -> Iterator[tuple[list[str], Group, Trajecto
         yield [why for why, at in places.items() if at == place], *everything[place]
 
 
-class SamplesWriter:
+class SamplesWriter(AbstractContextManager["SamplesWriter"]):
     """Appends to `samples.jsonl` in the run directory.
 
     decode: from token ids to text, including special tokens. after_step: the step that the run continues
@@ -119,9 +120,6 @@ class SamplesWriter:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

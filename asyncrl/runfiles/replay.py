@@ -17,7 +17,7 @@ from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_ledger
 from asyncrl.section import with_values
-from asyncrl.trainer.backend import Trainer, backend_of, make_trainer
+from asyncrl.trainer.backend import backend_of, make_trainer
 from asyncrl.wire.codec import decode_group
 
 
@@ -60,7 +60,7 @@ def replay(run_dir: str | Path, from_step: int = 0, to_step: int | None = None) 
     last = max(recorded, default=0) if to_step is None else to_step
     for step in range(from_step, last):
         batch = _batch(config, directory, step)
-        line = recorded.get(step + 1, {})
+        line, weights_hash = recorded.get(step + 1, {}), hashes.get(step + 1)
         metrics = scaler(batch) | trainer.step(batch, line.get("schedule/total_steps"))
         yield ReplayedStep(
             step + 1,
@@ -68,7 +68,7 @@ def replay(run_dir: str | Path, from_step: int = 0, to_step: int | None = None) 
             line.get("loss", math.nan),
             metrics["grad_norm"],
             line.get("grad_norm", math.nan),
-            _same(trainer, hashes.get(step + 1)),
+            None if weights_hash is None else trainer.snapshot().weights_hash() == weights_hash,
         )
 
 
@@ -88,7 +88,3 @@ def _batch(config: Config, run_dir: RunDir, step: int) -> Batch:
             "run, or begin at a later step"
         )
     return Batch(step, step, step - config.staleness.bound, groups)
-
-
-def _same(trainer: Trainer, weights_hash: str | None) -> bool | None:
-    return None if weights_hash is None else trainer.snapshot().weights_hash() == weights_hash

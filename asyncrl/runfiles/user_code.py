@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +94,27 @@ def look(wanted: Wanted) -> Found:
 def look_here(wanted: Wanted) -> Found:
     """Import the functions in this process."""
     problems, needs, files = [], {}, {}
-    for spec in wanted.reward:
+
+    @contextmanager
+    def noting() -> Iterator[None]:
         try:
-            function = resolve(spec, what="reward function")
+            yield
         except ConfigError as error:
             problems.append(_problem(error))
-        else:
+
+    for spec in wanted.reward:
+        with noting():
+            function = resolve(spec, what="reward function")
             needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.episode is not None:
-        try:
+        with noting():
             files[wanted.episode] = file_of(make_episode(wanted.episode))
-        except ConfigError as error:
-            problems.append(_problem(error))
     if wanted.objective:
         from asyncrl.objective.make import check_own  # imports torch
 
-        try:
+        with noting():
             check_own(wanted.objective, wanted.settings)
             files |= {spec: file_of(resolve(spec, what=key)) for key, spec in wanted.objective.items()}
-        except ConfigError as error:
-            problems.append(_problem(error))
     users = loaded_files()
     own = {spec: file for spec, file in files.items() if file is not None and file in users}
     return Found(problems, needs, own, users)
