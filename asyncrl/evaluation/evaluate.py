@@ -8,9 +8,8 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from asyncrl.config import Config, from_tree
 from asyncrl.config.model_paths import with_model_paths
@@ -33,7 +32,6 @@ from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.runfiles.earlier_run import model_in
 from asyncrl.runfiles.state import loop_settings
-from asyncrl.runfiles.store import LedgerStore
 from asyncrl.section import with_values
 from asyncrl.specs import those
 from asyncrl.trainer.models.packed import load_decoder
@@ -126,17 +124,15 @@ async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
     # On the CPU: the engine has a copy of its own, wherever it computes.
     on_cpu = with_values(config, {"trainer.device": "cpu"})
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
-    memory: LedgerStore[WireGroup] = LedgerStore(Path(":memory:"), WireGroup.to_bytes, WireGroup.from_bytes)
-    with closing(memory) as store:
-        host = Host(config, (), coordinator, store, evaluation=evaluation, happened=changed.set)
-        async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:
-            weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
-            async with asyncio.TaskGroup() as tasks:
-                driving = tasks.create_task(group_rollout.engine.run())
-                await group_rollout.engine.update_weights(LocalWeights(VERSION, weights))
-                host.publish(VERSION)
-                await roll_out(group_rollout, _Link(host, changed))
-                driving.cancel()
+    host = Host(config, (), coordinator, None, evaluation=evaluation, happened=changed.set)
+    async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:
+        weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
+        async with asyncio.TaskGroup() as tasks:
+            driving = tasks.create_task(group_rollout.engine.run())
+            await group_rollout.engine.update_weights(LocalWeights(VERSION, weights))
+            host.publish(VERSION)
+            await roll_out(group_rollout, _Link(host, changed))
+            driving.cancel()
     (only,) = books.rounds
     wires = [only.groups[row] for row in range(len(prompts))]
     return [decode_group(wire.header, wire.frames) for wire in wires]

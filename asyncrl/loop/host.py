@@ -49,9 +49,9 @@ class Leased(Protocol):
 class Host:
     """Every event is stored, so that another process can take over from the file.
 
-    evaluation: what is sampled beside training, where something is. happened: called after an event, which is
-    to be answered only once `save` has stored it; by default that is before its call returns. now_s: a
-    monotonic clock.
+    store: None where nothing is trained, and so nothing need be kept. evaluation: what is sampled beside
+    training, where something is. happened: called after an event, which is to be answered only once `save`
+    has stored it; by default that is before its call returns. now_s: a monotonic clock.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Host:
         config: Config,
         prompts: Sequence[Prompt],
         coordinator: Coordinator[WireGroup],
-        store: LedgerStore[WireGroup],
+        store: LedgerStore[WireGroup] | None,
         *,
         evaluation: LeasesFor | None = None,
         happened: Callable[[], None] | None = None,
@@ -143,6 +143,7 @@ class Host:
     def begin(self, version: int) -> int:
         """The trainer has the weights of `version`; what was trained since comes again. Returns the highest
         version that there has been. Raises `ValueError` for one that there has not."""
+        assert self._store is not None
         self.save()
         self.coordinator.rewind(version, self._store.trained_since(version))
         self._happened()
@@ -166,7 +167,7 @@ class Host:
 
     def checkpointed(self, oldest: int) -> None:
         """The trainer will never again begin with a version before `oldest`."""
-        if not self._config.run.records:
+        if self._store is not None and not self._config.run.records:
             self.save()
             self._store.forget_trained(oldest)
 
@@ -180,7 +181,8 @@ class Host:
 
     def save(self) -> None:
         """Store all that has happened since the last call."""
-        self._store.save(self.coordinator)
+        if self._store is not None:
+            self._store.save(self.coordinator)
 
     # ---- helpers -------------------------------------------------------------------------------------------
 
