@@ -13,13 +13,7 @@ from asyncrl.core.cursor import epoch_rows
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.plan.disk import Disk, estimate_disk
 from asyncrl.plan.facts.models import KnownModels
-from asyncrl.plan.memory.estimate import (
-    GpuLoad,
-    Memory,
-    estimate_memory,
-    gpu_loads,
-    host_bytes,
-)
+from asyncrl.plan.memory.estimate import GpuLoad, Memory, estimate_memory, gpu_loads, host_bytes
 from asyncrl.plan.pace import Pace, longest_affordable, predict
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.roles import ROLLOUT

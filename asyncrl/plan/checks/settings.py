@@ -19,9 +19,7 @@ from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import need
 from asyncrl.paths import nearest_folder
-from asyncrl.plan.facts.model import (
-    find_policy,
-)
+from asyncrl.plan.facts.model import find_policy
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement

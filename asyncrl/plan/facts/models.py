@@ -18,12 +18,7 @@ from asyncrl.plan.facts.model import (
     find_tokenizer,
     model_facts,
 )
-from asyncrl.plan.facts.reward import (
-    RewardModelFacts,
-    find_reward_model,
-    load_template,
-    reward_model_facts,
-)
+from asyncrl.plan.facts.reward import RewardModelFacts, find_reward_model, load_template, reward_model_facts
 from asyncrl.plan.facts.shapes import known_model
 from asyncrl.plan.facts.training_form import training_form
 from asyncrl.plan.findings import Findings

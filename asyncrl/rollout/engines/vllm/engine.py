@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from asyncrl.rollout.engines.base import (
-    EngineError,
-    EngineStats,
-    GenerationRequest,
-    TokenChunk,
-    UpdateReport,
-)
+from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.generation import Generation, score
