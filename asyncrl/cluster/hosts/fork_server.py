@@ -60,6 +60,7 @@ CHECKS = (
     "asyncrl.launch.checked",  # without torch, which is loaded meanwhile
     "transformers.models.auto.modeling_auto",
     "asyncrl.data.tokenizer",
+    "asyncrl.plan.facts.footprint",
     "asyncrl.rollout.engines.torch.probe",
 )
 """Modules that the checks of a run use."""
