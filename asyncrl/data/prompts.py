@@ -81,13 +81,14 @@ class PromptSet:
         return np.bincount([row.dataset for row in self.rows]).tolist()
 
     def split(self, held_out: int) -> tuple[PromptSet, PromptSet]:
-        """All but the last `held_out` rows of each dataset, and the last ones; with 0, both are all rows."""
+        """All but the last `held_out` rows of each dataset, and the last ones, which keep
+        their numbers; with 0, both are all rows."""
         if not held_out:
             return self, self
         ends = np.cumsum(self.counts())
         first = [row for row in self.rows if row.index < ends[row.dataset] - held_out]
         last = [row for row in self.rows if row.index >= ends[row.dataset] - held_out]
-        return PromptSet(_numbered(first), self.skipped), PromptSet(_numbered(last))
+        return PromptSet(_numbered(first), self.skipped), PromptSet(tuple(last))
 
     def save(self, path: str | Path) -> None:
         """Write a msgpack file."""
