@@ -12,7 +12,7 @@ from asyncrl.config import Config, dump
 from asyncrl.data.prompts import first_bad_rows
 from asyncrl.plan.disk import Disk
 from asyncrl.plan.memory.estimate import SHARED_WEIGHTS, GpuLoad, Memory
-from asyncrl.plan.outline import Outline, Processes
+from asyncrl.plan.outline import Outline, Processes, mix_epochs
 from asyncrl.plan.pace import Pace
 from asyncrl.plan.preflight import Plan
 from asyncrl.plan.resources import cores_wanted
@@ -149,8 +149,16 @@ def _implied(plan: Plan) -> list[tuple[str, str]]:
         *_stops(plan),
         *_cores(plan),
         ("prompts", _prompts(plan)),
-        ("epochs", UNKNOWN if o.epochs is None else f"{o.epochs:.2f}"),
+        ("epochs", _epochs(plan)),
     ]
+
+
+def _epochs(plan: Plan) -> str:
+    data, epochs = plan.config.data, plan.outline.epochs
+    if data.mix and plan.prompts is not None:
+        each = mix_epochs(plan.config, plan.prompts.counts())
+        return ", ".join(f"{name} {n:.2f}" for name, n in zip(data.names, each, strict=True))
+    return UNKNOWN if epochs is None else f"{epochs:.2f}"
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:

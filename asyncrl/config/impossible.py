@@ -38,6 +38,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
+    yield from _impossible_data(c)
     if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
@@ -274,6 +275,35 @@ def _impossible_routes(route: RewardRouteConfig, names: set[str]) -> Iterator[st
             if name not in names:
                 known = _there_are(names)
                 yield f"reward.route.parts.{value}: no function or model is called `{name}`; {known}"
+
+
+def _impossible_data(c: Config) -> Iterator[str]:
+    data = c.data
+    if not data.path and not data.mix:
+        yield "`data.path` is missing: name a dataset, or several with their shares (data.mix)"
+    if data.path and data.mix:
+        yield (
+            f"data.path={data.path} and data.mix both name datasets; put it into data.mix, or leave one of "
+            "them out"
+        )
+    for name, count in Counter(data.names).items():
+        if count > 1:
+            yield (
+                f"data.mix has {count} datasets called `{name}`, which the metrics could not tell apart; "
+                "give each a `name` of its own"
+            )
+    if data.mix and data.drop_last:
+        yield (
+            "data.drop_last=true needs a single dataset: a batch has prompts of several, so an epoch of "
+            "none of them ends with a batch; leave it out"
+        )
+    changes = {0, *(each.from_step for each in data.mix), *(each.until_step or 0 for each in data.mix)}
+    for step in sorted(changes) if data.mix else ():
+        if step < c.run.steps and not any(each.has_step(step) for each in data.mix):
+            yield (
+                f"data.mix: no dataset has prompts for step {step} (from_step, until_step); the last one "
+                "should have no until_step"
+            )
 
 
 def _there_are(names: Iterable[str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from asyncrl.config.data import DataConfig
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
@@ -26,34 +27,6 @@ class ModelConfig(Section):
     The embedded engine uses `sdpa` where the model has it, and caps where the model does."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
-
-
-class DataConfig(Section):
-    path: str
-    """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""
-    split: str = "train"
-    """Split, for datasets that have several."""
-    subset: str | None = None
-    """Subset (configuration) of a hub dataset that has several."""
-    prompt_column: str = "prompt"
-    """Column with the prompt: a string, or a list of messages (`role`, `content`)."""
-    system_prompt: str | None = None
-    """Put before every prompt that has no system message; makes string prompts conversations."""
-    chat_template_kwargs: dict[str, Any] = Field({})
-    """Further arguments of the chat template, such as `{enable_thinking: false}`. A row may have its own in a
-    column of this name, and `tools` (JSON schemas, as a list or as JSON text)."""
-    max_prompt_tokens: int = Field(1024, ge=1)
-    """Longer prompts are bad rows."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with rows that cannot be used: refuse the run, or report and leave them out."""
-    held_out_rows: int = Field(0, ge=0)
-    """So many usable rows at the end of the dataset are never trained on: `asyncrl eval` scores models on
-    them."""
-    shuffle: bool = True
-    """Shuffle anew in every epoch, by `run.seed`."""
-    drop_last: bool = False
-    """Leave out of each epoch the rows at its end that do not fill another batch of `trainer.batch_groups`;
-    with `shuffle` these are others in every epoch."""
 
 
 class StalenessConfig(Section):

@@ -341,7 +341,7 @@ class Coordinator(Generic[P]):
     def _admit(self, worker: str, version: int) -> Lease:
         entry = GroupEntry(
             group_id=self.ledger.generated_groups,
-            row=self.cursor.next(),
+            row=self.cursor.next(self.version),
             state=GroupState.LEASED,
             admitted_version=version,
             attempt=0,

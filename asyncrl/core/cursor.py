@@ -1,23 +1,41 @@
-"""Which prompt comes next: every row once per epoch, in an order that the seed fixes."""
+"""Which prompt comes next: of every dataset each row once per epoch, in an order that the seed fixes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A dataset's part in the prompts of a run."""
+
+    rows: int
+    weight: float = 1.0
+    """Its share of the prompts is this over the weights of all that have one at the time."""
+    from_step: int = 0
+    until_step: int | None = None
+    """Its share is for the steps from `from_step` on, before `until_step`."""
+
+    def has_step(self, step: int) -> bool:
+        return self.from_step <= step and (self.until_step is None or step < self.until_step)
+
 
 class PromptCursor:
-    """Walks `rows` prompts epoch by epoch. Its whole state is `position` and `returned`, so it survives a
-    restart.
+    """Walks the rows of one dataset or of several, each epoch by epoch. The rows of the second follow those
+    of the first, and so on. Its whole state is `positions` and `returned`, so it survives a restart.
 
     Rows that were handed out and dropped come back through `give_back`, and go out again before new ones.
 
-    multiple_of: an epoch leaves out the rows at its end that do not fill another so many; shuffled, these are
-    others in every epoch.
+    shares: the datasets; None is a single one. rows: of all together. multiple_of: an epoch leaves out the
+    rows at its end that do not fill another so many; shuffled, these are others in every epoch. positions:
+    of a cursor that goes on.
     """
 
     def __init__(
@@ -25,43 +43,71 @@ class PromptCursor:
         rows: int,
         seed: int,
         *,
+        shares: Sequence[Share] | None = None,
         shuffle: bool = True,
         multiple_of: int = 1,
-        position: int = 0,
+        positions: Sequence[int] = (),
         returned: Iterable[int] = (),
     ) -> None:
-        if rows < multiple_of:
-            raise ValueError(f"a prompt cursor needs at least {multiple_of} rows, not {rows}")
-        self._rows = rows
-        self._epoch_rows = epoch_rows(rows, multiple_of)
+        self._shares = (Share(rows),) if shares is None else tuple(shares)
+        if sum(share.rows for share in self._shares) != rows:
+            raise ValueError(f"{rows} rows are not those of the datasets {self._shares}")
+        if fewest := [share for share in self._shares if share.rows < multiple_of]:
+            raise ValueError(f"a prompt cursor needs at least {multiple_of} rows, not {fewest[0].rows}")
+        if positions and len(positions) != len(self._shares):
+            raise ValueError(f"{len(self._shares)} datasets cannot go on from the positions {positions}")
+        self._multiple_of = multiple_of
         self._seed = seed
         self._shuffle = shuffle
-        self.position = position
-        """Rows handed out over all epochs, those out of `returned` not counted."""
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        """By dataset: an epoch, and its order."""
+        self.positions = list(positions) or [0] * len(self._shares)
+        """Rows handed out over all epochs by dataset, those out of `returned` not counted."""
         self.returned = deque(returned)
 
     @property
-    def epoch(self) -> float:
-        """Epochs walked so far, as a fraction."""
-        return self.position / self._epoch_rows
+    def epochs(self) -> list[float]:
+        """Epochs walked so far by dataset, as fractions."""
+        rows = (epoch_rows(share.rows, self._multiple_of) for share in self._shares)
+        return [position / each for position, each in zip(self.positions, rows, strict=True)]
 
-    def next(self) -> int:
-        """The next row's index."""
+    def next(self, step: int = 0) -> int:
+        """The next row's index. step: training steps that have been done; some dataset has a share then."""
         if self.returned:
             return self.returned.popleft()
-        epoch, offset = divmod(self.position, self._epoch_rows)
-        self.position += 1
-        return int(_epoch_order(self._rows, self._seed, epoch)[offset]) if self._shuffle else offset
+        dataset = chosen(self._shares, step, sum(self.positions))
+        rows = self._shares[dataset].rows
+        epoch, offset = divmod(self.positions[dataset], epoch_rows(rows, self._multiple_of))
+        self.positions[dataset] += 1
+        if self._shuffle:
+            offset = int(self._order(dataset, epoch)[offset])
+        return sum(share.rows for share in self._shares[:dataset]) + offset
 
     def give_back(self, row: int) -> None:
         self.returned.append(row)
+
+    def _order(self, dataset: int, epoch: int) -> NDArray[np.int64]:
+        if self._orders.get(dataset, (None,))[0] != epoch:
+            seed = [self._seed, epoch, dataset] if dataset else [self._seed, epoch]
+            self._orders[dataset] = epoch, np.random.default_rng(seed).permutation(self._shares[dataset].rows)
+        return self._orders[dataset][1]
+
+
+def chosen(shares: Sequence[Share], step: int, number: int) -> int:
+    """The dataset that the prompt of this number (from 0) is of.
+
+    Multiples of the golden ratio, modulo 1, fill [0, 1) as evenly as any sequence does, so the shares are
+    kept to within a few prompts from the first on. None depends on another, so datasets may come and go.
+    Source: Knuth, The Art of Computer Programming 3, section 6.4 (the three-distance theorem).
+    """
+    present = [i for i, share in enumerate(shares) if share.has_step(step)]
+    if not present:
+        raise ValueError(f"no dataset has a share of step {step}")
+    ends = np.cumsum([shares[i].weight for i in present])
+    at = (number + 0.5) * _GOLDEN % 1.0 * ends[-1]
+    return present[min(int(np.searchsorted(ends, at, side="right")), len(present) - 1)]
 
 
 def epoch_rows(rows: int, multiple_of: int) -> int:
     """Rows that an epoch hands out."""
     return rows - rows % multiple_of
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(rows)

@@ -20,40 +20,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH_ROWS = 1024
+DATASET = "dataset"
+"""The column that names a row's dataset, where there are several, unless it has one of that name."""
 
 
 def load_prompts(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
-    """Read all of the dataset `data.path`.
+    """Read all of the datasets, one after the other.
 
     Unusable rows go to `PromptSet.skipped`; with `on_bad_row: error`, they raise a `ConfigError` that counts
     them and shows the first ten. `ConfigError` also if there is no such dataset, if no row is usable, or if
     the prompts are conversations and the tokenizer has no chat template.
     """
     prompts: list[Prompt] = []
-    bad: list[BadRow] = []
-    rows = (row if isinstance(row, BadRow) else _check(row, data) for row in read_rows(data))
-    while batch := list(islice(rows, _BATCH_ROWS)):
-        for result in _tokenised(batch, data, tokenizer, first_index=len(prompts)):
-            if isinstance(result, BadRow):
-                bad.append(result)
-            else:
-                prompts.append(result)
-    _refuse(data, len(prompts), bad)
-    return PromptSet(tuple(prompts), tuple(bad))
+    skipped: list[BadRow] = []
+    for number, dataset in enumerate(data.datasets):
+        bad: list[BadRow] = []
+        first, rows = len(prompts), _checked(dataset, number, data.names)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            for result in _tokenised(batch, dataset, tokenizer, first_index=len(prompts), number=number):
+                if isinstance(result, BadRow):
+                    bad.append(result)
+                else:
+                    prompts.append(result)
+        _refuse(dataset, len(prompts) - first, bad)
+        skipped += bad
+    return PromptSet(tuple(prompts), tuple(skipped))
 
 
-def count_rows(data: DataConfig) -> int:
-    """The number of rows that are usable as far as can be told without a tokenizer. Raises `ConfigError` as
+def count_rows(data: DataConfig) -> list[int]:
+    """By dataset, the rows that are usable as far as can be told without a tokenizer. Raises `ConfigError` as
     `load_prompts` does."""
-    usable, bad = 0, []
-    for row in read_rows(data):
-        checked = row if isinstance(row, BadRow) else _check(row, data)
-        if isinstance(checked, BadRow):
-            bad.append(checked)
-        else:
-            usable += 1
-    _refuse(data, usable, bad)
-    return usable
+    counts = []
+    for number, dataset in enumerate(data.datasets):
+        rows = list(_checked(dataset, number, data.names))
+        bad = [row for row in rows if isinstance(row, BadRow)]
+        counts.append(len(rows) - len(bad))
+        _refuse(dataset, counts[-1], bad)
+    return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,13 @@ class _Checked:
     prompt: str | list[Message]
     columns: dict[str, Any]
     template_arguments: dict[str, Any]
+
+
+def _checked(dataset: DataConfig, number: int, names: Sequence[str]) -> Iterator[_Checked | BadRow]:
+    """The rows of one dataset. names: of all of them, where there are several."""
+    named = {DATASET: names[number]} if names else {}
+    for row in read_rows(dataset):
+        yield row if isinstance(row, BadRow) else _check((row[0], named | row[1]), dataset)
 
 
 def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
@@ -88,9 +98,13 @@ def _check(row: Row, data: DataConfig) -> _Checked | BadRow:
 
 
 def _tokenised(
-    rows: Sequence[_Checked | BadRow], data: DataConfig, tokenizer: PreTrainedTokenizerBase, first_index: int
+    rows: Sequence[_Checked | BadRow],
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    first_index: int,
+    number: int,
 ) -> Iterator[Prompt | BadRow]:
-    """The rows in order; usable ones are numbered from `first_index`."""
+    """The rows of dataset `number` in order; usable ones are numbered from `first_index`."""
     usable = [row for row in rows if isinstance(row, _Checked)]
     prompts, arguments = [row.prompt for row in usable], [row.template_arguments for row in usable]
     token_ids = iter(tokenise(prompts, tokenizer, data.max_prompt_tokens, arguments))
@@ -103,14 +117,14 @@ def _tokenised(
         if isinstance(ids, UnusablePromptError):
             yield BadRow(row.where, f"`{data.prompt_column}` {ids}")
             continue
-        yield Prompt(index, row.prompt, ids, row.columns)
+        yield Prompt(index, row.prompt, ids, row.columns, number)
         index += 1
 
 
 def _refuse(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> None:
     """Raises `ConfigError` if no row is left, or if there are bad rows that must not be skipped."""
     if not usable and not bad:
-        raise ConfigError(f"data.path={data.path}: the dataset has no rows")
+        raise ConfigError(f"{data.key}={data.path}: the dataset has no rows")
     if usable and (not bad or data.on_bad_row == "skip"):
         return
     if not usable:
@@ -119,4 +133,4 @@ def _refuse(data: DataConfig, usable: int, bad: Sequence[BadRow]) -> None:
         longer = " or raise data.max_prompt_tokens" * any("data.max_prompt_tokens" in b.reason for b in bad)
         remedy = f"fix them{longer}, or set data.on_bad_row=skip to train on the other {usable:,}"
     count = f"{len(bad):,} of {usable + len(bad):,} rows cannot be used"
-    raise ConfigError("\n".join([f"data.path={data.path}: {count}:", *first_bad_rows(bad), remedy]))
+    raise ConfigError("\n".join([f"{data.key}={data.path}: {count}:", *first_bad_rows(bad), remedy]))

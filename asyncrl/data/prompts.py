@@ -4,7 +4,7 @@ tokenises once, and every other process loads the result."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Prompt:
     """int32[P], P >= 1: the tokens to continue."""
     columns: dict[str, Any]
     """The row's other columns, with nesting preserved; reward functions get them by name."""
+    dataset: int = 0
+    """Which one of `data.mix` it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,19 @@ class PromptSet:
     def longest_tokens(self) -> int:
         return max((len(row.prompt_ids) for row in self.rows), default=0)
 
+    def counts(self) -> list[int]:
+        """Rows by dataset."""
+        return np.bincount([row.dataset for row in self.rows]).tolist()
+
     def split(self, held_out: int) -> tuple[PromptSet, PromptSet]:
-        """All but the last `held_out` rows, and the last ones; with 0, both are all rows."""
+        """All but the last `held_out` rows of each dataset, and the last ones, which keep
+        their numbers; with 0, both are all rows."""
         if not held_out:
             return self, self
-        first, last = self.rows[:-held_out], self.rows[-held_out:]
-        return PromptSet(first, self.skipped), PromptSet(last)
+        ends = np.cumsum(self.counts())
+        first = [row for row in self.rows if row.index < ends[row.dataset] - held_out]
+        last = [row for row in self.rows if row.index >= ends[row.dataset] - held_out]
+        return PromptSet(_numbered(first), self.skipped), PromptSet(tuple(last))
 
     def save(self, path: str | Path) -> None:
         """Write a msgpack file."""
@@ -90,7 +99,9 @@ class PromptSet:
         """What such a file holds."""
         data = _File(
             format=_FORMAT,
-            rows=[_Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns) for r in self.rows],
+            rows=[
+                _Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns, r.dataset) for r in self.rows
+            ],
             skipped=[(bad.where, bad.reason) for bad in self.skipped],
         )
         return msgspec.msgpack.encode(data)
@@ -105,16 +116,27 @@ class PromptSet:
         if data.format != _FORMAT:
             raise PromptFileError(f"{path} has the format {data.format!r}, this version reads {_FORMAT!r}")
         rows = tuple(
-            Prompt(i, row.prompt, np.frombuffer(row.prompt_ids, dtype="<i4").astype(np.int32), row.columns)
+            Prompt(
+                i,
+                row.prompt,
+                np.frombuffer(row.prompt_ids, dtype="<i4").astype(np.int32),
+                row.columns,
+                row.dataset,
+            )
             for i, row in enumerate(data.rows)
         )
         return cls(rows, tuple(BadRow(where, reason) for where, reason in data.skipped))
+
+
+def _numbered(rows: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    return tuple(replace(row, index=i) for i, row in enumerate(rows))
 
 
 class _Row(msgspec.Struct, array_like=True):
     prompt: str | list[Message]
     prompt_ids: bytes
     columns: dict[str, Any]
+    dataset: int = 0  # a run that a version without mixtures began has none
 
 
 class _File(msgspec.Struct):

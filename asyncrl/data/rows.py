@@ -27,29 +27,34 @@ _BATCH_ROWS = 1024
 
 
 def is_on_hub(data: DataConfig) -> bool:
-    """Whether reading the dataset downloads it, unless it is cached."""
-    return data.path.startswith(_HUB)
+    """Whether reading the datasets downloads one, unless it is cached."""
+    return any(dataset.path.startswith(_HUB) for dataset in data.datasets)
+
+
+def told(data: DataConfig) -> str:
+    """The datasets, for messages."""
+    return ", ".join(dataset.path for dataset in data.datasets)
 
 
 def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
-    """Every row of `data.path`, in order. Raises `ConfigError` if there is no such dataset."""
+    """Every row of one dataset, in order. Raises `ConfigError` if there is no such dataset."""
     if is_on_hub(data):
         return _hub(data)
-    path = user_path(data.path, f"data.path={data.path}")
+    path = user_path(data.path, f"{data.key}={data.path}")
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():
         raise NotHereError(
-            f"data.path={data.path}: there is no such file or folder (looked for {path.absolute()})",
-            command="name yours: data.path=FILE.jsonl, or put it there",
+            f"{data.key}={data.path}: there is no such file or folder (looked for {path.absolute()})",
+            command=f"name yours: {data.key}=FILE.jsonl, or put it there",
             advice="write a dataset of the Hugging Face hub as hub:OWNER/NAME",
         )
     if path.suffix in (".jsonl", ".ndjson"):
-        return _jsonl(path)
+        return _jsonl(path, data)
     if path.suffix == ".parquet":
         return _parquet(path, data)
     raise ConfigError(
-        f"data.path={data.path}: `{path.suffix or path.name}` files are not supported; use a .jsonl file "
+        f"{data.key}={data.path}: `{path.suffix or path.name}` files are not supported; use a .jsonl file "
         "(one JSON object per line), a .parquet file, a folder saved by Hugging Face `datasets`, or "
         "hub:OWNER/NAME"
     )
@@ -63,11 +68,11 @@ def read_jsonl(path: Path) -> Iterator[Row | BadRow]:
                 yield _json_row(f"{path}:{number}", line.rstrip(b"\r\n"))
 
 
-def _jsonl(path: Path) -> Iterator[Row | BadRow]:
+def _jsonl(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
     try:
         yield from read_jsonl(path)
     except OSError as error:
-        raise ConfigError(f"data.path={path}: cannot read it: {error.strerror}") from None
+        raise ConfigError(f"{data.key}={path}: cannot read it: {error.strerror}") from None
 
 
 def _json_row(where: str, line: bytes) -> Row | BadRow:
@@ -90,7 +95,7 @@ def _parquet(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise _needs_datasets(str(path), "a Parquet file") from None
+        raise _needs_datasets(data, "a Parquet file") from None
     try:
         with pq.ParquetFile(path) as file:
             number = 0
@@ -99,24 +104,24 @@ def _parquet(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
                     yield f"{path} row {number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"data.path={path}: not a readable Parquet file: {error}") from None
+        raise ConfigError(f"{data.key}={path}: not a readable Parquet file: {error}") from None
 
 
 def _saved_by_datasets(path: Path, data: DataConfig) -> Iterator[Row | BadRow]:
     has_splits = (path / "dataset_dict.json").is_file()
     if not has_splits and not (path / "state.json").is_file():
         raise ConfigError(
-            f"data.path={data.path}: this folder was not saved by Hugging Face `datasets` (`save_to_disk`); "
+            f"{data.key}={data.path}: this folder was not saved by Hugging Face `datasets` (`save_to_disk`); "
             "name a .jsonl or .parquet file in it"
         )
     try:
         import datasets
     except ImportError:
-        raise _needs_datasets(data.path, "a folder saved by Hugging Face `datasets`") from None
+        raise _needs_datasets(data, "a folder saved by Hugging Face `datasets`") from None
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"data.path={data.path}: `datasets` cannot load it: {error}") from None
+        raise ConfigError(f"{data.key}={data.path}: `datasets` cannot load it: {error}") from None
     if has_splits:
         if data.split not in loaded:
             raise ConfigError(f"data.split={data.split}: {data.path} has the splits {', '.join(loaded)}")
@@ -128,15 +133,15 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
     try:
         import datasets
     except ImportError:
-        raise _needs_datasets(data.path, "a hub dataset") from None
+        raise _needs_datasets(data, "a hub dataset") from None
     name = data.path.removeprefix(_HUB)
     try:
         loaded = datasets.load_dataset(name, data.subset, split=data.split)
     except Exception as error:  # the hub's client, its HTTP library and `datasets` have their own kinds
         raise NotHereError(
-            f"data.path={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
+            f"{data.key}={data.path} (split {data.split}, subset {data.subset or 'not given'}): `datasets` "
             f"cannot load it: {type(error).__name__}: {error}",
-            command="check the network, or name a file: data.path=FILE.jsonl",
+            command=f"check the network, or name a file: {data.key}=FILE.jsonl",
         ) from error
     return _dataset_rows(loaded, data.path, data)
 
@@ -158,10 +163,10 @@ def _arrow_rows(batch: pa.Table | pa.RecordBatch, data: DataConfig) -> Iterator[
         yield row | {name: without_filled(row[name], kind) for name, kind in read.items()}
 
 
-def _needs_datasets(path: str, kind: str) -> NotHereError:
+def _needs_datasets(data: DataConfig, kind: str) -> NotHereError:
     command = install_command("datasets")
     return NotHereError(
-        f"data.path={path}: reading {kind} needs the package `datasets`",
+        f"{data.key}={data.path}: reading {kind} needs the package `datasets`",
         command=command,
         advice=f"{command} (a .jsonl file needs no extra package)",
     )

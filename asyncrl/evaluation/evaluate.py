@@ -19,6 +19,7 @@ from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
+from asyncrl.data.rows import told
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 from asyncrl.event_loop import run_to_end
@@ -98,7 +99,7 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
     scored.
     """
     if not prompts:
-        raise ConfigError(f"data.path={config.data.path}: there is no prompt to evaluate on")
+        raise ConfigError(f"{told(config.data)}: there is no prompt to evaluate on")
     if not engine_of(config).samples:
         raise ConfigError(
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "

@@ -46,6 +46,13 @@ class Leased(Protocol):
     def lease_id(self) -> int: ...
 
 
+class HandedIn(Leased, Protocol):
+    """The same of what was handed in for it: a task, the header of its group."""
+
+    @property
+    def row(self) -> int: ...
+
+
 class Host:
     """Every event is stored, so that another process can take over from the file.
 
@@ -114,10 +121,14 @@ class Host:
         leased = [one for each in self._leases_for.values() for one in each.books.leases_of(worker)]
         return [self._task(one) for one in leased if one.lease_id not in held]
 
-    def submit(self, lease: Leased, summary: GroupSummary, payload: WireGroup) -> Submission:
+    def submit(self, lease: HandedIn, summary: GroupSummary, payload: WireGroup) -> Submission:
         """As `Coordinator.submit`."""
         books = self._leases_for[lease.purpose].books
         became = books.submit(lease.group_id, lease.lease_id, summary, payload)
+        if (names := self._config.data.names) and lease.purpose is Purpose.TRAIN:
+            name = names[self._leases_for[Purpose.TRAIN].prompts[lease.row].dataset]
+            if became is not Submission.SETTLED:
+                self.meter.rewards({f"reward_of/{name}/mean": (sum(summary.rewards), len(summary.rewards))})
         self._happened()
         return became
 
@@ -176,7 +187,7 @@ class Host:
         return {
             **self.coordinator.ledger.metrics(),
             **self.meter.metrics(),
-            "data/epoch": self.coordinator.cursor.epoch,
+            **self._epochs(),
         }
 
     def save(self) -> None:
@@ -185,6 +196,12 @@ class Host:
             self._store.save(self.coordinator)
 
     # ---- helpers -------------------------------------------------------------------------------------------
+
+    def _epochs(self) -> dict[str, float]:
+        """Of the dataset; or of each, by name."""
+        epochs = self.coordinator.cursor.epochs
+        names = [f"data/epoch/{name}" for name in self._config.data.names] or ["data/epoch"]
+        return dict(zip(names, epochs, strict=True))
 
     def _task(self, lease: Lease) -> RolloutTask:
         """A lease with its prompt."""

@@ -35,6 +35,7 @@ step*                  steps      training steps done, counting from 1 and inclu
 version*               versions   policy version that this step published
 wall_s*                s          time from the start of the run to the end of the step
 data/epoch             epochs     epoch of the dataset that prompts are taken from, counting from 0
+data/epoch/{dataset}   epochs     the same of each dataset, where there are several (`data.mix`)
 schedule/total_steps   steps      expected length of the run, for the learning-rate schedule
 warnings               sentences  what this step's metrics show to be wrong, each reported once
 
@@ -45,6 +46,7 @@ reward/{part}/mean           -  mean of one part, as its function or model retur
 reward/{part}/std            -  standard deviation of that part
 reward/{part}/running_mean   -  mean over all batches so far, for a part with `standardise`
 reward/{part}/running_std    -  standard deviation over all batches so far: the part is divided by it
+reward_of/{dataset}/mean     -  mean reward of the responses handed in to prompts of one dataset (`data.mix`)
 reward_log/{name}            -  mean of what a reward function logged under this name
 reward_time/{who}/wait_s     s  mean time that a group waited for the functions, or a response for a model
 reward_time/{who}/score_s    s  mean time that scoring it took

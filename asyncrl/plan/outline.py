@@ -63,7 +63,7 @@ class Outline:
     slots: int
     """Responses that all engines can decode at the same time."""
     epochs: float | None
-    """Passes over the dataset in `run.steps` steps, when nothing is dropped."""
+    """Passes over the dataset in `run.steps` steps, when nothing is dropped; None where there are several."""
     paces: tuple[Pace, ...]
     """Predicted for responses of `MEAN_SHARES` of the longest that is allowed; none where no pace can be told
     (`pace.predict`)."""
@@ -131,9 +131,21 @@ def outline(
 
 
 def _epochs(config: Config, rows: int | None) -> float | None:
-    if rows is None:
+    if rows is None or config.data.mix:
         return None
     return config.run.steps * config.trainer.batch_groups / epoch_rows(rows, config.epoch_multiple)
+
+
+def mix_epochs(config: Config, rows: Sequence[int]) -> list[float]:
+    """Passes over each dataset of `data.mix`, of so many rows, in `run.steps` steps, when nothing is
+    dropped."""
+    steps = [0.0] * len(rows)
+    for step in range(config.run.steps):
+        present = [i for i, each in enumerate(config.data.mix) if each.has_step(step)]
+        weights = sum(config.data.mix[i].weight for i in present)
+        for i in present:
+            steps[i] += config.data.mix[i].weight / weights
+    return [n * config.trainer.batch_groups / count for n, count in zip(steps, rows, strict=True)]
 
 
 def _processes(config: Config, placement: Placement) -> Iterator[Processes]:

@@ -11,7 +11,7 @@ from asyncrl.config import Config
 from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
-from asyncrl.data.rows import is_on_hub
+from asyncrl.data.rows import is_on_hub, told
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.plan import disk, pace
 from asyncrl.plan.checks import gpu as gpu_checks
@@ -278,7 +278,7 @@ def _fetch(config: Config, findings: Findings) -> dict[str, str]:
 
 def _unread(config: Config) -> NotHereError:
     return NotHereError(
-        f"data.path={config.data.path}: its rows are not known before it is fetched",
+        f"{told(config.data)}: the rows are not known before they are fetched",
         command="a run fetches it at its start",
     )
 
@@ -290,7 +290,7 @@ def _prompts(
     if tokenizer is None:
         return None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
     prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
-    if prompts is None or findings.of(lambda: checks.enough_rows(config, len(prompts))) is None:
+    if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
         return None, None
     trained, _ = prompts.split(config.data.held_out_rows)
     return trained, len(trained)

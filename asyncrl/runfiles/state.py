@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncrl.config import Config
+from asyncrl.config import Config, DataConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings
+from asyncrl.core.cursor import Share
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
@@ -23,6 +24,18 @@ def loop_settings(config: Config) -> LoopSettings:
         filter_constant_groups=config.objective.filter_constant_groups,
         max_attempts=config.rollout.max_attempts,
         fixed_lag=config.staleness.fixed_lag,
+    )
+
+
+def shares(data: DataConfig, rows: Sequence[int]) -> list[Share] | None:
+    """Of the datasets, with the rows of each that are trained on; None where there is only one."""
+    return (
+        [
+            Share(count, each.weight, each.from_step, each.until_step)
+            for count, each in zip(rows, data.mix, strict=True)
+        ]
+        if data.mix
+        else None
     )
 
 
@@ -49,5 +62,6 @@ def open_state(
             config.run.seed,
             shuffle=config.data.shuffle,
             multiple_of=config.epoch_multiple,
+            shares=shares(config.data, prompts.counts()),
         )
         yield prompts, store, coordinator

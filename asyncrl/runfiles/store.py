@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
-from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.cursor import PromptCursor, Share
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary
 
@@ -84,19 +84,28 @@ class LedgerStore(Generic[P]):
             raise
 
     def load(
-        self, settings: LoopSettings, rows: int, seed: int, *, shuffle: bool, multiple_of: int = 1
+        self,
+        settings: LoopSettings,
+        rows: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        multiple_of: int = 1,
+        shares: Sequence[Share] | None = None,
     ) -> Coordinator[P]:
         """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
         are those of `PromptCursor`."""
         meta = {
             key: msgspec.json.decode(value) for key, value in self._db.execute("select key, value from meta")
         }
+        position = meta.get("cursor_position", ())  # a number, before there were several datasets
         cursor = PromptCursor(
             rows,
             seed,
             shuffle=shuffle,
             multiple_of=multiple_of,
-            position=meta.get("cursor_position", 0),
+            shares=shares,
+            positions=[position] if isinstance(position, int) else position,
             returned=meta.get("returned_rows", ()),
         )
         if not meta:
@@ -184,7 +193,7 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
         "version": coordinator.version,
         "frontier": coordinator.frontier,
         "leases_given": coordinator.leases_given,
-        "cursor_position": cursor.position,
+        "cursor_position": cursor.positions,
         "returned_rows": list(cursor.returned),
         "returned_leases": ledger.returned_leases,
         "lost_tokens": ledger.tokens[GroupState.FAILED],

@@ -94,8 +94,7 @@ def with_absolute_paths(config: Config) -> Config:
     if rollout.episode:
         own["rollout.episode"] = rollout.episode
     changed = {key: _of_file(name) for key, name in own.items()}
-    if not is_on_hub(config.data):
-        changed["data.path"] = _absolute(config.data.path)
+    changed |= {data.key: _absolute(data.path) for data in config.data.datasets if not is_on_hub(data)}
     return with_values(config, changed)
 
 

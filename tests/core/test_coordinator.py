@@ -225,7 +225,7 @@ class Loop(RuleBasedStateMachine):
             return
         cursor = self.coordinator.cursor
         returned = self.coordinator.ledger.dropped_groups["stale"]
-        handed_out = cursor.position + returned - len(cursor.returned)
+        handed_out = sum(cursor.positions) + returned - len(cursor.returned)
         assert self.coordinator.ledger.generated_groups == handed_out
 
     @invariant()

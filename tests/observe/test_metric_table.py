@@ -10,8 +10,10 @@ from asyncrl.observe.metrics import read_metrics
 ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
+    *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, and processes."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, and several
+datasets."""
 
 
 @pytest.fixture

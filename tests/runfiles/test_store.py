@@ -52,7 +52,7 @@ def test_a_copy_of_a_ledger_in_use_goes_on_like_it(path, tmp_path):
     store, original = open_store(copy), open_store(path)
     ours, theirs = (s.load(SETTINGS, 5, 0, shuffle=True) for s in (store, original))
     assert ours.ledger == theirs.ledger
-    assert ours.cursor.position == theirs.cursor.position
+    assert ours.cursor.positions == theirs.cursor.positions
     assert payloads(store, 0) == ["group 2"], "what was trained before the checkpoint is books only"
     ours.rewind(2, store.trained_since(2))
     assert [payload for _, payload in ours.take(2).groups] == ["group 2"]

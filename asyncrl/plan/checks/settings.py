@@ -13,7 +13,7 @@ import zmq
 from asyncrl.cluster.hosts.base import find_host
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
-from asyncrl.data.rows import is_on_hub, read_rows
+from asyncrl.data.rows import is_on_hub, read_rows, told
 from asyncrl.data.tokenise import AddedTokens
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError, NotHereError
@@ -70,14 +70,17 @@ def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: P
     return True
 
 
-def enough_rows(config: Config, usable: int) -> int:
-    """Rows that are left to train on when those held out are taken away."""
-    trained = usable - config.data.held_out_rows
-    if trained < 1:
-        raise ConfigError(
-            f"data.held_out_rows={config.data.held_out_rows}: the dataset has {usable} usable rows, so "
-            "none would be left to train on; hold out fewer"
-        )
+def enough_rows(config: Config, usable: Sequence[int]) -> int:
+    """Rows that are left to train on when those held out of each dataset are taken away."""
+    data = config.data
+    for dataset, rows in zip(data.datasets, usable, strict=True):
+        if rows <= data.held_out_rows:
+            which = f" {dataset.path}" * bool(data.mix)
+            raise ConfigError(
+                f"data.held_out_rows={data.held_out_rows}: the dataset{which} has {rows} usable rows, so "
+                "none would be left to train on; hold out fewer"
+            )
+    trained = sum(usable) - data.held_out_rows * len(usable)
     if trained < config.epoch_multiple:
         raise ConfigError(
             f"data.drop_last=true: the {trained:,} rows to train on do not fill one batch "
@@ -163,10 +166,11 @@ def kept_sets(config: Config, model: ModelFacts | None) -> None:
 
 def dataset(config: Config) -> bool:
     """The dataset is on this machine, or can be fetched: then True."""
-    if is_on_hub(config.data):
-        need("datasets", f"data.path={config.data.path}", "name a file: data.path=FILE.jsonl")
-    else:
-        read_rows(config.data)
+    for data in config.data.datasets:
+        if is_on_hub(data):
+            need("datasets", f"{data.key}={data.path}", f"name a file: {data.key}=FILE.jsonl")
+        else:
+            read_rows(data)
     return True
 
 
@@ -310,7 +314,7 @@ def prompt_warnings(config: Config, prompts: PromptSet, tokenizer: PreTrainedTok
     """What works but may surprise about the dataset and its tokens."""
     if prompts.skipped:
         count = len(prompts.skipped)
-        yield f"{count:,} bad row{'s' * (count > 1)} of {config.data.path} skipped"
+        yield f"{count:,} bad row{'s' * (count > 1)} of {told(config.data)} skipped"
     texts = [prompt for row in prompts if isinstance(prompt := row.prompt, str)]
     if texts:
         yield from _text_warnings(texts, tokenizer)
