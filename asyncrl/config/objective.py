@@ -63,6 +63,9 @@ class ObjectiveConfig(Section):
     mask_truncated: bool = False
     """Do not train on responses that were cut off at `rollout.max_new_tokens`; their rewards still count
     where a group is compared."""
+    bootstrap_truncated: bool = False
+    """`gae`, `vtrace`: where a response was cut off, the critic's value there takes the place of its
+    reward."""
     settings: dict[str, Any] = Field({})
     """Keyword arguments of your own objective or advantage."""
     clip_eps_low: float | None = Field(None, gt=0, lt=1)

@@ -248,6 +248,24 @@ def test_a_critic_of_any_values_gives_an_unbiased_gradient_at_lam_1_and_the_exac
         assert ((mean - exact).norm() < 1e-12 * exact.norm()) == unbiased
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bootstrapping_from_right_values_learns_what_comes_after_the_cut(seed):
+    """Responses that go on beyond two tokens are cut there. With their V for a reward the gradient of the two
+    is that of the whole responses; with the cut for their end it is not, whatever the cut-off text earns."""
+    w = world(seed)
+    p = probabilities(w.pi.detach())
+    right = torch.stack([(p * w.rewards)[holds].sum() / p[holds].sum() for holds in starts_with()])
+    at_cut = torch.tensor([right[PREFIXES[r[:2]]] if len(r) > 2 else 0.0 for r in RESPONSES])
+    within = torch.tensor([len(prefix) < 2 for prefix in PREFIXES])
+    exact = gradient(w, expected_return(w))[within]
+    for earned, unbiased in ((at_cut, True), (0.0, False), (-1.0, False)):
+        rewards = torch.where(LENGTHS > 2, earned, w.rewards)
+        for lam in (1.0, 0.3):
+            advantages, _ = gae(Steps(right[PREFIX], rewards, SEQUENCE, within[PREFIX]), lam=lam)
+            mean = (p @ gradients(w, "reinforce", advantages)).view_as(w.theta)[within]
+            assert ((mean - exact).norm() < 1e-12 * exact.norm()) == unbiased
+
+
 def starts_with():
     return [
         torch.tensor([r[: len(prefix)] == prefix and len(r) > len(prefix) for r in RESPONSES])

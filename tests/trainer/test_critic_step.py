@@ -7,6 +7,7 @@ import pytest
 import torch
 from batches import with_true_logprobs
 
+from asyncrl.core.records import FinishReason
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import make_step as step_of
@@ -42,10 +43,10 @@ def weights(model):
 
 
 def own_values(critic, trajectory):
-    """V before each token, by one plain forward pass."""
+    """V before each token and after the last, by one plain forward pass."""
     hidden = critic.model(input_ids=torch.from_numpy(trajectory.token_ids).long()[None]).last_hidden_state
     values = critic.value_head(hidden)[0, :, 0].detach().double().numpy()
-    return np.concatenate([[0.0], values[:-1]])
+    return np.concatenate([[0.0], values])
 
 
 def reference_gae(values, at, reward, gamma, lam):
@@ -59,9 +60,14 @@ def reference_gae(values, at, reward, gamma, lam):
     return advantages, advantages + values[at]
 
 
-def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, random_batch):
+@pytest.mark.parametrize("options", [{}, {"sharing": False, "micro_batch_tokens": 1}])
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(
+    make_step, random_batch, bootstrap, options
+):
     batch = random_batch(0)
-    critic, step = make_step(objective={"gamma": 0.9, "lam": 0.8}, critic={"lr": 1e-9})
+    objective = {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": bootstrap}
+    critic, step = make_step(objective=objective, critic={"lr": 1e-9}, **options)
     seen = {}
     train = step.critic.train
 
@@ -75,7 +81,8 @@ def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, ra
     for group in sorted(batch.groups, key=lambda g: g.group_id):
         for t in group.trajectories:
             values, at = own_values(critic, t), np.flatnonzero(t.loss_mask)
-            _, targets = reference_gae(values, at, t.reward, 0.9, 0.8)
+            cut = bootstrap and t.finish_reason is FinishReason.LENGTH
+            _, targets = reference_gae(values, at, 0.9 * values[-1] if cut else t.reward, 0.9, 0.8)
             here = torch.from_numpy(offset + at)
             np.testing.assert_allclose(seen["values"][here].numpy(), values[at], atol=1e-5)
             np.testing.assert_allclose(seen["targets"][here].numpy(), targets, atol=1e-5)
@@ -165,6 +172,11 @@ def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config
         make_config(objective={"advantage": "gae"})
     with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo uses no critic"):
         make_config(critic={})
+    with pytest.raises(ValueError, match=r"bootstrap_truncated is for gae, vtrace, and .*grpo"):
+        make_config(objective={"bootstrap_truncated": True})
+    both = {"advantage": "gae", "bootstrap_truncated": True, "mask_truncated": True}
+    with pytest.raises(ValueError, match="either trained on or left out"):
+        make_config(objective=both, critic={})
 
 
 def test_the_head_computes_in_float32_whatever_the_models_dtype(make_qwen3):

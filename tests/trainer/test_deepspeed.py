@@ -43,7 +43,7 @@ VARIANTS = {
 }
 """`trainer` sections by name."""
 PPO = {
-    "objective": {"advantage": "vtrace", "whiten": True},
+    "objective": {"advantage": "vtrace", "whiten": True, "bootstrap_truncated": True},
     "critic": {"lr": 1e-3},
     "reference": {"where": "reward", "kl_coef": 0.01},
 }
