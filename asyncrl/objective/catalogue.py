@@ -37,7 +37,7 @@ _DECOUPLED = (*_CLIP, "dual_clip", "behavior_cap", "behavior_level")
 POLICY_LOSSES: Mapping[str, Entry] = {
     "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip"), has_proximal=False),
     "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", _DECOUPLED),
-    "tis": Entry(f"{_HERE}.ppo:tis", _DECOUPLED),
+    "tis": Entry(f"{_HERE}.ppo:decoupled_ppo", _DECOUPLED),
     "icepop": Entry(
         f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high", "behavior_level")
     ),
