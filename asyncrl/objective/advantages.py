@@ -104,8 +104,7 @@ def rloo(outcomes: Outcomes) -> Tensor:
     Source: Kool et al. 2019; for language models, Ahmadian et al. 2024 (arXiv 2402.14740).
     """
     groups = _Groups(outcomes)
-    others = (groups.sizes - 1).clamp(min=1)
-    return groups.unless_constant(groups.centred * groups.unit * groups.sizes / others)
+    return groups.unless_constant(groups.less_others(groups.relative) * groups.unit)
 
 
 def opo(outcomes: Outcomes) -> Tensor:
@@ -158,6 +157,45 @@ def pass_at_k(outcomes: Outcomes, *, pass_k: int = PASS_K, success_above: float 
     of_failed = 1 - rate - _choose_share(failed - 1, size - 1, k - 1)
     advantages = torch.where(success > 0, 1 - rate, of_failed) / spread.clamp(min=CONSTANT_STD)
     return torch.where(spread > CONSTANT_STD, advantages, 0.0).to(outcomes.rewards.dtype)
+
+
+def canon(outcomes: Outcomes, *, inter_share: float = 1.0) -> Tensor:
+    """Conditional advantages: the shorter half of a group is compared with the longer one and the longer with
+    the shorter, so that whichever of the two does better is reinforced.
+
+        A_i = inter_share·(r_i - mean of the other half) + (1 - inter_share)·(r_i - mean of i's own half)
+
+    The shorter half are the n // 2 shortest of n responses; where it ends, those of equal length belong to
+    both halves in equal shares. With inter_share = 1/2 and equal halves this is `dr_grpo`.
+
+    Source: CANON, Chen et al. 2025 (arXiv 2509.23962), of its metrics that of length.
+    """
+    groups = _Groups(outcomes)
+    short = groups.least_half(outcomes.lengths)
+    means = [groups.sum(h * groups.centred) / groups.sum(h).clamp(min=1) for h in (short, 1 - short)]
+    own = short * means[0] + (1 - short) * means[1]
+    baseline = own + inter_share * (means[0] + means[1] - 2 * own)
+    return groups.unless_constant((groups.centred - baseline) * groups.unit)
+
+
+def pacs(outcomes: Outcomes, *, score_scale: float = 1.0, success_above: float = 0.5) -> Tensor:
+    """Success as a label that the policy predicts: its score is how much likelier than the others of its
+    group it has become, and what it is taught is the error of that prediction.
+
+        s_i = score_scale·(log R_i - mean of the others' log R),   R = pi_prox / mu of the response
+        e_i = (1 where r_i > success_above, 0 elsewhere) - sigmoid(s_i)
+        A_i = score_scale·(e_i - mean of the others' e)
+
+    These are the gradient of the cross-entropy of success and sigmoid(s) by the responses' log-probabilities,
+    at the start of the step. On policy s is 0, and they are `rloo`'s of the successes, times score_scale.
+
+    Source: PACS, Li et al. 2025 (arXiv 2509.02522).
+    """
+    groups = _Groups(outcomes)
+    assert outcomes.log_ratios is not None
+    success = (outcomes.rewards > success_above).double()
+    error = success - (score_scale * groups.less_others(outcomes.log_ratios.double())).sigmoid()
+    return (score_scale * groups.less_others(error)).to(outcomes.rewards.dtype)
 
 
 def max_rl(outcomes: Outcomes) -> Tensor:
@@ -213,6 +251,16 @@ def nsr(outcomes: Outcomes, *, success_above: float = 0.5, positive_weight: floa
     return torch.where(success, outcomes.rewards.new_tensor(positive_weight), -1.0)
 
 
+def psr(outcomes: Outcomes, *, success_above: float = 0.5) -> Tensor:
+    """Positive sample reinforcement: `nsr`'s other half, successes only.
+
+        A_i = 1 where r_i > success_above, 0 elsewhere
+
+    Source: Zhu et al. 2025 (arXiv 2506.01347).
+    """
+    return (outcomes.rewards > success_above).to(outcomes.rewards.dtype)
+
+
 def reinforce_pp(outcomes: Outcomes) -> Tensor:
     """REINFORCE++: rewards whitened over the whole batch, as if it were one group.
 
@@ -261,6 +309,20 @@ class _Groups:
 
     def mean(self, values: Tensor) -> Tensor:
         return self.sum(values) / self.sizes
+
+    def less_others(self, values: Tensor) -> Tensor:
+        """values less the mean of the others' of the group; 0 in a group of one."""
+        return (values - self.mean(values)) * self.sizes / (self.sizes - 1).clamp(min=1)
+
+    def least_half(self, values: Tensor) -> Tensor:
+        """float64[S]: the share with which each belongs to its group's lesser half by `values` (int[S], of at
+        least 0); equal ones share alike."""
+        keys = self._index * (values.max() + 1) + values
+        _, at, same = torch.unique(keys, return_inverse=True, return_counts=True)
+        counts = torch.bincount(self._index)
+        less = (same.cumsum(0) - same)[at] - (counts.cumsum(0) - counts)[self._index]
+        share: Tensor = (self.sizes // 2 - less).double() / same[at]
+        return share.clamp(0, 1)
 
     def relative_to_largest(self, log_values: Tensor) -> Tensor:
         """exp(log_values), over the group's largest, so that none overflows."""

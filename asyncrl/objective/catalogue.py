@@ -48,6 +48,11 @@ POLICY_LOSSES: Mapping[str, Entry] = {
         (*_CLIP, "dual_clip", "behavior_cap", "cov_share", "cov_low", "cov_high"),
         batch_mask=f"{_HERE}.ppo:cov_mask",
     ),
+    "kl_cov": Entry(
+        f"{_HERE}.ppo:kl_cov",
+        ("behavior_cap", "cov_share", "cov_coef"),
+        batch_mask=f"{_HERE}.ppo:top_cov_mask",
+    ),
     "sapo": Entry(
         f"{_HERE}.trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"
     ),
@@ -78,9 +83,12 @@ GROUP_ADVANTAGES: Mapping[str, Entry] = {
     "opo": Entry(f"{_HERE}.advantages:opo"),
     "opob": Entry(f"{_HERE}.advantages:opob", needs_ratios=True),
     "pass_at_k": Entry(f"{_HERE}.advantages:pass_at_k", ("pass_k", "success_above")),
+    "canon": Entry(f"{_HERE}.advantages:canon", ("inter_share",)),
+    "pacs": Entry(f"{_HERE}.advantages:pacs", ("score_scale", "success_above"), needs_ratios=True),
     "max_rl": Entry(f"{_HERE}.advantages:max_rl"),
     "ngrpo": Entry(f"{_HERE}.advantages:ngrpo", ("max_reward", "deviation")),
     "nsr": Entry(f"{_HERE}.advantages:nsr", ("success_above", "positive_weight")),
+    "psr": Entry(f"{_HERE}.advantages:psr", ("success_above",)),
     "reinforce_pp": Entry(f"{_HERE}.advantages:reinforce_pp"),
     "reinforce_pp_baseline": Entry(f"{_HERE}.advantages:reinforce_pp_baseline"),
 }
@@ -93,11 +101,22 @@ TOKEN_ADVANTAGES: Mapping[str, Entry] = {
 """One advantage for each token, from a critic's values."""
 
 COMPARE_WITHIN_GROUPS = frozenset(
-    {"grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "pass_at_k", "max_rl", "reinforce_pp_baseline"}
+    {
+        "grpo",
+        "dr_grpo",
+        "rloo",
+        "lite_ppo",
+        "opo",
+        "opob",
+        "pass_at_k",
+        "canon",
+        "max_rl",
+        "reinforce_pp_baseline",
+    }
 )
 """Advantages that are 0 for a group of one."""
 
-JUDGE_SUCCESS = frozenset({"pass_at_k", "max_rl", "ngrpo", "nsr"})
+JUDGE_SUCCESS = frozenset({"pass_at_k", "pacs", "max_rl", "ngrpo", "nsr", "psr"})
 """Advantages of whether, or how often, a response succeeded, from rewards of a known range."""
 
 PASS_K = 4

@@ -63,12 +63,11 @@ def log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def left_out(tokens: PolicyTokens, loss: Tensor, clipped: Tensor) -> PolicyTerms:
-    """loss and clipped [N] with the tokens that `tokens.kept` leaves out. Raises `ValueError` without it."""
+def left_out(tokens: PolicyTokens) -> Tensor:
+    """bool[N]: the unmasked tokens that `tokens.kept` leaves out. Raises `ValueError` without it."""
     if tokens.kept is None:
         raise ValueError("the objective needs `kept`, which its batch_mask makes of the whole mini-batch")
-    out = tokens.mask & ~tokens.kept
-    return PolicyTerms(torch.where(out, 0.0, loss), clipped | out)
+    return tokens.mask & ~tokens.kept
 
 
 def ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
@@ -99,8 +98,8 @@ def r_ratio(tokens: PolicyTokens) -> Tensor:
 
 
 def sequence_ratio(logprobs: Tensor, other: Tensor, tokens: PolicyTokens, how: str) -> Tensor:
-    """float64[N], without gradient: exp of the `sum` or `mean` of logprobs - other over the unmasked tokens of
-    the sequence, at each of them; 1 where masked. Parts and whole are clamped to ± `MAX_LOG_RATIO`."""
+    """float64[N], without gradient: exp of the `sum` or `mean` of logprobs - other over the unmasked tokens
+    of the sequence, at each of them; 1 where masked. Parts and whole are clamped to ± `MAX_LOG_RATIO`."""
     parts = log_ratio(logprobs.detach(), other.detach(), tokens.mask)
     whole = over_sequences(parts, tokens, how).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.where(tokens.mask, whole, 0.0).exp()

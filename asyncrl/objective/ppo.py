@@ -188,7 +188,8 @@ def clip_cov(
         dual_clip=dual_clip,
         behavior_cap=behavior_cap,
     )
-    return left_out(tokens, loss, clipped)
+    out = left_out(tokens)
+    return PolicyTerms(torch.where(out, 0.0, loss), clipped | out)
 
 
 def cov_mask(
@@ -203,10 +204,37 @@ def cov_mask(
 
     Source: Cui et al. 2025 (arXiv 2505.22617), where the defaults are from.
     """
-    kept = tokens.mask.clone()
-    a, logprobs = tokens.advantages[kept].double(), tokens.logprobs[kept].double()
-    cov = (a - a.mean()) * (logprobs - logprobs.mean())
+    kept, cov = tokens.mask.clone(), _covariances(tokens)
     candidates = kept.nonzero()[(cov > cov_low) & (cov < cov_high), 0]
     drawn = torch.randperm(len(candidates))[: max(1, int(cov_share * len(cov)))].to(candidates.device)
     kept[candidates[drawn]] = False
     return kept
+
+
+def kl_cov(tokens: PolicyTokens, *, behavior_cap: float = 2.0, cov_coef: float = 1.0) -> PolicyTerms:
+    """KL-Cov: no clip; the tokens that cost the most entropy are held where they are (`top_cov_mask`).
+
+        loss = sg(min(w, behavior_cap)) · (-u·A + (1 - M)·cov_coef·|log u|)
+
+    M is 0 for tokens that are held. It is felt from a step's second update on; in the first, u is 1.
+
+    Source: Cui et al. 2025 (arXiv 2505.22617). Raises `ValueError` without `tokens.kept`.
+    """
+    log_u = log_ratio(tokens.logprobs, tokens.prox_logprobs.detach(), tokens.mask)
+    hold = torch.where(left_out(tokens), cov_coef * log_u.abs(), 0.0)
+    loss = w_ratio(tokens).clamp(max=behavior_cap) * (hold - log_u.exp() * tokens.known_advantages)
+    return PolicyTerms(loss, torch.zeros_like(tokens.mask))
+
+
+def top_cov_mask(tokens: PolicyTokens, *, cov_share: float = 2e-4) -> Tensor:
+    """bool[T]: all tokens of a mini-batch but those that KL-Cov holds, which are cov_share of them (at least
+    one), those of the largest cov of `cov_mask`. False where masked."""
+    kept, cov = tokens.mask.clone(), _covariances(tokens)
+    kept[kept.nonzero()[cov.topk(min(len(cov), max(1, int(cov_share * len(cov))))).indices, 0]] = False
+    return kept
+
+
+def _covariances(tokens: PolicyTokens) -> Tensor:
+    """float64: of the unmasked tokens, the parts of the covariance of advantage and log-probability."""
+    a, logprobs = (x[tokens.mask].double() for x in (tokens.advantages, tokens.logprobs.detach()))
+    return (a - a.mean()) * (logprobs - logprobs.mean())

@@ -190,6 +190,7 @@ def test_on_policy_every_objective_is_unbiased(seed):
         "icepop",
         "gspo",
         "gmpo",
+        "kl_cov",
         "sapo",
         "dppo",
         "dppo_kl",

@@ -27,7 +27,7 @@ def make_step(make_qwen3, make_config):
             trainer={"lr": 1e-3, "eps": 1e-4, "mini_batches": 2, "micro_batch_tokens": 64, **trainer},
         )
         policy = Policy(make_qwen3(), temperature=1.0, chunk_tokens=16)
-        value_model = Critic(make_qwen3(seed=1))
+        value_model = Critic(make_qwen3(seed=1), config.critic.bins or 1)
         torch.manual_seed(2)
         torch.nn.init.normal_(value_model.value_head.weight, std=head)
         policy.shares_prefixes = sharing
@@ -134,13 +134,14 @@ def test_vtrace_on_policy_trains_as_gae_does(make_step, random_batch, make_qwen3
     torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
 
 
-def test_a_critic_learns_what_responses_are_worth(make_step, random_batch):
+@pytest.mark.parametrize("form", [{"value_clip": None}, {"bins": 21, "value_range": [-0.2, 1.2]}])
+def test_a_critic_learns_what_responses_are_worth(make_step, random_batch, form):
     """Rewards that the last prompt token tells: a critic must find them."""
     batch = random_batch(0, groups=8)
     for group in batch.groups:
         for t in group.trajectories:
             t.reward = float(group.group_id % 2)
-    _, step = make_step(critic={"lr": 3e-3, "value_clip": None, "updates_per_policy_step": 2})
+    _, step = make_step(critic={"lr": 3e-3, "updates_per_policy_step": 2, **form})
     history = [step(dataclasses.replace(batch, step=i))["critic/explained_variance"] for i in range(12)]
     assert history[-1] > 0.5 > history[0]
 
@@ -172,6 +173,8 @@ def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config
         make_config(objective={"advantage": "gae"})
     with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo uses no critic"):
         make_config(critic={})
+    with pytest.raises(ValueError, match=r"critic.value_range=\[1.0, 0.0\]: write the lower bound first"):
+        make_config(objective={"advantage": "gae"}, critic={"value_range": [1, 0]})
     with pytest.raises(ValueError, match=r"bootstrap_truncated is for gae, vtrace, and .*grpo"):
         make_config(objective={"bootstrap_truncated": True})
     both = {"advantage": "gae", "bootstrap_truncated": True, "mask_truncated": True}
