@@ -137,6 +137,9 @@ class ObjectiveConfig(Section):
     """Advantages of tokens (`gae`, `vtrace`) less their mean, over their deviation, in each batch."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
+    entropy_share: float | None = Field(None, gt=0, le=1)
+    """Only this share of each mini-batch's tokens, those of the highest entropy, has an advantage; null is
+    all."""
     filter_constant_groups: bool = False
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
 

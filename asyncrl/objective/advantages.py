@@ -5,7 +5,7 @@ Each is a function of `Outcomes` that returns float[S] of the rewards' dtype. Al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,10 +114,7 @@ def opo(outcomes: Outcomes) -> Tensor:
 
     Source: OPO, Hao et al. 2025 (arXiv 2505.23585).
     """
-    groups = _Groups(outcomes)
-    lengths = outcomes.lengths.double()
-    shift = groups.sum(lengths * groups.centred) / groups.sum(lengths).clamp(min=1)
-    return groups.unless_constant((groups.centred - shift) * groups.unit)
+    return opob(replace(outcomes, log_ratios=torch.zeros_like(outcomes.rewards)))
 
 
 def opob(outcomes: Outcomes) -> Tensor:
@@ -203,7 +200,8 @@ def max_rl(outcomes: Outcomes) -> Tensor:
 
         A_i = (r_i - mean of i's group) / mean of i's group
 
-    Hard prompts weigh more. For rewards in {0, 1}; others must at least not be negative (`ValueError`).
+    That order is n - 1 for n responses. Hard prompts weigh more. For rewards in {0, 1}; others must at least
+    not be negative (`ValueError`).
 
     Source: Tajwar et al. 2026 (arXiv 2602.02710).
     """
@@ -227,14 +225,11 @@ def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0, deviation: str = "popu
     Source: NGRPO, Nan et al. 2025 (arXiv 2509.18851).
     """
     outcomes.refuse(outcomes.rewards > max_reward, f"ngrpo was told that max_reward={max_reward}")
-    groups = _Groups(outcomes, at_least=abs(max_reward))
-    virtual = max_reward / groups.unit
-    mean = (groups.sum(groups.relative) + virtual) / (groups.sizes + 1)
-    centred = groups.relative - mean
-    std = ((groups.sum(centred.square()) + (virtual - mean).square()) / (groups.sizes + 1)).sqrt()
-    std = _deviation(std, groups.sizes + 1, deviation)
-    advantages = torch.where(std > CONSTANT_STD, centred / std.clamp(min=CONSTANT_STD), 0.0)
-    return advantages.to(outcomes.rewards.dtype)
+    rewards, ids, of_each = outcomes.rewards, outcomes.group_ids, torch.unique(outcomes.group_ids)
+    virtual = rewards.new_full(of_each.shape, max_reward)
+    lengths = torch.cat([outcomes.lengths, torch.ones_like(of_each)])
+    with_virtual = Outcomes(torch.cat([rewards, virtual]), torch.cat([ids, of_each]), lengths)
+    return grpo(with_virtual, deviation=deviation)[: len(rewards)]
 
 
 def nsr(outcomes: Outcomes, *, success_above: float = 0.5, positive_weight: float = 0.1) -> Tensor:
@@ -280,9 +275,7 @@ def reinforce_pp_baseline(outcomes: Outcomes) -> Tensor:
 
     Source: Hu et al. 2025 (arXiv 2501.03262).
     """
-    groups = _Groups(outcomes)
-    centred = groups.unless_constant(groups.centred * groups.unit).double()
-    return _whitened(centred, outcomes.lengths).to(outcomes.rewards.dtype)
+    return _whitened(dr_grpo(outcomes).double(), outcomes.lengths).to(outcomes.rewards.dtype)
 
 
 class _Groups:
@@ -292,14 +285,14 @@ class _Groups:
     and what counts as constant does not depend on the scale.
     """
 
-    def __init__(self, outcomes: Outcomes, at_least: float = 1.0) -> None:
+    def __init__(self, outcomes: Outcomes) -> None:
         self._dtype = outcomes.rewards.dtype
         rewards = outcomes.rewards.double()
         _, self._index, counts = torch.unique(outcomes.group_ids, return_inverse=True, return_counts=True)
         self._zeros = torch.zeros(len(counts), dtype=torch.float64, device=rewards.device)
         largest = self._zeros.scatter_reduce(0, self._index, rewards.abs(), "amax")
         self.sizes: Tensor = counts[self._index]
-        self.unit = largest.clamp(min=max(1.0, at_least))[self._index]
+        self.unit = largest.clamp(min=1.0)[self._index]
         self.relative = rewards / self.unit
         self.centred = self.relative - self.mean(self.relative)
         self.std = self.mean(self.centred.square()).sqrt()

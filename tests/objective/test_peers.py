@@ -23,7 +23,7 @@ from asyncrl.objective.make import make_advantage, make_policy_objective
 from asyncrl.objective.normalise import Totals, aggregate
 from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
 from asyncrl.objective.proximal import loglinear
-from asyncrl.objective.rejection import rejected
+from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.reward import statistics
 
 PEERS = {
@@ -157,6 +157,12 @@ def test_off_policy_sequence_masking_is_that_of_trl():
     kept = peers("trl", "off_policy_mask").expand_as(T["mask"]).flatten() > 0
     assert torch.equal(out, MASK & ~kept)
     assert out.any()
+
+
+def test_the_tokens_of_the_highest_entropy_are_those_of_trl():
+    found = most_uncertain(T["entropy"].flatten(), MASK, 0.2)
+    assert torch.equal(found, peers("trl", "top_entropy").flatten() > 0)
+    assert found.sum() == math.ceil(0.2 * MASK.sum())
 
 
 def test_the_weight_of_vespo_is_that_of_trl():

@@ -210,19 +210,21 @@ def test_a_mean_over_each_response_favours_short_ones(seed):
     assert cosine < 0.999
 
 
-def expected_over_groups(w, name, size=2):
+def scores(w):
+    """float64[responses, parameters]: of log pi."""
+    return gradients(w, "reinforce", torch.ones(len(FLAT), dtype=torch.float64))
+
+
+def expected_over_groups(w, name, size=2, **settings):
     """The mean gradient per response of all groups of `size`, drawn under pi."""
-    p, each = (
-        probabilities(w.pi.detach()),
-        gradients(w, "reinforce", torch.ones(len(FLAT), dtype=torch.float64)),
-    )
-    total = torch.zeros_like(each[0])
-    for group in itertools.product(range(len(RESPONSES)), repeat=size):
-        at = torch.tensor(group)
-        ids = torch.zeros(size, dtype=torch.int64)
-        advantages = make_advantage(name, {})(Outcomes(w.rewards[at], ids, LENGTHS[at]))
-        total += p[at].prod() * (advantages[:, None] * each[at]).mean(0)
-    return total
+    p = probabilities(w.pi.detach())
+    groups = torch.cartesian_prod(*[torch.arange(len(RESPONSES))] * size).view(-1, size)
+    at = groups.flatten()
+    ids = torch.arange(len(groups)).repeat_interleave(size)
+    fresh = torch.zeros(len(at), dtype=torch.float64)
+    advantages = make_advantage(name, settings)(Outcomes(w.rewards[at], ids, LENGTHS[at], fresh))
+    weights = p[groups].prod(1).repeat_interleave(size) * advantages / size
+    return torch.zeros_like(p).index_add(0, at, weights) @ scores(w)
 
 
 def test_leaving_one_out_is_unbiased_and_the_groups_own_mean_shortens_the_gradient_by_1_over_n():
@@ -234,6 +236,56 @@ def test_leaving_one_out_is_unbiased_and_the_groups_own_mean_shortens_the_gradie
     assert (
         torch.cosine_similarity(grpo, exact, dim=0) < 0.999
     )  # dividing by the deviation changes the direction
+
+
+def right_or_wrong(seed):
+    """A world of rewards 0 and 1, its success rate, and the gradient of that."""
+    w = world(seed)
+    w.rewards = (w.rewards > 0.3).double()
+    rate = expected_return(w)
+    return w, rate.item(), gradient(w, rate).flatten()
+
+
+@pytest.mark.parametrize(("size", "orders"), [(2, 1), (3, 2)])
+def test_max_rl_is_the_gradient_of_the_log_of_the_success_rate_to_the_order_of_the_group(size, orders):
+    """log p = - sum over k of (1 - p)^k / k, and its gradient that of p times the sum of (1 - p)^(k - 1)."""
+    w, rate, exact = right_or_wrong(2)
+    expected = sum((1 - rate) ** k for k in range(orders)) * exact
+    torch.testing.assert_close(expected_over_groups(w, "max_rl", size), expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_successes_alone_and_failures_alone_have_the_gradient_of_the_success_rate(seed):
+    w, _, exact = right_or_wrong(seed)
+    for name, settings in (("psr", {}), ("nsr", {"positive_weight": 0.0})):
+        torch.testing.assert_close(expected_over_groups(w, name, 1, **settings), exact)
+
+
+def test_halves_and_predicted_labels_are_unbiased_up_to_a_factor_where_they_are_the_groups_mean():
+    w, _, exact = right_or_wrong(1)
+    torch.testing.assert_close(expected_over_groups(w, "canon", inter_share=0.5), exact / 2)
+    torch.testing.assert_close(expected_over_groups(w, "pacs", score_scale=0.5), exact / 2)
+
+
+def test_the_baselines_by_length_have_the_least_variance_where_gradients_grow_with_length():
+    """Under a uniform pi every token's score has the norm² 1 - 1/4. Responses come as often as mu gives them:
+    that of opo is pi itself, that of opob ends with probability 1/2."""
+    w = world(0)
+    norms = 0.75 * LENGTHS
+    ends = torch.tensor([r[-1] == END for r in RESPONSES])
+    for name, size, counts in (
+        ("opo", 64, 4 ** (3 - LENGTHS)),
+        ("opob", 216, torch.where(ends, 3, 1) * 6 ** (3 - LENGTHS)),
+    ):
+        assert counts.sum() == size
+        log_ratios = -LENGTHS * np.log(4.0) - (counts / size).log()
+        at = torch.arange(len(RESPONSES)).repeat_interleave(counts)
+        group = Outcomes(w.rewards[at], torch.zeros_like(at), LENGTHS[at], log_ratios[at])
+        best = w.rewards[at[0]] - make_advantage(name, {})(group)[0]
+
+        baselines = torch.stack([best, best - 1e-3, best + 1e-3, w.rewards[at].mean()])[:, None]
+        squares = (counts * (2 * log_ratios).exp() * norms * (w.rewards - baselines) ** 2).sum(1)
+        assert squares[0] < squares[1:3].min() < 0.999 * squares[3]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
