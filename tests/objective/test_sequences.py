@@ -91,6 +91,7 @@ def tokens_of(w, advantages):
         EVERYTHING,
         SEQUENCE,
         torch.zeros_like(SEQUENCE),
+        kept=EVERYTHING,
     )
 
 
@@ -190,7 +191,9 @@ def test_on_policy_every_objective_is_unbiased(seed):
         "icepop",
         "gspo",
         "gmpo",
+        "clip_cov",
         "kl_cov",
+        "m2po",
         "sapo",
         "dppo",
         "dppo_kl",
