@@ -191,7 +191,8 @@ def pacs(outcomes: Outcomes, *, score_scale: float = 1.0, success_above: float =
     groups = _Groups(outcomes)
     assert outcomes.log_ratios is not None
     success = (outcomes.rewards > success_above).double()
-    error = success - (score_scale * groups.less_others(outcomes.log_ratios.double())).sigmoid()
+    log_ratios = outcomes.log_ratios.double().clamp(min=-1e6)  # of a token that has become impossible
+    error = success - (score_scale * groups.less_others(log_ratios)).sigmoid()
     return (score_scale * groups.less_others(error)).to(outcomes.rewards.dtype)
 
 

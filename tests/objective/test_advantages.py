@@ -257,13 +257,15 @@ def test_canon_with_half_of_each_is_dr_grpo_and_pacs_on_policy_is_rloo():
     torch.testing.assert_close(make_advantage("pacs", {})(right), make_advantage("rloo", {})(right))
 
 
-def test_the_ratios_of_opob_may_be_of_any_size():
+def test_the_ratios_of_opob_and_pacs_may_be_of_any_size():
     rewards, lengths = [0.0, 1.0, 0.0], [3, 5, 2]
     even, huge = (outcomes(rewards, [0] * 3, lengths, [x] * 3) for x in (0.0, -4000.0))
     torch.testing.assert_close(opob(even), opob(huge))
     torch.testing.assert_close(opob(even), make_advantage("opo", {})(even))
     one_counts = opob(outcomes(rewards, [0] * 3, lengths, [0.0, 900.0, 0.0]))
     assert one_counts.tolist() == [-1.0, 0.0, -1.0]
+    impossible = outcomes(rewards, [0] * 3, lengths, [0.0, -np.inf, 0.0])
+    assert make_advantage("pacs", {})(impossible).tolist() == [-1.0, 2.0, -1.0]
 
 
 def test_a_hard_prompt_weighs_more_with_max_rl():
