@@ -159,8 +159,17 @@ def _impossible_critic(c: Config) -> Iterator[str]:
             f"critic: objective.advantage={advantage} uses no critic; leave the section out, or use "
             f"objective.advantage={needed.replace(', ', ' or ')}"
         )
-    if c.objective.whiten and advantage not in TOKEN_ADVANTAGES:
-        yield f"objective.whiten is for {needed}, and objective.advantage={advantage}; leave it out"
+    for key in ("whiten", "bootstrap_truncated"):
+        if getattr(c.objective, key) and advantage not in TOKEN_ADVANTAGES:
+            yield f"objective.{key} is for {needed}, and objective.advantage={advantage}; leave it out"
+    if c.critic is not None and c.critic.value_range[0] >= c.critic.value_range[1]:
+        bounds = list(c.critic.value_range)
+        yield f"critic.value_range={bounds}: write the lower bound first, then a higher one"
+    if c.objective.bootstrap_truncated and c.objective.mask_truncated:
+        yield (
+            "objective.bootstrap_truncated and objective.mask_truncated: responses that were cut off are "
+            "either trained on or left out; set one of them"
+        )
 
 
 def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:

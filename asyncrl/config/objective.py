@@ -63,6 +63,9 @@ class ObjectiveConfig(Section):
     mask_truncated: bool = False
     """Do not train on responses that were cut off at `rollout.max_new_tokens`; their rewards still count
     where a group is compared."""
+    bootstrap_truncated: bool = False
+    """`gae`, `vtrace`: where a response was cut off, the critic's value there takes the place of its
+    reward."""
     settings: dict[str, Any] = Field({})
     """Keyword arguments of your own objective or advantage."""
     clip_eps_low: float | None = Field(None, gt=0, lt=1)
@@ -89,7 +92,9 @@ class ObjectiveConfig(Section):
     max_divergence: float | None = Field(None, gt=0)
     """`dppo_kl` leaves out tokens whose binary KL divergence, in nats, is larger than this."""
     cov_share: float | None = Field(None, gt=0, le=1)
-    """`clip_cov`: tokens to leave out, as a share of the mini-batch's."""
+    """`clip_cov`: tokens to leave out, as a share of the mini-batch's; `kl_cov`: tokens to hold."""
+    cov_coef: float | None = Field(None, gt=0)
+    """`kl_cov`: how strongly they are held."""
     cov_low: float | None = None
     """`clip_cov`: lower bound of the covariances among which they are drawn."""
     cov_high: float | None = None
@@ -110,10 +115,14 @@ class ObjectiveConfig(Section):
     """`grpo`, `lite_ppo`, `ngrpo`: whether the squares are divided by their number n, or by n - 1."""
     pass_k: int | None = Field(None, ge=1)
     """`pass_at_k`: the k."""
+    inter_share: float | None = Field(None, ge=0, le=1)
+    """`canon`: weight of the comparison with the other half, beside that within the own half."""
+    score_scale: float | None = Field(None, gt=0)
+    """`pacs`: what a response's log-ratio is multiplied by to be a score (its paper's beta)."""
     max_reward: float | None = None
     """`ngrpo`: the greatest reward that there is."""
     success_above: float | None = None
-    """`nsr`, `pass_at_k`: a response with a greater reward than this succeeded."""
+    """`nsr`, `psr`, `pacs`, `pass_at_k`: a response with a greater reward than this succeeded."""
     positive_weight: float | None = Field(None, ge=0)
     """`nsr`: advantage of a success; that of a failure is -1."""
     gamma: float | None = Field(None, gt=0, le=1)
@@ -128,6 +137,9 @@ class ObjectiveConfig(Section):
     """Advantages of tokens (`gae`, `vtrace`) less their mean, over their deviation, in each batch."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
+    entropy_share: float | None = Field(None, gt=0, le=1)
+    """Only this share of each mini-batch's tokens, those of the highest entropy, has an advantage; null is
+    all."""
     filter_constant_groups: bool = False
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
 
@@ -136,7 +148,7 @@ class ObjectiveConfig(Section):
         """Of these settings those that weigh a whole response by its ratios."""
         weighing = {
             "policy_loss": ("topr", "vespo"),
-            "advantage": ("opob",),
+            "advantage": ("opob", "pacs"),
             "step_size": ("vcpo",),
             "behavior_level": ("sequence",),
             "reject": tuple(name for name in REJECTIONS if name.startswith("sum_")),
@@ -159,6 +171,11 @@ class CriticConfig(Section):
     """Peak learning rate of the critic; it has the schedule of `trainer.lr`."""
     value_clip: float | None = Field(0.5, gt=0)
     """An update gains nothing from moving a value further than this from what it was; null is off."""
+    bins: int | None = Field(None, ge=2)
+    """Train it as a classifier of so many bins of values (HL-Gauss; 51, say) in the place of regression;
+    `value_clip` then does nothing."""
+    value_range: tuple[float, float] = Field((0.0, 1.0), strict=False)
+    """`bins`: lowest and highest value; targets beyond are taken for these."""
     warmup_steps: int = Field(0, ge=0)
     """Training steps at the start in which only the critic learns."""
     updates_per_policy_step: int = Field(1, ge=1)

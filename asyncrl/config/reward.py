@@ -23,8 +23,9 @@ class RewardPartConfig(Section):
     """Its weight in the sum."""
     name: str | None = None
     """Name in the metrics; by default the function's own, or the last folder of the model's path."""
-    standardise: bool = False
-    """Subtract the mean and divide by the standard deviation of this part over the batches so far."""
+    standardise: bool | Literal["group"] = False
+    """Subtract the mean and divide by the standard deviation of this part over the batches so far, or over
+    each `group`."""
     cap: float | None = None
     """Clip of Gao et al. 2024: min(value - cap, 0), so that nothing is won above the cap."""
     clip: tuple[float, float] | None = Field(None, strict=False)

@@ -5,7 +5,7 @@ Each is a function of `Outcomes` that returns float[S] of the rewards' dtype. Al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -104,8 +104,7 @@ def rloo(outcomes: Outcomes) -> Tensor:
     Source: Kool et al. 2019; for language models, Ahmadian et al. 2024 (arXiv 2402.14740).
     """
     groups = _Groups(outcomes)
-    others = (groups.sizes - 1).clamp(min=1)
-    return groups.unless_constant(groups.centred * groups.unit * groups.sizes / others)
+    return groups.unless_constant(groups.less_others(groups.relative) * groups.unit)
 
 
 def opo(outcomes: Outcomes) -> Tensor:
@@ -115,10 +114,7 @@ def opo(outcomes: Outcomes) -> Tensor:
 
     Source: OPO, Hao et al. 2025 (arXiv 2505.23585).
     """
-    groups = _Groups(outcomes)
-    lengths = outcomes.lengths.double()
-    shift = groups.sum(lengths * groups.centred) / groups.sum(lengths).clamp(min=1)
-    return groups.unless_constant((groups.centred - shift) * groups.unit)
+    return opob(replace(outcomes, log_ratios=torch.zeros_like(outcomes.rewards)))
 
 
 def opob(outcomes: Outcomes) -> Tensor:
@@ -160,12 +156,53 @@ def pass_at_k(outcomes: Outcomes, *, pass_k: int = PASS_K, success_above: float 
     return torch.where(spread > CONSTANT_STD, advantages, 0.0).to(outcomes.rewards.dtype)
 
 
+def canon(outcomes: Outcomes, *, inter_share: float = 1.0) -> Tensor:
+    """Conditional advantages: the shorter half of a group is compared with the longer one and the longer with
+    the shorter, so that whichever of the two does better is reinforced.
+
+        A_i = inter_share·(r_i - mean of the other half) + (1 - inter_share)·(r_i - mean of i's own half)
+
+    The shorter half are the n // 2 shortest of n responses; where it ends, those of equal length belong to
+    both halves in equal shares. With inter_share = 1/2 and equal halves this is `dr_grpo`.
+
+    Source: CANON, Chen et al. 2025 (arXiv 2509.23962), of its metrics that of length.
+    """
+    groups = _Groups(outcomes)
+    short = groups.least_half(outcomes.lengths)
+    means = [groups.sum(h * groups.centred) / groups.sum(h).clamp(min=1) for h in (short, 1 - short)]
+    own = short * means[0] + (1 - short) * means[1]
+    baseline = own + inter_share * (means[0] + means[1] - 2 * own)
+    return groups.unless_constant((groups.centred - baseline) * groups.unit)
+
+
+def pacs(outcomes: Outcomes, *, score_scale: float = 1.0, success_above: float = 0.5) -> Tensor:
+    """Success as a label that the policy predicts: its score is how much likelier than the others of its
+    group it has become, and what it is taught is the error of that prediction.
+
+        s_i = score_scale·(log R_i - mean of the others' log R),   R = pi_prox / mu of the response
+        e_i = (1 where r_i > success_above, 0 elsewhere) - sigmoid(s_i)
+        A_i = score_scale·(e_i - mean of the others' e)
+
+    These are the gradient of the cross-entropy of success and sigmoid(s) by the responses' log-probabilities,
+    at the start of the step. On policy s is 0, and they are `rloo`'s of the successes, times score_scale.
+
+    Source: PACS, Li et al. 2025 (arXiv 2509.02522).
+    """
+    groups = _Groups(outcomes)
+    assert outcomes.log_ratios is not None
+    success = (outcomes.rewards > success_above).double()
+    log_ratios = outcomes.log_ratios.double().clamp(min=-1e6)  # of a token that has become impossible
+    error = success - (score_scale * groups.less_others(log_ratios)).sigmoid()
+    return (score_scale * groups.less_others(error)).to(outcomes.rewards.dtype)
+
+
 def max_rl(outcomes: Outcomes) -> Tensor:
     """Maximum likelihood RL: the gradient of the log of the success rate, to the order that the group allows.
 
         A_i = (r_i - mean of i's group) / mean of i's group
 
-    Hard prompts weigh more. For rewards in {0, 1}; others must at least not be negative (`ValueError`).
+    That order is n - 1 for n responses. Hard prompts weigh more. For rewards in {0, 1}; others must at least
+    not be negative (`ValueError`).
 
     Source: Tajwar et al. 2026 (arXiv 2602.02710).
     """
@@ -189,14 +226,11 @@ def ngrpo(outcomes: Outcomes, *, max_reward: float = 1.0, deviation: str = "popu
     Source: NGRPO, Nan et al. 2025 (arXiv 2509.18851).
     """
     outcomes.refuse(outcomes.rewards > max_reward, f"ngrpo was told that max_reward={max_reward}")
-    groups = _Groups(outcomes, at_least=abs(max_reward))
-    virtual = max_reward / groups.unit
-    mean = (groups.sum(groups.relative) + virtual) / (groups.sizes + 1)
-    centred = groups.relative - mean
-    std = ((groups.sum(centred.square()) + (virtual - mean).square()) / (groups.sizes + 1)).sqrt()
-    std = _deviation(std, groups.sizes + 1, deviation)
-    advantages = torch.where(std > CONSTANT_STD, centred / std.clamp(min=CONSTANT_STD), 0.0)
-    return advantages.to(outcomes.rewards.dtype)
+    rewards, ids, of_each = outcomes.rewards, outcomes.group_ids, torch.unique(outcomes.group_ids)
+    virtual = rewards.new_full(of_each.shape, max_reward)
+    lengths = torch.cat([outcomes.lengths, torch.ones_like(of_each)])
+    with_virtual = Outcomes(torch.cat([rewards, virtual]), torch.cat([ids, of_each]), lengths)
+    return grpo(with_virtual, deviation=deviation)[: len(rewards)]
 
 
 def nsr(outcomes: Outcomes, *, success_above: float = 0.5, positive_weight: float = 0.1) -> Tensor:
@@ -211,6 +245,16 @@ def nsr(outcomes: Outcomes, *, success_above: float = 0.5, positive_weight: floa
     """
     success = outcomes.rewards > success_above
     return torch.where(success, outcomes.rewards.new_tensor(positive_weight), -1.0)
+
+
+def psr(outcomes: Outcomes, *, success_above: float = 0.5) -> Tensor:
+    """Positive sample reinforcement: `nsr`'s other half, successes only.
+
+        A_i = 1 where r_i > success_above, 0 elsewhere
+
+    Source: Zhu et al. 2025 (arXiv 2506.01347).
+    """
+    return (outcomes.rewards > success_above).to(outcomes.rewards.dtype)
 
 
 def reinforce_pp(outcomes: Outcomes) -> Tensor:
@@ -232,9 +276,7 @@ def reinforce_pp_baseline(outcomes: Outcomes) -> Tensor:
 
     Source: Hu et al. 2025 (arXiv 2501.03262).
     """
-    groups = _Groups(outcomes)
-    centred = groups.unless_constant(groups.centred * groups.unit).double()
-    return _whitened(centred, outcomes.lengths).to(outcomes.rewards.dtype)
+    return _whitened(dr_grpo(outcomes).double(), outcomes.lengths).to(outcomes.rewards.dtype)
 
 
 class _Groups:
@@ -244,14 +286,14 @@ class _Groups:
     and what counts as constant does not depend on the scale.
     """
 
-    def __init__(self, outcomes: Outcomes, at_least: float = 1.0) -> None:
+    def __init__(self, outcomes: Outcomes) -> None:
         self._dtype = outcomes.rewards.dtype
         rewards = outcomes.rewards.double()
         _, self._index, counts = torch.unique(outcomes.group_ids, return_inverse=True, return_counts=True)
         self._zeros = torch.zeros(len(counts), dtype=torch.float64, device=rewards.device)
         largest = self._zeros.scatter_reduce(0, self._index, rewards.abs(), "amax")
         self.sizes: Tensor = counts[self._index]
-        self.unit = largest.clamp(min=max(1.0, at_least))[self._index]
+        self.unit = largest.clamp(min=1.0)[self._index]
         self.relative = rewards / self.unit
         self.centred = self.relative - self.mean(self.relative)
         self.std = self.mean(self.centred.square()).sqrt()
@@ -261,6 +303,20 @@ class _Groups:
 
     def mean(self, values: Tensor) -> Tensor:
         return self.sum(values) / self.sizes
+
+    def less_others(self, values: Tensor) -> Tensor:
+        """values less the mean of the others' of the group; 0 in a group of one."""
+        return (values - self.mean(values)) * self.sizes / (self.sizes - 1).clamp(min=1)
+
+    def least_half(self, values: Tensor) -> Tensor:
+        """float64[S]: the share with which each belongs to its group's lesser half by `values` (int[S], of at
+        least 0); equal ones share alike."""
+        keys = self._index * (values.max() + 1) + values
+        _, at, same = torch.unique(keys, return_inverse=True, return_counts=True)
+        counts = torch.bincount(self._index)
+        less = (same.cumsum(0) - same)[at] - (counts.cumsum(0) - counts)[self._index]
+        share: Tensor = (self.sizes // 2 - less).double() / same[at]
+        return share.clamp(0, 1)
 
     def relative_to_largest(self, log_values: Tensor) -> Tensor:
         """exp(log_values), over the group's largest, so that none overflows."""

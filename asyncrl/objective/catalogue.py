@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _HERE = "asyncrl.objective"
 
@@ -31,73 +32,63 @@ class Entry:
     """Advantages: whether they ask for pi_prox / mu of the batch."""
 
 
+def _of(where: str, settings: tuple[str, ...] = (), mask: str | None = None, **more: Any) -> Entry:
+    return Entry(f"{_HERE}.{where}", settings, batch_mask=mask and f"{_HERE}.{mask}", **more)
+
+
 _CLIP = ("clip_eps_low", "clip_eps_high")
+_COV = ("cov_share", "cov_low", "cov_high")
 _DECOUPLED = (*_CLIP, "dual_clip", "behavior_cap", "behavior_level")
 
 POLICY_LOSSES: Mapping[str, Entry] = {
-    "ppo": Entry(f"{_HERE}.ppo:ppo", (*_CLIP, "dual_clip"), has_proximal=False),
-    "decoupled_ppo": Entry(f"{_HERE}.ppo:decoupled_ppo", _DECOUPLED),
-    "tis": Entry(f"{_HERE}.ppo:tis", _DECOUPLED),
-    "icepop": Entry(
-        f"{_HERE}.ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high", "behavior_level")
-    ),
-    "gspo": Entry(f"{_HERE}.ppo:gspo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
-    "gmpo": Entry(f"{_HERE}.ppo:gmpo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
-    "clip_cov": Entry(
-        f"{_HERE}.ppo:clip_cov",
-        (*_CLIP, "dual_clip", "behavior_cap", "cov_share", "cov_low", "cov_high"),
-        batch_mask=f"{_HERE}.ppo:cov_mask",
-    ),
-    "sapo": Entry(
-        f"{_HERE}.trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"
-    ),
-    "m2po": Entry(
-        f"{_HERE}.trust_region:m2po",
-        ("max_second_moment",),
-        has_proximal=False,
-        batch_mask=f"{_HERE}.trust_region:m2po_mask",
-    ),
-    "dppo": Entry(f"{_HERE}.trust_region:dppo", ("prob_delta", "ratio_high"), has_proximal=False),
-    "dppo_kl": Entry(f"{_HERE}.trust_region:dppo_kl", ("max_divergence", "ratio_high"), has_proximal=False),
-    "cispo": Entry(f"{_HERE}.weighted:cispo", ("ratio_low", "ratio_high"), has_proximal=False),
-    "topr": Entry(f"{_HERE}.weighted:topr", ("ratio_low", "ratio_high"), has_proximal=False),
-    "vespo": Entry(
-        f"{_HERE}.weighted:vespo",
-        ("power_pos", "decay_pos", "power_neg", "decay_neg"),
-        has_proximal=False,
-    ),
-    "reinforce": Entry(f"{_HERE}.weighted:reinforce", has_proximal=False),
+    "ppo": _of("ppo:ppo", (*_CLIP, "dual_clip"), has_proximal=False),
+    "decoupled_ppo": _of("ppo:decoupled_ppo", _DECOUPLED),
+    "tis": _of("ppo:decoupled_ppo", _DECOUPLED),
+    "icepop": _of("ppo:icepop", (*_CLIP, "dual_clip", "ratio_low", "ratio_high", "behavior_level")),
+    "gspo": _of("ppo:gspo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
+    "gmpo": _of("ppo:gmpo", (*_CLIP, "behavior_cap"), aggregation="sequence_mean"),
+    "clip_cov": _of("ppo:clip_cov", (*_CLIP, "dual_clip", "behavior_cap", *_COV), "ppo:cov_mask"),
+    "kl_cov": _of("ppo:kl_cov", ("behavior_cap", "cov_share", "cov_coef"), "ppo:top_cov_mask"),
+    "sapo": _of("trust_region:sapo", ("tau_pos", "tau_neg", "behavior_cap"), aggregation="sequence_mean"),
+    "m2po": _of("trust_region:m2po", ("max_second_moment",), "trust_region:m2po_mask", has_proximal=False),
+    "dppo": _of("trust_region:dppo", ("prob_delta", "ratio_high"), has_proximal=False),
+    "dppo_kl": _of("trust_region:dppo_kl", ("max_divergence", "ratio_high"), has_proximal=False),
+    "cispo": _of("weighted:cispo", ("ratio_low", "ratio_high"), has_proximal=False),
+    "topr": _of("weighted:topr", ("ratio_low", "ratio_high"), has_proximal=False),
+    "vespo": _of("weighted:vespo", ("power_pos", "decay_pos", "power_neg", "decay_neg"), has_proximal=False),
+    "reinforce": _of("weighted:reinforce", has_proximal=False),
 }
 """Functions of `policy.PolicyTokens`."""
 
 GROUP_ADVANTAGES: Mapping[str, Entry] = {
-    "grpo": Entry(f"{_HERE}.advantages:grpo", ("deviation",)),
-    "dr_grpo": Entry(f"{_HERE}.advantages:dr_grpo"),
-    "rloo": Entry(f"{_HERE}.advantages:rloo"),
-    "lite_ppo": Entry(f"{_HERE}.advantages:lite_ppo", ("deviation",)),
-    "opo": Entry(f"{_HERE}.advantages:opo"),
-    "opob": Entry(f"{_HERE}.advantages:opob", needs_ratios=True),
-    "pass_at_k": Entry(f"{_HERE}.advantages:pass_at_k", ("pass_k", "success_above")),
-    "max_rl": Entry(f"{_HERE}.advantages:max_rl"),
-    "ngrpo": Entry(f"{_HERE}.advantages:ngrpo", ("max_reward", "deviation")),
-    "nsr": Entry(f"{_HERE}.advantages:nsr", ("success_above", "positive_weight")),
-    "reinforce_pp": Entry(f"{_HERE}.advantages:reinforce_pp"),
-    "reinforce_pp_baseline": Entry(f"{_HERE}.advantages:reinforce_pp_baseline"),
+    "grpo": _of("advantages:grpo", ("deviation",)),
+    "dr_grpo": _of("advantages:dr_grpo"),
+    "rloo": _of("advantages:rloo"),
+    "lite_ppo": _of("advantages:lite_ppo", ("deviation",)),
+    "opo": _of("advantages:opo"),
+    "opob": _of("advantages:opob", needs_ratios=True),
+    "pass_at_k": _of("advantages:pass_at_k", ("pass_k", "success_above")),
+    "canon": _of("advantages:canon", ("inter_share",)),
+    "pacs": _of("advantages:pacs", ("score_scale", "success_above"), needs_ratios=True),
+    "max_rl": _of("advantages:max_rl"),
+    "ngrpo": _of("advantages:ngrpo", ("max_reward", "deviation")),
+    "nsr": _of("advantages:nsr", ("success_above", "positive_weight")),
+    "psr": _of("advantages:psr", ("success_above",)),
+    "reinforce_pp": _of("advantages:reinforce_pp"),
+    "reinforce_pp_baseline": _of("advantages:reinforce_pp_baseline"),
 }
 """Functions of `advantages.Outcomes`: one advantage for each trajectory."""
 
 TOKEN_ADVANTAGES: Mapping[str, Entry] = {
-    "gae": Entry(f"{_HERE}.gae:gae", ("gamma", "lam")),
-    "vtrace": Entry(f"{_HERE}.gae:vtrace", ("gamma", "lam", "rho_bar", "c_bar"), needs_ratios=True),
+    "gae": _of("gae:gae", ("gamma", "lam")),
+    "vtrace": _of("gae:vtrace", ("gamma", "lam", "rho_bar", "c_bar"), needs_ratios=True),
 }
 """One advantage for each token, from a critic's values."""
 
-COMPARE_WITHIN_GROUPS = frozenset(
-    {"grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "pass_at_k", "max_rl", "reinforce_pp_baseline"}
-)
-"""Advantages that are 0 for a group of one."""
+COMPARE_WITHIN_GROUPS = frozenset(GROUP_ADVANTAGES) - {"pacs", "ngrpo", "nsr", "psr", "reinforce_pp"}
+"""Advantages that are 0 where a group's rewards are all equal, as in a group of one."""
 
-JUDGE_SUCCESS = frozenset({"pass_at_k", "max_rl", "ngrpo", "nsr"})
+JUDGE_SUCCESS = frozenset({"pass_at_k", "pacs", "max_rl", "ngrpo", "nsr", "psr"})
 """Advantages of whether, or how often, a response succeeded, from rewards of a known range."""
 
 PASS_K = 4

@@ -2,7 +2,8 @@
 
 Everything runs over the sampled tokens only: what comes between two of them (a tool's output) is part of the
 environment, and the token after it is the next step. A sequence's reward is given at its last sampled token,
-and there is none after it.
+and there is none after it. Where a sequence was cut off, gamma·V at its end in the place of its reward stands
+for what would have followed (partial-episode bootstrapping: Pardo et al. 2018, arXiv 1712.00378).
 """
 
 from __future__ import annotations

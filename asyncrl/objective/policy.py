@@ -63,12 +63,11 @@ def log_ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, logprobs - other, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def left_out(tokens: PolicyTokens, loss: Tensor, clipped: Tensor) -> PolicyTerms:
-    """loss and clipped [N] with the tokens that `tokens.kept` leaves out. Raises `ValueError` without it."""
+def left_out(tokens: PolicyTokens) -> Tensor:
+    """bool[N]: the unmasked tokens that `tokens.kept` leaves out. Raises `ValueError` without it."""
     if tokens.kept is None:
         raise ValueError("the objective needs `kept`, which its batch_mask makes of the whole mini-batch")
-    out = tokens.mask & ~tokens.kept
-    return PolicyTerms(torch.where(out, 0.0, loss), clipped | out)
+    return tokens.mask & ~tokens.kept
 
 
 def ratio(logprobs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
@@ -88,10 +87,9 @@ def w_ratio(tokens: PolicyTokens, level: str = "token") -> Tensor:
     level: of the token; of its `sequence`, the product over all tokens; or their `geometric` mean."""
     if level == "token":
         return ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens.mask).detach()
-    mean = level == "geometric"
-    log_w = sequence_log_ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens, mean=mean)
-    w = log_w.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().to(tokens.logprobs.dtype)
-    return torch.where(tokens.mask, w, 1.0)
+    how = {"sequence": "sum", "geometric": "mean"}[level]
+    w = sequence_ratio(tokens.prox_logprobs, tokens.behavior_logprobs, tokens, how)
+    return w.to(tokens.logprobs.dtype)
 
 
 def r_ratio(tokens: PolicyTokens) -> Tensor:
@@ -99,11 +97,12 @@ def r_ratio(tokens: PolicyTokens) -> Tensor:
     return ratio(tokens.logprobs, tokens.behavior_logprobs.detach(), tokens.mask)
 
 
-def sequence_log_ratio(logprobs: Tensor, other: Tensor, tokens: PolicyTokens, *, mean: bool) -> Tensor:
-    """float64[N], without gradient: the sum (or `mean`) of logprobs - other over the unmasked tokens of the
-    sequence, at each of its tokens. Each token's part is clamped to ± `MAX_LOG_RATIO`."""
+def sequence_ratio(logprobs: Tensor, other: Tensor, tokens: PolicyTokens, how: str) -> Tensor:
+    """float64[N], without gradient: exp of the `sum` or `mean` of logprobs - other over the unmasked tokens
+    of the sequence, at each of them; 1 where masked. Parts and whole are clamped to ± `MAX_LOG_RATIO`."""
     parts = log_ratio(logprobs.detach(), other.detach(), tokens.mask)
-    return over_sequences(parts, tokens, "mean" if mean else "sum")
+    whole = over_sequences(parts, tokens, how).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.where(tokens.mask, whole, 0.0).exp()
 
 
 def over_sequences(parts: Tensor, tokens: PolicyTokens, how: str) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from asyncrl.objective.policy import (
-    MAX_LOG_RATIO,
     PolicyTerms,
     PolicyTokens,
     left_out,
@@ -16,7 +15,7 @@ from asyncrl.objective.policy import (
     over_sequences,
     r_ratio,
     score,
-    sequence_log_ratio,
+    sequence_ratio,
     u_ratio,
     w_ratio,
 )
@@ -75,7 +74,8 @@ def decoupled_ppo(
     The correction w is always applied; `behavior_cap` truncates it, infinity leaves it whole. `dual_clip`
     as in `ppo`, on u. `behavior_level`: whose ratio w is, the token's, the whole `sequence`'s (the product),
     or its `geometric` mean. Only the sequence's, uncapped, is unbiased; the token's ignores how likely the
-    prefix has become.
+    prefix has become. `tis` is another name of it, by which it is known for the mismatch of engine and
+    trainer (Yao et al. 2025; truncation: Espeholt et al. 2018, arXiv 1802.01561).
 
     Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), and Fu et al. 2025 (AReaL, arXiv 2505.24298);
     separate clip bounds: Yu et al. 2025 (DAPO, arXiv 2503.14476).
@@ -84,35 +84,6 @@ def decoupled_ppo(
         u_ratio(tokens), tokens.known_advantages, clip_eps_low, clip_eps_high, dual_clip
     )
     return PolicyTerms(-w_ratio(tokens, behavior_level).clamp(max=behavior_cap) * surrogate, clipped)
-
-
-def tis(
-    tokens: PolicyTokens,
-    *,
-    clip_eps_low: float = 0.2,
-    clip_eps_high: float = 0.2,
-    dual_clip: float = math.inf,
-    behavior_cap: float = 2.0,
-    behavior_level: str = "token",
-) -> PolicyTerms:
-    """Truncated importance sampling: PPO's term, weighted by the truncated ratio of trainer to sampler.
-
-        loss = -sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
-
-    The same formula as `decoupled_ppo`, under the name by which it is known for the mismatch of engine and
-    trainer.
-
-    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training";
-    truncation: Espeholt et al. 2018 (arXiv 1802.01561).
-    """
-    return decoupled_ppo(
-        tokens,
-        clip_eps_low=clip_eps_low,
-        clip_eps_high=clip_eps_high,
-        dual_clip=dual_clip,
-        behavior_cap=behavior_cap,
-        behavior_level=behavior_level,
-    )
 
 
 def icepop(
@@ -161,8 +132,8 @@ def gspo(
 
     Source: Zheng et al. 2025 (arXiv 2507.18071).
     """
-    log_s = sequence_log_ratio(tokens.logprobs, tokens.prox_logprobs, tokens, mean=True)
-    s = log_s.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().to(tokens.logprobs.dtype) * score(tokens)
+    mean = sequence_ratio(tokens.logprobs, tokens.prox_logprobs, tokens, "mean")
+    s = mean.to(tokens.logprobs.dtype) * score(tokens)
     surrogate, clipped = clipped_surrogate(s, tokens.known_advantages, clip_eps_low, clip_eps_high, math.inf)
     return PolicyTerms(-w_ratio(tokens).clamp(max=behavior_cap) * surrogate, clipped)
 
@@ -217,7 +188,8 @@ def clip_cov(
         dual_clip=dual_clip,
         behavior_cap=behavior_cap,
     )
-    return left_out(tokens, loss, clipped)
+    out = left_out(tokens)
+    return PolicyTerms(torch.where(out, 0.0, loss), clipped | out)
 
 
 def cov_mask(
@@ -232,10 +204,37 @@ def cov_mask(
 
     Source: Cui et al. 2025 (arXiv 2505.22617), where the defaults are from.
     """
-    kept = tokens.mask.clone()
-    a, logprobs = tokens.advantages[kept].double(), tokens.logprobs[kept].double()
-    cov = (a - a.mean()) * (logprobs - logprobs.mean())
+    kept, cov = tokens.mask.clone(), _covariances(tokens)
     candidates = kept.nonzero()[(cov > cov_low) & (cov < cov_high), 0]
     drawn = torch.randperm(len(candidates))[: max(1, int(cov_share * len(cov)))].to(candidates.device)
     kept[candidates[drawn]] = False
     return kept
+
+
+def kl_cov(tokens: PolicyTokens, *, behavior_cap: float = 2.0, cov_coef: float = 1.0) -> PolicyTerms:
+    """KL-Cov: no clip; the tokens that cost the most entropy are held where they are (`top_cov_mask`).
+
+        loss = sg(min(w, behavior_cap)) · (-u·A + (1 - M)·cov_coef·|log u|)
+
+    M is 0 for tokens that are held. It is felt from a step's second update on; in the first, u is 1.
+
+    Source: Cui et al. 2025 (arXiv 2505.22617). Raises `ValueError` without `tokens.kept`.
+    """
+    log_u = log_ratio(tokens.logprobs, tokens.prox_logprobs.detach(), tokens.mask)
+    hold = torch.where(left_out(tokens), cov_coef * log_u.abs(), 0.0)
+    loss = w_ratio(tokens).clamp(max=behavior_cap) * (hold - log_u.exp() * tokens.known_advantages)
+    return PolicyTerms(loss, torch.zeros_like(tokens.mask))
+
+
+def top_cov_mask(tokens: PolicyTokens, *, cov_share: float = 2e-4) -> Tensor:
+    """bool[T]: all tokens of a mini-batch but those that KL-Cov holds, which are cov_share of them (at least
+    one), those of the largest cov of `cov_mask`. False where masked."""
+    kept, cov = tokens.mask.clone(), _covariances(tokens)
+    kept[kept.nonzero()[cov.topk(min(len(cov), max(1, int(cov_share * len(cov))))).indices, 0]] = False
+    return kept
+
+
+def _covariances(tokens: PolicyTokens) -> Tensor:
+    """float64: of the unmasked tokens, the parts of the covariance of advantage and log-probability."""
+    a, logprobs = (x[tokens.mask].double() for x in (tokens.advantages, tokens.logprobs.detach()))
+    return (a - a.mean()) * (logprobs - logprobs.mean())

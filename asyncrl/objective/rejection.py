@@ -1,6 +1,8 @@
-"""Sequences that are too far from the policy to be learnt from, whatever the objective."""
+"""Sequences and tokens that are not learnt from, whatever the objective."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -34,3 +36,15 @@ def rejected(
     if only_negative:
         lost = lost & (tokens.known_advantages < 0)
     return lost & tokens.mask
+
+
+def most_uncertain(entropies: Tensor, mask: Tensor, share: float) -> Tensor:
+    """bool[T]: of the tokens of a mini-batch where `mask` (bool[T]) is set those with the highest entropy
+    (float[T]), `share` of them: none below the quantile 1 - share.
+
+    Source: Wang et al. 2025, "Beyond the 80/20 rule" (arXiv 2506.01939).
+    """
+    ordered = entropies[mask].sort().values
+    if not len(ordered):
+        return mask
+    return mask & (entropies >= ordered[math.ceil((len(ordered) - 1) * (1 - share))])

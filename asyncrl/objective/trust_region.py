@@ -27,7 +27,8 @@ def m2po(tokens: PolicyTokens) -> PolicyTerms:
 
     Source: Zheng, Zhao, Chen 2025 (arXiv 2510.01161). Raises `ValueError` without `tokens.kept`.
     """
-    return left_out(tokens, -r_ratio(tokens) * tokens.known_advantages, torch.zeros_like(tokens.mask))
+    out = left_out(tokens)
+    return PolicyTerms(torch.where(out, 0.0, -r_ratio(tokens) * tokens.known_advantages), out)
 
 
 def m2po_mask(tokens: PolicyTokens, *, max_second_moment: float = 0.04) -> Tensor:

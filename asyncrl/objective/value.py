@@ -1,4 +1,4 @@
-"""The critic's loss, and how much of the returns it explains."""
+"""The critic's loss, by regression or by classification, and how much of the returns it explains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 
 class ValueTerms(NamedTuple):
@@ -36,6 +37,42 @@ def value_loss(
     error, bounded_error = (values - targets).square(), (bounded - targets).square()
     clipped = ((values - old).abs() > value_clip) & (bounded_error > error)
     return ValueTerms(torch.where(clipped, bounded_error, error) / 2, clipped)
+
+
+@dataclass(frozen=True, slots=True)
+class HlGauss:
+    """A value as the mean of a distribution over `bins` bins of equal width from `low` to `high`, trained by
+    cross-entropy: gradients are bounded, whatever the scale of the returns, and an outlier moves a value no
+    further than others do.
+
+        p_i = (F(right edge of i) - F(left edge of i)) / (F(high) - F(low)),   F that of N(target, sigma²)
+        loss = - sum of p_i·log q_i,   V = sum of q_i·(middle of i),   sigma = 3/4 of a bin
+
+    Targets beyond low and high are taken for these.
+
+    Source: Imani and White 2018 (arXiv 1806.04613); of critics, Farebrother et al. 2024, "Stop regressing"
+    (arXiv 2403.03950), where sigma is from.
+    """
+
+    bins: int
+    low: float
+    high: float
+
+    def edges(self, like: Tensor) -> Tensor:
+        return torch.linspace(self.low, self.high, self.bins + 1, dtype=torch.float64).to(like.device)
+
+    def value(self, logits: Tensor) -> Tensor:
+        """float[N] from logits float[N, bins]."""
+        edges = self.edges(logits)
+        return logits.softmax(-1) @ ((edges[1:] + edges[:-1]) / 2).to(logits.dtype)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """float[N] from logits float[N, bins] and targets float[N]."""
+        sigma = 0.75 * (self.high - self.low) / self.bins
+        aims = targets.detach().double().clamp(self.low, self.high)[:, None]
+        below = torch.special.ndtr((self.edges(logits) - aims) / sigma)
+        p = below.diff(dim=-1) / (below[:, -1:] - below[:, :1])
+        return cross_entropy(logits, p.to(logits.dtype), reduction="none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from asyncrl.objective.policy import (
-    MAX_LOG_RATIO,
-    PolicyTerms,
-    PolicyTokens,
-    r_ratio,
-    score,
-    sequence_log_ratio,
-)
+from asyncrl.objective.policy import PolicyTerms, PolicyTokens, r_ratio, score, sequence_ratio
 
 
 def reinforce(tokens: PolicyTokens) -> PolicyTerms:
@@ -51,9 +44,9 @@ def topr(tokens: PolicyTokens, *, ratio_low: float = 0.0, ratio_high: float = 1.
     Source: Le Roux et al. 2025 (arXiv 2503.14286).
     """
     advantages = tokens.known_advantages
-    log_ratio = sequence_log_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, mean=False)
-    tapered = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(ratio_low, ratio_high)
-    weight = torch.where(advantages > 0, 1.0, tapered.to(advantages.dtype))
+    whole = sequence_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, "sum")
+    tapered = whole.clamp(ratio_low, ratio_high).to(advantages.dtype)
+    weight = torch.where(advantages > 0, 1.0, tapered)
     return PolicyTerms(-weight * advantages * score(tokens), torch.zeros_like(tokens.mask))
 
 
@@ -77,9 +70,8 @@ def vespo(
     Source: Shen et al. 2026 (arXiv 2602.10693); the defaults are those of its implementation.
     """
     advantages = tokens.known_advantages
-    log_ratio = sequence_log_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, mean=False)
-    log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    whole = sequence_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, "sum")
     power = torch.where(advantages >= 0, power_pos, power_neg)
     decay = torch.where(advantages >= 0, decay_pos, decay_neg)
-    phi = (power * log_ratio + decay * (1 - log_ratio.exp())).exp().to(advantages.dtype)
+    phi = (power * whole.log() + decay * (1 - whole)).exp().to(advantages.dtype)
     return PolicyTerms(-phi * advantages * score(tokens), torch.zeros_like(tokens.mask))

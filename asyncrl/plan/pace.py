@@ -14,7 +14,7 @@ from typing import Self
 
 from asyncrl.config import STEP_STALLS, Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
-from asyncrl.objective.catalogue import POLICY_LOSSES
+from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, TOKEN_ADVANTAGES
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.resources import Placement
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
@@ -323,14 +323,15 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     objective, reference, critic = config.objective, config.reference, config.critic
     trained = 4.0 if config.trainer.gradient_checkpointing else 3.0
     loss = POLICY_LOSSES.get(objective.policy_loss)
+    advantage = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}.get(objective.advantage)
     has_proximal = loss is None or loss.has_proximal
     start = (
         (has_proximal and objective.proximal == "recompute" and config.trainer.mini_batches > 1)
-        or objective.advantage in ("vtrace", "opob")
+        or (advantage is not None and advantage.needs_ratios)
         or (reference is not None and reference.where == "reward")
         or objective.step_size == "vcpo"
     )
-    masks = loss is not None and loss.batch_mask is not None
+    masks = (loss is not None and loss.batch_mask is not None) + (objective.entropy_share is not None)
     yield _Pass(models.policy, trained + start + masks + (objective.proximal == "ewma"), has_head=True)
     if reference is not None and models.reference is not None:
         yield _Pass(models.reference, 1.0, has_head=True)

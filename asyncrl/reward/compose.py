@@ -3,7 +3,7 @@
 The value x of a part is transformed in this order, by the steps that the config asks for:
 
     sigmoid       1 / (1 + exp(-x))        a reward model's score as a probability: Bradley and Terry 1952
-    standardise   (x - mean) / std         over the batches so far (`asyncrl.reward.statistics`)
+    standardise   (x - mean) / std         over the batches so far or each group (`asyncrl.reward.statistics`)
     cap           min(x - cap, 0)          Clip of Gao et al. 2024, arXiv 2410.15115, section 5
     clip          min(max(x, low), high)
     gate          x if the gating part is above 0, else 0: Posterior-GRPO, arXiv 2508.05170
@@ -32,7 +32,7 @@ class PartRule:
     name: str
     weight: float = 1.0
     sigmoid: bool = False
-    standardise: bool = False
+    standardise: bool | str = False
     cap: float | None = None
     clip: tuple[float, float] | None = None
     gate: str | None = None

@@ -1,4 +1,4 @@
-"""Running means and standard deviations of the parts that are standardised.
+"""Means and standard deviations of the parts that are standardised, running ones or of each group.
 
 They live in the trainer, next to the optimizer, and are updated once per training step from the parts that
 every trajectory carries. Workers come, go and restart: kept there, the statistics would differ from worker to
@@ -16,7 +16,7 @@ import numpy as np
 
 from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, Trajectory
-from asyncrl.reward.compose import Scale, compose, part_rules, squashed
+from asyncrl.reward.compose import PartRule, Scale, compose, part_rules, squashed
 
 EPS = 1e-6
 """Added to standard deviations, so that a part without variance becomes 0."""
@@ -62,26 +62,30 @@ class Moments:
 
 
 class RewardScaler:
-    """Recomposes the rewards of each batch with the statistics up to and including that batch. Does nothing
-    if no part is standardised."""
+    """Recomposes the rewards of each batch with the statistics up to and including that batch, or of the
+    group. Does nothing if no part is standardised."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._rules = part_rules(config)
         self._decay = config.standardise_decay
-        self._moments = {rule.name: Moments() for rule in self._rules if rule.standardise}
+        self._within_groups = [rule for rule in self._rules if rule.standardise == "group"]
+        self._moments = {rule.name: Moments() for rule in self._rules if rule.standardise is True}
 
     def __call__(self, batch: Batch) -> dict[str, float]:
         """Update the statistics, and every trajectory's `reward` in place. Returns the statistics as
         metrics."""
-        if not self._moments:
+        if not self._moments and not self._within_groups:
             return {}
         # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
-        trajectories = [t for group in groups for t in group.trajectories]
-        self._update(trajectories)
-        scales = {name: Scale(m.mean, m.std + EPS) for name, m in self._moments.items()}
-        for trajectory in trajectories:
-            trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+        running = [rule for rule in self._rules if rule.standardise is True]
+        for name, moments in _moments(running, [t for group in groups for t in group.trajectories]).items():
+            self._moments[name] = self._moments[name].decayed(self._decay).merged(moments)
+        for group in groups:
+            seen = self._moments | _moments(self._within_groups, group.trajectories)
+            scales = {name: Scale(m.mean, m.std + EPS) for name, m in seen.items()}
+            for trajectory in group.trajectories:
+                trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
         return {
             f"reward/{name}/running_{what}": value
             for name, m in self._moments.items()
@@ -96,11 +100,12 @@ class RewardScaler:
         """Continue from what `state` returned. Parts that were not standardised before start from nothing."""
         self._moments |= {name: Moments(**state[name]) for name in self._moments if name in state}
 
-    def _update(self, trajectories: Iterable[Trajectory]) -> None:
-        rules = {rule.name: rule for rule in self._rules if rule.standardise}
-        values: dict[str, list[float]] = {name: [] for name in rules}
-        for trajectory in trajectories:
-            for name in rules.keys() & trajectory.reward_parts.keys():
-                values[name].append(squashed(trajectory.reward_parts[name], rules[name]))
-        for name, seen in values.items():
-            self._moments[name] = self._moments[name].decayed(self._decay).merged(Moments.of(seen))
+
+def _moments(rules: Iterable[PartRule], trajectories: Sequence[Trajectory]) -> dict[str, Moments]:
+    """Of each part's scores, after the optional sigmoid, where it gave any."""
+    return {
+        rule.name: Moments.of(
+            [squashed(t.reward_parts[rule.name], rule) for t in trajectories if rule.name in t.reward_parts]
+        )
+        for rule in rules
+    }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.config import CriticConfig
 from asyncrl.objective.normalise import token_mean
-from asyncrl.objective.value import NO_VALUES, ValueStats, value_loss, value_stats
+from asyncrl.objective.value import NO_VALUES, HlGauss, ValueStats, ValueTerms, value_loss, value_stats
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.packing.mini_batch import MiniBatch, count_micros, over_tokens
 from asyncrl.trainer.ranks import Ranks
@@ -25,17 +25,17 @@ class CriticUpdate:
         self._critic = critic
         self._ranks = ranks
         self._config = config
+        self._classes = None if config.bins is None else HlGauss(config.bins, *config.value_range)
 
     def values(self, minis: Sequence[MiniBatch], tokens: int) -> Tensor:
         """float32[T]: V before each trained token of the batch, 0 elsewhere."""
-        return over_tokens(minis, tokens, self._ranks, self._critic)
+        return over_tokens(minis, tokens, self._ranks, lambda micro: self._value(self._critic(micro)))
 
     def train(
         self, minis: Sequence[MiniBatch], old_values: Tensor, targets: Tensor, lr: float, step: int
     ) -> dict[str, float]:
         """Update the critic toward `targets` (float[T]) from where it gave `old_values` (float[T]); metrics.
         The explained variance is that of the old values, before the critic has seen the batch."""
-        value_clip = math.inf if self._config.value_clip is None else self._config.value_clip
         before, seen = NO_VALUES, NO_VALUES
         updates: list[Update] = []
         passes = [(epoch, mini) for epoch in range(self._config.updates_per_policy_step) for mini in minis]
@@ -43,11 +43,11 @@ class CriticUpdate:
             for epoch, mini in passes:
                 for micro in mini.micros():
                     at = micro.token_index
-                    values = self._critic(micro)
+                    outputs = self._critic(micro)
                     everything = torch.ones_like(at, dtype=torch.bool)
-                    terms = value_loss(values, old_values[at], targets[at], everything, value_clip=value_clip)
+                    terms = self._loss(outputs, old_values[at], targets[at], everything)
                     self._critic.backward(token_mean(terms.loss, everything, mini.totals.tokens))
-                    seen += value_stats(values, targets[at], terms.clipped, everything)
+                    seen += value_stats(self._value(outputs), targets[at], terms.clipped, everything)
                     if epoch == 0:
                         unclipped = torch.zeros_like(everything)
                         before += value_stats(old_values[at], targets[at], unclipped, everything)
@@ -62,3 +62,13 @@ class CriticUpdate:
             "critic/skipped_updates": float(sum(not u.applied for u in updates)),
             "critic/lr": lr,
         }
+
+    def _value(self, outputs: Tensor) -> Tensor:
+        """float32[N]: V of what the critic puts out."""
+        return outputs if self._classes is None else self._classes.value(outputs)
+
+    def _loss(self, outputs: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor) -> ValueTerms:
+        if self._classes is not None:
+            return ValueTerms(self._classes.loss(outputs, targets), ~mask)
+        value_clip = math.inf if self._config.value_clip is None else self._config.value_clip
+        return value_loss(outputs, old_values, targets, mask, value_clip=value_clip)

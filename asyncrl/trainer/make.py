@@ -95,6 +95,7 @@ def make_step(
         ),
         reference=reference,
         mask_truncated=config.objective.mask_truncated,
+        bootstrap=(config.objective.gamma or 1.0) if config.objective.bootstrap_truncated else None,
     )
     if critic is None or config.critic is None:
         return step

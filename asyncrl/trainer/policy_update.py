@@ -14,7 +14,7 @@ from asyncrl.objective.make import make_policy_objective
 from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
 from asyncrl.objective.proximal import WITHOUT_PASS
-from asyncrl.objective.rejection import rejected
+from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.objective.step_size import ess_share, ess_sums, sequence_sums, vcpo_lr_scale
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.models.ewma import AveragedPolicy
@@ -78,8 +78,9 @@ class PolicyUpdate:
         updates = []
         with working("micro-batches of the policy's updates", count_micros(minis)):
             for mini in minis:
-                kept = self._kept(mini, tokens, advantages)
-                self._accumulate_gradient(mini, tokens, advantages, kept, seen)
+                of_mini = self._of_uncertain(mini, tokens, advantages)
+                kept = self._kept(mini, tokens, of_mini)
+                self._accumulate_gradient(mini, tokens, of_mini, kept, seen)
                 updates.append(self.policy.update(lr, step))
                 if self._averaged is not None:
                     self._averaged.follow()
@@ -95,10 +96,26 @@ class PolicyUpdate:
         if self._batch_mask is None:
             return None
         now = self.logprobs([mini], tokens.ids)
-        # Every rank sees all of the mini-batch, and decides alike.
-        inside = over_tokens([mini], len(now), self._ranks, lambda micro: torch.ones_like(micro.token_index))
         everywhere = torch.arange(len(now), device=now.device)
-        return self._batch_mask(_policy_tokens(tokens, everywhere, now, now, advantages, inside > 0))
+        inside = self._inside(mini, len(now))
+        return self._batch_mask(_policy_tokens(tokens, everywhere, now, now, advantages, inside))
+
+    def _inside(self, mini: MiniBatch, tokens: int) -> Tensor:
+        """bool[T]: the mini-batch's tokens. Every rank sees all of them, so that all decide alike."""
+        return over_tokens([mini], tokens, self._ranks, lambda micro: torch.ones_like(micro.token_index)) > 0
+
+    def _of_uncertain(self, mini: MiniBatch, tokens: TokenBatch, advantages: Tensor) -> Tensor:
+        """advantages (float32[T]), 0 for all of the mini-batch's tokens that are not uncertain enough."""
+        share = self._config.entropy_share
+        if share is None:
+            return advantages
+
+        def entropies(micro: MicroBatch) -> Tensor:
+            return self.policy(micro, tokens.ids[micro.token_index])[1]
+
+        entropy = over_tokens([mini], len(advantages), self._ranks, entropies)
+        uncertain = most_uncertain(entropy, self._inside(mini, len(entropy)), share)
+        return torch.where(uncertain, advantages, 0.0)
 
     def _accumulate_gradient(
         self,

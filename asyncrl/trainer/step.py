@@ -19,6 +19,7 @@ from asyncrl.trainer.packing.batch import (
     TokenBatch,
     check_staleness,
     count_trained,
+    cut_ends,
     flatten,
     split_groups,
 )
@@ -34,6 +35,8 @@ class TrainStep:
 
     seed: of the run. max_length: tokens that a response may have. mini_batches: updates in a step, if the
     batch has as many groups. mask_truncated: whether responses that were cut off are left out.
+    bootstrap: the discount of the critic's value at their end, which takes the place of their reward; None
+    leaves them that.
     """
 
     seed: int
@@ -49,6 +52,7 @@ class TrainStep:
     critic_lr: Schedule | None = None
     reference: Reference | None = None
     mask_truncated: bool = False
+    bootstrap: float | None = None
 
     def __call__(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         """Train on a batch of records; the step's metrics. total_steps: as for `Trainer.step`."""
@@ -73,6 +77,7 @@ class TrainStep:
         if not minis:  # all that was sampled is masked
             return self.policy.metrics_of_none()
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
+        flat = self._bootstrapped(flat)
         advantages, value_targets = self.advantages(flat, tokens, self._kl_rewards(tokens))
         metrics = advantage_metrics(flat, advantages, value_targets)
         if self.critic is not None:
@@ -103,6 +108,16 @@ class TrainStep:
             ref_logprobs=None if self.reference is None else self.reference.logprobs(minis, tokens.ids),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
         )
+
+    def _bootstrapped(self, flat: FlatBatch) -> FlatBatch:
+        if self.critic is None or self.bootstrap is None or not flat.truncated.any():
+            return flat
+        ends = cut_ends(flat)
+        mini = mini_batch(ends, np.arange(ends.sequences), self.packing, self.ranks, self.max_length)
+        values = self.critic.values([mini], len(ends.token_ids))[ends.offsets[1:] - 1]
+        rewards = flat.rewards.copy()
+        rewards[flat.truncated] = self.bootstrap * values.double().cpu().numpy()
+        return replace(flat, rewards=rewards)
 
     def _kl_rewards(self, tokens: TokenBatch) -> Tensor | None:
         """float32[T]: what the divergence from the reference takes off each token's reward."""

@@ -341,7 +341,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                 f"by which objective.advantage={advantage} tells success from failure",
                 "use reference.where=loss",
             )
-            for advantage in ("max_rl", "ngrpo", "nsr", "pass_at_k")
+            for advantage in ("max_rl", "ngrpo", "nsr", "psr", "pacs", "pass_at_k")
         ),
         (
             ["reference.where=reward", "reference.ratio_cap=10"],
@@ -376,7 +376,8 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
-            "objective.behavior_cap=3.0 is a setting of decoupled_ppo, tis, gspo, gmpo, clip_cov, sapo, and",
+            "objective.behavior_cap=3.0 is a setting of "
+            "decoupled_ppo, tis, gspo, gmpo, clip_cov, kl_cov, sapo, and",
             "objective.policy_loss=ppo has clip_eps_low, clip_eps_high, dual_clip; "
             "objective.advantage=grpo has deviation",
         ),
@@ -403,7 +404,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (
             ["objective.policy_loss=ppo", "objective.proximal=loglinear"],
             "objective.policy_loss=ppo has no proximal policy",
-            "those that have: decoupled_ppo, tis, icepop, gspo, gmpo, clip_cov, sapo",
+            "those that have: decoupled_ppo, tis, icepop, gspo, gmpo, clip_cov, kl_cov, sapo",
         ),
         (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
         (["objective.ess_base=0.5"], "is for objective.step_size=vcpo", "leave it out"),

@@ -54,10 +54,29 @@ def best_of_subsets(r, k, above):
     return (np.array(of_each) - best.mean()) / best.std()
 
 
+def less_others(x):
+    return np.array([x[i] - np.delete(x, i).mean() if len(x) > 1 else 0.0 for i in range(len(x))])
+
+
+def by_halves(r, lengths, share):
+    """The mean over all orders of responses of equal length, one group."""
+    short = np.zeros(len(r))
+    for length in np.unique(lengths):
+        same = lengths == length
+        left = len(r) // 2 - (lengths < length).sum()
+        short[same] = min(max(left / same.sum(), 0), 1)
+    if not short.any():
+        return np.zeros(len(r))
+    of_short, of_long = np.average(r, weights=short), np.average(r, weights=1 - short)
+    own = short * of_short + (1 - short) * of_long
+    other = short * of_long + (1 - short) * of_short
+    return share * (r - other) + (1 - share) * (r - own)
+
+
 REFERENCES = {
     "grpo": lambda r, n, w: (r - r.mean()) / r.std(),
     "dr_grpo": lambda r, n, w: r - r.mean(),
-    "rloo": lambda r, n, w: np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))]),
+    "rloo": lambda r, n, w: less_others(r),
     "opo": lambda r, n, w: r - (n * r).sum() / n.sum(),
     "opob": lambda r, n, w: r - (n * w**2 * r).sum() / (n * w**2).sum(),
     "max_rl": lambda r, n, w: (r - r.mean()) / r.mean(),
@@ -66,6 +85,9 @@ REFERENCES = {
 
 def reference(name, r, groups, lengths, settings, w):
     ddof = int(settings.get("deviation") == "sample")
+    success = (r > settings.get("success_above", 0.5)).astype(float)
+    if name == "psr":
+        return success
     if name == "nsr":
         weight = settings.get("positive_weight", 0.1)
         return np.where(r > settings.get("success_above", 0.5), weight, -1.0)
@@ -76,6 +98,12 @@ def reference(name, r, groups, lengths, settings, w):
         at = groups == group
         if name == "ngrpo":
             out[at] = virtual(r[at], settings.get("max_reward", 1.0), ddof)
+        elif name == "canon":
+            out[at] = by_halves(r[at], lengths[at], settings.get("inter_share", 1.0))
+        elif name == "pacs":
+            scale = settings.get("score_scale", 1.0)
+            score = scale * less_others(np.log(w[at]))
+            out[at] = scale * less_others(success[at] - 1 / (1 + np.exp(-score)))
         elif name == "pass_at_k":
             out[at] = best_of_subsets(r[at], settings.get("pass_k", 4), settings.get("success_above", 0.5))
         elif np.ptp(r[at]) > 0 and name == "lite_ppo":
@@ -97,6 +125,9 @@ def reference(name, r, groups, lengths, settings, w):
         ("pass_at_k", {"pass_k": 2, "success_above": 0.3}),
         ("pass_at_k", {"pass_k": 1}),
         ("nsr", {"success_above": 0.2, "positive_weight": 0.7}),
+        ("psr", {"success_above": 0.2}),
+        ("canon", {"inter_share": 0.3}),
+        ("pacs", {"score_scale": 0.5, "success_above": 0.3}),
     ],
 )
 def test_agrees_with_its_formula_on_ragged_shuffled_groups(name, settings):
@@ -133,7 +164,10 @@ def test_it_follows_a_permutation_and_the_names_of_groups_do_not_matter(name, ro
     torch.testing.assert_close(other, whole[order], rtol=1e-9, atol=1e-9)
 
 
-SHIFT = {"grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "reinforce_pp", "reinforce_pp_baseline"}
+SHIFT = {
+    *("grpo", "dr_grpo", "rloo", "lite_ppo", "opo", "opob", "canon"),
+    *("reinforce_pp", "reinforce_pp_baseline"),
+}
 SCALE = {
     "grpo": 0,
     "lite_ppo": 0,
@@ -144,6 +178,7 @@ SCALE = {
     "rloo": 1,
     "opo": 1,
     "opob": 1,
+    "canon": 1,
 }
 
 
@@ -216,13 +251,21 @@ def test_with_k_1_the_advantages_of_pass_at_k_are_those_of_grpo():
     torch.testing.assert_close(make_advantage("pass_at_k", {"pass_k": 1})(right), grpo(right))
 
 
-def test_the_ratios_of_opob_may_be_of_any_size():
+def test_canon_with_half_of_each_is_dr_grpo_and_pacs_on_policy_is_rloo():
+    right = outcomes([1.0, 0, 0, 1, 1, 0], lengths=[3, 9, 2, 8, 5, 7])
+    torch.testing.assert_close(make_advantage("canon", {"inter_share": 0.5})(right), dr_grpo(right))
+    torch.testing.assert_close(make_advantage("pacs", {})(right), make_advantage("rloo", {})(right))
+
+
+def test_the_ratios_of_opob_and_pacs_may_be_of_any_size():
     rewards, lengths = [0.0, 1.0, 0.0], [3, 5, 2]
     even, huge = (outcomes(rewards, [0] * 3, lengths, [x] * 3) for x in (0.0, -4000.0))
     torch.testing.assert_close(opob(even), opob(huge))
     torch.testing.assert_close(opob(even), make_advantage("opo", {})(even))
     one_counts = opob(outcomes(rewards, [0] * 3, lengths, [0.0, 900.0, 0.0]))
     assert one_counts.tolist() == [-1.0, 0.0, -1.0]
+    impossible = outcomes(rewards, [0] * 3, lengths, [0.0, -np.inf, 0.0])
+    assert make_advantage("pacs", {})(impossible).tolist() == [-1.0, 2.0, -1.0]
 
 
 def test_a_hard_prompt_weighs_more_with_max_rl():

@@ -1,31 +1,34 @@
 """Objectives, advantages and so on equal what peers' own code gives, in float64 to 1e-6, values and
 gradients, on ragged responses with holes in their masks.
 
-The peers' numbers are stored; `peers/make_values.py` made them. (m2po, topr, max_rl, ngrpo, nsr, opob and
-pass_at_k have no peer that can be installed: their papers' formulas are in `test_policy_losses.py` and
-`test_advantages.py`.)"""
+The peers' numbers are stored; `peers/make_values.py` made them, for what no package has from the authors' own
+code."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peers.make_values import inputs
+from peers.make_values import AUTHORS, inputs
 
-from asyncrl.objective.advantages import Outcomes, dr_grpo
+from asyncrl.config import RewardConfig
+from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
+from asyncrl.objective.advantages import Outcomes, dr_grpo, reinforce_pp
 from asyncrl.objective.gae import Steps, gae, whiten
 from asyncrl.objective.kl import ESTIMATORS
 from asyncrl.objective.make import make_advantage, make_policy_objective
 from asyncrl.objective.normalise import Totals, aggregate
 from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
 from asyncrl.objective.proximal import loglinear
-from asyncrl.objective.rejection import rejected
+from asyncrl.objective.rejection import most_uncertain, rejected
+from asyncrl.reward import statistics
 
 PEERS = {
     peer: json.loads((Path(__file__).parent / f"peers/values_{peer}.json").read_text())
-    for peer in ("verl", "trl", "areal")
+    for peer in ("verl", "trl", "areal", "authors")
 }
 T = inputs()
 MASK = T["mask"].flatten()
@@ -45,14 +48,14 @@ def tokens(logprobs, mu="mu"):
     return PolicyTokens(logprobs, prox, behavior, advantages, MASK, ROW, T["ages"].flatten())
 
 
-def compare(name, loss_of, aggregation, *, value=True):
+def compare(name, loss_of, aggregation, *, value=True, peer="verl"):
     logprobs = T["logprobs"].flatten().requires_grad_()
-    totals = Totals(int(MASK.sum()), len(LENGTHS), T["mask"].shape[1])
+    totals = Totals(int(MASK.sum()), len(LENGTHS), max_length=1)
     loss = aggregate(aggregation, loss_of(logprobs), MASK, ROW, totals)
     (gradient,) = torch.autograd.grad(loss, logprobs)
-    torch.testing.assert_close(gradient.view_as(T["mask"]), peers("verl", name, "gradient"), **NEAR)
+    torch.testing.assert_close(gradient.view_as(T["mask"]), peers(peer, name, "gradient"), **NEAR)
     if value:
-        torch.testing.assert_close(loss.detach(), peers("verl", name), **NEAR)
+        torch.testing.assert_close(loss.detach(), peers(peer, name), **NEAR)
 
 
 CLIP = {"clip_eps_low": 0.2, "clip_eps_high": 0.28, "dual_clip": 3.0}
@@ -98,19 +101,29 @@ def test_policy_losses_are_those_of_verl(case):
     )
 
 
-def test_clip_cov_leaves_out_the_tokens_that_verl_leaves_out():
-    """Of those that the clip leaves a gradient; as many as there are, so that none is drawn."""
-    made = make_policy_objective("clip_cov", {**CLIP, "cov_share": 1.0, "cov_low": 0.1})
+@pytest.mark.parametrize(
+    ("name", "settings", "mu", "peer", "value"),
+    [
+        # As many as there are, so that none is drawn. Dual clip is not in verl's; no token here reaches it.
+        ("clip_cov", {**CLIP, "cov_share": 1.0, "cov_low": 0.1}, "prox", "verl", False),
+        ("kl_cov", {"cov_share": 0.2, "cov_coef": 0.7}, "mu", "verl", True),
+        ("m2po", {"max_second_moment": 0.1}, "mu", "areal", True),
+    ],
+)
+def test_what_masks_the_mini_batch_masks_the_tokens_that_the_peer_masks(name, settings, mu, peer, value):
+    made = make_policy_objective(name, settings)
 
     def loss(logprobs):
-        whole = tokens(logprobs, "prox")
-        kept = made.batch_mask(tokens(logprobs.detach(), "prox"))
+        kept = made.batch_mask(tokens(logprobs.detach(), mu))
         assert 0 < kept.sum() < MASK.sum()
-        fields = {name: getattr(whole, name) for name in PolicyTokens.__dataclass_fields__}
-        return made.loss(PolicyTokens(**{**fields, "kept": kept})).loss
+        return made.loss(replace(tokens(logprobs, mu), kept=kept)).loss
 
-    # Dual clip is not in verl's; no token here reaches it.
-    compare("clip_cov", loss, "token_mean", value=False)
+    compare(name, loss, "token_mean", value=value, peer=peer)
+
+
+def test_topr_is_that_of_trinity_of_whole_responses():
+    topr = make_policy_objective("topr", {}).loss
+    compare("topr", lambda x: topr(tokens(x)).loss, "constant_length", value=False, peer="authors")
 
 
 def test_the_squared_log_ratio_beside_reinforce_is_verls_dro():
@@ -146,6 +159,12 @@ def test_off_policy_sequence_masking_is_that_of_trl():
     assert out.any()
 
 
+def test_the_tokens_of_the_highest_entropy_are_those_of_trl():
+    found = most_uncertain(T["entropy"].flatten(), MASK, 0.2)
+    assert torch.equal(found, peers("trl", "top_entropy").flatten() > 0)
+    assert found.sum() == math.ceil(0.2 * MASK.sum())
+
+
 def test_the_weight_of_vespo_is_that_of_trl():
     logprobs = T["logprobs"].flatten().requires_grad_()
     loss = make_policy_objective("vespo", {}).loss(tokens(logprobs)).loss
@@ -173,8 +192,9 @@ def test_the_loglinear_proximal_policy_is_that_of_areal():
     torch.testing.assert_close(loglinear(T["logprobs"], T["mu"], ages), peers("areal", "loglinear"), **NEAR)
 
 
-def outcomes():
-    return Outcomes(T["rewards"], T["groups"], LENGTHS)
+def outcomes(rewards="rewards"):
+    log_ratios = ((T["prox"] - T["mu"]) * T["mask"]).sum(1)
+    return Outcomes(T[rewards], T["groups"], LENGTHS, log_ratios)
 
 
 def sample_deviation(values):
@@ -192,10 +212,51 @@ def test_advantages_of_responses_are_those_of_verl(case, settings):
     torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), **NEAR)
 
 
+@pytest.mark.parametrize(
+    ("case", "settings", "rewards"),
+    [
+        ("ngrpo", {"max_reward": 1.25, "deviation": "sample"}, "rewards"),
+        ("max_rl", {}, "rewards"),
+        ("nsr", {"positive_weight": 0.0}, "success"),
+        ("nsr/weighted", {"positive_weight": 0.1}, "success"),
+        ("psr", {}, "success"),
+        ("pass_at_k", {"pass_k": 2}, "success"),
+        ("opob", {}, "rewards"),
+        ("canon/1.0", {}, "rewards"),
+        ("canon/0.3", {"inter_share": 0.3}, "rewards"),
+        ("pacs", {"score_scale": 0.5}, "success"),
+    ],
+)
+def test_advantages_of_responses_are_those_of_their_authors_code(case, settings, rewards):
+    found = make_advantage(case.partition("/")[0], settings)(outcomes(rewards))
+    torch.testing.assert_close(found[:, None] * T["mask"], peers("authors", case), **NEAR)
+
+
 @pytest.mark.parametrize("case", ["reinforce_pp", "reinforce_pp_baseline"])
 def test_whitened_advantages_are_those_of_verl(case):
     found = sample_deviation(make_advantage(case, {})(outcomes()))
     torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), rtol=1e-6, atol=1e-7)
+
+
+def test_gdpo_is_that_of_verl(monkeypatch):
+    """Parts standardised in their groups, then the batch whitened. verl divides by the sample's deviation."""
+    monkeypatch.setattr(statistics, "EPS", 0.0)
+    parts = [
+        {"function": "f:a", "standardise": "group"},
+        {"function": "f:b", "standardise": "group", "weight": 0.25},
+    ]
+    empty = np.zeros(0)
+    rows = [
+        Trajectory(empty, empty, empty, (), FinishReason.STOP, reward_parts=dict(zip("ab", row, strict=True)))
+        for row in T["parts"].tolist()
+    ]
+    ids = T["groups"].tolist()
+    groups = [Group(g, g, [t for t, at in zip(rows, ids, strict=True) if at == g]) for g in sorted(set(ids))]
+    statistics.RewardScaler(RewardConfig.model_validate({"functions": parts}))(Batch(0, 0, 0, tuple(groups)))
+    sizes = torch.bincount(T["groups"])[T["groups"]]
+    rewards = torch.tensor([t.reward for t in rows], dtype=torch.float64) * ((sizes - 1) / sizes).sqrt()
+    found = sample_deviation(reinforce_pp(Outcomes(rewards, T["groups"], LENGTHS)))
+    torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", "gdpo"), rtol=1e-6, atol=1e-7)
 
 
 def steps(values):
@@ -224,7 +285,9 @@ def test_the_deviation_of_the_batch_is_that_of_trl():
 
 
 def test_the_peers_are_named_with_their_versions():
-    assert [PEERS[peer]["source"] for peer in PEERS] == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4"]
+    sources = [PEERS[peer]["source"] for peer in PEERS]
+    authors = ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items())
+    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", authors]
     assert np.isfinite(
         [case["value"] for case in PEERS["verl"]["cases"].values() if "gradient" in case]
     ).all()

@@ -15,7 +15,7 @@ from asyncrl.objective.catalogue import AGGREGATIONS, POLICY_LOSSES
 from asyncrl.objective.make import make_policy_objective
 from asyncrl.objective.normalise import Totals, aggregate
 from asyncrl.objective.policy import MAX_LOG_RATIO, PolicyTokens
-from asyncrl.objective.ppo import clip_cov, cov_mask, decoupled_ppo, ppo
+from asyncrl.objective.ppo import clip_cov, cov_mask, decoupled_ppo, kl_cov, ppo, top_cov_mask
 from asyncrl.objective.trust_region import m2po
 
 NAMES = sorted(POLICY_LOSSES)
@@ -85,6 +85,11 @@ def clip_cov_reference(t, s, **settings):
     return decoupled_reference(t, s, **settings) if t.kept else (0.0, 0.0, True)
 
 
+def kl_cov_reference(t, s, behavior_cap=2.0, cov_coef=1.0):
+    w, hold = min(t.w, behavior_cap), 0.0 if t.kept else cov_coef
+    return w * (hold * abs(math.log(t.u)) - t.u * t.a), w * (hold * np.sign(math.log(t.u)) - t.u * t.a), False
+
+
 def gspo_reference(t, s, clip_eps_low=3e-4, clip_eps_high=4e-4, behavior_cap=2.0):
     value, slope, clipped = clip_term(math.exp(s.mean_log_u), t.a, clip_eps_low, clip_eps_high)
     w = min(t.w, behavior_cap)
@@ -142,6 +147,7 @@ REFERENCES = {
     "gspo": gspo_reference,
     "gmpo": gmpo_reference,
     "clip_cov": clip_cov_reference,
+    "kl_cov": kl_cov_reference,
     "sapo": sapo_reference,
     "m2po": m2po_reference,
     "dppo": dppo_reference,
@@ -166,6 +172,7 @@ SETTINGS = {
     ],
     "gmpo": [{"clip_eps_low": 0.1, "clip_eps_high": 0.2, "behavior_cap": 0.9}],
     "clip_cov": [{"clip_eps_low": 0.1, "clip_eps_high": 0.4, "dual_clip": 1.2, "behavior_cap": 0.5}],
+    "kl_cov": [{"behavior_cap": 0.9, "cov_coef": 0.3}],
     "dppo_kl": [{"max_divergence": 0.01, "ratio_high": 1.5}],
     "vespo": [{"power_pos": 1.0, "decay_pos": 0.5, "power_neg": 1.5, "decay_neg": 1.0}],
     "gspo": [{"clip_eps_low": 0.3, "clip_eps_high": 0.2, "behavior_cap": math.inf}],
@@ -371,7 +378,7 @@ def test_the_gradient_does_not_depend_on_how_the_sequences_are_split_up(name, ag
     torch.testing.assert_close(tokens.logprobs.grad, whole, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("loss", [m2po, clip_cov])
+@pytest.mark.parametrize("loss", [m2po, clip_cov, kl_cov])
 def test_without_the_mask_of_the_mini_batch_it_is_refused(loss, random_tokens):
     with pytest.raises(ValueError, match="needs `kept`"):
         loss(dataclasses.replace(random_tokens(0), kept=None))
@@ -389,3 +396,6 @@ def test_clip_cov_leaves_out_that_share_of_those_between_its_bounds(random_token
     assert out.sum() == int(0.05 * mask.sum()) < between.sum()
     assert torch.equal(cov_mask(tokens, cov_low=0.5, cov_high=1.0, cov_share=1.0), mask & ~between)
     assert not torch.equal(cov_mask(tokens, cov_low=0.5, cov_high=1.0, cov_share=0.05), kept)
+    held = mask & ~top_cov_mask(tokens, cov_share=0.05)
+    assert held.sum() == int(0.05 * mask.sum())
+    assert cov[held].min() > cov[mask & ~held].max()

@@ -91,6 +91,7 @@ def tokens_of(w, advantages):
         EVERYTHING,
         SEQUENCE,
         torch.zeros_like(SEQUENCE),
+        kept=EVERYTHING,
     )
 
 
@@ -190,6 +191,9 @@ def test_on_policy_every_objective_is_unbiased(seed):
         "icepop",
         "gspo",
         "gmpo",
+        "clip_cov",
+        "kl_cov",
+        "m2po",
         "sapo",
         "dppo",
         "dppo_kl",
@@ -209,19 +213,21 @@ def test_a_mean_over_each_response_favours_short_ones(seed):
     assert cosine < 0.999
 
 
-def expected_over_groups(w, name, size=2):
+def scores(w):
+    """float64[responses, parameters]: of log pi."""
+    return gradients(w, "reinforce", torch.ones(len(FLAT), dtype=torch.float64))
+
+
+def expected_over_groups(w, name, size=2, **settings):
     """The mean gradient per response of all groups of `size`, drawn under pi."""
-    p, each = (
-        probabilities(w.pi.detach()),
-        gradients(w, "reinforce", torch.ones(len(FLAT), dtype=torch.float64)),
-    )
-    total = torch.zeros_like(each[0])
-    for group in itertools.product(range(len(RESPONSES)), repeat=size):
-        at = torch.tensor(group)
-        ids = torch.zeros(size, dtype=torch.int64)
-        advantages = make_advantage(name, {})(Outcomes(w.rewards[at], ids, LENGTHS[at]))
-        total += p[at].prod() * (advantages[:, None] * each[at]).mean(0)
-    return total
+    p = probabilities(w.pi.detach())
+    groups = torch.cartesian_prod(*[torch.arange(len(RESPONSES))] * size).view(-1, size)
+    at = groups.flatten()
+    ids = torch.arange(len(groups)).repeat_interleave(size)
+    fresh = torch.zeros(len(at), dtype=torch.float64)
+    advantages = make_advantage(name, settings)(Outcomes(w.rewards[at], ids, LENGTHS[at], fresh))
+    weights = p[groups].prod(1).repeat_interleave(size) * advantages / size
+    return torch.zeros_like(p).index_add(0, at, weights) @ scores(w)
 
 
 def test_leaving_one_out_is_unbiased_and_the_groups_own_mean_shortens_the_gradient_by_1_over_n():
@@ -235,6 +241,56 @@ def test_leaving_one_out_is_unbiased_and_the_groups_own_mean_shortens_the_gradie
     )  # dividing by the deviation changes the direction
 
 
+def right_or_wrong(seed):
+    """A world of rewards 0 and 1, its success rate, and the gradient of that."""
+    w = world(seed)
+    w.rewards = (w.rewards > 0.3).double()
+    rate = expected_return(w)
+    return w, rate.item(), gradient(w, rate).flatten()
+
+
+@pytest.mark.parametrize(("size", "orders"), [(2, 1), (3, 2)])
+def test_max_rl_is_the_gradient_of_the_log_of_the_success_rate_to_the_order_of_the_group(size, orders):
+    """log p = - sum over k of (1 - p)^k / k, and its gradient that of p times the sum of (1 - p)^(k - 1)."""
+    w, rate, exact = right_or_wrong(2)
+    expected = sum((1 - rate) ** k for k in range(orders)) * exact
+    torch.testing.assert_close(expected_over_groups(w, "max_rl", size), expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_successes_alone_and_failures_alone_have_the_gradient_of_the_success_rate(seed):
+    w, _, exact = right_or_wrong(seed)
+    for name, settings in (("psr", {}), ("nsr", {"positive_weight": 0.0})):
+        torch.testing.assert_close(expected_over_groups(w, name, 1, **settings), exact)
+
+
+def test_halves_and_predicted_labels_are_unbiased_up_to_a_factor_where_they_are_the_groups_mean():
+    w, _, exact = right_or_wrong(1)
+    torch.testing.assert_close(expected_over_groups(w, "canon", inter_share=0.5), exact / 2)
+    torch.testing.assert_close(expected_over_groups(w, "pacs", score_scale=0.5), exact / 2)
+
+
+def test_the_baselines_by_length_have_the_least_variance_where_gradients_grow_with_length():
+    """Under a uniform pi every token's score has the norm² 1 - 1/4. Responses come as often as mu gives them:
+    that of opo is pi itself, that of opob ends with probability 1/2."""
+    w = world(0)
+    norms = 0.75 * LENGTHS
+    ends = torch.tensor([r[-1] == END for r in RESPONSES])
+    for name, size, counts in (
+        ("opo", 64, 4 ** (3 - LENGTHS)),
+        ("opob", 216, torch.where(ends, 3, 1) * 6 ** (3 - LENGTHS)),
+    ):
+        assert counts.sum() == size
+        log_ratios = -LENGTHS * np.log(4.0) - (counts / size).log()
+        at = torch.arange(len(RESPONSES)).repeat_interleave(counts)
+        group = Outcomes(w.rewards[at], torch.zeros_like(at), LENGTHS[at], log_ratios[at])
+        best = w.rewards[at[0]] - make_advantage(name, {})(group)[0]
+
+        baselines = torch.stack([best, best - 1e-3, best + 1e-3, w.rewards[at].mean()])[:, None]
+        squares = (counts * (2 * log_ratios).exp() * norms * (w.rewards - baselines) ** 2).sum(1)
+        assert squares[0] < squares[1:3].min() < 0.999 * squares[3]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_critic_of_any_values_gives_an_unbiased_gradient_at_lam_1_and_the_exact_one_at_any_lam(seed):
     w = world(seed)
@@ -246,6 +302,24 @@ def test_a_critic_of_any_values_gives_an_unbiased_gradient_at_lam_1_and_the_exac
         steps = Steps(values[PREFIX], w.rewards, SEQUENCE, EVERYTHING)
         mean = p @ gradients(w, "reinforce", gae(steps, lam=lam)[0])
         assert ((mean - exact).norm() < 1e-12 * exact.norm()) == unbiased
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bootstrapping_from_right_values_learns_what_comes_after_the_cut(seed):
+    """Responses that go on beyond two tokens are cut there. With their V for a reward the gradient of the two
+    is that of the whole responses; with the cut for their end it is not, whatever the cut-off text earns."""
+    w = world(seed)
+    p = probabilities(w.pi.detach())
+    right = torch.stack([(p * w.rewards)[holds].sum() / p[holds].sum() for holds in starts_with()])
+    at_cut = torch.tensor([right[PREFIXES[r[:2]]] if len(r) > 2 else 0.0 for r in RESPONSES])
+    within = torch.tensor([len(prefix) < 2 for prefix in PREFIXES])
+    exact = gradient(w, expected_return(w))[within]
+    for earned, unbiased in ((at_cut, True), (0.0, False), (-1.0, False)):
+        rewards = torch.where(LENGTHS > 2, earned, w.rewards)
+        for lam in (1.0, 0.3):
+            advantages, _ = gae(Steps(right[PREFIX], rewards, SEQUENCE, within[PREFIX]), lam=lam)
+            mean = (p @ gradients(w, "reinforce", advantages)).view_as(w.theta)[within]
+            assert ((mean - exact).norm() < 1e-12 * exact.norm()) == unbiased
 
 
 def starts_with():

@@ -1,5 +1,6 @@
 import itertools
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.objective.value import NO_VALUES, ValueStats, value_loss, value_stats
+from asyncrl.objective.value import NO_VALUES, HlGauss, ValueStats, value_loss, value_stats
 
 
 def random_values(seed, n=80):
@@ -93,3 +94,42 @@ def test_explained_variance_at_its_ends():
     assert value_stats(torch.zeros(50), y, none, mask).explained_variance == pytest.approx(0)
     assert value_stats(y, torch.ones(50), none, mask).explained_variance == 0
     assert NO_VALUES.explained_variance == 0
+
+
+def test_hl_gauss_is_the_cross_entropy_to_a_normal_distribution_within_the_bins():
+    """By the standard library's normal distribution, bin by bin."""
+    rng = np.random.default_rng(0)
+    classes, logits = HlGauss(7, -1.0, 2.5), torch.from_numpy(rng.normal(size=(20, 7))).requires_grad_()
+    targets = torch.from_numpy(rng.normal(0.5, 1.5, 20))
+    width = 3.5 / 7
+    edges = [-1.0 + i * width for i in range(8)]
+    losses, values, gradients = [], [], []
+    for row, target in zip(logits.detach().tolist(), targets.tolist(), strict=True):
+        below = [NormalDist(min(max(target, -1.0), 2.5), 0.75 * width).cdf(edge) for edge in edges]
+        p = np.diff(below) / (below[-1] - below[0])
+        q = np.exp(row) / np.exp(row).sum()
+        losses.append(-(p * np.log(q)).sum())
+        values.append((q * (np.array(edges[1:]) + edges[:-1]) / 2).sum())
+        gradients.append(q - p)
+    loss = classes.loss(logits, targets)
+    loss.sum().backward()
+    np.testing.assert_allclose(loss.detach(), losses, rtol=1e-9)
+    np.testing.assert_allclose(classes.value(logits).detach(), values, rtol=1e-9)
+    np.testing.assert_allclose(logits.grad, gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_the_best_classifier_gives_the_target_back():
+    """But near the ends, where the normal distribution is cut."""
+    classes = HlGauss(51, 0.0, 1.0)
+    targets = torch.linspace(0.1, 0.9, 33, dtype=torch.float64)
+    logits = torch.zeros(33, 51, dtype=torch.float64, requires_grad=True)
+    best = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        best.zero_grad()
+        total = classes.loss(logits, targets).sum()
+        total.backward()
+        return total
+
+    best.step(loss)
+    torch.testing.assert_close(classes.value(logits).detach(), targets, atol=1e-3, rtol=0)

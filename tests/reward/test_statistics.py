@@ -80,6 +80,28 @@ def test_rewards_are_recomposed_by_the_statistics_so_far():
     assert rewards(second) == pytest.approx([(20.0 - seen.mean()) / (seen.std() + EPS)] * 2)
 
 
+def test_a_part_may_be_standardised_within_each_group_beside_a_running_one():
+    scaler = RewardScaler(
+        RewardConfig.model_validate(
+            {
+                "functions": [
+                    {"function": "a:rule", "standardise": "group", "weight": 3.0},
+                    {"function": "a:other", "standardise": True},
+                ]
+            }
+        )
+    )
+    first = batch(
+        [{"rule": 10.0, "other": 1.0}, {"rule": 14.0}, {"other": 5.0}],
+        [{"rule": 0.7, "other": 3.0}, {"rule": 0.7, "other": 3.0}],
+    )
+    assert set(scaler(first)) == {"reward/other/running_mean", "reward/other/running_std"}
+    other = (np.array([1.0, 5.0, 3.0, 3.0]) - 3.0) / np.sqrt(2)
+    expected = [-3.0 + other[0], 3.0, other[1], other[2], other[3]]
+    assert rewards(first) == pytest.approx(expected, abs=1e-5)
+    assert scaler.state().keys() == {"other"}
+
+
 def test_the_order_of_groups_changes_nothing():
     parts = [[{"judge": 0.1 * i + j} for j in range(3)] for i in range(4)]
     one, other = RewardScaler(config()), RewardScaler(config())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from batches import with_true_logprobs
 
+from asyncrl.core.records import FinishReason
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import make_step as step_of
@@ -26,7 +27,7 @@ def make_step(make_qwen3, make_config):
             trainer={"lr": 1e-3, "eps": 1e-4, "mini_batches": 2, "micro_batch_tokens": 64, **trainer},
         )
         policy = Policy(make_qwen3(), temperature=1.0, chunk_tokens=16)
-        value_model = Critic(make_qwen3(seed=1))
+        value_model = Critic(make_qwen3(seed=1), config.critic.bins or 1)
         torch.manual_seed(2)
         torch.nn.init.normal_(value_model.value_head.weight, std=head)
         policy.shares_prefixes = sharing
@@ -42,10 +43,10 @@ def weights(model):
 
 
 def own_values(critic, trajectory):
-    """V before each token, by one plain forward pass."""
+    """V before each token and after the last, by one plain forward pass."""
     hidden = critic.model(input_ids=torch.from_numpy(trajectory.token_ids).long()[None]).last_hidden_state
     values = critic.value_head(hidden)[0, :, 0].detach().double().numpy()
-    return np.concatenate([[0.0], values[:-1]])
+    return np.concatenate([[0.0], values])
 
 
 def reference_gae(values, at, reward, gamma, lam):
@@ -59,9 +60,14 @@ def reference_gae(values, at, reward, gamma, lam):
     return advantages, advantages + values[at]
 
 
-def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, random_batch):
+@pytest.mark.parametrize("options", [{}, {"sharing": False, "micro_batch_tokens": 1}])
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(
+    make_step, random_batch, bootstrap, options
+):
     batch = random_batch(0)
-    critic, step = make_step(objective={"gamma": 0.9, "lam": 0.8}, critic={"lr": 1e-9})
+    objective = {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": bootstrap}
+    critic, step = make_step(objective=objective, critic={"lr": 1e-9}, **options)
     seen = {}
     train = step.critic.train
 
@@ -75,7 +81,8 @@ def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(make_step, ra
     for group in sorted(batch.groups, key=lambda g: g.group_id):
         for t in group.trajectories:
             values, at = own_values(critic, t), np.flatnonzero(t.loss_mask)
-            _, targets = reference_gae(values, at, t.reward, 0.9, 0.8)
+            cut = bootstrap and t.finish_reason is FinishReason.LENGTH
+            _, targets = reference_gae(values, at, 0.9 * values[-1] if cut else t.reward, 0.9, 0.8)
             here = torch.from_numpy(offset + at)
             np.testing.assert_allclose(seen["values"][here].numpy(), values[at], atol=1e-5)
             np.testing.assert_allclose(seen["targets"][here].numpy(), targets, atol=1e-5)
@@ -127,13 +134,14 @@ def test_vtrace_on_policy_trains_as_gae_does(make_step, random_batch, make_qwen3
     torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
 
 
-def test_a_critic_learns_what_responses_are_worth(make_step, random_batch):
+@pytest.mark.parametrize("form", [{"value_clip": None}, {"bins": 21, "value_range": [-0.2, 1.2]}])
+def test_a_critic_learns_what_responses_are_worth(make_step, random_batch, form):
     """Rewards that the last prompt token tells: a critic must find them."""
     batch = random_batch(0, groups=8)
     for group in batch.groups:
         for t in group.trajectories:
             t.reward = float(group.group_id % 2)
-    _, step = make_step(critic={"lr": 3e-3, "value_clip": None, "updates_per_policy_step": 2})
+    _, step = make_step(critic={"lr": 3e-3, "updates_per_policy_step": 2, **form})
     history = [step(dataclasses.replace(batch, step=i))["critic/explained_variance"] for i in range(12)]
     assert history[-1] > 0.5 > history[0]
 
@@ -165,6 +173,13 @@ def test_a_gae_without_a_critic_and_a_critic_without_gae_are_refused(make_config
         make_config(objective={"advantage": "gae"})
     with pytest.raises(ValueError, match=r"critic: objective\.advantage=grpo uses no critic"):
         make_config(critic={})
+    with pytest.raises(ValueError, match=r"critic.value_range=\[1.0, 0.0\]: write the lower bound first"):
+        make_config(objective={"advantage": "gae"}, critic={"value_range": [1, 0]})
+    with pytest.raises(ValueError, match=r"bootstrap_truncated is for gae, vtrace, and .*grpo"):
+        make_config(objective={"bootstrap_truncated": True})
+    both = {"advantage": "gae", "bootstrap_truncated": True, "mask_truncated": True}
+    with pytest.raises(ValueError, match="either trained on or left out"):
+        make_config(objective=both, critic={})
 
 
 def test_the_head_computes_in_float32_whatever_the_models_dtype(make_qwen3):

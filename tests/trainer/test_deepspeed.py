@@ -43,7 +43,7 @@ VARIANTS = {
 }
 """`trainer` sections by name."""
 PPO = {
-    "objective": {"advantage": "vtrace", "whiten": True},
+    "objective": {"advantage": "vtrace", "whiten": True, "bootstrap_truncated": True},
     "critic": {"lr": 1e-3},
     "reference": {"where": "reward", "kl_coef": 0.01},
 }
@@ -185,7 +185,13 @@ def test_invariant_5_in_bfloat16_neither_ranks_nor_stages_round_a_gradient(make,
 
 OF_THE_WHOLE_BATCH = {
     "m2po": {"policy_loss": "m2po", "max_second_moment": 0.01, "reject": "mean_k2", "reject_above": 0.5},
-    "clip_cov": {"policy_loss": "clip_cov", "cov_low": 0.01, "cov_share": 0.2, "mask_truncated": True},
+    "clip_cov": {
+        "policy_loss": "clip_cov",
+        "cov_low": 0.01,
+        "cov_share": 0.2,
+        "mask_truncated": True,
+        "entropy_share": 0.6,
+    },
     "vcpo": {"step_size": "vcpo", "advantage": "opob", "policy_loss": "vespo", "log_ratio_coef": 0.3},
     "sequence": {"behavior_level": "sequence", "aggregation": "sequence_mean", "advantage": "lite_ppo"},
 }

@@ -116,6 +116,7 @@ def grlo_batch(responses=1024, seed=0):
         offsets=np.append(0, np.cumsum(prompts + answers)),
         group_ids=np.arange(responses),
         rewards=np.zeros(responses),
+        truncated=np.zeros(responses, bool),
         sampled_tokens=int(mask.sum()),
     )
 

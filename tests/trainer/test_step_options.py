@@ -218,6 +218,14 @@ def test_truncated_responses_are_not_trained_on_if_so_wished(make, batch):
     assert metrics["masked_tokens"] == sum(t.sampled_tokens for t in responses) - whole > 0
 
 
+def test_only_uncertain_tokens_have_an_advantage_whatever_the_packing(make, batch):
+    whole, _ = trained(make({"entropy_share": 0.3}, mini_batches=2), batch)
+    cut, _ = trained(make({"entropy_share": 0.3}, mini_batches=2, micro_batch_tokens=1), batch)
+    everything, _ = trained(make(mini_batches=2), batch)
+    assert (whole - cut).norm() < 1e-5 * whole.norm()
+    assert (whole - everything).norm() > 1e-4 * whole.norm()
+
+
 def test_m2po_leaves_extreme_tokens_out_whatever_the_packing(make, batch):
     whole, metrics = trained(make({"policy_loss": "m2po"}), batch)
     assert 0 < metrics["clip_frac"] < 0.5

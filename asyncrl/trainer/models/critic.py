@@ -13,30 +13,31 @@ from asyncrl.trainer.packing.pack import MicroBatch
 
 
 class ValueHead(nn.Linear):
-    """A scalar head that computes in float32 whatever its weights' dtype: bfloat16 has no number between 16
-    and 16.125, and an advantage is a difference of values."""
+    """A head that computes in float32 whatever its weights' dtype: bfloat16 has no number between 16 and
+    16.125, and an advantage is a difference of values."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """float32[..., 1] from hidden states [..., H]."""
+        """float32[..., outputs] from hidden states [..., H]."""
         return linear(hidden.float(), self.weight.float(), self.bias.float())
 
 
 class Critic(PackedModel):
-    """V(s): the expected return after the tokens before a sampled one.
+    """V(s): the expected return after the tokens before a sampled one; with several `outputs`, what
+    `objective.value.HlGauss` makes it of.
 
     The head starts at zero, so that the first values are all equal and the first advantages are no noise of
     an untrained head.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, outputs: int = 1) -> None:
         super().__init__(backbone(model))
         hidden_size = model.config.get_text_config().hidden_size
-        self.value_head = ValueHead(hidden_size, 1, device=model.device, dtype=model.dtype)
+        self.value_head = ValueHead(hidden_size, outputs, device=model.device, dtype=model.dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, micro: MicroBatch) -> Tensor:
-        """float32[N]: V before each of the micro-batch's trained tokens."""
+        """float32[N] (of several outputs [N, outputs]): before each of the micro-batch's trained tokens."""
         return self.value_head(self.predicting_states(micro)).squeeze(-1)
 
 
@@ -49,6 +50,7 @@ def load_critic(config: Config) -> Critic:
 
 def make_critic(model: PreTrainedModel, config: Config) -> Critic:
     """Ready to be trained. Raises `ModelError`."""
-    critic = Critic(model)
+    assert config.critic is not None
+    critic = Critic(model, config.critic.bins or 1)
     critic.prepare(config)
     return critic

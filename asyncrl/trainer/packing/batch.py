@@ -47,6 +47,8 @@ class FlatBatch:
     """int64[S]."""
     rewards: NDArray[np.float64]
     """float64[S]."""
+    truncated: NDArray[np.bool_]
+    """bool[S]: cut off at `rollout.max_new_tokens`."""
     sampled_tokens: int
     """Tokens that a policy sampled; those not in `loss_mask` were too old, or of truncated responses."""
     kept: KeptSets | None = None
@@ -127,18 +129,34 @@ def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
     versions = np.concatenate([t.token_versions() for t in trajectories]).astype(np.int64)
     sampled = versions != NOT_SAMPLED
     lengths = [len(t.token_ids) for t in trajectories]
-    is_trained = [not (mask_truncated and t.finish_reason is FinishReason.LENGTH) for t in trajectories]
+    fresh = versions >= batch.oldest_version
+    truncated = np.array([t.finish_reason is FinishReason.LENGTH for t in trajectories])
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
-        loss_mask=sampled & (versions >= batch.oldest_version) & np.repeat(is_trained, lengths),
+        loss_mask=sampled & fresh & ~np.repeat(truncated & mask_truncated, lengths),
         behavior_logprobs=np.concatenate([t.behavior_logprobs for t in trajectories]).astype(np.float32),
         ages=np.where(sampled, batch.version - versions, 0),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         group_ids=np.array([group.group_id for group, _, _ in members], dtype=np.int64),
         rewards=np.array([t.reward for t in trajectories], dtype=np.float64),
+        truncated=truncated,
         sampled_tokens=int(sampled.sum()),
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
     )
+
+
+def cut_ends(flat: FlatBatch) -> FlatBatch:
+    """The sequences that were cut off, each with one more token, the only one of it in `loss_mask`: so what a
+    critic says of that is V at the cut-off. (Which token it is makes no difference: no pass reads it.)"""
+    at = np.flatnonzero(flat.truncated)
+    spans = [np.arange(flat.offsets[s], flat.offsets[s + 1]) for s in at]
+    tokens = np.concatenate([np.append(span, span[-1]) for span in spans])
+    offsets = np.cumsum([0, *(len(span) + 1 for span in spans)])
+    mask = np.zeros(len(tokens), dtype=np.bool_)
+    mask[offsets[1:] - 1] = True
+    of_tokens = {name: getattr(flat, name)[tokens] for name in ("token_ids", "behavior_logprobs", "ages")}
+    of_sequences = {name: getattr(flat, name)[at] for name in ("group_ids", "rewards", "truncated")}
+    return FlatBatch(**of_tokens, **of_sequences, loss_mask=mask, offsets=offsets, sampled_tokens=len(at))
 
 
 def check_staleness(flat: FlatBatch, max_staleness: int) -> None:

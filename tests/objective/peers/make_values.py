@@ -6,6 +6,7 @@ Not a test: it runs where the peers are installed, each in an environment of its
     pip install verl==0.9.1     &&  python make_values.py verl
     pip install trl==1.16.0     &&  python make_values.py trl
     pip install areal==1.0.4    &&  python make_values.py areal
+    python make_values.py authors    # in a folder with OWNER/NAME of `AUTHORS`, cloned from GitHub
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import inspect
 import json
+import math
 import sys
+import typing
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,6 +55,9 @@ def inputs() -> dict[str, Tensor]:
         "ages": rng.integers(0, 5, mu.shape),
         "rewards": rng.random(ROWS),
         "groups": np.repeat([5, 2, 9], [3, 4, 5]),
+        "success": (rng.random(ROWS) < 0.4).astype(np.float64),
+        "entropy": rng.exponential(1.0, mu.shape),
+        "parts": rng.integers(0, 65, (ROWS, 2)) / 64,
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -68,6 +77,20 @@ class Cases:
         value.backward()
         assert logprobs.grad is not None
         self.found[name] = {"value": value.item(), "gradient": logprobs.grad.tolist()}
+
+
+def installed(package: str) -> str:
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def only(text: str, scope: dict[str, Any], *names: str) -> Callable[..., Any]:
+    """The last of these functions of a module's text, without the rest of it and all that it imports."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    for name in names:
+        function = next(node for node in nodes if node.name == name)
+        function.decorator_list = []
+        exec(compile(ast.Module([function], []), name, "exec"), scope)
+    return scope[names[-1]]
 
 
 def of_verl() -> tuple[str, Cases]:
@@ -116,6 +139,8 @@ def of_verl() -> tuple[str, Cases]:
     loss(
         "clip_cov", "clip_cov", "prox", tokens, settings(clip_cov_ratio=1.0, clip_cov_lb=0.1, clip_cov_ub=5.0)
     )
+    held = settings(kl_cov_ratio=0.2, ppo_kl_coef=0.7)
+    loss("kl_cov", "kl_cov", "prox", tokens, held, weights("token", 2.0))
     loss("dro", "dro", "mu", tokens, settings(dro_beta=0.3))
     for name, peers_name in {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}.items():
         cases.add(f"kl/{name}", algos.kl_penalty_forward(t["logprobs"], t["ref"], peers_name))
@@ -141,6 +166,13 @@ def of_verl() -> tuple[str, Cases]:
     cases.add("reinforce_pp/penalties", whitened(with_penalties, mask, config=Settings(gamma=1.0))[0])
     centred = algos.compute_reinforce_plus_plus_baseline_outcome_advantage
     cases.add("reinforce_pp_baseline", centred(rewards.clone(), mask, index)[0])
+    exact = inspect.getsource(algos.compute_gdpo_outcome_advantage).replace("float32", "float64")
+    gdpo = only(exact, vars(algos), "compute_gdpo_outcome_advantage")
+    chosen = {"gdpo_reward_keys": ["a", "b"], "gdpo_reward_weights": [1.0, 0.25]}
+    parts = {name: t["parts"][:, i].numpy() for i, name in enumerate("ab")}
+    shapes = {"prompts": torch.zeros(ROWS, 0), "attention_mask": t["mask"].long()}
+    of_parts = gdpo(rewards, mask, index, 0.0, config=chosen, non_tensor_batch=parts, batch=shapes)
+    cases.add("gdpo", of_parts[0])
     for name, discounts in {"gae": (1.0, 1.0), "gae/discounted": (0.9, 0.8)}.items():
         gamma, lam = torch.tensor(discounts, dtype=torch.float64)
         advantages, returns = algos.compute_gae_advantage_return(
@@ -148,7 +180,7 @@ def of_verl() -> tuple[str, Cases]:
         )
         cases.add(name, advantages)
         cases.add(f"{name}/targets", returns)
-    return "verl", cases
+    return installed("verl"), cases
 
 
 def of_trl() -> tuple[str, Cases]:
@@ -160,38 +192,144 @@ def of_trl() -> tuple[str, Cases]:
     cases.add("vespo/phi", GRPOTrainer.get_gamma_weights(advantages, log_ratio, mask, None))
     kept = GRPOTrainer.get_off_policy_mask(advantages, t["logprobs"], t["mu"], mask, 0.05)
     cases.add("off_policy_mask", kept)
-    return "trl", cases
+    ranks = SimpleNamespace(gather=lambda x: x, pad_across_processes=lambda x, **_: x)
+    trainer = SimpleNamespace(accelerator=ranks)
+    cases.add("top_entropy", GRPOTrainer.get_high_entropy_mask(trainer, t["entropy"], t["mask"], 0.8))
+    return installed("trl"), cases
 
 
 def of_areal() -> tuple[str, Cases]:
-    """By the text of its function alone: its module imports all of AReaL."""
+    """By the text of its functions alone: their module imports all of AReaL."""
     t, cases = inputs(), Cases()
     found = importlib.util.find_spec("areal")
     assert found is not None
     assert found.origin is not None
     text = (Path(found.origin).parent / "trainer/ppo/actor.py").read_text()
-    function = next(
-        node
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef) and node.name == "compute_prox_logp_approximations"
-    )
     names = {name: name.lower() for name in ("LOGLINEAR", "LINEAR", "ROLLOUT")}
     scope = {"torch": torch, **{f"PROX_APPROX_METHOD_{key}": value for key, value in names.items()}}
-    exec(compile(ast.Module([function], []), "actor.py", "exec"), scope)
+    approximate = only(text, scope, "compute_prox_logp_approximations")
     trained = 9  # the version that the step makes; tokens of age d come from d + 1 before it
     versions = trained - 1 - t["ages"]
-    approximate = scope["compute_prox_logp_approximations"]
     cases.add("loglinear", approximate(t["mu"], t["logprobs"], versions, trained, "loglinear")["loglinear"])
-    return "areal", cases
+    mask_of = only(text, {"torch": torch}, "_get_m2po_loss_mask", "_apply_m2po_masking")
+    # AReaL masks by the size of log r alone. The authors look at what the update drives further away only.
+    driven = t["mask"] & ((t["logprobs"] - t["mu"]) * t["advantages"] > 0)
+    kept = t["mask"] & (~driven | mask_of(t["mu"], t["logprobs"], driven, 0.1))
+    of = t["advantages"] * kept / t["mask"].sum()
+    cases.loss("m2po", lambda x: -((x - t["mu"]).exp() * of).sum())
+    return installed("areal"), cases
 
 
-PEERS: dict[str, Callable[[], tuple[str, Cases]]] = {"verl": of_verl, "trl": of_trl, "areal": of_areal}
+AUTHORS = {
+    "nangongrui-ngr/NGRPO": ("e7a380415a64", "verl/trainer/ppo/core_algos.py"),
+    "TianHongZXY/RLVR-Decomposed": ("a5d4e7c1df60", "verl/trainer/ppo/core_algos.py"),
+    "RUCAIBox/Passk_Training": ("c3ba575ecb31", "code/passk_adv.py"),
+    "tajwarfahim/maxrl": ("c0698ebb439a", "verl/trainer/ppo/core_algos.py"),
+    "mit-han-lab/vcpo": ("c7f030f0b772", "recipe/fully_async_policy/staleness_utils.py"),
+    "ritzz-ai/PACS": ("bbe1dc6afd8e", "src/pacs/pacs_core_algos.py"),
+    "biuboomc/CANON": ("7d6f814fb71f", "verl/trainer/ppo/core_algos.py"),
+    "yaochaorui/Trinity-RFT": ("90d65caf6387", "trinity/algorithm/policy_loss_fn/topr_policy_loss.py"),
+}
+"""Repositories with the commit and the file. All are the papers' authors', but for topr's: the last is a
+copy of Trinity-RFT's."""
+
+
+def of_authors() -> tuple[str, Cases]:
+    torch.set_default_dtype(torch.float64)
+    t, cases = inputs(), Cases()
+    mask, index = t["mask"].double(), t["groups"].numpy()
+    last = COLUMNS - 1 - t["mask"].flip(1).long().argmax(1)
+
+    def function(repository: str, *names: str, **scope: Any) -> Callable[..., Any]:
+        # What they add to deviations and means, so as not to divide by 0, would be seen in the sixth digit.
+        text = (Path(repository) / AUTHORS[repository][1]).read_text().replace("1e-6", "1e-15")
+        return only(
+            text, {"torch": torch, "np": np, "defaultdict": defaultdict, **vars(typing), **scope}, *names
+        )
+
+    def of_responses(values: Tensor) -> Tensor:
+        rewards = torch.zeros_like(mask)
+        rewards[torch.arange(ROWS), last] = values
+        return rewards
+
+    rewards, success = of_responses(t["rewards"]), of_responses(t["success"])
+    ngrpo = function("nangongrui-ngr/NGRPO", "compute_ngrpo_outcome_advantage")
+    cases.add("ngrpo", ngrpo(rewards.clone(), mask, index, max_reward=1.25)[0])
+    max_rl = function("tajwarfahim/maxrl", "compute_maxrl_outcome_advantage")
+    cases.add("max_rl", max_rl(rewards.clone(), mask, index, epsilon=0.0)[0])
+    signed = function("TianHongZXY/RLVR-Decomposed", "compute_psr_nsr_outcome_advantage")
+    for name, kind in {"psr": "positive", "nsr": "negative", "nsr/weighted": "weighted"}.items():
+        column = t["success"][:, None]  # their masks have no holes
+        cases.add(name, signed(column, column, torch.ones(ROWS, 1), 1.0, kind, 0.1)[0] * mask)
+
+    def choose(n: int, k: int) -> int:
+        return math.comb(n, k) if n >= 0 else 0
+
+    pass_at_k = function("RUCAIBox/Passk_Training", "calc_adv", "compute_advantage", comb=choose)
+    cases.add("pass_at_k", pass_at_k(success.clone(), mask, index, 2)[0])
+
+    log_ratio = ((t["prox"] - t["mu"]) * mask).sum(1)
+    opob = function("mit-han-lab/vcpo", "get_weighted_mean", "compute_opob_baseline", TrajRecord=object)
+    records = [
+        SimpleNamespace(
+            group_uid=group,
+            reward_scalar=reward,
+            rollout_seq_is=math.exp(ratio),
+            grad_norm_unscaled=math.sqrt(length),  # by length, as here
+        )
+        for group, reward, ratio, length in zip(
+            index.tolist(), t["rewards"].tolist(), log_ratio.tolist(), mask.sum(1).tolist(), strict=True
+        )
+    ]
+    baselines = torch.tensor([float(opob(records, group, eps=0.0)) for group in index.tolist()])
+    cases.add("opob", (t["rewards"] - baselines)[:, None] * mask)
+
+    canon = function("biuboomc/CANON", "compute_dr_length_on_mean_group_outcome_advantage")
+    for share in (1.0, 0.3):
+        cases.add(f"canon/{share}", canon(rewards.clone(), mask, index, _lambda=share, max_length=1)[0])
+
+    names = ("compute_reward", "compute_rloo_outcome_advantage")
+    implicit, relative = (function("ritzz-ai/PACS", name) for name in names)
+    whole = log_ratio.clone().requires_grad_()
+    loss = torch.zeros(())
+    for group in t["groups"].unique():
+        at = t["groups"] == group
+        score = relative(
+            implicit(torch.zeros(int(at.sum()), 1), whole[at, None], None, beta=0.5), int(at.sum())
+        )
+        loss = loss + torch.nn.BCEWithLogitsLoss(reduction="sum")(score[:, 0], t["success"][at])
+    loss.backward()
+    cases.add("pacs", -whole.grad[:, None] * mask)  # by the log-probability of each response
+
+    topr = function(
+        "yaochaorui/Trinity-RFT",
+        "__call__",
+        masked_mean=lambda x, at: (x * at).sum() / at.sum(),
+        masked_loss=lambda x, at, loss_agg_mode: (x * at).sum() / at.sum(),
+    )
+    trainer = SimpleNamespace(advantage_threshold=0.0, loss_agg_mode="token-mean")
+
+    def of_whole(x: Tensor) -> Tensor:
+        """Each response as one token, as in the paper: the peer weighs by token."""
+        pi, mu = (((y * mask).sum(1, keepdim=True)) for y in (x, t["mu"]))
+        return topr(trainer, pi, mu, torch.ones_like(pi), t["advantages"][:, :1])[0]
+
+    cases.loss("topr", of_whole)
+    return ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items()), cases
+
+
+PEERS: dict[str, Callable[[], tuple[str, Cases]]] = {
+    "verl": of_verl,
+    "trl": of_trl,
+    "areal": of_areal,
+    "authors": of_authors,
+}
 
 
 def main() -> None:
     for peer in sys.argv[1:]:
-        package, cases = PEERS[peer]()
-        found = {"source": f"{package} {importlib.metadata.version(package)}", "cases": cases.found}
+        source, cases = PEERS[peer]()
+        found = {"source": source, "cases": cases.found}
         (HERE / f"values_{peer}.json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
         print(f"{found['source']}: {', '.join(cases.found)}")
 

@@ -138,7 +138,10 @@ class RankGroup:
             listed = 0 if kept is None else len(kept.ids)
             sizes = torch.tensor([len(batch.token_ids), batch.sequences, batch.sampled_tokens, listed])
         tokens, sequences, sampled_tokens, listed = self._broadcast(sizes).tolist()
-        lengths = {"offsets": sequences + 1, "group_ids": sequences, "rewards": sequences}
+        lengths = {
+            "offsets": sequences + 1,
+            **dict.fromkeys(("group_ids", "rewards", "truncated"), sequences),
+        }
         arrays = {}
         for name, dtype in _DTYPES.items():
             mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
@@ -161,6 +164,7 @@ _DTYPES: dict[str, type] = {
     "offsets": np.int64,
     "group_ids": np.int64,
     "rewards": np.float64,
+    "truncated": np.bool_,
 }
 """The arrays of a `FlatBatch`."""
 assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, "sampled_tokens", "kept"}
