@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "tiny-model",
         help="build the quickstart's model and its prompts, without any download",
         description="Build a tiny Qwen3 model with a byte-level tokenizer, warmed up on a small skill, and "
-        "the prompts that the quickstart trains it on. Takes less than a minute; a complete folder is left "
+        "the prompts that the quickstart trains it on. Takes about ten seconds; a complete folder is left "
         "alone.",
     )
     _add_path(tiny, "folder to build it in", "models/tiny")

@@ -32,7 +32,7 @@ def build(
     force: bool = False,
     tell: Callable[[float], None] = lambda share: None,
 ) -> Path:
-    """Build the model, its tokenizer and `prompts.jsonl` in the folder `path`; about a minute on one core.
+    """Build the model, its tokenizer and `prompts.jsonl` in the folder `path`; about ten seconds on one core.
 
     seed: for the initial weights, the demonstrations and the prompts.
     prompts: rows in the dataset.

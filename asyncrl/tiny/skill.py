@@ -50,16 +50,19 @@ def sample_problem(rng: random.Random) -> SortingProblem:
     return SortingProblem("".join(rng.sample(ALPHABET, rng.randint(MIN_LETTERS, MAX_LETTERS))))
 
 
-def demonstrate(problem: SortingProblem, rng: random.Random) -> str:
-    """The sloppy teacher's response: right, in descending order, with a letter left out, or with two
-    swapped."""
+def demonstrations(problem: SortingProblem, rng: random.Random) -> tuple[str, ...]:
+    """The sloppy teacher's responses, one of each kind, all as likely: right, in descending order, with a
+    letter left out, with two swapped."""
     answer = problem.answer
-    if rng.random() < TEACHER_IS_RIGHT:
-        return answer
-    i = rng.randrange(len(answer) - 1)
-    mistakes = (
+    i, j = (rng.randrange(len(answer) - 1) for _ in range(2))
+    return (
+        answer,
         answer[::-1],
         answer[:i] + answer[i + 1 :],
-        answer[:i] + answer[i + 1] + answer[i] + answer[i + 2 :],
+        answer[:j] + answer[j + 1] + answer[j] + answer[j + 2 :],
     )
-    return rng.choice(mistakes)
+
+
+def demonstrate(problem: SortingProblem, rng: random.Random) -> str:
+    """One response of the sloppy teacher's."""
+    return rng.choice(demonstrations(problem, rng))

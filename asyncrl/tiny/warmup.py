@@ -1,21 +1,25 @@
-"""Warms the tiny model up: supervised learning from the sloppy teacher, with a new batch every step."""
+"""Warms the tiny model up: supervised learning from the sloppy teacher, with new problems every step."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from asyncrl.tiny.skill import demonstrate, sample_problem
+from asyncrl.tiny.skill import demonstrations, sample_problem
 
-STEPS = 300
-BATCH = 64
-PEAK_LR = 4e-3
-WARMUP_STEPS = 30
+STEPS = 120
+PROBLEMS = 16
+"""In a step, each with one demonstration of every kind."""
+MATRIX_LR, OTHER_LR = 0.03, 0.01
+"""Peaks, of Muon and of AdamW."""
+RISING_STEPS = 10
 NOT_A_TARGET = -100
 
 
@@ -25,45 +29,77 @@ def warm_up(
     rng: random.Random,
     tell: Callable[[float], None],
 ) -> None:
-    """Train `model` in place on `STEPS` batches of demonstrations. `tell` gets the share that is done."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share)
+    """Train `model` in place on demonstrations. `tell` gets the share that is done."""
+    optimizers = _optimizers(model)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share) for optimizer in optimizers]
     model.train()
     for step in range(STEPS):
         tell(step / STEPS)
-        token_ids, targets = _batch(tokenizer, rng)
-        hidden = model.model(token_ids, use_cache=False).last_hidden_state
-        wanted = targets != NOT_A_TARGET
-        loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])
-        optimizer.zero_grad()
+        batch = _batch(tokenizer, rng)
+        hidden = model.model(
+            batch.token_ids, position_ids=batch.positions, attention_mask=batch.sees, use_cache=False
+        ).last_hidden_state
+        wanted = batch.targets != NOT_A_TARGET
+        loss = F.cross_entropy(model.lm_head(hidden[wanted]), batch.targets[wanted])
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for part in (*optimizers, *schedules):
+            part.step()
     model.eval()
 
 
+def _optimizers(model: Qwen3ForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon (Jordan et al. 2024) for the layers' matrices: with AdamW for them, too, it takes over 300 steps
+    to learn as much. AdamW for the embedding and the norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.ndim == 1)]
+    return (
+        torch.optim.Muon(matrices, lr=MATRIX_LR, momentum=0.9, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=OTHER_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    )
+
+
 def _lr_share(step: int) -> float:
-    """Rises linearly over `WARMUP_STEPS`, then falls linearly to 2%."""
-    return min((step + 1) / WARMUP_STEPS, max(0.02, 1 - step / STEPS))
+    """Rises linearly over `RISING_STEPS`, then falls linearly to 2%."""
+    return min((step + 1) / RISING_STEPS, max(0.02, 1 - step / STEPS))
 
 
-def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Token ids int64[BATCH, L], and targets int64[BATCH, L]: the next token if it belongs to the response,
-    else `NOT_A_TARGET`. Padding is on the right, where a causal model's other positions do not see it.
-    """
-    problems = [sample_problem(rng) for _ in range(BATCH)]
+class _Batch(NamedTuple):
+    """Rows of L tokens, padded on the right: a prompt, then its demonstrations one after the other. Each goes
+    on from the prompt and sees nothing of the others, so the prompt is computed once."""
+
+    token_ids: Tensor
+    """int64[PROBLEMS, L]"""
+    positions: Tensor
+    """int64[PROBLEMS, L]"""
+    sees: Tensor
+    """bool[PROBLEMS, 1, L, L]: which token attends to which."""
+    targets: Tensor
+    """int64[PROBLEMS, L]: the next token if it belongs to a demonstration, else `NOT_A_TARGET`."""
+
+
+def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> _Batch:
+    problems = [sample_problem(rng) for _ in range(PROBLEMS)]
     prompts = tokenizer.apply_chat_template(
         [problem.row["prompt"] for problem in problems], add_generation_prompt=True, return_dict=False
     )
-    responses = tokenizer([demonstrate(problem, rng) + tokenizer.eos_token for problem in problems])[
-        "input_ids"
-    ]
-    length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    token_ids = torch.full((BATCH, length), tokenizer.pad_token_id)
-    targets = torch.full((BATCH, length), NOT_A_TARGET)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, end = len(prompt), len(prompt) + len(response)
-        token_ids[row, :end] = torch.tensor(prompt + response)
-        targets[row, start - 1 : end - 1] = torch.tensor(response)
-    return token_ids, targets
+    rows = []
+    for problem, (*prompt, last) in zip(problems, prompts, strict=True):
+        # The prompt's last token, from which a demonstration's first one is predicted, is in every branch.
+        token_ids, positions, branches = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+        targets = [NOT_A_TARGET] * len(prompt)
+        texts = [text + tokenizer.eos_token for text in demonstrations(problem, rng)]
+        for branch, response in enumerate(tokenizer(texts)["input_ids"], start=1):
+            token_ids += [last, *response[:-1]]
+            positions += range(len(prompt), len(prompt) + len(response))
+            branches += [branch] * len(response)
+            targets += response
+        rows.append((token_ids, positions, branches, targets))
+    padding = (tokenizer.pad_token_id, 0, -1, NOT_A_TARGET)
+    token_ids, positions, branches, targets = (
+        pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=value)
+        for column, value in zip(zip(*rows, strict=True), padding, strict=True)
+    )
+    own, above = branches[:, None, :, None], branches[:, None, None, :]
+    return _Batch(token_ids, positions, ((own == above) | (above == 0)).tril(), targets)

@@ -39,8 +39,10 @@ def test_it_measures_every_method_of_the_embedded_engine(tmp_path):
             ("equal", "engine"),
             ("equal", "bare"),
             ("equal", "generate"),
+            ("equal", "continuous"),
             ("mixed", "engine"),
             ("mixed", "generate"),
+            ("mixed", "continuous"),
         ]
     ]
     assert "engine is" in printed
