@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -56,7 +57,9 @@ def fork(module: str, arguments: list[str], stdin: int, output: int) -> Forked:
 def _imported() -> ForkServer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        return ForkServer((*ROLES, "forked_command"))
+        patch.setenv("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for its device when it is imported
+        ranks = ("asyncrl.trainer.backends.deepspeed.learner",) if find_spec("deepspeed") else ()
+        return ForkServer((*ROLES, *ranks, "forked_command"))
 
 
 class ForkedServer(ForkServer):
