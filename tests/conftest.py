@@ -1,4 +1,8 @@
-"""Small real models for the tests, made on the spot."""
+"""Small real models for the tests, made on the spot.
+
+Torch and transformers are imported where they are used: pytest-xdist's first process runs no test, and the
+others start after it has read this file.
+"""
 
 import fcntl
 import gc
@@ -6,15 +10,13 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
-from asyncrl.tiny import build
-from asyncrl.tiny.model import random_model
-from asyncrl.tiny.tokenizer import byte_tokenizer
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 pytest_plugins = ["run_fixtures", "schedule"]
 
@@ -55,10 +57,13 @@ def tiny_qwen3(
     hidden: int = 64,
     layers: int = 2,
     tie: bool = True,
-    dtype=torch.float32,
-) -> PreTrainedModel:
+    dtype=None,
+) -> "PreTrainedModel":
     """A random Qwen3 whose next-token distributions are far from uniform (so that tests can tell versions
-    apart)."""
+    apart), in float32 unless a dtype is given."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -75,12 +80,15 @@ def tiny_qwen3(
         pad_token_id=0,
         initializer_range=0.2,
     )
-    return Qwen3ForCausalLM(config).to(dtype).eval()
+    return Qwen3ForCausalLM(config).to(dtype or torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """An untrained model: made in a second, good enough wherever nothing has to be learnt well."""
+    from asyncrl.tiny.model import random_model
+    from asyncrl.tiny.tokenizer import byte_tokenizer
+
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = byte_tokenizer(512)
     random_model(tokenizer, seed=0).save_pretrained(folder)
@@ -95,6 +103,8 @@ def tiny_folder(tmp_path_factory) -> Path:
 def warmed_up_model(tmp_path_factory) -> Path:
     """The quickstart's model, warmed up in full: all tests share it, since it takes a while, and so do all of
     pytest-xdist's workers, of which the first builds it."""
+    from asyncrl.tiny import build
+
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (folder / "tiny.lock").open("w") as lock:
@@ -104,6 +114,11 @@ def warmed_up_model(tmp_path_factory) -> Path:
 
 def save_reward_model(folder: Path, *, seed: int = 0, labels: int = 1, pad: bool = True) -> Path:
     """A random byte-level Qwen3 with a classification head, whose scores differ widely, and its tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    from asyncrl.tiny.tokenizer import byte_tokenizer
+
     tokenizer = byte_tokenizer(512)
     if not pad:
         tokenizer.pad_token = None

@@ -2,13 +2,12 @@
 
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from forked_server import start
 
 from asyncrl.config import dump
 from asyncrl.observe.metrics import read_metrics
@@ -26,9 +25,9 @@ def command(process):
 
 class Launched:
     """`asyncrl-launch` on a config, or on a run directory to go on with (under other settings where
-    `overrides` say so), in a process of its own."""
+    `overrides` say so), in a process of its own: a forked one, unless it is to be `typed`."""
 
-    def __init__(self, config, tmp_path, assert_nothing_left, resume=None, overrides=()):
+    def __init__(self, config, tmp_path, assert_nothing_left, resume=None, overrides=(), typed=False):
         self.assert_nothing_left = assert_nothing_left
         self.run_dir = Path(config.run.dir if resume is None else resume)
         arguments = ["--resume", str(resume), *overrides]
@@ -38,13 +37,7 @@ class Launched:
             arguments = ["--config", str(path)]
         self.output = tmp_path / "output.txt"
         with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "asyncrl.cli.launch", *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
+            self.process = start("asyncrl.cli.launch", *arguments, output=output, typed=typed)
 
     def roles(self, name):
         """The living processes of a role. What a role forks shows the role's command line at first."""

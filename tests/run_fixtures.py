@@ -1,20 +1,33 @@
 """Settings of whole runs on the untrained tiny model."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
+from forked_server import ForkedServer
 from launched import Launched
 
 from asyncrl import config as settings
+from asyncrl.cluster.hosts import fork_server
 from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import PREFIX
 from asyncrl.weights.shm.segment import segment_path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_servers():
+    """Runs that tests start in their own process do not import everything anew."""
+    if sys.platform != "linux":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fork_server, "ForkServer", ForkedServer)
+        yield
 
 
 @pytest.fixture
@@ -63,6 +76,8 @@ def assert_nothing_left(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def one_thread():
     """What is compared bit by bit is computed with one thread."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,10 +88,10 @@ def one_thread():
 def launch(make_config, assert_nothing_left, tmp_path):
     started = []
 
-    def launch(*overrides, config=None, resume=None):
+    def launch(*overrides, config=None, resume=None, typed=False):
         if config is None and resume is None:
             config = make_config(*overrides)
-        started.append(Launched(config, tmp_path, assert_nothing_left, resume, overrides))
+        started.append(Launched(config, tmp_path, assert_nothing_left, resume, overrides, typed))
         return started[-1]
 
     yield launch

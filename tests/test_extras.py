@@ -32,6 +32,7 @@ def extras():
     return needs, {name: closure(name) for name in needs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(GPUS))
 def test_the_extra_gpu_brings_what_a_preset_lacks_without_it(preset, monkeypatch):
     for package in OPTIONAL:

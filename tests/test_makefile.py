@@ -17,6 +17,7 @@ def make(*arguments, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(ON_GPU or sys.platform != "linux", reason="takes the default build of torch at once")
 def test_without_a_cpu_build_of_torch_it_goes_on_and_says_so(tmp_path):
     """A real pip, in a new environment, whose index has nothing at all."""

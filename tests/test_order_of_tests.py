@@ -45,6 +45,7 @@ def test_sharing(i, shared): ...
 ORDER = ("test_of_vllm", "test_long", "test_model", "test_short")
 
 
+@pytest.mark.slow
 def test_tests_of_vllm_share_a_worker_as_do_those_of_a_file_and_the_long_ones_come_first(tmp_path):
     for name in "abcd":
         (tmp_path / f"test_{name}.py").write_text(TESTS)

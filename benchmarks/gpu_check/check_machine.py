@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -27,6 +26,8 @@ ANSWER_S = 30.0
 
 def machine() -> dict[str, Any]:
     """GPUs and their links, driver, processor, memory, versions."""
+    from torch.version import cuda
+
     memory_gb = round(psutil.virtual_memory().total / 1e9)
     return {
         "gpus": _ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"),
@@ -36,7 +37,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": memory_gb,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "cuda": torch.version.cuda,
+        "cuda": cuda,
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "commit": "".join(_ask("git", "-C", str(ROOT), "rev-parse", "HEAD")),
     }

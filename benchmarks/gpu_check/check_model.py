@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl.config import Config, from_tree
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.tiny.tokenizer import byte_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,11 @@ def make_model(folder: Path, size: Size) -> Path:
     """A random model with a tokenizer, and prompts for it, in a folder that may hold it already."""
     if (folder / "prompts.jsonl").exists():
         return folder
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from asyncrl.tiny.tokenizer import byte_tokenizer
+
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=size.vocab_size,

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engine_startup.py"
 def test_it_measures_our_start_beside_vllms_own(tmp_path):
     out = tmp_path / "out.json"
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "--repeats", "1", "--out", str(out)],
+        [sys.executable, str(SCRIPT), "--repeats", "1", "--warm", "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=280,

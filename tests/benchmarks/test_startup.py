@@ -14,7 +14,10 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "startup.py"
 def test_it_measures_every_phase(tiny_folder, tmp_path):
     out = tmp_path / "out.json"
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "--model", str(tiny_folder), "--repeats", "1", "--out", str(out)],
+        [
+            *(sys.executable, str(SCRIPT), "--model", str(tiny_folder), "--repeats", "1"),
+            *("--kill", "coordinator", "--out", str(out)),
+        ],
         capture_output=True,
         text=True,
         timeout=280,

@@ -105,15 +105,15 @@ def test_responses_that_cannot_be_written_are_refused_before_any_is_sampled(tiny
     assert f"--responses {tiny_folder}: cannot be written (Is a directory)" in capsys.readouterr().err
 
 
-def test_held_out_rows_are_the_last_ones(warmed_up_model):
-    config = load(CONFIG, settings(warmed_up_model))
-    everything = load(CONFIG, [*settings(warmed_up_model), "data.held_out_rows=0"])
+def test_held_out_rows_are_the_last_ones(tiny_folder):
+    config = load(CONFIG, settings(tiny_folder))
+    everything = load(CONFIG, [*settings(tiny_folder), "data.held_out_rows=0"])
     assert [p.prompt for p in held_out(config)] == [p.prompt for p in held_out(everything)[-40:]]
 
 
-def test_holding_out_everything_is_refused(warmed_up_model, tmp_path, capsys):
+def test_holding_out_everything_is_refused(tiny_folder, tmp_path, capsys):
     from asyncrl.cli.launch import main as launch
 
-    overrides = [*settings(warmed_up_model), "data.held_out_rows=5000", f"run.dir={tmp_path / 'run'}"]
+    overrides = [*settings(tiny_folder), "data.held_out_rows=5000", f"run.dir={tmp_path / 'run'}"]
     assert launch(["--config", str(CONFIG), *overrides]) == 2
-    assert "data.held_out_rows=5000: the dataset has 4096 usable rows" in capsys.readouterr().err
+    assert "data.held_out_rows=5000: the dataset has 64 usable rows" in capsys.readouterr().err

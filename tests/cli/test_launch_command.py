@@ -17,6 +17,7 @@ def asyncrl_launch(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_exits_with_status_2_and_no_traceback(run_files):
     result = asyncrl_launch("--config", "run.yaml", "staleness.max_stalness=2")
     assert result.returncode == 2

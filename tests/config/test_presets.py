@@ -50,6 +50,7 @@ def planned(tmp_path, monkeypatch):
 OFFLOAD = ("trainer.backend=deepspeed", "trainer.deepspeed.offload_optimizer=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "gpus", "size", "overrides", "ranks"),
     [

@@ -291,9 +291,9 @@ class OwnHarness(TorchHarness):
 
 HARNESSES = [
     "torch",
-    "torch-hybrid",
-    "torch-thread",
-    "own",
+    pytest.param("torch-hybrid", marks=pytest.mark.slow),
+    pytest.param("torch-thread", marks=pytest.mark.slow),
+    pytest.param("own", marks=pytest.mark.slow),
     pytest.param("vllm", marks=pytest.mark.vllm),
     pytest.param("http", marks=pytest.mark.vllm),
 ]

@@ -195,6 +195,7 @@ def shows(role):
     return process.ppid(), process.cmdline()[1:4], os.getsid(process.pid), process.environ()[ROLE_TAG]
 
 
+@pytest.mark.slow
 def test_a_forked_role_looks_like_one_that_was_started(run_dir, fork_server):
     async def body():
         shown = []
@@ -212,6 +213,7 @@ def test_a_forked_role_looks_like_one_that_was_started(run_dir, fork_server):
     asyncio.run(asyncio.wait_for(body(), LONG_S))
 
 
+@pytest.mark.slow
 def test_without_its_fork_server_a_host_goes_on(run_dir, caplog):
     """Roles live on, and others are started in a Python of their own."""
 

@@ -67,6 +67,7 @@ def said(process):
     return output.splitlines(), errors
 
 
+@pytest.mark.slow
 def test_several_processes_fetch_what_is_needed_once_and_then_ask_nobody(model, start):
     served = Hub({NAME: model})
     with served.serving() as url:

@@ -20,6 +20,7 @@ CONFIGS = {"maths": "problems.jsonl", "judge": "questions.jsonl"}
 """The prompts of each config."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", CONFIGS)
 def test_a_config_is_planned_and_lacks_no_more_than_its_gpu_brings(example, monkeypatch, capsys):
     monkeypatch.chdir(EXAMPLES / example)
@@ -52,6 +53,7 @@ def rows(example):
     return [json.loads(line) for line in (EXAMPLES / example / CONFIGS[example]).read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", rows("maths")[3:7], ids=lambda row: str(row["ground_truth"]))
 def test_the_right_answer_to_a_problem_earns_one(row, monkeypatch):
     monkeypatch.chdir(EXAMPLES / "maths")

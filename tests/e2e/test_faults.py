@@ -27,7 +27,7 @@ def test_a_role_that_may_not_be_restarted_ends_the_run_clearly_within_ten_second
 
 def test_a_termination_ends_everything_within_ten_seconds(launch):
     """As a cluster asks for it. (What Ctrl-C does: the last lines of the test below.)"""
-    run = launch("run.steps=100000", "rollout.workers=2", "rollout.slots=8")
+    run = launch("run.steps=100000", "rollout.workers=2", "rollout.slots=8", typed=True)
     run.wait_for_steps(2)
     run.process.send_signal(signal.SIGTERM)
     assert run.end(10.0) == 130
@@ -35,7 +35,7 @@ def test_a_termination_ends_everything_within_ten_seconds(launch):
 
 
 def test_the_roles_end_when_the_launcher_itself_is_killed(launch, assert_nothing_left):
-    run = launch("run.steps=100000")
+    run = launch("run.steps=100000", typed=True)
     run.wait_for_steps(2)
     family = run.family()
     run.process.kill()
@@ -71,7 +71,7 @@ def test_what_a_reward_function_has_started_does_not_outlive_its_worker(launch, 
     def sleeping():
         return {p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == command}
 
-    run = launch(f"reward.functions.0.function={starter}:starter", "run.steps=100000")
+    run = launch(f"reward.functions.0.function={starter}:starter", "run.steps=100000", typed=True)
     run.wait_for_steps(1)
     first = sleeping()
     run.role("rollout-0").kill()

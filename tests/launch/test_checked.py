@@ -91,6 +91,7 @@ print(f"{status} {heavy}")
 """
 
 
+@pytest.mark.slow
 def test_the_command_imports_neither_torch_nor_transformers(make_config, tmp_path):
     make_config()
     arguments = ["--config", str(tmp_path / "config.yaml"), "model.path=./none"]

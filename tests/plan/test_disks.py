@@ -34,6 +34,7 @@ def run_file(tiny_folder, tmp_path, monkeypatch):
 NOBODY = "~no-such-user/x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
@@ -110,11 +111,13 @@ def launch_with(run_file, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_disks_that_are_read_only(launch_with):
     message = launch_with("-o ro none /dev/shm", "-o ro none runs")
     assert "/dev/shm: the weights go from the trainer to the engines through files in it, and" in message
     assert "runs (its disk is read-only); choose another place" in message
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_run_directory(launch_with):
     assert "No space left on device; free some space" in launch_with("-o size=4k none runs")

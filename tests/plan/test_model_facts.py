@@ -13,6 +13,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.plan.facts.model import find_policy, model_facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_measured(family, tmp_path):
     """Windows, experts, states, sizes of each layer's own, no attention at all: parameters are exact."""

@@ -216,6 +216,7 @@ def test_reward_functions_that_cannot_be_imported(run):
     assert "reward function `no.such.module:f`" in refusal(run(reward={"functions": functions}))
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_an_objective_of_ones_own_is_found(run):
     source = "def loss(tokens, *, beta, gamma=1.0): ...\ndef advantage(outcomes, *, alpha=1.0): ..."
     (run.path / "own.py").write_text(source)

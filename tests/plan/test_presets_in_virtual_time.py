@@ -80,6 +80,7 @@ def finished(lengths, preset):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", GPUS)
 @pytest.mark.parametrize("lengths", [mixed, full])
 def test_nothing_is_declared_stalled_hung_or_late(preset, lengths):

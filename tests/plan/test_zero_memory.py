@@ -2,12 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 
 import pytest
 import zero_rank
+from forked import fork
 from zero_rank import LARGEST, PARAMETERS, RANKS
 
 from asyncrl.config import dump, from_tree
@@ -50,20 +49,17 @@ def counted(tmp_path_factory):
     for name, config in CONFIGS.items():
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(dump(config))
-    processes = []
+    logs = [folder / f"{rank}.log" for rank in range(RANKS)]
+    processes = [fork(zero_rank.main, rank, paths, log=log) for rank, log in enumerate(logs)]
     try:
-        for rank in range(RANKS):
-            command = [sys.executable, zero_rank.__file__, str(rank), *map(str, paths)]
-            with (folder / f"{rank}.log").open("w") as log:
-                processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         deadline = time.monotonic() + DEADLINE_S
-        for rank, process in enumerate(processes):
-            status = process.wait(max(1.0, deadline - time.monotonic()))
-            assert status == 0, (folder / f"{rank}.log").read_text()[-5000:]
+        for process, log in zip(processes, logs, strict=True):
+            process.join(max(1.0, deadline - time.monotonic()))
+            assert process.exitcode == 0, log.read_text()[-5000:]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
     return {
         path.stem: [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(RANKS)]
         for path in paths

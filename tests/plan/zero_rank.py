@@ -1,11 +1,7 @@
-"""One rank of DeepSpeed on gloo: `zero_rank.py RANK CONFIG.yaml...`.
-
-For each config it trains two updates of two micro-batches each of a model with one large parameter, and
-writes what lived meanwhile, in bytes, to `CONFIG.RANK.json`.
-"""
+"""One rank of DeepSpeed on gloo. For each config it trains two updates of two micro-batches each of a model
+with one large parameter, and writes what lived meanwhile, in bytes, to `CONFIG.RANK.json`."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -52,7 +48,3 @@ def main(rank: int, paths: list[Path]) -> None:
     for config, path in zip(configs, paths, strict=True):
         path.with_suffix(f".{rank}.json").write_text(json.dumps(count(config)))
     group.close()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])

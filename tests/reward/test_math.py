@@ -94,6 +94,7 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_its_siblings_keep_theirs():
     assert math_answer(responses, ground_truth=["8"] * 5) == [1.0, 0.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_many_answers_that_take_for_ever_leave_their_siblings_theirs_in_the_time_of_a_group():
     """Each of them alone may have a second: together more than there is."""

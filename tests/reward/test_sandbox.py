@@ -125,6 +125,7 @@ def test_a_program_without_end_is_ended(program, limits, how):
     assert len(outcome.stdout) <= limits.output_bytes
 
 
+@pytest.mark.slow
 def test_a_busy_machine_makes_no_answer_wrong():
     """A program that runs, or would if it were let, is not idle: not with one core in ten, nor with none."""
     spin = "import time\nwhile time.process_time() < 1: pass\nprint('done')"

@@ -306,6 +306,7 @@ def test_an_inline_run_does_not_wait_for_an_episode_for_ever(make_config, one_th
         asyncrl.run(config, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tmp_path):
     """Twice the same, to the last bit, on the schedule that depends on nothing but the seeds."""
     (tmp_path / "own.py").write_text(OWN)

@@ -162,6 +162,7 @@ def test_a_function_may_stand_in_a_config_wherever_its_name_may(make_config):
         from_tree(tree)
 
 
+@pytest.mark.slow
 def test_a_script_gives_its_own_function(make_config, write, tmp_path):
     tree = make_config("run.mode=inline", "run.steps=1").model_dump(mode="json")
     script = write(

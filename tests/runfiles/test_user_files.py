@@ -52,6 +52,7 @@ def test_changes_are_found_in_files_that_both_know():
     ]
 
 
+@pytest.mark.slow
 def test_a_changed_reward_is_refused_unless_accepted(make_config, tiny_folder, tmp_path, monkeypatch):
     rewards = tmp_path / "my_rewards.py"
     shutil.copy(tiny_folder / "rewards.py", rewards)

@@ -46,6 +46,7 @@ assert psutil.Process().num_threads() == 1
 """
 
 
+@pytest.mark.slow
 def test_what_a_lane_imports_can_be_forked():
     subprocess.run([sys.executable, "-c", FORKABLE], env={**os.environ, **ONE_THREAD}, timeout=60, check=True)
 

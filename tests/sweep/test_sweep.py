@@ -3,12 +3,12 @@
 import csv
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+from forked_server import start as start_command
 
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
@@ -25,17 +25,9 @@ class Started:
     def __init__(self, tmp_path, config, *arguments):
         self.out = tmp_path / "out"
         self.printed = tmp_path / "printed.txt"
+        arguments = ("sweep", "--config", str(config), "--out", str(self.out), *arguments)
         with self.printed.open("w") as output:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "asyncrl.cli.main", "sweep"),
-                    *("--config", str(config), "--out", str(self.out), *arguments),
-                ],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
+            self.process = start_command("asyncrl.cli.main", *arguments, output=output)
 
     def wait(self):
         return self.process.wait(LONG_S)

@@ -72,6 +72,7 @@ def test_a_paced_trainer_refuses_what_a_real_one_refuses(make_config, random_bat
         trainer.step(broken)
 
 
+@pytest.mark.slow
 def test_paced_ranks_take_their_steps_together(make_config, random_batch, tmp_path):
     config = make_config(
         rollout={"engine": "paced"}, trainer={"backend": "paced", "ranks": 3, "paced": {"step_s": 0.1}}
@@ -99,6 +100,7 @@ def test_paced_ranks_take_their_steps_together(make_config, random_batch, tmp_pa
             rank.kill()
 
 
+@pytest.mark.slow
 def test_imports_stay_light():
     code = (
         "import sys, asyncrl.trainer.backend; assert 'torch' not in sys.modules; "

@@ -61,6 +61,7 @@ def step(group, make_qwen3, make_config, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_sums_every_tensor_in_a_group_that_reaches_it(dtype, step, group, make_qwen3):
     batch = with_true_logprobs(make_batch(0, groups=6), make_qwen3())

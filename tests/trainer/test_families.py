@@ -78,6 +78,7 @@ def gradients(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
     [*((family, False) for family in FAMILIES), *((f, True) for f in ("opt", "qwen3", "llama4_text"))],

@@ -163,6 +163,7 @@ def useful(lengths, passes):
     return LAYERS * {"forward": forward, "train": forward + again + backward}[passes]
 
 
+@pytest.mark.slow
 def test_a_step_of_grlo_computes_within_5_percent_of_what_it_has_to(policy, critic):
     config = config_module.load(GRLO)
     flat = grlo_batch(config.trainer.batch_groups)
@@ -187,6 +188,7 @@ def test_a_step_of_grlo_computes_within_5_percent_of_what_it_has_to(policy, crit
     assert len(set(rounded)) <= 4
 
 
+@pytest.mark.slow
 def test_no_cost_grows_with_the_square_of_the_row(policy):
     flat = grlo_batch(64)
     everything = np.arange(flat.sequences)

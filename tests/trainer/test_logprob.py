@@ -205,6 +205,7 @@ def test_greedy_sampling_has_no_log_probabilities():
         token_logprobs(h, w, targets, temperature=0)
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_runs():
     script = Path(__file__).parents[2] / "benchmarks/logprob_memory.py"
     sizes = ["--tokens", "512", "--vocabulary", "4000", "--hidden", "32", "--chunk-tokens", "64"]

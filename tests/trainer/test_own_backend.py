@@ -171,6 +171,7 @@ def run_config(tiny_folder, tmp_path, monkeypatch):
     return lambda *overrides: load("config.yaml", overrides)
 
 
+@pytest.mark.slow
 def test_a_whole_run_by_a_backend_of_the_users_own(run_config, tmp_path, monkeypatch):
     run_dir = asyncrl.run(run_config(), progress=False).run_dir
     assert load(run_dir / "config.yaml").trainer.backend == f"{tmp_path / 'mine.py'}:SPEC"

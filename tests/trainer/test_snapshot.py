@@ -83,6 +83,7 @@ def written(trainer, folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_goes_on_bit_by_bit_and_more_than_once(name, make, steps, tmp_path):
     straight = make(**VARIANTS[name])

@@ -233,6 +233,7 @@ def test_m2po_leaves_extreme_tokens_out_whatever_the_packing(make, batch):
     assert (whole - cut).norm() < 1e-5 * whole.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(POLICY_LOSSES) - {"decoupled_ppo"}))
 def test_every_objective_trains_and_does_not_depend_on_the_packing(make, batch, name):
     whole, metrics = trained(make({"policy_loss": name}, mini_batches=2), batch)

@@ -154,6 +154,7 @@ def separate(model, flat):
     return out, [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_packed_what_each_sequence_gives_alone(family, checkpointing, random_batch):
@@ -184,6 +185,7 @@ def test_every_family_gives_packed_what_each_sequence_gives_alone(family, checkp
         assert (p.grad - gradient).norm() <= 2e-5 * gradient.norm()
 
 
+@pytest.mark.slow
 def test_training_with_critic_and_reference_does_not_depend_on_the_kernel(
     make_qwen3, save_model, make_config, random_batch
 ):

@@ -18,6 +18,8 @@ from asyncrl.weights.shm.segment import segment_path, sweep, sweep_abandoned
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
 
+pytestmark = pytest.mark.slow
+
 PUBLISHER = """
     import sys, msgspec, torch
     from asyncrl.weights.published import WholeWeights

@@ -110,28 +110,32 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "asyncrl.cluster.hosts.fork_server", " " * _NAME_ROOM],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # what it has to say it says by its last message
-                # Threads of numpy's or OpenMP's would not live through a fork; roles set their own numbers.
-                env={
-                    **os.environ,
-                    **OWN_PATH,
-                    "OMP_NUM_THREADS": "1",
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "MKL_NUM_THREADS": "1",
-                    "OMP_WAIT_POLICY": "passive",
-                    ROLE_TAG: " " * _TAG_ROOM,
-                },
-                start_new_session=True,  # Ctrl-C is not for it
-            )
+            self._process = self._started(theirs)
         self.can_check = modules is CHECKS
         self._is_closed = False
         self._imports = 0
         """Sets of modules that it is still importing."""
         self.load(modules)
+
+    def _started(self, channel: socket.socket) -> subprocess.Popen[bytes]:
+        """The process, whose end of the channel this is."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "asyncrl.cluster.hosts.fork_server", " " * _NAME_ROOM],
+            stdin=channel.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what it has to say it says by its last message
+            # Threads of numpy's or OpenMP's would not live through a fork; roles set their own numbers.
+            env={
+                **os.environ,
+                **OWN_PATH,
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "passive",
+                ROLE_TAG: " " * _TAG_ROOM,
+            },
+            start_new_session=True,  # Ctrl-C is not for it
+        )
 
     def load(self, modules: Sequence[str]) -> None:
         """Have it import these as well, for what is forked from now on. Does not wait."""
@@ -263,7 +267,8 @@ def main() -> None:
     # before the fork is kept out of its sight.
     gc.disable()
     loading = threading.Thread(target=_load_torch)
-    loading.start()
+    if "torch" not in sys.modules:
+        loading.start()
     while True:
         message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, 3)
         if not message:
@@ -290,7 +295,8 @@ def _import(request: Import, channel: socket.socket, loading: threading.Thread) 
     try:
         for module in request.modules:
             importlib.import_module(module)
-        loading.join()
+        if loading.is_alive():
+            loading.join()
     except Exception as error:
         channel.send(f"{type(error).__name__}: {error}".encode()[:_NAME_ROOM])
         raise
@@ -348,13 +354,14 @@ def _show(request: Fork) -> None:
     """Show the command line and a role's tag to `ps` and `kill_tagged`, which read the memory that the
     server was started with."""
     words = ["python", "-m", request.module, *request.arguments]
-    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    places = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end, environment = map(int, places[45:48])
     shown = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
-    tag = request.environment.get(ROLE_TAG.encode(), b"")
-    getenv = ctypes.CDLL(None).getenv
-    getenv.restype = ctypes.c_void_p
-    ctypes.memmove(getenv(ROLE_TAG.encode()), tag.ljust(_TAG_ROOM, b"\0"), _TAG_ROOM)
+    name = ROLE_TAG.encode()
+    before, _, _ = Path("/proc/self/environ").read_bytes().partition(name + b"=")
+    tag = request.environment.get(name, b"")
+    ctypes.memmove(environment + len(before) + len(name) + 1, tag.ljust(_TAG_ROOM, b"\0"), _TAG_ROOM)
 
 
 def _forget_the_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -163,11 +164,21 @@ def find_tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
         ) from None
 
 
+_measured: dict[tuple[str, ...], ModelFacts] = {}
+"""By all that they follow from. A run's models are often alike, and a large one's layers take seconds."""
+
+
 def model_facts(found: FoundModel, dtype: str) -> ModelFacts:
     """A decoder's sizes, from its structure alone. dtype: what it computes in. Raises `ConfigError` for a
     config.json of which no decoder can be made, or none whose layers are alike."""
     with measuring(found.source):
-        return _measured(found, dtype)
+        described = found.config.to_dict()
+        if not found.source.trust_remote_code:  # else the model's folder tells whose code it is
+            described.pop("_name_or_path", None)
+        key = type(found.config).__name__, json.dumps(described, default=str), dtype
+        if key not in _measured:
+            _measured[key] = _measure(found, dtype)
+        return _measured[key]
 
 
 @contextmanager
@@ -182,7 +193,7 @@ def measuring(source: ModelSource) -> Iterator[None]:
         ) from error
 
 
-def _measured(found: FoundModel, dtype: str) -> ModelFacts:
+def _measure(found: FoundModel, dtype: str) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -60,6 +60,7 @@ def forward_logprobs(model: PreTrainedModel, request: GenerationRequest, tokens:
     return logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_exactly(family):
     """In ragged rows with refills, under two versions: each token has the log-probability that a plain
@@ -107,6 +108,7 @@ def test_a_lack_of_memory_is_no_reason_to_decode_by_rows(monkeypatch):
         exact_decoder(tiny("qwen3"), 2, MAX_LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_known_without_weights_how_a_family_decodes(family):
     with torch.device("meta"):

@@ -98,6 +98,7 @@ def forward_logprobs(model, request: GenerationRequest, chunk) -> np.ndarray:
     return logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_decoder_runs_exactly(architecture):
     """Past every attention window, in ragged rows with refills: logprobs of a plain forward."""

@@ -43,6 +43,7 @@ def test_no_vllm_at_all_names_both_ways_to_get_it(monkeypatch):
         distribution.refuse_unsupported("cpu")
 
 
+@pytest.mark.slow
 def test_importing_asyncrl_imports_no_vllm():
     modules = [
         "asyncrl",
