@@ -32,9 +32,13 @@ class RolloutConfig(Section):
     """Longest sequence, the prompt and all turns included; by default the longest prompt of the data and
     `max_new_tokens`, which is room for one turn."""
     episode: str | None = None
-    """How a response comes about where that takes more than one request to the model (docs/episodes.md):
-    `package.module:function` or `path/file.py:function`, an `async def` of a task and a function that
-    samples. By default it is one request."""
+    """How a response comes about where that takes more than one request to the model (docs/tasks.md):
+    `package.module:name` or `path/file.py:name`, an `async def` of a task and a model. By default it is one
+    request."""
+    renderer: str = "auto"
+    """How an episode's conversations become tokens: a family of the package `renderers` (`qwen3`, `glm-5`,
+    ...), or the model's own chat template (`template`). `auto`: the family, where the package is installed
+    and knows the model by its hub name."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import RewardModel, Rewards
+from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import make_episode
 from asyncrl.rollout.group import GroupRollout
@@ -44,6 +45,7 @@ async def start_rollout(
             group_size=config.rollout.group_size,
             episode=make_episode(config.rollout.episode),
             context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
+            chat=None if config.rollout.episode is None else make_chat(config),
         )
         failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):

@@ -16,7 +16,7 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
-from asyncrl.rollout.episode import Transcript, make_episode
+from asyncrl.rollout.episode import make_episode
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
@@ -43,13 +43,9 @@ def letters(token_ids):
 PAGE = Path(__file__).parents[2] / "docs" / "episodes.md"
 
 
-async def two_turns(task, generate):
-    transcript = Transcript(task.prompt_ids)
-    transcript.sampled(await generate(transcript.token_ids))
-    transcript.shown(SHOWN)
-    last = await generate(transcript.token_ids, max_new_tokens=3)
-    transcript.sampled(last)
-    return transcript.trajectory(last.finish_reason)
+async def two_turns(task, model):
+    first = await model.generate(task.prompt_ids)
+    await model.generate([*task.prompt_ids, *first.token_ids, *SHOWN], max_new_tokens=3)
 
 
 @pytest.fixture
@@ -111,12 +107,10 @@ def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out
 def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
     door = asyncio.Event()
 
-    async def waits_between(task, generate):
-        transcript = Transcript(task.prompt_ids)
-        transcript.sampled(await generate(transcript.token_ids))
+    async def waits_between(task, model):
+        first = await model.generate(task.prompt_ids)
         await door.wait()
-        transcript.sampled(await generate(transcript.token_ids))
-        return transcript.trajectory(FinishReason.STOP)
+        await model.generate([*task.prompt_ids, *first.token_ids])
 
     async def watch(rollout):
         await asyncio.sleep(0)
@@ -132,26 +126,28 @@ def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
     assert all(len(t.versions) == 2 for t in group.trajectories)
 
 
-def test_requests_of_one_episode_may_run_side_by_side_and_differ(carry_out):
+def test_requests_of_one_episode_may_run_side_by_side_and_are_segments_of_one_member(carry_out):
     seen = []
 
-    async def best_of_two(task, generate):
-        found = await asyncio.gather(*(generate(task.prompt_ids) for _ in range(2)))
+    async def best_of_two(task, model):
+        found = await asyncio.gather(*(model.generate(task.prompt_ids) for _ in range(2)))
         seen.append([c.token_ids.tolist() for c in found])
-        transcript = Transcript(task.prompt_ids)
-        transcript.sampled(max(found, key=lambda c: len(c.token_ids)))
-        return transcript.trajectory(FinishReason.STOP)
+        return float(max(len(c.token_ids) for c in found))
 
-    carry_out(best_of_two)
+    group, _ = carry_out(best_of_two)
     assert all(a != b for a, b in seen), "each request has a seed of its own"
+    assert [t.segment for t in group.trajectories] == [0, 1] * GROUP
+    assert all(t.reward == t.reward_parts["episode"] == TURN for t in group.trajectories)
+    assert len(group.summary().rewards) == GROUP, "a member's reward counts once"
+    assert not any("split" in t.metadata for t in group.trajectories), "nothing was written anew"
 
 
 def test_a_full_context_ends_an_episode_and_no_engine(carry_out):
-    async def fills(task, generate):
-        transcript = Transcript(task.prompt_ids)
-        while len((last := await generate(transcript.token_ids)).token_ids):
-            transcript.sampled(last)
-        return transcript.trajectory(last.finish_reason)
+    async def fills(task, model):
+        ids = list(task.prompt_ids)
+        while len((last := await model.generate(ids)).token_ids):
+            ids += last.token_ids.tolist()
+        assert last.finish_reason is FinishReason.LENGTH
 
     group, _ = carry_out(fills)
     for t in group.trajectories:
@@ -159,25 +155,31 @@ def test_a_full_context_ends_an_episode_and_no_engine(carry_out):
         assert t.finish_reason is FinishReason.LENGTH
 
 
-async def fails_after_a_turn(task, generate):
-    await generate(task.prompt_ids)
+async def fails_after_a_turn(task, model):
+    await model.generate(task.prompt_ids)
     raise ConnectionError("the tool is away")
 
 
-async def returns_text(task, generate):
-    await generate(task.prompt_ids)
+async def returns_text(task, model):
+    await model.generate(task.prompt_ids)
     return "done"
 
 
-async def samples_nothing(task, generate):
-    return Transcript(task.prompt_ids).trajectory(FinishReason.STOP)
+async def returns_too_many(task, model):
+    await model.generate(task.prompt_ids)
+    return [0.0, 1.0]
+
+
+async def samples_nothing(task, model):
+    return 1.0
 
 
 @pytest.mark.parametrize(
     ("episode", "reason", "detail", "tokens"),
     [
         (fails_after_a_turn, "episode: ConnectionError", "the tool is away", GROUP),
-        (returns_text, "episode: TypeError", "it returned str; it should return a Trajectory", GROUP),
+        (returns_text, "episode: TypeError", "it returned 'done'; it should return a finite number", GROUP),
+        (returns_too_many, "episode: ValueError", "2 rewards for 1 requests", GROUP),
         (samples_nothing, "episode: ValueError", "the policy sampled nothing", 0),
     ],
 )
@@ -190,21 +192,12 @@ def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(
     assert caught.value.sampled_tokens >= tokens
 
 
-async def ends_by_itself(task, generate):
-    return Transcript(task.prompt_ids).trajectory(FinishReason.ERROR)
-
-
-def test_an_episode_says_that_it_failed_by_an_exception(carry_out):
-    with pytest.raises(AttemptFailed, match=r"its trajectory ended with `error`; raise an error instead"):
-        carry_out(ends_by_itself)
-
-
 def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_out):
     late = []
 
-    async def forgets(task, generate):
-        request = asyncio.ensure_future(generate(task.prompt_ids))
-        late.append((request, generate))
+    async def forgets(task, model):
+        request = asyncio.ensure_future(model.generate(task.prompt_ids))
+        late.append((request, model))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         raise ConnectionError("the tool is away")
@@ -219,22 +212,20 @@ def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_ou
     assert [request.result().finish_reason for request, _ in late] == [FinishReason.ABORT] * GROUP
 
     async def ask_again():
-        await late[0][1](TASK.prompt_ids)
+        await late[0][1].generate(TASK.prompt_ids)
 
-    with pytest.raises(RuntimeError, match="called after its episode had ended"):
+    with pytest.raises(RuntimeError, match="asked after its episode had ended"):
         asyncio.run(ask_again())
 
 
-async def aborted_prompt(task, generate):
-    await generate([])
+async def aborted_prompt(task, model):
+    await model.generate([])
 
 
-async def shrugs(task, generate):
+async def shrugs(task, model):
     with suppress(ValueError):
-        await generate([])
-    transcript = Transcript(task.prompt_ids)
-    transcript.sampled(await generate(transcript.token_ids))
-    return transcript.trajectory(FinishReason.STOP)
+        await model.generate([])
+    await model.generate(task.prompt_ids)
 
 
 @pytest.mark.parametrize("episode", [aborted_prompt, shrugs])
@@ -244,7 +235,7 @@ def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out, episod
     assert caught.group_contains(ValueError)
 
 
-NOT_ASYNC = "def episode(task, generate):\n    pass\n"
+NOT_ASYNC = "def episode(task, model):\n    pass\n"
 TAKES_ONE = "async def episode(task):\n    pass\n"
 
 
@@ -252,7 +243,7 @@ TAKES_ONE = "async def episode(task):\n    pass\n"
     ("text", "message"),
     [
         (NOT_ASYNC, r"must be `async def`"),
-        (TAKES_ONE, r"called with \(task, generate\)"),
+        (TAKES_ONE, r"called with \(task, model\)"),
         ("", "it defines no function"),
     ],
 )
@@ -274,26 +265,19 @@ def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
 
 
 OWN = """
-import numpy as np
-from asyncrl.rollout.episode import Transcript
-
-async def echo(task, generate):
+async def echo(task, model):
     '''The model writes, is shown its own first token thrice, and writes again.'''
-    transcript = Transcript(task.prompt_ids)
-    first = await generate(transcript.token_ids, max_new_tokens=4)
-    transcript.sampled(first)
-    transcript.shown(np.repeat(first.token_ids[:1], 3))
-    last = await generate(transcript.token_ids, max_new_tokens=4)
-    transcript.sampled(last)
-    return transcript.trajectory(last.finish_reason)
+    first = await model.generate(task.prompt_ids, max_new_tokens=4)
+    shown = [first.token_ids[0]] * 3
+    await model.generate([*task.prompt_ids, *first.token_ids, *shown], max_new_tokens=4)
 """
 
 
 HANGS = """
 import asyncio
 
-async def hangs(task, generate):
-    await generate(task.prompt_ids)
+async def hangs(task, model):
+    await model.generate(task.prompt_ids)
     await asyncio.sleep(3600)
 """
 
