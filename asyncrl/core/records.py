@@ -85,6 +85,8 @@ class Trajectory:
         not known.
     segment: number of the segment; above 0 it is of the same member as the trajectory before it, and has the
         same reward.
+    turn_rewards: where the reward was earned by turns: positions of sampled tokens, and the part of it that
+        is given there. Of a segment, what it earned from its first turn on.
     """
 
     token_ids: NDArray[np.int32]
@@ -97,6 +99,7 @@ class Trajectory:
     metadata: dict[str, Any] = field(default_factory=dict)
     kept: KeptSets | None = None
     segment: int = 0
+    turn_rewards: tuple[tuple[int, float], ...] = ()
 
     @property
     def sampled_tokens(self) -> int:

@@ -78,10 +78,11 @@ class RewardScaler:
         # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
         trajectories = [t for group in groups for t in group.trajectories]
-        self._update(trajectories)
+        self._update(t for t in trajectories if t.segment == 0)
         scales = {name: Scale(m.mean, m.std + EPS) for name, m in self._moments.items()}
         for trajectory in trajectories:
-            trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+            if scales.keys() & trajectory.reward_parts.keys():  # else it is the episode's own
+                trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
         return {
             f"reward/{name}/running_{what}": value
             for name, m in self._moments.items()

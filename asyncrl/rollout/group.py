@@ -152,7 +152,7 @@ class GroupRollout:
             earned = await self._run(task, session)
         except AttemptFailed as failure:
             return Response(session, failure=failure)
-        trajectories = session.trajectories()
+        trajectories = session.trajectories(earned or ())
         if session.broken is not None:
             return Response(session, trajectories)
         last = trajectories[-1]
@@ -208,6 +208,8 @@ class GroupRollout:
         for error in (response.failure for response in responses if response.failure is not None):
             raise error
         open_ones = [response for response in responses if response.earned is None]
+        if open_ones and not self.rewards.parts:
+            raise RewardError(EPISODE, "it returned no reward, and the run has nothing else that scores", 1)
         request = ScoreRequest(
             prompt=task.prompt,
             completions=[response.text for response in open_ones],

@@ -174,13 +174,19 @@ class Session:
         self._segments, self._turns = [], []
         self._give_up()
 
-    def trajectories(self) -> list[Trajectory]:
+    def trajectories(self, earned: Sequence[float] = ()) -> list[Trajectory]:
         """What was sampled, as segments, in the order in which they began; all share the member's reward.
-        None where nothing was."""
+        None where nothing was. earned: by each request, where rewards came by turns."""
         trajectories = []
         for number, segment in enumerate(self._segments):
             trajectory = segment.transcript.trajectory(segment.finish_reason)
             trajectory.segment = number
+            if len(earned) > 1:
+                firsts = [turn for turn, _ in segment.turns] + [len(earned)]
+                trajectory.turn_rewards = tuple(
+                    (at, float(sum(earned[turn:end])))
+                    for (turn, at), end in zip(segment.turns, firsts[1:], strict=True)
+                )
             if segment.split is not None:
                 trajectory.metadata["split"] = segment.split
             trajectories.append(trajectory)

@@ -34,6 +34,7 @@ class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     n_kept: Count = 0
     """Ids of its kept sets; 0 where it has none."""
     segment: Count = 0
+    turn_rewards: list[tuple[Count, float]] = []
 
 
 class GroupHeader(msgspec.Struct, frozen=True):
@@ -89,7 +90,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
     versioned = np.zeros(len(mask), np.bool_)
     start = 0
     for i, t in enumerate(ts):
-        if not math.isfinite(t.reward) or not all(map(math.isfinite, t.reward_parts.values())):
+        of_turns = dict(t.turn_rewards)
+        if not all(map(math.isfinite, (t.reward, *t.reward_parts.values(), *of_turns.values()))):
             raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
         end = 0
         for span in t.versions:
@@ -97,6 +99,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
                 raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
             end = span.start + span.length
             versioned[start + span.start : start + end] = True
+        if any(at >= t.n_tokens or not mask[start + at] for at in of_turns):
+            raise Malformed(f"{where}: trajectory {i} has rewards at tokens that were not sampled")
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
         if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
@@ -121,6 +125,7 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
                 *(len(t.token_ids), list(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata),
                 n_kept=0 if t.kept is None else len(t.kept.ids),
                 segment=t.segment,
+                turn_rewards=list(t.turn_rewards),
             )
             for t in ts
         ],
@@ -151,6 +156,7 @@ def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
                 metadata=t.metadata,
                 kept=sets,
                 segment=t.segment,
+                turn_rewards=tuple(t.turn_rewards),
             )
         )
     return Group(decoded.group_id, decoded.row, trajectories)
