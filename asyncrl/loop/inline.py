@@ -58,6 +58,9 @@ class InlineLink:
         """Leases of groups that are being sampled."""
         self._finished: list[tuple[RolloutTask, Group | AttemptFailed]] = []
         self._drops = Drops()
+        self._at_door: dict[tuple[int, int, int], asyncio.Future[None]] = {}
+        """Requests that will enter the engine together, in their order and not in that of their arrival."""
+        rollout.enter = self._wait_at_door
 
     # ---- the worker's --------------------------------------------------------------------------------------
 
@@ -162,9 +165,12 @@ class InlineLink:
         while True:
             progress = [self._rollout.progress(lease_id) for lease_id in self._leased]
             stats = self._engine.stats()
-            sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
+            in_engine = stats.running + stats.waiting
+            sampled = sum(p.generating for p in progress) == in_engine + len(self._at_door)
             if sampled and all(p.generating and not p.elsewhere for p in progress):
-                return time.monotonic() - began_s
+                if not self._at_door:
+                    return time.monotonic() - began_s
+                self._open_door()
             waited_s, limit_s = time.monotonic() - began_s, self._config.run.longest_step_s
             if any(p.elsewhere for p in progress) and waited_s > limit_s:
                 raise RunFailed(
@@ -173,6 +179,19 @@ class InlineLink:
                 )
             # Scores come from other processes: no need to turn in circles while nothing but them is missing.
             await self._turn(SCORING_POLL_S if sampled else 0)
+
+    async def _wait_at_door(self, key: tuple[int, int, int]) -> None:
+        door = self._at_door[key] = asyncio.get_running_loop().create_future()
+        try:
+            await door
+        finally:
+            self._at_door.pop(key, None)
+
+    def _open_door(self) -> None:
+        for _, door in sorted(self._at_door.items()):
+            if not door.done():
+                door.set_result(None)
+        self._at_door.clear()
 
     async def _turn(self, seconds: float = 0) -> None:
         """The worker's. Raises what has ended it."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import numbers
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from asyncrl.core.records import Group, Trajectory
@@ -14,7 +13,8 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import Engine
-from asyncrl.rollout.episode import Earned, Episode, single_turn
+from asyncrl.rollout.episode import Episode, single_turn
+from asyncrl.rollout.episodes.program import Earned, checked_earned
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
@@ -68,7 +68,7 @@ class GroupRollout:
     by the reward models as soon as it ends, then all together by the reward functions.
 
     text_of: what rewards read of a response's token ids. group_size: of the groups that `room` counts.
-    context_tokens, max_turns, chat: as of `Session`.
+    context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class GroupRollout:
         context_tokens: int | None = None,
         max_turns: int | None = None,
         chat: ChatFormat | None = None,
+        end_episodes: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.engine = engine
         self.rewards = rewards
@@ -93,6 +94,9 @@ class GroupRollout:
         self._context_tokens = context_tokens
         self._max_turns = max_turns
         self._chat = chat
+        self._end_episodes = end_episodes
+        self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
+        """As of `Session`."""
         self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""
         self._freed = asyncio.Event()
@@ -110,11 +114,12 @@ class GroupRollout:
         return [response.result() for response in sampling]
 
     async def aclose(self) -> None:
-        """Close the rewards and the engine."""
-        try:
-            await self.rewards.close()
-        finally:
-            await self.engine.close()
+        """Close the episodes, the rewards and the engine."""
+        async with AsyncExitStack() as ending:
+            ending.push_async_callback(self.engine.close)
+            ending.push_async_callback(self.rewards.close)
+            if self._end_episodes is not None:
+                await self._end_episodes()
 
     @property
     def room(self) -> int:
@@ -144,6 +149,7 @@ class GroupRollout:
             context_tokens=self._context_tokens,
             max_turns=self._max_turns,
             chat=self._chat,
+            enter=self.enter,
             changed=self._freed.set,
         )
 
@@ -180,7 +186,8 @@ class GroupRollout:
         if session.engine_failure is not None:  # also where the episode has made light of it
             raise session.engine_failure
         if failure is not None:
-            raise AttemptFailed(f"episode: {type(failure).__name__}", _story(failure), 0) from failure
+            kind = getattr(failure, "kind", type(failure).__name__)
+            raise AttemptFailed(f"episode: {kind}", _story(failure), 0) from failure
         return earned
 
     async def score(self, task: RolloutTask, responses: Sequence[Response]) -> Group:
@@ -234,17 +241,10 @@ def _checked(earned: Earned, session: Session) -> list[float] | None:
         return None
     if not session.trajectories():
         raise ValueError("the policy sampled nothing in it that could be trained on")
-    if earned is None:
-        return None
-    values = list(earned) if isinstance(earned, list | tuple) else [earned]
-    if not all(isinstance(value, numbers.Real) and math.isfinite(value) for value in values):
-        raise TypeError(
-            f"it returned {earned!r:.80}; it should return a finite number, one for each request to the "
-            "model, or None"
-        )
-    if isinstance(earned, list | tuple) and len(values) != session.turns:
+    values = checked_earned(earned)
+    if values is not None and len(values) not in (1, session.turns):
         raise ValueError(f"it returned {len(values)} rewards for {session.turns} requests to the model")
-    return [float(value) for value in values]
+    return values
 
 
 def _story(error: Exception) -> str:

@@ -97,6 +97,8 @@ class Session:
         """Ids of the requests that are in the engine."""
         self._segments: list[_Segment] = []
         self._turns: list[Turn] = []
+        self.door: tuple[str, str] | None = None
+        """The URL and the key of the gateway, while it serves this session."""
 
     # ---- sampling ------------------------------------------------------------------------------------------
 

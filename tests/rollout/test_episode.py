@@ -16,7 +16,8 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
-from asyncrl.rollout.episode import make_episode
+from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.program import load_program
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
@@ -53,30 +54,40 @@ def carry_out(make_qwen3):
     """Runs one group of an episode; gives it, the rollout and the model."""
     model = make_qwen3(vocab_size=32)
 
-    def carry_out(episode, watch=None):
+    def carry_out(episode, watch=None, *, task=TASK, chat=None, rewards=None, capacity=GROUP, **settings):
+        """episode: of the worker's, or what `rollout.episode` may name. rewards: settings."""
+
         async def run():
-            engine = TorchEngine(model, capacity=GROUP, max_length=CONTEXT)
-            rewards = Rewards(
-                RewardConfig.model_validate({"models": [{"path": "judge"}]}),
-                {"judge": LengthModel()},
+            engine = TorchEngine(model, capacity=capacity, max_length=CONTEXT)
+            pool = None
+            if isinstance(episode, str):
+                limit_s = settings.pop("timeout_s", 60.0)
+                pool = EpisodePool(episode, letters, processes=1, timeout_s=limit_s)
+                await pool.start()
+            scoring = Rewards(
+                RewardConfig.model_validate({"models": [{"path": "judge"}]} if rewards is None else rewards),
+                {"judge": LengthModel()} if rewards is None else {},
                 max_steps=1,
                 max_tokens=TURN,
             )
             rollout = GroupRollout(
-                *(engine, rewards, letters),
+                *(engine, scoring, letters),
                 seed=3,
                 group_size=GROUP,
-                episode=episode,
+                episode=pool or episode,
                 context_tokens=CONTEXT,
+                chat=chat,
+                end_episodes=pool and pool.close,
+                **settings,
             )
             driving = asyncio.create_task(engine.run())
             watching = asyncio.create_task(watch(rollout)) if watch else None
             try:
-                return await rollout.score(TASK, await rollout.generate(TASK))
+                return await rollout.score(task, await rollout.generate(task))
             finally:
                 if watching:
                     await watching
-                await engine.close()
+                await rollout.aclose()
                 await asyncio.gather(driving, return_exceptions=True)
 
         return asyncio.run(run()), model
@@ -251,7 +262,7 @@ def test_an_episode_that_could_not_run_is_refused(tmp_path, text, message):
     file = tmp_path / "own.py"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        make_episode(f"{file}:episode")
+        load_program(f"{file}:episode")
 
 
 def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
@@ -259,7 +270,7 @@ def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
     shorter = text.replace("[271, 14209, 448]", str(SHOWN))
     assert shorter != text, "the model of this test has a smaller vocabulary"
     (tmp_path / "episode.py").write_text(shorter)
-    group, _ = carry_out(make_episode(f"{tmp_path / 'episode.py'}:twice"))
+    group, _ = carry_out(f"{tmp_path / 'episode.py'}:twice")
     for t in group.trajectories:
         assert t.loss_mask.sum() == len(t.token_ids) - len(TASK.prompt_ids) - len(SHOWN)
 
@@ -304,3 +315,142 @@ def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tm
     assert len(found[0]) == 3
     assert np.isfinite(found).all()
     assert found[0] == found[1]
+
+
+PROGRAMS = """
+import asyncio, os, signal, time
+from pathlib import Path
+
+FLAG = Path(__file__).with_name("flag")
+
+
+async def by_turns(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=2)
+    second = await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=2)
+    assert second.text == "".join(chr(ord("a") + i % 26) for i in second.token_ids)
+    return [1.0, task.member]
+
+
+async def best_of(task, model):
+    drafts = await asyncio.gather(*(model.generate(task.prompt_ids, train=False) for _ in range(3)))
+    await model.generate([*task.prompt_ids, *drafts[0].token_ids])
+    return 0.5
+
+
+async def raises(task, model):
+    await model.generate(task.prompt_ids)
+    raise ConnectionError("the tool is away")
+
+
+async def waits(task, model):
+    await model.generate(task.prompt_ids)
+    await asyncio.sleep(3600)
+
+
+async def killed(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+async def killed_once(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 1 and not FLAG.exists():
+        FLAG.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+async def blocks(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 0:
+        time.sleep(3600)
+    return 1.0
+
+
+async def asks_wrongly(task, model):
+    try:
+        await model.generate([])
+    except RuntimeError as error:
+        assert "empty prompt" in str(error)
+    await model.generate(task.prompt_ids)
+
+
+async def says_nothing(task, model):
+    await model.generate(task.prompt_ids)
+
+
+async def goes_on(task, model):
+    ids = list(task.prompt_ids)
+    while (more := await model.generate(ids, max_new_tokens=2)).token_ids:
+        ids += more.token_ids
+    assert more.finish_reason == "length"
+    return float(len(ids))
+"""
+
+
+REWARDLESS = "reward function `episode`: it returned no reward, and the run has nothing else that scores"
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / "programs.py").write_text(PROGRAMS)
+    return lambda name: f"{tmp_path / 'programs.py'}:{name}"
+
+
+def test_an_episode_in_its_process_earns_by_turns(carry_out, program):
+    group, _ = carry_out(program("by_turns"))
+    assert len(group.trajectories) == GROUP
+    for member, t in enumerate(group.trajectories):
+        assert t.reward == 1.0 + member
+        ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False)).tolist()
+        assert t.turn_rewards == ((ends[0], 1.0), (ends[1], float(member)))
+        assert len(t.token_ids) == len(TASK.prompt_ids) + 2 + 1 + 2
+
+
+def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
+    group, _ = carry_out(program("best_of"))
+    for t in group.trajectories:
+        assert t.segment == 0
+        assert t.loss_mask.sum() == TURN == t.sampled_tokens
+        assert len(t.token_ids) == len(TASK.prompt_ids) + 2 * TURN
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "detail", "settings"),
+    [
+        ("raises", "episode: ConnectionError", "the tool is away", {}),
+        ("waits", "episode: time-out", "longer than rollout.episode_timeout_s=0.3", {"timeout_s": 0.3}),
+        ("blocks", "episode: time-out", "longer than rollout.episode_timeout_s=2", {"timeout_s": 2.0}),
+        ("killed", "episode: process died", "killed by SIGKILL", {}),
+        ("says_nothing", REWARDLESS, "nothing else that scores", {"rewards": {}}),
+    ],
+)
+def test_an_episode_at_fault_costs_an_attempt_and_leaves_nothing(
+    carry_out, program, name, reason, detail, settings
+):
+    with pytest.raises(AttemptFailed, match=detail) as caught:
+        carry_out(program(name), **settings)
+    assert caught.value.reason == reason
+    assert caught.value.sampled_tokens >= GROUP * TURN, "what was sampled is counted"
+
+
+def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):
+    group, _ = carry_out(program("killed_once"))
+    assert [t.reward for t in group.trajectories] == [1.0] * GROUP
+    assert [t.segment for t in group.trajectories] == [0] * GROUP, "only the last run of each is trained on"
+
+
+def test_the_engines_refusal_is_told_to_the_episode_and_fails_the_group(carry_out, program):
+    with pytest.raises(ExceptionGroup) as caught:
+        carry_out(program("asks_wrongly"))
+    assert caught.group_contains(ValueError)
+
+
+def test_turns_beyond_the_limit_cut_a_response_off(carry_out, program):
+    group, _ = carry_out(program("goes_on"), max_turns=3)
+    for t in group.trajectories:
+        assert t.finish_reason is FinishReason.LENGTH
+        assert t.loss_mask.sum() == 6
+        assert t.reward == len(t.token_ids)
