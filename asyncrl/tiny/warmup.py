@@ -24,14 +24,17 @@ def warm_up(
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     tell: Callable[[float], None],
+    batch: Callable[[PreTrainedTokenizerBase, random.Random], tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """Train `model` in place on `STEPS` batches of demonstrations. `tell` gets the share that is done."""
+    """Train `model` in place on `STEPS` batches of demonstrations: those of the sloppy teacher, unless
+    `batch` gives others. `tell` gets the share that is done."""
+    make_batch = batch or _batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share)
     model.train()
     for step in range(STEPS):
         tell(step / STEPS)
-        token_ids, targets = _batch(tokenizer, rng)
+        token_ids, targets = make_batch(tokenizer, rng)
         hidden = model.model(token_ids, use_cache=False).last_hidden_state
         wanted = targets != NOT_A_TARGET
         loss = F.cross_entropy(model.lm_head(hidden[wanted]), targets[wanted])

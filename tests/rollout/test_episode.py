@@ -41,7 +41,7 @@ def letters(token_ids):
     return "".join(chr(ord("a") + i % 26) for i in token_ids)
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "episodes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
 async def two_turns(task, model):
