@@ -454,3 +454,15 @@ def test_turns_beyond_the_limit_cut_a_response_off(carry_out, program):
         assert t.finish_reason is FinishReason.LENGTH
         assert t.loss_mask.sum() == 6
         assert t.reward == len(t.token_ids)
+
+
+def test_the_bound_holds_for_the_oldest_token_of_the_oldest_turn(make_config, one_thread, tmp_path):
+    """With few slots, episodes go on while weights are swapped."""
+    (tmp_path / "own.py").write_text(OWN.replace("max_new_tokens=4", "max_new_tokens=10"))
+    config = make_config(
+        *("run.mode=inline", "run.steps=8", "rollout.slots=5", "staleness.max_staleness=1"),
+        *(f"rollout.episode={tmp_path / 'own.py'}:echo", "rollout.max_sequence_tokens=64"),
+    )
+    run_dir = asyncrl.run(config, progress=False).run_dir
+    assert max(line["staleness/max"] for line in read_metrics(run_dir / "metrics.jsonl")) == 1
+    assert any(first < last for first, last in (s.versions for s in asyncrl.read_samples(run_dir)))
