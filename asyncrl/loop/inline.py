@@ -10,6 +10,7 @@ anything is.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 WORKER = "inline"
 SCORING_POLL_S = 0.0005
+OWN_TURNS = 20
+"""What this process has to do itself is done after so many turns of the loop."""
 
 
 class InlineLink:
@@ -162,7 +165,7 @@ class InlineLink:
         """Until every group is finished or waits for the engine, and every response that waits is in the
         engine. Returns the seconds that this took."""
         began_s = time.monotonic()
-        while True:
+        for turn in itertools.count():
             progress = [self._rollout.progress(lease_id) for lease_id in self._leased]
             stats = self._engine.stats()
             in_engine = stats.running + stats.waiting
@@ -177,8 +180,10 @@ class InlineLink:
                     f"an episode has kept the run waiting for {waited_s:.0f} s, for something that is no "
                     "request to the model; give what it awaits a time limit"
                 )
-            # Scores come from other processes: no need to turn in circles while nothing but them is missing.
-            await self._turn(SCORING_POLL_S if sampled else 0)
+            # Scores and episodes come from other processes: no need to turn in circles while nothing but them
+            # is missing.
+            await self._turn(SCORING_POLL_S if sampled or turn > OWN_TURNS else 0)
+        raise AssertionError("endless")
 
     async def _wait_at_door(self, key: tuple[int, int, int]) -> None:
         door = self._at_door[key] = asyncio.get_running_loop().create_future()

@@ -85,20 +85,22 @@ class Model:
 
     async def chat(
         self,
-        messages: Sequence[Message],
+        messages: str | Sequence[Message],
         tools: Sequence[Callable[..., Any] | Mapping[str, Any]] = (),
         *,
         max_new_tokens: int | None = None,
         stop: Sequence[str | int] = (),
         train: bool = True,
     ) -> Reply:
-        """The answer to a conversation. tools: Python functions with type hints and a docstring that tells of
-        the arguments in Google's style, or JSON schemas. stop: texts and token ids that end the answer,
-        besides the model's own; the texts are no part of the message."""
+        """The answer to a conversation; a text is a user's message.
+
+        tools: Python functions with type hints and a docstring that tells of the arguments in Google's style,
+        or JSON schemas. stop: texts and token ids that end the answer, besides the model's own; the texts are
+        no part of the message."""
         answer = await self._ask(
             "chat",
             {
-                "messages": [dict(message) for message in messages],
+                "messages": [dict(message) for message in _messages(messages)],
                 "tools": [schema_of(tool) for tool in tools],
                 **_options(max_new_tokens, stop, train),
             },
@@ -124,7 +126,7 @@ class Model:
 
     async def use_tools(
         self,
-        messages: Sequence[Message],
+        messages: str | Sequence[Message],
         tools: Sequence[Callable[..., Any]],
         *,
         max_turns: int = 8,
@@ -132,7 +134,7 @@ class Model:
     ) -> list[Message]:
         """Ask, carry out what is called, and ask again, until nothing is called or `max_turns` answers were
         given. Returns the whole conversation."""
-        conversation = list(messages)
+        conversation = _messages(messages)
         for _ in range(max_turns):
             reply = await self.chat(conversation, tools, **options)
             conversation.append(reply.message)
