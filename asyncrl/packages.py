@@ -6,7 +6,13 @@ import importlib.util
 
 from asyncrl.errors import NotHereError
 
-_EXTRAS = {"aiohttp": "http", "datasets": "data", "deepspeed": "gpu", "math_verify": "math"}
+_EXTRAS = {
+    "aiohttp": "http",
+    "datasets": "data",
+    "deepspeed": "gpu",
+    "math_verify": "math",
+    "renderers": "agents",
+}
 """The extra that installs a package, by its import name."""
 
 

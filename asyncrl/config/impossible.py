@@ -238,9 +238,9 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
     reward = c.reward
     scoring = {f"reward.functions.{i}": f for i, f in enumerate(reward.functions)}
     scoring |= {f"reward.models.{i}": m for i, m in enumerate(reward.models)}
-    if not scoring:
+    if not scoring and c.rollout.episode is None:
         yield "reward: nothing scores a response; give reward.functions or reward.models"
-    elif all(part.weight == 0 for part in scoring.values()):
+    elif scoring and all(part.weight == 0 for part in scoring.values()):
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
     for name, count in Counter(reward.part_names).items():
         if count > 1:

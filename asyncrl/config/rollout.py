@@ -32,9 +32,20 @@ class RolloutConfig(Section):
     """Longest sequence, the prompt and all turns included; by default the longest prompt of the data and
     `max_new_tokens`, which is room for one turn."""
     episode: str | None = None
-    """How a response comes about where that takes more than one request to the model (docs/episodes.md):
-    `package.module:function` or `path/file.py:function`, an `async def` of a task and a function that
-    samples. By default it is one request."""
+    """How a response comes about where that takes more than one request to the model (docs/tasks.md):
+    `package.module:name` or `path/file.py:name`, an `async def` of a task and a model. By default it is one
+    request."""
+    episode_turns: int = Field(64, ge=1)
+    """Requests that an episode may make to the model; further ones get no tokens, and the response counts as
+    cut off."""
+    episode_timeout_s: float = Field(60.0, gt=0)
+    """Seconds that an episode may take beside its waits for the model; then the attempt has failed."""
+    episode_processes: int = Field(1, ge=1)
+    """Processes per rollout worker in which the episodes run, many side by side in each."""
+    renderer: str = "auto"
+    """How an episode's conversations become tokens: a family of the package `renderers` (`qwen3`, `glm-5`,
+    ...), or the model's own chat template (`template`). `auto`: the family, where the package is installed
+    and knows the model by its hub name."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -4,11 +4,11 @@ them."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,8 @@ class VersionSpan:
 
 @dataclass(slots=True)
 class Trajectory:
-    """One sampled sequence. T counts all its tokens, those of the prompt included.
+    """One sampled sequence: of a group's member, all or a segment. T counts all its tokens, those of the
+    prompt included.
 
     token_ids: int32[T].
     loss_mask: bool[T], True where the policy sampled the token.
@@ -82,6 +83,10 @@ class Trajectory:
     reward: the composed reward; `reward_parts` holds its parts by name.
     kept: of all T tokens, what each was sampled among; None where that was always the whole vocabulary, or is
         not known.
+    segment: number of the segment; above 0 it is of the same member as the trajectory before it, and has the
+        same reward.
+    turn_rewards: where the reward was earned by turns: positions of sampled tokens, and the part of it that
+        is given there. Of a segment, what it earned from its first turn on.
     """
 
     token_ids: NDArray[np.int32]
@@ -93,6 +98,8 @@ class Trajectory:
     reward_parts: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     kept: KeptSets | None = None
+    segment: int = 0
+    turn_rewards: tuple[tuple[int, float], ...] = ()
 
     @property
     def sampled_tokens(self) -> int:
@@ -116,7 +123,27 @@ class Group:
     trajectories: list[Trajectory]
 
     def summary(self) -> GroupSummary:
-        return GroupSummary.of((t.versions for t in self.trajectories), (t.reward for t in self.trajectories))
+        return GroupSummary.of(self.trajectories)
+
+    def members(self) -> list[list[Trajectory]]:
+        """The segments of each member, whose rewards are the same."""
+        members: list[list[Trajectory]] = []
+        for trajectory in self.trajectories:
+            if trajectory.segment == 0:
+                members.append([])
+            members[-1].append(trajectory)
+        return members
+
+
+class Told(Protocol):
+    """What of a trajectory the coordinator is told."""
+
+    @property
+    def versions(self) -> Sequence[VersionSpan]: ...
+    @property
+    def reward(self) -> float: ...
+    @property
+    def segment(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +153,14 @@ class GroupSummary:
     tokens_by_version: dict[int, int]
     """Number of sampled tokens by token version."""
     rewards: tuple[float, ...]
+    """Of each member."""
 
     @classmethod
-    def of(cls, versions: Iterable[Iterable[VersionSpan]], rewards: Iterable[float]) -> GroupSummary:
-        """From the version spans and the reward of each trajectory."""
+    def of(cls, trajectories: Sequence[Told]) -> GroupSummary:
         tokens: Counter[int] = Counter()
-        for span in chain.from_iterable(versions):
+        for span in chain.from_iterable(t.versions for t in trajectories):
             tokens[span.version] += span.length
-        return cls(dict(tokens), tuple(rewards))
+        return cls(dict(tokens), tuple(t.reward for t in trajectories if t.segment == 0))
 
     @property
     def sampled_tokens(self) -> int:

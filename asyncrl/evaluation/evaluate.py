@@ -181,16 +181,16 @@ def _samples(config: Config, groups: Sequence[Group]) -> Iterator[Sample]:
 
 
 def _summary(config: Config, groups: Sequence[Group]) -> Evaluation:
-    trajectories = [t for group in groups for t in group.trajectories]
+    members = [member for group in groups for member in group.members()]
     parts: dict[str, list[float]] = defaultdict(list)
-    for trajectory in trajectories:
-        for name, value in trajectory.reward_parts.items():
+    for first, *_ in members:
+        for name, value in first.reward_parts.items():
             parts[name].append(value)
     return Evaluation(
         len(groups),
         tuple(_samples(config, groups)),
-        tuple(t.reward for t in trajectories),
+        tuple(first.reward for first, *_ in members),
         {name: tuple(values) for name, values in sorted(parts.items())},
-        statistics.fmean(t.sampled_tokens for t in trajectories),
-        statistics.fmean(t.finish_reason is FinishReason.LENGTH for t in trajectories),
+        statistics.fmean(sum(t.sampled_tokens for t in member) for member in members),
+        statistics.fmean(any(t.finish_reason is FinishReason.LENGTH for t in member) for member in members),
     )

@@ -10,6 +10,7 @@ anything is.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 WORKER = "inline"
 SCORING_POLL_S = 0.0005
+OWN_TURNS = 20
+"""What this process has to do itself is done after so many turns of the loop."""
 
 
 class InlineLink:
@@ -58,6 +61,9 @@ class InlineLink:
         """Leases of groups that are being sampled."""
         self._finished: list[tuple[RolloutTask, Group | AttemptFailed]] = []
         self._drops = Drops()
+        self._at_door: dict[tuple[int, int, int], asyncio.Future[None]] = {}
+        """Requests that will enter the engine together, in their order and not in that of their arrival."""
+        rollout.enter = self._wait_at_door
 
     # ---- the worker's --------------------------------------------------------------------------------------
 
@@ -159,20 +165,38 @@ class InlineLink:
         """Until every group is finished or waits for the engine, and every response that waits is in the
         engine. Returns the seconds that this took."""
         began_s = time.monotonic()
-        while True:
+        for turn in itertools.count():
             progress = [self._rollout.progress(lease_id) for lease_id in self._leased]
             stats = self._engine.stats()
-            sampled = sum(p.generating for p in progress) == stats.running + stats.waiting
+            in_engine = stats.running + stats.waiting
+            sampled = sum(p.generating for p in progress) == in_engine + len(self._at_door)
             if sampled and all(p.generating and not p.elsewhere for p in progress):
-                return time.monotonic() - began_s
+                if not self._at_door:
+                    return time.monotonic() - began_s
+                self._open_door()
             waited_s, limit_s = time.monotonic() - began_s, self._config.run.longest_step_s
             if any(p.elsewhere for p in progress) and waited_s > limit_s:
                 raise RunFailed(
                     f"an episode has kept the run waiting for {waited_s:.0f} s, for something that is no "
                     "request to the model; give what it awaits a time limit"
                 )
-            # Scores come from other processes: no need to turn in circles while nothing but them is missing.
-            await self._turn(SCORING_POLL_S if sampled else 0)
+            # Scores and episodes come from other processes: no need to turn in circles while nothing but them
+            # is missing.
+            await self._turn(SCORING_POLL_S if sampled or turn > OWN_TURNS else 0)
+        raise AssertionError("endless")
+
+    async def _wait_at_door(self, key: tuple[int, int, int]) -> None:
+        door = self._at_door[key] = asyncio.get_running_loop().create_future()
+        try:
+            await door
+        finally:
+            self._at_door.pop(key, None)
+
+    def _open_door(self) -> None:
+        for _, door in sorted(self._at_door.items()):
+            if not door.done():
+                door.set_result(None)
+        self._at_door.clear()
 
     async def _turn(self, seconds: float = 0) -> None:
         """The worker's. Raises what has ended it."""

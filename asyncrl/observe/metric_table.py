@@ -52,9 +52,11 @@ reward_time/{who}/wait_s     s  mean time that a group waited for the functions,
 reward_time/{who}/score_s    s  mean time that scoring it took
 
 # Responses
-response_tokens/mean*  tokens  mean number of sampled tokens in a trajectory
-response_tokens/max    tokens  the same for the longest trajectory
-truncated_frac         share   responses that were cut off at `rollout.max_new_tokens`
+response_tokens/mean*         tokens  mean number of sampled tokens in a response, all its segments together
+response_tokens/max           tokens  the same for the longest response
+truncated_frac                share   responses that were cut off at `rollout.max_new_tokens`
+segments/mean                 -       mean number of segments of a response, where some have several
+segments/split_frac/{reason}  share   those split by the chat template (`template`) or the program (`history`)
 
 # Staleness
 staleness/mean*  versions  mean staleness of the trained tokens

@@ -45,6 +45,8 @@ class Rewards:
         self._models = models
         self._max_tokens = max_tokens
         self._rules = part_rules(config)
+        self.parts = config.part_names
+        """Names of all that scores."""
         self._pool = RewardPool(config, max_steps=max_steps, may_grow=may_grow)
 
     async def start(self) -> None:

@@ -79,12 +79,15 @@ class RewardScaler:
         # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
         running = [rule for rule in self._rules if rule.standardise is True]
-        for name, moments in _moments(running, [t for group in groups for t in group.trajectories]).items():
+        firsts = [[t for t in group.trajectories if t.segment == 0] for group in groups]
+        for name, moments in _moments(running, [t for group in firsts for t in group]).items():
             self._moments[name] = self._moments[name].decayed(self._decay).merged(moments)
-        for group in groups:
-            seen = self._moments | _moments(self._within_groups, group.trajectories)
+        for group, members in zip(groups, firsts, strict=True):
+            seen = self._moments | _moments(self._within_groups, members)
             scales = {name: Scale(m.mean, m.std + EPS) for name, m in seen.items()}
             for trajectory in group.trajectories:
+                if not scales.keys() & trajectory.reward_parts.keys():
+                    continue  # it is the episode's own
                 trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
         return {
             f"reward/{name}/running_{what}": value

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from asyncrl.core.records import FinishReason, Group, Trajectory
+from asyncrl.core.records import Group, Trajectory
 from asyncrl.reward.rewards import Rewards
-from asyncrl.reward.score import RewardError, ScoreRequest
-from asyncrl.rollout.engines.base import Engine, GenerationRequest
-from asyncrl.rollout.episode import Completion, Episode, single_turn
+from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
+from asyncrl.rollout.chat import ChatFormat
+from asyncrl.rollout.engines.base import Engine
+from asyncrl.rollout.episode import Episode, single_turn
+from asyncrl.rollout.episodes.program import Earned, checked_earned
+from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
 
-_BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
+EPISODE = "episode"
+"""The part of the reward that an episode gives itself."""
 
 
 class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may be tried again
@@ -45,32 +46,17 @@ class GroupProgress:
     """Members that wait for something else before they ask the engine again, or end."""
 
 
-@dataclass(slots=True)
-class _Member:
-    """One member of a group while its episode runs."""
-
-    index: int
-    requests: int = 0
-    open_requests: int = 1
-    """The first counts from the beginning: every episode asks at once."""
-    under_way: set[str] = field(default_factory=set)
-    """Ids of the requests that are in the engine."""
-    sampled_tokens: int = 0
-    ended: bool = False
-    broken: FinishReason | None = None
-    """How the engine ended a request that it could not finish."""
-    engine_failure: Exception | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Response:
     """What an episode came to."""
 
-    member: _Member
-    trajectory: Trajectory | None = None
-    """None where it failed."""
+    session: Session
+    trajectories: list[Trajectory] = field(default_factory=list)
+    """Its segments; none where it failed."""
+    earned: list[float] | None = None
+    """What the episode says that it earned: in all, or by each of its requests."""
     token_ids: list[int] = field(default_factory=list)
-    """From the first token that the policy sampled, with what it was shown after it."""
+    """Of the last segment, from the first token that the policy sampled, with what it was shown after it."""
     text: str = ""
     model_scores: dict[str, float] = field(default_factory=dict)
     failure: AttemptFailed | RewardError | None = None
@@ -82,8 +68,7 @@ class GroupRollout:
     by the reward models as soon as it ends, then all together by the reward functions.
 
     text_of: what rewards read of a response's token ids. group_size: of the groups that `room` counts.
-    context_tokens: longest sequence that the engine has room for, where it is less than any prompt and
-    `max_new_tokens`.
+    context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`.
     """
 
     def __init__(
@@ -96,6 +81,9 @@ class GroupRollout:
         group_size: int,
         episode: Episode = single_turn,
         context_tokens: int | None = None,
+        max_turns: int | None = None,
+        chat: ChatFormat | None = None,
+        end_episodes: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.engine = engine
         self.rewards = rewards
@@ -104,35 +92,41 @@ class GroupRollout:
         self._group_size = group_size
         self._episode = episode
         self._context_tokens = context_tokens
-        self._members: dict[int, list[_Member]] = {}
+        self._max_turns = max_turns
+        self._chat = chat
+        self._end_episodes = end_episodes
+        self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
+        """As of `Session`."""
+        self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""
         self._freed = asyncio.Event()
 
     async def generate(self, task: RolloutTask) -> list[Response]:
         """The group's episodes. An engine's errors come as they are; what else fails, `score` tells."""
-        members = [_Member(i) for i in range(task.group_size)]
-        self._members[task.lease_id] = members
+        sessions = [self._session(task, i) for i in range(task.group_size)]
+        self._sessions[task.lease_id] = sessions
         try:
             with waiting(f"the responses of group {task.group_id}"):
                 async with asyncio.TaskGroup() as running:
-                    sampling = [running.create_task(self._sample(task, member)) for member in members]
+                    sampling = [running.create_task(self._sample(task, session)) for session in sessions]
         finally:
-            del self._members[task.lease_id]
+            del self._sessions[task.lease_id]
         return [response.result() for response in sampling]
 
     async def aclose(self) -> None:
-        """Close the rewards and the engine."""
-        try:
-            await self.rewards.close()
-        finally:
-            await self.engine.close()
+        """Close the episodes, the rewards and the engine."""
+        async with AsyncExitStack() as ending:
+            ending.push_async_callback(self.engine.close)
+            ending.push_async_callback(self.rewards.close)
+            if self._end_episodes is not None:
+                await self._end_episodes()
 
     @property
     def room(self) -> int:
         """Groups that the engine could take now: what waits for something else holds no slot. One waits at
         its door, so that a slot is refilled in the very step in which it falls free."""
         n = self._group_size
-        taken = sum(self.progress(lease_id).generating for lease_id in self._members)
+        taken = sum(self.progress(lease_id).generating for lease_id in self._sessions)
         return (self.engine.capacity + n - taken) // n
 
     async def has_room(self) -> None:
@@ -143,145 +137,114 @@ class GroupRollout:
 
     def progress(self, lease_id: int) -> GroupProgress:
         """Of a group; nothing of one whose episodes are over."""
-        members = self._members.get(lease_id, [])
-        generating = sum(member.open_requests for member in members)
-        elsewhere = sum(not member.ended and not member.open_requests for member in members)
+        sessions = self._sessions.get(lease_id, [])
+        generating = sum(session.open_requests for session in sessions)
+        elsewhere = sum(not session.ended and not session.open_requests for session in sessions)
         return GroupProgress(generating, elsewhere)
 
-    async def _sample(self, task: RolloutTask, member: _Member) -> Response:
+    def _session(self, task: RolloutTask, index: int) -> Session:
+        return Session(
+            *(task, index, self.engine),
+            seed=self._seed,
+            context_tokens=self._context_tokens,
+            max_turns=self._max_turns,
+            chat=self._chat,
+            enter=self.enter,
+            changed=self._freed.set,
+        )
+
+    async def _sample(self, task: RolloutTask, session: Session) -> Response:
         try:
-            trajectory = await self._run(task, member)
+            earned = await self._run(task, session)
         except AttemptFailed as failure:
-            return Response(member, failure=failure)
-        token_ids: list[int] = trajectory.token_ids[_prompt_tokens(trajectory) :].tolist()
+            return Response(session, failure=failure)
+        trajectories = session.trajectories(earned or ())
+        if session.broken is not None:
+            return Response(session, trajectories)
+        last = trajectories[-1]
+        token_ids: list[int] = last.token_ids[int(last.loss_mask.argmax()) :].tolist()
         text = self._text_of(token_ids)
-        if member.broken is not None:
-            return Response(member, trajectory, token_ids, text)
+        if earned is not None:
+            return Response(session, trajectories, earned, token_ids, text)
         try:
             scores = await self.rewards.score_response(task.prompt, text, task.columns)
         except RewardError as error:
             # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
-            return Response(member, trajectory, token_ids, text, failure=error)
-        return Response(member, trajectory, token_ids, text, scores)
+            return Response(session, trajectories, None, token_ids, text, failure=error)
+        return Response(session, trajectories, None, token_ids, text, scores)
 
-    async def _run(self, task: RolloutTask, member: _Member) -> Trajectory:
-        """The member's episode. Raises `AttemptFailed` for a failure of its own, whose tokens the group
-        counts, and the engine's as they are."""
-
-        async def generate(
-            prompt_ids: NDArray[np.int32] | Sequence[int], max_new_tokens: int | None = None
-        ) -> Completion:
-            return await self._generate(task, member, np.asarray(prompt_ids, np.int32), max_new_tokens)
-
+    async def _run(self, task: RolloutTask, session: Session) -> list[float] | None:
+        """The member's episode; what it earned. Raises `AttemptFailed` for a failure of its own, whose tokens
+        the group counts, and the engine's as they are."""
         failure: Exception | None = None
         try:
-            trajectory = _checked(await self._episode(task, generate), member)
+            earned = _checked(await self._episode(task, session), session)
         except Exception as error:  # noqa: BLE001 - whatever a user's code raises
             failure = error
         finally:
-            self._end(member)
-        if member.engine_failure is not None:  # also where the episode has made light of it
-            raise member.engine_failure
+            session.end()
+        if session.engine_failure is not None:  # also where the episode has made light of it
+            raise session.engine_failure
         if failure is not None:
-            raise AttemptFailed(f"episode: {type(failure).__name__}", _story(failure), 0) from failure
-        return trajectory
-
-    def _end(self, member: _Member) -> None:
-        """The member's episode is over: what it has left in the engine is of no use to anybody."""
-        member.ended = True
-        if member.requests == 0:
-            member.open_requests = 0
-        for request_id in list(member.under_way):
-            self.engine.abort(request_id)
-        self._freed.set()
-
-    async def _generate(
-        self, task: RolloutTask, member: _Member, prompt_ids: NDArray[np.int32], max_new_tokens: int | None
-    ) -> Completion:
-        if member.ended:
-            raise RuntimeError("`generate` was called after its episode had ended")
-        number, limit = member.requests, task.sampling.max_new_tokens
-        member.requests += 1
-        if number > 0:
-            member.open_requests += 1
-        try:
-            if max_new_tokens is not None:
-                limit = min(limit, max_new_tokens)
-            if self._context_tokens is not None:
-                limit = min(limit, self._context_tokens - len(prompt_ids))
-            if limit < 1:
-                return Completion.nothing()
-            seed = sampling_seed(self._seed, task.group_id, task.attempt, member.index, number)
-            shortest = min(limit, task.sampling.min_new_tokens)
-            sampling = replace(task.sampling, max_new_tokens=limit, min_new_tokens=shortest, seed=seed)
-            name = f"{task.lease_id}/{member.index}" + (f"/{number}" if number else "")
-            member.under_way.add(name)
-            try:
-                stream = self.engine.generate(GenerationRequest(name, prompt_ids, sampling))
-                completion = Completion.of([chunk async for chunk in stream])
-            except Exception as error:
-                member.engine_failure = error
-                raise
-            finally:
-                member.under_way.discard(name)
-        finally:
-            member.open_requests -= 1
-            self._freed.set()
-        member.sampled_tokens += len(completion.token_ids)
-        if completion.finish_reason in _BROKEN and not member.ended:
-            member.broken = completion.finish_reason
-        return completion
+            kind = getattr(failure, "kind", type(failure).__name__)
+            raise AttemptFailed(f"episode: {kind}", _story(failure), 0) from failure
+        return earned
 
     async def score(self, task: RolloutTask, responses: Sequence[Response]) -> Group:
         """The group with its rewards. Raises `AttemptFailed` when an episode or its reward has failed."""
-        tokens = sum(response.member.sampled_tokens for response in responses)
-        for broken in (r.member.broken for r in responses if r.member.broken is not None):
+        tokens = sum(response.session.sampled_tokens for response in responses)
+        for broken in (r.session.broken for r in responses if r.session.broken is not None):
             reason = f"a response ended with {broken}"
             raise AttemptFailed(reason, reason, tokens)
-        trajectories = []
-        for response in responses:
-            if response.trajectory is None:
-                assert isinstance(response.failure, AttemptFailed)
-                failure = response.failure
-                raise AttemptFailed(failure.reason, failure.detail, tokens) from failure
-            trajectories.append(response.trajectory)
-        request = ScoreRequest(
-            prompt=task.prompt,
-            completions=[response.text for response in responses],
-            completion_ids=[response.token_ids for response in responses],
-            columns=task.columns,
-            version=max(span.version for t in trajectories for span in t.versions),
-        )
+        for failure in (r.failure for r in responses if isinstance(r.failure, AttemptFailed)):
+            raise AttemptFailed(failure.reason, failure.detail, tokens) from failure
         try:
-            for error in (response.failure for response in responses if response.failure is not None):
-                raise error
-            with waiting(f"the rewards of group {task.group_id}"):
-                scores = await self.rewards.score(request, [response.model_scores for response in responses])
+            scores = await self._scores(task, responses)
         except RewardError as error:
             raise AttemptFailed(_kind(error), str(error), tokens) from error
-        for trajectory, score in zip(trajectories, scores, strict=True):
-            trajectory.reward = score.reward
-            trajectory.reward_parts = dict(score.parts)
-            trajectory.metadata = dict(score.extra)
-        return Group(task.group_id, task.row, trajectories)
+        for response, score in zip(responses, scores, strict=True):
+            for trajectory in response.trajectories:
+                trajectory.reward = score.reward
+                trajectory.reward_parts = dict(score.parts)
+                trajectory.metadata |= score.extra
+        return Group(task.group_id, task.row, [t for response in responses for t in response.trajectories])
+
+    async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
+        """Of each: what its episode says, and where that says nothing, what reward functions and models
+        do."""
+        for error in (response.failure for response in responses if response.failure is not None):
+            raise error
+        open_ones = [response for response in responses if response.earned is None]
+        if open_ones and not self.rewards.parts:
+            raise RewardError(EPISODE, "it returned no reward, and the run has nothing else that scores", 1)
+        request = ScoreRequest(
+            prompt=task.prompt,
+            completions=[response.text for response in open_ones],
+            completion_ids=[response.token_ids for response in open_ones],
+            columns=task.columns,
+            version=max(s.version for r in responses for t in r.trajectories for s in t.versions),
+        )
+        scored: list[ResponseReward] = []
+        if open_ones:
+            with waiting(f"the rewards of group {task.group_id}"):
+                scored = await self.rewards.score(request, [response.model_scores for response in open_ones])
+        given = iter(scored)
+        return [
+            next(given) if r.earned is None else ResponseReward(sum(r.earned), {EPISODE: sum(r.earned)}, {})
+            for r in responses
+        ]
 
 
-def _prompt_tokens(trajectory: Trajectory) -> int:
-    mask = trajectory.loss_mask
-    return int(mask.argmax()) if mask.any() else len(mask)
-
-
-def _checked(trajectory: object, member: _Member) -> Trajectory:
+def _checked(earned: Earned, session: Session) -> list[float] | None:
     """Raises `TypeError` or `ValueError` for what an episode should not return."""
-    if not isinstance(trajectory, Trajectory):
-        raise TypeError(f"it returned {type(trajectory).__name__}; it should return a Trajectory")
-    if member.broken is not None:
-        return trajectory
-    if trajectory.finish_reason in _BROKEN:
-        raise ValueError(f"its trajectory ended with `{trajectory.finish_reason}`; raise an error instead")
-    if not trajectory.versions:
-        raise ValueError("it returned a trajectory in which the policy sampled nothing")
-    return trajectory
+    if session.broken is not None:
+        return None
+    if not session.trajectories():
+        raise ValueError("the policy sampled nothing in it that could be trained on")
+    values = checked_earned(earned)
+    if values is not None and len(values) not in (1, session.turns):
+        raise ValueError(f"it returned {len(values)} rewards for {session.turns} requests to the model")
+    return values
 
 
 def _story(error: Exception) -> str:
@@ -292,10 +255,3 @@ def _kind(error: RewardError) -> str:
     """What sort of failure it was, without the parts that differ from one to the next."""
     first_line = error.reason.partition("\n")[0]
     return f"reward {error.kind} `{error.part}`: {first_line.partition(':')[0][:100]}"
-
-
-def sampling_seed(run_seed: int, group_id: int, attempt: int, index: int, request: int = 0) -> int:
-    """A seed of its own (63 bits) for each request of each member of each attempt at each group of a run."""
-    name = f"{run_seed}/{group_id}/{attempt}/{index}" + (f"/{request}" if request else "")
-    digest = hashlib.blake2b(name.encode(), digest_size=8)
-    return int.from_bytes(digest.digest()) >> 1

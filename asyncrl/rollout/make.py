@@ -7,9 +7,11 @@ from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import RewardModel, Rewards
-from asyncrl.reward.text import response_text
+from asyncrl.reward.text import ResponseText, response_text
+from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.engines.spec import make_engine
-from asyncrl.rollout.episode import make_episode
+from asyncrl.rollout.episode import single_turn
+from asyncrl.rollout.episodes.pool import EpisodePool
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.work import unhurried
 
@@ -36,20 +38,40 @@ async def start_rollout(
             max_tokens=config.rollout.max_new_tokens,
             may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
         )
+        text_of = response_text(config)
+        episodes = _episodes(config, text_of)
         rollout = GroupRollout(
             engine,
             rewards,
-            response_text(config),
+            text_of,
             seed=config.run.seed,
             group_size=config.rollout.group_size,
-            episode=make_episode(config.rollout.episode),
+            episode=single_turn if episodes is None else episodes,
             context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
+            max_turns=config.rollout.episode_turns,
+            chat=None if episodes is None else make_chat(config),
+            end_episodes=None if episodes is None else episodes.close,
         )
         failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):
             await rewards.start()
+        if episodes is not None:
+            failing.push_async_callback(episodes.close)
+            with unhurried("starting the episodes' processes"):
+                await episodes.start()
         failing.pop_all()
     return rollout
+
+
+def _episodes(config: Config, text_of: ResponseText) -> EpisodePool | None:
+    rollout = config.rollout
+    if rollout.episode is None:
+        return None
+    return EpisodePool(
+        *(rollout.episode, text_of),
+        processes=rollout.episode_processes,
+        timeout_s=rollout.episode_timeout_s,
+    )
 
 
 def _in_this_process(config: Config) -> dict[str, RewardModel]:

@@ -19,7 +19,7 @@ from asyncrl.lifeline import die_with
 from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
-from asyncrl.rollout.episode import make_episode
+from asyncrl.rollout.episodes.program import load_program
 from asyncrl.scratch import scratch_folder
 
 LIMIT_S = 120.0
@@ -108,7 +108,8 @@ def look_here(wanted: Wanted) -> Found:
             needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.episode is not None:
         with noting():
-            files[wanted.episode] = file_of(make_episode(wanted.episode))
+            load_program(wanted.episode)
+            files[wanted.episode] = file_of(resolve(wanted.episode, what="rollout.episode"))
     if wanted.objective:
         from asyncrl.objective.make import check_own  # imports torch
 

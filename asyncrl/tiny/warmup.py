@@ -28,14 +28,16 @@ def warm_up(
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     tell: Callable[[float], None],
+    make_batch: Callable[[PreTrainedTokenizerBase, random.Random], Batch] | None = None,
 ) -> None:
-    """Train `model` in place on demonstrations. `tell` gets the share that is done."""
+    """Train `model` in place on `STEPS` batches of demonstrations: those of the sloppy teacher, unless
+    `make_batch` gives others. `tell` gets the share that is done."""
     optimizers = _optimizers(model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share) for optimizer in optimizers]
     model.train()
     for step in range(STEPS):
         tell(step / STEPS)
-        batch = _batch(tokenizer, rng)
+        batch = (make_batch or demonstrated)(tokenizer, rng)
         hidden = model.model(
             batch.token_ids, position_ids=batch.positions, attention_mask=batch.sees, use_cache=False
         ).last_hidden_state
@@ -65,21 +67,22 @@ def _lr_share(step: int) -> float:
     return min((step + 1) / RISING_STEPS, max(0.02, 1 - step / STEPS))
 
 
-class _Batch(NamedTuple):
-    """Rows of L tokens, padded on the right: a prompt, then its demonstrations one after the other. Each goes
-    on from the prompt and sees nothing of the others, so the prompt is computed once."""
+class Batch(NamedTuple):
+    """B rows of L tokens, padded on the right."""
 
     token_ids: Tensor
-    """int64[PROBLEMS, L]"""
-    positions: Tensor
-    """int64[PROBLEMS, L]"""
-    sees: Tensor
-    """bool[PROBLEMS, 1, L, L]: which token attends to which."""
+    """int64[B, L]"""
     targets: Tensor
-    """int64[PROBLEMS, L]: the next token if it belongs to a demonstration, else `NOT_A_TARGET`."""
+    """int64[B, L]: the next token if it belongs to a demonstration, else `NOT_A_TARGET`."""
+    positions: Tensor | None = None
+    """int64[B, L]; None counts each row from 0."""
+    sees: Tensor | None = None
+    """bool[B, 1, L, L]: which token attends to which; None is every earlier one."""
 
 
-def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> _Batch:
+def demonstrated(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Batch:
+    """In each row a prompt, then its demonstrations one after the other. Each goes on from the prompt and
+    sees nothing of the others, so the prompt is computed once."""
     problems = [sample_problem(rng) for _ in range(PROBLEMS)]
     prompts = tokenizer.apply_chat_template(
         [problem.row["prompt"] for problem in problems], add_generation_prompt=True, return_dict=False
@@ -102,4 +105,4 @@ def _batch(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> _Batch:
         for column, value in zip(zip(*rows, strict=True), padding, strict=True)
     )
     own, above = branches[:, None, :, None], branches[:, None, None, :]
-    return _Batch(token_ids, positions, ((own == above) | (above == 0)).tril(), targets)
+    return Batch(token_ids, targets, positions, ((own == above) | (above == 0)).tril())

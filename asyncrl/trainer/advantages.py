@@ -39,24 +39,27 @@ class AdvantageEstimator:
         whole batch, and computes the same. token_rewards: float32[T], beside those of whole responses."""
         if self._by_critic:
             return self._from_values(flat, tokens, token_rewards)
-        sequences, rewards = flat.sequence_index(), torch.from_numpy(flat.rewards)
+        # What is compared are members, each with one reward however many segments it has.
+        firsts = flat.first_segments()
+        members = torch.from_numpy(np.repeat(np.arange(len(firsts)), np.diff(flat.offsets[[*firsts, -1]])))
+        rewards = torch.from_numpy(flat.rewards[firsts])
         if token_rewards is not None and self._whitens_tokens:
-            return self._to_go(self._outcomes(flat, rewards), tokens, token_rewards), None
+            return self._to_go(_outcomes(flat, rewards), flat, tokens, token_rewards), None
         if token_rewards is not None:
-            rewards = rewards.index_add(0, sequences, token_rewards.double().cpu())
-        outcomes = self._outcomes(flat, rewards)
+            rewards = rewards.index_add(0, members, token_rewards.double().cpu())
+        outcomes = _outcomes(flat, rewards)
         if self.needs_ratios:
-            sums = torch.zeros_like(rewards).index_add(0, sequences, tokens.log_ratio.double().cpu())
+            sums = torch.zeros_like(rewards).index_add(0, members, tokens.log_ratio.double().cpu())
             outcomes = replace(outcomes, log_ratios=sums)
-        return self._estimate(outcomes).float()[sequences].to(tokens.ids.device), None
+        return self._estimate(outcomes).float()[members].to(tokens.ids.device), None
 
-    def _outcomes(self, flat: FlatBatch, rewards: Tensor) -> Outcomes:
-        lengths = torch.from_numpy(np.add.reduceat(flat.loss_mask, flat.offsets[:-1], dtype=np.int64))
-        return Outcomes(rewards, torch.from_numpy(flat.group_ids), lengths)
-
-    def _to_go(self, outcomes: Outcomes, tokens: TokenBatch, token_rewards: Tensor) -> Tensor:
+    def _to_go(
+        self, outcomes: Outcomes, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor
+    ) -> Tensor:
         """float32[T]: what follows each token, whitened: an earlier token's penalty is no fault of it."""
         rewards = outcomes.rewards if self._before_whitening is None else self._before_whitening(outcomes)
+        if flat.members is not None:
+            rewards = rewards[torch.from_numpy(flat.members)]
         zeros = torch.zeros_like(token_rewards)
         steps = Steps(zeros, rewards.to(zeros.device), tokens.sequences, tokens.mask, token_rewards)
         return whiten(gae(steps)[0], tokens.mask)
@@ -65,9 +68,20 @@ class AdvantageEstimator:
         self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         rewards = torch.from_numpy(flat.rewards).to(tokens.ids.device)
+        if flat.turn_rewards is not None:
+            of_turns = torch.from_numpy(flat.turn_rewards).to(rewards.device)
+            rewards = torch.zeros_like(rewards)
+            token_rewards = of_turns if token_rewards is None else token_rewards + of_turns
         steps = Steps(tokens.values, rewards, tokens.sequences, tokens.mask, token_rewards)
         inputs = [steps]
         if self.needs_ratios:
             inputs.append(ratio(tokens.start_logprobs, tokens.behavior_logprobs, tokens.mask))
         advantages, targets = self._estimate(*inputs)
         return whiten(advantages, tokens.mask) if self._whiten else advantages, targets
+
+
+def _outcomes(flat: FlatBatch, rewards: Tensor) -> Outcomes:
+    """rewards: float64[M], of each member."""
+    firsts = flat.first_segments()
+    lengths = np.add.reduceat(flat.loss_mask, flat.offsets[firsts], dtype=np.int64)
+    return Outcomes(rewards, torch.from_numpy(flat.group_ids[firsts]), torch.from_numpy(lengths))

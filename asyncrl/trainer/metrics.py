@@ -18,20 +18,27 @@ def batch_metrics(batch: Batch, flat: FlatBatch) -> Iterator[tuple[str, float]]:
 
     Staleness is over the trained tokens; means over no tokens are 0.
     """
-    trajectories = [t for group in batch.groups for t in group.trajectories]
-    yield "reward/mean", float(flat.rewards.mean())
-    yield "reward/std", float(flat.rewards.std())
+    members = [member for group in batch.groups for member in group.members()]
+    rewards = flat.rewards[flat.first_segments()]
+    yield "reward/mean", float(rewards.mean())
+    yield "reward/std", float(rewards.std())
     parts: dict[str, list[float]] = defaultdict(list)
-    for trajectory in trajectories:
-        for name, value in trajectory.reward_parts.items():
+    for first, *_ in members:
+        for name, value in first.reward_parts.items():
             parts[name].append(value)
     for name, values in sorted(parts.items()):
         yield f"reward/{name}/mean", float(np.mean(values))
         yield f"reward/{name}/std", float(np.std(values))
-    lengths = [t.sampled_tokens for t in trajectories]
+    lengths = [sum(t.sampled_tokens for t in member) for member in members]
     yield "response_tokens/mean", float(np.mean(lengths))
     yield "response_tokens/max", float(max(lengths))
-    yield "truncated_frac", float(np.mean([t.finish_reason is FinishReason.LENGTH for t in trajectories]))
+    truncated = [any(t.finish_reason is FinishReason.LENGTH for t in member) for member in members]
+    yield "truncated_frac", float(np.mean(truncated))
+    if len(members) < flat.sequences:
+        yield "segments/mean", flat.sequences / len(members)
+        splits = [{t.metadata.get("split") for t in member} for member in members]
+        for reason in sorted(set().union(*splits) - {None}):
+            yield f"segments/split_frac/{reason}", float(np.mean([reason in of_one for of_one in splits]))
     ages = flat.ages[flat.loss_mask]
     yield "staleness/mean", float(ages.mean()) if len(ages) else 0.0
     yield "staleness/max", float(ages.max(initial=0))

@@ -33,6 +33,8 @@ class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, Any]
     n_kept: Count = 0
     """Ids of its kept sets; 0 where it has none."""
+    segment: Count = 0
+    turn_rewards: list[tuple[Count, float]] = []
 
 
 class GroupHeader(msgspec.Struct, frozen=True):
@@ -44,7 +46,7 @@ class GroupHeader(msgspec.Struct, frozen=True):
     """Of its lease."""
 
     def summary(self) -> GroupSummary:
-        return GroupSummary.of((t.versions for t in self.trajectories), (t.reward for t in self.trajectories))
+        return GroupSummary.of(self.trajectories)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +75,23 @@ def decode_header(header: bytes) -> GroupHeader:
 
 
 def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
-    """Raise `Malformed` unless this is a group of as many trajectories as its lease asked for, on which one
-    could train: header and frames agree, every number is a number, and each token of the loss mask has a
-    version and is in its kept set."""
+    """Raise `Malformed` unless this is a group of as many members as its lease asked for, on which one could
+    train: header and frames agree, every number is a number, segments of a member follow each other and have
+    one reward, and each token of the loss mask has a version and is in its kept set."""
     ts = header.trajectories
     where = f"group {header.group_id}"
-    if len(ts) != group_size:
-        raise Malformed(f"{where} has {len(ts)} trajectories, not {group_size}")
+    members = sum(t.segment == 0 for t in ts)
+    if members != group_size:
+        raise Malformed(f"{where} has {members} members, not {group_size}")
+    for before, t in zip([None, *ts], ts, strict=False):
+        if t.segment and (before is None or t.segment != before.segment + 1 or t.reward != before.reward):
+            raise Malformed(f"{where} has a segment {t.segment} that does not follow the one before it")
     ids, mask, logprobs, kept = _arrays(header, frames)
     versioned = np.zeros(len(mask), np.bool_)
     start = 0
     for i, t in enumerate(ts):
-        if not math.isfinite(t.reward) or not all(map(math.isfinite, t.reward_parts.values())):
+        of_turns = dict(t.turn_rewards)
+        if not all(map(math.isfinite, (t.reward, *t.reward_parts.values(), *of_turns.values()))):
             raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
         end = 0
         for span in t.versions:
@@ -92,6 +99,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
                 raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
             end = span.start + span.length
             versioned[start + span.start : start + end] = True
+        if any(at >= t.n_tokens or not mask[start + at] for at in of_turns):
+            raise Malformed(f"{where}: trajectory {i} has rewards at tokens that were not sampled")
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
         if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
@@ -115,6 +124,8 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
             TrajectoryHeader(
                 *(len(t.token_ids), list(t.versions), t.finish_reason, t.reward, t.reward_parts, t.metadata),
                 n_kept=0 if t.kept is None else len(t.kept.ids),
+                segment=t.segment,
+                turn_rewards=list(t.turn_rewards),
             )
             for t in ts
         ],
@@ -144,6 +155,8 @@ def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
                 *(ids, mask, logprobs, tuple(t.versions), t.finish_reason, t.reward, t.reward_parts),
                 metadata=t.metadata,
                 kept=sets,
+                segment=t.segment,
+                turn_rewards=tuple(t.turn_rewards),
             )
         )
     return Group(decoded.group_id, decoded.row, trajectories)

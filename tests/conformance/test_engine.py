@@ -13,7 +13,7 @@ from engine_reference import Output, collect, processed_logprobs, recomputed, st
 
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
-from asyncrl.rollout.episode import Completion, Transcript
+from asyncrl.rollout.transcript import Completion, Transcript
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.packing.pack import ONE_SEQUENCE, make_micro_batch, pack_lengths

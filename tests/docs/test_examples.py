@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import runpy
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 
 from asyncrl.cli.launch import main
 from asyncrl.config import load
+from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError, ScoreRequest
+from asyncrl.tiny.dialogues import build_on
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIGS = {"maths": "problems.jsonl", "judge": "questions.jsonl"}
 """The prompts of each config."""
+EPISODES = {"guess_number": "careless_player", "calculator": "careless_pupil"}
+"""The examples with an episode, and whom their model is warmed up on."""
 
 
 @pytest.mark.slow
@@ -31,7 +36,7 @@ def test_a_config_is_planned_and_lacks_no_more_than_its_gpu_brings(example, monk
 
 def test_every_example_is_named_and_tested():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*CONFIGS, "from_python"}
+    assert folders == {*CONFIGS, "from_python", *EPISODES}
     page = (EXAMPLES / "README.md").read_text()
     assert folders == set(re.findall(r"^\| \[(\w+)\]", page, re.M))
 
@@ -105,3 +110,16 @@ def test_the_script_trains_and_reads_and_evaluates(run_script):
     printed = run_script(EXAMPLES / "from_python" / "train.py", "run.steps=4", "data.held_out_rows=8")
     assert "step 1, reward 1: '" in printed
     assert re.search(r"0\.\d\d before, \d\.\d\d after", printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EPISODES)
+def test_an_episode_trains_and_is_evaluated(example, run_script, tmp_path):
+    """In a short form: on a model that is warmed up on less, for a few steps."""
+    script = EXAMPLES / example / "train.py"
+    demonstrate = runpy.run_path(str(script))[EPISODES[example]]
+    build_on(tmp_path / "models" / example, demonstrate, batch=4)
+    printed = run_script(script, "run.steps=4", "data.held_out_rows=8", "trainer.batch_groups=4")
+    assert re.search(r"held-out .*: \d\.\d\d before, \d\.\d\d after", printed)
+    lines = read_metrics(next((tmp_path / "runs").rglob("metrics.jsonl")))
+    assert [line["ledger/failed_groups"] for line in lines] == [0] * 4

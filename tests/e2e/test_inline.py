@@ -16,8 +16,8 @@ from asyncrl.resolve import resolve
 from asyncrl.reward.text import response_text
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.spec import make_engine
-from asyncrl.rollout.episode import Completion, Transcript
-from asyncrl.rollout.group import sampling_seed
+from asyncrl.rollout.session import sampling_seed
+from asyncrl.rollout.transcript import Completion, Transcript
 from asyncrl.trainer.backend import make_trainer
 
 

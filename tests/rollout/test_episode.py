@@ -16,7 +16,8 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
-from asyncrl.rollout.episode import Transcript, make_episode
+from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.program import load_program
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
@@ -40,16 +41,12 @@ def letters(token_ids):
     return "".join(chr(ord("a") + i % 26) for i in token_ids)
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "episodes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 
-async def two_turns(task, generate):
-    transcript = Transcript(task.prompt_ids)
-    transcript.sampled(await generate(transcript.token_ids))
-    transcript.shown(SHOWN)
-    last = await generate(transcript.token_ids, max_new_tokens=3)
-    transcript.sampled(last)
-    return transcript.trajectory(last.finish_reason)
+async def two_turns(task, model):
+    first = await model.generate(task.prompt_ids)
+    await model.generate([*task.prompt_ids, *first.token_ids, *SHOWN], max_new_tokens=3)
 
 
 @pytest.fixture
@@ -57,30 +54,40 @@ def carry_out(make_qwen3):
     """Runs one group of an episode; gives it, the rollout and the model."""
     model = make_qwen3(vocab_size=32)
 
-    def carry_out(episode, watch=None):
+    def carry_out(episode, watch=None, *, task=TASK, chat=None, rewards=None, capacity=GROUP, **settings):
+        """episode: of the worker's, or what `rollout.episode` may name. rewards: settings."""
+
         async def run():
-            engine = TorchEngine(model, capacity=GROUP, max_length=CONTEXT)
-            rewards = Rewards(
-                RewardConfig.model_validate({"models": [{"path": "judge"}]}),
-                {"judge": LengthModel()},
+            engine = TorchEngine(model, capacity=capacity, max_length=CONTEXT)
+            pool = None
+            if isinstance(episode, str):
+                limit_s = settings.pop("timeout_s", 60.0)
+                pool = EpisodePool(episode, letters, processes=1, timeout_s=limit_s)
+                await pool.start()
+            scoring = Rewards(
+                RewardConfig.model_validate({"models": [{"path": "judge"}]} if rewards is None else rewards),
+                {"judge": LengthModel()} if rewards is None else {},
                 max_steps=1,
                 max_tokens=TURN,
             )
             rollout = GroupRollout(
-                *(engine, rewards, letters),
+                *(engine, scoring, letters),
                 seed=3,
                 group_size=GROUP,
-                episode=episode,
+                episode=pool or episode,
                 context_tokens=CONTEXT,
+                chat=chat,
+                end_episodes=pool and pool.close,
+                **settings,
             )
             driving = asyncio.create_task(engine.run())
             watching = asyncio.create_task(watch(rollout)) if watch else None
             try:
-                return await rollout.score(TASK, await rollout.generate(TASK))
+                return await rollout.score(task, await rollout.generate(task))
             finally:
                 if watching:
                     await watching
-                await engine.close()
+                await rollout.aclose()
                 await asyncio.gather(driving, return_exceptions=True)
 
         return asyncio.run(run()), model
@@ -111,12 +118,10 @@ def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out
 def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
     door = asyncio.Event()
 
-    async def waits_between(task, generate):
-        transcript = Transcript(task.prompt_ids)
-        transcript.sampled(await generate(transcript.token_ids))
+    async def waits_between(task, model):
+        first = await model.generate(task.prompt_ids)
         await door.wait()
-        transcript.sampled(await generate(transcript.token_ids))
-        return transcript.trajectory(FinishReason.STOP)
+        await model.generate([*task.prompt_ids, *first.token_ids])
 
     async def watch(rollout):
         await asyncio.sleep(0)
@@ -132,26 +137,28 @@ def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
     assert all(len(t.versions) == 2 for t in group.trajectories)
 
 
-def test_requests_of_one_episode_may_run_side_by_side_and_differ(carry_out):
+def test_requests_of_one_episode_may_run_side_by_side_and_are_segments_of_one_member(carry_out):
     seen = []
 
-    async def best_of_two(task, generate):
-        found = await asyncio.gather(*(generate(task.prompt_ids) for _ in range(2)))
+    async def best_of_two(task, model):
+        found = await asyncio.gather(*(model.generate(task.prompt_ids) for _ in range(2)))
         seen.append([c.token_ids.tolist() for c in found])
-        transcript = Transcript(task.prompt_ids)
-        transcript.sampled(max(found, key=lambda c: len(c.token_ids)))
-        return transcript.trajectory(FinishReason.STOP)
+        return float(max(len(c.token_ids) for c in found))
 
-    carry_out(best_of_two)
+    group, _ = carry_out(best_of_two)
     assert all(a != b for a, b in seen), "each request has a seed of its own"
+    assert [t.segment for t in group.trajectories] == [0, 1] * GROUP
+    assert all(t.reward == t.reward_parts["episode"] == TURN for t in group.trajectories)
+    assert len(group.summary().rewards) == GROUP, "a member's reward counts once"
+    assert not any("split" in t.metadata for t in group.trajectories), "nothing was written anew"
 
 
 def test_a_full_context_ends_an_episode_and_no_engine(carry_out):
-    async def fills(task, generate):
-        transcript = Transcript(task.prompt_ids)
-        while len((last := await generate(transcript.token_ids)).token_ids):
-            transcript.sampled(last)
-        return transcript.trajectory(last.finish_reason)
+    async def fills(task, model):
+        ids = list(task.prompt_ids)
+        while len((last := await model.generate(ids)).token_ids):
+            ids += last.token_ids.tolist()
+        assert last.finish_reason is FinishReason.LENGTH
 
     group, _ = carry_out(fills)
     for t in group.trajectories:
@@ -159,25 +166,31 @@ def test_a_full_context_ends_an_episode_and_no_engine(carry_out):
         assert t.finish_reason is FinishReason.LENGTH
 
 
-async def fails_after_a_turn(task, generate):
-    await generate(task.prompt_ids)
+async def fails_after_a_turn(task, model):
+    await model.generate(task.prompt_ids)
     raise ConnectionError("the tool is away")
 
 
-async def returns_text(task, generate):
-    await generate(task.prompt_ids)
+async def returns_text(task, model):
+    await model.generate(task.prompt_ids)
     return "done"
 
 
-async def samples_nothing(task, generate):
-    return Transcript(task.prompt_ids).trajectory(FinishReason.STOP)
+async def returns_too_many(task, model):
+    await model.generate(task.prompt_ids)
+    return [0.0, 1.0]
+
+
+async def samples_nothing(task, model):
+    return 1.0
 
 
 @pytest.mark.parametrize(
     ("episode", "reason", "detail", "tokens"),
     [
         (fails_after_a_turn, "episode: ConnectionError", "the tool is away", GROUP),
-        (returns_text, "episode: TypeError", "it returned str; it should return a Trajectory", GROUP),
+        (returns_text, "episode: TypeError", "it returned 'done'; it should return a finite number", GROUP),
+        (returns_too_many, "episode: ValueError", "2 rewards for 1 requests", GROUP),
         (samples_nothing, "episode: ValueError", "the policy sampled nothing", 0),
     ],
 )
@@ -190,21 +203,12 @@ def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(
     assert caught.value.sampled_tokens >= tokens
 
 
-async def ends_by_itself(task, generate):
-    return Transcript(task.prompt_ids).trajectory(FinishReason.ERROR)
-
-
-def test_an_episode_says_that_it_failed_by_an_exception(carry_out):
-    with pytest.raises(AttemptFailed, match=r"its trajectory ended with `error`; raise an error instead"):
-        carry_out(ends_by_itself)
-
-
 def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_out):
     late = []
 
-    async def forgets(task, generate):
-        request = asyncio.ensure_future(generate(task.prompt_ids))
-        late.append((request, generate))
+    async def forgets(task, model):
+        request = asyncio.ensure_future(model.generate(task.prompt_ids))
+        late.append((request, model))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         raise ConnectionError("the tool is away")
@@ -219,22 +223,20 @@ def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_ou
     assert [request.result().finish_reason for request, _ in late] == [FinishReason.ABORT] * GROUP
 
     async def ask_again():
-        await late[0][1](TASK.prompt_ids)
+        await late[0][1].generate(TASK.prompt_ids)
 
-    with pytest.raises(RuntimeError, match="called after its episode had ended"):
+    with pytest.raises(RuntimeError, match="asked after its episode had ended"):
         asyncio.run(ask_again())
 
 
-async def aborted_prompt(task, generate):
-    await generate([])
+async def aborted_prompt(task, model):
+    await model.generate([])
 
 
-async def shrugs(task, generate):
+async def shrugs(task, model):
     with suppress(ValueError):
-        await generate([])
-    transcript = Transcript(task.prompt_ids)
-    transcript.sampled(await generate(transcript.token_ids))
-    return transcript.trajectory(FinishReason.STOP)
+        await model.generate([])
+    await model.generate(task.prompt_ids)
 
 
 @pytest.mark.parametrize("episode", [aborted_prompt, shrugs])
@@ -244,7 +246,7 @@ def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out, episod
     assert caught.group_contains(ValueError)
 
 
-NOT_ASYNC = "def episode(task, generate):\n    pass\n"
+NOT_ASYNC = "def episode(task, model):\n    pass\n"
 TAKES_ONE = "async def episode(task):\n    pass\n"
 
 
@@ -252,7 +254,7 @@ TAKES_ONE = "async def episode(task):\n    pass\n"
     ("text", "message"),
     [
         (NOT_ASYNC, r"must be `async def`"),
-        (TAKES_ONE, r"called with \(task, generate\)"),
+        (TAKES_ONE, r"called with \(task, model\)"),
         ("", "it defines no function"),
     ],
 )
@@ -260,7 +262,7 @@ def test_an_episode_that_could_not_run_is_refused(tmp_path, text, message):
     file = tmp_path / "own.py"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        make_episode(f"{file}:episode")
+        load_program(f"{file}:episode")
 
 
 def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
@@ -268,32 +270,25 @@ def test_the_example_of_the_docs_runs_as_it_is_written(carry_out, tmp_path):
     shorter = text.replace("[271, 14209, 448]", str(SHOWN))
     assert shorter != text, "the model of this test has a smaller vocabulary"
     (tmp_path / "episode.py").write_text(shorter)
-    group, _ = carry_out(make_episode(f"{tmp_path / 'episode.py'}:twice"))
+    group, _ = carry_out(f"{tmp_path / 'episode.py'}:twice")
     for t in group.trajectories:
         assert t.loss_mask.sum() == len(t.token_ids) - len(TASK.prompt_ids) - len(SHOWN)
 
 
 OWN = """
-import numpy as np
-from asyncrl.rollout.episode import Transcript
-
-async def echo(task, generate):
+async def echo(task, model):
     '''The model writes, is shown its own first token thrice, and writes again.'''
-    transcript = Transcript(task.prompt_ids)
-    first = await generate(transcript.token_ids, max_new_tokens=4)
-    transcript.sampled(first)
-    transcript.shown(np.repeat(first.token_ids[:1], 3))
-    last = await generate(transcript.token_ids, max_new_tokens=4)
-    transcript.sampled(last)
-    return transcript.trajectory(last.finish_reason)
+    first = await model.generate(task.prompt_ids, max_new_tokens=4)
+    shown = [first.token_ids[0]] * 3
+    await model.generate([*task.prompt_ids, *first.token_ids, *shown], max_new_tokens=4)
 """
 
 
 HANGS = """
 import asyncio
 
-async def hangs(task, generate):
-    await generate(task.prompt_ids)
+async def hangs(task, model):
+    await model.generate(task.prompt_ids)
     await asyncio.sleep(3600)
 """
 
@@ -321,3 +316,154 @@ def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tm
     assert len(found[0]) == 3
     assert np.isfinite(found).all()
     assert found[0] == found[1]
+
+
+PROGRAMS = """
+import asyncio, os, signal, time
+from pathlib import Path
+
+FLAG = Path(__file__).with_name("flag")
+
+
+async def by_turns(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=2)
+    second = await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=2)
+    assert second.text == "".join(chr(ord("a") + i % 26) for i in second.token_ids)
+    return [1.0, task.member]
+
+
+async def best_of(task, model):
+    drafts = await asyncio.gather(*(model.generate(task.prompt_ids, train=False) for _ in range(3)))
+    await model.generate([*task.prompt_ids, *drafts[0].token_ids])
+    return 0.5
+
+
+async def raises(task, model):
+    await model.generate(task.prompt_ids)
+    raise ConnectionError("the tool is away")
+
+
+async def waits(task, model):
+    await model.generate(task.prompt_ids)
+    await asyncio.sleep(3600)
+
+
+async def killed(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+async def killed_once(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 1 and not FLAG.exists():
+        FLAG.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+async def blocks(task, model):
+    await model.generate(task.prompt_ids)
+    if task.member == 0:
+        time.sleep(3600)
+    return 1.0
+
+
+async def asks_wrongly(task, model):
+    try:
+        await model.generate([])
+    except RuntimeError as error:
+        assert "empty prompt" in str(error)
+    await model.generate(task.prompt_ids)
+
+
+async def says_nothing(task, model):
+    await model.generate(task.prompt_ids)
+
+
+async def goes_on(task, model):
+    ids = list(task.prompt_ids)
+    while (more := await model.generate(ids, max_new_tokens=2)).token_ids:
+        ids += more.token_ids
+    assert more.finish_reason == "length"
+    return float(len(ids))
+"""
+
+
+REWARDLESS = "reward function `episode`: it returned no reward, and the run has nothing else that scores"
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / "programs.py").write_text(PROGRAMS)
+    return lambda name: f"{tmp_path / 'programs.py'}:{name}"
+
+
+def test_an_episode_in_its_process_earns_by_turns(carry_out, program):
+    group, _ = carry_out(program("by_turns"))
+    assert len(group.trajectories) == GROUP
+    for member, t in enumerate(group.trajectories):
+        assert t.reward == 1.0 + member
+        ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False)).tolist()
+        assert t.turn_rewards == ((ends[0], 1.0), (ends[1], float(member)))
+        assert len(t.token_ids) == len(TASK.prompt_ids) + 2 + 1 + 2
+
+
+def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
+    group, _ = carry_out(program("best_of"))
+    for t in group.trajectories:
+        assert t.segment == 0
+        assert t.loss_mask.sum() == TURN == t.sampled_tokens
+        assert len(t.token_ids) == len(TASK.prompt_ids) + 2 * TURN
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "detail", "settings"),
+    [
+        ("raises", "episode: ConnectionError", "the tool is away", {}),
+        ("waits", "episode: time-out", "longer than rollout.episode_timeout_s=0.3", {"timeout_s": 0.3}),
+        ("blocks", "episode: time-out", "longer than rollout.episode_timeout_s=2", {"timeout_s": 2.0}),
+        ("killed", "episode: process died", "killed by SIGKILL", {}),
+        ("says_nothing", REWARDLESS, "nothing else that scores", {"rewards": {}}),
+    ],
+)
+def test_an_episode_at_fault_costs_an_attempt_and_leaves_nothing(
+    carry_out, program, name, reason, detail, settings
+):
+    with pytest.raises(AttemptFailed, match=detail) as caught:
+        carry_out(program(name), **settings)
+    assert caught.value.reason == reason
+    assert caught.value.sampled_tokens >= GROUP * TURN, "what was sampled is counted"
+
+
+def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):
+    group, _ = carry_out(program("killed_once"))
+    assert [t.reward for t in group.trajectories] == [1.0] * GROUP
+    assert [t.segment for t in group.trajectories] == [0] * GROUP, "only the last run of each is trained on"
+
+
+def test_the_engines_refusal_is_told_to_the_episode_and_fails_the_group(carry_out, program):
+    with pytest.raises(ExceptionGroup) as caught:
+        carry_out(program("asks_wrongly"))
+    assert caught.group_contains(ValueError)
+
+
+def test_turns_beyond_the_limit_cut_a_response_off(carry_out, program):
+    group, _ = carry_out(program("goes_on"), max_turns=3)
+    for t in group.trajectories:
+        assert t.finish_reason is FinishReason.LENGTH
+        assert t.loss_mask.sum() == 6
+        assert t.reward == len(t.token_ids)
+
+
+def test_the_bound_holds_for_the_oldest_token_of_the_oldest_turn(make_config, one_thread, tmp_path):
+    """With few slots, episodes go on while weights are swapped."""
+    (tmp_path / "own.py").write_text(OWN.replace("max_new_tokens=4", "max_new_tokens=10"))
+    config = make_config(
+        *("run.mode=inline", "run.steps=8", "rollout.slots=5", "staleness.max_staleness=1"),
+        *(f"rollout.episode={tmp_path / 'own.py'}:echo", "rollout.max_sequence_tokens=64"),
+    )
+    run_dir = asyncrl.run(config, progress=False).run_dir
+    assert max(line["staleness/max"] for line in read_metrics(run_dir / "metrics.jsonl")) == 1
+    assert any(first < last for first, last in (s.versions for s in asyncrl.read_samples(run_dir)))

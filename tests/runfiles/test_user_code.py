@@ -40,7 +40,7 @@ def test_all_is_known_and_nothing_is_imported_here(write):
         class Own:
             def __call__(self, completions, hint): ...
         own = Own()
-        async def turns(task, generate): ...
+        async def turns(task, model): ...
         """
     )
     before, children = set(sys.modules), psutil.Process().children(recursive=True)
@@ -60,7 +60,7 @@ def test_every_problem_is_told_as_it_would_be_here(write):
     reward = ["mine.py:rigth", "lacks.py:right", "mine.py:right"]
     found = look(Wanted(reward, {"objective.policy_loss": "none.py:f"}, episode="mine.py:right"))
     typo, package, arguments, file = found.problems
-    with pytest.raises(ConfigError, match=r"rollout.episode `mine.py:right`: it is called with .task, gen"):
+    with pytest.raises(ConfigError, match=r"rollout.episode `mine.py:right`: it is called with .task, mod"):
         arguments.tell()
     with pytest.raises(
         ConfigError, match=r"`mine.py:rigth`: .* has no `rigth`; did you mean `right`"

@@ -113,7 +113,7 @@ def test_a_whole_group_is_fit_to_train_on():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda group: group.trajectories.pop(), "has 1 trajectories, not 2"),
+        (lambda group: group.trajectories.pop(), "has 1 members, not 2"),
         (of_first(reward=float("nan")), "has the reward nan"),
         (of_first(reward_parts={"exact": float("inf")}), "has the reward 0.5 of {'exact': inf}"),
         (of_first(versions=()), "of 5 tokens has versions up to 0"),

@@ -22,7 +22,8 @@ class RewardChild(asyncio.SubprocessProtocol):
     """A process that answers requests by number. If `ask` gets no answer, for whatever reason, it kills the
     process and everything that it has started (its process group)."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "asyncrl.reward.processes.process") -> None:
+        self._module = module
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the process has been reaped."""
         self._transport: asyncio.SubprocessTransport | None = None
@@ -40,13 +41,13 @@ class RewardChild(asyncio.SubprocessProtocol):
     def alive(self) -> bool:
         return not self._doomed and not self.exited.done()
 
-    async def start(self, setup: wire.Setup, timeout_s: float) -> wire.Reply:
+    async def start(self, setup: wire.Setup | wire.Program, timeout_s: float) -> wire.Reply:
         """Start the process, which imports its functions: `Ready` or `SetupFailed`. Raises `TimeoutError`,
         `ChildDied` or `OSError`."""
         try:
             await asyncio.get_running_loop().subprocess_exec(
                 lambda: self,
-                *(sys.executable, "-m", "asyncrl.reward.processes.process", str(os.getpid())),
+                *(sys.executable, "-m", self._module, str(os.getpid())),
                 stderr=None,  # the log of the role
                 env={**os.environ, **OWN_PATH},
                 start_new_session=True,

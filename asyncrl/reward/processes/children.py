@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from asyncrl.config import RewardConfig
@@ -123,15 +123,7 @@ class Children:
         """Kill every process and wait until they are gone. Calls in progress fail."""
         self.closed = True
         self._line.close()
-        children = list(self._all)
-        for child in children:
-            child.kill()
-        if children:
-            _, left = await asyncio.wait([child.exited for child in children], timeout=KILL_TIMEOUT_S)
-            if left:
-                raise RuntimeError(
-                    f"{len(left)} reward processes still exist {KILL_TIMEOUT_S:g} s after SIGKILL"
-                )
+        await end(self._all)
 
     async def _take_shared(self) -> SharedChild:
         """The one with the fewest calls."""
@@ -167,3 +159,14 @@ class Children:
         assert isinstance(reply, wire.Ready)
         self.is_async = reply.is_async
         return child
+
+
+async def end(children: Iterable[RewardChild]) -> None:
+    """Kill processes and wait until they are gone. Raises `RuntimeError` when they do not go."""
+    ending = list(children)
+    for child in ending:
+        child.kill()
+    if ending:
+        _, left = await asyncio.wait([child.exited for child in ending], timeout=KILL_TIMEOUT_S)
+        if left:
+            raise RuntimeError(f"{len(left)} reward processes still exist {KILL_TIMEOUT_S:g} s after SIGKILL")

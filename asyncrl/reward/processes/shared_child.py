@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.child import ChildDied, RewardChild
@@ -23,10 +24,21 @@ class Interrupted(ChildDied):
 class SharedChild:
     """Each call has its own time limit, and the others continue when it ends. Time in which a call blocks the
     event loop counts against that call only. If a call cannot be stopped otherwise, the process is killed:
-    the other calls get `Interrupted` if it is known which call it was, else all get `ChildDied`."""
+    the other calls get `Interrupted` if it is known which call it was, else all get `ChildDied`.
 
-    def __init__(self, child: RewardChild) -> None:
+    on_asks: gets what calls ask for. away_s: seconds for which a call has waited for that, which do not count
+    against it either."""
+
+    def __init__(
+        self,
+        child: RewardChild,
+        *,
+        on_asks: Callable[[wire.Asks], None] = lambda _: None,
+        away_s: Callable[[int], float] = lambda _: 0.0,
+    ) -> None:
         self._child = child
+        self._on_asks = on_asks
+        self._away_s = away_s
         child.on_notice = self._noticed
         self.calls = 0
         """In progress."""
@@ -40,6 +52,13 @@ class SharedChild:
     @property
     def alive(self) -> bool:
         return self._child.alive
+
+    def tell(self, message: bytes) -> None:
+        """Send a message that has no answer of its own."""
+        self._child.tell(message)
+
+    def kill(self) -> None:
+        self._child.kill()
 
     async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
         """Send a framed request and return the answer. Raises `TimeoutError` when the call has had
@@ -98,9 +117,12 @@ class SharedChild:
         now_s = 0.0
         if self._stuck is not None and self._stuck.number != number:
             now_s = min(time.monotonic() - self._stuck_since_s, excuse_s)
-        return self._blocked_s - self._own_s.get(number, 0.0) + now_s
+        return self._blocked_s - self._own_s.get(number, 0.0) + now_s + self._away_s(number)
 
     def _noticed(self, notice: wire.Notice) -> None:
+        if isinstance(notice, wire.Asks):
+            self._on_asks(notice)
+            return
         if isinstance(notice, wire.Stuck):
             self._stuck, self._stuck_since_s = notice, time.monotonic() - notice.for_s
             log.warning(

@@ -31,20 +31,23 @@ class SideBySide:
     """Runs in the main thread of a reward process.
 
     answer: returns the reply to a call, whatever happens. say: sends a message; callable from any thread.
+    told: gets answers to what calls have asked for.
     """
 
     def __init__(
         self,
-        answer: Callable[[wire.Call], Awaitable[wire.Reply]],
+        answer: Callable[[Any], Awaitable[wire.Reply]],
         say: Callable[[wire.Reply | wire.Notice], None],
+        told: Callable[[wire.Told], None] = lambda _: None,
     ) -> None:
         self._answer = answer
         self._say = say
+        self._told = told
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._numbers: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
         """The call that each task belongs to."""
 
-    async def serve(self, first: wire.Call, inbox: queue.SimpleQueue[wire.Request]) -> None:
+    async def serve(self, first: wire.Call | wire.Play, inbox: queue.SimpleQueue[wire.Request]) -> None:
         """For ever."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_task_factory(self._make_task)
@@ -63,14 +66,17 @@ class SideBySide:
             if (task := self._under_way.get(request.number)) is not None:
                 task.cancel()
             return
-        assert isinstance(request, wire.Call)
+        if isinstance(request, wire.Told):
+            self._told(request)
+            return
+        assert isinstance(request, wire.Call | wire.Play)
         context = copy_context()
         context.run(_call.set, request.number)
         task = self._loop.create_task(self._run(request), context=context)
         self._under_way[request.number] = task
         task.add_done_callback(partial(self._ended, request.number))
 
-    async def _run(self, call: wire.Call) -> None:
+    async def _run(self, call: wire.Call | wire.Play) -> None:
         self._say(await self._answer(call))
 
     def _ended(self, number: int, task: asyncio.Task[None]) -> None:
@@ -113,6 +119,6 @@ def _users_place(innermost: FrameType) -> str:
     from_the_loop = itertools.dropwhile(lambda frame: frame.filename != asyncio.events.__file__, frames)
     users = list(itertools.dropwhile(lambda frame: frame.filename.startswith(below), from_the_loop))
     if not users:
-        return "code outside all reward functions"
+        return "code outside all functions"
     print("".join(["an event loop is blocked here:\n", *traceback.format_list(users)]), file=sys.stderr)
     return f"{users[0].name} ({users[0].filename}, line {users[0].lineno})"

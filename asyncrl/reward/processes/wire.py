@@ -36,6 +36,31 @@ class Call(msgspec.Struct, frozen=True, tag=True):
     timeout_s: float
 
 
+class Program(msgspec.Struct, frozen=True, tag=True):
+    """As `Setup`, for a child that carries out episodes."""
+
+    episode: str
+    """As in `rollout.episode`."""
+
+
+class Play(msgspec.Struct, frozen=True, tag=True):
+    """Carry out an episode; answered with `Played` or `Raised`. Meanwhile it asks for the model (`Asks`)."""
+
+    number: int
+    task: dict[str, Any]
+    base_url: str = ""
+    api_key: str = ""
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """The answer to what the episode `number` has asked, or why there is none."""
+
+    number: int
+    ask: int
+    answer: Any
+    error: str = ""
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Cancel the call of an async function, or another that has not begun; it is still answered."""
 
@@ -93,9 +118,30 @@ class Moving(msgspec.Struct, frozen=True, tag=True):
     blocked_s: float
 
 
-Request = Setup | Call | Cancel
-Reply = Ready | SetupFailed | Result | Raised
-Notice = Stuck | Moving
+class Played(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    earned: list[float] | None
+    took_s: float = 0.0
+
+
+class Ask(msgspec.Struct, frozen=True):
+    ask: int
+    """Counts the episode's."""
+    what: str
+    arguments: dict[str, Any]
+
+
+class Asks(msgspec.Struct, frozen=True, tag=True):
+    """Not an answer: what the episode `number` wants of the model, and what it no longer does."""
+
+    number: int
+    asks: list[Ask]
+    withdrawn: list[int] = []
+
+
+Request = Setup | Program | Call | Play | Told | Cancel
+Reply = Ready | SetupFailed | Result | Played | Raised
+Notice = Stuck | Moving | Asks
 
 
 def frame(message: Request | Reply | Notice) -> bytes:

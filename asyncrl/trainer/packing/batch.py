@@ -53,6 +53,11 @@ class FlatBatch:
     """Tokens that a policy sampled; those not in `loss_mask` were too old, or of truncated responses."""
     kept: KeptSets | None = None
     """Of the T tokens; None where every one was sampled among the whole vocabulary, or it is not known."""
+    members: NDArray[np.int64] | None = None
+    """int64[S], ascending from 0: the member that each sequence is a segment of; None where each is one."""
+    turn_rewards: NDArray[np.float32] | None = None
+    """float32[T]: what is given at each token, where some rewards were earned by turns; others are given at
+    the last sampled token."""
 
     @property
     def sequences(self) -> int:
@@ -65,6 +70,12 @@ class FlatBatch:
     def sequence_index(self) -> Tensor:
         """int64[T]: the sequence that each token belongs to."""
         return torch.from_numpy(np.repeat(np.arange(self.sequences), np.diff(self.offsets)))
+
+    def first_segments(self) -> NDArray[np.int64]:
+        """int64[M]: the first sequence of each member."""
+        if self.members is None:
+            return np.arange(self.sequences)
+        return np.unique(self.members, return_index=True)[1]
 
     def trained_lengths(self) -> NDArray[np.int64]:
         """int64[S]: tokens of each sequence that a forward pass needs, which is up to the one before its
@@ -131,6 +142,7 @@ def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
     lengths = [len(t.token_ids) for t in trajectories]
     fresh = versions >= batch.oldest_version
     truncated = np.array([t.finish_reason is FinishReason.LENGTH for t in trajectories])
+    firsts = np.array([t.segment == 0 for t in trajectories])
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
         loss_mask=sampled & fresh & ~np.repeat(truncated & mask_truncated, lengths),
@@ -142,7 +154,20 @@ def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
         truncated=truncated,
         sampled_tokens=int(sampled.sum()),
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
+        members=None if firsts.all() else np.cumsum(firsts) - 1,
+        turn_rewards=_turn_rewards(trajectories),
     )
+
+
+def _turn_rewards(trajectories: Sequence[Trajectory]) -> NDArray[np.float32] | None:
+    if not any(t.turn_rewards for t in trajectories):
+        return None
+    arrays = [np.zeros(len(t.token_ids), np.float32) for t in trajectories]
+    for array, trajectory in zip(arrays, trajectories, strict=True):
+        last = int(np.flatnonzero(trajectory.loss_mask)[-1])
+        for at, reward in trajectory.turn_rewards or [(last, trajectory.reward)]:
+            array[at] += reward
+    return np.concatenate(arrays)
 
 
 def cut_ends(flat: FlatBatch) -> FlatBatch:

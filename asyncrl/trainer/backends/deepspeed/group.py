@@ -132,18 +132,22 @@ class RankGroup:
 
     def _broadcast_batch(self, batch: FlatBatch | None) -> FlatBatch:
         """Rank 0 gives the batch, the others None; all get it."""
-        sizes = torch.zeros(4, dtype=torch.int64)
+        sizes = torch.zeros(6, dtype=torch.int64)
         kept = None if batch is None else batch.kept
         if batch is not None:
             listed = 0 if kept is None else len(kept.ids)
-            sizes = torch.tensor([len(batch.token_ids), batch.sequences, batch.sampled_tokens, listed])
-        tokens, sequences, sampled_tokens, listed = self._broadcast(sizes).tolist()
+            given = [getattr(batch, name) is not None for name in _OPTIONAL]
+            sizes = torch.tensor(
+                [len(batch.token_ids), batch.sequences, batch.sampled_tokens, listed, *map(int, given)]
+            )
+        tokens, sequences, sampled_tokens, listed, *given = self._broadcast(sizes).tolist()
         lengths = {
             "offsets": sequences + 1,
-            **dict.fromkeys(("group_ids", "rewards", "truncated"), sequences),
+            **dict.fromkeys(("group_ids", "rewards", "truncated", "members"), sequences),
         }
         arrays = {}
-        for name, dtype in _DTYPES.items():
+        absent = {name for name, there in zip(_OPTIONAL, given, strict=True) if not there}
+        for name, dtype in ((n, dtype) for n, dtype in (_DTYPES | _OPTIONAL).items() if n not in absent):
             mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
             arrays[name] = self._broadcast_array(mine)
         if listed:
@@ -167,4 +171,6 @@ _DTYPES: dict[str, type] = {
     "truncated": np.bool_,
 }
 """The arrays of a `FlatBatch`."""
-assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, "sampled_tokens", "kept"}
+_OPTIONAL: dict[str, type] = {"members": np.int64, "turn_rewards": np.float32}
+"""Those that may be None."""
+assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, *_OPTIONAL, "sampled_tokens", "kept"}

@@ -1,0 +1,230 @@
+"""Runs a user's episodes in killable processes, many side by side in each, for a rollout worker."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from asyncrl.errors import ConfigError
+from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.child import ChildDied, RewardChild
+from asyncrl.reward.processes.children import end
+from asyncrl.reward.processes.shared_child import Interrupted, SharedChild
+from asyncrl.rollout.episodes.program import Earned
+from asyncrl.rollout.session import Session
+from asyncrl.rollout.task import RolloutTask
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+"""Longest time for a process to start and import the episode; users' modules may import a lot."""
+MODULE = "asyncrl.rollout.episodes.process"
+
+
+class EpisodeError(Exception):
+    """An episode has failed. kind: in few words, the same for failures of a kind."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class EpisodePool:
+    """The episode `spec` in processes, an `Episode` of the worker's.
+
+    text_of: what an episode reads of tokens. timeout_s: an episode may take so long beside its waits for the
+    model; then it has failed. One that blocks its process' loop for as long has it killed: the others there
+    are carried out again, in another process. So are all when a process dies, each then in one of its own, to
+    find out which it was.
+    """
+
+    def __init__(
+        self, spec: str, text_of: Callable[[list[int]], str], *, processes: int, timeout_s: float
+    ) -> None:
+        self._spec = spec
+        self._text_of = text_of
+        self._processes = processes
+        self._timeout_s = timeout_s
+        self._numbers = itertools.count(1)
+        self._shared: list[SharedChild] = []
+        self._starting = asyncio.Lock()
+        self._alone = asyncio.Semaphore(processes)
+        self._all: set[RewardChild] = set()
+        """All whose process may still exist."""
+        self._lines: dict[int, _Line] = {}
+        """Of the episodes in progress, by number."""
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the processes, which import the episode. Raises `ConfigError`, and leaves none behind."""
+        try:
+            self._shared = list(await asyncio.gather(*(self._spawn() for _ in range(self._processes))))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Kill every process and wait until they are gone. Episodes in progress fail."""
+        self._closed = True
+        await end(self._all)
+
+    async def __call__(self, task: RolloutTask, session: Session) -> Earned:
+        """Raises `EpisodeError`."""
+        alone = False
+        while True:
+            try:
+                reply = await (self._play_alone if alone else self._play)(task, session)
+            except TimeoutError:
+                why = f"it took longer than rollout.episode_timeout_s={self._timeout_s:g}, the model apart"
+                raise EpisodeError("time-out", why) from None
+            except (ConfigError, OSError) as error:
+                raise EpisodeError("no process", f"no process could be started for it: {error}") from error
+            except ChildDied as death:
+                if alone or self._closed:
+                    raise EpisodeError("process died", f"its process died ({death})") from None
+                log.warning("episode %s is carried out again: %s", self._spec, death)
+                alone = not isinstance(death, Interrupted)
+                session.begin_again()
+                continue
+            if isinstance(reply, wire.Played):
+                return reply.earned
+            assert isinstance(reply, wire.Raised)
+            raise EpisodeError(reply.message.partition(":")[0], f"{reply.message}\n{reply.traceback}".strip())
+
+    async def _play(self, task: RolloutTask, session: Session) -> wire.Reply:
+        async with self._starting:
+            self._shared = [child for child in self._shared if child.alive]
+            if len(self._shared) < self._processes:
+                self._shared.append(await self._spawn())
+        return await self._ask(min(self._shared, key=lambda child: child.calls), task, session)
+
+    async def _play_alone(self, task: RolloutTask, session: Session) -> wire.Reply:
+        async with self._alone:
+            child = await self._spawn()
+            try:
+                return await self._ask(child, task, session)
+            finally:
+                child.kill()
+
+    async def _ask(self, child: SharedChild, task: RolloutTask, session: Session) -> wire.Reply:
+        number = next(self._numbers)
+        base_url, api_key = session.door or ("", "")
+        shown = {
+            **{name: getattr(task, name) for name in ("prompt", "prompt_ids", "columns", "row")},
+            **{name: getattr(task, name) for name in ("group_id", "attempt", "purpose")},
+            "member": session.index,
+        }
+        request = wire.frame(wire.Play(number, shown, base_url, api_key))
+        line = self._lines[number] = _Line(session, self._text_of, partial(self._tell, child, number))
+        try:
+            return await child.ask(request, number, self._timeout_s)
+        finally:
+            del self._lines[number]
+            line.close()
+
+    def _tell(self, child: SharedChild, number: int, ask: int, answer: Any, error: str) -> None:
+        if child.alive:
+            child.tell(wire.frame(wire.Told(number, ask, answer, error)))
+
+    def _asked(self, asks: wire.Asks) -> None:
+        if (line := self._lines.get(asks.number)) is not None:
+            line.asked(asks)
+
+    def _away_s(self, number: int) -> float:
+        line = self._lines.get(number)
+        return 0.0 if line is None else line.away_s
+
+    async def _spawn(self) -> SharedChild:
+        """A process that is ready. Raises `ConfigError`, `ChildDied`, or `OSError`."""
+        if self._closed:
+            raise ChildDied("the pool was closed")
+        child = RewardChild(MODULE)
+        self._all.add(child)
+        child.exited.add_done_callback(lambda _: self._all.discard(child))
+        what = f"rollout.episode `{self._spec}`"
+        try:
+            reply = await child.start(wire.Program(self._spec), START_TIMEOUT_S)
+        except TimeoutError:
+            raise ConfigError(
+                f"{what}: not imported after {START_TIMEOUT_S:g} s; do less at import time"
+            ) from None
+        except ChildDied as death:
+            raise ConfigError(f"{what}: the process died ({death}) while importing it") from None
+        if isinstance(reply, wire.SetupFailed):
+            child.kill()
+            raise ConfigError(reply.message)
+        return SharedChild(child, on_asks=self._asked, away_s=self._away_s)
+
+
+class _Line:
+    """The worker's end of an episode's way to the model. tell: sends an answer, or an error."""
+
+    def __init__(
+        self, session: Session, text_of: Callable[[list[int]], str], tell: Callable[[int, Any, str], None]
+    ) -> None:
+        self._session = session
+        self._text_of = text_of
+        self._tell = tell
+        self._open: dict[int, asyncio.Task[None]] = {}
+        self._away_s = 0.0
+        self._since_s = 0.0
+
+    @property
+    def away_s(self) -> float:
+        """Seconds for which the episode has waited for the model."""
+        return self._away_s + (time.monotonic() - self._since_s if self._open else 0.0)
+
+    def asked(self, asks: wire.Asks) -> None:
+        for number in asks.withdrawn:
+            if number in self._open:
+                self._open[number].cancel()
+        for ask in asks.asks:
+            if not self._open:
+                self._since_s = time.monotonic()
+            task = self._open[ask.ask] = asyncio.create_task(self._answer(ask))
+            task.add_done_callback(partial(self._answered, ask.ask))
+
+    def close(self) -> None:
+        for task in self._open.values():
+            task.cancel()
+
+    def _answered(self, number: int, _: asyncio.Task[None]) -> None:
+        away_s = self.away_s
+        del self._open[number]
+        if not self._open:
+            self._away_s = away_s
+
+    async def _answer(self, ask: wire.Ask) -> None:
+        try:
+            answer = await getattr(self, f"_{ask.what}")(**ask.arguments)
+        except Exception as error:  # noqa: BLE001 - the session keeps the engine's; the episode is told
+            self._tell(ask.ask, None, f"{type(error).__name__}: {error}")
+        else:
+            self._tell(ask.ask, answer, "")
+
+    async def _chat(self, *, messages: Any, tools: Any, **options: Any) -> dict[str, Any]:
+        reply = await self._session.chat(messages, tools or None, **options)
+        return {
+            "message": reply.message,
+            "prompt_ids": reply.prompt_ids.tolist(),
+            "token_ids": reply.completion.token_ids.tolist(),
+            "finish_reason": reply.finish_reason,
+        }
+
+    async def _generate(self, **options: Any) -> dict[str, Any]:
+        completion = await self._session.generate(**options)
+        ids: list[int] = completion.token_ids.tolist()
+        return {
+            "token_ids": ids,
+            "logprobs": completion.logprobs.tolist(),
+            "text": self._text_of(ids),
+            "finish_reason": completion.finish_reason.value,
+        }
+
+    async def _tokenise(self, text: str) -> list[int]:
+        return self._session.tokens_of(text)

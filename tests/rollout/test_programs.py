@@ -1,0 +1,143 @@
+"""What a user writes: functions that become tools, and classes that become episodes."""
+
+import asyncio
+import json
+
+import pytest
+
+from asyncrl.errors import ConfigError
+from asyncrl.rollout.episodes.program import Model, Task, call_tool, checked_earned, load_program, schema_of
+
+TASK = Task("guess", [5, 6], {"secret": "b"}, 0, 0, 0, 0, "train")
+
+
+def add(a: int, b: int = 1) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: the one
+        b: the other
+    """
+    return a + b
+
+
+async def look_up(word: str) -> dict:
+    """Looks a word up.
+
+    Args:
+        word: which
+    """
+    await asyncio.sleep(0)
+    return {"word": word, "is": "naïve"}
+
+
+def fails(word: str) -> str:
+    """Fails.
+
+    Args:
+        word: any
+    """
+    raise KeyError(word)
+
+
+TOOLS = [add, look_up, fails]
+
+
+def test_a_function_with_hints_and_a_docstring_is_a_tool():
+    function = schema_of(add)["function"]
+    assert (function["name"], function["description"]) == ("add", "Adds two numbers.")
+    assert function["parameters"]["properties"]["a"] == {"type": "integer", "description": "the one"}
+    assert function["parameters"]["required"] == ["a"]
+    assert schema_of({"type": "function"}) == {"type": "function"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "content"),
+    [
+        ("add", '{"a": 2}', "3"),
+        ("add", {"a": 2, "b": 3}, "5"),
+        ("look_up", '{"word": "x"}', '{"word": "x", "is": "naïve"}'),
+        ("add", '{"a": 2', "JSONDecodeError: "),
+        ("add", "[1, 2]", "TypeError: "),
+        ("add", '{"c": 2}', "TypeError: add() got an unexpected keyword argument 'c'"),
+        ("fails", '{"word": "x"}', "KeyError: 'x'"),
+        ("divide", "{}", "LookupError: there is no tool 'divide'; there are add, look_up, fails"),
+    ],
+)
+def test_what_a_tool_gives_and_what_was_called_wrongly_is_told_to_the_model(name, arguments, content):
+    call = {"id": "call_0", "function": {"name": name, "arguments": arguments}}
+    message = asyncio.run(call_tool(call, TOOLS))
+    assert message["content"].startswith(content)
+    assert (message["role"], message["tool_call_id"], message["name"]) == ("tool", "call_0", name)
+
+
+def says(*replies):
+    """A model that says these; what it was asked is kept in `asked`."""
+    left, asked = list(replies), []
+
+    async def ask(what, arguments):
+        asked.append(arguments)
+        text, calls = left.pop(0)
+        message = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
+        return {
+            "message": message,
+            "prompt_ids": [1],
+            "token_ids": [2] if text or calls else [],
+            "finish_reason": "tool_calls" if calls else "stop",
+        }
+
+    return Model(ask), asked
+
+
+def call(i, a):
+    arguments = json.dumps({"a": a})
+    return {"id": f"call_{i}", "type": "function", "function": {"name": "add", "arguments": arguments}}
+
+
+def test_tools_are_used_until_nothing_is_called():
+    model, asked = says(("", [call(0, 1), call(1, 2)]), ("done", None))
+    conversation = asyncio.run(model.use_tools("sum?", [add]))
+    assert [m["role"] for m in conversation] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert [m["content"] for m in conversation[2:]] == ["2", "3", "done"]
+    assert asked[1]["messages"] == conversation[:-1]
+    assert asked[1]["tools"][0]["function"]["name"] == "add"
+    model, asked = says(*[("", [call(0, 1)])] * 3)
+    asyncio.run(model.use_tools("sum?", [add], max_turns=2))
+    assert len(asked) == 2
+
+
+GAME = """
+class Game:
+    async def reset(self, task):
+        self.secret = task.columns["secret"]
+        return task.prompt
+
+    def step(self, reply):
+        if reply.text == self.secret:
+            return None, 1.0, True
+        return "no", -0.5, False
+
+class NoGame:
+    def reset(self, task): ...
+
+def plain(task, model): ...
+"""
+
+
+def test_a_class_with_reset_and_step_is_an_episode_of_rewards_by_turn(tmp_path):
+    (tmp_path / "game.py").write_text(GAME)
+    play = load_program(f"{tmp_path / 'game.py'}:Game")
+    model, asked = says(("a", None), ("b", None))
+    assert asyncio.run(play(TASK, model)) == [-0.5, 1.0]
+    assert [m["content"] for m in asked[1]["messages"]] == ["guess", "a", "no"]
+    model, _ = says(("a", None), ("", None))
+    assert asyncio.run(play(TASK, model)) == [-0.5, -0.5], "without a token, the game is over"
+    for name in ("NoGame", "plain"):
+        with pytest.raises(ConfigError, match=r"rollout\.episode"):
+            load_program(f"{tmp_path / 'game.py'}:{name}")
+
+
+@pytest.mark.parametrize("earned", ["good", [], [1.0, None], float("nan"), {"a": 1}, [[1.0]]])
+def test_what_is_no_reward_is_refused(earned):
+    with pytest.raises(TypeError, match="should return a finite number"):
+        checked_earned(earned)

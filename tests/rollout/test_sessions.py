@@ -1,0 +1,170 @@
+"""Random conversations: every token that is trained on was sampled in exactly the context that its trajectory
+shows, which a forward pass confirms, and none is lost or there twice."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, SPECIAL
+from tokenizers import AddedToken
+
+from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.rollout.chat import RendererChat, TemplateChat
+from asyncrl.rollout.engines.base import SamplingParams, TokenChunk
+from asyncrl.rollout.session import Session
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.tiny.tokenizer import byte_tokenizer
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}},
+    }
+]
+SAMPLED_TEXTS = ["yes", " two  words ", "naïve – 東京 🙂", "", '{"a": 1}', "a\n\nb", "<b>x</b>"]
+QUESTIONS = ["why?", "and then\n", "¿qué?", " more "]
+RENDERED = ("qwen3", "glm-4.5")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = byte_tokenizer(4096)
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    return tokenizer
+
+
+@pytest.fixture
+def model(make_qwen3, tokenizer):
+    return make_qwen3(vocab_size=len(tokenizer))
+
+
+def logprobs(model, ids):
+    """float32[T]: of each token after the ones before it; 0 for the first."""
+    with torch.inference_mode():
+        logits = model(torch.as_tensor(ids).long()[None]).logits[0].log_softmax(-1)
+    following = logits[:-1].gather(1, torch.as_tensor(ids)[1:, None].long())[:, 0]
+    return np.concatenate([[0], following.numpy()]).astype(np.float32)
+
+
+class Ventriloquist:
+    """An engine whose policy says what it is told to, with the log-probabilities of the model."""
+
+    def __init__(self, model):
+        self.model, self.ids, self.says, self.step = model, [], [], 0
+
+    async def generate(self, request):
+        said = self.says.pop(0)
+        is_cut = len(said) > request.sampling.max_new_tokens
+        said = said[: request.sampling.max_new_tokens]
+        self.step += 1
+        self.ids.append(said)
+        await asyncio.sleep(0)
+        whole = np.concatenate([request.prompt_ids, said]).astype(np.int32)
+        reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+        of_said = logprobs(self.model, whole)[len(request.prompt_ids) :]
+        spans = (VersionSpan(0, len(said), self.step),)
+        yield TokenChunk(np.asarray(said, np.int32), of_said, spans, reason)
+
+    def abort(self, request_id):
+        raise AssertionError("nothing is given up here")
+
+
+def utterance(rng, family, tokenizer, end):
+    """What a policy might say, as token ids: reasoning, a call, odd bytes, in its own spacing."""
+    text = rng.choice(SAMPLED_TEXTS)
+    if rng.random() < 0.4:
+        thought = rng.choice(["hm", "let me\nsee"])
+        text = f"<think>\n{thought}\n</think>\n\n{text}"
+    if rng.random() < 0.4:
+        spacing = rng.choice([(", ", ": "), (",", ":")])
+        arguments = {"a": rng.randrange(9), "b": rng.choice(["x", "ü"])}
+        call = json.dumps({"name": "add", "arguments": arguments}, separators=spacing, ensure_ascii=False)
+        text += rng.choice(["\n", ""]) * bool(text) + f"<tool_call>\n{call}\n</tool_call>"
+        if family == "glm-4.5":
+            pair = "<arg_key>a</arg_key>\n<arg_value>1</arg_value>"
+            text = f"{text.partition('<tool_call>')[0]}<tool_call>add\n{pair}\n</tool_call>"
+            end = "<|observation|>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if rng.random() < 0.1:
+        ids.append(tokenizer(chr(0x1F600), add_special_tokens=False)["input_ids"][0])  # no whole character
+    return [*ids, tokenizer.convert_tokens_to_ids(end)]
+
+
+async def converse(rng, session, engine, family, tokenizer, end):
+    """A conversation of a few turns, in which the program sometimes rewrites or branches."""
+    messages = [{"role": "user", "content": rng.choice(QUESTIONS)}]
+    for _ in range(rng.randint(1, 5)):
+        answers = rng.choice([1, 1, 1, 2])
+        engine.says = [utterance(rng, family, tokenizer, end) for _ in range(answers)]
+        limit = rng.choice([None, None, None, 3])
+        asked = (session.chat(messages, TOOLS, max_new_tokens=limit) for _ in range(answers))
+        reply = (await asyncio.gather(*asked))[0]
+        said = dict(reply.message)
+        if rng.random() < 0.3:
+            said.pop("reasoning_content", None)  # clients often do not send it back
+        if rng.random() < 0.1:
+            said["content"] = f"edited {said['content']}"
+        messages = [*messages, said]
+        if said.get("tool_calls"):
+            results = [
+                {"role": "tool", "content": str(rng.random()), "name": "add", "tool_call_id": call["id"]}
+                for call in said["tool_calls"]
+            ]
+            messages += results
+        else:
+            messages.append({"role": "user", "content": rng.choice(QUESTIONS)})
+
+
+def format_of(family, tokenizer):
+    """How the family's conversations become tokens, and how it ends a turn."""
+    if family in RENDERED:
+        base = pytest.importorskip("renderers.base", reason="needs asyncrl[agents]")
+        configs = pytest.importorskip("renderers.configs")
+        end = {"qwen3": "<|im_end|>", "glm-4.5": "<|user|>"}[family]
+        renderer = base.create_renderer(tokenizer, configs.config_from_name(family))
+        return RendererChat(tokenizer, renderer), end
+    own = deepcopy(tokenizer)
+    own.chat_template, end = FAMILIES[family]
+    return TemplateChat(own, [own.convert_tokens_to_ids(end)]), end
+
+
+TEMPLATE_SPLITS = {"reasoning", *RENDERED}
+"""Families of which the template, or the renderer, drops the reasoning when a question follows."""
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *RENDERED])
+def test_every_trained_token_was_sampled_in_the_context_that_is_trained_on(
+    family, tokenizer, model, one_thread
+):
+    chat, end = format_of(family, tokenizer)
+    counts = Counter()
+    for seed in range(12):
+        rng = random.Random(seed)
+        engine = Ventriloquist(model)
+        task = RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(64))
+        session = Session(task, 0, engine, seed=0, chat=chat)
+        asyncio.run(converse(rng, session, engine, family, tokenizer, end))
+        trajectories = session.trajectories()
+        recorded = []
+        for number, t in enumerate(trajectories):
+            assert t.segment == number
+            found = logprobs(model, t.token_ids)
+            np.testing.assert_allclose(
+                t.behavior_logprobs[t.loss_mask], found[t.loss_mask], rtol=1e-3, atol=1e-4
+            )
+            assert (t.behavior_logprobs[~t.loss_mask] == 0).all()
+            assert t.sampled_tokens == t.loss_mask.sum()
+            assert list(t.versions) == sorted(t.versions, key=lambda span: span.version)
+            recorded += [t.token_ids[s.start : s.start + s.length].tolist() for s in t.versions]
+            counts["turns beyond the first of a segment"] += len(t.versions) - 1
+            counts[t.metadata.get("split")] += 1
+        assert sorted(recorded) == sorted(engine.ids), "each was sampled once, and is trained on once"
+    assert counts["turns beyond the first of a segment"] > 5
+    assert counts["history"] > 0
+    if family in TEMPLATE_SPLITS:
+        assert counts["template"] > 0
