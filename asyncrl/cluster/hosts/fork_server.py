@@ -267,7 +267,7 @@ def main() -> None:
     # before the fork is kept out of its sight.
     gc.disable()
     loading = threading.Thread(target=_load_torch)
-    if "torch" not in sys.modules:
+    if "torch.nn" not in sys.modules:
         loading.start()
     while True:
         message, files, *_ = socket.recv_fds(channel, _MAX_REQUEST_BYTES, 3)
