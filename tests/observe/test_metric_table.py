@@ -10,8 +10,9 @@ from asyncrl.observe.metrics import read_metrics
 ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
+    *("segments/mean", "segments/split_frac/{reason}"),
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, and processes."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, and segments."""
 
 
 @pytest.fixture
