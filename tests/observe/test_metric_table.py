@@ -12,7 +12,7 @@ ELSEWHERE = {
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("segments/mean", "segments/split_frac/{reason}"),
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, and segments."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, segments."""
 
 
 @pytest.fixture
