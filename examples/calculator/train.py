@@ -54,7 +54,7 @@ def careless_pupil(rng):
 def main(overrides):
     from asyncrl.tiny.dialogues import build_on
 
-    model = build_on("models/calculator", careless_pupil)
+    model = build_on("models/calculator", careless_pupil, batch=32)
     products = Path("runs/calculator.jsonl")
     products.parent.mkdir(exist_ok=True)
     rng = random.Random(0)

@@ -3,7 +3,7 @@
     python examples/guess_number/train.py                # a few minutes on two CPU cores
     python examples/guess_number/train.py run.steps=20   # any setting can be overridden
 
-The model has four guesses for a number from 1 to 15, and is told "higher" or "lower" after each. It has been
+The model has four guesses for a number from 1 to 9, and is told "higher" or "lower" after each. It has been
 warmed up on a player who often does not listen; by reinforcement it learns to.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncrl
 
-HIGHEST, GUESSES = 15, 4
+HIGHEST, GUESSES = 9, 4
 PROMPT = [{"role": "user", "content": f"guess 1 to {HIGHEST}"}]
 
 
@@ -51,7 +51,7 @@ def careless_player(rng):
 def main(overrides):
     from asyncrl.tiny.dialogues import build_on
 
-    model = build_on("models/guess_number", careless_player)
+    model = build_on("models/guess_number", careless_player, batch=16)
     games = Path("runs/guess_number.jsonl")
     games.parent.mkdir(exist_ok=True)
     rng = random.Random(0)
@@ -61,7 +61,7 @@ def main(overrides):
         "run": {"name": "guess-number", "steps": 60},
         "model": {"path": str(model)},
         "data": {"path": str(games), "held_out_rows": 64},
-        "rollout": {"episode": f"{__file__}:Game", "max_new_tokens": 6, "max_sequence_tokens": 256},
+        "rollout": {"episode": f"{__file__}:Game", "max_new_tokens": 4, "max_sequence_tokens": 256},
         "reward": {},  # the episode says what it earned
         "trainer": {"lr": 3e-4, "batch_groups": 16},
     }

@@ -11,9 +11,10 @@ ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
+    *("segments/mean", "segments/split_frac/{reason}"),
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, and several
-datasets."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
+datasets, segments."""
 
 
 @pytest.fixture

@@ -147,7 +147,9 @@ class RankGroup:
         }
         arrays = {}
         absent = {name for name, there in zip(_OPTIONAL, given, strict=True) if not there}
-        for name, dtype in ((n, dtype) for n, dtype in (_DTYPES | _OPTIONAL).items() if n not in absent):
+        for name, dtype in (_DTYPES | _OPTIONAL).items():
+            if name in absent:
+                continue
             mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
             arrays[name] = self._broadcast_array(mine)
         if listed:
