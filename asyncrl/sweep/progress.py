@@ -12,8 +12,8 @@ from asyncrl.units import duration
 class SweepProgress:
     """Prints a line when a cell starts and when it ends, and remembers which cells failed.
 
-    total: cells of the sweep. finished: cells that earlier calls have finished. jobs: cells that run at the
-    same time. tell: prints a line. now_s: a monotonic clock.
+    total: cells of the sweep, as far as known. finished: cells that earlier calls have finished. jobs: cells
+    that run at the same time. tell: prints a line. now_s: a monotonic clock.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class SweepProgress:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.failed: dict[Cell, str] = {}
-        self._total = total
+        self.total = total
         self._done = finished
         self._jobs = jobs
         self._tell = tell
@@ -48,9 +48,9 @@ class SweepProgress:
         else:
             self.failed[cell] = problem
             how = f"FAILED after {duration(took_s)}"
-        left = self._total - self._done
+        left = self.total - self._done
         mean_s = sum(self._durations_s) / len(self._durations_s)
         rest = f", about {duration(mean_s * left / min(self._jobs, left))} left" if left else ""
-        self._tell(f"{cell.name}: {how} ({self._done} of {self._total}{rest})")
+        self._tell(f"{cell.name}: {how} ({self._done} of {self.total}{rest})")
         if problem is not None:
             self._tell(problem)
