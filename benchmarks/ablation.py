@@ -90,13 +90,18 @@ def draw(task: str, page: Path) -> None:
     compared = read_runs(kept(task, page, "runs.csv"), settings_of(task))
     if compared.points and plot.is_possible():
         plot.draw_compared(kept(task, page, "plot.png"), compared)
+        plot.draw_way(kept(task, page, "curves.png"), compared, kept(task, page, "curves.csv"))
 
 
 def with_report(text: str, task: str, page: Path) -> str:
     """The page with the task's part written anew, from the kept numbers alone."""
     compared = read_runs(kept(task, page, "runs.csv"), settings_of(task))
-    picture = kept(task, page, "plot.png")
-    shown = f"![{task}]({picture.relative_to(page.parent)})\n" if picture.exists() else ""
+    pictures = {"by lag": kept(task, page, "plot.png"), "on the way": kept(task, page, "curves.png")}
+    shown = "".join(
+        f"![{task}, {what}]({path.relative_to(page.parent)})\n"
+        for what, path in pictures.items()
+        if path.exists()
+    )
     part = f"{_begin(task)}\n\n{report_md(compared)}\n{shown}{END}"
     pattern = re.escape(_begin(task)) + ".*?" + re.escape(END)
     found, count = re.subn(pattern, lambda _: part, text, flags=re.S)

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     folder = result.folder
     print(f"\n{result.table.read_text()}")
-    names = ("table.csv", "table.md", "report.md", "runs.csv", "curves.csv", "plot.png")
+    names = ("table.csv", "table.md", "report.md", "runs.csv", "curves.csv", "plot.png", "curves.png")
     print(f"written to {folder.path}: {', '.join(n for n in names if (folder.path / n).exists())}")
     if not plot.is_possible():
         print(plot.MISSING, file=sys.stderr)

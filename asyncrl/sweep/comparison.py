@@ -9,10 +9,8 @@ from asyncrl import config as settings
 from asyncrl.config import Config, SweepConfig, yaml_tree
 from asyncrl.errors import ConfigError
 from asyncrl.sweep.grid import OF_THE_SWEEP, Axis, Cell, Problems
+from asyncrl.sweep.report import VARIANT
 from asyncrl.sweep.study import Study, Trial
-
-VARIANT = "variant"
-"""The axis of the variants, which is no setting."""
 
 
 class Comparison:

@@ -28,7 +28,7 @@ MAX_NAME_CHARS = 150
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
     """`runs.csv`, `curves.csv`, `plot.png`; of a grid `table.csv` and `table.md`, of a comparison
-    `report.md`; and each cell's run directory in `cells/`."""
+    `report.md` and `curves.png`; and each cell's run directory in `cells/`."""
 
     path: Path
 
@@ -37,6 +37,7 @@ class SweepFolder:
     report = Under("report.md")
     runs_csv = Under("runs.csv")
     curves_csv = Under("curves.csv")
+    curves = Under("curves.png")
     plot = Under("plot.png")
 
     def run_dir(self, cell: Cell) -> Path:

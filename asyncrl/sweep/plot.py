@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl.sweep.grid import Axis
-from asyncrl.sweep.report import Compared, rising
+from asyncrl.sweep.report import Compared, on_the_way, rising
 from asyncrl.sweep.results import PointResult, SeedMean
 from asyncrl.sweep.table import Reading, short_names
 
 MISSING = "no plot was made because matplotlib is not installed: pip install 'asyncrl[plot]'"
 DOTS_PER_INCH = 150
 COLUMNS = 4
+WAY_METRICS = ("reward/mean", "entropy", "kl/behavior", "ess", "ess/sequence", "clip_frac")
 BEHIND = {"color": "0.7", "linewidth": 2}
 FRONT = {"color": "C0", "marker": "o", "markersize": 4, "capsize": 3}
 
@@ -71,6 +72,25 @@ def draw_compared(path: Path, compared: Compared) -> None:
         panel.grid(alpha=0.3)
     figure.supxlabel(compared.settings.across)
     figure.supylabel(compared.settings.by.replace("_", " "))
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def draw_way(path: Path, compared: Compared, curves: Path) -> None:
+    """Write a PNG: how the runs at the largest value of `across` went, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    at = rising(compared.at)[-1]
+    ways = on_the_way(compared, curves, at)
+    figure = Figure(figsize=(10.2, 4.6), layout="constrained")
+    for panel, metric in zip(figure.subplots(2, 3, sharex=True).flat, WAY_METRICS, strict=True):
+        for i, (variant, metrics) in enumerate(ways.items()):
+            style = {"color": f"C{i % 10}", "linestyle": ("-", "--")[i // 10 % 2], "label": variant}
+            panel.plot(*zip(*metrics.get(metric, [(math.nan, math.nan)]), strict=True), **style)
+        panel.set_title(metric, fontsize="small")
+        panel.grid(alpha=0.3)
+    figure.supxlabel(f"step, at {compared.settings.across} {at}")
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 

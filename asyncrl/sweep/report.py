@@ -8,19 +8,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from asyncrl.config import SweepConfig
 from asyncrl.sweep.choice import nested
 from asyncrl.sweep.record import ORIGIN
-from asyncrl.sweep.results import ALONG_THE_WAY
+from asyncrl.sweep.results import ALONG_THE_WAY, CURVE_METRICS
 from asyncrl.sweep.statistics import CONFIDENCE, Interval, holm, interval
 from asyncrl.units import number
 
 Row = Mapping[str, str]
 LEVEL = 1 - CONFIDENCE
 SAME = "cannot be told apart"
-SETTINGS = 3
-"""Columns of `runs.csv` before the seed: the variant, `sweep.across` and `sweep.tune`."""
+VARIANT = "variant"
+"""The column of the variants; those of `sweep.across` and `sweep.tune` have the settings' keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,12 @@ class Claim:
 def read_runs(path: Path, settings: SweepConfig) -> Compared:
     """From a comparison's `runs.csv`; each figure is chosen by nested selection."""
     with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows, columns = [*reader], [*(reader.fieldnames or ())]
-    variant, across, tune = columns[:SETTINGS]
+        rows = [*csv.DictReader(file)]
+    across = settings.across
     by_point: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        by_point.setdefault((row[variant], row[across]), []).append(row)
-    points = {key: _point(of_point, tune, settings.by) for key, of_point in by_point.items()}
+        by_point.setdefault((row[VARIANT], row[across]), []).append(row)
+    points = {key: _point(of_point, settings.tune, settings.by) for key, of_point in by_point.items()}
     at = [*dict.fromkeys(row[across] for row in rows)]
     return Compared(settings, rows, at, {key: point for key, point in points.items() if point.runs})
 
@@ -117,6 +117,31 @@ def advantages(compared: Compared) -> list[Claim]:
     """At every value of `across`, each variant minus the baseline."""
     reference = compared.settings.reference
     return _claims(compared, lambda variant, at: (reference, at) if variant != reference else None)
+
+
+def on_the_way(compared: Compared, path: Path, at: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """From a comparison's `curves.csv`: of each variant at this value of `across` and each metric, (step,
+    mean over the reported runs)."""
+    settings = compared.settings
+    reported = {
+        (variant, row[settings.tune], row["seed"])
+        for (variant, value), point in compared.points.items()
+        if value == at
+        for row in point.runs.values()
+    }
+    values: dict[str, dict[str, dict[int, list[float]]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            variant, step = row[VARIANT], int(row["step"])
+            if row[settings.across] == at and (variant, row[settings.tune], row["seed"]) in reported:
+                for metric in CURVE_METRICS:
+                    if row[metric]:
+                        by_step = values.setdefault(variant, {}).setdefault(metric, {})
+                        by_step.setdefault(step, []).append(float(row[metric]))
+    return {
+        variant: {m: [(s, fmean(v)) for s, v in sorted(steps.items())] for m, steps in of_variant.items()}
+        for variant, of_variant in values.items()
+    }
 
 
 def _claims(compared: Compared, other_of: Callable[[str, str], tuple[str, str] | None]) -> list[Claim]:

@@ -172,6 +172,7 @@ class Results:
             table.write_text(report_md(compared))
             if draws:
                 plot.draw_compared(folder.plot, compared)
+                plot.draw_way(folder.curves, compared, folder.curves_csv)
         else:
             table = folder.table_md
             table.write_text(table_md(design.axes, rows, reading))

@@ -8,8 +8,8 @@ import pytest
 from asyncrl.config import SweepConfig
 from asyncrl.sweep import plot
 from asyncrl.sweep.record import ORIGIN
-from asyncrl.sweep.report import SAME, advantages, costs, read_runs, report_md
-from asyncrl.sweep.results import RunFigures
+from asyncrl.sweep.report import SAME, advantages, costs, on_the_way, read_runs, report_md
+from asyncrl.sweep.results import CURVE_METRICS, RunFigures
 from asyncrl.sweep.statistics import holm
 from asyncrl.sweep.table import FIGURES
 
@@ -95,6 +95,27 @@ def test_the_report_names_for_each_claim_difference_interval_and_runs(runs, sett
     assert all(len({*columns}) == 1 for columns in tables)
     plot.draw_compared(tmp_path / "plot.png", compared)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_way_is_that_of_the_reported_runs(runs, settings, tmp_path):
+    compared = read_runs(runs, settings)
+    curves = tmp_path / "curves.csv"
+    with curves.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["variant", "staleness.fixed_lag", "trainer.lr", "seed", "use", "step", *CURVE_METRICS]
+        )
+        for variant in LEVEL:
+            for rate in ("1e-4", "1e-3"):
+                for seed in (*TUNING, *SEEDS):
+                    for step in (10, 20):
+                        value = seed + step if (rate, seed > 1) == ("1e-4", True) else 1e9
+                        numbers = [value, *[""] * (len(CURVE_METRICS) - 1)]
+                        writer.writerow([variant, "16", rate, seed, "-", step, *numbers])
+    way = on_the_way(compared, curves, "16")
+    assert way["bad"] == {"reward/mean": [(10, 14.0), (20, 24.0)]}  # the mean seed is 4
+    plot.draw_way(tmp_path / "curves.png", compared, curves)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_before_anything_is_reported_there_is_nothing_to_claim(runs, settings, tmp_path):
