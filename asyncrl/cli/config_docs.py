@@ -79,7 +79,14 @@ def _type_words(annotation: Any) -> str:
         return f"list of {len(arguments)} {_type_words(arguments[0])}s"
     if hasattr(annotation, "__metadata__"):  # Annotated: the docstring states its bounds
         return _type_words(arguments[0])
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null"}
+    names = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true or false",
+        NoneType: "null",
+        Any: "value",
+    }
     return names.get(annotation, "section")
 
 

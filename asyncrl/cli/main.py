@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "alone.",
     )
     _add_path(tiny, "folder to build it in", "models/tiny")
+    tiny.add_argument(
+        "--task",
+        choices=("sorting", "shifting"),
+        default="sorting",
+        help="what it is to learn: to sort letters, or to write 70 to 140 tokens of shifted ones",
+    )
     tiny.add_argument("--seed", type=int, default=0, help="seed of weights and prompts (default: 0)")
     tiny.add_argument("--force", action="store_true", help="rebuild even if the folder is complete")
     tiny.set_defaults(run=_tiny_model)
@@ -130,6 +136,7 @@ def _tiny_model(arguments: argparse.Namespace) -> None:
         work = bar.add_task("building the tiny model", total=1.0)
         build(
             arguments.path,
+            task=arguments.task,
             seed=arguments.seed,
             force=arguments.force,
             tell=lambda share: bar.update(work, completed=share),

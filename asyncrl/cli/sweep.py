@@ -19,11 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE,...",
-        help="a setting and the values to try, in YAML; repeat it to run every combination",
+        help="a setting and the values to try, in YAML; repeat it to run every combination (default: what "
+        "the config's section `sweep` compares)",
     )
-    parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="runs of each combination (default: 1)"
-    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each combination (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the sweep (default: run.root/run.name-sweep)"
@@ -51,8 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         print("interrupted: everything has stopped; run the same command again to continue", file=sys.stderr)
         raise
     folder = result.folder
-    print(f"\n{folder.table_md.read_text()}")
-    print(f"written to {folder.path}: table.csv, table.md, runs.csv{', plot.png' * folder.plot.exists()}")
+    print(f"\n{result.table.read_text()}")
+    names = ("table.csv", "table.md", "report.md", "runs.csv", "curves.csv", "plot.png", "curves.png")
+    print(f"written to {folder.path}: {', '.join(n for n in names if (folder.path / n).exists())}")
     if not plot.is_possible():
         print(plot.MISSING, file=sys.stderr)
     if result.failed:

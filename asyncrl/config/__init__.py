@@ -6,6 +6,7 @@ from asyncrl.config.reward import RewardConfig, RewardModelConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
 from asyncrl.config.schema import Config, DataConfig, ModelConfig
+from asyncrl.config.sweep import SweepConfig
 from asyncrl.config.trainer import TrainerConfig
 from asyncrl.section import Section, section_of
 
@@ -25,6 +26,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "Section",
+    "SweepConfig",
     "TrainerConfig",
     "dump",
     "from_tree",

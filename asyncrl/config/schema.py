@@ -11,6 +11,7 @@ from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceCon
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
+from asyncrl.config.sweep import SweepConfig
 from asyncrl.config.trainer import TrainerConfig
 from asyncrl.section import Section
 
@@ -77,6 +78,8 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     network: NetworkConfig = NetworkConfig()
+    sweep: SweepConfig | None = None
+    """What `asyncrl sweep` compares by this config; null is nothing."""
 
     @property
     def epoch_multiple(self) -> int:

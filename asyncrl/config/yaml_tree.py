@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,12 @@ class _Dumper(yaml.SafeDumper):
 def write(tree: dict[str, Any]) -> str:
     """YAML that `read` reads back to the same tree."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def text(value: Any) -> str:
+    """One value on one line, as `override` takes it."""
+    flow = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return flow.removesuffix("...\n").strip()
 
 
 def read(path: Path) -> dict[str, Any]:

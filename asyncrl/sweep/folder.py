@@ -1,7 +1,8 @@
-"""The layout of a sweep's folder, and which of its cells are finished."""
+"""The layout of a sweep's folder, which of its cells are finished, and what is kept of them."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,26 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl.errors import ConfigError
+from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.paths import Under
 from asyncrl.runfiles.layout import LOCK, held
 from asyncrl.sweep.grid import Cell
+from asyncrl.sweep.record import FINISHED, Record, read
 
-FINISHED = "finished"
-"""A file in the directory of a run that has succeeded, written last."""
 OUTPUT = "output.log"
 """The output of a cell's run."""
+CONFIG = "cell.yaml"
+"""The settings of a cell's run."""
+KEPT = {LOCK, CONFIG, OUTPUT, FINISHED, FILE_NAME}
 MAX_NAME_CHARS = 150
 
 
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
-    """`table.csv`, `table.md`, `runs.csv`, `plot.png`, and each cell's run directory in `cells/`."""
+    """`runs.csv`, `curves.csv`, `plot.png`; of a grid `table.csv` and `table.md`, of a comparison
+    `report.md` and `curves.png`; and each cell's run directory in `cells/`."""
 
     path: Path
 
     table_csv = Under("table.csv")
     table_md = Under("table.md")
+    report = Under("report.md")
     runs_csv = Under("runs.csv")
+    curves_csv = Under("curves.csv")
+    curves = Under("curves.png")
     plot = Under("plot.png")
 
     def run_dir(self, cell: Cell) -> Path:
@@ -40,8 +48,16 @@ class SweepFolder:
     def output(self, cell: Cell) -> Path:
         return self.run_dir(cell) / OUTPUT
 
+    def record(self, cell: Cell) -> Record | None:
+        """What was kept of a finished cell; None where it has not finished, or its final weights were not
+        scored although rows are held out (by a sweep of before that was done)."""
+        record = read(self.run_dir(cell) / FINISHED)
+        if record is not None and cell.config.data.held_out_rows and math.isnan(record.held_out_reward):
+            return None
+        return record
+
     def is_finished(self, cell: Cell) -> bool:
-        return (self.run_dir(cell) / FINISHED).exists()
+        return self.record(cell) is not None
 
     def make_room(self, cell: Cell) -> Path:
         """An empty directory for the cell's run. Leftovers of an interrupted or failed run are deleted.
@@ -69,6 +85,11 @@ class SweepFolder:
             yield
 
 
-def mark_finished(run_dir: Path) -> None:
-    """Record that the run in this directory has succeeded."""
-    (run_dir / FINISHED).touch()
+def thin(run_dir: Path) -> None:
+    """Delete what nobody asks of a cell that has ended: weights, batches, TensorBoard's copy. They are most
+    of its bytes, and it can be run again by its seed."""
+    for item in run_dir.iterdir():
+        if item.is_dir():
+            shutil.rmtree(item)
+        elif item.name not in KEPT:
+            item.unlink()

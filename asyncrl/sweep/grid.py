@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from asyncrl import config as settings
 from asyncrl.config import Config, yaml_tree
 from asyncrl.errors import ConfigError
 
 OF_THE_SWEEP = {
-    "run.seed": "the sweep sets the seeds itself, counting from run.seed: use --seeds N",
+    "run.seed": "the sweep sets the seeds itself, counting from run.seed: use --seeds N (or "
+    "sweep.seeds, in a config with a section `sweep`)",
     "run.dir": "the sweep gives every run its own directory, below --out DIR",
     "run.root": "the sweep gives every run its own directory, below --out DIR",
     "run.name": "the sweep names its runs by their place in the grid",
@@ -37,12 +39,15 @@ class Cell:
     """One run of the sweep.
 
     point: its place in the grid, a (key, value) pair for each axis, with the values as they were written.
-    config: its resolved settings, apart from where it runs (`run.name`, `run.root`, `run.dir`).
+    use: what it is for: a result, or only the tuning of others.
+    config: its resolved settings, apart from where it runs (`run.name`, `run.root`, `run.dir`) and what it is
+    compared with (`sweep`).
     """
 
     point: tuple[tuple[str, str], ...]
     seed: int
     config: Config
+    use: Literal["result", "tuning"] = "result"
 
     @property
     def name(self) -> str:
@@ -58,12 +63,14 @@ class Cell:
         tree = self.config.model_dump(mode="json")
         for place in ("name", "root", "dir"):
             del tree["run"][place]
+        del tree["sweep"]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self, run_dir: Path) -> Config:
         """The settings for its run in `run_dir`."""
         tree = self.config.model_dump(mode="json")
         tree["run"] |= {"name": _folder_name(self.name), "dir": str(run_dir)}
+        del tree["sweep"]
         return settings.from_tree(tree)
 
 
@@ -154,3 +161,20 @@ def _refuse_equal(cells: Iterable[Cell]) -> None:
             raise ConfigError(
                 f"--grid: `{other.name}` and `{cell.name}` have the same settings; give each value once"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Every combination of the axes' values, with every seed."""
+
+    axes: Sequence[Axis]
+    cells: Sequence[Cell]
+    thins = False
+
+    def needed(self, reached: Callable[[Cell], float | None]) -> tuple[Sequence[Cell], int]:
+        """All of them, whatever any reached; none will follow."""
+        return self.cells, 0
+
+    def to_check(self, cells: Sequence[Cell]) -> list[Cell]:
+        """One seed of each point."""
+        return [*{cell.point: cell for cell in reversed(cells)}.values()]

@@ -22,12 +22,14 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_
 class Lane:
     """A process that runs cells one at a time. It ends with the `with` block, together with its cell.
 
-    environment: variables in addition to ours. gpus: for each run; None leaves it to the run.
+    environment: variables in addition to ours. gpus: for each run; None leaves it to the run. thins: keep no
+    more of a finished cell than its figures.
     """
 
-    def __init__(self, environment: Mapping[str, str], gpus: int | None) -> None:
+    def __init__(self, environment: Mapping[str, str], gpus: int | None, thins: bool = False) -> None:
         self._environment = environment
-        self._gpus = gpus
+        self._options = [] if gpus is None else ["--gpus", str(gpus)]
+        self._options += ["--thin"] * thins
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Lane:
@@ -63,9 +65,8 @@ class Lane:
             await asyncio.wait_for(process.wait(), LANE_GRACE_S)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        options = [] if self._gpus is None else ["--gpus", str(self._gpus)]
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "asyncrl.sweep.lane_process", *options),
+            *(sys.executable, "-m", "asyncrl.sweep.lane_process", *self._options),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Cells that run side by side must keep to their threads, even while they start.

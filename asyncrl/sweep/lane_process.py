@@ -1,6 +1,6 @@
 """The process of a lane. It runs cells one after another, each in a process forked from it:
 
-    python -m asyncrl.sweep.lane_process [--gpus N]
+    python -m asyncrl.sweep.lane_process [--gpus N] [--thin]
 
 For each cell it reads two lines of standard input, the paths of the cell's config and of its output, and
 writes the cell's exit status as a line of standard output. When its input ends, it stops the current cell.
@@ -22,10 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from asyncrl.config import load
 from asyncrl.errors import AsyncRLError
 from asyncrl.launch.launcher import run
 from asyncrl.lifeline import end_with
-from asyncrl.sweep.folder import mark_finished
+from asyncrl.sweep import record
+from asyncrl.sweep.folder import thin
 from asyncrl.sweep.lane import STOP_GRACE_S
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -36,16 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the requested cells. Returns the exit status of this process, which may be the lane or a cell."""
     parser = argparse.ArgumentParser(prog="asyncrl.sweep.lane_process")
     parser.add_argument("--gpus", type=int)
-    gpus = parser.parse_args(argv).gpus
+    parser.add_argument("--thin", action="store_true")
+    options = parser.parse_args(argv)
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    origin = record.origin()
     while config := _path(requests.readline()):
         _speak_to(_path(requests.readline()))
         cell = _fork()
         if cell is None:
             requests.close()
             answers.close()
-            return _run(config, gpus)
+            return _run(config, options, origin)
         if (status := _wait(cell, requests)) is None:
             break
         answers.write(b"%d\n" % status)
@@ -78,16 +82,20 @@ def _fork() -> int | None:
     return None
 
 
-def _run(config: str, gpus: int | None) -> int:
-    """Run the config and mark its directory as finished. Returns the exit status."""
+def _run(config: str, options: argparse.Namespace, origin: record.Record) -> int:
+    """Run the config, score its final weights, and leave the record that marks its directory as finished.
+    Returns the exit status."""
     try:
-        result = run(config, gpus=gpus)
+        result = run(config, gpus=options.gpus)
+        done = record.completed(origin, load(config), result.checkpoint)
     except AsyncRLError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    mark_finished(result.run_dir)
+    if options.thin:
+        thin(result.run_dir)
+    record.write(result.run_dir / record.FINISHED, done)
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Plots a sweep: final reward over one setting, with a line for each combination of the others."""
+"""Plots a sweep: of a grid the final reward over one setting, with a line for each combination of the others;
+of a comparison a panel for each variant."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl.sweep.grid import Axis
+from asyncrl.sweep.report import Compared, on_the_way, rising
 from asyncrl.sweep.results import PointResult, SeedMean
 from asyncrl.sweep.table import Reading, short_names
 
 MISSING = "no plot was made because matplotlib is not installed: pip install 'asyncrl[plot]'"
 DOTS_PER_INCH = 150
+COLUMNS = 4
+WAY_METRICS = ("reward/mean", "entropy", "kl/behavior", "ess", "ess/sequence", "clip_frac")
+BEHIND = {"color": "0.7", "linewidth": 2}
+FRONT = {"color": "C0", "marker": "o", "markersize": 4, "capsize": 3}
 
 
 def is_possible() -> bool:
@@ -41,6 +47,50 @@ def draw(path: Path, axes: Sequence[Axis], rows: Sequence[PointResult], reading:
     if len(axes) > 1:
         others = [name for i, name in enumerate(short_names(axes)) if i != across]
         plot.legend(title=", ".join(others), fontsize="small")
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def draw_compared(path: Path, compared: Compared) -> None:
+    """Write a PNG: a panel for each variant, over the values of `across`, before the baseline in grey. Error
+    bars are 95% intervals."""
+    from matplotlib.figure import Figure
+
+    at, variants = rising(compared.at), compared.variants
+    columns = min(COLUMNS, max(1, len(variants)))
+    rows = -(-len(variants) // columns) or 1
+    figure = Figure(figsize=(2.4 * columns + 0.6, 2.0 * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel in panels[len(variants) :]:
+        panel.set_axis_off()
+    for panel, variant in zip(panels, variants, strict=False):
+        for name, style in ((compared.settings.reference, BEHIND), (variant, FRONT)):
+            means = {i: p.mean for i, value in enumerate(at) if (p := compared.points.get((name, value)))}
+            half = [0.0 if math.isnan(m.low) else m.mean - m.low for m in means.values()]
+            panel.errorbar([*means], [m.mean for m in means.values()], yerr=half, **style)
+        panel.set_title(variant, fontsize="small")
+        panel.set_xticks(range(len(at)), at)
+        panel.grid(alpha=0.3)
+    figure.supxlabel(compared.settings.across)
+    figure.supylabel(compared.settings.by.replace("_", " "))
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def draw_way(path: Path, compared: Compared, curves: Path) -> None:
+    """Write a PNG: how the runs at the largest value of `across` went, a line for each variant."""
+    from matplotlib.figure import Figure
+
+    at = rising(compared.at)[-1]
+    ways = on_the_way(compared, curves, at)
+    figure = Figure(figsize=(10.2, 4.6), layout="constrained")
+    for panel, metric in zip(figure.subplots(2, 3, sharex=True).flat, WAY_METRICS, strict=True):
+        for i, (variant, metrics) in enumerate(ways.items()):
+            style = {"color": f"C{i % 10}", "linestyle": ("-", "--")[i // 10 % 2], "label": variant}
+            panel.plot(*zip(*metrics.get(metric, [(math.nan, math.nan)]), strict=True), **style)
+        panel.set_title(metric, fontsize="small")
+        panel.grid(alpha=0.3)
+    figure.supxlabel(f"step, at {compared.settings.across} {at}")
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 

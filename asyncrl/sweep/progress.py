@@ -11,13 +11,13 @@ from asyncrl.units import duration
 class SweepProgress:
     """Prints a line when a cell starts and when it ends, and remembers which cells failed.
 
-    total: cells of the sweep. finished: cells that earlier calls have finished. jobs: cells that run at the
-    same time.
+    total: cells of the sweep, as far as known. finished: cells that earlier calls have finished. jobs: cells
+    that run at the same time.
     """
 
     def __init__(self, total: int, finished: int, jobs: int) -> None:
         self.failed: dict[Cell, str] = {}
-        self._total = total
+        self.total = total
         self._done = finished
         self._jobs = jobs
         self._started_s: dict[Cell, float] = {}
@@ -38,10 +38,10 @@ class SweepProgress:
         else:
             self.failed[cell] = problem
             how = f"FAILED after {duration(took_s)}"
-        left = self._total - self._done
+        left = self.total - self._done
         mean_s = sum(self._durations_s) / len(self._durations_s)
         rest = f", about {duration(mean_s * left / min(self._jobs, left))} left" if left else ""
-        _tell(f"{cell.name}: {how} ({self._done} of {self._total}{rest})")
+        _tell(f"{cell.name}: {how} ({self._done} of {self.total}{rest})")
         if problem is not None:
             _tell(problem)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asyncrl.sweep.grid import Cell
+from asyncrl.sweep.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,39 @@ class RunFigures:
     """Tokens sampled in the whole run, trained on or not."""
     trained_tokens: float
     wall_s: float
+    held_out_reward: float = math.nan
+    """Mean reward of the final weights on `data.held_out_rows`."""
+    cpu_s: float = math.nan
+    """Processor time of the run and its evaluation."""
+    entropy: float = math.nan
+    """This and what follows: the mean over the last N steps of the metric of that name (docs/metrics.md)."""
+    clip_frac: float = math.nan
+    ess: float = math.nan
+    ess_sequence: float = math.nan
+    kl_behavior: float = math.nan
+    drift_kl: float = math.nan
+    log_ratio_second_moment: float = math.nan
 
 
-def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None) -> RunFigures:
-    """From the lines of a run's `metrics.jsonl`. `last` is N above; a run with fewer steps uses all of
-    them."""
+ALONG_THE_WAY = {
+    **{name: name for name in ("entropy", "clip_frac", "ess")},
+    "ess_sequence": "ess/sequence",
+    "kl_behavior": "kl/behavior",
+    "drift_kl": "drift/kl",
+    "log_ratio_second_moment": "log_ratio/second_moment",
+}
+"""The figures that show a policy drift or collapse, and their metrics."""
+CURVE_METRICS = ("reward/mean", *ALONG_THE_WAY.values(), "grad_norm", "response_tokens/mean")
+CURVE_POINTS = 20
+Curve = Sequence[tuple[int, Mapping[str, float]]]
+"""A run's `CURVE_METRICS` along the way: the last step of a part of the run, and the means over it."""
+
+
+def figures(
+    lines: Sequence[Mapping[str, Any]], last: int, target: float | None, record: Record | None = None
+) -> RunFigures:
+    """From the lines of a run's `metrics.jsonl`, and what was kept at its end. `last` is N above; a run with
+    fewer steps uses all of them."""
     last = min(last, len(lines))
     rewards = [line["reward/mean"] for line in lines]
     means = [statistics.fmean(rewards[end - last : end]) for end in range(last, len(rewards) + 1)]
@@ -46,7 +75,23 @@ def figures(lines: Sequence[Mapping[str, Any]], last: int, target: float | None)
         generated_tokens=float(lines[-1]["ledger/generated_tokens"]),
         trained_tokens=float(lines[-1]["ledger/trained_tokens"]),
         wall_s=lines[-1]["wall_s"],
+        held_out_reward=math.nan if record is None else record.held_out_reward,
+        cpu_s=math.nan if record is None else record.cpu_s,
+        **{name: mean_of(lines[-last:], metric) for name, metric in ALONG_THE_WAY.items()},
     )
+
+
+def mean_of(lines: Iterable[Mapping[str, Any]], metric: str) -> float:
+    """Over the lines that have it; NaN if none does."""
+    known = [line[metric] for line in lines if not math.isnan(line.get(metric, math.nan))]
+    return statistics.fmean(known) if known else math.nan
+
+
+def curve(lines: Sequence[Mapping[str, Any]]) -> Curve:
+    """From the lines of a run's `metrics.jsonl`, in about `CURVE_POINTS` parts."""
+    size = max(1, math.ceil(len(lines) / CURVE_POINTS))
+    parts = [lines[start : start + size] for start in range(0, len(lines), size)]
+    return [(part[-1]["step"], {name: mean_of(part, name) for name in CURVE_METRICS}) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asyncrl.config import Config, dump
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME
-from asyncrl.sweep.folder import SweepFolder
+from asyncrl.sweep.folder import CONFIG, SweepFolder
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.lane import Lane
 from asyncrl.sweep.progress import SweepProgress
 
 POLL_S = 1.0
-CONFIG = "cell.yaml"
 SHOWN_LINES = 15
 
 
@@ -26,23 +25,43 @@ class CellStalled(Exception):  # noqa: N818 - says what happened
 
 
 async def run_cells(
-    cells: Sequence[Cell],
+    waiting: Callable[[], Sequence[Cell]],
     folder: SweepFolder,
     lanes: Sequence[Mapping[str, str]],
     gpus: int | None,
     progress: SweepProgress,
+    thins: bool = False,
 ) -> None:
-    """Run all cells, one at a time in each lane. A failed cell does not stop the others.
+    """Run cells, one at a time in each lane, until none waits. A failed cell does not stop the others.
 
-    lanes: the environment variables of each lane's processes, in addition to ours.
+    waiting: the cells that have not ended, in their order; what it returns may depend on the results of those
+    that have. lanes: the environment variables of each lane's processes, in addition to ours. thins: keep no
+    more of a finished cell than its figures.
     """
-    waiting = iter(cells)
+    started: set[Cell] = set()
+    running: set[Cell] = set()
+    ended = asyncio.Condition()
+
+    async def next_cell() -> Cell | None:
+        async with ended:
+            while True:
+                cell = next((cell for cell in waiting() if cell not in started), None)
+                if cell is not None:
+                    started.add(cell)
+                    running.add(cell)
+                if cell is not None or not running:
+                    return cell
+                await ended.wait()  # what runs is watched: it ends
 
     async def run_lane(environment: Mapping[str, str]) -> None:
-        async with Lane(environment, gpus) as lane:
-            for cell in waiting:
+        async with Lane(environment, gpus, thins) as lane:
+            while (cell := await next_cell()) is not None:
                 progress.started(cell)
-                progress.ended(cell, await _run_cell(cell, folder, lane))
+                problem = await _run_cell(cell, folder, lane)
+                progress.ended(cell, problem)
+                async with ended:
+                    running.remove(cell)
+                    ended.notify_all()
 
     async with asyncio.TaskGroup() as tasks:
         for environment in lanes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from asyncrl import config as settings
 from asyncrl.errors import ConfigError
@@ -14,12 +16,15 @@ from asyncrl.paths import user_path
 from asyncrl.plan.machine import probe, visible_gpu
 from asyncrl.plan.preflight import preflight
 from asyncrl.sweep import plot
+from asyncrl.sweep.comparison import Comparison
 from asyncrl.sweep.folder import SweepFolder
-from asyncrl.sweep.grid import Axis, Cell, Problems, make_cells, parse_axes
+from asyncrl.sweep.grid import Axis, Cell, Grid, Problems, make_cells, parse_axes
 from asyncrl.sweep.progress import SweepProgress
-from asyncrl.sweep.results import PointResult, RunFigures, figures, make_rows
+from asyncrl.sweep.record import Record
+from asyncrl.sweep.report import read_runs, report_md
+from asyncrl.sweep.results import PointResult, RunFigures, curve, figures, make_rows
 from asyncrl.sweep.run import run_cells
-from asyncrl.sweep.table import Reading, runs_csv, table_csv, table_md
+from asyncrl.sweep.table import Reading, curves_csv, runs_csv, table_csv, table_md
 
 LAST_STEPS = 10
 """Rewards are averaged over this many steps, or over all steps of a shorter run."""
@@ -29,9 +34,11 @@ LAST_STEPS = 10
 class Sweep:
     """What to sweep.
 
-    grid: settings and their values, such as `trainer.lr=1e-4,2e-4`.
+    grid: settings and their values, such as `trainer.lr=1e-4,2e-4`. Without any, what is compared is what the
+    config's section `sweep` asks for.
     overrides: `key.sub=value`, for all cells.
-    seeds: runs at each point of the grid, with seeds counting from `run.seed`.
+    seeds: runs at each point of the grid, with seeds counting from `run.seed`; None is one, and what the
+    config's section `sweep` says.
     jobs: runs at the same time.
     out: the folder of the sweep; None means `run.root/run.name-sweep`.
     gpus: for each run; None leaves it to the run.
@@ -42,7 +49,7 @@ class Sweep:
     config: Path
     grid: Sequence[str] = ()
     overrides: Sequence[str] = ()
-    seeds: int = 1
+    seeds: int | None = None
     jobs: int = 1
     out: Path | None = None
     gpus: int | None = None
@@ -52,7 +59,8 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """failed: cells that did not finish, with the reason. The tables and the plot are in the folder."""
+    """failed: cells that did not finish, with the reason. table: what is to be read first. All tables and the
+    plot are in the folder."""
 
     folder: SweepFolder
     axes: Sequence[Axis]
@@ -61,30 +69,120 @@ class SweepResult:
     runs: Mapping[Cell, RunFigures]
     rows: Sequence[PointResult]
     failed: Mapping[Cell, str]
+    table: Path
 
 
 def run_sweep(sweep: Sweep) -> SweepResult:
-    """Run the cells that no earlier call has finished, print the progress, and write the tables and the plot.
+    """Run the cells that no earlier call has finished, print the progress, and write the results.
 
     Raises `ConfigError` for any problem of any cell, before anything is started. On `KeyboardInterrupt`, it
-    ends every process and writes the tables of the finished cells first.
+    ends every process and writes the results of the finished cells first.
     """
-    axes = parse_axes(sweep.grid)
-    cells = make_cells(sweep.config, axes, sweep.seeds, sweep.overrides)
-    reading = Reading(_last(sweep.last, cells), sweep.target)
+    design = make_design(sweep)
+    known, _ = design.needed(lambda cell: None)
+    reading = Reading(_last(sweep.last, known), sweep.target)
     lanes = make_lanes(sweep.jobs, sweep.gpus, probe().gpus)
     folder = SweepFolder(sweep.out or _default_folder(sweep))
-    _preflight([cell for cell in cells if not folder.is_finished(cell)], folder, sweep.gpus)
+    results = Results(folder, reading)
+    _preflight(design.to_check(results.waiting(design)), folder, sweep.gpus)
     with folder.held():
-        todo = [cell for cell in cells if not folder.is_finished(cell)]
-        progress = SweepProgress(len(cells), len(cells) - len(todo), sweep.jobs)
+        waiting = results.waiting(design)
+        progress = SweepProgress(results.total, results.total - results.left, sweep.jobs)
+        results.failed = progress.failed
+
+        def still_waiting() -> list[Cell]:
+            cells = results.waiting(design)
+            progress.total = results.total
+            return cells
+
         try:
-            if todo:
-                run_to_end(run_cells(todo, folder, lanes, sweep.gpus, progress))
+            if waiting:
+                run_to_end(run_cells(still_waiting, folder, lanes, sweep.gpus, progress, design.thins))
         finally:
-            result = _collect(folder, axes, reading, cells, progress.failed)
-            _write(result)
+            result = results.collect(design)
     return result
+
+
+def make_design(sweep: Sweep) -> Grid | Comparison:
+    """The comparison that the config asks for in its section `sweep`; the grid where one is given, or where
+    there is no such section."""
+    base = settings.load(sweep.config, sweep.overrides)
+    if sweep.grid or base.sweep is None:
+        axes = parse_axes(sweep.grid)
+        seeds = 1 if sweep.seeds is None else sweep.seeds
+        return Grid(axes, make_cells(sweep.config, axes, seeds, sweep.overrides))
+    if sweep.seeds is not None:
+        raise ConfigError(
+            f"--seeds {sweep.seeds}: {sweep.config} says in its section `sweep` what is compared; give "
+            f"sweep.seeds={sweep.seeds} (and sweep.tuning_seeds), or a --grid"
+        )
+    return Comparison(sweep.config, sweep.overrides, base, base.sweep)
+
+
+class Results:
+    """What the finished cells of a folder reached.
+
+    failed: the cells that did not finish in this call. total, left: cells of the whole sweep as far as known,
+    and of them those that have not ended, when last asked.
+    """
+
+    def __init__(self, folder: SweepFolder, reading: Reading) -> None:
+        self.failed: Mapping[Cell, str] = {}
+        self.total = self.left = 0
+        self._folder = folder
+        self._reading = reading
+        self._runs: dict[Cell, RunFigures] = {}
+        self._records: dict[Cell, Record] = {}
+
+    def waiting(self, design: Grid | Comparison) -> list[Cell]:
+        """The cells that have not ended, as far as they are known."""
+        by = design.settings.by if isinstance(design, Comparison) else "final_reward"
+
+        def reached(cell: Cell) -> float | None:
+            if cell in self.failed:
+                return -math.inf
+            run = self.run(cell)
+            return None if run is None else getattr(run, by)
+
+        cells, later = design.needed(reached)
+        waiting = [cell for cell in cells if reached(cell) is None]
+        self.total, self.left = len(cells) + later, len(waiting) + later
+        self._known = cells
+        return waiting
+
+    def run(self, cell: Cell) -> RunFigures | None:
+        """The cell's figures; None if it has not finished."""
+        if cell not in self._runs and (record := self._folder.record(cell)) is not None:
+            self._records[cell] = record
+            self._runs[cell] = figures(self._lines(cell), self._reading.last, self._reading.target, record)
+        return self._runs.get(cell)
+
+    def collect(self, design: Grid | Comparison) -> SweepResult:
+        """Write the results of all finished cells."""
+        self.waiting(design)
+        cells, folder, reading = self._known, self._folder, self._reading
+        runs = {cell: run for cell in cells if (run := self.run(cell)) is not None}
+        rows = make_rows(cells, runs)
+        curves = {cell: curve(self._lines(cell)) for cell in runs}
+        folder.runs_csv.write_text(runs_csv(design.axes, cells, runs, self._records))
+        folder.curves_csv.write_text(curves_csv(design.axes, curves))
+        draws = runs and plot.is_possible()
+        if isinstance(design, Comparison):
+            table, compared = folder.report, read_runs(folder.runs_csv, design.settings)
+            table.write_text(report_md(compared))
+            if draws:
+                plot.draw_compared(folder.plot, compared)
+                plot.draw_way(folder.curves, compared, folder.curves_csv)
+        else:
+            table = folder.table_md
+            table.write_text(table_md(design.axes, rows, reading))
+            folder.table_csv.write_text(table_csv(design.axes, rows, reading))
+            if draws:
+                plot.draw(folder.plot, design.axes, rows, reading)
+        return SweepResult(folder, design.axes, reading, cells, runs, rows, self.failed, table)
+
+    def _lines(self, cell: Cell) -> list[dict[str, Any]]:
+        return read_metrics(self._folder.run_dir(cell) / FILE_NAME)
 
 
 def _last(asked: int | None, cells: Sequence[Cell]) -> int:
@@ -123,38 +221,14 @@ def _default_folder(sweep: Sweep) -> Path:
 
 
 def _preflight(cells: Sequence[Cell], folder: SweepFolder, gpus: int | None) -> None:
-    """Check the cells against this machine, with one seed per point. Raises `ConfigError`."""
+    """Check cells against this machine. Raises `ConfigError`."""
     problems = Problems()
     if cells:
         print("checking settings, model and data ...", flush=True)
-    for cell in {cell.point: cell for cell in reversed(cells)}.values():
+    for cell in cells:
         run = cell.config.run.model_copy(update={"root": str(folder.path)})
         try:
             preflight(cell.config.model_copy(update={"run": run}), gpus)
         except ConfigError as error:
             problems.add(cell.name, str(error))
     problems.raise_if_any()
-
-
-def _collect(
-    folder: SweepFolder,
-    axes: Sequence[Axis],
-    reading: Reading,
-    cells: Sequence[Cell],
-    failed: Mapping[Cell, str],
-) -> SweepResult:
-    runs = {
-        cell: figures(read_metrics(folder.run_dir(cell) / FILE_NAME), reading.last, reading.target)
-        for cell in cells
-        if folder.is_finished(cell)
-    }
-    return SweepResult(folder, axes, reading, cells, runs, make_rows(cells, runs), failed)
-
-
-def _write(result: SweepResult) -> None:
-    folder = result.folder
-    folder.table_csv.write_text(table_csv(result.axes, result.rows, result.reading))
-    folder.runs_csv.write_text(runs_csv(result.axes, result.cells, result.runs))
-    folder.table_md.write_text(table_md(result.axes, result.rows, result.reading))
-    if result.runs and plot.is_possible():
-        plot.draw(folder.plot, result.axes, result.rows, result.reading)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from asyncrl.sweep.grid import Axis, Cell
-from asyncrl.sweep.results import PointResult, RunFigures, SeedMean
+from asyncrl.sweep.record import ORIGIN, Record
+from asyncrl.sweep.results import CURVE_METRICS, Curve, PointResult, RunFigures, SeedMean
 from asyncrl.units import number
 
 FIGURES = tuple(field.name for field in fields(RunFigures))
@@ -46,13 +47,29 @@ def table_csv(axes: Sequence[Axis], rows: Iterable[PointResult], reading: Readin
     return _csv(lines)
 
 
-def runs_csv(axes: Sequence[Axis], cells: Iterable[Cell], runs: Mapping[Cell, RunFigures]) -> str:
-    """A line for each finished run."""
-    lines: list[list[object]] = [[*(axis.key for axis in axes), "seed", *FIGURES]]
+def runs_csv(
+    axes: Sequence[Axis],
+    cells: Iterable[Cell],
+    runs: Mapping[Cell, RunFigures],
+    records: Mapping[Cell, Record],
+) -> str:
+    """A line for each finished run: its settings, its figures, and where they come from."""
+    lines: list[list[object]] = [[*(axis.key for axis in axes), "seed", "use", *FIGURES, *ORIGIN, "cell"]]
     for cell in cells:
         if cell in runs:
             values = [_or_empty(value) for value in astuple(runs[cell])]
-            lines.append([*(value for _, value in cell.point), cell.seed, *values])
+            origin = [getattr(records[cell], name) for name in ORIGIN]
+            lines.append([*(v for _, v in cell.point), cell.seed, cell.use, *values, *origin, cell.key])
+    return _csv(lines)
+
+
+def curves_csv(axes: Sequence[Axis], curves: Mapping[Cell, Curve]) -> str:
+    """Some lines for each finished run: how it went. Rounded to 5 digits."""
+    lines: list[list[object]] = [[*(axis.key for axis in axes), "seed", "use", "step", *CURVE_METRICS]]
+    for cell, curve in curves.items():
+        for step, means in curve:
+            values = [_or_empty(means[name], "{:.5g}") for name in CURVE_METRICS]
+            lines.append([*(v for _, v in cell.point), cell.seed, cell.use, step, *values])
     return _csv(lines)
 
 
@@ -100,8 +117,8 @@ def _estimate(estimate: SeedMean, digits: int) -> str:
     return mean if math.isnan(estimate.error) else f"{mean} ± {number(estimate.error, digits)}"
 
 
-def _or_empty(value: float) -> float | str:
-    return "" if math.isnan(value) else value
+def _or_empty(value: float, form: str | None = None) -> float | str:
+    return "" if math.isnan(value) else form.format(value) if form else value
 
 
 def _csv(lines: Iterable[Sequence[object]]) -> str:

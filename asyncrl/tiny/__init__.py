@@ -1,4 +1,4 @@
-"""A tiny model made entirely from code: a byte-level Qwen3 that half knows how to sort letters.
+"""A tiny model made entirely from code: a byte-level Qwen3 that half knows a task, such as sorting letters.
 
 It replaces a real model where a download or a GPU would be too much: in the quickstart, in tests, in
 benchmarks. Importing this package imports neither torch nor transformers (reward processes import
@@ -13,6 +13,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from asyncrl.affinity import torch_threads
@@ -27,6 +28,7 @@ COMPLETE = "tiny-model.json"
 def build(
     path: str | os.PathLike[str],
     *,
+    task: str = "sorting",
     seed: int = 0,
     prompts: int = 4096,
     force: bool = False,
@@ -34,6 +36,7 @@ def build(
 ) -> Path:
     """Build the model, its tokenizer and `prompts.jsonl` in the folder `path`; about ten seconds on one core.
 
+    task: a name in `asyncrl.tiny.tasks`.
     seed: for the initial weights, the demonstrations and the prompts.
     prompts: rows in the dataset.
     force: build again even if the folder already holds the same model.
@@ -43,7 +46,7 @@ def build(
     is done in another folder, renamed at the end. Raises `ConfigError` if `path` holds something else.
     """
     target = Path(path)
-    recipe = {"seed": seed, "prompts": prompts, "code": _code_digest()}
+    recipe = {"task": task, "seed": seed, "prompts": prompts, "code": _code_digest()}
     if not force and _recipe_of(target) == recipe:
         return target
     is_empty = target.is_dir() and not any(target.iterdir())
@@ -54,7 +57,7 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch, "model")
-        _write(fresh, seed=seed, prompts=prompts, tell=tell)
+        _write(fresh, task=task, seed=seed, prompts=prompts, tell=tell)
         (fresh / COMPLETE).write_text(json.dumps(recipe) + "\n")
         if target.exists():
             target.rename(Path(scratch, "replaced"))
@@ -62,11 +65,11 @@ def build(
     return target
 
 
-def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], None]) -> None:
+def _write(folder: Path, *, task: str, seed: int, prompts: int, tell: Callable[[float], None]) -> None:
     from asyncrl.tiny.model import MAX_LENGTH, random_model
-    from asyncrl.tiny.skill import sample_problem
+    from asyncrl.tiny.tasks import TASKS
     from asyncrl.tiny.tokenizer import byte_tokenizer
-    from asyncrl.tiny.warmup import warm_up
+    from asyncrl.tiny.warmup import demonstrated, warm_up
 
     rng = random.Random(seed)
     tokenizer = byte_tokenizer(MAX_LENGTH)
@@ -74,10 +77,10 @@ def _write(folder: Path, *, seed: int, prompts: int, tell: Callable[[float], Non
     # At this size a second thread gains nothing, and on a busy machine it makes everything several times
     # slower.
     with torch_threads(1):
-        warm_up(model, tokenizer, rng, tell)
+        warm_up(model, partial(demonstrated, tokenizer, TASKS[task]), rng, tell)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    rows = [json.dumps(sample_problem(rng).row) for _ in range(prompts)]
+    rows = [json.dumps(TASKS[task].sample(rng).row) for _ in range(prompts)]
     (folder / PROMPTS).write_text("\n".join(rows) + "\n")
 
 

@@ -41,10 +41,9 @@ def build_on(
     with torch_threads(1):
         warm_up(
             model,
-            tokenizer,
+            lambda rng: batch_of(tokenizer, [demonstrate(rng) for _ in range(batch)]),
             random.Random(seed),
             lambda share: None,
-            lambda tokenizer, rng: batch_of(tokenizer, [demonstrate(rng) for _ in range(batch)]),
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

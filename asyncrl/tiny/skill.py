@@ -26,8 +26,13 @@ def exact_match(completions: list[Any], answer: list[str], **_: Any) -> list[flo
     arrives as an argument of that name, with one value per completion (here `answer`); `**_` takes the rest.
     A completion is a string, or a list of messages if the prompt is one.
     """
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
+    return [float(text_of(c).strip() == right) for c, right in zip(completions, answer, strict=True)]
+
+
+def text_of(completion: Any) -> str:
+    """A completion's text, whether it is a string or a list of messages."""
+    text: str = completion if isinstance(completion, str) else completion[-1]["content"]
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Warms the tiny model up: supervised learning from the sloppy teacher, with new problems every step."""
+"""Warms the tiny model up: supervised learning from a sloppy teacher, with a new batch every step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from asyncrl.tiny.skill import demonstrations, sample_problem
+from asyncrl.tiny.tasks import Task
 
 STEPS = 120
-PROBLEMS = 16
-"""In a step, each with one demonstration of every kind."""
 MATRIX_LR, OTHER_LR = 0.03, 0.01
 """Peaks, of Muon and of AdamW."""
 RISING_STEPS = 10
@@ -25,19 +23,17 @@ NOT_A_TARGET = -100
 
 def warm_up(
     model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
+    make_batch: Callable[[random.Random], Batch],
     rng: random.Random,
     tell: Callable[[float], None],
-    make_batch: Callable[[PreTrainedTokenizerBase, random.Random], Batch] | None = None,
 ) -> None:
-    """Train `model` in place on `STEPS` batches of demonstrations: those of the sloppy teacher, unless
-    `make_batch` gives others. `tell` gets the share that is done."""
+    """Train `model` in place on `STEPS` batches. `tell` gets the share that is done."""
     optimizers = _optimizers(model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_share) for optimizer in optimizers]
     model.train()
     for step in range(STEPS):
         tell(step / STEPS)
-        batch = (make_batch or demonstrated)(tokenizer, rng)
+        batch = make_batch(rng)
         hidden = model.model(
             batch.token_ids, position_ids=batch.positions, attention_mask=batch.sees, use_cache=False
         ).last_hidden_state
@@ -80,10 +76,10 @@ class Batch(NamedTuple):
     """bool[B, 1, L, L]: which token attends to which; None is every earlier one."""
 
 
-def demonstrated(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Batch:
-    """In each row a prompt, then its demonstrations one after the other. Each goes on from the prompt and
-    sees nothing of the others, so the prompt is computed once."""
-    problems = [sample_problem(rng) for _ in range(PROBLEMS)]
+def demonstrated(tokenizer: PreTrainedTokenizerBase, task: Task, rng: random.Random) -> Batch:
+    """A batch of a task: in each row a prompt, then its demonstrations one after the other. Each goes on from
+    the prompt and sees nothing of the others, so the prompt is computed once."""
+    problems = [task.sample(rng) for _ in range(task.problems)]
     prompts = tokenizer.apply_chat_template(
         [problem.row["prompt"] for problem in problems], add_generation_prompt=True, return_dict=False
     )
@@ -92,7 +88,7 @@ def demonstrated(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> Batc
         # The prompt's last token, from which a demonstration's first one is predicted, is in every branch.
         token_ids, positions, branches = [*prompt], [*range(len(prompt))], [0] * len(prompt)
         targets = [NOT_A_TARGET] * len(prompt)
-        texts = [text + tokenizer.eos_token for text in demonstrations(problem, rng)]
+        texts = [text + tokenizer.eos_token for text in task.demonstrations(problem, rng)]
         for branch, response in enumerate(tokenizer(texts)["input_ids"], start=1):
             token_ids += [last, *response[:-1]]
             positions += range(len(prompt), len(prompt) + len(response))

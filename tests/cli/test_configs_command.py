@@ -30,7 +30,7 @@ def test_a_file_in_the_working_folder_comes_first(tmp_path):
     [
         ("gro.yaml", "no preset of that name; did you mean grlo.yaml?"),
         ("grlo-4gpus", "did you mean grlo-4gpu.yaml?"),
-        ("thesis.yaml", "there are ablation-staleness.yaml, gpu-1.yaml"),
+        ("thesis.yaml", "ablation-staleness.yaml, gpu-1.yaml"),
         ("configs/grlo.yaml", "the preset of that name is --config grlo.yaml"),
         ("runs/config.yaml", "cannot read the config file runs/config.yaml: No such file"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncrl.sweep.grid import make_cells, parse_axes
+from asyncrl.sweep.record import Record
 from asyncrl.sweep.results import RunFigures, SeedMean, figures, make_rows
 from asyncrl.sweep.table import Reading, runs_csv, short_names, table_csv, table_md
 
@@ -98,9 +99,15 @@ def test_the_csv_tables_hold_every_number_under_its_name(small_sweep):
     assert (read[0]["last_steps"], read[0]["target"], read[0]["missing"]) == ("10", "0.9", "1")
     assert float(read[1]["final_reward_mean"]) == pytest.approx(0.7)
     assert read[5]["final_reward_mean"] == read[5]["final_reward_se"] == ""
-    of_runs = list(csv.DictReader(io.StringIO(runs_csv(axes, cells, runs))))
+    records = dict.fromkeys(runs, Record("abc", "a processor", "2.13"))
+    of_runs = list(csv.DictReader(io.StringIO(runs_csv(axes, cells, runs, records))))
     assert len(of_runs) == len(runs) == 11
     assert (of_runs[0]["seed"], of_runs[0]["final_reward"]) == ("0", "0.1")
+    assert (of_runs[0]["commit"], of_runs[0]["machine"], of_runs[0]["use"]) == (
+        "abc",
+        "a processor",
+        "result",
+    )
 
 
 def test_the_markdown_table_says_how_to_read_it_and_what_is_missing(small_sweep):

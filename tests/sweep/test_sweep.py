@@ -1,6 +1,7 @@
 """Whole sweeps: finished cells stay, failed ones are told and tried again, and no process is left."""
 
 import csv
+import json
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 from forked_server import start as start_command
 
 from asyncrl.errors import ConfigError
@@ -163,3 +165,77 @@ def test_without_matplotlib_the_tables_are_written_all_the_same(sweep_config, tm
     assert "pip install 'asyncrl[plot]'" in capsys.readouterr().err
     assert (out / "table.md").exists()
     assert not (out / "plot.png").exists()
+
+
+COMPARED = """
+data: {held_out_rows: 4}
+staleness: {max_staleness: 1}
+sweep:
+  compare:
+    ppo: {objective.policy_loss: ppo}
+    reinforce: {objective.policy_loss: reinforce}
+  across_values: [0]
+  tune_values: [0.001, 0.002]
+  tuning_seeds: 1
+  extend: 0
+  seeds: 2
+"""
+
+
+def test_a_comparison_that_was_killed_goes_on_and_reports(start, sweep_config):
+    tree = json.loads(sweep_config.read_text())
+    for key, value in yaml.safe_load(COMPARED).items():
+        tree[key] = tree.get(key, {}) | value
+    sweep_config.write_text(json.dumps(tree))
+    first = start()
+    deadline = time.monotonic() + LONG_S
+    while len(ended := [*first.out.glob("cells/*/finished")]) < 2:
+        assert first.process.poll() is None, first.printed.read_text()
+        assert time.monotonic() < deadline, first.printed.read_text()
+        time.sleep(0.05)
+    family = first.family()
+    first.process.kill()
+    assert psutil.wait_procs(family, timeout=60.0)[1] == []
+    before = {path: path.stat().st_mtime_ns for path in ended}
+
+    again = start()
+    assert again.wait() == 0, again.printed.read_text()
+    assert "8 cells, " in again.printed.read_text()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    with (again.out / "runs.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 8
+    assert [row["use"] for row in rows].count("result") == 4
+    for row in rows:
+        assert 0 <= float(row["held_out_reward"]) <= 1
+        assert float(row["cpu_s"]) > 0
+        assert row["commit"]
+        assert float(row["entropy"]) > 0
+    with (again.out / "curves.csv").open() as file:
+        assert sum(1 for _ in csv.DictReader(file)) == 8 * 4
+    report = (again.out / "report.md").read_text()
+    assert "**Beside `ppo`**" in report
+    assert report.count("| `reinforce` | 0 |") == 2
+    cell = next(again.out.glob("cells/variant=ppo*"))
+    kept = {path.name for path in cell.iterdir()}
+    assert kept >= {"finished", "metrics.jsonl", "cell.yaml", "output.log"}
+    assert not kept & {"checkpoints", "ledger.db", "tensorboard"}
+
+
+def test_a_comparison_is_refused_as_a_whole(sweep_config, tmp_path):
+    compare = "sweep.compare={a: {}, b: {objective.policy_loss: nothing}}"
+    base = [compare, "sweep.across_values=[0, 9]", "sweep.tune_values=[1e-3, 2e-3]"]
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"no rows are held out; set data\.held_out_rows"):
+        run_sweep(Sweep(sweep_config, overrides=base, out=out))
+    base += ["sweep.by=final_reward"]
+    with pytest.raises(ConfigError) as caught:
+        run_sweep(Sweep(sweep_config, overrides=base, out=out))
+    assert "use staleness.max_staleness=9" in str(caught.value)
+    assert "at variant a, staleness.fixed_lag=9" in str(caught.value)
+    assert "there are decoupled_ppo" in str(caught.value) or "`objective.policy_loss`" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"--seeds 3: .* give sweep\.seeds=3"):
+        run_sweep(Sweep(sweep_config, overrides=base, out=out, seeds=3))
+    with pytest.raises(ConfigError, match=r"it cannot vary run\.seed"):
+        run_sweep(Sweep(sweep_config, overrides=[*base, "sweep.across=run.seed"], out=out))
+    assert not out.exists()

@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from asyncrl.tiny.skill import demonstrations, sample_problem
+from asyncrl.tiny.tasks import TASKS
 from asyncrl.tiny.tokenizer import byte_tokenizer
-from asyncrl.tiny.warmup import NOT_A_TARGET, PROBLEMS, demonstrated
+from asyncrl.tiny.warmup import NOT_A_TARGET, demonstrated
 
 
 @torch.no_grad()
 def test_a_demonstration_beside_others_is_as_likely_as_alone(make_qwen3):
     tokenizer = byte_tokenizer(512)
     model = make_qwen3(vocab_size=len(tokenizer))
-    batch = demonstrated(tokenizer, random.Random(3))
+    batch = demonstrated(tokenizer, TASKS["sorting"], random.Random(3))
     logits = model(batch.token_ids, position_ids=batch.positions, attention_mask=batch.sees).logits
     losses = F.cross_entropy(logits.mT, batch.targets, ignore_index=NOT_A_TARGET, reduction="none")
     rng = random.Random(3)
-    problems = [sample_problem(rng) for _ in range(PROBLEMS)]
+    problems = [sample_problem(rng) for _ in range(TASKS["sorting"].problems)]
     for row, problem in enumerate(problems):
         texts = [text + tokenizer.eos_token for text in demonstrations(problem, rng)]
         responses = tokenizer(texts)["input_ids"]

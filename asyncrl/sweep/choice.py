@@ -1,0 +1,51 @@
+"""Chooses the best of a tuned setting's values without being flattered by the choice."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+ByValue = Mapping[str, Mapping[int, float]]
+"""For each value of the tuned setting, what its runs reached, by seed. A run that failed is -inf."""
+
+
+def ranked(found: ByValue, seeds: Iterable[int]) -> list[str]:
+    """The values that were run with all these seeds, the best mean first; of equal ones the first."""
+    seeds = list(seeds)
+    means = {
+        value: statistics.fmean(runs[seed] for seed in seeds)
+        for value, runs in found.items()
+        if all(seed in runs for seed in seeds)
+    }
+    return sorted(means, key=lambda value: -means[value])
+
+
+def next_value(found: ByValue, seeds: Iterable[int]) -> str | None:
+    """The value beyond the edge, where the best is there; None where it is not. Of numbers in any order, by
+    the factor between the last two."""
+    numbers = sorted(found, key=float)
+    best = ranked(found, seeds)[0]
+    if len(numbers) > 1 and math.isfinite(min(found[best].values())):
+        for edge, inner in ((numbers[0], numbers[1]), (numbers[-1], numbers[-2])):
+            if best == edge:
+                return f"{float(edge) ** 2 / float(inner):.6g}"
+    return None
+
+
+def nested(found: ByValue, tuning: Sequence[int]) -> dict[int, tuple[str, float]]:
+    """For each reported seed, the value that all other seeds choose, and what that seed reached with it.
+
+    tuning: seeds that choose and are not reported. The best value by these is reported by its other seeds;
+    values that have been run with all of them too take part. Nothing that a figure comes from had a part in
+    the choice that it is reported for, so that the best of several is not the luckiest of several
+    (Varma and Simon 2006).
+    """
+    order = ranked(found, tuning)
+    seeds = sorted(found[order[0]].keys() - set(tuning)) if order else []
+    ran = {value: found[value] for value in order if all(seed in found[value] for seed in seeds)}
+    chosen = {}
+    for seed in seeds:
+        value = ranked(ran, [*tuning, *(other for other in seeds if other != seed)])[0]
+        chosen[seed] = (value, ran[value][seed])
+    return chosen

@@ -1,0 +1,250 @@
+"""What a comparison's runs say: from `runs.csv` to tables in which every claim has its difference, its
+interval and its number of runs. Nothing here looks at anything but that file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from asyncrl.config import SweepConfig
+from asyncrl.sweep.choice import nested
+from asyncrl.sweep.record import ORIGIN
+from asyncrl.sweep.results import ALONG_THE_WAY, CURVE_METRICS
+from asyncrl.sweep.statistics import CONFIDENCE, Interval, holm, interval
+from asyncrl.units import number
+
+Row = Mapping[str, str]
+LEVEL = 1 - CONFIDENCE
+SAME = "cannot be told apart"
+VARIANT = "variant"
+"""The column of the variants; those of `sweep.across` and `sweep.tune` have the settings' keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A variant at a value of `across`: for each reported seed the run that stands for it, with the tuned
+    value that the other seeds chose."""
+
+    runs: Mapping[int, Row]
+    reached: Mapping[int, float]
+    tuned: Sequence[str]
+    """The values that were chosen, the most frequent first."""
+
+    @property
+    def mean(self) -> Interval:
+        return interval([*self.reached.values()])
+
+    def less(self, other: Point) -> Interval:
+        """Of the differences, this one minus the other, of equal seeds."""
+        return interval(
+            [self.reached[seed] - other.reached[seed] for seed in self.reached.keys() & other.reached.keys()]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """settings: what was compared. at: the values of `across` in the order of the file; the others are
+    compared with the first. points: by variant and value, those that have a reported run."""
+
+    settings: SweepConfig
+    rows: Sequence[Row]
+    at: Sequence[str]
+    points: Mapping[tuple[str, str], Point]
+
+    @property
+    def variants(self) -> list[str]:
+        return [*dict.fromkeys(variant for variant, _ in self.points)]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A difference. p: for all claims of its table at once (Holm)."""
+
+    variant: str
+    at: str
+    difference: Interval
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        if math.isnan(self.p):
+            return "too few runs"
+        return SAME if self.p >= LEVEL else "**better**" if self.difference.mean > 0 else "**worse**"
+
+
+def read_runs(path: Path, settings: SweepConfig) -> Compared:
+    """From a comparison's `runs.csv`; each figure is chosen by nested selection."""
+    with path.open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    across = settings.across
+    by_point: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_point.setdefault((row[VARIANT], row[across]), []).append(row)
+    points = {key: _point(of_point, settings.tune, settings.by) for key, of_point in by_point.items()}
+    at = [*dict.fromkeys(row[across] for row in rows)]
+    return Compared(settings, rows, at, {key: point for key, point in points.items() if point.runs})
+
+
+def _point(rows: Iterable[Row], tune: str, by: str) -> Point:
+    found: dict[str, dict[int, float]] = {}
+    runs, tuning = {}, set()
+    for row in rows:
+        seed = int(row["seed"])
+        found.setdefault(row[tune], {})[seed] = float(row[by])
+        runs[row[tune], seed] = row
+        if row["use"] == "tuning":
+            tuning.add(seed)
+    chosen = nested(found, sorted(tuning))
+    values = [value for value, _ in chosen.values()]
+    return Point(
+        {seed: runs[value, seed] for seed, (value, _) in chosen.items()},
+        {seed: reached for seed, (_, reached) in chosen.items()},
+        sorted(dict.fromkeys(values), key=lambda value: -values.count(value)),
+    )
+
+
+def costs(compared: Compared) -> list[Claim]:
+    """Of every variant, each value of `across` minus the first."""
+    first = compared.at[0]
+    return _claims(compared, lambda variant, at: (variant, first) if at != first else None)
+
+
+def advantages(compared: Compared) -> list[Claim]:
+    """At every value of `across`, each variant minus the baseline."""
+    reference = compared.settings.reference
+    return _claims(compared, lambda variant, at: (reference, at) if variant != reference else None)
+
+
+def on_the_way(compared: Compared, path: Path, at: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """From a comparison's `curves.csv`: of each variant at this value of `across` and each metric, (step,
+    mean over the reported runs)."""
+    settings = compared.settings
+    reported = {
+        (variant, row[settings.tune], row["seed"])
+        for (variant, value), point in compared.points.items()
+        if value == at
+        for row in point.runs.values()
+    }
+    values: dict[str, dict[str, dict[int, list[float]]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            variant, step = row[VARIANT], int(row["step"])
+            if row[settings.across] == at and (variant, row[settings.tune], row["seed"]) in reported:
+                for metric in CURVE_METRICS:
+                    if row[metric]:
+                        by_step = values.setdefault(variant, {}).setdefault(metric, {})
+                        by_step.setdefault(step, []).append(float(row[metric]))
+    return {
+        variant: {m: [(s, fmean(v)) for s, v in sorted(steps.items())] for m, steps in of_variant.items()}
+        for variant, of_variant in values.items()
+    }
+
+
+def _claims(compared: Compared, other_of: Callable[[str, str], tuple[str, str] | None]) -> list[Claim]:
+    pairs = {
+        key: point.less(compared.points[other])
+        for key, point in _in_order(compared)
+        if (other := other_of(*key)) is not None and other in compared.points
+    }
+    ps = holm([difference.p for difference in pairs.values()])
+    return [Claim(*key, difference, p) for (key, difference), p in zip(pairs.items(), ps, strict=True)]
+
+
+def _in_order(compared: Compared) -> Iterator[tuple[tuple[str, str], Point]]:
+    """Variant by variant, and of each the values of `across` in rising order."""
+    for variant in compared.variants:
+        for at in rising(compared.at):
+            if point := compared.points.get((variant, at)):
+                yield (variant, at), point
+
+
+def rising(values: Sequence[str]) -> list[str]:
+    """Numbers in their order, anything else as it is."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return [*values]
+
+
+def report_md(compared: Compared) -> str:
+    """All tables, in Markdown, each after what it says."""
+    if not compared.points:
+        return "No variant has a reported run yet.\n"
+    settings = compared.settings
+    across, first, reference = _short(settings.across), compared.at[0], settings.reference
+    parts = [
+        _explained(compared),
+        _table(["variant", *(f"{across} {at}" for at in rising(compared.at))], _levels(compared)),
+        f"**The cost of {across}**: each value minus {across} {first} of the same variant.\n",
+        _claims_table(compared, costs(compared)),
+        f"**Beside `{reference}`**: each variant minus `{reference}` at the same {across}.\n",
+        _claims_table(compared, advantages(compared)),
+        "**On the way**: means over the same runs and the last steps' batches: their reward, which is that "
+        f"of weights as old as they are stale, and `{'`, `'.join(ALONG_THE_WAY.values())}`.\n",
+        _table(["variant", across, "reward", *ALONG_THE_WAY], _ways(compared)),
+    ]
+    return "\n".join(parts)
+
+
+def _explained(compared: Compared) -> str:
+    settings, rows = compared.settings, compared.rows
+    results = sum(row["use"] == "result" for row in rows)
+    tuning_seeds = len({row["seed"] for row in rows if row["use"] == "tuning"})
+    what = {
+        "held_out_reward": "mean reward of the final weights on the held-out rows",
+        "final_reward": "mean reward of the last steps' batches, sampled by weights as old as they are stale",
+    }[settings.by]
+    cpu_h = math.fsum(float(row["cpu_s"] or 0) for row in rows) / 3600
+    origins = "; ".join(", ".join(dict.fromkeys(row[name] for row in rows)) for name in ORIGIN)
+    return (
+        f"Figures: {what}; {CONFIDENCE:.0%} intervals of Student's t over seeds. At every point "
+        f"`{settings.tune}` was chosen by other runs than those that are reported. Runs: "
+        f"{len(rows) - results} to choose by (seeds a value: {tuning_seeds}), {results} reported, with the "
+        "same seeds everywhere. Differences are of pairs of equal seeds; p is corrected for all comparisons "
+        f"of its table (Holm), and what is not below {LEVEL:.2g} cannot be told apart by so many runs. "
+        f"{cpu_h:.1f} hours of processor time. Commit; machine; torch: {origins}.\n"
+    )
+
+
+def _levels(compared: Compared) -> Iterator[list[str]]:
+    for variant in compared.variants:
+        points = [compared.points.get((variant, at)) for at in rising(compared.at)]
+        yield [f"`{variant}`", *("-" if point is None else _level(point) for point in points)]
+
+
+def _level(point: Point) -> str:
+    mean = point.mean
+    between = "" if math.isnan(mean.low) else f" [{mean.low:.3f}, {mean.high:.3f}]"
+    return f"{mean.mean:.3f}{between}, {mean.n} at {', '.join(point.tuned)}"
+
+
+def _claims_table(compared: Compared, claims: Sequence[Claim]) -> str:
+    if not claims:
+        return "No pair of runs yet.\n"
+    head = ["variant", _short(compared.settings.across), "difference", f"{CONFIDENCE:.0%} interval", "pairs"]
+    lines = []
+    for claim in claims:
+        d = claim.difference
+        between = "-" if math.isnan(d.low) else f"{d.low:+.3f} to {d.high:+.3f}"
+        p = "-" if math.isnan(claim.p) else f"{claim.p:.3g}"
+        lines.append([f"`{claim.variant}`", claim.at, f"{d.mean:+.3f}", between, str(d.n), p, claim.verdict])
+    return _table([*head, "p", "verdict"], lines)
+
+
+def _ways(compared: Compared) -> Iterator[list[str]]:
+    for (variant, at), point in _in_order(compared):
+        columns = ("final_reward", *ALONG_THE_WAY)
+        known = {c: [float(row[c]) for row in point.runs.values() if row[c]] for c in columns}
+        yield [f"`{variant}`", at, *(number(interval(known[c]).mean, 3) for c in columns)]
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]

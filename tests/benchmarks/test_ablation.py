@@ -1,0 +1,47 @@
+"""The ablation's page says what its numbers say, and what it runs is sound. No measurement is judged."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from asyncrl.sweep import Sweep
+from asyncrl.sweep.sweep import make_design
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "ablation.py"))
+PAGE = ROOT / "docs" / "ablation.md"
+EXPERIMENTS = BENCHMARK["EXPERIMENTS"]
+
+
+@pytest.mark.parametrize("task", EXPERIMENTS)
+def test_the_page_is_written_from_the_numbers_that_are_kept(task):
+    text = PAGE.read_text()
+    assert text.count(BENCHMARK["_begin"](task)) == 1
+    if BENCHMARK["kept"](task, PAGE, "runs.csv").exists():
+        assert BENCHMARK["with_report"](text, task, PAGE) == text, (
+            "run `python benchmarks/ablation.py --write`"
+        )
+
+
+@pytest.mark.parametrize("task", EXPERIMENTS)
+def test_the_smaller_comparison_is_the_beginning_of_the_whole_one(task):
+    config, few = BENCHMARK["config_of"](task), ["sweep.tune_values=[2e-4]", "sweep.tuning_seeds=1"]
+    whole, _ = make_design(Sweep(config, overrides=few)).needed(lambda cell: None)
+    smaller = [*few, *EXPERIMENTS[task].first]
+    first, _ = make_design(Sweep(config, overrides=smaller)).needed(lambda cell: None)
+    assert {cell.key for cell in first} < {cell.key for cell in whole}
+
+
+def test_the_recipe_for_a_gpu_asks_for_what_it_says():
+    known, later = make_design(Sweep(Path("ablation-gsm8k"))).needed(lambda cell: None)
+    assert len(known) + later == 96
+    assert f"# {len(known) + later} runs" in (ROOT / "configs" / "ablation-gsm8k.yaml").read_text()
+    of_ppo = next(cell for cell in known if cell.name.startswith("variant=ppo max_staleness=16"))
+    assert of_ppo.config.staleness.max_staleness == 16
+
+
+def test_its_reward_compares_the_last_number():
+    correct = runpy.run_path(str(ROOT / "configs" / "rewards" / "gsm8k.py"))["correct"]
+    responses = ["so it is 1,234.", "1234.0", "12 or 34", "no idea", [{"content": "1234 apples"}]]
+    assert correct(responses, ["because ...\n#### 1,234"] * 5) == [1, 1, 0, 0, 1]

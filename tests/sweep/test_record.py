@@ -1,0 +1,42 @@
+"""What is kept of a finished cell, and what counts as finished."""
+
+import math
+from dataclasses import replace
+
+from asyncrl.sweep import record
+from asyncrl.sweep.folder import SweepFolder, thin
+from asyncrl.sweep.grid import make_cells
+
+
+def test_a_record_says_where_a_figure_comes_from_and_is_read_back(tmp_path):
+    done = replace(record.origin(), held_out_reward=0.5, cpu_s=2.0)
+    assert all(getattr(done, name) for name in record.ORIGIN)
+    record.write(tmp_path / "finished", done)
+    assert record.read(tmp_path / "finished") == done
+    record.write(tmp_path / "finished", replace(done, held_out_reward=math.nan))
+    assert math.isnan(record.read(tmp_path / "finished").held_out_reward)
+    assert [path.name for path in tmp_path.iterdir()] == ["finished"]
+
+
+def test_a_cell_whose_weights_were_to_be_scored_is_finished_when_they_are(sweep_config, tmp_path):
+    folder = SweepFolder(tmp_path / "out")
+    (plain,) = make_cells(sweep_config, [], 1)
+    (scored,) = make_cells(sweep_config, [], 1, ["data.held_out_rows=4"])
+    for cell in (plain, scored):
+        assert not folder.is_finished(cell)
+        folder.run_dir(cell).mkdir(parents=True)
+        (folder.run_dir(cell) / record.FINISHED).touch()  # as earlier versions left it
+    assert folder.is_finished(plain)
+    assert not folder.is_finished(scored)
+    record.write(folder.run_dir(scored) / record.FINISHED, record.Record(held_out_reward=0.0))
+    assert folder.is_finished(scored)
+
+
+def test_thinning_keeps_what_figures_are_read_from(tmp_path):
+    for name in ("metrics.jsonl", "finished", "cell.yaml", "output.log", "ledger.db"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "checkpoints" / "step_4").mkdir(parents=True)
+    thin(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("metrics.jsonl", "finished", "cell.yaml", "output.log")
+    }
