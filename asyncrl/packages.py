@@ -6,7 +6,13 @@ import importlib.util
 
 from asyncrl.errors import NotHereError
 
-_EXTRAS = {"aiohttp": "http", "datasets": "data", "deepspeed": "gpu", "math_verify": "math"}
+_EXTRAS = {
+    "aiohttp": "http",
+    "datasets": "data",
+    "deepspeed": "gpu",
+    "jsonschema": "schema",
+    "math_verify": "math",
+}
 """The extra that installs a package, by its import name."""
 
 

@@ -72,6 +72,8 @@ class Response:
     token_ids: list[int] = field(default_factory=list)
     """From the first token that the policy sampled, with what it was shown after it."""
     text: str = ""
+    answer: str | None = None
+    """What follows the thinking in it, where rewards read that."""
     model_scores: dict[str, float] = field(default_factory=dict)
     failure: AttemptFailed | RewardError | None = None
     """Why there is no trajectory, or why a model has not scored it."""
@@ -81,7 +83,8 @@ class GroupRollout:
     """Carries out leased groups, any number side by side: as many episodes as a lease asks for, each scored
     by the reward models as soon as it ends, then all together by the reward functions.
 
-    text_of: what rewards read of a response's token ids. group_size: of the groups that `room` counts.
+    text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
+    follows its thinking, where rewards read that. group_size: of the groups that `room` counts.
     context_tokens: longest sequence that the engine has room for, where it is less than any prompt and
     `max_new_tokens`.
     """
@@ -92,6 +95,7 @@ class GroupRollout:
         rewards: Rewards,
         text_of: Callable[[Sequence[int]], str],
         *,
+        answer_of: Callable[[Sequence[int], Sequence[int]], str | None] = lambda prompt_ids, token_ids: None,
         seed: int,
         group_size: int,
         episode: Episode = single_turn,
@@ -100,6 +104,7 @@ class GroupRollout:
         self.engine = engine
         self.rewards = rewards
         self._text_of = text_of
+        self._answer_of = answer_of
         self._seed = seed
         self._group_size = group_size
         self._episode = episode
@@ -153,16 +158,18 @@ class GroupRollout:
             trajectory = await self._run(task, member)
         except AttemptFailed as failure:
             return Response(member, failure=failure)
-        token_ids: list[int] = trajectory.token_ids[_prompt_tokens(trajectory) :].tolist()
-        text = self._text_of(token_ids)
+        prompt_ids, token_ids = (
+            part.tolist() for part in np.split(trajectory.token_ids, [_prompt_tokens(trajectory)])
+        )
+        text, answer = self._text_of(token_ids), self._answer_of(prompt_ids, token_ids)
         if member.broken is not None:
-            return Response(member, trajectory, token_ids, text)
+            return Response(member, trajectory, token_ids, text, answer)
         try:
-            scores = await self.rewards.score_response(task.prompt, text, task.columns)
+            scores = await self.rewards.score_response(task.prompt, text, task.columns, answer)
         except RewardError as error:
             # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
-            return Response(member, trajectory, token_ids, text, failure=error)
-        return Response(member, trajectory, token_ids, text, scores)
+            return Response(member, trajectory, token_ids, text, answer, failure=error)
+        return Response(member, trajectory, token_ids, text, answer, scores)
 
     async def _run(self, task: RolloutTask, member: _Member) -> Trajectory:
         """The member's episode. Raises `AttemptFailed` for a failure of its own, whose tokens the group
@@ -251,6 +258,7 @@ class GroupRollout:
             completion_ids=[response.token_ids for response in responses],
             columns=task.columns,
             version=max(span.version for t in trajectories for span in t.versions),
+            answers=[response.answer for response in responses],
         )
         try:
             for error in (response.failure for response in responses if response.failure is not None):
