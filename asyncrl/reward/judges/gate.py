@@ -93,5 +93,5 @@ class Gate:
             await self._less.wait()  # each of them ends by its deadline
         limits = [limit for limit in (self._requests, self._tokens) if limit is not None]
         while (wait_s := max((limit.wait_s(time.monotonic()) for limit in limits), default=0.0)) > 0:
-            with waiting(f"the limits of the judge {self._name}"):
+            with waiting(f"the limits of the judge {self._name}", wait_s):
                 await asyncio.sleep(wait_s)
