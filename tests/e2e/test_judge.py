@@ -5,6 +5,7 @@ import json
 import pytest
 
 import asyncrl
+from asyncrl.observe.metric_table import METRICS, named
 from asyncrl.observe.metrics import read_metrics
 
 pytest.importorskip("aiohttp")
@@ -29,7 +30,13 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
         return judge_server.says(score=len(set(judge_server.between(question, "response"))) % 10)
 
     with judge_server.serving(rule) as server:
-        judge = {"url": server.url, "model": "wise", "api_key_env": "KEY_OF_JUDGE", "sees": "answer"}
+        judge = {
+            "url": server.url,
+            "model": "wise",
+            "api_key_env": "KEY_OF_JUDGE",
+            "sees": "answer",
+            "prices": [1, 2],
+        }
         config = make_config(
             "run.mode=inline",
             "run.steps=2",
@@ -41,6 +48,9 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
         result = asyncrl.run(config)
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert len(lines) == 2
+    assert {named(key).name for line in lines for key in line} >= {
+        n for n in METRICS if n.startswith("judge/")
+    }
     assert sum(line["judge/wise/requests"] for line in lines) <= count[0]
     assert all(line["judge/wise/prompt_tokens"] > 0 and 0 <= line["reward/wise/mean"] <= 1 for line in lines)
     assert set(server.keys) == {"Bearer a-secret-of-the-judge"}

@@ -10,8 +10,10 @@ from asyncrl.observe.metrics import read_metrics
 ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
+    *(name for name in METRICS if name.startswith("judge/")),
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, and processes."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, and judges, of
+which `tests/e2e/test_judge.py` has a run."""
 
 
 @pytest.fixture
