@@ -10,6 +10,7 @@ _EXTRAS = {
     "aiohttp": "http",
     "datasets": "data",
     "deepspeed": "gpu",
+    "jsonschema": "schema",
     "math_verify": "math",
     "renderers": "agents",
 }

@@ -148,8 +148,12 @@ def loaded_files() -> dict[str, str]:
         path = Path(file)
         is_users = any(path.is_relative_to(folder) for folder in _folders) and not _is_installed(path)
         if is_users and path.is_file():
-            found[str(path)] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            found[str(path)] = digest_of(path)
     return found
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _is_installed(path: Path) -> bool:

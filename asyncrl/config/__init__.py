@@ -2,7 +2,7 @@
 
 from asyncrl.config.load import InvalidSettings, dump, from_tree, keys, load
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig
-from asyncrl.config.reward import RewardConfig, RewardModelConfig
+from asyncrl.config.reward import RewardConfig, RewardJudgeConfig, RewardModelConfig, RewardPartConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
 from asyncrl.config.schema import Config, DataConfig, ModelConfig
@@ -22,7 +22,9 @@ __all__ = [
     "ObjectiveConfig",
     "ReferenceConfig",
     "RewardConfig",
+    "RewardJudgeConfig",
     "RewardModelConfig",
+    "RewardPartConfig",
     "RolloutConfig",
     "RunConfig",
     "Section",

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig
-from asyncrl.config.reward import RewardRouteConfig
+from asyncrl.config.reward import RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
+from asyncrl.config.servers import impossible_key_env, impossible_urls
 from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
     COMPARE_WITHIN_GROUPS,
@@ -236,10 +237,9 @@ def _impossible_rejection(objective: ObjectiveConfig) -> Iterator[str]:
 
 def _impossible_rewards(c: Config) -> Iterator[str]:
     reward = c.reward
-    scoring = {f"reward.functions.{i}": f for i, f in enumerate(reward.functions)}
-    scoring |= {f"reward.models.{i}": m for i, m in enumerate(reward.models)}
+    scoring = reward.scoring
     if not scoring and c.rollout.episode is None:
-        yield "reward: nothing scores a response; give reward.functions or reward.models"
+        yield "reward: nothing scores a response; give reward.functions or reward.models, or reward.judges"
     elif scoring and all(part.weight == 0 for part in scoring.values()):
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
     for name, count in Counter(reward.part_names).items():
@@ -248,12 +248,16 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
                 f"reward has {count} parts called `{name}`, which the metrics could not tell apart; give "
                 "each a `name` of its own"
             )
-    functions = {f.label for f in reward.functions}
+    functions = {part.label for part in reward.called}
     for key, part in scoring.items():
         if part.clip is not None and part.clip[0] >= part.clip[1]:
             yield f"{key}.clip={list(part.clip)}: write the lower bound first, then a higher one"
         if part.gate is not None and part.gate not in functions - {part.label}:
             yield f"{key}.gate={part.gate}: no other reward function of that name; {_there_are(functions)}"
+    for i, judge in enumerate(reward.judges):
+        yield from _impossible_judge(f"reward.judges.{i}", judge, c.rollout.group_size)
+    if reward.thinking is not None and not all(reward.thinking):
+        yield "reward.thinking: give what begins and what ends the thinking, such as [<think>, </think>]"
     yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
     for i, model in enumerate(reward.models):
         roles = {TRAINER, *names(ROLLOUT, c.rollout.workers)}
@@ -268,10 +272,43 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
             f"(rollout.max_new_tokens={c.rollout.max_new_tokens})"
         )
     if reward.format.pattern is not None:
-        try:
-            re.compile(reward.format.pattern)
-        except re.error as error:
-            yield f"reward.format.pattern={reward.format.pattern!r} is not a regular expression: {error}"
+        yield from _impossible_pattern("reward.format.pattern", reward.format.pattern)
+
+
+def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> Iterator[str]:
+    yield from impossible_urls(f"{key}.url", [judge.url], "http://HOST:PORT/v1")
+    yield from impossible_key_env(f"{key}.api_key_env", judge.api_key_env)
+    if judge.scale[0] >= judge.scale[1]:
+        yield f"{key}.scale={list(judge.scale)}: write the worst mark first, then a higher one"
+    if judge.asks == "criteria" and not judge.rubric and judge.rubric_column is None:
+        yield f"{key}.asks=criteria needs criteria: give {key}.rubric, or {key}.rubric_column"
+    if judge.rubric and not any(criterion.weight > 0 for criterion in judge.rubric):
+        yield f"{key}.rubric: no criterion has a positive weight, so there is nothing to gain; give one such"
+    if judge.asks != "pairs" and judge.opponents is not None:
+        yield f"{key}.opponents is for {key}.asks=pairs, and it is {judge.asks}; leave it out"
+    is_compared = judge.asks == "group" or (judge.asks == "pairs" and judge.reference_column is None)
+    if is_compared and group_size == 1:
+        yield (
+            f"{key}.asks={judge.asks} compares the responses of a group, and rollout.group_size=1; use "
+            "rollout.group_size >= 2"
+        )
+    if judge.reply_pattern is not None:
+        yield from _impossible_pattern(f"{key}.reply_pattern", judge.reply_pattern, groups=1)
+    if judge.reply_pattern is not None and judge.asks != "score":
+        yield f"{key}.reply_pattern is for {key}.asks=score, and it is {judge.asks}; leave it out"
+    if judge.marks and judge.reply_pattern is None:
+        yield f"{key}.marks are for the words that {key}.reply_pattern finds; give that, too"
+    for word, mark in judge.marks.items():
+        if not judge.scale[0] <= mark <= judge.scale[1]:
+            yield f"{key}.marks.{word}={mark:g} is outside {key}.scale={list(judge.scale)}"
+
+
+def _impossible_pattern(key: str, pattern: str, *, groups: int = 0) -> Iterator[str]:
+    try:
+        if re.compile(pattern).groups < groups:
+            yield f"{key}={pattern!r} has no group; put parentheses around what it is to find"
+    except re.error as error:
+        yield f"{key}={pattern!r} is not a regular expression: {error}"
 
 
 def _impossible_routes(route: RewardRouteConfig, names: set[str]) -> Iterator[str]:

@@ -51,6 +51,14 @@ reward_log/{name}            -  mean of what a reward function logged under this
 reward_time/{who}/wait_s     s  mean time that a group waited for the functions, or a response for a model
 reward_time/{who}/score_s    s  mean time that scoring it took
 
+# Judges
+> Where the config has `reward.judges`: sums over the groups that were scored in the step.
+judge/{judge}/requests           requests   requests to its server
+judge/{judge}/cached             questions  questions that it had answered before
+judge/{judge}/prompt_tokens      tokens     tokens of its prompts, as the server counts them
+judge/{judge}/completion_tokens  tokens     tokens of its replies
+judge/{judge}/cost               -          what they cost by `prices`, where they are given
+
 # Responses
 response_tokens/mean*         tokens  mean number of sampled tokens in a response, all its segments together
 response_tokens/max           tokens  the same for the longest response

@@ -45,7 +45,7 @@ class RolloutMeter:
         self._updates[worker] = report
 
     def rewards(self, sums: Mapping[str, tuple[float, int]]) -> None:
-        """Add sums and counts of reward metrics, by name."""
+        """Add sums and counts of reward metrics, by name. Where the count is 0, the sum is the metric."""
         for name, (total, count) in sums.items():
             self._rewards[name][0] += total
             self._rewards[name][1] += count
@@ -65,7 +65,7 @@ class RolloutMeter:
         busy = min(1.0, (self._busy_s - last_busy_s) / (elapsed_s * workers)) if elapsed_s > 0 else 0.0
         rate = (self._generated_tokens - last_tokens) / elapsed_s if elapsed_s > 0 else 0.0
         pauses = [update.pause_s for update in self._updates.values()] or [0.0]
-        rewards = {name: total / n for name, (total, n) in self._rewards.items() if n}
+        rewards = {name: total / (n or 1) for name, (total, n) in self._rewards.items()}
         self._rewards.clear()
         return {
             "throughput/generated_tokens_per_s": rate,

@@ -157,7 +157,7 @@ def _processes(config: Config, placement: Placement) -> Iterator[Processes]:
             places = placement.of(of.name)
             cores = tuple(core for place in places for core in place.cores)
             yield Processes(of.name, len(of.roles), of.threads, _gpus(places), cores)
-    if config.reward.functions or config.reward.format.pattern is not None:
+    if config.reward.called or config.reward.format.pattern is not None:
         yield Processes("reward functions", config.rollout.workers * config.reward.first_workers, 0)
 
 

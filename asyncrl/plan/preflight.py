@@ -23,6 +23,8 @@ from asyncrl.plan.findings import Findings
 from asyncrl.plan.machine import Machine, probe
 from asyncrl.plan.outline import Outline, outline
 from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus, with_own_cores
+from asyncrl.reward.judges.judge import check as check_judge
+from asyncrl.reward.thinking import thinking_of
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
@@ -160,6 +162,8 @@ def _independent(
     functions = functions or (look_at_functions(config) if has_temporary_folder else Found())
     for problem in functions.problems:
         findings.of(problem.tell)
+    for i, judge in enumerate(config.reward.judges):
+        findings.of(partial(check_judge, judge, f"reward.judges.{i}"))
     findings.of(lambda: checks.trainer(config))
     return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
 
@@ -198,6 +202,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(partial(checks.family, config, scene.placement))
     findings.of(lambda: checks.stop_tokens(config, models.policy))
     findings.of(lambda: checks.kept_sets(config, models.policy))
+    if tokenizer is not None:
+        findings.of(partial(thinking_of, config.reward, tokenizer))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))

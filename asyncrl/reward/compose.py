@@ -64,7 +64,7 @@ def part_rules(config: RewardConfig) -> tuple[PartRule, ...]:
             part.clip,
             part.gate,
         )
-        for part in (*config.functions, *config.models)
+        for part in config.scoring.values()
     ]
     names = config.part_names[len(rules) :]
     return (*rules, *(PartRule(name, shaping[name], shaping=True) for name in names))

@@ -29,7 +29,8 @@ class Rewards:
     """Scores each response with the models as soon as it is finished, and later the group with the functions.
 
     models: by name, one for each of `config.models`. max_tokens: length of the longest response,
-    `rollout.max_new_tokens`. may_grow: whether `reward.workers: auto` may start further processes.
+    `rollout.max_new_tokens`. may_grow: whether `reward.workers: auto` may start further processes. workers:
+    rollout workers of the run, which share the limits of judges.
     """
 
     def __init__(
@@ -40,14 +41,16 @@ class Rewards:
         max_steps: int,
         max_tokens: int,
         may_grow: bool = True,
+        workers: int = 1,
     ) -> None:
         self._config = config
         self._models = models
+        self._read_answers = {m.label for m in config.models if config.seen_by(m) == "answer"}
         self._max_tokens = max_tokens
         self._rules = part_rules(config)
         self.parts = config.part_names
         """Names of all that scores."""
-        self._pool = RewardPool(config, max_steps=max_steps, may_grow=may_grow)
+        self._pool = RewardPool(config, max_steps=max_steps, may_grow=may_grow, workers=workers)
 
     async def start(self) -> None:
         """Start the processes of the functions. Raises `ConfigError`."""
@@ -58,15 +61,22 @@ class Rewards:
         await self._pool.close()
 
     async def score_response(
-        self, prompt: str | list[Message], response: str, columns: Mapping[str, Any]
+        self,
+        prompt: str | list[Message],
+        response: str,
+        columns: Mapping[str, Any],
+        answer: str | None = None,
     ) -> dict[str, float]:
         """The scores of a response, by the name of each model that scores a row with these columns; all are
-        called at the same time. Raises `RewardError`."""
+        called at the same time. answer: what follows its thinking, where a model reads that. Raises
+        `RewardError`."""
         names = [name for name in scoring_parts(self._config, columns) if name in self._models]
         if not names:
             return {}
+        read = {} if answer is None else dict.fromkeys(self._read_answers, answer)
         answers = await asyncio.gather(
-            *(self._models[name].score(prompt, response) for name in names), return_exceptions=True
+            *(self._models[name].score(prompt, read.get(name, response)) for name in names),
+            return_exceptions=True,
         )
         scores = {}
         for name, answer in zip(names, answers, strict=True):

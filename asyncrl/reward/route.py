@@ -13,9 +13,9 @@ class RouteError(ValueError):
 
 
 def scoring_parts(config: RewardConfig, columns: Mapping[str, Any]) -> list[str]:
-    """Names of the functions and models that score a row with these columns, in the order of the sum. Raises
-    `RouteError`."""
-    names = [part.label for part in (*config.functions, *config.models)]
+    """Names of the functions, judges and models that score a row with these columns, in the order of the sum.
+    Raises `RouteError`."""
+    names = [part.label for part in config.scoring.values()]
     route = config.route
     if route.column is None:
         return names

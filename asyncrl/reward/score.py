@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from asyncrl.data.values import Message
 from asyncrl.errors import AsyncRLError
@@ -37,6 +37,16 @@ class ScoreRequest:
     """The other columns of the prompt's row; MessagePack must be able to represent their values."""
     version: int
     """The policy version, shown to functions as `trainer_state.global_step`."""
+    answers: Sequence[str | None] = ()
+    """What follows the thinking in each completion; None where nothing reads it."""
+
+    def seen(self, sees: Literal["all", "answer"]) -> list[str]:
+        """The completions as a part reads them that `sees` so."""
+        if sees == "all":
+            return list(self.completions)
+        answers = [answer for answer in self.answers if answer is not None]
+        assert len(answers) == len(self.completions)
+        return answers
 
 
 @dataclass(frozen=True, slots=True)

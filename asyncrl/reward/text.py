@@ -9,6 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.config import Config
 from asyncrl.data.stops import stop_token_ids
 from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.reward.thinking import Thinking, thinking_of
+
+PROMPTS_END = 64
+"""Tokens at the end of a prompt in which it may begin the thinking."""
 
 
 class ResponseText:
@@ -17,27 +21,52 @@ class ResponseText:
     Tokens that end a response or pad are no part of it. Other special tokens are: a model may mark its
     thinking or a tool call by them, and rewards look for that.
 
-    ends: tokens that end a response. strip_special: leave out every special token.
+    ends: tokens that end a response. strip_special: leave out every special token. thinking: what `answer`
+    leaves out, if it is wanted.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int], *, strip_special: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Collection[int],
+        *,
+        strip_special: bool = False,
+        thinking: Thinking | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._left_out = {*ends, tokenizer.eos_token_id, tokenizer.pad_token_id}
         self._strip_special = strip_special
+        self._thinking = thinking
 
     def __call__(self, token_ids: Sequence[int]) -> str:
+        return self._text(token_ids, strip_special=self._strip_special)
+
+    def answer(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str | None:
+        """What follows the thinking; None if nobody wants it. prompt_ids: what stands before the response."""
+        if self._thinking is None:
+            return None
+        prompt = self._tokenizer.decode(prompt_ids[-PROMPTS_END:])
+        # The marks may be special tokens, so these are left out after they have been looked for.
+        is_begun = self._thinking.is_begun_by(prompt)
+        answer = self._thinking.answer(self._text(token_ids, strip_special=False), is_begun=is_begun)
+        if self._strip_special:
+            for token in self._tokenizer.added_tokens_decoder.values():
+                answer = answer.replace(token.content, "") if token.special else answer
+        return answer
+
+    def _text(self, token_ids: Sequence[int], *, strip_special: bool) -> str:
         kept = [token_id for token_id in token_ids if token_id not in self._left_out]
-        text = self._tokenizer.decode(kept, skip_special_tokens=self._strip_special)
+        text = self._tokenizer.decode(kept, skip_special_tokens=strip_special)
         assert isinstance(text, str)
         return text
 
 
 def response_text(config: Config) -> ResponseText:
-    """Of the run's model."""
+    """Of the run's model. Raises `ConfigError`, as `thinking_of` does."""
+    tokenizer = load_tokenizer(config.model)
     return ResponseText(
-        load_tokenizer(config.model),
+        tokenizer,
         {*stop_token_ids(config.model), *config.rollout.stop_token_ids},
         strip_special=config.reward.strip_special_tokens,
+        thinking=thinking_of(config.reward, tokenizer),
     )

@@ -58,6 +58,8 @@ class Response:
     token_ids: list[int] = field(default_factory=list)
     """Of the last segment, from the first token that the policy sampled, with what it was shown after it."""
     text: str = ""
+    answer: str | None = None
+    """What follows the thinking in it, where rewards read that."""
     model_scores: dict[str, float] = field(default_factory=dict)
     failure: AttemptFailed | RewardError | None = None
     """Why there is no trajectory, or why a model has not scored it."""
@@ -67,7 +69,8 @@ class GroupRollout:
     """Carries out leased groups, any number side by side: as many episodes as a lease asks for, each scored
     by the reward models as soon as it ends, then all together by the reward functions.
 
-    text_of: what rewards read of a response's token ids. group_size: of the groups that `room` counts.
+    text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
+    follows its thinking, where rewards read that. group_size: of the groups that `room` counts.
     context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`.
     """
 
@@ -77,6 +80,7 @@ class GroupRollout:
         rewards: Rewards,
         text_of: Callable[[Sequence[int]], str],
         *,
+        answer_of: Callable[[Sequence[int], Sequence[int]], str | None] = lambda prompt_ids, token_ids: None,
         seed: int,
         group_size: int,
         episode: Episode = single_turn,
@@ -88,6 +92,7 @@ class GroupRollout:
         self.engine = engine
         self.rewards = rewards
         self._text_of = text_of
+        self._answer_of = answer_of
         self._seed = seed
         self._group_size = group_size
         self._episode = episode
@@ -162,16 +167,17 @@ class GroupRollout:
         if session.broken is not None:
             return Response(session, trajectories)
         last = trajectories[-1]
-        token_ids: list[int] = last.token_ids[int(last.loss_mask.argmax()) :].tolist()
-        text = self._text_of(token_ids)
+        start = int(last.loss_mask.argmax())
+        prompt_ids, token_ids = last.token_ids[:start].tolist(), last.token_ids[start:].tolist()
+        text, answer = self._text_of(token_ids), self._answer_of(prompt_ids, token_ids)
         if earned is not None:
-            return Response(session, trajectories, earned, token_ids, text)
+            return Response(session, trajectories, earned, token_ids, text, answer)
         try:
-            scores = await self.rewards.score_response(task.prompt, text, task.columns)
+            scores = await self.rewards.score_response(task.prompt, text, task.columns, answer)
         except RewardError as error:
             # Kept, not raised: its siblings finish, so that every token that was sampled is counted.
-            return Response(session, trajectories, None, token_ids, text, failure=error)
-        return Response(session, trajectories, None, token_ids, text, scores)
+            return Response(session, trajectories, None, token_ids, text, answer, failure=error)
+        return Response(session, trajectories, None, token_ids, text, answer, scores)
 
     async def _run(self, task: RolloutTask, session: Session) -> list[float] | None:
         """The member's episode; what it earned. Raises `AttemptFailed` for a failure of its own, whose tokens
@@ -223,6 +229,7 @@ class GroupRollout:
             completion_ids=[response.token_ids for response in open_ones],
             columns=task.columns,
             version=max(s.version for r in responses for t in r.trajectories for s in t.versions),
+            answers=[response.answer for response in open_ones],
         )
         scored: list[ResponseReward] = []
         if open_ones:

@@ -37,6 +37,7 @@ async def start_rollout(
             max_steps=config.run.steps,
             max_tokens=config.rollout.max_new_tokens,
             may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
+            workers=config.rollout.workers,
         )
         text_of = response_text(config)
         episodes = _episodes(config, text_of)
@@ -44,6 +45,7 @@ async def start_rollout(
             engine,
             rewards,
             text_of,
+            answer_of=text_of.answer,
             seed=config.run.seed,
             group_size=config.rollout.group_size,
             episode=single_turn if episodes is None else episodes,

@@ -12,17 +12,18 @@ from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
 from asyncrl.paths import user_path
+from asyncrl.resolve import digest_of
 from asyncrl.runfiles.user_code import Found, Wanted, look
 from asyncrl.section import with_values
 
 
 class UserFiles(msgspec.Struct, frozen=True):
-    """The Python files behind the functions that a config names."""
+    """The Python files behind the functions that a config names, and the prompts of its judges."""
 
     functions: dict[str, str]
     """The file of each user-defined function, by its name in the config."""
     digests: dict[str, str]
-    """Digests of all files imported from the user's folders, by path."""
+    """Digests of these, and of all files imported from the user's folders, by path."""
 
     @classmethod
     def of(cls, found: Found) -> UserFiles:
@@ -64,7 +65,14 @@ def look_at_functions(config: Config) -> Found:
         config.objective.settings,
         config.rollout.episode,
     )
-    return look(wanted)
+    found = look(wanted)
+    return msgspec.structs.replace(found, digests=found.digests | _digests_of_prompts(config))
+
+
+def _digests_of_prompts(config: Config) -> dict[str, str]:
+    """Of the files with judges' prompts, by path; those that are not there are refused elsewhere."""
+    paths = [Path(_absolute(judge.prompt)) for judge in config.reward.judges if judge.prompt is not None]
+    return {str(path): digest_of(path) for path in paths if path.is_file()}
 
 
 def check_unchanged(before: UserFiles, now: UserFiles, *, accept: bool) -> list[str]:
@@ -95,6 +103,9 @@ def with_absolute_paths(config: Config) -> Config:
         own["rollout.episode"] = rollout.episode
     changed = {key: _of_file(name) for key, name in own.items()}
     changed |= {data.key: _absolute(data.path) for data in config.data.datasets if not is_on_hub(data)}
+    for i, judge in enumerate(config.reward.judges):
+        if judge.prompt is not None:
+            changed[f"reward.judges.{i}.prompt"] = _absolute(judge.prompt)
     return with_values(config, changed)
 
 

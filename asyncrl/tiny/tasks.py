@@ -12,7 +12,7 @@ from asyncrl.tiny import shifting, skill
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """sample: a random problem, whose `row` is that of a dataset. demonstrations: what a sloppy teacher responds
+    """sample: a random problem, whose `row` is that of a dataset. demonstrations: what a sloppy teacher says
     to it, each as likely. problems: those in a step of the warm-up."""
 
     sample: Callable[[random.Random], Any]

@@ -474,6 +474,19 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "reward.overlong.buffer_tokens=300 is longer than any response",
             "rollout.max_new_tokens=256",
         ),
+        *(
+            ([f"reward.judges=[{{url: {url}, model: m, {settings}}}]"], reason, remedy)
+            for url, settings, reason, remedy in [
+                ("'localhost:8'", "", "judges.0.url: 'localhost:8' is no http", "like http://HOST:PORT/v1"),
+                ("'http://u:p@h/v1'", "", "has a user or password in it", "like http://HOST:PORT/v1"),
+                ("'http://h/v1'", "api_key_env: sk-1", "is no name of an environment", "put the key itself"),
+                ("'http://h/v1'", "scale: [1, 0]", "judges.0.scale=[1.0, 0.0]", "the worst mark first"),
+                ("'http://h/v1'", "asks: criteria", "needs criteria", "or reward.judges.0.rubric_column"),
+                ("'http://h/v1'", "opponents: 2", "is for reward.judges.0.asks=pairs", "leave it out"),
+                ("'http://h/v1'", "reply_pattern: x", "has no group", "put parentheses"),
+                ("'http://h/v1'", "marks: {Yes: 1}", "for the words that", "give that, too"),
+            ]
+        ),
         (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is not a regular expression"),
     ],
 )

@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import runpy
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -66,43 +64,28 @@ def test_the_right_answer_to_a_problem_earns_one(row, monkeypatch):
     assert asyncio.run(scored(load("maths.yaml"), row, completions)) == [1.0, 0.0]
 
 
-class Judge(BaseHTTPRequestHandler):
-    """A server with OpenAI's chat API whose model likes the word "please", and once loses the thread."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        answer = re.search(r"<answer>(.*)</answer>", asked, re.S)[1]
-        text = "I cannot say" if answer == "odd" else "8" if "please" in answer else "Mark: 2.5"
-        reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_):
-        """Nothing."""
-
-
-@pytest.fixture
-def judge(monkeypatch):
-    """It serves while the test runs."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1")
-        monkeypatch.chdir(EXAMPLES / "judge")
-        yield
-        server.shutdown()
-        thread.join()
-
-
-def test_a_judge_is_asked_and_a_reply_without_a_mark_is_no_zero(judge):
+def test_a_judge_is_asked_and_a_reply_without_a_verdict_is_no_zero(monkeypatch):
+    """Of one who likes the word "please" by every criterion, other words by the last, and once loses the
+    thread."""
     pytest.importorskip("aiohttp")
-    config, row = load("judge.yaml", ["reward.retries=0", "reward.workers=1"]), rows("judge")[0]
-    assert asyncio.run(scored(config, row, ["yes, please", "no"])) == [0.8, 0.25]
-    with pytest.raises(RewardError, match="was to reply with a number from 0 to 10, and said 'I cannot say'"):
-        asyncio.run(scored(config, row, ["yes, please", "odd"]))
+    import judge_server
+
+    def rule(question):
+        answer, n = judge_server.between(question, "response"), len(re.findall(r"^\d+\. ", question, re.M))
+        if answer == "odd":
+            return "I cannot say"
+        return judge_server.says(met=[answer == "please"] * (n - 1) + [True])
+
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    monkeypatch.chdir(EXAMPLES / "judge")
+    row = rows("judge")[0]
+    with judge_server.serving(rule) as server:
+        config = load("judge.yaml", ["reward.retries=0", f"reward.judges.0.url={server.url}"])
+        assert asyncio.run(scored(config, row, ["please", "no"])) == [1.0, pytest.approx(1 / 3)]
+        with pytest.raises(RewardError, match=r"its reply is no verdict: .* ends 'I cannot say'"):
+            asyncio.run(scored(config, row, ["please", "odd"]))
+    body = server.bodies[0]
+    assert (body["model"], body["chat_template_kwargs"]) == ("Qwen/Qwen3-8B", {"enable_thinking": False})
 
 
 @pytest.mark.slow

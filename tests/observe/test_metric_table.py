@@ -12,9 +12,10 @@ ELSEWHERE = {
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
+    *(name for name in METRICS if name.startswith("judge/")),
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
-datasets, segments."""
+datasets, segments, and judges, of which `tests/e2e/test_judge.py` has a run."""
 
 
 @pytest.fixture

@@ -435,6 +435,32 @@ def test_rows_without_a_route_to_a_reward(run, make_reward_model):
     assert "needs the column `answer`, which usable row 2 of" in refusal(run(reward=reward))
 
 
+def test_a_judge_needs_its_key_its_prompt_and_its_columns(run, monkeypatch):
+    pytest.importorskip("aiohttp")
+    judge = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+
+    def of(**settings):
+        return run(reward={"judges": [judge | settings]})
+
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    assert "judges.0.api_key_env=NO_SUCH_KEY: there is no such" in refusal(of(api_key_env="NO_SUCH_KEY"))
+    assert "reward.judges.0.prompt=none.jinja: there is no such file" in refusal(of(prompt="none.jinja"))
+    (run.path / "ask.jinja").write_text("{{ answer }}")
+    assert "names `answer`; there are prompt, responses" in refusal(of(prompt="ask.jinja"))
+    (run.path / "ask.jinja").write_text("{{ row.answer }}{% if %}")
+    assert "is no Jinja template" in refusal(of(prompt="ask.jinja"))
+    assert "the judge `m`: it needs the column `good`" in refusal(of(reference_column="good"))
+    (run.path / "ask.jinja").write_text("{{ row.answer }}")
+    prepared = preflight(of(prompt="ask.jinja", reference_column="answer"))
+    assert str(run.path / "ask.jinja") in prepared.user_files.digests
+    assert prepared.config.reward.judges[0].prompt == str(run.path / "ask.jinja")
+
+
+def test_answers_alone_can_be_read_only_where_thinking_is_marked(run):
+    assert "reward.thinking=[<think>, </think>]" in refusal(run(reward={"sees": "answer"}))
+    assert preflight(run(reward={"sees": "answer", "thinking": ["(", ")"]}))
+
+
 def test_a_gate_on_scores_that_may_be_negative_is_warned_of(run, make_reward_model):
     make_reward_model("judge")
 

@@ -16,7 +16,7 @@ HUB = "hub:OWNER/NAME"
 def test_what_is_in_the_working_folder_is_named_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    for name in ("rows.jsonl", "rewards.py"):
+    for name in ("rows.jsonl", "rewards.py", "ask.jinja"):
         (tmp_path / name).write_text("")
     tree = {
         "model": {"path": "model"},
@@ -24,6 +24,7 @@ def test_what_is_in_the_working_folder_is_named_from_anywhere(tmp_path, monkeypa
         "reward": {
             "functions": [{"function": "rewards.py:right"}, {"function": "my.module:right", "name": "b"}],
             "models": [{"path": "some/judge"}],
+            "judges": [{"url": "http://h/v1", "model": "m", "prompt": "ask.jinja"}],
         },
         "objective": {"policy_loss": "rewards.py:loss"},
         "reference": {},
@@ -32,6 +33,7 @@ def test_what_is_in_the_working_folder_is_named_from_anywhere(tmp_path, monkeypa
     assert (config.model.path, config.data.path) == (f"{tmp_path}/model", f"{tmp_path}/rows.jsonl")
     functions = [f.function for f in config.reward.functions]
     assert functions == [f"{tmp_path}/rewards.py:right", "my.module:right"]
+    assert config.reward.judges[0].prompt == f"{tmp_path}/ask.jinja"
     assert config.objective.policy_loss == f"{tmp_path}/rewards.py:loss"
     assert (config.objective.advantage, config.reward.models[0].path) == ("grpo", "some/judge")
     assert config.reference.path is None

@@ -46,11 +46,18 @@ def transport(config: Config) -> None:
 
 
 def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> bool:
-    """Every row is scored by something, and has the columns that the reward functions that score it cannot do
-    without (where they are known): then True.
+    """Every row is scored by something, and has the columns that the functions and judges that score it
+    cannot do without (where they are known): then True.
 
     needs: those columns of each function.
     """
+    wanted = {
+        f.label: (
+            f"reward function `{f.function}`",
+            [n for n in needs.get(f.function, ()) if n not in f.arguments],
+        )
+        for f in config.reward.functions
+    } | {judge.label: (f"the judge `{judge.label}`", judge.needed_columns) for judge in config.reward.judges}
     seen = set()
     for row in prompts:
         try:
@@ -61,10 +68,10 @@ def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: P
         if (columns, *names) in seen:
             continue
         seen.add((columns, *names))
-        for spec in (f.function for f in config.reward.functions if f.label in names):
-            if missing := [name for name in needs.get(spec, ()) if name not in columns]:
+        for part, needed in (wanted[name] for name in names if name in wanted):
+            if missing := [name for name in needed if name not in columns]:
                 raise ConfigError(
-                    f"reward function `{spec}`: it needs the column `{missing[0]}`, which usable row "
+                    f"{part}: it needs the column `{missing[0]}`, which usable row "
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
                 )
     return True

@@ -49,8 +49,9 @@ class CallAbsence:
     def has_patience(self) -> bool:
         return self._left_s > 0
 
-    async def pause(self, reason: str) -> None:
-        """The service was unavailable: wait until it is worth another try, or patience runs out."""
+    async def pause(self, reason: str, retry_after_s: float = 0.0) -> None:
+        """The service was unavailable: wait until it is worth another try, or patience runs out.
+        retry_after_s: what the service asks to wait."""
         if not self._pauses and (probe := self._absence.probe) is not None:
             async with self._seat.left():
                 await asyncio.wait([probe], timeout=self._left_s)
@@ -64,7 +65,7 @@ class CallAbsence:
             reason.partition("\n")[0],
         )
         async with self._seat.left():
-            await asyncio.sleep(_pause_s(self._pauses))
+            await asyncio.sleep(max(_pause_s(self._pauses), min(retry_after_s, self._left_s)))
 
     @property
     def _left_s(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from asyncrl.config import RewardConfig
@@ -58,11 +58,18 @@ class Children:
     """`config.workers` processes that run one call at a time each (`line.py`), and as many for async
     functions, which run `config.concurrency` calls each; only the kinds that are needed.
 
-    may_grow: whether `workers: auto` may become more than one.
+    functions: what each imports. may_grow: whether `workers: auto` may become more than one.
     """
 
-    def __init__(self, config: RewardConfig, start_timeout_s: float, *, may_grow: bool) -> None:
-        self._config = config
+    def __init__(
+        self,
+        functions: Sequence[wire.Function],
+        config: RewardConfig,
+        start_timeout_s: float,
+        *,
+        may_grow: bool,
+    ) -> None:
+        self._functions = functions
         self._start_timeout_s = start_timeout_s
         self._workers = config.first_workers
         """Processes that are started, and that async functions have."""
@@ -107,7 +114,7 @@ class Children:
         if not shared:
             return await self._line.ask(call)
         request = wire.frame(call)
-        return await (await self._take_shared()).ask(request, call.number, self._config.timeout_s)
+        return await (await self._take_shared()).ask(request, call.number, call.timeout_s)
 
     async def ask_alone(self, call: wire.Call) -> wire.Reply:
         """The answer of an async function that runs in a process of its own."""
@@ -115,7 +122,7 @@ class Children:
         async with self._alone:
             child = await self._spawn()
             try:
-                return await child.ask(request, call.number, self._config.timeout_s)
+                return await child.ask(request, call.number, call.timeout_s)
             finally:
                 child.kill()
 
@@ -140,9 +147,9 @@ class Children:
         child = RewardChild()
         self._all.add(child)
         child.exited.add_done_callback(lambda _: self._all.discard(child))
-        specs = [function.function for function in self._config.functions]
+        specs = [function.spec for function in self._functions]
         try:
-            reply = await child.start(wire.Setup(specs, self._config.format.pattern), self._start_timeout_s)
+            reply = await child.start(wire.Setup(list(self._functions)), self._start_timeout_s)
         except TimeoutError:
             raise ConfigError(
                 f"reward functions {', '.join(specs)}: not imported after {self._start_timeout_s:g} s; "

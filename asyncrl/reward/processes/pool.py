@@ -15,6 +15,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.reward.compose import FORMAT
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.absence import Absence
+from asyncrl.reward.processes.called import called_of
 from asyncrl.reward.processes.child import ChildDied
 from asyncrl.reward.processes.children import Children, Seat
 from asyncrl.reward.processes.shared_child import Interrupted
@@ -32,6 +33,8 @@ class _Failure:
 
     reason: str
     is_outage: bool = False
+    retry_after_s: float = 0.0
+    """What the service that is away asks to wait."""
     is_excused: bool = False
     """Another call in the same process was the cause."""
     to_be_alone: bool = False
@@ -46,7 +49,9 @@ class RewardPool:
     process is retried `config.retries` times; then the scoring of the group fails, with no made-up reward.
     While the service that a function calls is unavailable, one of its calls retries for `config.patience_s`,
     with growing pauses; other calls that have met the outage wait for the outcome. None keeps a seat
-    meanwhile.
+    meanwhile. The calls of judges pass the gates of their limits first (`asyncrl.reward.judges.gate`).
+
+    workers: rollout workers of the run, each of which has a pool like this one, and its share of the limits.
 
     The queue needs no bound of its own: each waiting call is a leased group, and every call before it ends by
     its deadlines.
@@ -59,26 +64,28 @@ class RewardPool:
         max_steps: int,
         start_timeout_s: float = START_TIMEOUT_S,
         may_grow: bool = True,
+        workers: int = 1,
     ) -> None:
         self._config = config
         self._max_steps = max_steps
-        self._names = [f.label for f in config.functions] + [FORMAT] * (config.format.pattern is not None)
-        self._children = Children(config, start_timeout_s, may_grow=may_grow)
-        self._absences = [Absence(name, config.patience_s) for name in self._names]
+        self._called = called_of(config, 1 / workers)
+        functions = [called.function for called in self._called]
+        self._children = Children(functions, config, start_timeout_s, may_grow=may_grow)
+        self._absences = [Absence(called.name, config.patience_s) for called in self._called]
         self._numbers = itertools.count(1)
         self._metrics: dict[str, tuple[float, int]] = {}
 
     async def start(self) -> None:
         """Start the processes, which import the functions. Raises `ConfigError` if that fails, and leaves no
         process behind."""
-        if self._names:
+        if self._called:
             await self._children.start()
 
     async def score(self, request: ScoreRequest, names: Sequence[str]) -> list[PartValues]:
         """The results of the functions `names` for a group, and of the format check if there is one. Raises
         `RewardError`. When cancelled, the running call is cancelled, or its process is killed and
         replaced."""
-        calls = [i for i, name in enumerate(self._names) if name in names or name == FORMAT]
+        calls = [i for i, called in enumerate(self._called) if called.name in {*names, FORMAT}]
         if not calls:
             return []
         results: dict[int, wire.Result] = {}
@@ -88,17 +95,21 @@ class RewardPool:
                 async with self._children.seat(shared=shared) as seat:
                     for i in of_kind:
                         results[i] = await self._call(i, request, seat)
-        for result in results.values():
+        for i, result in results.items():
             for name, logged in result.metrics.items():
-                self._add(f"reward_log/{name}", sum(logged), len(logged))
+                if self._called[i].gate is None:
+                    self._add(f"reward_log/{name}", sum(logged), len(logged))
+                else:
+                    self._add(f"judge/{self._called[i].name}/{name}", sum(logged), 0)
         took_s = sum(result.took_s for result in results.values())
         self._add("reward_time/functions/wait_s", max(0.0, time.monotonic() - began_s - took_s))
         self._add("reward_time/functions/score_s", took_s)
-        return [PartValues(self._names[i], results[i].values, results[i].extra) for i in calls]
+        return [PartValues(self._called[i].name, results[i].values, results[i].extra) for i in calls]
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
         """Sum and count since the last drain, by metric: values that functions logged with `log_metric`, and
-        the seconds that the functions took for a group, and those that it waited beside."""
+        the seconds that the functions took for a group, and those that it waited beside; the usage of judges,
+        whose count is 0, since the sum is what counts."""
         metrics, self._metrics = self._metrics, {}
         return metrics
 
@@ -107,7 +118,18 @@ class RewardPool:
         await self._children.close()
 
     async def _call(self, function: int, request: ScoreRequest, seat: Seat) -> wire.Result:
-        name, left, alone = self._names[function], self._config.retries, False
+        called, n = self._called[function], len(request.completions)
+        if called.gate is None:
+            return await self._try(function, request, seat)
+        async with called.gate.passed(called.requests(n), seat):
+            result = await self._try(function, request, seat)
+        tokens = ("prompt_tokens", "completion_tokens")
+        called.gate.used(sum(sum(result.metrics.get(name, ())) for name in tokens))
+        return result
+
+    async def _try(self, function: int, request: ScoreRequest, seat: Seat) -> wire.Result:
+        """As often as it may be called."""
+        name, left, alone = self._called[function].name, self._config.retries, False
         call = self._call_message(function, request)
         with self._absences[function].of_call(seat) as absence:
             for attempt in itertools.count(1):
@@ -117,7 +139,7 @@ class RewardPool:
                 if self._children.closed:
                     raise RewardError(name, "the pool was closed", attempt)
                 if outcome.is_outage and absence.has_patience:
-                    await absence.pause(outcome.reason)
+                    await absence.pause(outcome.reason, outcome.retry_after_s)
                 elif outcome.is_excused:
                     log.warning("reward function `%s` is called again: %s", name, outcome.reason)
                     alone |= outcome.to_be_alone
@@ -129,7 +151,6 @@ class RewardPool:
 
     async def _attempt(self, call: wire.Call, *, alone: bool) -> wire.Result | _Failure:
         """The result, or why there is none. Raises `RewardError` for a call that cannot be sent."""
-        limit_s = self._config.timeout_s
         call = msgspec.structs.replace(call, number=next(self._numbers))
         shared = self._children.is_async[call.function] and not alone
         try:
@@ -139,10 +160,10 @@ class RewardPool:
                 reply = await self._children.ask(call, shared=shared)
         except (TypeError, ValueError, OverflowError) as error:
             reason = f"its arguments cannot be sent to its process: {error}"
-            raise RewardError(self._names[call.function], reason, 1) from error
+            raise RewardError(self._called[call.function].name, reason, 1) from error
         except TimeoutError:
             ended = "was cancelled" if shared else "its process was killed"
-            return _Failure(f"it took longer than reward.timeout_s={limit_s:g} and {ended}")
+            return _Failure(f"it took longer than reward.timeout_s={call.timeout_s:g} and {ended}")
         except Interrupted as cause:
             return _Failure(str(cause), is_excused=True)
         except ChildDied as death:
@@ -150,21 +171,23 @@ class RewardPool:
         except (ConfigError, OSError) as error:
             return _Failure(f"no process could be started for it: {error}")
         if isinstance(reply, wire.Raised):
-            return _Failure(f"{reply.message}\n{reply.traceback}".strip(), reply.is_outage)
+            reason = f"{reply.message}\n{reply.traceback}".strip()
+            return _Failure(reason, reply.is_outage, retry_after_s=reply.retry_after_s)
         assert isinstance(reply, wire.Result)
         return reply
 
     def _call_message(self, function: int, request: ScoreRequest) -> wire.Call:
+        called = self._called[function]
         return wire.Call(
             number=0,
             function=function,
             prompt=request.prompt,
-            completions=list(request.completions),
+            completions=request.seen(called.sees),
             completion_ids=[list(ids) for ids in request.completion_ids],
-            columns=dict(request.columns),
+            columns={**called.arguments, **request.columns},
             version=request.version,
             max_steps=self._max_steps,
-            timeout_s=self._config.timeout_s,
+            timeout_s=called.limit_s(len(request.completions)),
         )
 
     def _add(self, metric: str, value: float, count: int = 1) -> None:

@@ -32,10 +32,9 @@ from asyncrl.lifeline import die_with
 from asyncrl.resolve import forget_own_path, resolve
 from asyncrl.reward.functions import RewardFunction, accepted_arguments
 from asyncrl.reward.processes import deadline, wire
-from asyncrl.reward.processes.outage import is_outage
+from asyncrl.reward.processes.outage import is_outage, retry_after_s
 from asyncrl.reward.processes.side_by_side import SideBySide
 from asyncrl.reward.score import checked_values
-from asyncrl.reward.shaping import format_function
 
 MAX_TRACEBACK_CHARS = 8000
 DUMP_SHARE = 0.9
@@ -94,9 +93,7 @@ def main() -> None:
     setup = inbox.get()
     assert isinstance(setup, wire.Setup)
     try:
-        functions = [resolve(spec, what="reward function") for spec in setup.functions]
-        if setup.format_pattern is not None:
-            functions.append(format_function(setup.format_pattern))
+        functions = [function_of(function) for function in setup.functions]
     except ConfigError as error:
         send(replies, wire.SetupFailed(readable(str(error))))
         inbox.get()  # the parent answers by killing this process
@@ -121,6 +118,12 @@ def main() -> None:
             reply = answer(functions[call.function], call, runner)
             faulthandler.cancel_dump_traceback_later()
             send(replies, reply)
+
+
+def function_of(named: wire.Function) -> RewardFunction:
+    """Raises `ConfigError`."""
+    function = resolve(named.spec, what="reward function")
+    return function if named.settings is None else function(**named.settings)
 
 
 def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) -> wire.Reply:
@@ -180,7 +183,11 @@ def raised(error: BaseException, number: int, began_s: float) -> wire.Raised:
     message = "".join(traceback.format_exception_only(error)).strip()
     shown = readable("".join(lines)[-MAX_TRACEBACK_CHARS:])
     took_s = time.monotonic() - began_s
-    return wire.Raised(number, readable(message), shown, is_outage=is_outage(error), took_s=took_s)
+    return wire.Raised(
+        *(number, readable(message), shown, is_outage(error)),
+        retry_after_s=retry_after_s(error),
+        took_s=took_s,
+    )
 
 
 _sending = threading.Lock()

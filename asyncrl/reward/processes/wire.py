@@ -10,13 +10,19 @@ HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 30
 
 
+class Function(msgspec.Struct, frozen=True):
+    """A reward function, or what makes one."""
+
+    spec: str
+    """As in the config: `package.module:function` or `path/file.py:function`."""
+    settings: dict[str, Any] | None = None
+    """Keyword arguments of a function that makes it; None where it is one itself."""
+
+
 class Setup(msgspec.Struct, frozen=True, tag=True):
     """The first message to a child; answered with `Ready` or `SetupFailed`."""
 
-    functions: list[str]
-    """As in the config: `package.module:function` or `path/file.py:function`."""
-    format_pattern: str | None = None
-    """If given, `asyncrl.reward.shaping.format_function` follows the functions."""
+    functions: list[Function]
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
@@ -98,6 +104,8 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     """Of the user's frames; empty when the function returned."""
     is_outage: bool = False
     """Whether a later try may succeed (`asyncrl.reward.processes.outage`)."""
+    retry_after_s: float = 0.0
+    """What the service asks to wait before it."""
     took_s: float = 0.0
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from asyncrl.config import Config
+from asyncrl.config.servers import impossible_key_env, impossible_urls
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.packages import need
@@ -103,9 +102,7 @@ class Http(OfVllm):
         http = config.rollout.http
         if not http.urls:
             yield "rollout.engine=http has no servers; name them in rollout.http.urls=[http://HOST:PORT, ...]"
-        for url in http.urls:
-            if (problem := _url_problem(url)) is not None:
-                yield f"rollout.http.urls: {problem}; each should be like http://HOST:PORT"
+        yield from impossible_urls("rollout.http.urls", http.urls, "http://HOST:PORT")
         for url, count in Counter(url.rstrip("/").lower() for url in http.urls).items():
             if count > 1:
                 yield f"rollout.http.urls names {url} {count} times; name each server once"
@@ -114,11 +111,7 @@ class Http(OfVllm):
                 f"rollout.http.weights_dir={http.weights_dir or 'null'}: name a folder, by its absolute "
                 "path, that this machine and all servers see; on one host, for instance /dev/shm/asyncrl"
             )
-        if http.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", http.api_key_env):
-            yield (
-                "rollout.http.api_key_env is no name of an environment variable; put the key itself into the "
-                "environment, and the variable's name here"
-            )
+        yield from impossible_key_env("rollout.http.api_key_env", http.api_key_env)
         if http.load_timeout_s >= config.weights.ack_timeout_s:
             yield (
                 f"rollout.http.load_timeout_s={http.load_timeout_s:g} is not below weights.ack_timeout_s="
@@ -130,21 +123,6 @@ class Http(OfVllm):
                 f"rollout.workers={config.rollout.workers}: with rollout.engine=http one worker drives all "
                 "servers; use rollout.workers=1"
             )
-
-
-def _url_problem(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        return f"{url!r} is no URL ({error})"
-    if parts.username is not None or parts.password is not None:
-        return f"the URL of {parts.hostname!r} has a user or password in it, which would be written to disk"
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return f"{url!r} is no http or https URL"
-    if parts.query or parts.fragment:
-        return f"{url!r} has a query or fragment"
-    return None
 
 
 SPEC = Http()

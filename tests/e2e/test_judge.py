@@ -1,0 +1,59 @@
+"""A whole run whose rewards a judge gives."""
+
+import json
+
+import pytest
+
+import asyncrl
+from asyncrl.observe.metric_table import METRICS, named
+from asyncrl.observe.metrics import read_metrics
+
+pytest.importorskip("aiohttp")
+
+import judge_server
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
+    make_config, tmp_path, monkeypatch
+):
+    """Also over a server that fails now and then: no group fails for it."""
+    monkeypatch.setenv("KEY_OF_JUDGE", "a-secret-of-the-judge")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("asyncrl.reward.processes.absence.FIRST_PAUSE_S", 0.05)
+    count = [0]
+
+    def rule(question):
+        count[0] += 1
+        if count[0] % 5 == 0:
+            return judge_server.busy()
+        return judge_server.says(score=len(set(judge_server.between(question, "response"))) % 10)
+
+    with judge_server.serving(rule) as server:
+        judge = {
+            "url": server.url,
+            "model": "wise",
+            "api_key_env": "KEY_OF_JUDGE",
+            "sees": "answer",
+            "prices": [1, 2],
+        }
+        config = make_config(
+            "run.mode=inline",
+            "run.steps=2",
+            f"reward.judges=[{json.dumps(judge)}]",
+            "reward.functions=[]",
+            "reward.thinking=['e', 'a']",
+            "reward.retries=0",
+        )
+        result = asyncrl.run(config)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert len(lines) == 2
+    assert {named(key).name for line in lines for key in line} >= {
+        n for n in METRICS if n.startswith("judge/")
+    }
+    assert sum(line["judge/wise/requests"] for line in lines) <= count[0]
+    assert all(line["judge/wise/prompt_tokens"] > 0 and 0 <= line["reward/wise/mean"] <= 1 for line in lines)
+    assert set(server.keys) == {"Bearer a-secret-of-the-judge"}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if b"a-secret-of-the-judge" in path.read_bytes()]
