@@ -10,9 +10,9 @@ from asyncrl.reward.rewards import RewardModel, Rewards
 from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import single_turn
-from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.make import make_episodes
 from asyncrl.rollout.group import GroupRollout
-from asyncrl.rollout.text import ResponseText, response_text
+from asyncrl.rollout.text import response_text
 from asyncrl.work import unhurried
 
 
@@ -39,7 +39,7 @@ async def start_rollout(
             may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
         )
         text_of = response_text(config)
-        episodes = _episodes(config, text_of)
+        episodes = make_episodes(config, text_of, longest_prompt_tokens)
         rollout = GroupRollout(
             engine,
             rewards,
@@ -51,6 +51,7 @@ async def start_rollout(
             max_turns=config.rollout.episode_turns,
             chat=None if episodes is None else make_chat(config),
             end_episodes=None if episodes is None else episodes.close,
+            episode_metrics=dict if episodes is None else episodes.drain_metrics,
         )
         failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):
@@ -61,17 +62,6 @@ async def start_rollout(
                 await episodes.start()
         failing.pop_all()
     return rollout
-
-
-def _episodes(config: Config, text_of: ResponseText) -> EpisodePool | None:
-    rollout = config.rollout
-    if rollout.episode is None:
-        return None
-    return EpisodePool(
-        *(rollout.episode, text_of),
-        processes=rollout.episode_processes,
-        timeout_s=rollout.episode_timeout_s,
-    )
 
 
 def _in_this_process(config: Config) -> dict[str, RewardModel]:
