@@ -11,8 +11,10 @@ ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("segments/mean", "segments/split_frac/{reason}"),
+    *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
 }
-"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, segments."""
+"""Of what the run below does not have: symptoms, logs of a reward function, drops, processes, segments, a
+gateway."""
 
 
 @pytest.fixture
