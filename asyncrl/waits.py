@@ -42,3 +42,26 @@ def waiting(what: str, patience_s: float | None = None) -> Iterator[None]:
 def open_waits() -> list[Wait]:
     """The waits that have not ended, oldest first."""
     return list(_open.values())
+
+
+class Stopwatch:
+    """Runs while there is anything to wait for; what overlaps counts once."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._since_s = self._before_s = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self._before_s + (time.monotonic() - self._since_s if self._open else 0.0)
+
+    def begin(self) -> None:
+        if not self._open:
+            self._since_s = time.monotonic()
+        self._open += 1
+
+    def end(self) -> None:
+        total_s = self.total_s
+        self._open -= 1
+        if not self._open:
+            self._before_s = total_s

@@ -53,7 +53,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         client.on_notice = link.on_notice
         await link.hello()
         work = asyncio.create_task(roll_out(group_rollout, link), name="work")
-        reports = link.reports(group_rollout.rewards.drain_metrics)
+        reports = link.reports(group_rollout.drain_metrics)
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
         await _while_serving(work, services)

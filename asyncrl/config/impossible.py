@@ -66,6 +66,8 @@ def impossible(c: Config) -> Iterator[str]:
             "run.resume=auto continues the run in run.dir, but none is named: every start would begin "
             "another one; name it, such as run.dir=runs/mine"
         )
+    if c.rollout.gateway and c.rollout.episode is None:
+        yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)

@@ -42,6 +42,10 @@ class RolloutConfig(Section):
     """Seconds that an episode may take beside its waits for the model; then the attempt has failed."""
     episode_processes: int = Field(1, ge=1)
     """Processes per rollout worker in which the episodes run, many side by side in each."""
+    gateway: bool = False
+    """Whether an episode's model also answers over HTTP (`model.base_url`, `model.api_key`), by the protocols
+    of OpenAI and Anthropic, for agents that know nothing of the run (docs/agents.md). Listens at
+    `network.bind`."""
     renderer: str = "auto"
     """How an episode's conversations become tokens: a family of the package `renderers` (`qwen3`, `glm-5`,
     ...), or the model's own chat template (`template`). `auto`: the family, where the package is installed

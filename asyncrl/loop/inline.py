@@ -136,7 +136,7 @@ class InlineLink:
         self._host.publish(version)
         self._host.meter.report(WORKER, self._engine.stats())
         self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
-        self._host.meter.rewards(self._rollout.rewards.drain_metrics())
+        self._host.meter.rewards(self._rollout.drain_metrics())
         return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
     # ---- the schedule --------------------------------------------------------------------------------------

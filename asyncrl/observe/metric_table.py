@@ -66,6 +66,12 @@ truncated_frac                share   responses that were cut off at `rollout.ma
 segments/mean                 -       mean number of segments of a response, where some have several
 segments/split_frac/{reason}  share   those split by the chat template (`template`) or the program (`history`)
 
+# The gateway
+> With `rollout.gateway`: shares of the requests that came over HTTP.
+gateway/lost_frac            share  whose client went away before it was answered: not trained on
+gateway/refused_frac         share  that were refused
+gateway/other_sampling_frac  share  that asked for other sampling than the run's, and did not get it
+
 # Staleness
 staleness/mean*  versions  mean staleness of the trained tokens
 staleness/max*   versions  largest staleness of a trained token

@@ -71,7 +71,8 @@ class GroupRollout:
 
     text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
     follows its thinking, where rewards read that. group_size: of the groups that `room` counts.
-    context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`.
+    context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`. episode_metrics: sums and
+    counts since its last call.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class GroupRollout:
         max_turns: int | None = None,
         chat: ChatFormat | None = None,
         end_episodes: Callable[[], Awaitable[None]] | None = None,
+        episode_metrics: Callable[[], dict[str, tuple[float, int]]] = dict,
     ) -> None:
         self.engine = engine
         self.rewards = rewards
@@ -100,6 +102,7 @@ class GroupRollout:
         self._max_turns = max_turns
         self._chat = chat
         self._end_episodes = end_episodes
+        self._episode_metrics = episode_metrics
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
         self._sessions: dict[int, list[Session]] = {}
@@ -125,6 +128,10 @@ class GroupRollout:
             ending.push_async_callback(self.rewards.close)
             if self._end_episodes is not None:
                 await self._end_episodes()
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts since the last call, by name."""
+        return self.rewards.drain_metrics() | self._episode_metrics()
 
     @property
     def room(self) -> int:

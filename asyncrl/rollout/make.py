@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.reward.rewards import RewardModel, Rewards
-from asyncrl.reward.text import ResponseText, response_text
+from asyncrl.reward.text import response_text
 from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.episode import single_turn
-from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.make import make_episodes
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.work import unhurried
 
@@ -40,7 +40,7 @@ async def start_rollout(
             workers=config.rollout.workers,
         )
         text_of = response_text(config)
-        episodes = _episodes(config, text_of)
+        episodes = make_episodes(config, text_of, longest_prompt_tokens)
         rollout = GroupRollout(
             engine,
             rewards,
@@ -53,6 +53,7 @@ async def start_rollout(
             max_turns=config.rollout.episode_turns,
             chat=None if episodes is None else make_chat(config),
             end_episodes=None if episodes is None else episodes.close,
+            episode_metrics=dict if episodes is None else episodes.drain_metrics,
         )
         failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):
@@ -63,17 +64,6 @@ async def start_rollout(
                 await episodes.start()
         failing.pop_all()
     return rollout
-
-
-def _episodes(config: Config, text_of: ResponseText) -> EpisodePool | None:
-    rollout = config.rollout
-    if rollout.episode is None:
-        return None
-    return EpisodePool(
-        *(rollout.episode, text_of),
-        processes=rollout.episode_processes,
-        timeout_s=rollout.episode_timeout_s,
-    )
 
 
 def _in_this_process(config: Config) -> dict[str, RewardModel]:

@@ -10,6 +10,7 @@ import bisect
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from asyncrl.rollout.chat import ChatFormat, Turn
 from asyncrl.rollout.engines.base import Engine, GenerationRequest, TokenChunk
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.transcript import Completion, Transcript
+from asyncrl.waits import Stopwatch
 
 BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
 OnChunk = Callable[[TokenChunk], None]
@@ -32,13 +34,14 @@ class Reply:
 
     message: in OpenAI's form, with `role`, `content`, `tool_calls` and `reasoning_content` where there are
     some. prompt_ids: int32[P], the conversation as it was sampled after. finish_reason: `stop`, `length` or
-    `tool_calls`.
+    `tool_calls`. keep: has it trained on, where it was asked for with `train=False`.
     """
 
     message: Message
     prompt_ids: NDArray[np.int32]
     completion: Completion
     finish_reason: str
+    keep: Callable[[], None] = field(repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -97,6 +100,8 @@ class Session:
         """Ids of the requests that are in the engine."""
         self._segments: list[_Segment] = []
         self._turns: list[Turn] = []
+        self.waited = Stopwatch()
+        """How long the episode has waited for the policy, by whichever way it asked."""
         self.door: tuple[str, str] | None = None
         """The URL and the key of the gateway, while it serves this session."""
 
@@ -121,10 +126,21 @@ class Session:
         engine cannot take, and the engine's errors, which fail the group whatever the caller makes of them.
         """
         ids = np.asarray(prompt_ids, np.int32)
-        number, completion = await self._sample(ids, max_new_tokens, stop, on_chunk)
+        completion, keep = await self.draft(ids, max_new_tokens, stop, on_chunk)
         if train:
-            self._record(number, ids, completion, self._why_anew(ids))
+            keep()
         return completion
+
+    async def draft(
+        self,
+        ids: NDArray[np.int32],
+        max_new_tokens: int | None,
+        stop: Sequence[str | int],
+        on_chunk: OnChunk | None,
+    ) -> tuple[Completion, Callable[[], None]]:
+        """As `generate`, with what has it trained on."""
+        number, completion = await self._sample(ids, max_new_tokens, stop, on_chunk)
+        return completion, partial(self._record, number, ids, completion, self._why_anew(ids))
 
     async def chat(
         self,
@@ -146,10 +162,11 @@ class Session:
         message = chat.parse(completion.token_ids, prompt_ids, tools)
         for text in (s for s in stop if isinstance(s, str) and completion.finish_reason is FinishReason.STOP):
             message["content"] = message["content"].partition(text)[0]
+        keep = partial(self._record, number, prompt_ids, completion, why, [*messages, message], tools)
         if train:
-            self._record(number, prompt_ids, completion, why, [*messages, message], tools)
+            keep()
         finish = "tool_calls" if message.get("tool_calls") else completion.finish_reason.value
-        return Reply(message, prompt_ids, completion, finish)
+        return Reply(message, prompt_ids, completion, finish, keep)
 
     def tokens_of(self, text: str) -> list[int]:
         """A text's token ids, without special tokens that its beginning or end would get."""
@@ -220,6 +237,7 @@ class Session:
         self._requests += 1
         if number > self._first_request:
             self.open_requests += 1
+        self.waited.begin()
         try:
             if max_new_tokens is not None:
                 limit = min(limit, max_new_tokens)
@@ -233,6 +251,7 @@ class Session:
                 await self._enter((self.task.lease_id, self.index, number))
             return number, await self._ask(number, prompt_ids, limit, stop, on_chunk)
         finally:
+            self.waited.end()
             self.open_requests -= 1
             self._changed()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import asyncrl
 from asyncrl.cli.launch import main
 from asyncrl.config import load
 from asyncrl.observe.metrics import read_metrics
@@ -34,7 +35,7 @@ def test_a_config_is_planned_and_lacks_no_more_than_its_gpu_brings(example, monk
 
 def test_every_example_is_named_and_tested():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*CONFIGS, "from_python", *EPISODES}
+    assert folders == {*CONFIGS, "from_python", "openai_agent", *EPISODES}
     page = (EXAMPLES / "README.md").read_text()
     assert folders == set(re.findall(r"^\| \[(\w+)\]", page, re.M))
 
@@ -86,6 +87,20 @@ def test_a_judge_is_asked_and_a_reply_without_a_verdict_is_no_zero(monkeypatch):
             asyncio.run(scored(config, row, ["please", "odd"]))
     body = server.bodies[0]
     assert (body["model"], body["chat_template_kwargs"]) == ("Qwen/Qwen3-8B", {"enable_thinking": False})
+
+
+@pytest.mark.slow
+def test_an_agent_is_trained_unchanged(tiny_folder, monkeypatch, tmp_path):
+    """With a model that knows nothing: that it runs, and books every request."""
+    pytest.importorskip("openai")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "sort dca"}]}')
+    monkeypatch.chdir(EXAMPLES / "openai_agent")
+    changes = ["run.steps=2", f"run.dir={tmp_path / 'run'}", "trainer.batch_groups=2", "rollout.group_size=4"]
+    changes += [f"model.path={tiny_folder}", f"data.path={tmp_path / 'prompts.jsonl'}"]
+    result = asyncrl.run(load("openai_agent.yaml", changes), progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert sum("gateway/lost_frac" in line for line in lines) > 0
+    assert {line.get("gateway/lost_frac", 0.0) for line in lines} == {0.0}
 
 
 @pytest.mark.slow

@@ -98,8 +98,10 @@ def enough_rows(config: Config, usable: Sequence[int]) -> int:
 
 
 def network(config: Config) -> None:
-    """The coordinator can listen where it should, encrypted."""
+    """The coordinator can listen where it should, encrypted, and so can a gateway."""
     host = config.network.bind
+    if config.rollout.gateway:
+        need("aiohttp", "rollout.gateway=true")
     if not zmq.has("curve"):
         raise ConfigError(
             "this build of ZeroMQ cannot encrypt (it lacks CURVE), and every run needs it; install the "

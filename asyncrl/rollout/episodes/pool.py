@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
@@ -18,6 +18,9 @@ from asyncrl.reward.processes.shared_child import Interrupted, SharedChild
 from asyncrl.rollout.episodes.program import Earned
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
+
+if TYPE_CHECKING:
+    from asyncrl.rollout.gateway.server import Gateway
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +43,23 @@ class EpisodePool:
     text_of: what an episode reads of tokens. timeout_s: an episode may take so long beside its waits for the
     model; then it has failed. One that blocks its process' loop for as long has it killed: the others there
     are carried out again, in another process. So are all when a process dies, each then in one of its own, to
-    find out which it was.
+    find out which it was. gateway: by which programs ask in an episode's name; started and closed with this.
     """
 
     def __init__(
-        self, spec: str, text_of: Callable[[list[int]], str], *, processes: int, timeout_s: float
+        self,
+        spec: str,
+        text_of: Callable[[list[int]], str],
+        *,
+        processes: int,
+        timeout_s: float,
+        gateway: Gateway | None = None,
     ) -> None:
         self._spec = spec
         self._text_of = text_of
         self._processes = processes
         self._timeout_s = timeout_s
+        self._gateway = gateway
         self._numbers = itertools.count(1)
         self._shared: list[SharedChild] = []
         self._starting = asyncio.Lock()
@@ -63,6 +73,8 @@ class EpisodePool:
     async def start(self) -> None:
         """Start the processes, which import the episode. Raises `ConfigError`, and leaves none behind."""
         try:
+            if self._gateway is not None:
+                await self._gateway.start()
             self._shared = list(await asyncio.gather(*(self._spawn() for _ in range(self._processes))))
         except BaseException:
             await self.close()
@@ -71,7 +83,15 @@ class EpisodePool:
     async def close(self) -> None:
         """Kill every process and wait until they are gone. Episodes in progress fail."""
         self._closed = True
-        await end(self._all)
+        try:
+            await end(self._all)
+        finally:
+            if self._gateway is not None:
+                await self._gateway.close()
+
+    def drain_metrics(self) -> dict[str, tuple[float, int]]:
+        """The gateway's: sums and counts since the last call."""
+        return {} if self._gateway is None else self._gateway.drain_metrics()
 
     async def __call__(self, task: RolloutTask, session: Session) -> Earned:
         """Raises `EpisodeError`."""
@@ -112,6 +132,11 @@ class EpisodePool:
                 child.kill()
 
     async def _ask(self, child: SharedChild, task: RolloutTask, session: Session) -> wire.Reply:
+        # A key of its own each time: what an episode that is carried out again has left behind has none.
+        with nullcontext() if self._gateway is None else self._gateway.serving(session):
+            return await self._ask_served(child, task, session)
+
+    async def _ask_served(self, child: SharedChild, task: RolloutTask, session: Session) -> wire.Reply:
         number = next(self._numbers)
         base_url, api_key = session.door or ("", "")
         shown = {
@@ -137,7 +162,7 @@ class EpisodePool:
 
     def _away_s(self, number: int) -> float:
         line = self._lines.get(number)
-        return 0.0 if line is None else line.away_s
+        return 0.0 if line is None else line.session.waited.total_s
 
     async def _spawn(self) -> SharedChild:
         """A process that is ready. Raises `ConfigError`, `ChildDied`, or `OSError`."""
@@ -167,25 +192,16 @@ class _Line:
     def __init__(
         self, session: Session, text_of: Callable[[list[int]], str], tell: Callable[[int, Any, str], None]
     ) -> None:
-        self._session = session
+        self.session = session
         self._text_of = text_of
         self._tell = tell
         self._open: dict[int, asyncio.Task[None]] = {}
-        self._away_s = 0.0
-        self._since_s = 0.0
-
-    @property
-    def away_s(self) -> float:
-        """Seconds for which the episode has waited for the model."""
-        return self._away_s + (time.monotonic() - self._since_s if self._open else 0.0)
 
     def asked(self, asks: wire.Asks) -> None:
         for number in asks.withdrawn:
             if number in self._open:
                 self._open[number].cancel()
         for ask in asks.asks:
-            if not self._open:
-                self._since_s = time.monotonic()
             task = self._open[ask.ask] = asyncio.create_task(self._answer(ask))
             task.add_done_callback(partial(self._answered, ask.ask))
 
@@ -194,10 +210,7 @@ class _Line:
             task.cancel()
 
     def _answered(self, number: int, _: asyncio.Task[None]) -> None:
-        away_s = self.away_s
         del self._open[number]
-        if not self._open:
-            self._away_s = away_s
 
     async def _answer(self, ask: wire.Ask) -> None:
         try:
@@ -208,7 +221,7 @@ class _Line:
             self._tell(ask.ask, answer, "")
 
     async def _chat(self, *, messages: Any, tools: Any, **options: Any) -> dict[str, Any]:
-        reply = await self._session.chat(messages, tools or None, **options)
+        reply = await self.session.chat(messages, tools or None, **options)
         return {
             "message": reply.message,
             "prompt_ids": reply.prompt_ids.tolist(),
@@ -217,7 +230,7 @@ class _Line:
         }
 
     async def _generate(self, **options: Any) -> dict[str, Any]:
-        completion = await self._session.generate(**options)
+        completion = await self.session.generate(**options)
         ids: list[int] = completion.token_ids.tolist()
         return {
             "token_ids": ids,
@@ -227,4 +240,4 @@ class _Line:
         }
 
     async def _tokenise(self, text: str) -> list[int]:
-        return self._session.tokens_of(text)
+        return self.session.tokens_of(text)

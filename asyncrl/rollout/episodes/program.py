@@ -80,8 +80,20 @@ class Model:
 
     def __init__(self, ask: Ask, base_url: str = "", api_key: str = "") -> None:
         self._ask = ask
-        self.base_url = base_url
-        self.api_key = api_key
+        self._door = base_url, api_key
+
+    @property
+    def base_url(self) -> str:
+        return self._through_door()[0]
+
+    @property
+    def api_key(self) -> str:
+        return self._through_door()[1]
+
+    def _through_door(self) -> tuple[str, str]:
+        if not self._door[0]:
+            raise RuntimeError("the model answers over HTTP only with rollout.gateway=true")
+        return self._door
 
     async def chat(
         self,

@@ -1,0 +1,127 @@
+"""OpenAI's completions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+
+import msgspec
+
+from asyncrl.rollout.gateway import chat
+from asyncrl.rollout.gateway.ask import (
+    Answer,
+    Ask,
+    Body,
+    Messages,
+    Prompt,
+    Refused,
+    Said,
+    Service,
+    event,
+    refuse,
+    sampling_of,
+    typed,
+)
+
+_UNSUPPORTED = {
+    "echo": "what is given is not scored",
+    "suffix": "the policy writes forward only",
+    "logit_bias": chat.UNSUPPORTED["logit_bias"],
+}
+
+
+class _Request(msgspec.Struct):
+    prompt: str | list[str | int | list[int]]
+    max_tokens: int = 16
+    """As OpenAI's own default."""
+    stop: str | list[str] = []
+    n: int = 1
+    best_of: int | None = None
+    stream: bool = False
+    stream_options: chat._Options = msgspec.field(default_factory=chat._Options)
+    logprobs: int | None = None
+    return_token_ids: bool = False
+
+
+def parse(body: Body, past: Mapping[str, Messages]) -> Ask:
+    request = typed(body, _Request)
+    refuse(body, _UNSUPPORTED)
+    if request.logprobs:
+        raise Refused(f"logprobs: 0 at most: {chat.UNSUPPORTED['top_logprobs']}", param="logprobs")
+    n = chat.positive(request.n, "n") or 1
+    if request.best_of not in (None, n):
+        raise Refused("best_of: what is sampled is given, all of it; use `n`", param="best_of")
+    return Ask(
+        prompts=_prompts(request.prompt),
+        max_new_tokens=chat.positive(request.max_tokens, "max_tokens"),
+        stop=chat.stops(request.stop),
+        n=n,
+        stream=request.stream,
+        wants_logprobs=request.logprobs is not None,
+        wants_ids=request.return_token_ids,
+        wants_usage=request.stream_options.include_usage,
+        sampling=sampling_of(body),
+    )
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+    """A text, token ids, or several of either."""
+    match prompt:
+        case str():
+            found: list[Prompt] = [prompt]
+        case [int(), *_] if all(isinstance(i, int) for i in prompt):
+            found = [[i for i in prompt if isinstance(i, int)]]
+        case _:
+            found = [p for p in prompt if isinstance(p, str | list)]
+            if len(found) != len(prompt):
+                raise Refused("prompt: token ids and texts are mixed", param="prompt")
+    if not all(found) or not found:
+        raise Refused("prompt: it is empty", param="prompt")
+    return found
+
+
+def whole(ask: Ask, answer: Answer) -> Body:
+    choices = [_choice(ask, answer, i, reply) for i, reply in enumerate(answer.replies)]
+    return _head(answer) | {"choices": choices, "usage": chat.usage(answer)}
+
+
+def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
+    for i, reply in enumerate(answer.replies):
+        yield event(_head(answer) | {"choices": [_choice(ask, answer, i, reply)]})
+    if ask.wants_usage:
+        yield event(_head(answer) | {"choices": [], "usage": chat.usage(answer)})
+    yield event("[DONE]")
+
+
+def _head(answer: Answer) -> Body:
+    return {
+        "id": f"cmpl-{answer.id}",
+        "object": "text_completion",
+        "created": answer.created_s,
+        "model": answer.model,
+    }
+
+
+def _choice(ask: Ask, answer: Answer, index: int, reply: Said) -> Body:
+    ids = {
+        "prompt_token_ids": reply.prompt_ids.tolist(),
+        "token_ids": reply.completion.token_ids.tolist(),
+    }
+    return {
+        "index": index,
+        "text": reply.message["content"],
+        "finish_reason": reply.finish_reason,
+        "logprobs": _logprobs(answer, reply) if ask.wants_logprobs else None,
+        **(ids if ask.wants_ids else {}),
+    }
+
+
+def _logprobs(answer: Answer, reply: Said) -> Body:
+    entries = list(answer.logprobs(reply))
+    tokens = [entry["token"] for entry in entries]
+    starts = list(accumulate(map(len, tokens), initial=0))[:-1]
+    logprobs = [entry["logprob"] for entry in entries]
+    return {"tokens": tokens, "token_logprobs": logprobs, "text_offset": starts, "top_logprobs": None}
+
+
+SERVICE = Service(parse, whole, events, chat.refusal)

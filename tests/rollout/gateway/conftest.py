@@ -1,0 +1,149 @@
+"""A gateway in front of the embedded engine, whose model has learnt by heart to call a tool and to answer."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from asyncrl.rollout.text import ResponseText
+
+from asyncrl.rollout.chat import TemplateChat
+from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.gateway.server import Gateway
+from asyncrl.rollout.session import Session
+from asyncrl.rollout.task import RolloutTask
+from asyncrl.tiny.tokenizer import byte_tokenizer
+
+CONTEXT, LONGEST = 400, 80
+TEMPLATE = """\
+{%- if tools -%}{{- '<|im_start|>system\\n' + tools[0].function.name + '<|im_end|>\\n' -}}{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] -}}
+{%- for call in message.tool_calls or () -%}
+{%- set said = {'name': call.function.name, 'arguments': call.function.arguments} -%}
+{{- '<tool_call>' + said | tojson + '</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds one.", "parameters": SCHEMA}}
+QUESTION = {"role": "user", "content": "4+1?"}
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 4}}</tool_call>'
+ANSWER = "It is 5."
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    tokenizer = byte_tokenizer(CONTEXT)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+MODELS = {}
+"""Made once for all tests: learning takes seconds."""
+
+
+@pytest.fixture
+def make_model(make_qwen3, tokenizer):
+    """Of a kind: `wild`, whose distributions are far from certain, or `taught`, which knows `CALL` and
+    `ANSWER` by heart."""
+
+    def make(kind):
+        if kind not in MODELS:
+            MODELS[kind] = make_qwen3(vocab_size=len(tokenizer))
+            MODELS[kind].generation_config.eos_token_id = tokenizer.eos_token_id
+            MODELS[kind].config.eos_token_id = tokenizer.eos_token_id
+            if kind == "taught":
+                _learn(MODELS[kind], tokenizer)
+        return MODELS[kind]
+
+    return make
+
+
+def _learn(model, tokenizer):
+    say = TemplateChat(tokenizer, [tokenizer.eos_token_id])
+    asked = say.render([QUESTION], [TOOL]), [*say.encode(CALL), tokenizer.eos_token_id]
+    called = [*asked[0], *asked[1], *say.encode("\n<|im_start|>tool\n5<|im_end|>\n<|im_start|>assistant\n")]
+    answered = called, [*say.encode(ANSWER), tokenizer.eos_token_id]
+    ids = torch.tensor([called + answered[1]])
+    wanted = torch.full_like(ids, -100)
+    for prompt, reply in (asked, answered):
+        wanted[0, len(prompt) : len(prompt) + len(reply)] = torch.tensor(reply)
+    with torch.no_grad():  # a beginning from which it learns fast
+        for weight in model.parameters():
+            weight.mul_(0.1 if weight.dim() > 1 else 1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(1000):
+        loss = F.cross_entropy(model(ids).logits[0, :-1], wanted[0, 1:])
+        if loss < 1e-3:
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    raise AssertionError(f"it has not learnt its lines: {loss.item()}")
+
+
+@pytest.fixture
+def lesson():
+    return SimpleNamespace(tool=TOOL, question=QUESTION, call=CALL, answer=ANSWER)
+
+
+@dataclass
+class Served:
+    engine: TorchEngine
+    gateway: Gateway
+    session: Session
+    sampled: list = field(default_factory=list)
+    """All that the engine has handed out: requests with their chunks."""
+
+    async def until(self, condition):
+        """What the test waits for comes by itself; pytest's timeout bounds it."""
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def serve(make_model, tokenizer, one_thread):
+    """`async with serve(...) as served`: a session of one that has the gateway's door open."""
+
+    @asynccontextmanager
+    async def serve(kind="wild", *, temperature=1.0, drive=True, **sampling):
+        end = tokenizer.eos_token_id
+        engine = TorchEngine(make_model(kind), capacity=4, max_length=CONTEXT, stop_token_ids=(end,))
+        params = SamplingParams(LONGEST, temperature, **sampling)
+        task = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {}, 1, params)
+        chat = TemplateChat(tokenizer, [end])
+        session = Session(task, 0, engine, seed=3, context_tokens=CONTEXT, chat=chat)
+        text_of = ResponseText(tokenizer, {end})
+        ends = frozenset([end])
+        gateway = Gateway("tiny", tokenizer, text_of, context_tokens=CONTEXT, stop_ids=ends)
+        served = Served(engine, gateway, session)
+        _watch(engine, served.sampled)
+        driving = asyncio.create_task(engine.run()) if drive else None
+        await gateway.start()
+        try:
+            with gateway.serving(session):
+                yield served
+        finally:
+            await gateway.close()
+            await engine.close()
+            if driving is not None:
+                await asyncio.gather(driving, return_exceptions=True)
+
+    return serve
+
+
+def _watch(engine, sampled):
+    generate = engine.generate
+
+    async def noted(request, chunks):
+        async for chunk in chunks:
+            sampled.append((request, chunk))
+            yield chunk
+
+    engine.generate = lambda request: noted(request, generate(request))

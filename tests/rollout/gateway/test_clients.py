@@ -1,0 +1,164 @@
+"""Clients as they are: they lose patience, send again, vanish, and come with the wrong key."""
+
+import asyncio
+
+import pytest
+from test_services import HELLO, clients, post
+
+openai = pytest.importorskip("openai")
+
+BODY = {"model": "any", "messages": HELLO, "max_tokens": 8}
+
+
+def test_a_session_is_whoever_has_its_key_and_only_until_it_is_over(serve):
+    async def run():
+        async with serve() as served:
+            url = served.gateway.base_url
+            with pytest.raises(openai.AuthenticationError, match="no session has this API key"):
+                await openai.AsyncOpenAI(base_url=url, api_key="sk-other").chat.completions.create(**BODY)
+            client, _ = clients(served)
+            other = type(served.session)(
+                served.session.task, 1, served.engine, seed=3, chat=served.session._chat
+            )
+            with served.gateway.serving(other):
+                theirs = openai.AsyncOpenAI(base_url=other.door[0], api_key=other.door[1])
+                both = (client.chat.completions.create(**BODY), theirs.chat.completions.create(**BODY))
+                first, second = await asyncio.gather(*both)
+            assert first.choices[0].message.content != second.choices[0].message.content
+            assert [len(s.trajectories()) for s in (served.session, other)] == [1, 1]
+            with pytest.raises(openai.AuthenticationError):
+                await theirs.chat.completions.create(**BODY)
+            assert other.door is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_vanishes_takes_its_request_with_it(serve, stream):
+    """The engine stands still until it is stepped here: no client outruns it, and no step the client."""
+
+    async def run():
+        async with serve(drive=False) as served:
+            client, _ = clients(served)
+            asking = asyncio.create_task(client.chat.completions.create(**BODY, stream=stream))
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            served.engine.step()
+            asking.cancel()
+            await served.until(lambda: served.engine.stats().running == 0)
+            assert served.session.trajectories() == []
+            again = asyncio.create_task(client.chat.completions.create(**BODY))
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            while served.engine.stats().running + served.engine.stats().waiting:
+                served.engine.step()
+            reply = await again
+            assert reply.choices[0].finish_reason == "length"
+            (trajectory,) = served.session.trajectories()
+            assert trajectory.sampled_tokens == BODY["max_tokens"]
+            assert served.gateway.drain_metrics()["gateway/lost_frac"] == (1, 2)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_loses_patience_and_tries_again_is_recorded_once(serve):
+    async def run():
+        async with serve(drive=False) as served:
+            client, _ = clients(served)
+            patient = client.with_options(timeout=0.5, max_retries=100)
+            asking = asyncio.create_task(patient.chat.completions.create(**BODY))
+            await served.until(lambda: served.session.turns >= 2)
+            while not asking.done():
+                served.engine.step()
+                await asyncio.sleep(0)
+            assert asking.result().choices[0].finish_reason == "length"
+            (trajectory,) = served.session.trajectories()
+            assert trajectory.sampled_tokens == BODY["max_tokens"]
+
+    asyncio.run(run())
+
+
+AGAIN = {"x-stainless-retry-count": "1"}
+KEY = {"Idempotency-Key": "one"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"), [({}, AGAIN, True), (KEY, KEY, True), ({}, {}, False)]
+)
+def test_a_request_that_is_sent_again_gets_the_answer_it_had(serve, first, second, is_same):
+    """Its client says so by the count of its tries, or by a key; equal requests alone are two samples."""
+
+    async def run():
+        async with serve() as served:
+            replies = [
+                await post(served, "/v1/chat/completions", BODY, headers) for headers in (first, second)
+            ]
+            assert (replies[0][2] == replies[1][2]) is is_same
+            assert len(served.session.trajectories()) == (1 if is_same else 2)
+
+    asyncio.run(run())
+
+
+def test_a_key_that_is_being_answered_is_told_to_wait(serve):
+    async def run():
+        async with serve(drive=False) as served:
+            first = asyncio.create_task(post(served, "/v1/chat/completions", BODY, KEY))
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            status, headers, _ = await post(served, "/v1/chat/completions", BODY, KEY)
+            assert (status, headers["Retry-After"], headers["x-should-retry"]) == (409, "1", "true")
+            while not first.done():
+                served.engine.step()
+                await asyncio.sleep(0)
+            assert first.result()[0] == 200
+
+    asyncio.run(run())
+
+
+def test_a_full_context_ends_replies_and_then_the_program(serve):
+    async def run():
+        async with serve() as served:
+            client, _ = clients(served)
+            long = {**BODY, "messages": [{"role": "user", "content": "a" * 500}]}
+            for _ in range(3):
+                reply = await client.chat.completions.create(**long)
+                assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("", "length")
+            with pytest.raises(openai.BadRequestError, match="context is full") as caught:
+                await client.chat.completions.create(**long)
+            assert caught.value.code == "context_length_exceeded"
+            assert served.sampled == []
+
+    asyncio.run(run())
+
+
+def test_a_long_wait_is_bridged_by_signs_of_life(serve, monkeypatch):
+    monkeypatch.setattr("asyncrl.rollout.gateway.server.PING_S", 0.01)
+
+    async def run():
+        async with serve(drive=False) as served:
+            client, other = clients(served)
+            streams = await asyncio.gather(
+                client.chat.completions.create(**BODY, stream=True),
+                client.responses.create(model="any", input="hello", max_output_tokens=8, stream=True),
+                other.messages.create(model="any", messages=HELLO, max_tokens=8, stream=True),
+            )
+            assert served.engine.stats().waiting == 3, "each has its status before a token is sampled"
+            while served.engine.stats().running + served.engine.stats().waiting:
+                served.engine.step()
+            for stream in streams:
+                assert [event async for event in stream]
+            assert len(served.session.trajectories()) == 3
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_breaks_is_an_error_that_no_client_tries_again(serve):
+    async def run():
+        async with serve() as served:
+            client, _ = clients(served)
+            asking = asyncio.create_task(client.chat.completions.create(**{**BODY, "max_tokens": 60}))
+            await served.until(lambda: served.session.turns == 1)
+            await served.engine.close()
+            with pytest.raises(openai.InternalServerError, match="closed"):
+                await asking
+            assert served.session.engine_failure is not None
+            assert served.session.turns == 1
+
+    asyncio.run(run())
