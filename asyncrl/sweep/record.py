@@ -76,7 +76,7 @@ def held_out_reward(config: Config, model: Path | None) -> float:
     there are none, or no model."""
     if model is None or not config.data.held_out_rows:
         return math.nan
-    from asyncrl.loop.evaluate import evaluate, held_out
+    from asyncrl.evaluation.evaluate import evaluate, held_out
 
     trained = with_model_paths(config, {"model.path": str(model)})
     return asyncio.run(evaluate(trained, held_out(trained))).mean

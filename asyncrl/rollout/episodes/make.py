@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.episodes.pool import EpisodePool
-from asyncrl.rollout.text import ResponseText
 
 
 def make_episodes(config: Config, text_of: ResponseText, longest_prompt_tokens: int) -> EpisodePool | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.data.stops import stop_token_ids
 from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.gateway.server import Gateway
-from asyncrl.rollout.stops import stop_token_ids
-from asyncrl.rollout.text import ResponseText
 
 
 def make_gateway(config: Config, text_of: ResponseText, longest_prompt_tokens: int) -> Gateway:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from asyncrl.rollout.text import ResponseText
 
+from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.chat import TemplateChat
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
