@@ -19,6 +19,7 @@ from asyncrl.units import number
 
 Row = Mapping[str, str]
 LEVEL = 1 - CONFIDENCE
+FEWEST_PAIRS = 3
 SAME = "cannot be told apart"
 VARIANT = "variant"
 """The column of the variants; those of `sweep.across` and `sweep.tune` have the settings' keys."""
@@ -71,7 +72,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        if math.isnan(self.p):
+        if math.isnan(self.p) or self.difference.n < FEWEST_PAIRS:
             return "too few runs"
         return SAME if self.p >= LEVEL else "**better**" if self.difference.mean > 0 else "**worse**"
 

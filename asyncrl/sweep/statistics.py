@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+EQUAL = 1e-9
+"""Relative; what differs by less is rounding."""
 _BISECTIONS = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its two-sided interval of `CONFIDENCE`; NaN bounds and p for fewer than two values."""
+    """A mean and its two-sided interval of `CONFIDENCE`; NaN bounds and p for fewer than two values, and for
+    equal ones that are not 0, of which nobody knows how far they scatter."""
 
     mean: float
     low: float
@@ -35,8 +38,10 @@ def interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(statistics.fmean(values) if values else math.nan, math.nan, math.nan, math.nan, n)
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
-    if error == 0:
-        return Interval(mean, mean, mean, float(mean == 0), n)
+    if mean == error == 0:
+        return Interval(mean, mean, mean, 1.0, n)
+    if error <= EQUAL * abs(mean):  # a few rewards that are shares can differ by the same by accident
+        return Interval(mean, math.nan, math.nan, math.nan, n)
     half = t_quantile(CONFIDENCE, n - 1) * error
     return Interval(mean, mean - half, mean + half, 1 - t_within(abs(mean) / error, n - 1), n)
 

@@ -45,7 +45,9 @@ def test_too_few_or_equal_values():
     assert math.isnan(interval([2.0]).low)
     assert math.isnan(interval([]).mean)
     assert interval([0.0, 0.0]).p == 1
-    assert interval([0.5, 0.5, 0.5]).p == 0
+    for equal in ([0.5, 0.5, 0.5], [0.1 + 0.2, 0.3, 0.3]):
+        assert math.isnan(interval(equal).p)
+        assert math.isnan(interval(equal).low)
 
 
 def test_holm_s_correction():
