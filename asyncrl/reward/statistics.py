@@ -78,6 +78,7 @@ class RewardScaler:
             return {}
         # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
+        names = {rule.name for rule in self._rules}
         running = [rule for rule in self._rules if rule.standardise is True]
         firsts = [[t for t in group.trajectories if t.segment == 0] for group in groups]
         for name, moments in _moments(running, [t for group in firsts for t in group]).items():
@@ -86,9 +87,8 @@ class RewardScaler:
             seen = self._moments | _moments(self._within_groups, members)
             scales = {name: Scale(m.mean, m.std + EPS) for name, m in seen.items()}
             for trajectory in group.trajectories:
-                if not scales.keys() & trajectory.reward_parts.keys():
-                    continue  # it is the episode's own
-                trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+                if names & trajectory.reward_parts.keys():  # else it is the episode's own
+                    trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
         return {
             f"reward/{name}/running_{what}": value
             for name, m in self._moments.items()

@@ -115,9 +115,16 @@ class TrainStep:
         ends = cut_ends(flat)
         mini = mini_batch(ends, np.arange(ends.sequences), self.packing, self.ranks, self.max_length)
         values = self.critic.values([mini], len(ends.token_ids))[ends.offsets[1:] - 1]
+        after = self.bootstrap * values.double().cpu().numpy()
         rewards = flat.rewards.copy()
-        rewards[flat.truncated] = self.bootstrap * values.double().cpu().numpy()
-        return replace(flat, rewards=rewards)
+        rewards[flat.truncated] = after
+        if flat.turn_rewards is None:
+            return replace(flat, rewards=rewards)
+        of_turns = flat.turn_rewards.copy()  # what earlier turns have earned stays
+        for value, s in zip(after, np.flatnonzero(flat.truncated), strict=True):
+            trained = np.flatnonzero(flat.loss_mask[flat.offsets[s] : flat.offsets[s + 1]])
+            of_turns[flat.offsets[s] + trained[-1:]] += value
+        return replace(flat, rewards=rewards, turn_rewards=of_turns)
 
     def _kl_rewards(self, tokens: TokenBatch) -> Tensor | None:
         """float32[T]: what the divergence from the reference takes off each token's reward."""

@@ -49,23 +49,26 @@ def own_values(critic, trajectory):
     return np.concatenate([[0.0], values])
 
 
-def reference_gae(values, at, reward, gamma, lam):
-    """Advantages and targets at the sampled positions `at`, by the recursion itself."""
+def reference_gae(values, at, earned, gamma, lam):
+    """Advantages and targets at the sampled positions `at`, of what each earned, by the recursion itself."""
     advantages, following, next_value = np.zeros(len(at)), 0.0, 0.0
     for i in reversed(range(len(at))):
-        r = reward if i == len(at) - 1 else 0.0
-        delta = r + gamma * next_value - values[at[i]]
+        delta = earned[i] + gamma * next_value - values[at[i]]
         following = delta + gamma * lam * following
         advantages[i], next_value = following, values[at[i]]
     return advantages, advantages + values[at]
 
 
 @pytest.mark.parametrize("options", [{}, {"sharing": False, "micro_batch_tokens": 1}])
-@pytest.mark.parametrize("bootstrap", [False, True])
+@pytest.mark.parametrize(("bootstrap", "by_turns"), [(False, False), (True, False), (True, True)])
 def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(
-    make_step, random_batch, bootstrap, options
+    make_step, random_batch, bootstrap, by_turns, options
 ):
     batch = random_batch(0)
+    if by_turns:
+        for t in (t for group in batch.groups for t in group.trajectories):
+            first, last = np.flatnonzero(t.loss_mask)[[0, -1]].tolist()
+            t.turn_rewards = ((first, 0.5), (last, t.reward - 0.5))
     objective = {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": bootstrap}
     critic, step = make_step(objective=objective, critic={"lr": 1e-9}, **options)
     seen = {}
@@ -82,7 +85,15 @@ def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(
         for t in group.trajectories:
             values, at = own_values(critic, t), np.flatnonzero(t.loss_mask)
             cut = bootstrap and t.finish_reason is FinishReason.LENGTH
-            _, targets = reference_gae(values, at, 0.9 * values[-1] if cut else t.reward, 0.9, 0.8)
+            reward = 0.9 * values[-1] if cut else t.reward
+            earned = np.append(np.zeros(len(at) - 1), reward)
+            if by_turns:
+                earned = np.zeros(len(t.token_ids))
+                for turn_end, turn_reward in t.turn_rewards:
+                    earned[turn_end] += turn_reward
+                earned = earned[at]
+                earned[-1] += 0.9 * values[-1] if cut else 0.0
+            _, targets = reference_gae(values, at, earned, 0.9, 0.8)
             here = torch.from_numpy(offset + at)
             np.testing.assert_allclose(seen["values"][here].numpy(), values[at], atol=1e-5)
             np.testing.assert_allclose(seen["targets"][here].numpy(), targets, atol=1e-5)
