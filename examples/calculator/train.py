@@ -4,7 +4,7 @@
     python examples/calculator/train.py run.steps=20   # any setting can be overridden
 
 The model is asked for products that it cannot work out. It has been warmed up on somebody who reaches for the
-calculator now and then and makes the rest up; by reinforcement it learns to call the tool.
+calculator now and then and makes the rest up; by reinforcement it is to learn to call the tool.
 """
 
 import json
@@ -54,7 +54,7 @@ def careless_pupil(rng):
 def main(overrides):
     from asyncrl.tiny.dialogues import build_on
 
-    model = build_on("models/calculator", careless_pupil, batch=32)
+    model = build_on("models/calculator", careless_pupil, batch=16)
     products = Path("runs/calculator.jsonl")
     products.parent.mkdir(exist_ok=True)
     rng = random.Random(0)

@@ -3,8 +3,8 @@
     python examples/guess_number/train.py                # a few minutes on two CPU cores
     python examples/guess_number/train.py run.steps=20   # any setting can be overridden
 
-The model has four guesses for a number from 1 to 9, and is told "higher" or "lower" after each. It has been
-warmed up on a player who often does not listen; by reinforcement it learns to.
+The model has four guesses for a number from 1 to 9, and is told after each where the number can still be. It has
+been warmed up on a player who often does not listen; by reinforcement it is to learn that.
 """
 
 import json
@@ -18,10 +18,15 @@ HIGHEST, GUESSES = 9, 4
 PROMPT = [{"role": "user", "content": f"guess 1 to {HIGHEST}"}]
 
 
+def narrowed(guess, secret, low, high):
+    """The range that is left after a wrong guess."""
+    return (max(low, guess + 1), high) if secret > guess else (low, min(high, guess - 1))
+
+
 class Game:
     def reset(self, task):
         """What the model reads first."""
-        self.secret, self.left = task.columns["secret"], GUESSES
+        self.secret, self.left, self.range = task.columns["secret"], GUESSES, (1, HIGHEST)
         return task.prompt
 
     def step(self, reply):
@@ -32,19 +37,20 @@ class Game:
         guess = int(reply.text)
         if guess == self.secret:
             return None, 1.0, True
-        return "higher" if self.secret > guess else "lower", 0.0, self.left == 0
+        self.range = narrowed(guess, self.secret, *self.range)
+        return "guess {} to {}".format(*self.range), 0.0, self.left == 0
 
 
 def careless_player(rng):
     """A game of somebody who listens every second time."""
-    secret, low, high, messages = rng.randint(1, HIGHEST), 1, HIGHEST, list(PROMPT)
+    secret, (low, high), messages = rng.randint(1, HIGHEST), (1, HIGHEST), list(PROMPT)
     for _ in range(GUESSES):
         guess = rng.randint(low, high) if rng.random() < 0.5 else rng.randint(1, HIGHEST)
         messages.append({"role": "assistant", "content": str(guess)})
         if guess == secret:
             break
-        low, high = (max(low, guess + 1), high) if secret > guess else (low, min(high, guess - 1))
-        messages.append({"role": "user", "content": "higher" if secret > guess else "lower"})
+        low, high = narrowed(guess, secret, low, high)
+        messages.append({"role": "user", "content": f"guess {low} to {high}"})
     return messages
 
 
@@ -58,7 +64,7 @@ def main(overrides):
     rows = [{"prompt": PROMPT, "secret": rng.randint(1, HIGHEST)} for _ in range(1000)]
     games.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "run": {"name": "guess-number", "steps": 60},
+        "run": {"name": "guess-number", "steps": 40},
         "model": {"path": str(model)},
         "data": {"path": str(games), "held_out_rows": 64},
         "rollout": {"episode": f"{__file__}:Game", "max_new_tokens": 4, "max_sequence_tokens": 256},
