@@ -3,8 +3,8 @@
     python examples/guess_number/train.py                # a few minutes on two CPU cores
     python examples/guess_number/train.py run.steps=20   # any setting can be overridden
 
-The model has four guesses for a number from 1 to 9, and is told after each where the number can still be. It has
-been warmed up on a player who often does not listen; by reinforcement it is to learn that.
+The model has four guesses for a number from 1 to 9, and is told after each where the number can still be. It
+has been warmed up on a player who often does not listen; by reinforcement it is to learn that.
 """
 
 import json
