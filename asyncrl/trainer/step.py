@@ -61,7 +61,7 @@ class TrainStep:
 
     def flatten(self, batch: Batch) -> FlatBatch:
         """What `train` takes. Raises `BatchError`."""
-        return flatten(batch, mask_truncated=self.mask_truncated)
+        return flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Forward passes, advantages, then one optimizer update a mini-batch. Every rank gives the whole

@@ -102,6 +102,54 @@ def test_advantages_and_targets_are_gae_of_the_critic_as_it_is_now(
     assert checked > 50
 
 
+def value_targets(make_step, batch):
+    """Of the batch's tokens, by group and trajectory, with bootstrapping."""
+    _, step = make_step(objective={"bootstrap_truncated": True, "gamma": 0.9})
+    seen = []
+    train = step.critic.train
+    step.critic.train = lambda minis, old, targets, *rest: (
+        seen.append(targets.clone()) or train(minis, old, targets, *rest)
+    )
+    step(batch)
+    (targets,) = seen
+    groups = sorted(batch.groups, key=lambda g: g.group_id)
+    return targets.split([len(t.token_ids) for group in groups for t in group.trajectories])
+
+
+def test_what_a_cut_off_response_is_taught_is_its_own_affair(make_step, random_batch):
+    """Not that of others in the batch, whose rewards come by turns."""
+    batch = random_batch(0)
+    trajectories = [t for g in sorted(batch.groups, key=lambda g: g.group_id) for t in g.trajectories]
+    cut = [i for i, t in enumerate(trajectories) if t.finish_reason is FinishReason.LENGTH]
+    alone = value_targets(make_step, batch)
+    for i, t in enumerate(trajectories):
+        if i not in cut:
+            last = int(np.flatnonzero(t.loss_mask)[-1])
+            t.turn_rewards = ((last, t.reward),)
+    together = value_targets(make_step, batch)
+    assert 0 < len(cut) < len(trajectories)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_known_to_follow_a_cut_off_response_is_not_estimated_too(make_step, random_batch):
+    """Its segment ends where the episode went on: what that earned is in the segment's rewards."""
+    batch = random_batch(0, groups=2)
+    for group in batch.groups:
+        first, second, *others = group.trajectories
+        for t in others:
+            t.finish_reason = FinishReason.STOP
+        second.reward, second.segment = first.reward, 1
+        first.finish_reason, second.finish_reason = FinishReason.LENGTH, FinishReason.STOP
+        for t in (first, second):
+            t.turn_rewards = ((int(np.flatnonzero(t.loss_mask)[-1]), t.reward),)
+    went_on = value_targets(make_step, batch)
+    for group in batch.groups:
+        group.trajectories[0].finish_reason = FinishReason.STOP
+    for one, other in zip(went_on, value_targets(make_step, batch), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_qwen3):
     start = make_qwen3()
     batches = [with_true_logprobs(random_batch(s, groups=6, step=s), start, seed=s) for s in range(3)]

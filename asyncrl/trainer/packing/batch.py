@@ -48,7 +48,7 @@ class FlatBatch:
     rewards: NDArray[np.float64]
     """float64[S]."""
     truncated: NDArray[np.bool_]
-    """bool[S]: cut off at `rollout.max_new_tokens`."""
+    """bool[S]: cut off at `rollout.max_new_tokens`, with nothing of its member after it."""
     sampled_tokens: int
     """Tokens that a policy sampled; those not in `loss_mask` were too old, or of truncated responses."""
     kept: KeptSets | None = None
@@ -126,10 +126,11 @@ class TokenBatch:
         return torch.where(self.mask, self.start_logprobs - self.behavior_logprobs, 0.0)
 
 
-def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
+def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = False) -> FlatBatch:
     """The arrays of a batch. Tokens older than `batch.oldest_version` are masked, and with `mask_truncated`
-    those of responses that were cut off. Raises `BatchError` for records that contradict themselves, and for
-    rewards and logprobs that are not finite."""
+    those of responses that were cut off. With `bootstraps` these have no turn reward but what turns have
+    earned: a value takes the place of theirs. Raises `BatchError` for records that contradict themselves, and
+    for rewards and logprobs that are not finite."""
     if not batch.groups:
         raise BatchError(f"step {batch.step}: the batch has no groups")
     groups = sorted(batch.groups, key=lambda group: group.group_id)
@@ -143,6 +144,7 @@ def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
     fresh = versions >= batch.oldest_version
     truncated = np.array([t.finish_reason is FinishReason.LENGTH for t in trajectories])
     firsts = np.array([t.segment == 0 for t in trajectories])
+    ends = truncated & np.append(firsts[1:], True)
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
         loss_mask=sampled & fresh & ~np.repeat(truncated & mask_truncated, lengths),
@@ -151,21 +153,23 @@ def flatten(batch: Batch, *, mask_truncated: bool = False) -> FlatBatch:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         group_ids=np.array([group.group_id for group, _, _ in members], dtype=np.int64),
         rewards=np.array([t.reward for t in trajectories], dtype=np.float64),
-        truncated=truncated,
+        truncated=ends,
         sampled_tokens=int(sampled.sum()),
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
-        turn_rewards=_turn_rewards(trajectories),
+        turn_rewards=_turn_rewards(trajectories, ends & bootstraps),
     )
 
 
-def _turn_rewards(trajectories: Sequence[Trajectory]) -> NDArray[np.float32] | None:
+def _turn_rewards(
+    trajectories: Sequence[Trajectory], bootstrapped: NDArray[np.bool_]
+) -> NDArray[np.float32] | None:
     if not any(t.turn_rewards for t in trajectories):
         return None
     arrays = [np.zeros(len(t.token_ids), np.float32) for t in trajectories]
-    for array, trajectory in zip(arrays, trajectories, strict=True):
+    for array, trajectory, is_open in zip(arrays, trajectories, bootstrapped, strict=True):
         last = int(np.flatnonzero(trajectory.loss_mask)[-1])
-        for at, reward in trajectory.turn_rewards or [(last, trajectory.reward)]:
+        for at, reward in trajectory.turn_rewards or [(last, 0.0 if is_open else trajectory.reward)]:
             array[at] += reward
     return np.concatenate(arrays)
 
