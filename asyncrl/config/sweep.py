@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from asyncrl.config import yaml_tree
 from asyncrl.section import Section
 
 
@@ -16,7 +17,7 @@ class SweepConfig(Section):
     compare: dict[str, dict[str, Any]]
     """The variants, by name: each the settings in which it differs, by their keys."""
     baseline: str | None = None
-    """The variant that all others are compared with; null is the first."""
+    """The variant that all others are compared with; null is the first that is run."""
     only: list[str] = Field([])
     """Run these variants alone; none named is all."""
     across: str = "staleness.fixed_lag"
@@ -50,15 +51,49 @@ class SweepConfig(Section):
     @property
     def reference(self) -> str:
         """The variant that others are compared with."""
-        return self.baseline or next(iter(self.compare))
+        return self.baseline or self.variants[0]
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        for key, names in (("baseline", [self.reference] if self.compare else []), ("only", self.only)):
-            if unknown := [name for name in names if name not in self.compare]:
-                raise ValueError(f"{key} names {', '.join(unknown)}; compare has {', '.join(self.compare)}")
-        if not self.variants:
+        if not self.compare:
             raise ValueError("compare names no variant; give at least one, such as `ppo: {}`")
+        for key, names in (("baseline", [self.baseline or ""]), ("only", self.only)):
+            if unknown := [name for name in filter(None, names) if name not in self.compare]:
+                raise ValueError(f"{key} names {', '.join(unknown)}; compare has {', '.join(self.compare)}")
+        if self.reference not in self.variants:
+            raise ValueError(
+                f"only leaves out the baseline {self.reference}, with which the others are compared; add it "
+                "there, or name another baseline"
+            )
         if self.tune_values != sorted(set(self.tune_values)) or self.tune_values[0] <= 0:
             raise ValueError("tune_values are positive numbers in rising order, each once")
+        if len({*map(yaml_tree.text, self.across_values)}) < len(self.across_values):
+            raise ValueError("across_values has a value twice; give each once")
         return self
+
+    @model_validator(mode="after")
+    def _each_key_is_set_once(self) -> Self:
+        """What the sweep sets for every variant it would take from one that sets it, too."""
+        if self.across == self.tune:
+            raise ValueError(f"across and tune are both {self.tune}; vary one setting, and tune another")
+        for name, own in self.compare.items():
+            tree: dict[str, Any] = {}
+            for key, value in own.items():
+                yaml_tree.override(tree, f"{key}={yaml_tree.text(value)}")
+            for what, key in (("across", self.across), ("tune", self.tune)):
+                if _holds(tree, key):
+                    raise ValueError(
+                        f"compare.{name} sets {key}, which the sweep sets for every variant ({what}); leave "
+                        "it out there"
+                    )
+            if "sweep" in tree:
+                raise ValueError(f"compare.{name} sets `sweep`, of which its runs know nothing; leave it out")
+        return self
+
+
+def _holds(tree: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True

@@ -26,7 +26,7 @@ def next_value(found: ByValue, seeds: Iterable[int]) -> str | None:
     the factor between the last two."""
     numbers = sorted(found, key=float)
     best = ranked(found, seeds)[0]
-    if len(numbers) > 1 and math.isfinite(min(found[best].values())):
+    if len(numbers) > 1 and all(math.isfinite(found[best][seed]) for seed in seeds):
         for edge, inner in ((numbers[0], numbers[1]), (numbers[-1], numbers[-2])):
             if best == edge:
                 return f"{float(edge) ** 2 / float(inner):.6g}"

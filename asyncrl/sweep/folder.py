@@ -15,7 +15,7 @@ from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.paths import Under
 from asyncrl.runfiles.layout import LOCK, held
 from asyncrl.sweep.grid import Cell
-from asyncrl.sweep.record import FINISHED, Record, read
+from asyncrl.sweep.record import FINISHED, Record, is_scored, read
 
 OUTPUT = "output.log"
 """The output of a cell's run."""
@@ -52,7 +52,7 @@ class SweepFolder:
         """What was kept of a finished cell; None where it has not finished, or its final weights were not
         scored although rows are held out (by a sweep of before that was done)."""
         record = read(self.run_dir(cell) / FINISHED)
-        if record is not None and cell.config.data.held_out_rows and math.isnan(record.held_out_reward):
+        if record is not None and is_scored(cell.config) and math.isnan(record.held_out_reward):
             return None
         return record
 

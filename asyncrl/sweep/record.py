@@ -17,6 +17,8 @@ import msgspec
 
 from asyncrl.config import Config
 from asyncrl.config.model_paths import with_model_paths
+from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.trainer.backend import backend_of
 
 FINISHED = "finished"
 """The record's file, in the directory of a run that has succeeded."""
@@ -25,7 +27,7 @@ FINISHED = "finished"
 @dataclass(frozen=True, slots=True)
 class Record:
     """commit: of the code, `-dirty` where it has been changed since; the package's version outside of its
-    repository. held_out_reward: NaN where no rows are held out. cpu_s: processor time of the run and all its
+    repository. held_out_reward: NaN where nothing is scored. cpu_s: processor time of the run and all its
     processes."""
 
     commit: str = ""
@@ -73,13 +75,18 @@ def read(path: Path) -> Record | None:
 
 def held_out_reward(config: Config, model: Path | None) -> float:
     """Mean reward of the model on the rows that were held out, sampled and scored as in the run; NaN where
-    there are none, or no model."""
-    if model is None or not config.data.held_out_rows:
+    there is nothing to score (`is_scored`), or no model."""
+    if model is None or not is_scored(config):
         return math.nan
     from asyncrl.evaluation.evaluate import evaluate, held_out
 
     trained = with_model_paths(config, {"model.path": str(model)})
     return asyncio.run(evaluate(trained, held_out(trained))).mean
+
+
+def is_scored(config: Config) -> bool:
+    """Whether a run has final weights that its held-out rows say something of."""
+    return bool(config.data.held_out_rows) and engine_of(config).samples and backend_of(config).computes
 
 
 def used_cpu_s() -> float:

@@ -32,6 +32,16 @@ def test_a_cell_whose_weights_were_to_be_scored_is_finished_when_they_are(sweep_
     assert folder.is_finished(scored)
 
 
+def test_a_run_without_weights_that_mean_something_is_finished_unscored(sweep_config, tmp_path):
+    folder = SweepFolder(tmp_path / "out")
+    paced = ["run.mode=async", "trainer.backend=paced", "rollout.engine=paced"]
+    (cell,) = make_cells(sweep_config, [], 1, ["data.held_out_rows=4", *paced])
+    folder.run_dir(cell).mkdir(parents=True)
+    done = record.completed(record.Record(), cell.config, tmp_path)
+    record.write(folder.run_dir(cell) / record.FINISHED, done)
+    assert folder.is_finished(cell)
+
+
 def test_thinning_keeps_what_figures_are_read_from(tmp_path):
     for name in ("metrics.jsonl", "finished", "cell.yaml", "output.log", "ledger.db"):
         (tmp_path / name).write_text("x")

@@ -75,6 +75,14 @@ def test_a_value_whose_runs_fail_is_never_chosen_and_its_edge_not_extended():
     assert {trial.tuned for trial in everything_fails} == {"1", "2", "4"}
 
 
+def test_a_reported_run_that_fails_takes_no_value_back():
+    """What lies beyond the edge was tuned already, and is the best."""
+    study = make_study(compare={"a": {}}, across_values=[0], finalists=2)
+    found = finish(study, lambda t: -math.inf if (t.tuned, t.seed) == ("4", 10) else float(t.tuned))
+    assert {trial.tuned for trial in found if trial.seed in study.seeds} == {"4", "8"}
+    assert {*study.needed(found)[0]} == {*found}
+
+
 def test_an_interrupted_study_asks_for_the_same_runs():
     study, rng = make_study(finalists=2), random.Random(0)
     reached = {}
@@ -124,9 +132,17 @@ def test_names_that_are_not_there_are_refused():
         ({"only": ["a", "z"]}, "only names z"),
         ({"tune_values": [2.0, 1.0]}, "rising order"),
         ({"compare": {}}, "compare names no variant"),
+        ({"baseline": "a", "only": ["b"]}, "only leaves out the baseline a"),
+        ({"across_values": [0, 4, 0]}, "across_values has a value twice"),
+        ({"across": "trainer.lr"}, "across and tune are both trainer.lr"),
+        ({"compare": {"a": {"trainer.lr": 1.0}}}, r"compare\.a sets trainer\.lr, .* \(tune\)"),
+        ({"compare": {"a": {"staleness": {"fixed_lag": 1}}}}, r"sets staleness\.fixed_lag, .* \(across\)"),
+        ({"compare": {"a": {"sweep.seeds": 2}}}, "compare.a sets `sweep`"),
     ):
         with pytest.raises(ValueError, match=words):
             SweepConfig.model_validate(SETTINGS | wrong)
+    within = {"compare": {"a": {"critic": {"updates_per_policy_step": 2}}}, "tune": "critic.lr"}
+    assert SweepConfig.model_validate(SETTINGS | within).reference == "a"
 
 
 def test_a_trial_is_a_variant_at_two_values_with_a_seed():

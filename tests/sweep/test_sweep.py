@@ -15,6 +15,7 @@ from forked_server import start as start_command
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.sweep import Sweep, plot, run_sweep
+from asyncrl.sweep.sweep import make_design
 
 pytestmark = pytest.mark.slow
 
@@ -222,12 +223,29 @@ def test_a_comparison_that_was_killed_goes_on_and_reports(start, sweep_config):
     assert not kept & {"checkpoints", "ledger.db", "tensorboard"}
 
 
+def test_what_the_file_says_later_and_impossible_values_beyond_the_edge_change_no_comparison(sweep_config):
+    overrides = [
+        "sweep.compare={a: {objective.policy_loss: ppo}}",
+        *("sweep.across_values=[0]", "sweep.tune=objective.clip_eps_low", "sweep.tune_values=[0.3, 0.6]"),
+        *("sweep.by=final_reward", "sweep.seeds=2", "sweep.extend=2"),
+    ]
+    design = make_design(Sweep(sweep_config, overrides=overrides))
+    sweep_config.write_text("run: {steps: 1}")
+    cells, later = design.needed(lambda cell: cell.config.objective.clip_eps_low)
+    assert later == 0
+    assert [cell.config.objective.clip_eps_low for cell in cells] == [0.3, 0.3, 0.6, 0.6, 0.6, 0.6]
+    assert {cell.config.run.steps for cell in cells} == {4}
+
+
 def test_a_comparison_is_refused_as_a_whole(sweep_config, tmp_path):
     compare = "sweep.compare={a: {}, b: {objective.policy_loss: nothing}}"
     base = [compare, "sweep.across_values=[0, 9]", "sweep.tune_values=[1e-3, 2e-3]"]
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=r"no rows are held out; set data\.held_out_rows"):
         run_sweep(Sweep(sweep_config, overrides=base, out=out))
+    paced = ["run.mode=async", "rollout.engine=paced", "trainer.backend=paced", "data.held_out_rows=4"]
+    with pytest.raises(ConfigError, match=r"engine=paced and .* give no weights that could be scored"):
+        run_sweep(Sweep(sweep_config, overrides=[*base, *paced], out=out))
     base += ["sweep.by=final_reward"]
     with pytest.raises(ConfigError) as caught:
         run_sweep(Sweep(sweep_config, overrides=base, out=out))
