@@ -40,7 +40,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
     yield from _impossible_data(c)
-    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS:
+    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"

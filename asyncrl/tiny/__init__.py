@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from asyncrl.affinity import torch_threads
-from asyncrl.errors import ConfigError
+from asyncrl.tiny.folder import replaced
 
 PROMPTS = "prompts.jsonl"
 """The task's dataset, in the model's folder."""
@@ -49,19 +48,9 @@ def build(
     recipe = {"task": task, "seed": seed, "prompts": prompts, "code": _code_digest()}
     if not force and _recipe_of(target) == recipe:
         return target
-    is_empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and _recipe_of(target) is None and not is_empty:
-        raise ConfigError(
-            f"{target} exists and is not a tiny model (no {COMPLETE} in it): name another folder or delete it"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch, "model")
+    with replaced(target, COMPLETE) as fresh:
         _write(fresh, task=task, seed=seed, prompts=prompts, tell=tell)
         (fresh / COMPLETE).write_text(json.dumps(recipe) + "\n")
-        if target.exists():
-            target.rename(Path(scratch, "replaced"))
-        fresh.rename(target)
     return target
 
 

@@ -13,12 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from asyncrl.affinity import torch_threads
+from asyncrl.tiny.folder import replaced
 from asyncrl.tiny.model import MAX_LENGTH, random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
 from asyncrl.tiny.warmup import NOT_A_TARGET, Batch, warm_up
 
 COMPLETE = "dialogues.json"
-"""Written last: a folder without it is built again."""
+"""By which a folder that was built here is known."""
 
 Dialogue = list[dict[str, str]]
 """Messages (`role`, `content`), of which the assistant's are learnt."""
@@ -32,10 +33,17 @@ def build_on(
     batch: int = 64,
 ) -> Path:
     """Build a model and its tokenizer in the folder `path`, unless it is there; about a minute on one core
-    for dialogues of a hundred characters. `demonstrate` gives another dialogue each time."""
+    for dialogues of a hundred characters. `demonstrate` gives another dialogue each time. Raises
+    `ConfigError` if `path` holds something else."""
     folder = Path(path)
     if (folder / COMPLETE).exists():
         return folder
+    with replaced(folder, COMPLETE) as fresh:
+        _write(fresh, demonstrate, seed, batch)
+    return folder
+
+
+def _write(folder: Path, demonstrate: Callable[[random.Random], Dialogue], seed: int, batch: int) -> None:
     tokenizer = byte_tokenizer(MAX_LENGTH)
     model = random_model(tokenizer, seed)
     with torch_threads(1):
@@ -48,7 +56,6 @@ def build_on(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / COMPLETE).write_text(json.dumps({"seed": seed}) + "\n")
-    return folder
 
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, dialogues: list[Dialogue]) -> Batch:

@@ -312,6 +312,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["run.resume=auto"], "every start would begin another one", "run.dir=runs/mine"),
         (["rollout.min_new_tokens=257"], "is over rollout.max_new_tokens=256", "lower it"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
+        (["rollout.group_size=1", "objective.advantage=pacs"], "nothing to compare", "group_size >= 2"),
         (
             [*OVER_HTTP, "rollout.top_p=0.9", "objective.policy_loss=topr"],
             "objective.policy_loss=topr weighs whole responses by their ratios, and rollout.top_p=0.9 renorm",

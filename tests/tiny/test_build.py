@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from asyncrl.errors import ConfigError
 from asyncrl.tiny import build, warmup
+from asyncrl.tiny.dialogues import build_on
 from asyncrl.tiny.skill import exact_match
 
 
@@ -119,6 +120,24 @@ def test_what_is_no_tiny_model_is_not_replaced(quick, tmp_path):
         with pytest.raises(ConfigError, match="is not a tiny model"):
             build(target, force=True)
     assert (tmp_path / "precious.txt").read_text() == "precious"
+
+
+def test_one_of_dialogues_replaces_nothing_else_either_and_is_whole_or_not_there(quick, tmp_path):
+    def greet(rng):
+        return [{"role": "user", "content": "hi"}, {"role": "assistant", "content": rng.choice("ab")}]
+
+    def falters(rng):
+        raise RuntimeError("no more dialogues")
+
+    other = build(tmp_path / "other", prompts=3)
+    with pytest.raises(ConfigError, match="is not a tiny model"):
+        build_on(other, greet)
+    assert len(rows(other)) == 3
+    with pytest.raises(RuntimeError, match="no more dialogues"):
+        build_on(tmp_path / "greeter", falters)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert build_on(tmp_path / "greeter", greet, batch=2) == build_on(tmp_path / "greeter", falters)
+    assert Qwen3ForCausalLM.from_pretrained(tmp_path / "greeter").num_parameters() > 300_000
 
 
 def test_an_empty_folder_is_used(quick, tmp_path):
