@@ -94,7 +94,9 @@ def run_dir(tmp_path):
 
 @pytest.fixture(scope="module")
 def fork_server():
-    server = ForkServer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(f"NO_{ROLE_TAG}", "a variable whose name ends with that of the tag")
+        server = ForkServer()
     yield server
     assert not server._imports, "no role was forked: it did not come up"
     assert not server._is_closed, "it was given up"

@@ -359,7 +359,8 @@ def _show(request: Fork) -> None:
     shown = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
     name = ROLE_TAG.encode()
-    before, _, _ = Path("/proc/self/environ").read_bytes().partition(name + b"=")
+    whole = b"\0" + Path("/proc/self/environ").read_bytes()  # another's name may end with it
+    before, _, _ = whole.partition(b"\0" + name + b"=")
     tag = request.environment.get(name, b"")
     ctypes.memmove(environment + len(before) + len(name) + 1, tag.ljust(_TAG_ROOM, b"\0"), _TAG_ROOM)
 
