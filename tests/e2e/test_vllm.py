@@ -60,7 +60,7 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, tmp_path):
     )
     run.wait_for_steps(3)
     first = run.role("rollout-0")
-    engine = engine_core(first)
+    engine = engine_core(run, first)
     first.kill()
     run.wait(lambda: not engine.is_running(), "the end of the killed worker's engine", 10)
     run.wait_for_successor(first, "rollout-0")
@@ -88,7 +88,7 @@ def test_an_engine_that_hangs_is_replaced(launch):
     run = launch("rollout.engine=vllm", "rollout.vllm.answer_timeout_s=5", "run.steps=60", "trainer.lr=1e-5")
     run.wait_for_steps(3)
     first = run.role("rollout-0")
-    engine = engine_core(first)
+    engine = engine_core(run, first)
     engine.send_signal(signal.SIGSTOP)
     run.wait_for_successor(first, "rollout-0")
     run.wait(lambda: not engine.is_running(), "the end of the engine that hung", 10)
@@ -98,7 +98,12 @@ def test_an_engine_that_hangs_is_replaced(launch):
     assert "rollout-0 ended with status 1 (" in run.output.read_text()
 
 
-def engine_core(worker):
-    """The process in which vLLM computes."""
-    (found,) = [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(command(p))]
-    return found
+def engine_core(run, worker):
+    """The process in which vLLM computes. (The first steps may all be another worker's.)"""
+
+    def found():
+        return [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(command(p))]
+
+    run.wait(found, "the worker's engine")
+    (only,) = found()
+    return only

@@ -10,7 +10,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SPECIAL
+from chat_families import FAMILIES, SPECIAL
 from tokenizers import AddedToken
 
 from asyncrl.core.records import FinishReason, VersionSpan

@@ -50,7 +50,6 @@ def load_critic(config: Config) -> Critic:
 
 def make_critic(model: PreTrainedModel, config: Config) -> Critic:
     """Ready to be trained. Raises `ModelError`."""
-    assert config.critic is not None
-    critic = Critic(model, config.critic.bins or 1)
+    critic = Critic(model, 1 if config.critic is None else config.critic.bins or 1)
     critic.prepare(config)
     return critic
