@@ -13,7 +13,8 @@ from pathlib import Path
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.paths import Under
-from asyncrl.runfiles.layout import LOCK, held
+from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.layout import LOCK, RunDir, held
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.record import FINISHED, Record, is_scored, read
 
@@ -60,13 +61,17 @@ class SweepFolder:
         return self.record(cell) is not None
 
     def make_room(self, cell: Cell) -> Path:
-        """An empty directory for the cell's run. Leftovers of an interrupted or failed run are deleted.
+        """An empty directory for the cell's run. Leftovers of an interrupted or failed run are deleted; one
+        that has only not been scored stays, with its weights.
 
         Raises `ConfigError` if that run is still active.
         """
         path = self.run_dir(cell)
         path.mkdir(parents=True, exist_ok=True)
         with held(path, f"{path}: a run of an earlier sweep is still active here; wait until it ends"):
+            newest = Checkpoints(RunDir(path).checkpoints).newest_whole()
+            if newest is not None and newest.step >= cell.config.run.steps:
+                return path
             for item in path.iterdir():
                 if item.is_dir():
                     shutil.rmtree(item)

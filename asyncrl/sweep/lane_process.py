@@ -24,8 +24,9 @@ from typing import BinaryIO
 
 from asyncrl.config import load
 from asyncrl.errors import AsyncRLError
-from asyncrl.launch.launcher import run
+from asyncrl.launch.launcher import resume, run
 from asyncrl.lifeline import end_with
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.sweep import record
 from asyncrl.sweep.folder import thin
 from asyncrl.sweep.lane import STOP_GRACE_S
@@ -83,11 +84,14 @@ def _fork() -> int | None:
 
 
 def _run(config: str, options: argparse.Namespace, origin: record.Record) -> int:
-    """Run the config, score its final weights, and leave the record that marks its directory as finished.
-    Returns the exit status."""
+    """Run the config, unless that has been done, score its final weights, and leave the record that marks its
+    directory as finished. Returns the exit status."""
     try:
-        result = run(config, gpus=options.gpus)
-        done = record.completed(origin, load(config), result.checkpoint)
+        settings = load(config)
+        folder = RunDir(Path(str(settings.run.dir)))
+        again = folder.config.is_file()  # `make_room` leaves no other
+        result = resume(folder.path, gpus=options.gpus) if again else run(config, gpus=options.gpus)
+        done = record.completed(origin, settings, result.checkpoint)
     except AsyncRLError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED

@@ -1,10 +1,15 @@
 """What is kept of a finished cell, and what counts as finished."""
 
 import math
+from argparse import Namespace
 from dataclasses import replace
 
-from asyncrl.sweep import record
-from asyncrl.sweep.folder import SweepFolder, thin
+import pytest
+
+from asyncrl.config import dump
+from asyncrl.errors import RunFailed
+from asyncrl.sweep import lane_process, record
+from asyncrl.sweep.folder import CONFIG, SweepFolder, thin
 from asyncrl.sweep.grid import make_cells
 
 
@@ -40,6 +45,30 @@ def test_a_run_without_weights_that_mean_something_is_finished_unscored(sweep_co
     done = record.completed(record.Record(), cell.config, tmp_path)
     record.write(folder.run_dir(cell) / record.FINISHED, done)
     assert folder.is_finished(cell)
+
+
+@pytest.mark.slow
+def test_what_was_trained_and_could_not_be_scored_is_not_trained_again(sweep_config, tmp_path, monkeypatch):
+    folder = SweepFolder(tmp_path / "out")
+    (cell,) = make_cells(sweep_config, [], 1, ["data.held_out_rows=2"])
+    score = record.completed
+
+    def unscored(*_):
+        raise RunFailed("the judge is away")
+
+    def attempt():
+        config = folder.make_room(cell) / CONFIG
+        config.write_text(dump(cell.placed(config.parent)))
+        return lane_process._run(str(config), Namespace(gpus=None, thin=True), record.Record())
+
+    monkeypatch.setattr(record, "completed", unscored)
+    assert attempt() == lane_process.EXIT_FAILED
+    metrics = folder.run_dir(cell) / "metrics.jsonl"
+    trained = metrics.stat().st_mtime_ns
+    monkeypatch.setattr(record, "completed", score)
+    assert attempt() == 0
+    assert metrics.stat().st_mtime_ns == trained
+    assert 0 <= folder.record(cell).held_out_reward <= 1
 
 
 def test_thinning_keeps_what_figures_are_read_from(tmp_path):
