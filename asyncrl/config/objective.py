@@ -175,7 +175,8 @@ class CriticConfig(Section):
     """Train it as a classifier of so many bins of values (HL-Gauss; 51, say) in the place of regression;
     `value_clip` then does nothing."""
     value_range: tuple[float, float] = Field((0.0, 1.0), strict=False)
-    """`bins`: lowest and highest value; targets beyond are taken for these."""
+    """`bins`: lowest and highest value; targets beyond are taken for these. Leave a bin or two of room beyond
+    the rewards: what a critic learns of the edge itself is 0.7 bins inside of it."""
     warmup_steps: int = Field(0, ge=0)
     """Training steps at the start in which only the critic learns."""
     updates_per_policy_step: int = Field(1, ge=1)
