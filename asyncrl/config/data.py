@@ -38,7 +38,8 @@ class DatasetConfig(Section):
 
     @property
     def label(self) -> str:
-        return self.name or PurePath(self.path.removeprefix("hub:")).stem
+        path = PurePath(self.path)
+        return self.name or (path.name if self.path.startswith("hub:") else path.stem)
 
     def has_step(self, step: int) -> bool:
         """Whether its prompts are handed out when so many steps are done."""

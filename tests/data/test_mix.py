@@ -43,6 +43,13 @@ def test_each_dataset_is_read_by_its_own_settings_and_else_by_those_of_all(mix, 
     assert prompts.counts() == count_rows(data) == [1, 2]
 
 
+def test_versions_of_a_dataset_on_the_hub_have_names_of_their_own():
+    data = DataConfig(
+        mix=[{"path": "hub:org/maths-1.0"}, {"path": "hub:org/maths-1.5"}, {"path": "a/b.jsonl"}]
+    )
+    assert data.names == ["maths-1.0", "maths-1.5", "b"]
+
+
 def test_the_last_rows_of_each_dataset_are_held_out(mix, tokenizer, tmp_path):
     rows = {name: [{"prompt": f"{name} {i}"} for i in range(n)] for name, n in (("a", 4), ("b", 3), ("c", 5))}
     prompts = load_prompts(DataConfig(mix=mix(**rows)), tokenizer)

@@ -203,6 +203,29 @@ def test_nonsense_fails_the_group_and_is_no_low_mark():
     assert {asked[f"fine beside {what}"] for what in NONSENSE} == {1}
 
 
+def test_a_reply_that_was_cut_off_is_no_verdict():
+    """What it has of one stands in its thinking."""
+    choice = {"message": {"content": says(score=2)}, "finish_reason": "length"}
+    with serving(lambda question: web.json_response({"choices": [choice]})) as server:
+        (reason,), _ = judged(server, [request(["a"])], reward={"retries": 0}, body={"max_tokens": 7})
+        settings = {"reply_pattern": r"score\D+(\d)", "body": {"max_tokens": 1}}  # a word is all it is to say
+        values, _ = judged(server, [request(["a"])], **settings)
+    assert "allow more tokens: body.max_tokens, which is 7" in reason
+    assert values == [[0.2]]
+
+
+def test_what_there_is_nothing_to_compare_with_is_a_tie_or_refused():
+    """As where all others of a group have earned their rewards by their episodes."""
+    with serving(lambda question: says(winner="A")) as server:
+        values, _ = judged(server, [request(["only"])], asks="pairs")
+        row = request(["only"], truth=None)
+        settings = {"asks": "pairs", "reference_column": "truth", "reward": {"retries": 0}}
+        (reason,), _ = judged(server, [row], **settings)
+    assert values == [[0.5]]
+    assert "nothing to compare with in `truth`" in reason
+    assert not server.questions
+
+
 def test_a_server_that_stays_away_is_given_up():
     with serving(lambda question: web.Response(status=503)) as server:
         (reason,), _ = judged(server, [request(["a"])], reward={"patience_s": 0.5, "retries": 0})

@@ -18,6 +18,9 @@ CHOICES = [
     ("Answer: **B**", True),
     ("The correct option is B because A is wrong.", True),
     ("A is tempting.\nAnswer: A\nWait.\nAnswer: B", True),
+    ("Answer: B. Option A is too long, and option C is too short.", True),
+    ("Option A fails. **Option B**", True),
+    ("answer" + 4 * ("." * 9999 + " " * 9999), False),
     ("Let me see ...\n\n(B)", True),
     ("B", True),
     ("The answer is A or B.", False),
@@ -174,6 +177,14 @@ def test_an_instruction_is_followed_or_not(name):
         assert followed([text], [[name]], [[with_nulls]]) == [1.0], text
     for text in [*bad, "", " \n"]:
         assert followed([text], [[name]], [[given]]) == [0.0], text
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_response_that_never_stops_takes_no_time_from_others(name):
+    given, *_ = INSTRUCTIONS[name]
+    # Each would take minutes of a pattern that looks at all ways to divide it.
+    for text in ("\n" * 99_999, "<<" + "a" * 99_999, "<<" + " " * 99_999, "P.S." + " " * 99_999):
+        followed([text], [[name]], [[given]])
 
 
 def test_instructions_count_by_their_share_and_wrong_rows_are_refused():

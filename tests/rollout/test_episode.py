@@ -16,9 +16,10 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
-from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.pool import EpisodePool, Line
 from asyncrl.rollout.episodes.program import load_program
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
 
@@ -435,6 +436,20 @@ def test_an_episode_at_fault_costs_an_attempt_and_leaves_nothing(
         carry_out(program(name), **settings)
     assert caught.value.reason == reason
     assert caught.value.sampled_tokens >= GROUP * TURN, "what was sampled is counted"
+
+
+def test_a_second_run_of_an_episode_has_no_more_time_for_what_the_first_has_waited(monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr("asyncrl.waits.time.monotonic", lambda: now_s)
+    session = Session(TASK, 0, None, seed=0)
+    session.waited.begin()
+    now_s = 100.0
+    session.waited.end()
+    line = Line(session, letters, lambda *_: None)
+    assert line.waited_s == 0
+    session.waited.begin()
+    now_s = 107.0
+    assert line.waited_s == 7.0
 
 
 def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):

@@ -39,6 +39,7 @@ class _Message(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -123,7 +124,15 @@ class Endpoint:
         if found.usage is not None:
             self._usage["prompt_tokens"] += found.usage.prompt_tokens
             self._usage["completion_tokens"] += found.usage.completion_tokens
-        return (found.choices[0].message.content if found.choices else None) or ""
+        if not found.choices:
+            return ""
+        if found.choices[0].finish_reason == "length" and self._judge.reply_pattern is None:
+            # What it has of a verdict is what it was still weighing.
+            raise JudgeError(
+                f"its reply was cut off before its end; allow more tokens: body.max_tokens, which is "
+                f"{self._body.get('max_tokens', 'left to the server')}, or the server's context"
+            )
+        return found.choices[0].message.content or ""
 
     def _open(self) -> aiohttp.ClientSession:
         name = self._judge.api_key_env

@@ -63,7 +63,10 @@ def judge_function(**settings: Any) -> Callable[..., Any]:
         n = len(completions)
         row = {name: values[0] for name, values in columns.items() if name not in TAKEN_NAMES}
         texts = [completion_text(completion) for completion in completions]
-        texts += [str(row[judge.reference_column])] if judge.reference_column is not None else []
+        if judge.reference_column is not None:
+            if row[judge.reference_column] is None and judge.asks == "pairs":
+                raise ValueError(f"the row has nothing to compare with in `{judge.reference_column}`")
+            texts.append(str(row[judge.reference_column]))
         rubric = rubric_of(judge, row)
 
         async def answer(vote: int, question: tuple[int, ...]) -> list[float]:

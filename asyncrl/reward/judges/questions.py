@@ -102,13 +102,14 @@ def values_of(reply: Reply, judge: RewardJudgeConfig, shown: int, rubric: Sequen
 
 
 def means(n: int, replies: Sequence[tuple[Question, Sequence[float]]]) -> list[float]:
-    """The value of each of `n` responses, from the values that each question gave."""
+    """The value of each of `n` responses, from the values that each question gave; a tie for one that has no
+    other to be compared with (episodes may say themselves what the others have earned)."""
     found: list[list[float]] = [[] for _ in range(n)]
     for question, values in replies:
         for i, value in zip(question, values, strict=True):
             if i < n:
                 found[i].append(value)
-    return [sum(values) / len(values) for values in found]
+    return [sum(values) / len(values) if values else 0.5 for values in found]
 
 
 def rubric_of(judge: RewardJudgeConfig, row: Mapping[str, Any]) -> list[Criterion]:

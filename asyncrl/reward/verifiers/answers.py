@@ -17,9 +17,10 @@ LIMIT_S = 1.0
 
 # `A` and `I` are words, too: `the answer is a matter of taste`, `answer: I am not sure`.
 _LETTER = r"(?:[B-HJ-Z]|[AI](?!\s+(?!because\b|since\b)[a-z]))\b(?!['’])"
-_STATED = re.compile(
-    rf"(?i:\b(?:answer|choice|option)\b)[^\n\w]*(?i:(?:is|was)\b)?[^\n\w]*(?i:(?:option|choice)\b)?[^\n\w]*({_LETTER})"
-)
+# Possessive, since a response may go on with dots or blanks to its end.
+_SAYS = rf"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+({_LETTER})"
+_STATED = re.compile(rf"(?i:\banswer\b){_SAYS}")
+_NAMED = re.compile(rf"(?i:\b(?:choice|option)\b){_SAYS}")
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text(?:bf)?\s*\{)?\s*\(?([A-Za-z])\)?\s*\}")
 _ALONE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
 _ANOTHER = re.compile(r"[^\w\n]*(?:(?:or|and)\b|[/&,])[^\w\n]*[A-Z]\b(?!\s*\w)")
@@ -29,9 +30,10 @@ def multiple_choice(completions: Sequence[Any], ground_truth: Sequence[Any]) -> 
     """1.0 if the letter that a response settles on is the row's `ground_truth`, else 0.0.
 
     It is the last one that is boxed (`\\boxed{B}`); else the last that is called the answer (`the answer is
-    (B)`, `Answer: B`, `**Option B**`); else the last that has a line for itself. A letter in running text
-    counts for nothing, and neither do several: `A or B` is no answer. Raises `ValueError` for a row whose
-    answer is no single letter.
+    (B)`, `Answer: B`); else the last that is called an option (`**Option B**`): options are also named to say
+    why they are wrong; else the last that has a line for itself. A letter in running text counts for nothing,
+    and neither do several: `A or B` is no answer. Raises `ValueError` for a row whose answer is no single
+    letter.
     """
     return [
         float(_choice(completion_text(text)) == _letter(answer))
@@ -47,7 +49,7 @@ def _letter(answer: Any) -> str:
 
 
 def _choice(text: str) -> str | None:
-    for pattern in (_BOXED, _STATED, _ALONE):
+    for pattern in (_BOXED, _STATED, _NAMED, _ALONE):
         if found := list(pattern.finditer(text)):
             is_one_of_several = _ANOTHER.match(text, found[-1].end())
             return None if is_one_of_several else found[-1][1].upper()

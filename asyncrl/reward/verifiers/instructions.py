@@ -93,7 +93,7 @@ def _count(text: str, phrase: str) -> int:
 
 def _sentences(text: str) -> int:
     """Runs of text that a mark ends, or the text itself; not at the dots of 3.14, e.g. or single capitals."""
-    ends = re.split(r"(?<!\b[A-Z])(?<!\be\.g)(?<!\bi\.e)[.!?]+[\"'”’)\]]*(?:\s+|$)|\n{2,}", text.strip())
+    ends = re.split(r"(?<!\b[A-Z])(?<!\be\.g)(?<!\bi\.e)[.!?]++[\"'”’)\]]*+(?:\s+|$)|\n{2,}", text.strip())
     return sum(bool(re.search(r"\w", part)) for part in ends)
 
 
@@ -116,7 +116,7 @@ def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: 
 def _postscript(text: str, postscript_marker: str) -> bool:
     """A line that begins with the marker, whose dots may have spaces after them, and goes on."""
     marker = r"\.\s?".join(map(re.escape, postscript_marker.rstrip(".").split("."))) + r"\.?"
-    return re.search(rf"^\s*{marker}\s*[^\s.]", text, re.IGNORECASE | re.MULTILINE) is not None
+    return re.search(rf"^[^\S\n]*{marker}\s*[^\s.]", text, re.IGNORECASE | re.MULTILINE) is not None
 
 
 def _highlights(text: str) -> int:
@@ -166,7 +166,7 @@ CHECKS: dict[str, Check] = {
     ),
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": lambda text, num_bullets: (
-        len(re.findall(r"^\s*(?:\*(?!\*)|-)\s*\w.*$", text, re.MULTILINE)) == num_bullets
+        len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-)\s*\w.*$", text, re.MULTILINE)) == num_bullets
     ),
     "detectable_format:constrained_response": lambda text: (
         sum(f"My answer is {word}." in text for word in ("yes", "no", "maybe")) == 1
@@ -176,7 +176,7 @@ CHECKS: dict[str, Check] = {
     ),
     "detectable_format:multiple_sections": _sections,
     "detectable_format:json_format": _is_json,
-    "detectable_format:title": lambda text: re.search(r"<<[^\n<>]*\w[^\n<>]*>>", text) is not None,
+    "detectable_format:title": lambda text: re.search(r"<<[^\w\n<>]*\w[^\n<>]*>>", text) is not None,
     "combination:two_responses": _two_responses,
     "combination:repeat_prompt": lambda text, prompt_to_repeat: (
         text.strip().lower().startswith(prompt_to_repeat.strip().lower())

@@ -66,7 +66,7 @@ class EpisodePool:
         self._alone = asyncio.Semaphore(processes)
         self._all: set[RewardChild] = set()
         """All whose process may still exist."""
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, Line] = {}
         """Of the episodes in progress, by number."""
         self._closed = False
 
@@ -145,7 +145,7 @@ class EpisodePool:
             "member": session.index,
         }
         request = wire.frame(wire.Play(number, shown, base_url, api_key))
-        line = self._lines[number] = _Line(session, self._text_of, partial(self._tell, child, number))
+        line = self._lines[number] = Line(session, self._text_of, partial(self._tell, child, number))
         try:
             return await child.ask(request, number, self._timeout_s)
         finally:
@@ -162,7 +162,7 @@ class EpisodePool:
 
     def _away_s(self, number: int) -> float:
         line = self._lines.get(number)
-        return 0.0 if line is None else line.session.waited.total_s
+        return 0.0 if line is None else line.waited_s
 
     async def _spawn(self) -> SharedChild:
         """A process that is ready. Raises `ConfigError`, `ChildDied`, or `OSError`."""
@@ -186,7 +186,7 @@ class EpisodePool:
         return SharedChild(child, on_asks=self._asked, away_s=self._away_s)
 
 
-class _Line:
+class Line:
     """The worker's end of an episode's way to the model. tell: sends an answer, or an error."""
 
     def __init__(
@@ -196,6 +196,12 @@ class _Line:
         self._text_of = text_of
         self._tell = tell
         self._open: dict[int, asyncio.Task[None]] = {}
+        self._waited_before_s = session.waited.total_s
+
+    @property
+    def waited_s(self) -> float:
+        """For the model; not what it waited for when the episode was carried out before."""
+        return self.session.waited.total_s - self._waited_before_s
 
     def asked(self, asks: wire.Asks) -> None:
         for number in asks.withdrawn:

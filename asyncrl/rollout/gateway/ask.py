@@ -57,8 +57,8 @@ class Ask:
 
     prompts: each is answered `n` times. max_new_tokens: None leaves the run's. stop: texts that end a reply.
     wants_logprobs, wants_ids, wants_usage: what else the answer is to tell. sampling: fields of `SAMPLING`
-    that the client has set. stored: a later request may name this one as the one before it. model: what the
-    client calls the policy.
+    that the client has set. stored: what a later request goes on from that names this one as the one before
+    it; None where none may. model: what the client calls the policy.
     """
 
     prompts: Sequence[Prompt]
@@ -72,7 +72,7 @@ class Ask:
     wants_ids: bool = False
     wants_usage: bool = False
     sampling: Mapping[str, float] = field(default_factory=dict)
-    stored: bool = False
+    stored: Messages | None = None
     model: str = ""
 
 

@@ -126,6 +126,10 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     text = "" if content is None else text_of_parts(content, f"{where}.content", ("text", "refusal"))
     if content is None and not (role == "assistant"):
         raise Refused(f"{where}: it has no content", param=where)
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Refused(f"{where}.tool_calls: each is of a `function` with a `name`", param=where)
     known = ("name", "tool_calls", "tool_call_id", "reasoning_content")
     kept = {key: message[key] for key in known if message.get(key)}
     return {"role": "system" if role == "developer" else role, "content": text, **kept}

@@ -58,22 +58,22 @@ def parse(body: Body, past: Mapping[str, Messages]) -> Ask:
         if earlier not in past:
             why = f"previous_response_id: no response {earlier!r} of this session was stored"
             raise Refused(why, param="previous_response_id")
-        before = [m for m in past[earlier] if m["role"] != "system"]
+        before = past[earlier]
     system: Messages = []
     if request.instructions:
         system = [{"role": "system", "content": request.instructions}]
     given = request.input
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
-    messages = system + before + list(_messages(chat.some(given, "input")))
+    heard = before + list(_messages(chat.some(given, "input")))
     return Ask(
-        prompts=[messages],
+        prompts=[system + heard],
         tools=chat.tools_of([_tool(tool) for tool in request.tools], request.tool_choice),
         max_new_tokens=chat.positive(request.max_output_tokens, "max_output_tokens"),
         stream=request.stream,
         wants_logprobs=_LOGPROBS in request.include,
         sampling=sampling_of(body),
-        stored=request.store,
+        stored=heard if request.store else None,  # instructions are for one request
     )
 
 

@@ -257,8 +257,8 @@ class Gateway:
     def _answer(self, visit: Visit, ask: Ask, replies: Sequence[Reply]) -> Answer:
         said = [self._as_said(visit, ask, reply) for reply in replies]
         number = uuid.uuid4().hex
-        if ask.stored and _is_conversation(conversation := ask.prompts[0]):
-            visit.past[f"resp_{number}"] = [*conversation, said[0].message]
+        if ask.stored is not None:
+            visit.past[f"resp_{number}"] = [*ask.stored, said[0].message]
         return Answer(number, int(time.time()), ask.model, ask.n, said, self._token_text)
 
     def _token_text(self, token_id: int) -> str:

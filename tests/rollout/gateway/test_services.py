@@ -239,6 +239,22 @@ def test_a_loop_of_tool_calls_is_one_trajectory_in_which_only_the_policys_tokens
     asyncio.run(run())
 
 
+def test_a_stored_response_remembers_what_was_said_but_not_its_instructions(serve, tokenizer):
+    async def run():
+        async with serve() as served:
+            client, _ = clients(served)
+            said = [{"role": "developer", "content": "RULES"}, HELLO[0]]
+            first = await client.responses.create(model="any", input=said, instructions="ONCE")
+            await client.responses.create(model="any", input="go on", previous_response_id=first.id)
+            once, then = (tokenizer.decode(request.prompt_ids) for request, _ in served.sampled)
+            assert "ONCE" in once
+            assert "ONCE" not in then
+            assert "RULES" in once
+            assert "RULES" in then
+
+    asyncio.run(run())
+
+
 def test_texts_that_end_a_reply_are_honoured_and_left_out(serve, lesson):
     async def run():
         async with serve("taught", temperature=0.0) as served:
@@ -268,6 +284,7 @@ def test_several_replies_to_a_prompt_are_samples_of_their_own(serve):
     asyncio.run(run())
 
 
+CALLED = [{"role": "assistant", "content": "", "tool_calls": ["add"]}]
 REFUSED = [
     ("chat/completions", {"messages": "hello"}, "Expected `array`, got `str`"),
     ("chat/completions", {"messages": []}, "at least one message"),
@@ -275,6 +292,7 @@ REFUSED = [
     ("chat/completions", {"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
     ("chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 3}, "top_logprobs"),
     ("chat/completions", {"messages": HELLO, "max_tokens": -1}, "max_tokens=-1"),
+    ("chat/completions", {"messages": [*HELLO, *CALLED, *HELLO]}, "messages[1].tool_calls"),
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
     ("completions", {"prompt": "a", "echo": True}, "echo"),
     ("completions", {"prompt": ["a", [1]], "max_tokens": 1, "best_of": 3}, "best_of"),
