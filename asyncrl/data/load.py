@@ -52,10 +52,14 @@ def count_rows(data: DataConfig) -> list[int]:
     `load_prompts` does."""
     counts = []
     for number, dataset in enumerate(data.datasets):
-        rows = list(_checked(dataset, number, data.names))
-        bad = [row for row in rows if isinstance(row, BadRow)]
-        counts.append(len(rows) - len(bad))
-        _refuse(dataset, counts[-1], bad)
+        usable, bad = 0, []
+        for row in _checked(dataset, number, data.names):
+            if isinstance(row, BadRow):
+                bad.append(row)
+            else:
+                usable += 1
+        _refuse(dataset, usable, bad)
+        counts.append(usable)
     return counts
 
 

@@ -286,6 +286,8 @@ class Session:
                 if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
                     self._engine.abort(name)
             completion = Completion.of(chunks)
+        except ValueError:  # the engine refuses the request: its episode's failure, not the engine's
+            raise
         except Exception as error:
             self.engine_failure = error
             raise

@@ -14,7 +14,7 @@ from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
-from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.engines.base import EngineError, SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episodes.pool import EpisodePool, Line
 from asyncrl.rollout.episodes.program import load_program
@@ -230,21 +230,24 @@ def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_ou
         asyncio.run(ask_again())
 
 
-async def aborted_prompt(task, model):
-    await model.generate([])
-
-
-async def shrugs(task, model):
-    with suppress(ValueError):
-        await model.generate([])
+async def asks(task, model):
     await model.generate(task.prompt_ids)
 
 
-@pytest.mark.parametrize("episode", [aborted_prompt, shrugs])
-def test_what_the_engine_cannot_do_is_not_the_episodes_failure(carry_out, episode):
+async def shrugs(task, model):
+    with suppress(EngineError):
+        await model.generate(task.prompt_ids)
+
+
+@pytest.mark.parametrize("episode", [asks, shrugs])
+def test_a_failure_of_the_engine_is_not_the_episodes(carry_out, episode, monkeypatch):
+    def broken(engine, request):
+        raise EngineError("its GPU is gone")
+
+    monkeypatch.setattr(TorchEngine, "generate", broken)
     with pytest.raises(ExceptionGroup) as caught:
         carry_out(episode)
-    assert caught.group_contains(ValueError)
+    assert caught.group_contains(EngineError)
 
 
 NOT_ASYNC = "def episode(task, model):\n    pass\n"
@@ -371,6 +374,10 @@ async def blocks(task, model):
     return 1.0
 
 
+async def asks_for_what_is_not(task, model):
+    await model.generate([10**6])
+
+
 async def asks_wrongly(task, model):
     try:
         await model.generate([])
@@ -458,10 +465,13 @@ def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program
     assert [t.segment for t in group.trajectories] == [0] * GROUP, "only the last run of each is trained on"
 
 
-def test_the_engines_refusal_is_told_to_the_episode_and_fails_the_group(carry_out, program):
-    with pytest.raises(ExceptionGroup) as caught:
-        carry_out(program("asks_wrongly"))
-    assert caught.group_contains(ValueError)
+def test_the_engines_refusal_of_a_request_is_told_to_the_episode_and_is_no_failure_of_the_engine(
+    carry_out, program
+):
+    group, _ = carry_out(program("asks_wrongly"))
+    assert all(t.sampled_tokens for t in group.trajectories)
+    with pytest.raises(AttemptFailed, match="vocabulary"):
+        carry_out(program("asks_for_what_is_not"))
 
 
 def test_turns_beyond_the_limit_cut_a_response_off(carry_out, program):
