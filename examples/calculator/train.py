@@ -3,8 +3,10 @@
     python examples/calculator/train.py                # a few minutes on two CPU cores
     python examples/calculator/train.py run.steps=20   # any setting can be overridden
 
-The model is asked for products that it cannot work out. It has been warmed up on somebody who reaches for the
-calculator now and then and makes the rest up; by reinforcement it is to learn to call the tool.
+The model is asked for products that it cannot work out. It has been warmed up on three pupils: one has the
+calculator do it, one does so and mixes up the digits, and one makes the answer up. By reinforcement it is to
+learn to call the tool, and to call it right. Held-out products that were right in two runs:
+0.29 before, 0.91 and 0.96 after.
 """
 
 import json
@@ -15,59 +17,61 @@ from pathlib import Path
 import asyncrl
 
 
-def calculate(product: str) -> str:
+def times(a: int, b: int) -> int:
     """Multiplies two numbers.
 
     Args:
-        product: such as 12*34
+        a: the one
+        b: the other
     """
-    a, _, b = product.partition("*")
-    return str(int(a) * int(b))
+    return a * b
 
 
 async def episode(task, model):
     """1 for the right answer, however it was found."""
-    conversation = await model.use_tools(task.prompt, [calculate], max_turns=3)
+    conversation = await model.use_tools(task.prompt, [times], max_turns=3)
     return float(conversation[-1]["content"] == task.columns["answer"])
 
 
 def draw(rng):
-    a, b = rng.randint(11, 99), rng.randint(11, 99)
-    return f"{a}*{b}", str(a * b)
+    return rng.randint(32, 99), rng.randint(32, 99)
 
 
-def careless_pupil(rng):
-    """A solution by somebody who calls the tool in two of five cases."""
-    product, answer = draw(rng)
-    messages = [{"role": "user", "content": product}]
-    if rng.random() < 0.4:
-        call = json.dumps({"name": "calculate", "arguments": {"product": product}})
-        messages += [
-            {"role": "assistant", "content": f"<tool_call>{call}</tool_call>"},
-            {"role": "tool", "content": answer},
-        ]
-    else:
-        answer = str(rng.randint(121, 9801))
-    return [*messages, {"role": "assistant", "content": answer}]
+def some_pupil(rng):
+    """A solution of one of the three."""
+    a, b = draw(rng)
+    messages = [{"role": "user", "content": f"{a}*{b}"}]
+    kind = rng.choice(["careful", "careless", "idle"])
+    if kind == "idle":
+        return [*messages, {"role": "assistant", "content": str(rng.randint(1024, 9801))}]
+    if kind == "careless":
+        a = int(str(a)[::-1])
+    call = json.dumps({"name": "times", "arguments": {"a": a, "b": b}})
+    return [
+        *messages,
+        {"role": "assistant", "content": f"<tool_call>{call}</tool_call>"},
+        {"role": "tool", "content": str(a * b)},
+        {"role": "assistant", "content": str(a * b)},
+    ]
 
 
 def main(overrides):
     from asyncrl.tiny.dialogues import build_on
 
-    model = build_on("models/calculator", careless_pupil, batch=16)
+    model = build_on("models/calculator", some_pupil, batch=32)
     products = Path("runs/calculator.jsonl")
     products.parent.mkdir(exist_ok=True)
     rng = random.Random(0)
     drawn = [draw(rng) for _ in range(1000)]
-    rows = [{"prompt": [{"role": "user", "content": product}], "answer": answer} for product, answer in drawn]
+    rows = [{"prompt": [{"role": "user", "content": f"{a}*{b}"}], "answer": str(a * b)} for a, b in drawn]
     products.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "run": {"name": "calculator", "steps": 40},
+        "run": {"name": "calculator", "steps": 60},
         "model": {"path": str(model)},
         "data": {"path": str(products), "held_out_rows": 64},
         "rollout": {"episode": f"{__file__}:episode", "max_new_tokens": 96, "max_sequence_tokens": 256},
         "reward": {},  # the episode says what it earned
-        "trainer": {"lr": 3e-4, "batch_groups": 16},
+        "trainer": {"lr": 3e-4, "batch_groups": 8},
     }
     result = asyncrl.run(settings, overrides)
     config = asyncrl.load(result.run_dir / "config.yaml")

@@ -3,8 +3,10 @@
     python examples/guess_number/train.py                # a few minutes on two CPU cores
     python examples/guess_number/train.py run.steps=20   # any setting can be overridden
 
-The model has four guesses for a number from 1 to 9, and is told after each where the number can still be. It
-has been warmed up on a player who often does not listen; by reinforcement it is to learn that.
+The model has four guesses for a number from 1 to 15, and is told after each whether it is more or less. It
+has been warmed up on games of which one in four halves the range, and the others keep to their first number.
+By reinforcement it is to learn to listen, which always wins. Held-out games won in two runs:
+0.30 and 0.27 before, 0.98 and 0.99 after.
 """
 
 import json
@@ -14,19 +16,14 @@ from pathlib import Path
 
 import asyncrl
 
-HIGHEST, GUESSES = 9, 4
+HIGHEST, GUESSES = 15, 4
 PROMPT = [{"role": "user", "content": f"guess 1 to {HIGHEST}"}]
-
-
-def narrowed(guess, secret, low, high):
-    """The range that is left after a wrong guess."""
-    return (max(low, guess + 1), high) if secret > guess else (low, min(high, guess - 1))
 
 
 class Game:
     def reset(self, task):
         """What the model reads first."""
-        self.secret, self.left, self.range = task.columns["secret"], GUESSES, (1, HIGHEST)
+        self.secret, self.left = task.columns["secret"], GUESSES
         return task.prompt
 
     def step(self, reply):
@@ -37,39 +34,46 @@ class Game:
         guess = int(reply.text)
         if guess == self.secret:
             return None, 1.0, True
-        self.range = narrowed(guess, self.secret, *self.range)
-        return "guess {} to {}".format(*self.range), 0.0, self.left == 0
+        return "more" if self.secret > guess else "less", 0.0, self.left == 0
 
 
-def careless_player(rng):
-    """A game of somebody who listens every second time."""
-    secret, (low, high), messages = rng.randint(1, HIGHEST), (1, HIGHEST), list(PROMPT)
-    for _ in range(GUESSES):
-        guess = rng.randint(low, high) if rng.random() < 0.5 else rng.randint(1, HIGHEST)
+def some_player(rng):
+    """A game of one who listens, or, three times as often, of one who does not."""
+    secret, listens = rng.randint(1, HIGHEST), rng.random() < 0.25
+    guess, step = (HIGHEST + 1) // 2 if listens else rng.randint(1, HIGHEST), (HIGHEST + 1) // 4
+    messages = list(PROMPT)
+    for left in reversed(range(GUESSES)):
         messages.append({"role": "assistant", "content": str(guess)})
-        if guess == secret:
+        if guess == secret or left == 0:
             break
-        low, high = narrowed(guess, secret, low, high)
-        messages.append({"role": "user", "content": f"guess {low} to {high}"})
+        messages.append({"role": "user", "content": "more" if secret > guess else "less"})
+        if listens:
+            guess, step = guess + step if secret > guess else guess - step, step // 2
     return messages
 
 
 def main(overrides):
     from asyncrl.tiny.dialogues import build_on
 
-    model = build_on("models/guess_number", careless_player, batch=16)
+    model = build_on("models/guess_number", some_player, batch=32)
     games = Path("runs/guess_number.jsonl")
     games.parent.mkdir(exist_ok=True)
     rng = random.Random(0)
     rows = [{"prompt": PROMPT, "secret": rng.randint(1, HIGHEST)} for _ in range(1000)]
     games.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "run": {"name": "guess-number", "steps": 40},
+        "run": {"name": "guess-number", "steps": 60},
         "model": {"path": str(model)},
         "data": {"path": str(games), "held_out_rows": 64},
         "rollout": {"episode": f"{__file__}:Game", "max_new_tokens": 4, "max_sequence_tokens": 256},
         "reward": {},  # the episode says what it earned
-        "trainer": {"lr": 3e-4, "batch_groups": 16},
+        "trainer": {  # at a constant 3e-4 it forgot again what it had learnt
+            "batch_groups": 16,
+            "lr": 2e-4,
+            "warmup_steps": 5,
+            "lr_schedule": "linear",
+            "lr_min_share": 0.1,
+        },
     }
     result = asyncrl.run(settings, overrides)
     config = asyncrl.load(result.run_dir / "config.yaml")

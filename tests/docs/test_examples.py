@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIGS = {"maths": "problems.jsonl", "judge": "questions.jsonl"}
 """The prompts of each config."""
-EPISODES = {"guess_number": "careless_player", "calculator": "careless_pupil"}
+EPISODES = {"guess_number": "some_player", "calculator": "some_pupil"}
 """The examples with an episode, and whom their model is warmed up on."""
 
 
@@ -112,12 +112,14 @@ def test_the_script_trains_and_reads_and_evaluates(run_script):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EPISODES)
-def test_an_episode_trains_and_is_evaluated(example, run_script, tmp_path):
-    """In a short form: on a model that is warmed up on less, for a few steps."""
+def test_an_episode_is_learnt(example, run_script, tmp_path):
+    """In a short form: on a model that is warmed up on less, for fewer steps."""
     script = EXAMPLES / example / "train.py"
     demonstrate = runpy.run_path(str(script))[EPISODES[example]]
-    build_on(tmp_path / "models" / example, demonstrate, batch=4)
-    printed = run_script(script, "run.steps=4", "data.held_out_rows=8", "trainer.batch_groups=4")
-    assert re.search(r"held-out .*: \d\.\d\d before, \d\.\d\d after", printed)
+    build_on(tmp_path / "models" / example, demonstrate, batch=16)
+    printed = run_script(script, "run.steps=16", "data.held_out_rows=8")
+    rates = re.search(r"held-out .*: (\d\.\d\d) before, (\d\.\d\d) after", printed)
+    before, after = map(float, rates.groups())
+    assert after > before + 0.2
     lines = read_metrics(next((tmp_path / "runs").rglob("metrics.jsonl")))
-    assert [line["ledger/failed_groups"] for line in lines] == [0] * 4
+    assert {line["ledger/failed_groups"] for line in lines} == {0}

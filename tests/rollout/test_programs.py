@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 
 from asyncrl.errors import ConfigError
+from asyncrl.rollout.episodes import program
 from asyncrl.rollout.episodes.program import Model, Task, call_tool, checked_earned, load_program, schema_of
 
 TASK = Task("guess", [5, 6], {"secret": "b"}, 0, 0, 0, 0, "train")
@@ -49,6 +51,29 @@ def test_a_function_with_hints_and_a_docstring_is_a_tool():
     assert function["parameters"]["properties"]["a"] == {"type": "integer", "description": "the one"}
     assert function["parameters"]["required"] == ["a"]
     assert schema_of({"type": "function"}) == {"type": "function"}
+
+
+def test_what_makes_schemas_is_imported_beside_the_other_episodes(monkeypatch):
+    """Not on their loop, which it would block for seconds."""
+    threads = []
+
+    def noting(tool):
+        threads.append(threading.current_thread())
+        return schema_of(tool)
+
+    monkeypatch.setattr(program, "_has_imported", False)
+    monkeypatch.setattr(program, "schema_of", noting)
+
+    async def ask(what, arguments):
+        assert arguments["tools"] == [schema_of(tool) for tool in TOOLS]
+        return {"message": {}, "prompt_ids": [], "token_ids": [], "finish_reason": "stop"}
+
+    async def main():
+        for _ in range(2):
+            await Model(ask).chat("x", TOOLS)
+
+    asyncio.run(main())
+    assert [thread is threading.main_thread() for thread in threads] == [False] + [True] * 2 * len(TOOLS)
 
 
 @pytest.mark.parametrize(

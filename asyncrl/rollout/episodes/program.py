@@ -113,7 +113,7 @@ class Model:
             "chat",
             {
                 "messages": [dict(message) for message in _messages(messages)],
-                "tools": [schema_of(tool) for tool in tools],
+                "tools": await _schemas_of(tools),
                 **_options(max_new_tokens, stop, train),
             },
         )
@@ -159,6 +159,20 @@ class Model:
 def _options(max_new_tokens: int | None, stop: Sequence[str | int], train: bool) -> dict[str, Any]:
     texts = [stop] if isinstance(stop, str) else list(stop)
     return {"max_new_tokens": max_new_tokens, "stop": texts, "train": train}
+
+
+_has_imported = False
+"""Whether what makes schemas of functions is there."""
+
+
+async def _schemas_of(tools: Sequence[Callable[..., Any] | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As `schema_of`; in a thread at first: what it imports takes seconds, and the loop is not ours alone."""
+    global _has_imported
+    functions = [tool for tool in tools if not isinstance(tool, Mapping)]
+    if functions and not _has_imported:
+        await asyncio.to_thread(schema_of, functions[0])
+        _has_imported = True
+    return [schema_of(tool) for tool in tools]
 
 
 def schema_of(tool: Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
