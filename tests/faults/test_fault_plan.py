@@ -67,7 +67,12 @@ def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew
     first = run.role("rollout-0")
     first.send_signal(signal.SIGSTOP)
     pulse = RunDir(run.run_dir).pulse("trainer-0")
-    run.wait(lambda: "the batch of step" in pulse.read_text(), "the trainer to wait for a batch")
+
+    def is_held_up():
+        """By what it has not sampled, or by the version that it has not taken."""
+        return any(what in pulse.read_text() for what in ("the batch of step", "every engine to take"))
+
+    run.wait(is_held_up, "the trainer to wait for the worker")
     corrupt_weights(run, random.Random(0))
     first.kill()
     assert run.end(3 * LONG_S) == 0, run.output.read_text()

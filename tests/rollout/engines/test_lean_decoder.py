@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from chat_families import tiny
+from families import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from asyncrl.rollout.engines.torch import lean_decoder

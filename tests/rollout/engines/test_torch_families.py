@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_families import FAMILIES, VOCABULARY, tiny, tiny_config
+from families import FAMILIES, VOCABULARY, tiny, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams

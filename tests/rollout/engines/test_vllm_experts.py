@@ -6,7 +6,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from chat_families import tiny_config
+from families import tiny_config
 from test_vllm_weights import DEADLINE_S, _receivers_can_be_found  # noqa: F401
 from transformers import AutoModelForCausalLM
 
