@@ -60,19 +60,30 @@ def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
     assert max(line["staleness/max"] for line in lines) <= 2
 
 
+BATCH, VERSION = "the batch of step", "every engine to take"
+"""What a trainer waits for."""
+
+
 def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew(job):
     """Not by the next version: that needs the worker."""
     run = job("run.hang_s=60")  # it is killed here, not by the supervisor
     run.wait_for_steps(3)
     first = run.role("rollout-0")
-    first.send_signal(signal.SIGSTOP)
     pulse = RunDir(run.run_dir).pulse("trainer-0")
 
-    def is_held_up():
-        """By what it has not sampled, or by the version that it has not taken."""
-        return any(what in pulse.read_text() for what in ("the batch of step", "every engine to take"))
+    def waits_for(*what):
+        return any(each in pulse.read_text() for each in what)
 
-    run.wait(is_held_up, "the trainer to wait for the worker")
+    def stop():
+        """Whether the trainer then waits for what the worker has not sampled. (Where the worker has not taken
+        a version, either, the next one follows as soon as it is dead.)"""
+        first.send_signal(signal.SIGSTOP)
+        run.wait(lambda: waits_for(BATCH, VERSION), "the trainer to wait for the worker")
+        return waits_for(BATCH)
+
+    while not stop():
+        first.send_signal(signal.SIGCONT)
+        run.wait_for_steps(run.steps() + 1)
     corrupt_weights(run, random.Random(0))
     first.kill()
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
