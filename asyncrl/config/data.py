@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from asyncrl.core.share import Share
 from asyncrl.section import Section
 
 _OWN = ("path", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
@@ -41,9 +42,9 @@ class DatasetConfig(Section):
         path = PurePath(self.path)
         return self.name or (path.name if self.path.startswith("hub:") else path.stem)
 
-    def has_step(self, step: int) -> bool:
-        """Whether its prompts are handed out when so many steps are done."""
-        return self.from_step <= step and (self.until_step is None or step < self.until_step)
+    def share(self, rows: int = 0) -> Share:
+        """Its part in the prompts, with so many rows."""
+        return Share(rows, self.weight, self.from_step, self.until_step)
 
 
 class DataConfig(Section):

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.core.share import Share
+
 _GOLDEN = (5**0.5 - 1) / 2
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A dataset's part in the prompts of a run."""
-
-    rows: int
-    weight: float = 1.0
-    """Its share of the prompts is this over the weights of all that have one at the time."""
-    from_step: int = 0
-    until_step: int | None = None
-    """Its share is for the steps from `from_step` on, before `until_step`."""
-
-    def has_step(self, step: int) -> bool:
-        return self.from_step <= step and (self.until_step is None or step < self.until_step)
 
 
 class PromptCursor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from asyncrl.config import Config, DataConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings
-from asyncrl.core.cursor import Share
+from asyncrl.core.share import Share
 from asyncrl.data.prompts import PromptSet
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
@@ -29,14 +29,7 @@ def loop_settings(config: Config) -> LoopSettings:
 
 def shares(data: DataConfig, rows: Sequence[int]) -> list[Share] | None:
     """Of the datasets, with the rows of each that are trained on; None where there is only one."""
-    return (
-        [
-            Share(count, each.weight, each.from_step, each.until_step)
-            for count, each in zip(rows, data.mix, strict=True)
-        ]
-        if data.mix
-        else None
-    )
+    return [each.share(count) for count, each in zip(rows, data.mix, strict=True)] if data.mix else None
 
 
 @contextmanager

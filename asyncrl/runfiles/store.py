@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
-from asyncrl.core.cursor import PromptCursor, Share
+from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary
+from asyncrl.core.share import Share
 
 P = TypeVar("P")
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.core.cursor import PromptCursor, Share
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.share import Share
 
 
 def test_every_row_once_per_epoch_in_a_seeded_order():
