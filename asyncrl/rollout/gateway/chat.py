@@ -36,7 +36,7 @@ UNSUPPORTED = {
 }
 
 
-class _Options(msgspec.Struct):
+class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
@@ -49,7 +49,7 @@ class _Request(msgspec.Struct):
     stop: str | list[str] = []
     n: int = 1
     stream: bool = False
-    stream_options: _Options = msgspec.field(default_factory=_Options)
+    stream_options: StreamOptions = msgspec.field(default_factory=StreamOptions)
     logprobs: bool = False
     response_format: dict[str, Any] = {}
     modalities: tuple[str, ...] = ("text",)

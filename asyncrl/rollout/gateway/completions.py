@@ -38,7 +38,7 @@ class _Request(msgspec.Struct):
     n: int = 1
     best_of: int | None = None
     stream: bool = False
-    stream_options: chat._Options = msgspec.field(default_factory=chat._Options)
+    stream_options: chat.StreamOptions = msgspec.field(default_factory=chat.StreamOptions)
     logprobs: int | None = None
     return_token_ids: bool = False
 

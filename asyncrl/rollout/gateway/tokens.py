@@ -42,7 +42,7 @@ class _Request(msgspec.Struct):
     token_ids: list[int]
     sampling_params: dict[str, Any]
     stream: bool = False
-    stream_options: chat._Options = msgspec.field(default_factory=chat._Options)
+    stream_options: chat.StreamOptions = msgspec.field(default_factory=chat.StreamOptions)
     output_mode: str = "tokens"
     return_token_ids: bool = False
 
