@@ -7,9 +7,11 @@ and in a random order. By default it is one.
 import os
 import random
 import signal
+import sqlite3
 import statistics
 import subprocess
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -96,13 +98,23 @@ def test_a_coordinator_that_hangs_before_it_is_up_is_replaced(job):
     run = job("run.start_s=30")
     run.wait_for_steps(3)
     first = run.role("coordinator")
+    run.process.send_signal(signal.SIGSTOP)
     first.kill()
-    run.wait_for_successor(first, "coordinator")
-    second = run.role("coordinator")
-    second.send_signal(signal.SIGSTOP)
+    with closing(locked(RunDir(run.run_dir).ledger)):  # so that the next is not up before it is stopped
+        run.process.send_signal(signal.SIGCONT)
+        run.wait_for_successor(first, "coordinator")
+        run.role("coordinator").send_signal(signal.SIGSTOP)
     assert run.end(3 * LONG_S) == 0, run.output.read_text()
     run.assert_all_steps_are_done(STEPS)
     assert "coordinator has not come up within 30 s; replacing it" in run.output.read_text()
+
+
+def locked(path):
+    """A connection that lets no other open the database, once the one who has it open is dead."""
+    database = sqlite3.connect(path, timeout=LONG_S, isolation_level=None)
+    database.execute("pragma locking_mode = exclusive")
+    database.execute("begin exclusive")
+    return database
 
 
 def kill_and_resume(start, run_dir, steps, times, rng):
