@@ -336,6 +336,12 @@ async def by_turns(task, model):
     return [1.0, task.member]
 
 
+async def in_parts(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=2)
+    await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=2)
+    return [{"won": 0.0, "brief": 0.5}, {"won": task.member, "odd": task.member % 2}]
+
+
 async def best_of(task, model):
     drafts = await asyncio.gather(*(model.generate(task.prompt_ids, train=False) for _ in range(3)))
     await model.generate([*task.prompt_ids, *drafts[0].token_ids])
@@ -416,6 +422,48 @@ def test_an_episode_in_its_process_earns_by_turns(carry_out, program):
         ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False)).tolist()
         assert t.turn_rewards == ((ends[0], 1.0), (ends[1], float(member)))
         assert len(t.token_ids) == len(TASK.prompt_ids) + 2 + 1 + 2
+
+
+def test_the_parts_that_an_episode_names_are_summed_as_the_config_says(carry_out, program):
+    parts = {"won": {"weight": 2.0}, "odd": {"gate": "won", "weight": 10.0}}
+    group, _ = carry_out(program("in_parts"), rewards={"episode": parts})
+    for member, t in enumerate(group.trajectories):
+        odd = float(member % 2)
+        assert t.reward_parts == {"won": float(member), "brief": 0.5, "odd": odd}
+        assert t.reward == 2.0 * member + 0.5 + 10.0 * odd
+        assert [number for number, _ in t.turns] == [0, 1]
+        assert t.turn_parts == {"won": (0.0, float(member)), "brief": (0.5, 0.0), "odd": (0.0, odd)}
+        ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False)).tolist()
+        assert t.turn_rewards == ((ends[0], 0.5), (ends[1], 2.0 * member + 10.0 * odd))
+
+
+BY_TURNS = """
+async def play(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=3)
+    second = await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=3)
+    turns = [first.token_ids, second.token_ids]
+    return [{"even": sum(i % 2 == 0 for i in ids), "low": float(min(ids))} for ids in turns]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", ["turn_gae", "turn_grpo"])
+def test_a_run_gives_credit_by_turn(make_config, one_thread, tmp_path, advantage):
+    (tmp_path / "own.py").write_text(BY_TURNS)
+    config = make_config(
+        *("run.mode=inline", "run.steps=2", "rollout.slots=6", "rollout.max_sequence_tokens=64"),
+        *(f"rollout.episode={tmp_path / 'own.py'}:play", "reward.functions=[]", "trainer.mini_batches=2"),
+        "reward.episode={even: {standardise: group}, low: {standardise: true, weight: 0.5}}",
+        *(f"objective.advantage={advantage}", "objective.gamma=0.9"),
+        *(["critic={}", "objective.lam=0.9"] if advantage == "turn_gae" else []),
+    )
+    result = asyncrl.run(config, progress=False)
+    last = read_metrics(result.run_dir / "metrics.jsonl")[-1]
+    assert last["reward/even/std"] > 0
+    assert last["reward/low/running_std"] > 0
+    assert last["adv/std"] > 0
+    assert ("critic/target_mean" in last) == (advantage == "turn_gae")
+    assert all(s.parts.keys() == {"even", "low"} for s in asyncrl.read_samples(result.run_dir))
 
 
 def test_what_is_not_to_be_trained_on_is_context(carry_out, program):

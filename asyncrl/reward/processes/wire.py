@@ -128,7 +128,8 @@ class Moving(msgspec.Struct, frozen=True, tag=True):
 
 class Played(msgspec.Struct, frozen=True, tag=True):
     number: int
-    earned: list[float] | None
+    earned: dict[str, list[float]] | None
+    """By the parts of the reward, in all or by each request."""
     took_s: float = 0.0
 
 

@@ -58,6 +58,8 @@ class FlatBatch:
     turn_rewards: NDArray[np.float32] | None = None
     """float32[T]: what is given at each token, where some rewards were earned by turns; others are given at
     the last sampled token."""
+    turns: NDArray[np.int64] | None = None
+    """int64[T]: which request of its member sampled each token that was; None where each member made one."""
 
     @property
     def sequences(self) -> int:
@@ -128,7 +130,7 @@ class TokenBatch:
 
 def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = False) -> FlatBatch:
     """The arrays of a batch. Tokens older than `batch.oldest_version` are masked, and with `mask_truncated`
-    those of responses that were cut off. With `bootstraps` these have no turn reward but what turns have
+    those of members that were cut off. With `bootstraps` these have no turn reward but what turns have
     earned: a value takes the place of theirs. Raises `BatchError` for records that contradict themselves, and
     for rewards and logprobs that are not finite."""
     if not batch.groups:
@@ -145,9 +147,10 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
     truncated = np.array([t.finish_reason is FinishReason.LENGTH for t in trajectories])
     firsts = np.array([t.segment == 0 for t in trajectories])
     ends = truncated & np.append(firsts[1:], True)
+    cut = np.logical_or.reduceat(truncated, np.flatnonzero(firsts))[np.cumsum(firsts) - 1]
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
-        loss_mask=sampled & fresh & ~np.repeat(truncated & mask_truncated, lengths),
+        loss_mask=sampled & fresh & ~np.repeat(cut & mask_truncated, lengths),
         behavior_logprobs=np.concatenate([t.behavior_logprobs for t in trajectories]).astype(np.float32),
         ages=np.where(sampled, batch.version - versions, 0),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -158,7 +161,18 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
         turn_rewards=_turn_rewards(trajectories, ends & bootstraps),
+        turns=_turns(trajectories),
     )
+
+
+def _turns(trajectories: Sequence[Trajectory]) -> NDArray[np.int64] | None:
+    if not any(t.turns for t in trajectories):
+        return None
+    arrays = [np.zeros(len(t.token_ids), np.int64) for t in trajectories]
+    for array, trajectory in zip(arrays, trajectories, strict=True):
+        for number, last in reversed(trajectory.turns):
+            array[: last + 1] = number
+    return np.concatenate(arrays)
 
 
 def _turn_rewards(
