@@ -427,8 +427,10 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "leave it out",
         ),
         (
-            ["objective.advantage=turn_gae", "critic={}", "rollout.episode=own.py:play"]
-            + ["objective.bootstrap_truncated=true"],
+            [
+                *("objective.advantage=turn_gae", "critic={}", "rollout.episode=own.py:play"),
+                "objective.bootstrap_truncated=true",
+            ],
             "objective.bootstrap_truncated is for gae, vtrace",
             "leave it out",
         ),

@@ -55,7 +55,18 @@ def carry_out(make_qwen3):
     """Runs one group of an episode; gives it, the rollout and the model."""
     model = make_qwen3(vocab_size=32)
 
-    def carry_out(episode, watch=None, *, task=TASK, chat=None, rewards=None, capacity=GROUP, **settings):
+    def carry_out(
+        episode,
+        watch=None,
+        *,
+        task=TASK,
+        chat=None,
+        rewards=None,
+        models=None,
+        max_tokens=TURN,
+        capacity=GROUP,
+        **settings,
+    ):
         """episode: of the worker's, or what `rollout.episode` may name. rewards: settings."""
 
         async def run():
@@ -67,9 +78,9 @@ def carry_out(make_qwen3):
                 await pool.start()
             scoring = Rewards(
                 RewardConfig.model_validate({"models": [{"path": "judge"}]} if rewards is None else rewards),
-                {"judge": LengthModel()} if rewards is None else {},
+                {"judge": LengthModel()} if rewards is None else models or {},
                 max_steps=1,
-                max_tokens=TURN,
+                max_tokens=max_tokens,
             )
             rollout = GroupRollout(
                 *(engine, scoring, letters),
@@ -466,6 +477,16 @@ def test_a_run_gives_credit_by_turn(make_config, one_thread, tmp_path, advantage
     assert all(s.parts.keys() == {"even", "low"} for s in asyncrl.read_samples(result.run_dir))
 
 
+def test_what_an_episode_shows_is_no_part_of_an_overlong_response(carry_out):
+    """Of 6 + 3 sampled tokens, one is beyond the 8 that cost nothing; the 4 that were shown are no matter."""
+    models = {"models": [{"path": "judge"}], "overlong": {"buffer_tokens": 4}}
+    group, _ = carry_out(two_turns, rewards=models, models={"judge": LengthModel()}, max_tokens=12)
+    assert all(
+        t.loss_mask.sum() == TURN + 3 < len(t.token_ids) - len(TASK.prompt_ids) for t in group.trajectories
+    )
+    assert [t.reward_parts["overlong"] for t in group.trajectories] == [-1 / 4] * GROUP
+
+
 def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
     group, _ = carry_out(program("best_of"))
     for t in group.trajectories:
@@ -479,7 +500,11 @@ def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
     [
         ("raises", "episode: ConnectionError", "the tool is away", {}),
         ("waits", "episode: time-out", "longer than rollout.episode_timeout_s=0.3", {"timeout_s": 0.3}),
-        ("blocks", "episode: time-out", "longer than rollout.episode_timeout_s=2", {"timeout_s": 2.0}),
+        (
+            *("blocks", "episode: time-out"),
+            r"programs.py:blocks`: it took longer than rollout.episode_timeout_s=2, .* in blocks \(.*, line ",
+            {"timeout_s": 2.0},
+        ),
         ("killed", "episode: process died", "killed by SIGKILL", {}),
         ("says_nothing", REWARDLESS, "nothing else that scores", {"rewards": {}}),
     ],

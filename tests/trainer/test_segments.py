@@ -8,7 +8,7 @@ import torch
 from batches import make_batch
 
 from asyncrl.config import ObjectiveConfig
-from asyncrl.core.records import Batch, Group, VersionSpan
+from asyncrl.core.records import Batch, FinishReason, Group, VersionSpan
 from asyncrl.objective.catalogue import GROUP_ADVANTAGES, TURN_ADVANTAGES
 from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.metrics import batch_metrics
@@ -207,6 +207,21 @@ def estimate_by_turn(batch, name, settings, per_token):
     estimator = AdvantageEstimator(ObjectiveConfig(advantage=name, **settings))
     found = estimator(flat, tokens, over_all(per_token["kl"]))
     return [None if x is None else x[at] for x in found]
+
+
+def test_a_member_of_which_a_segment_was_cut_off_is_left_out_as_a_whole():
+    batch = in_segments(make_batch(2))
+    members = [m for group in batch.groups for m in group.members()]
+    for member in members:
+        for t in member:
+            t.finish_reason = FinishReason.STOP
+    first, last = [m for m in members if len(m) > 1][:2]
+    first[0].finish_reason = last[-1].finish_reason = FinishReason.LENGTH
+    cut = [t is s for group in batch.groups for t in group.trajectories for s in (*first, *last)]
+    left_out = np.array(cut).reshape(-1, len(first) + len(last)).any(1)
+    whole, masked = flatten(batch), flatten(batch, mask_truncated=True)
+    np.testing.assert_array_equal(masked.loss_mask, whole.loss_mask & ~left_out[whole.sequence_index()])
+    assert masked.truncated.tolist() == [t is last[-1] for g in batch.groups for t in g.trajectories]
 
 
 def test_metrics_count_a_member_once_and_tell_why_it_was_split():

@@ -107,6 +107,8 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float = 0.0
     """What the service asks to wait before it."""
     took_s: float = 0.0
+    metrics: dict[str, list[float]] = {}
+    """What it has logged before."""
 
 
 class Stuck(msgspec.Struct, frozen=True, tag=True):
