@@ -12,13 +12,7 @@ from torch import Tensor
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.objective.advantages import Outcomes
-from asyncrl.objective.catalogue import (
-    ADVANTAGES,
-    GROUP_ADVANTAGES,
-    TURN_ADVANTAGES,
-    WHITENED_OVER_TOKENS,
-    is_own,
-)
+from asyncrl.objective.catalogue import ADVANTAGES, TOKEN_ADVANTAGES, TURN_ADVANTAGES, WHITENED_OVER_TOKENS
 from asyncrl.objective.gae import Steps, gae, whiten
 from asyncrl.objective.make import make_advantage
 from asyncrl.objective.policy import ratio
@@ -32,8 +26,7 @@ class AdvantageEstimator:
         name = config.advantage
         self.needs_ratios = name in ADVANTAGES and ADVANTAGES[name].needs_ratios
         self._estimate = make_advantage(name, config.settings_of(name))
-        self._of_whole = name in GROUP_ADVANTAGES or is_own(name)
-        self._of_tokens = self._from_values
+        self._of_tokens = self._from_values if name in TOKEN_ADVANTAGES else None
         if name in TURN_ADVANTAGES:
             from asyncrl.trainer.turns import by_turn  # which few runs need
 
@@ -48,7 +41,7 @@ class AdvantageEstimator:
     ) -> tuple[Tensor, Tensor | None]:
         """(advantages, targets for the critic), float32[T] each; None without a critic. Every rank has the
         whole batch, and computes the same. token_rewards: float32[T], beside those of whole responses."""
-        if not self._of_whole:
+        if self._of_tokens is not None:
             advantages, targets = self._of_tokens(flat, tokens, token_rewards)
             return whiten(advantages, tokens.mask) if self._whiten else advantages, targets
         # What is compared are members, each with one reward however many segments it has.

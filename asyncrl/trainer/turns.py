@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.objective.gae import Steps, gae
@@ -73,3 +74,14 @@ def turns_of(
         None if values is None else values.double().cpu()[at[firsts]],
     )
     return turns, torch.from_numpy(at), of_token
+
+
+def values_at_ends(flat: FlatBatch, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`flat.turn_rewards` with a value (float64, of each that was cut off) at the last trained token of what
+    was cut off; what earlier turns have earned stays."""
+    assert flat.turn_rewards is not None
+    of_turns = flat.turn_rewards.copy()
+    for value, s in zip(values, np.flatnonzero(flat.truncated), strict=True):
+        trained = np.flatnonzero(flat.loss_mask[flat.offsets[s] : flat.offsets[s + 1]])
+        of_turns[flat.offsets[s] + trained[-1:]] += value
+    return of_turns

@@ -105,7 +105,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
             versioned[start + span.start : start + end] = True
         if any(at >= t.n_tokens or not mask[start + at] for at in (*of_turns, *dict(t.turns).values())):
             raise Malformed(f"{where}: trajectory {i} has rewards or turns at tokens that were not sampled")
-        if any(len(values) != len(t.turns) for values in t.turn_parts.values()):
+        sizes = {len(values) for values in t.turn_parts.values()}
+        if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
             raise Malformed(f"{where}: trajectory {i} of {len(t.turns)} turns has the parts {t.turn_parts}")
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")

@@ -1,16 +1,18 @@
 """A member of several segments counts as one: for advantages, rewards by turns, metrics, the wire."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from batches import make_batch
+from forked import fork
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.core.records import Batch, FinishReason, Group, VersionSpan
 from asyncrl.objective.catalogue import GROUP_ADVANTAGES, TURN_ADVANTAGES
 from asyncrl.trainer.advantages import AdvantageEstimator
+from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import TokenBatch, flatten
 from asyncrl.wire.codec import Malformed, check_group, decode_group, decode_header, encode_group
@@ -90,7 +92,7 @@ def with_turn_rewards(batch, seed=0):
     for t in (t for group in batch.groups for t in group.trajectories):
         ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False))
         t.turns = tuple(enumerate(ends.tolist()))
-        t.turn_parts = {"won": tuple(rng.normal(size=len(ends)).tolist())}
+        t.turn_parts = {"accuracy": tuple(rng.normal(size=len(ends)).tolist())}
         t.turn_rewards = tuple((int(at), float(rng.normal())) for at in ends)
         t.reward = sum(reward for _, reward in t.turn_rewards)
     return batch
@@ -224,6 +226,36 @@ def test_a_member_of_which_a_segment_was_cut_off_is_left_out_as_a_whole():
     assert masked.truncated.tolist() == [t is last[-1] for g in batch.groups for t in g.trajectories]
 
 
+def flat_batches():
+    """Without segments and turns, with segments, and with both."""
+    plain, by_turns = make_batch(1), with_turn_rewards(make_batch(1))
+    return [flatten(b) for b in (plain, in_segments(plain), in_segments(by_turns))]
+
+
+def take_part(rank, folder):
+    group = RankGroup(rank, 2, folder / "rendezvous", torch.device("cpu"), start_timeout_s=60.0)
+    for flat in flat_batches():
+        got = group._broadcast_batch(flat if rank == 0 else None)
+        for field in fields(flat):
+            np.testing.assert_array_equal(getattr(got, field.name), getattr(flat, field.name), field.name)
+    group.close()
+
+
+@pytest.mark.slow
+@pytest.mark.deepspeed
+def test_ranks_get_the_segments_and_turns_that_rank_0_has(tmp_path):
+    assert [flat.turns is None for flat in flat_batches()] == [True, True, False]
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    processes = [fork(take_part, rank, tmp_path, log=log) for rank, log in enumerate(logs)]
+    try:
+        for process, log in zip(processes, logs, strict=True):
+            process.join(120)
+            assert process.exitcode == 0, log.read_text()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_metrics_count_a_member_once_and_tell_why_it_was_split():
     batch = make_batch(2)
     whole = dict(batch_metrics(batch, flatten(batch)))
@@ -261,7 +293,13 @@ def first_segment_of_two(group):
         (lambda g, i: setattr(g.trajectories[i], "turn_rewards", ((0, 1.0),)), "were not sampled"),
         (lambda g, i: setattr(g.trajectories[i], "turn_rewards", ((2**40, 1.0),)), "were not sampled"),
         (lambda g, i: setattr(g.trajectories[i], "turns", ((1, 0),)), "were not sampled"),
-        (lambda g, i: setattr(g.trajectories[i], "turn_parts", {"a": (1.0,)}), "of 0 turns has the parts"),
+        *(
+            (
+                lambda g, i, parts=parts: setattr(g.trajectories[i], "turn_parts", parts),
+                "of 0 turns has the parts",
+            )
+            for parts in ({"accuracy": (1.0,)}, {"accuracy": ()}, {"other": ()})
+        ),
     ],
 )
 def test_segments_that_contradict_each_other_are_refused(change, message):

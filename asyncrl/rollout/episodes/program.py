@@ -262,9 +262,10 @@ async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def checked_earned(earned: Any) -> dict[str, list[float]] | None:
-    """Of each part of the reward its values: one, or one for each request. A request of which a part is not
-    told has 0 of it. Raises `TypeError`."""
+def checked_earned(earned: Any, requests: int | None = None) -> dict[str, list[float]] | None:
+    """Of each part of the reward its values: one, or one for each of the `requests`, where their number is
+    known. A request of which a part is not told has 0 of it. Raises `TypeError`, and `ValueError` for
+    another number."""
     value = _plain(earned)
     if value is None:
         return None
@@ -281,6 +282,9 @@ def checked_earned(earned: Any) -> dict[str, list[float]] | None:
             f"it returned {earned!r:.80}; it should return a finite number, one for each request to the "
             "model, either of these by the names of the reward's parts, or None"
         )
+    for values in parts.values() if requests is not None else ():
+        if len(values) not in (1, requests):
+            raise ValueError(f"it returned {len(values)} rewards for {requests} requests to the model")
     return {name: [float(v) for v in values] for name, values in parts.items()}
 
 

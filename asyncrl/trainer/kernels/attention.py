@@ -108,8 +108,7 @@ def _misfit_of_gpu(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _mistake(model: PreTrainedModel) -> str | None:
-    """Switch the model to the kernel. Where its output changes, switch it back and return why. A lack of
-    memory is raised: it says nothing of the kernel."""
+    """Switch the model to the kernel. Where its output changes, switch it back and return why."""
     ids = probe_ids(model, 12)
     positions = torch.tensor([[*range(5), *range(7)]], device=model.device)
     pieces = Pieces(torch.tensor([0, 5, 12], dtype=torch.int32, device=model.device), 7, None)
@@ -128,7 +127,7 @@ def _mistake(model: PreTrainedModel) -> str | None:
             return None
         else:
             why = f"tried out, its hidden states were off by {off:.2g} of their size"
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # which says nothing of the kernel
         raise
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises, there is another way
         why = f"tried out, it failed: {error}"

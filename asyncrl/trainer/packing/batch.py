@@ -19,6 +19,7 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
 from asyncrl.errors import AsyncRLError
+from asyncrl.trainer.packing.turns import turn_numbers, turn_rewards
 
 
 class BatchError(AsyncRLError, ValueError):
@@ -113,14 +114,8 @@ class TokenBatch:
 
     @classmethod
     def of(cls, flat: FlatBatch, device: torch.device) -> Self:
-        of_records = (
-            flat.token_ids,
-            flat.ages,
-            flat.sequence_index(),
-            flat.loss_mask,
-            flat.behavior_logprobs,
-        )
-        return cls(*(torch.as_tensor(array).to(device) for array in of_records))
+        arrays = (flat.token_ids, flat.ages, flat.sequence_index(), flat.loss_mask, flat.behavior_logprobs)
+        return cls(*(torch.as_tensor(array).to(device) for array in arrays))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -160,32 +155,9 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
         sampled_tokens=int(sampled.sum()),
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
-        turn_rewards=_turn_rewards(trajectories, ends & bootstraps),
-        turns=_turns(trajectories),
+        turn_rewards=turn_rewards(trajectories, ends & bootstraps),
+        turns=turn_numbers(trajectories),
     )
-
-
-def _turns(trajectories: Sequence[Trajectory]) -> NDArray[np.int64] | None:
-    if not any(t.turns for t in trajectories):
-        return None
-    arrays = [np.zeros(len(t.token_ids), np.int64) for t in trajectories]
-    for array, trajectory in zip(arrays, trajectories, strict=True):
-        for number, last in reversed(trajectory.turns):
-            array[: last + 1] = number
-    return np.concatenate(arrays)
-
-
-def _turn_rewards(
-    trajectories: Sequence[Trajectory], bootstrapped: NDArray[np.bool_]
-) -> NDArray[np.float32] | None:
-    if not any(t.turn_rewards for t in trajectories):
-        return None
-    arrays = [np.zeros(len(t.token_ids), np.float32) for t in trajectories]
-    for array, trajectory, is_open in zip(arrays, trajectories, bootstrapped, strict=True):
-        last = int(np.flatnonzero(trajectory.loss_mask)[-1])
-        for at, reward in trajectory.turn_rewards or [(last, 0.0 if is_open else trajectory.reward)]:
-            array[at] += reward
-    return np.concatenate(arrays)
 
 
 def cut_ends(flat: FlatBatch) -> FlatBatch:
