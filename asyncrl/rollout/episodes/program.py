@@ -271,11 +271,9 @@ def checked_earned(earned: Any, requests: int | None = None) -> dict[str, list[f
         return None
     if isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value):
         turns = [turn if isinstance(turn, Mapping) else {EPISODE: turn} for turn in value]
-        value = {name: [_plain(t.get(name, 0.0)) for t in turns] for name in dict.fromkeys(chain(*turns))}
-    parts = {
-        name: _plain(v) for name, v in (value if isinstance(value, Mapping) else {EPISODE: value}).items()
-    }
-    parts = {name: v if isinstance(v, list) else [v] for name, v in parts.items()}
+        value = {name: [turn.get(name, 0.0) for turn in turns] for name in dict.fromkeys(chain(*turns))}
+    named = value if isinstance(value, Mapping) else {EPISODE: value}
+    parts = {name: v if isinstance(v := _plain(given), list) else [v] for name, given in named.items()}
     is_named = all(isinstance(name, str) and name for name in parts)
     if not parts or not is_named or not all(v and all(map(_is_number, v)) for v in parts.values()):
         raise TypeError(
