@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from asyncrl.container import container_limits
 
 OWN_CORES = "ASYNCRL_OWN_CORES"
 """Environment variable that names the cores a role is pinned to, as `0,1`."""
@@ -28,6 +31,14 @@ def unpin() -> None:
     """Use all cores again, in a process that was started by a pinned one but does none of its computing."""
     if cores := os.environ.pop(_ALL_CORES, None):
         os.sched_setaffinity(0, _cores(cores))
+
+
+def usable_cores() -> int:
+    """Cores that the processes which this one starts can keep busy, whatever it is pinned to itself."""
+    if sys.platform != "linux":
+        return container_limits().cores()
+    pinned_from = os.environ.get(_ALL_CORES)
+    return container_limits().cores(_cores(pinned_from) if pinned_from else os.sched_getaffinity(0))
 
 
 @contextmanager

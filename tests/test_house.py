@@ -14,6 +14,7 @@ LAYERS = (
         *(
             "affinity",
             "bounded",
+            "container",
             "decoders",
             "errors",
             "event_loop",

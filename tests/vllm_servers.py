@@ -16,9 +16,10 @@ START_S = 240.0
 
 
 class VllmServer:
-    """Starts at once; `wait` for it. `options` go to its command line as they are."""
+    """Starts at once; `wait` for it. `options` go to its command line as they are. chats: whether it has a
+    tokenizer, for OpenAI's chat API."""
 
-    def __init__(self, model: Path, log: Path, *options: str, port: int | None = None):
+    def __init__(self, model: Path, log: Path, *options: str, port: int | None = None, chats: bool = False):
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
@@ -37,7 +38,8 @@ class VllmServer:
                 [
                     *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
                     *("--host", "127.0.0.1", "--port", str(self.port), "--model", str(model)),
-                    *("--tokens-only", "--logprobs-mode", "processed_logprobs", "--dtype", "float32"),
+                    *("--logprobs-mode", "processed_logprobs", "--dtype", "float32"),
+                    *(() if chats else ("--tokens-only",)),
                     *(
                         "--no-enable-chunked-prefill",
                         "--enforce-eager",

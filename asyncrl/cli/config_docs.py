@@ -26,6 +26,10 @@ Unknown keys, wrong types and combinations that cannot work are refused before a
 A key without a default is required."""
 
 
+_ITEM: dict[Any, str] = {list: ".N", dict: ".NAME"}
+"""What stands for one of several sections, by what holds them."""
+
+
 def render() -> str:
     """The reference as Markdown: a table for each section."""
     return "\n".join([_INTRODUCTION, *_tables(Config, "")])
@@ -39,13 +43,13 @@ def _tables(section: type[Section], prefix: str) -> Iterator[str]:
         yield from (_row(f"{prefix}{name}", field) for name, field in own.items())
     for name, field in section.model_fields.items():
         if inner := section_of(field.annotation):
-            key = f"{prefix}{name}" if _is_section(field) else f"{prefix}{name}.N"
+            key = f"{prefix}{name}{_ITEM.get(get_origin(field.annotation), '')}"
             yield f"\n{'###' if prefix else '##'} `{key}`"
             yield from _tables(inner, f"{key}.")
 
 
 def _is_section(field: FieldInfo) -> bool:
-    return section_of(field.annotation) is not None and get_origin(field.annotation) is not list
+    return section_of(field.annotation) is not None and get_origin(field.annotation) not in _ITEM
 
 
 def _row(key: str, field: FieldInfo) -> str:

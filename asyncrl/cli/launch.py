@@ -46,12 +46,13 @@ def _launch(arguments: argparse.Namespace) -> None:
     from asyncrl.cluster.hosts.fork_server import started_ahead
 
     with started_ahead():
+        from asyncrl.launch.checked import lacks
         from asyncrl.launch.launcher import resume, run
         from asyncrl.observe.summary import print_summary
         from asyncrl.plan.load import load
 
         if arguments.resume is None:
-            result = run(load(arguments.config, arguments.overrides), gpus=arguments.gpus)
+            result = run(load(arguments.config, arguments.overrides, lacks), gpus=arguments.gpus)
         else:
             result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
         print_summary(result.summary)

@@ -12,20 +12,22 @@ from pydantic import ValidationError
 
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig
-from asyncrl.config.reward import RewardJudgeConfig, RewardRouteConfig
+from asyncrl.config.reward import PartConfig, RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
 from asyncrl.config.servers import impossible_key_env, impossible_urls
 from asyncrl.config.trainer import BACKENDS
 from asyncrl.objective.catalogue import (
+    ADVANTAGES,
+    BY_CRITIC,
     COMPARE_WITHIN_GROUPS,
-    GROUP_ADVANTAGES,
     JUDGE_SUCCESS,
     PASS_K,
     POLICY_LOSSES,
     REJECTIONS,
     TOKEN_ADVANTAGES,
+    TURN_ADVANTAGES,
     is_own,
 )
 from asyncrl.roles import ROLLOUT, TRAINER, names
@@ -40,7 +42,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
     yield from _impossible_data(c)
-    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}:
+    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo"}:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
@@ -151,20 +153,29 @@ def _impossible_staleness(staleness: StalenessConfig) -> Iterator[str]:
 
 
 def _impossible_critic(c: Config) -> Iterator[str]:
-    advantage, needed = c.objective.advantage, ", ".join(TOKEN_ADVANTAGES)
-    if advantage in TOKEN_ADVANTAGES and c.critic is None:
+    advantage = c.objective.advantage
+    if advantage in BY_CRITIC and c.critic is None:
         yield (
             f"objective.advantage={advantage} takes its values from a critic, but there is none; add a "
             "section `critic:` (it may be empty: `critic: {}`), or use objective.advantage=grpo"
         )
-    if c.critic is not None and advantage not in TOKEN_ADVANTAGES:
+    if c.critic is not None and advantage not in BY_CRITIC:
         yield (
             f"critic: objective.advantage={advantage} uses no critic; leave the section out, or use "
-            f"objective.advantage={needed.replace(', ', ' or ')}"
+            f"objective.advantage={' or '.join(BY_CRITIC)}"
         )
-    for key in ("whiten", "bootstrap_truncated"):
-        if getattr(c.objective, key) and advantage not in TOKEN_ADVANTAGES:
-            yield f"objective.{key} is for {needed}, and objective.advantage={advantage}; leave it out"
+    for key, needed in (("whiten", BY_CRITIC), ("bootstrap_truncated", tuple(TOKEN_ADVANTAGES))):
+        if getattr(c.objective, key) and advantage not in needed:
+            yield (
+                f"objective.{key} is for {', '.join(needed)}, and objective.advantage={advantage}; leave it "
+                "out"
+            )
+    if advantage in TURN_ADVANTAGES and c.rollout.episode is None:
+        yield (
+            f"objective.advantage={advantage} is of an episode's turns, and without rollout.episode a "
+            "response is one turn; name an episode, or use objective.advantage="
+            f"{'gae' if advantage in BY_CRITIC else 'grpo'}"
+        )
     if c.critic is not None and c.critic.value_range[0] >= c.critic.value_range[1]:
         bounds = list(c.critic.value_range)
         yield f"critic.value_range={bounds}: write the lower bound first, then a higher one"
@@ -177,13 +188,12 @@ def _impossible_critic(c: Config) -> Iterator[str]:
 
 def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
     """Settings that neither the policy loss nor the advantage has."""
-    advantages = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
     chosen = {
         f"objective.policy_loss={objective.policy_loss}": POLICY_LOSSES.get(objective.policy_loss),
-        f"objective.advantage={objective.advantage}": advantages.get(objective.advantage),
+        f"objective.advantage={objective.advantage}": ADVANTAGES.get(objective.advantage),
     }
     has = {name: entry.settings if entry else ("settings",) for name, entry in chosen.items()}
-    entries = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+    entries = {**POLICY_LOSSES, **ADVANTAGES}
     for key in dict.fromkeys(key for entry in entries.values() for key in entry.settings):
         value = getattr(objective, key)
         if value is None or any(key in settings for settings in has.values()):
@@ -230,6 +240,11 @@ def _impossible_rejection(objective: ObjectiveConfig) -> Iterator[str]:
             "objective.reject_above, reject_below and reject_only_negative say what objective.reject leaves "
             f"out, and it is null; set it to one of {', '.join(REJECTIONS)}"
         )
+    if above is not None and above < 0 and objective.reject is not None and objective.reject[-2:] != "k1":
+        yield (
+            f"objective.reject_above={above}: objective.reject={objective.reject} is never below 0, so every "
+            "sequence would be rejected; give a bound above 0"
+        )
     if above is not None and below is not None and below > above:
         yield (
             f"objective.reject_below={below} is above objective.reject_above={above}: every sequence would "
@@ -244,18 +259,19 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         yield "reward: nothing scores a response; give reward.functions or reward.models, or reward.judges"
     elif scoring and all(part.weight == 0 for part in scoring.values()):
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
-    for name, count in Counter(reward.part_names).items():
+    for name, count in Counter([*reward.part_names, *reward.episode]).items():
         if count > 1:
             yield (
                 f"reward has {count} parts called `{name}`, which the metrics could not tell apart; give "
                 "each a `name` of its own"
             )
+    if reward.episode and c.rollout.episode is None:
+        yield "reward.episode says how an episode's parts count; name an episode by rollout.episode"
     functions = {part.label for part in reward.called}
     for key, part in scoring.items():
-        if part.clip is not None and part.clip[0] >= part.clip[1]:
-            yield f"{key}.clip={list(part.clip)}: write the lower bound first, then a higher one"
-        if part.gate is not None and part.gate not in functions - {part.label}:
-            yield f"{key}.gate={part.gate}: no other reward function of that name; {_there_are(functions)}"
+        yield from _impossible_part(key, part, part.label, functions, "reward function")
+    for name, of_episode in reward.episode.items():
+        yield from _impossible_part(f"reward.episode.{name}", of_episode, name, {*reward.episode}, "part")
     for i, judge in enumerate(reward.judges):
         yield from _impossible_judge(f"reward.judges.{i}", judge, c.rollout.group_size)
     if reward.thinking is not None and not all(reward.thinking):
@@ -275,6 +291,14 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         )
     if reward.format.pattern is not None:
         yield from _impossible_pattern("reward.format.pattern", reward.format.pattern)
+
+
+def _impossible_part(key: str, part: PartConfig, name: str, gates: set[str], what: str) -> Iterator[str]:
+    """what: the `gates` are, among them perhaps the part itself."""
+    if part.clip is not None and part.clip[0] >= part.clip[1]:
+        yield f"{key}.clip={list(part.clip)}: write the lower bound first, then a higher one"
+    if part.gate is not None and part.gate not in gates - {name}:
+        yield f"{key}.gate={part.gate}: no other {what} of that name; {_there_are(gates)}"
 
 
 def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> Iterator[str]:

@@ -80,10 +80,11 @@ def dump(config: Config, *, changed_only: bool = False) -> str:
 
 
 def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the tree, sections included; `*` stands for the number of a list's item."""
+    """Every dotted key of the tree, sections included; `*` stands for the number of a list's item, `NAME`
+    for a name of your own."""
     for name, info in section.model_fields.items():
         yield prefix + name
         nested = section_of(info.annotation)
         if nested is not None:
-            star = "*." if get_origin(info.annotation) is list else ""
-            yield from keys(nested, f"{prefix}{name}.{star}")
+            of_each = {list: "*.", dict: "NAME."}.get(get_origin(info.annotation), "")
+            yield from keys(nested, f"{prefix}{name}.{of_each}")

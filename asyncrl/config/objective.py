@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, REJECTIONS, TOKEN_ADVANTAGES, is_own
+from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES, REJECTIONS, is_own
 from asyncrl.section import Section
 
 
@@ -28,7 +28,7 @@ def _named(catalogue: Iterable[str]) -> AfterValidator:
 class ObjectiveConfig(Section):
     """What null means everywhere here: the objective's own default, which its signature declares."""
 
-    advantage: Annotated[str, _named((*GROUP_ADVANTAGES, *TOKEN_ADVANTAGES))] = "grpo"
+    advantage: Annotated[str, _named(ADVANTAGES)] = "grpo"
     """Advantage estimator (docs/objectives.md), or your own: `package.module:function` or
     `path/file.py:function`."""
     policy_loss: Annotated[str, _named(POLICY_LOSSES)] = "decoupled_ppo"
@@ -112,7 +112,8 @@ class ObjectiveConfig(Section):
     tau_neg: float | None = Field(None, gt=0)
     """`sapo`: sharpness of the gate for other tokens."""
     deviation: Literal["population", "sample"] | None = None
-    """`grpo`, `lite_ppo`, `ngrpo`: whether the squares are divided by their number n, or by n - 1."""
+    """`grpo`, `lite_ppo`, `ngrpo`, `turn_grpo`: whether the squares are divided by their number n, or by
+    n - 1."""
     pass_k: int | None = Field(None, ge=1)
     """`pass_at_k`: the k."""
     inter_share: float | None = Field(None, ge=0, le=1)
@@ -126,15 +127,17 @@ class ObjectiveConfig(Section):
     positive_weight: float | None = Field(None, ge=0)
     """`nsr`: advantage of a success; that of a failure is -1."""
     gamma: float | None = Field(None, gt=0, le=1)
-    """`gae`, `vtrace`: discount of a token's later rewards."""
+    """`gae`, `vtrace`: discount of a token's later rewards; `turn_gae`, `turn_grpo`: of a turn's."""
     lam: float | None = Field(None, ge=0, le=1)
-    """`gae`, `vtrace`: how far ahead rewards are taken as they came (1), rather than from the critic (0)."""
+    """`gae`, `vtrace`, `turn_gae`: how far ahead rewards are taken as they came (1), rather than from the
+    critic (0)."""
     rho_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
     """`vtrace`: upper bound of a token's importance ratio in its own error; .inf leaves it whole."""
     c_bar: float | None = Field(None, gt=0, allow_inf_nan=True)
     """`vtrace`: upper bound of the ratio by which later errors reach a token."""
     whiten: bool = False
-    """Advantages of tokens (`gae`, `vtrace`) less their mean, over their deviation, in each batch."""
+    """Advantages by a critic (`gae`, `vtrace`, `turn_gae`) less their mean, over their deviation, in each
+    batch."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     entropy_share: float | None = Field(None, gt=0, le=1)
@@ -159,7 +162,7 @@ class ObjectiveConfig(Section):
         """What is set, other than by default, of the settings of the policy loss or advantage `name`."""
         if is_own(name):
             return self.settings
-        entry = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}[name]
+        entry = {**POLICY_LOSSES, **ADVANTAGES}[name]
         return {key: value for key in entry.settings if (value := getattr(self, key)) is not None}
 
 

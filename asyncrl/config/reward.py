@@ -16,13 +16,11 @@ def _spec_of_function(function: Any) -> Any:
     return spec_of(function) if callable(function) else function
 
 
-class RewardPartConfig(Section):
-    """What every part of the reward has: how it enters the sum, in this order."""
+class PartConfig(Section):
+    """How a part of the reward enters the sum."""
 
     weight: float = 1.0
     """Its weight in the sum."""
-    name: str | None = None
-    """Name in the metrics; by default the function's own, or the last folder of the model's path."""
     standardise: bool | Literal["group"] = False
     """Subtract the mean and divide by the standard deviation of this part over the batches so far, or over
     each `group`."""
@@ -31,7 +29,15 @@ class RewardPartConfig(Section):
     clip: tuple[float, float] | None = Field(None, strict=False)
     """Lowest and highest value that enters the sum."""
     gate: str | None = None
-    """Name of a reward function or judge: where that gave 0 or less, this part adds nothing (P-GRPO)."""
+    """Name of a reward function or judge (of an episode's part: of another): where that gave 0 or less, this
+    part adds nothing (P-GRPO)."""
+
+
+class RewardPartConfig(PartConfig):
+    """What every part has that scores a response."""
+
+    name: str | None = None
+    """Name in the metrics; by default the function's own, or the last folder of the model's path."""
     sees: Literal["all", "answer"] | None = None
     """What it reads of a response; by default `reward.sees`."""
 
@@ -184,6 +190,8 @@ class RewardConfig(Section):
     """Reward models, each in a process of its own; a response is scored as soon as it is finished."""
     judges: list[RewardJudgeConfig] = Field([])
     """Language models behind HTTP APIs; they are asked for a whole group when its responses are finished."""
+    episode: dict[str, PartConfig] = Field({})
+    """How the parts enter the sum that an episode names; those not listed here have the weight 1."""
     route: RewardRouteConfig = RewardRouteConfig()
     overlong: OverlongConfig = OverlongConfig()
     format: FormatConfig = FormatConfig()

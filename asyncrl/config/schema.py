@@ -71,7 +71,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     trainer: TrainerConfig = TrainerConfig()
     critic: CriticConfig | None = None
-    """The critic, for the advantages `gae` and `vtrace`; null is none."""
+    """The critic, for the advantages `gae`, `vtrace` and `turn_gae`; null is none."""
     reference: ReferenceConfig | None = None
     """A frozen policy to stay close to; null is none."""
     weights: WeightsConfig = WeightsConfig()

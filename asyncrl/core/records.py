@@ -85,8 +85,11 @@ class Trajectory:
         not known.
     segment: number of the segment; above 0 it is of the same member as the trajectory before it, and has the
         same reward.
-    turn_rewards: where the reward was earned by turns: positions of sampled tokens, and the part of it that
-        is given there. Of a segment, what it earned from its first turn on.
+    turns: where its member made several requests: the number of each one that is trained on, and the position
+        of its last token.
+    turn_parts: where the reward was earned by turns, of each part by name what each of these `turns` has
+        earned; the segment's last one has all that came later.
+    turn_rewards: likewise the share of the reward, with its position.
     """
 
     token_ids: NDArray[np.int32]
@@ -99,6 +102,8 @@ class Trajectory:
     metadata: dict[str, Any] = field(default_factory=dict)
     kept: KeptSets | None = None
     segment: int = 0
+    turns: tuple[tuple[int, int], ...] = ()
+    turn_parts: dict[str, tuple[float, ...]] = field(default_factory=dict)
     turn_rewards: tuple[tuple[int, float], ...] = ()
 
     @property

@@ -20,15 +20,14 @@ from typing import Any
 import msgspec
 
 from asyncrl.affinity import torch_threads
-from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer
+from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer, ahead
 from asyncrl.cluster.hosts.local import end_of
 from asyncrl.cluster.hosts.processes import signal_group
 from asyncrl.config import Config
 from asyncrl.errors import AsyncRLError, ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.lifeline import die_with
-from asyncrl.plan import disk
-from asyncrl.plan.preflight import preflight
+from asyncrl.plan import disk, preflight
 from asyncrl.plan.resources import Placement
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions
@@ -60,6 +59,18 @@ class Question(msgspec.Struct, frozen=True):
     config: Config
     gpus: int | None
     functions: Found | None = None
+    is_rest: bool = False
+    """Other settings are wrong, and what these lack is asked for, in lines: `preflight.lacks`."""
+
+
+def lacks(config: Config) -> list[str]:
+    """`preflight.lacks`, in a process of its own if a fork server was started ahead."""
+    server = ahead()
+    if server is not None and server.can_check:
+        answer = run_to_end(_answer(server, _encoded(Question(config, None, is_rest=True))))
+        if answer is not None:
+            return msgspec.msgpack.decode(answer, type=Refused).why.splitlines()
+    return preflight.lacks(config)
 
 
 def check(config: Config, gpus: int | None, fork_server: ForkServer | None) -> Checked:
@@ -80,7 +91,9 @@ def check(config: Config, gpus: int | None, fork_server: ForkServer | None) -> C
 
 def _check(asked: Question) -> Checked:
     with _sparing_the_cores():
-        plan = preflight(asked.config, asked.gpus, asked.functions)
+        if asked.is_rest:
+            raise ConfigError("\n".join(preflight.lacks(asked.config)))
+        plan = preflight.preflight(asked.config, asked.gpus, asked.functions)
     assert plan.prompts is not None
     prompts, folders = plan.prompts.encoded(), dict(plan.folders)
     return Checked(plan.config, prompts, plan.placement, plan.warnings, folders, plan.user_files)

@@ -27,7 +27,7 @@ from asyncrl.config import Config
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import ConfigError
 from asyncrl.event_loop import run_to_end
-from asyncrl.launch.checked import Checked, check
+from asyncrl.launch.checked import Checked, check, lacks
 from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
@@ -98,7 +98,7 @@ def resume(
     if not run.config.is_file():
         raise ConfigError(_no_such_run(run.path))
     again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
-    config = load(run.config, again)
+    config = load(run.config, again, lacks)
     newest = Checkpoints(run.checkpoints).newest_whole() if _has_done_all(config, run) else None
     if newest is not None and newest.step >= config.run.steps:
         check_settings(config, run)
@@ -162,11 +162,11 @@ def _resolve(
     if named := [{"function": spec_of(function)} for function in given]:
         overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
     if isinstance(config, str | Path):
-        return load(config, overrides)
+        return load(config, overrides, lacks)
     if isinstance(config, Config):
         for part in config.reward.functions:  # assigned attributes are not validated
             part.function = spec_of(part.function)
-    return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides)
+    return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides, lacks)
 
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"

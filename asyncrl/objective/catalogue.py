@@ -85,6 +85,16 @@ TOKEN_ADVANTAGES: Mapping[str, Entry] = {
 }
 """One advantage for each token, from a critic's values."""
 
+TURN_ADVANTAGES: Mapping[str, Entry] = {
+    "turn_gae": _of("turns:turn_gae", ("gamma", "lam")),
+    "turn_grpo": _of("turns:turn_grpo", ("gamma", "deviation")),
+}
+"""Functions of `turns.Turns`: one advantage for each turn of an episode."""
+
+ADVANTAGES = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES, **TURN_ADVANTAGES}
+
+BY_CRITIC = (*TOKEN_ADVANTAGES, "turn_gae")
+
 COMPARE_WITHIN_GROUPS = frozenset(GROUP_ADVANTAGES) - {"pacs", "ngrpo", "nsr", "psr", "reinforce_pp"}
 """Advantages that are 0 where a group's rewards are all equal, as in a group of one."""
 

@@ -11,13 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from asyncrl.errors import ConfigError
-from asyncrl.objective.catalogue import (
-    GROUP_ADVANTAGES,
-    POLICY_LOSSES,
-    TOKEN_ADVANTAGES,
-    Entry,
-    is_own,
-)
+from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES, Entry, is_own
 from asyncrl.objective.policy import PolicyTerms, PolicyTokens
 from asyncrl.resolve import resolve
 
@@ -48,9 +42,9 @@ def make_policy_objective(name: str, settings: Mapping[str, object]) -> PolicyOb
 
 
 def make_advantage(name: str, settings: Mapping[str, object]) -> Callable[..., Any]:
-    """The advantage `name`, of whole trajectories or, where a critic gives values, of tokens
-    (`asyncrl.objective.gae`); else as `make_policy_objective`."""
-    entry = _entry(name, {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}, "objective.advantage")
+    """The advantage `name`, of whole trajectories, of tokens by a critic's values (`asyncrl.objective.gae`),
+    or of turns (`asyncrl.objective.turns`); else as `make_policy_objective`."""
+    entry = _entry(name, ADVANTAGES, "objective.advantage")
     return _bind(entry.function, settings, "objective.advantage")
 
 

@@ -42,7 +42,7 @@ warnings               sentences  what this step's metrics show to be wrong, eac
 # Rewards
 reward/mean*                 -  mean reward of the trained trajectories
 reward/std*                  -  standard deviation of their rewards
-reward/{part}/mean           -  mean of one part, as its function or model returned it
+reward/{part}/mean           -  mean of one part, as its function, model or episode gave it
 reward/{part}/std            -  standard deviation of that part
 reward/{part}/running_mean   -  mean over all batches so far, for a part with `standardise`
 reward/{part}/running_std    -  standard deviation over all batches so far: the part is divided by it

@@ -14,7 +14,7 @@ from typing import Self
 
 from asyncrl.config import STEP_STALLS, Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, POLICY_LOSSES, TOKEN_ADVANTAGES
+from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.resources import Placement
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
@@ -323,7 +323,7 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     objective, reference, critic = config.objective, config.reference, config.critic
     trained = 4.0 if config.trainer.gradient_checkpointing else 3.0
     loss = POLICY_LOSSES.get(objective.policy_loss)
-    advantage = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}.get(objective.advantage)
+    advantage = ADVANTAGES.get(objective.advantage)
     has_proximal = loss is None or loss.has_proximal
     start = (
         (has_proximal and objective.proximal == "recompute" and config.trainer.mini_batches > 1)

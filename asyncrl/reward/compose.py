@@ -19,10 +19,12 @@ earned once whatever the length, so Delta would change nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from asyncrl.config import RewardConfig, RewardModelConfig
+from asyncrl.config.reward import PartConfig
+from asyncrl.core.records import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +56,18 @@ OVERLONG, FORMAT = "overlong", "format"
 def part_rules(config: RewardConfig) -> tuple[PartRule, ...]:
     """The rules of all parts, in the order of the sum."""
     shaping = {OVERLONG: config.overlong.weight, FORMAT: config.format.weight}
-    rules = [
-        PartRule(
-            part.label,
-            part.weight,
-            isinstance(part, RewardModelConfig) and part.sigmoid,
-            part.standardise,
-            part.cap,
-            part.clip,
-            part.gate,
-        )
-        for part in config.scoring.values()
-    ]
+    rules = [_rule(part.label, part) for part in config.scoring.values()]
     names = config.part_names[len(rules) :]
-    return (*rules, *(PartRule(name, shaping[name], shaping=True) for name in names))
+    return (
+        *rules,
+        *(PartRule(name, shaping[name], shaping=True) for name in names),
+        *(_rule(name, part) for name, part in config.episode.items()),
+    )
+
+
+def _rule(name: str, part: PartConfig) -> PartRule:
+    sigmoid = isinstance(part, RewardModelConfig) and part.sigmoid
+    return PartRule(name, part.weight, sigmoid, part.standardise, part.cap, part.clip, part.gate)
 
 
 def compose(
@@ -75,17 +75,57 @@ def compose(
 ) -> float:
     """The reward of a response. `values` has the raw scores of the parts that apply to it.
 
+    What no rule names is an episode's own, and enters as it is.
+
     scales: for the parts that are standardised. Without it these enter unchanged, and neither their `cap` nor
         their `clip`, which are for standardised values, is applied.
 
     Raises `ValueError` if nothing but shaping applies, or if the sum is not finite.
     """
-    if not any(rule.name in values for rule in rules if not rule.shaping):
+    applied = _applied(values, rules)
+    if all(rule.shaping for rule in applied):
         raise ValueError("no reward function or model applies to it; at least one must score it")
-    reward = sum(rule.weight * _term(values, rule, scales) for rule in rules if rule.name in values)
+    reward = sum(rule.weight * _term(values, rule, scales) for rule in applied)
     if not math.isfinite(reward):
         raise ValueError(f"the weighted sum is {reward}; its parts are {dict(values)}")
     return reward
+
+
+def turn_rewards(
+    trajectory: Trajectory, rules: Sequence[PartRule], scales: Mapping[str, Scale] | None = None
+) -> tuple[tuple[int, float], ...]:
+    """What of the reward of `compose` each turn has earned, at its last token; empty where it was not earned
+    by turns.
+
+    A part's turns keep their proportions: weight, gate and the deviation of what is standardised are factors.
+    The rest (the mean, `cap`, `clip`, parts that were given in all) comes at the last turn.
+    """
+    values, of_turns = trajectory.reward_parts, trajectory.turn_parts
+    if not of_turns:
+        return trajectory.turn_rewards
+    factors = {r.name: r.weight * _slope(values, r, scales) for r in _applied(of_turns, rules)}
+    shares = [
+        sum(factor * of_turns[name][k] for name, factor in factors.items())
+        for k in range(len(trajectory.turns))
+    ]
+    shares[-1] += compose(values, rules, scales) - sum(f * values[name] for name, f in factors.items())
+    return tuple((at, share) for (_, at), share in zip(trajectory.turns, shares, strict=True))
+
+
+def _applied(values: Collection[str], rules: Sequence[PartRule]) -> list[PartRule]:
+    """The rule of each of the values."""
+    known = {rule.name for rule in rules}
+    return [
+        *(rule for rule in rules if rule.name in values),
+        *(PartRule(name) for name in values if name not in known),
+    ]
+
+
+def _slope(values: Mapping[str, float], rule: PartRule, scales: Mapping[str, Scale] | None) -> float:
+    """How fast a part's term grows with its value, its cap and clip apart."""
+    if rule.gate is not None and values.get(rule.gate, 1.0) <= 0:
+        return 0.0
+    return 1.0 if scales is None or not rule.standardise else 1 / scales[rule.name].std
 
 
 def _term(values: Mapping[str, float], rule: PartRule, scales: Mapping[str, Scale] | None) -> float:

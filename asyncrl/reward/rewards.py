@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from asyncrl.config import RewardConfig
-from asyncrl.reward.compose import OVERLONG, compose, part_rules
+from asyncrl.core.records import Trajectory
+from asyncrl.reward.compose import OVERLONG, compose, part_rules, turn_rewards
 from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.route import scoring_parts
 from asyncrl.reward.score import Message, PartValues, ResponseReward, RewardError, ScoreRequest
@@ -98,6 +99,16 @@ class Rewards:
         given = model_scores or [{}] * len(request.completions)
         return [self._compose(i, request, parts, given[i]) for i in range(len(request.completions))]
 
+    def of_episode(self, earned: Mapping[str, Sequence[float]]) -> ResponseReward:
+        """Of parts that an episode has given, each in all or by its turns. Raises `RewardError`."""
+        return self._composed(
+            {name: sum(values) for name, values in earned.items()}, {}, "what an episode earned"
+        )
+
+    def of_turns(self, trajectory: Trajectory) -> tuple[tuple[int, float], ...]:
+        """See `compose.turn_rewards`."""
+        return turn_rewards(trajectory, self._rules)
+
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
         """Sum and count since the last drain, by metric."""
         metrics = self._pool.drain_metrics()
@@ -111,11 +122,13 @@ class Rewards:
         values = {part.name: value for part in parts if (value := part.values[i]) is not None}
         values |= model_scores
         if buffer_tokens := self._config.overlong.buffer_tokens:
-            values[OVERLONG] = soft_overlong(len(request.completion_ids[i]), self._max_tokens, buffer_tokens)
-        try:
-            reward = compose(values, self._rules)
-        except ValueError as error:
-            names = " + ".join(rule.name for rule in self._rules)
-            raise RewardError(names, f"completion {i} has no reward: {error}", 1) from None
+            values[OVERLONG] = soft_overlong(request.lengths[i], self._max_tokens, buffer_tokens)
         extra = {column: kept[i] for part in parts for column, kept in part.extra.items()}
-        return ResponseReward(reward, values, extra)
+        return self._composed(values, extra, f"completion {i}")
+
+    def _composed(self, values: dict[str, float], extra: dict[str, Any], whose: str) -> ResponseReward:
+        try:
+            return ResponseReward(compose(values, self._rules), values, extra)
+        except ValueError as error:
+            names = " + ".join(rule.name for rule in self._rules) or " + ".join(values)
+            raise RewardError(names, f"{whose} has no reward: {error}", 1) from None

@@ -39,6 +39,13 @@ class ScoreRequest:
     """The policy version, shown to functions as `trainer_state.global_step`."""
     answers: Sequence[str | None] = ()
     """What follows the thinking in each completion; None where nothing reads it."""
+    sampled_tokens: Sequence[int] | None = None
+    """That the policy sampled in each response; None: all of `completion_ids`."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Sampled tokens of each response."""
+        return self.sampled_tokens or [len(ids) for ids in self.completion_ids]
 
     def seen(self, sees: Literal["all", "answer"]) -> list[str]:
         """The completions as a part reads them that `sees` so."""

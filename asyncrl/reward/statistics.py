@@ -16,7 +16,7 @@ import numpy as np
 
 from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, Trajectory
-from asyncrl.reward.compose import PartRule, Scale, compose, part_rules, squashed
+from asyncrl.reward.compose import PartRule, Scale, compose, part_rules, squashed, turn_rewards
 
 EPS = 1e-6
 """Added to standard deviations, so that a part without variance becomes 0."""
@@ -78,7 +78,6 @@ class RewardScaler:
             return {}
         # Sorted, because sums of floats depend on the order.
         groups = sorted(batch.groups, key=lambda group: group.group_id)
-        names = {rule.name for rule in self._rules}
         running = [rule for rule in self._rules if rule.standardise is True]
         firsts = [[t for t in group.trajectories if t.segment == 0] for group in groups]
         for name, moments in _moments(running, [t for group in firsts for t in group]).items():
@@ -87,8 +86,8 @@ class RewardScaler:
             seen = self._moments | _moments(self._within_groups, members)
             scales = {name: Scale(m.mean, m.std + EPS) for name, m in seen.items()}
             for trajectory in group.trajectories:
-                if names & trajectory.reward_parts.keys():  # else it is the episode's own
-                    trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+                trajectory.reward = compose(trajectory.reward_parts, self._rules, scales)
+                trajectory.turn_rewards = turn_rewards(trajectory, self._rules, scales)
         return {
             f"reward/{name}/running_{what}": value
             for name, m in self._moments.items()

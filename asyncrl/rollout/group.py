@@ -14,13 +14,10 @@ from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.episode import Episode, single_turn
-from asyncrl.rollout.episodes.program import Earned, checked_earned
+from asyncrl.rollout.episodes.program import EPISODE, Earned, checked_earned
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
-
-EPISODE = "episode"
-"""The part of the reward that an episode gives itself."""
 
 
 class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may be tried again
@@ -53,8 +50,8 @@ class Response:
     session: Session
     trajectories: list[Trajectory] = field(default_factory=list)
     """Its segments; none where it failed."""
-    earned: list[float] | None = None
-    """What the episode says that it earned: in all, or by each of its requests."""
+    earned: dict[str, list[float]] | None = None
+    """What the episode says that it earned, by part: in all, or by each of its requests."""
     token_ids: list[int] = field(default_factory=list)
     """Of the last segment, from the first token that the policy sampled, with what it was shown after it."""
     text: str = ""
@@ -170,7 +167,7 @@ class GroupRollout:
             earned = await self._run(task, session)
         except AttemptFailed as failure:
             return Response(session, failure=failure)
-        trajectories = session.trajectories(earned or ())
+        trajectories = session.trajectories(earned)
         if session.broken is not None:
             return Response(session, trajectories)
         last = trajectories[-1]
@@ -186,7 +183,7 @@ class GroupRollout:
             return Response(session, trajectories, None, token_ids, text, answer, failure=error)
         return Response(session, trajectories, None, token_ids, text, answer, scores)
 
-    async def _run(self, task: RolloutTask, session: Session) -> list[float] | None:
+    async def _run(self, task: RolloutTask, session: Session) -> dict[str, list[float]] | None:
         """The member's episode; what it earned. Raises `AttemptFailed` for a failure of its own, whose tokens
         the group counts, and the engine's as they are."""
         failure: Exception | None = None
@@ -220,6 +217,7 @@ class GroupRollout:
                 trajectory.reward = score.reward
                 trajectory.reward_parts = dict(score.parts)
                 trajectory.metadata |= score.extra
+                trajectory.turn_rewards = self.rewards.of_turns(trajectory)
         return Group(task.group_id, task.row, [t for response in responses for t in response.trajectories])
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
@@ -237,28 +235,23 @@ class GroupRollout:
             columns=task.columns,
             version=max(s.version for r in responses for t in r.trajectories for s in t.versions),
             answers=[response.answer for response in open_ones],
+            sampled_tokens=[sum(t.sampled_tokens for t in response.trajectories) for response in open_ones],
         )
         scored: list[ResponseReward] = []
         if open_ones:
             with waiting(f"the rewards of group {task.group_id}"):
                 scored = await self.rewards.score(request, [response.model_scores for response in open_ones])
         given = iter(scored)
-        return [
-            next(given) if r.earned is None else ResponseReward(sum(r.earned), {EPISODE: sum(r.earned)}, {})
-            for r in responses
-        ]
+        return [next(given) if r.earned is None else self.rewards.of_episode(r.earned) for r in responses]
 
 
-def _checked(earned: Earned, session: Session) -> list[float] | None:
+def _checked(earned: Earned, session: Session) -> dict[str, list[float]] | None:
     """Raises `TypeError` or `ValueError` for what an episode should not return."""
     if session.broken is not None:
         return None
     if not session.trajectories():
         raise ValueError("the policy sampled nothing in it that could be trained on")
-    values = checked_earned(earned)
-    if values is not None and len(values) not in (1, session.turns):
-        raise ValueError(f"it returned {len(values)} rewards for {session.turns} requests to the model")
-    return values
+    return checked_earned(earned, session.turns)
 
 
 def _story(error: Exception) -> str:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -193,19 +194,21 @@ class Session:
         self._segments, self._turns = [], []
         self._give_up()
 
-    def trajectories(self, earned: Sequence[float] = ()) -> list[Trajectory]:
+    def trajectories(self, earned: Mapping[str, Sequence[float]] | None = None) -> list[Trajectory]:
         """What was sampled, as segments, in the order in which they began; all share the member's reward.
-        None where nothing was. earned: by each request, where rewards came by turns."""
+        None where nothing was. earned: the parts of the reward by name, each in all or by each request."""
         trajectories = []
         for number, segment in enumerate(self._segments):
             trajectory = segment.transcript.trajectory(segment.finish_reason)
             trajectory.segment = number
-            if len(earned) > 1:
-                firsts = [turn for turn, _ in segment.turns] + [len(earned)]
-                trajectory.turn_rewards = tuple(
-                    (at, float(sum(earned[turn:end])))
-                    for (turn, at), end in zip(segment.turns, firsts[1:], strict=True)
-                )
+            if self.turns > 1:
+                trajectory.turns = tuple(segment.turns)
+                firsts = [*(turn for turn, _ in segment.turns), self.turns]
+                trajectory.turn_parts = {
+                    name: tuple(float(sum(values[turn:end])) for turn, end in pairwise(firsts))
+                    for name, values in (earned or {}).items()
+                    if len(values) > 1
+                }
             if segment.split is not None:
                 trajectory.metadata["split"] = segment.split
             trajectories.append(trajectory)

@@ -1,9 +1,10 @@
-"""From rewards to the advantage of every token: the same for a whole response, or token by token by the
-critic."""
+"""From rewards to the advantage of every token: the same for a whole response or turn, or token by token by
+the critic."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.objective.advantages import Outcomes
-from asyncrl.objective.catalogue import GROUP_ADVANTAGES, TOKEN_ADVANTAGES, WHITENED_OVER_TOKENS
+from asyncrl.objective.catalogue import ADVANTAGES, TOKEN_ADVANTAGES, TURN_ADVANTAGES, WHITENED_OVER_TOKENS
 from asyncrl.objective.gae import Steps, gae, whiten
 from asyncrl.objective.make import make_advantage
 from asyncrl.objective.policy import ratio
@@ -23,10 +24,13 @@ class AdvantageEstimator:
 
     def __init__(self, config: ObjectiveConfig) -> None:
         name = config.advantage
-        entry = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}.get(name)
-        self.needs_ratios = entry is not None and entry.needs_ratios
-        self._by_critic = name in TOKEN_ADVANTAGES
+        self.needs_ratios = name in ADVANTAGES and ADVANTAGES[name].needs_ratios
         self._estimate = make_advantage(name, config.settings_of(name))
+        self._of_tokens = self._from_values if name in TOKEN_ADVANTAGES else None
+        if name in TURN_ADVANTAGES:
+            from asyncrl.trainer.turns import by_turn  # which few runs need
+
+            self._of_tokens = partial(by_turn, self._estimate)
         self._whiten = config.whiten
         self._whitens_tokens = name in WHITENED_OVER_TOKENS
         before = WHITENED_OVER_TOKENS.get(name)
@@ -37,8 +41,9 @@ class AdvantageEstimator:
     ) -> tuple[Tensor, Tensor | None]:
         """(advantages, targets for the critic), float32[T] each; None without a critic. Every rank has the
         whole batch, and computes the same. token_rewards: float32[T], beside those of whole responses."""
-        if self._by_critic:
-            return self._from_values(flat, tokens, token_rewards)
+        if self._of_tokens is not None:
+            advantages, targets = self._of_tokens(flat, tokens, token_rewards)
+            return whiten(advantages, tokens.mask) if self._whiten else advantages, targets
         # What is compared are members, each with one reward however many segments it has.
         firsts = flat.first_segments()
         members = torch.from_numpy(np.repeat(np.arange(len(firsts)), np.diff(flat.offsets[[*firsts, -1]])))
@@ -76,8 +81,7 @@ class AdvantageEstimator:
         inputs = [steps]
         if self.needs_ratios:
             inputs.append(ratio(tokens.start_logprobs, tokens.behavior_logprobs, tokens.mask))
-        advantages, targets = self._estimate(*inputs)
-        return whiten(advantages, tokens.mask) if self._whiten else advantages, targets
+        return self._estimate(*inputs)
 
 
 def _outcomes(flat: FlatBatch, rewards: Tensor) -> Outcomes:

@@ -120,11 +120,9 @@ class TrainStep:
         rewards[flat.truncated] = after
         if flat.turn_rewards is None:
             return replace(flat, rewards=rewards)
-        of_turns = flat.turn_rewards.copy()  # what earlier turns have earned stays
-        for value, s in zip(after, np.flatnonzero(flat.truncated), strict=True):
-            trained = np.flatnonzero(flat.loss_mask[flat.offsets[s] : flat.offsets[s + 1]])
-            of_turns[flat.offsets[s] + trained[-1:]] += value
-        return replace(flat, rewards=rewards, turn_rewards=of_turns)
+        from asyncrl.trainer.turns import values_at_ends  # of episodes
+
+        return replace(flat, rewards=rewards, turn_rewards=values_at_ends(flat, after))
 
     def _kl_rewards(self, tokens: TokenBatch) -> Tensor | None:
         """float32[T]: what the divergence from the reference takes off each token's reward."""

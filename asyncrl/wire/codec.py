@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -35,6 +36,8 @@ class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """Ids of its kept sets; 0 where it has none."""
     segment: Count = 0
     turn_rewards: list[tuple[Count, float]] = []
+    turns: list[tuple[Count, Count]] = []
+    turn_parts: dict[str, tuple[float, ...]] = {}
 
 
 class GroupHeader(msgspec.Struct, frozen=True):
@@ -91,7 +94,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
     start = 0
     for i, t in enumerate(ts):
         of_turns = dict(t.turn_rewards)
-        if not all(map(math.isfinite, (t.reward, *t.reward_parts.values(), *of_turns.values()))):
+        numbers = (t.reward, *t.reward_parts.values(), *of_turns.values(), *chain(*t.turn_parts.values()))
+        if not all(map(math.isfinite, numbers)):
             raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
         end = 0
         for span in t.versions:
@@ -99,8 +103,11 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
                 raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
             end = span.start + span.length
             versioned[start + span.start : start + end] = True
-        if any(at >= t.n_tokens or not mask[start + at] for at in of_turns):
-            raise Malformed(f"{where}: trajectory {i} has rewards at tokens that were not sampled")
+        if any(at >= t.n_tokens or not mask[start + at] for at in (*of_turns, *dict(t.turns).values())):
+            raise Malformed(f"{where}: trajectory {i} has rewards or turns at tokens that were not sampled")
+        sizes = {len(values) for values in t.turn_parts.values()}
+        if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
+            raise Malformed(f"{where}: trajectory {i} of {len(t.turns)} turns has the parts {t.turn_parts}")
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
         if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
@@ -126,6 +133,8 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
                 n_kept=0 if t.kept is None else len(t.kept.ids),
                 segment=t.segment,
                 turn_rewards=list(t.turn_rewards),
+                turns=list(t.turns),
+                turn_parts=t.turn_parts,
             )
             for t in ts
         ],
@@ -157,6 +166,8 @@ def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
                 kept=sets,
                 segment=t.segment,
                 turn_rewards=tuple(t.turn_rewards),
+                turns=tuple(t.turns),
+                turn_parts=t.turn_parts,
             )
         )
     return Group(decoded.group_id, decoded.row, trajectories)

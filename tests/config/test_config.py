@@ -362,6 +362,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                 "reinforce_pp": [],
                 "gae": ["critic.lr=1e-5"],
                 "vtrace": ["critic.lr=1e-5"],
+                "turn_grpo": ["rollout.episode=own.py:play"],
             }.items()
         ),
         (
@@ -407,10 +408,55 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "objective.policy_loss=ppo has no proximal policy",
             "those that have: decoupled_ppo, tis, icepop, gspo, gmpo, clip_cov, kl_cov, sapo",
         ),
+        *(
+            (
+                [f"objective.advantage={advantage}", *more],
+                f"objective.advantage={advantage} is of an episode's turns",
+                f"name an episode, or use objective.advantage={instead}",
+            )
+            for advantage, more, instead in (("turn_grpo", [], "grpo"), ("turn_gae", ["critic={}"], "gae"))
+        ),
+        (
+            ["objective.advantage=turn_gae", "rollout.episode=own.py:play"],
+            "objective.advantage=turn_gae takes its values from a critic",
+            "critic: {}",
+        ),
+        (
+            ["objective.advantage=turn_grpo", "rollout.episode=own.py:play", "objective.whiten=true"],
+            "objective.whiten is for gae, vtrace, turn_gae",
+            "leave it out",
+        ),
+        (
+            [
+                *("objective.advantage=turn_gae", "critic={}", "rollout.episode=own.py:play"),
+                "objective.bootstrap_truncated=true",
+            ],
+            "objective.bootstrap_truncated is for gae, vtrace",
+            "leave it out",
+        ),
+        (["reward.episode={won: {weight: 2}}"], "reward.episode says how", "name an episode by"),
+        (
+            ["rollout.episode=own.py:play", "reward.episode={won: {gate: right}, odd: {}}"],
+            "reward.episode.won.gate=right: no other part of that name",
+            "there are `odd`, `won`",
+        ),
+        (
+            ["rollout.episode=own.py:play", "reward.episode={right: {}}"],
+            "2 parts called `right`",
+            "a `name` of its own",
+        ),
         (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
         (["objective.ess_base=0.5"], "is for objective.step_size=vcpo", "leave it out"),
         (["objective.reject=mean_k1"], "would reject nothing", "objective.reject_above (nats)"),
         (["objective.reject_above=0.5"], "objective.reject leaves out", "one of sum_k1, sum_k2"),
+        *(
+            (
+                [f"objective.reject={name}", "objective.reject_above=-0.1"],
+                f"objective.reject_above=-0.1: objective.reject={name} is never below 0",
+                "give a bound above 0",
+            )
+            for name in ("mean_k2", "sum_k3", "max_k2")
+        ),
         (
             ["objective.reject=sum_k1", "objective.reject_above=-1", "objective.reject_below=1"],
             "objective.reject_below=1.0 is above objective.reject_above=-1.0",

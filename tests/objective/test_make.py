@@ -11,18 +11,18 @@ import torch
 from asyncrl.errors import ConfigError
 from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.catalogue import (
+    ADVANTAGES,
     AGGREGATIONS,
     COMPARE_WITHIN_GROUPS,
     GROUP_ADVANTAGES,
     POLICY_LOSSES,
-    TOKEN_ADVANTAGES,
 )
 from asyncrl.objective.make import declared_settings, make_advantage, make_policy_objective
 from asyncrl.objective.ppo import decoupled_ppo
 from asyncrl.objective.trust_region import m2po_mask
 from asyncrl.resolve import resolve
 
-ENTRIES = {**POLICY_LOSSES, **GROUP_ADVANTAGES, **TOKEN_ADVANTAGES}
+ENTRIES = {**POLICY_LOSSES, **ADVANTAGES}
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)

@@ -4,7 +4,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from asyncrl.plan.machine import Limits, container_limits
+from asyncrl.affinity import usable_cores
+from asyncrl.container import Limits, container_limits
+from asyncrl.reward.processes.children import auto_limit
 
 V1_NO_LIMIT = "9223372036854771712\n"
 
@@ -59,3 +61,22 @@ def v1(group, quota, memory):
 )
 def test_limits(files, expected):
     assert limits_of(files) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpus", "pinned_from", "usable", "processes"),
+    [
+        (None, "0,1,2,3,4,5", 6, 3),
+        (5.5, "0,1,2,3,4,5", 5, 2),
+        (64.0, ",".join(map(str, range(48))), 48, 8),
+        (0.5, "0,1,2,3", 1, 2),
+    ],
+)
+def test_processes_of_reward_functions_are_as_many_as_the_run_has_cores_for(
+    monkeypatch, cpus, pinned_from, usable, processes
+):
+    """However many the host has, and wherever the worker that starts them is pinned to."""
+    monkeypatch.setattr("asyncrl.affinity.container_limits", lambda: Limits(cpus, None))
+    monkeypatch.setenv("ASYNCRL_ALL_CORES", pinned_from)
+    assert usable_cores() == usable
+    assert auto_limit() == processes

@@ -21,6 +21,7 @@ def test_a_response_that_nothing_but_shaping_applies_to_is_refused():
     with pytest.raises(ValueError, match="no reward function or model applies"):
         compose({"overlong": -0.5}, rules)
     assert compose({"a": 1.0, "overlong": -0.5}, rules) == 0.5
+    assert compose({"own": 2.0, "overlong": -0.5}, rules) == 1.5, "an episode's own part has no rule"
 
 
 def test_a_sum_that_overflows_is_refused():

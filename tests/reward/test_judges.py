@@ -9,6 +9,7 @@ import pytest
 from reward_pools import DEADLINE_S, request
 
 from asyncrl.config import RewardConfig
+from asyncrl.reward.judges.gate import Allowance
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import RewardError
 
@@ -230,6 +231,35 @@ def test_a_server_that_stays_away_is_given_up():
     with serving(lambda question: web.Response(status=503)) as server:
         (reason,), _ = judged(server, [request(["a"])], reward={"patience_s": 0.5, "retries": 0})
     assert "answers with status 503" in reason
+
+
+def test_requests_count_by_the_minute_as_they_were_sent(monkeypatch):
+    """Tries again among them, whether or not a group is scored in the end, and no replies that were kept."""
+    used, use = Counter(), Allowance.use
+
+    def counting(allowance, amount):
+        used[allowance.per_minute] += amount
+        use(allowance, amount)
+
+    monkeypatch.setattr(Allowance, "use", counting)
+    said = {"bad": 1}
+
+    def by_name(question):
+        response = between(question, "response")
+        if response == "never" or (response == "bad" and said.pop("bad", 0)):
+            return "I would rather not say."
+        return says(score=5)
+
+    rows = [request(["a", "bad"]), request(["a", "a", "never"]), request(["a", "b"])]
+    limits = {"requests_per_minute": 1e6, "tokens_per_minute": 1e8}
+    with serving(by_name) as server:
+        values, metrics = judged(server, rows, reward={"retries": 2}, **limits)
+    assert [isinstance(of_group, list) for of_group in values] == [True, False, True]
+    sent = Counter(between(question, "response") for question in server.questions)
+    assert sent == {"a": 1, "bad": 2, "never": 3, "b": 1}
+    assert used[1e6] == metrics["judge/wise/requests"][0] == sum(sent.values())
+    tokens = [metrics[f"judge/wise/{name}_tokens"][0] for name in ("prompt", "completion")]
+    assert used[1e8] == sum(tokens)
 
 
 def test_requests_at_a_time_are_shared_out_among_the_runs_workers():

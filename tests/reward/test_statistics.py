@@ -102,6 +102,23 @@ def test_a_part_may_be_standardised_within_each_group_beside_a_running_one():
     assert scaler.state().keys() == {"other"}
 
 
+def test_turns_have_their_share_of_what_is_standardised():
+    """A part that is divided by its deviation is so in each turn; the mean comes off at the last."""
+    parts = {"won": {"standardise": "group", "weight": 3.0}, "capped": {"clip": [0.0, 1.0]}}
+    scaler = RewardScaler(RewardConfig.model_validate({"episode": parts}))
+    made = batch([{"won": 10.0, "capped": 5.0, "odd": 1.0}, {"won": 14.0, "capped": 0.5, "odd": 0.0}])
+    first, second = made.groups[0].trajectories
+    first.turns, second.turns = ((0, 5), (2, 9)), ((0, 4), (1, 7))
+    first.turn_parts = {"won": (4.0, 6.0), "capped": (0.0, 5.0)}
+    second.turn_parts = {"won": (0.0, 14.0), "capped": (0.5, 0.0)}
+    scaler(made)
+    assert [first.reward, second.reward] == pytest.approx([-3.0 + 1.0 + 1.0, 3.0 + 0.5], abs=1e-5)
+    assert [at for at, _ in first.turn_rewards] == [5, 9]
+    shares = [[share for _, share in t.turn_rewards] for t in (first, second)]
+    assert shares[0] == pytest.approx([3 * 4.0 / 2, 3 * (6.0 - 12.0) / 2 + 1.0 + 1.0], abs=1e-5)
+    assert shares[1] == pytest.approx([0.5, 3.0], abs=1e-5)
+
+
 def test_the_order_of_groups_changes_nothing():
     parts = [[{"judge": 0.1 * i + j} for j in range(3)] for i in range(4)]
     one, other = RewardScaler(config()), RewardScaler(config())

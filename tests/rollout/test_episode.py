@@ -55,7 +55,18 @@ def carry_out(make_qwen3):
     """Runs one group of an episode; gives it, the rollout and the model."""
     model = make_qwen3(vocab_size=32)
 
-    def carry_out(episode, watch=None, *, task=TASK, chat=None, rewards=None, capacity=GROUP, **settings):
+    def carry_out(
+        episode,
+        watch=None,
+        *,
+        task=TASK,
+        chat=None,
+        rewards=None,
+        models=None,
+        max_tokens=TURN,
+        capacity=GROUP,
+        **settings,
+    ):
         """episode: of the worker's, or what `rollout.episode` may name. rewards: settings."""
 
         async def run():
@@ -67,9 +78,9 @@ def carry_out(make_qwen3):
                 await pool.start()
             scoring = Rewards(
                 RewardConfig.model_validate({"models": [{"path": "judge"}]} if rewards is None else rewards),
-                {"judge": LengthModel()} if rewards is None else {},
+                {"judge": LengthModel()} if rewards is None else models or {},
                 max_steps=1,
-                max_tokens=TURN,
+                max_tokens=max_tokens,
             )
             rollout = GroupRollout(
                 *(engine, scoring, letters),
@@ -336,6 +347,12 @@ async def by_turns(task, model):
     return [1.0, task.member]
 
 
+async def in_parts(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=2)
+    await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=2)
+    return [{"won": 0.0, "brief": 0.5}, {"won": task.member, "odd": task.member % 2}]
+
+
 async def best_of(task, model):
     drafts = await asyncio.gather(*(model.generate(task.prompt_ids, train=False) for _ in range(3)))
     await model.generate([*task.prompt_ids, *drafts[0].token_ids])
@@ -418,6 +435,58 @@ def test_an_episode_in_its_process_earns_by_turns(carry_out, program):
         assert len(t.token_ids) == len(TASK.prompt_ids) + 2 + 1 + 2
 
 
+def test_the_parts_that_an_episode_names_are_summed_as_the_config_says(carry_out, program):
+    parts = {"won": {"weight": 2.0}, "odd": {"gate": "won", "weight": 10.0}}
+    group, _ = carry_out(program("in_parts"), rewards={"episode": parts})
+    for member, t in enumerate(group.trajectories):
+        odd = float(member % 2)
+        assert t.reward_parts == {"won": float(member), "brief": 0.5, "odd": odd}
+        assert t.reward == 2.0 * member + 0.5 + 10.0 * odd
+        assert [number for number, _ in t.turns] == [0, 1]
+        assert t.turn_parts == {"won": (0.0, float(member)), "brief": (0.5, 0.0), "odd": (0.0, odd)}
+        ends = np.flatnonzero(t.loss_mask & ~np.append(t.loss_mask[1:], False)).tolist()
+        assert t.turn_rewards == ((ends[0], 0.5), (ends[1], 2.0 * member + 10.0 * odd))
+
+
+BY_TURNS = """
+async def play(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=3)
+    second = await model.generate([*task.prompt_ids, *first.token_ids, 9], max_new_tokens=3)
+    turns = [first.token_ids, second.token_ids]
+    return [{"even": sum(i % 2 == 0 for i in ids), "low": float(min(ids))} for ids in turns]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", ["turn_gae", "turn_grpo"])
+def test_a_run_gives_credit_by_turn(make_config, one_thread, tmp_path, advantage):
+    (tmp_path / "own.py").write_text(BY_TURNS)
+    config = make_config(
+        *("run.mode=inline", "run.steps=2", "rollout.slots=6", "rollout.max_sequence_tokens=64"),
+        *(f"rollout.episode={tmp_path / 'own.py'}:play", "reward.functions=[]", "trainer.mini_batches=2"),
+        "reward.episode={even: {standardise: group}, low: {standardise: true, weight: 0.5}}",
+        *(f"objective.advantage={advantage}", "objective.gamma=0.9"),
+        *(["critic={}", "objective.lam=0.9"] if advantage == "turn_gae" else []),
+    )
+    result = asyncrl.run(config, progress=False)
+    last = read_metrics(result.run_dir / "metrics.jsonl")[-1]
+    assert last["reward/even/std"] > 0
+    assert last["reward/low/running_std"] > 0
+    assert last["adv/std"] > 0
+    assert ("critic/target_mean" in last) == (advantage == "turn_gae")
+    assert all(s.parts.keys() == {"even", "low"} for s in asyncrl.read_samples(result.run_dir))
+
+
+def test_what_an_episode_shows_is_no_part_of_an_overlong_response(carry_out):
+    """Of 6 + 3 sampled tokens, one is beyond the 8 that cost nothing; the 4 that were shown are no matter."""
+    models = {"models": [{"path": "judge"}], "overlong": {"buffer_tokens": 4}}
+    group, _ = carry_out(two_turns, rewards=models, models={"judge": LengthModel()}, max_tokens=12)
+    assert all(
+        t.loss_mask.sum() == TURN + 3 < len(t.token_ids) - len(TASK.prompt_ids) for t in group.trajectories
+    )
+    assert [t.reward_parts["overlong"] for t in group.trajectories] == [-1 / 4] * GROUP
+
+
 def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
     group, _ = carry_out(program("best_of"))
     for t in group.trajectories:
@@ -431,7 +500,11 @@ def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
     [
         ("raises", "episode: ConnectionError", "the tool is away", {}),
         ("waits", "episode: time-out", "longer than rollout.episode_timeout_s=0.3", {"timeout_s": 0.3}),
-        ("blocks", "episode: time-out", "longer than rollout.episode_timeout_s=2", {"timeout_s": 2.0}),
+        (
+            *("blocks", "episode: time-out"),
+            r"programs.py:blocks`: it took longer than rollout.episode_timeout_s=2, .* in blocks \(.*, line ",
+            {"timeout_s": 2.0},
+        ),
         ("killed", "episode: process died", "killed by SIGKILL", {}),
         ("says_nothing", REWARDLESS, "nothing else that scores", {"rewards": {}}),
     ],

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 
+import numpy as np
 import pytest
 
 from asyncrl.errors import ConfigError
@@ -162,7 +163,28 @@ def test_a_class_with_reset_and_step_is_an_episode_of_rewards_by_turn(tmp_path):
             load_program(f"{tmp_path / 'game.py'}:{name}")
 
 
-@pytest.mark.parametrize("earned", ["good", [], [1.0, None], float("nan"), {"a": 1}, [[1.0]]])
+@pytest.mark.parametrize(
+    ("earned", "parts"),
+    [
+        (1, {"episode": [1.0]}),
+        ((0.5, True), {"episode": [0.5, 1.0]}),
+        (np.array([1, 2]), {"episode": [1.0, 2.0]}),
+        ({"won": 1, "brief": [0.0, 0.5]}, {"won": [1.0], "brief": [0.0, 0.5]}),
+        (
+            [{"won": 1}, {"brief": np.float32(0.5)}, 2.0],
+            {"won": [1, 0, 0], "brief": [0, 0.5, 0], "episode": [0, 0, 2]},
+        ),
+        (None, None),
+    ],
+)
+def test_a_reward_is_a_number_or_parts_in_all_or_by_requests(earned, parts):
+    assert checked_earned(earned) == parts
+
+
+@pytest.mark.parametrize(
+    "earned",
+    ["good", [], [1.0, None], float("nan"), [[1.0]], {}, {"a": "1"}, {"a": []}, {1: 1.0}, [{"a": 1.0}, "b"]],
+)
 def test_what_is_no_reward_is_refused(earned):
     with pytest.raises(TypeError, match="should return a finite number"):
         checked_earned(earned)

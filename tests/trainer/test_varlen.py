@@ -300,6 +300,15 @@ def test_a_kernel_that_computes_something_else_is_found_out(broken, make_qwen3, 
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_lack_of_memory_is_no_mistake_of_the_kernel(make_qwen3, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setitem(attention.varlen.AttentionInterface._global_mapping, "varlen", full)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        choose_attention(make_qwen3(), "varlen")
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """A model that says it lies on a GPU of some capability."""

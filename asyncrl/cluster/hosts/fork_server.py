@@ -208,6 +208,11 @@ def started_ahead() -> Iterator[None]:
             server.close()
 
 
+def ahead() -> ForkServer | None:
+    """The one that was started ahead, if no run has taken it yet."""
+    return _ahead
+
+
 @contextmanager
 def forking(config: Config) -> Iterator[ForkServer | None]:
     """A fork server for a run, where its roles can be forked."""

@@ -65,7 +65,7 @@ class Gate:
 
     @asynccontextmanager
     async def passed(self, requests: int, seat: Seat) -> AsyncIterator[None]:
-        """The body is a call that makes so many requests, the first ones at once."""
+        """The body is a call that makes so many requests, the first ones at once; `used` corrects that."""
         at_once = min(requests, self.concurrency)
         has_passed = False
         try:
@@ -82,10 +82,13 @@ class Gate:
                 self._open -= at_once
                 self._less.set()
 
-    def used(self, tokens: float) -> None:
-        """Tokens of prompts and replies."""
+    def used(self, tokens: float, requests: float = 0.0) -> None:
+        """Tokens of prompts and replies, and requests beside those that a call has passed with: more where it
+        was tried again, fewer (below 0) where replies were kept."""
         if self._tokens is not None:
             self._tokens.use(tokens)
+        if self._requests is not None:
+            self._requests.use(requests)
 
     async def _has_room(self, requests: int) -> None:
         while self._open + requests > self.concurrency:

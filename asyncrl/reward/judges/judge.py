@@ -79,10 +79,10 @@ def judge_function(**settings: Any) -> Callable[..., Any]:
 
         asked = [(vote, question) for vote, of_vote in enumerate(questions(judge, n)) for question in of_vote]
         answers = await asyncio.gather(*(answer(*one) for one in asked), return_exceptions=True)
-        if errors := [error for error in answers if isinstance(error, BaseException)]:
-            raise max(errors, key=is_outage)  # which is waited for, if there is one
         for name, value in endpoint.drain_usage().items():
             log_metric(name, value)
+        if errors := [error for error in answers if isinstance(error, BaseException)]:
+            raise max(errors, key=is_outage)  # which is waited for, if there is one
         given = [values for values in answers if not isinstance(values, BaseException)]
         return means(n, [(question, values) for (_, question), values in zip(asked, given, strict=True)])
 

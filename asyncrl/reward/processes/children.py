@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+from asyncrl.affinity import usable_cores
 from asyncrl.config import RewardConfig
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
@@ -25,7 +25,7 @@ AUTO_MOST = 8
 def auto_limit() -> int:
     """Processes that `reward.workers: auto` may become: a second one where there is hardly a core for it,
     since much of what takes long waits for something else."""
-    return max(2, min(AUTO_MOST, (os.cpu_count() or 1) // 2))
+    return max(2, min(AUTO_MOST, usable_cores() // 2))
 
 
 class Seat:

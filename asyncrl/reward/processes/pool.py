@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -39,6 +39,8 @@ class _Failure:
     """Another call in the same process was the cause."""
     to_be_alone: bool = False
     """It is unknown which call in the process was the cause."""
+    metrics: Mapping[str, list[float]] = field(default_factory=dict)
+    """That the call had logged."""
 
 
 class RewardPool:
@@ -96,11 +98,8 @@ class RewardPool:
                     for i in of_kind:
                         results[i] = await self._call(i, request, seat)
         for i, result in results.items():
-            for name, logged in result.metrics.items():
-                if self._called[i].gate is None:
-                    self._add(f"reward_log/{name}", sum(logged), len(logged))
-                else:
-                    self._add(f"judge/{self._called[i].name}/{name}", sum(logged), 0)
+            for name, logged in result.metrics.items() if self._called[i].gate is None else ():
+                self._add(f"reward_log/{name}", sum(logged), len(logged))
         took_s = sum(result.took_s for result in results.values())
         self._add("reward_time/functions/wait_s", max(0.0, time.monotonic() - began_s - took_s))
         self._add("reward_time/functions/score_s", took_s)
@@ -122,18 +121,19 @@ class RewardPool:
         if called.gate is None:
             return await self._try(function, request, seat)
         async with called.gate.passed(called.requests(n), seat):
-            result = await self._try(function, request, seat)
-        tokens = ("prompt_tokens", "completion_tokens")
-        called.gate.used(sum(sum(result.metrics.get(name, ())) for name in tokens))
-        return result
+            return await self._try(function, request, seat)
 
     async def _try(self, function: int, request: ScoreRequest, seat: Seat) -> wire.Result:
         """As often as it may be called."""
         name, left, alone = self._called[function].name, self._config.retries, False
         call = self._call_message(function, request)
+        granted = self._called[function].requests(len(request.completions))
         with self._absences[function].of_call(seat) as absence:
             for attempt in itertools.count(1):
                 outcome = await self._attempt(call, alone=alone)
+                if outcome.metrics:
+                    self._charge(function, outcome.metrics, granted)
+                    granted = 0
                 if isinstance(outcome, wire.Result):
                     return outcome
                 if self._children.closed:
@@ -148,6 +148,16 @@ class RewardPool:
                 else:
                     raise RewardError(name, outcome.reason, attempt)
         raise AssertionError("endless")
+
+    def _charge(self, function: int, metrics: Mapping[str, list[float]], granted: int) -> None:
+        """What a judge's attempt has taken. granted: requests with which it has passed the gate."""
+        called = self._called[function]
+        if called.gate is None:
+            return
+        taken = {name: sum(logged) for name, logged in metrics.items()}
+        called.gate.used(taken["prompt_tokens"] + taken["completion_tokens"], taken["requests"] - granted)
+        for name, amount in taken.items():
+            self._add(f"judge/{called.name}/{name}", amount, 0)
 
     async def _attempt(self, call: wire.Call, *, alone: bool) -> wire.Result | _Failure:
         """The result, or why there is none. Raises `RewardError` for a call that cannot be sent."""
@@ -172,7 +182,7 @@ class RewardPool:
             return _Failure(f"no process could be started for it: {error}")
         if isinstance(reply, wire.Raised):
             reason = f"{reply.message}\n{reply.traceback}".strip()
-            return _Failure(reason, reply.is_outage, retry_after_s=reply.retry_after_s)
+            return _Failure(reason, reply.is_outage, reply.retry_after_s, metrics=reply.metrics)
         assert isinstance(reply, wire.Result)
         return reply
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO
@@ -135,7 +135,7 @@ def answer(function: RewardFunction, call: wire.Call, runner: asyncio.Runner) ->
         if inspect.isawaitable(returned):
             returned = runner.run(_awaited(returned))
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is reported
-        return raised(error, call.number, began_s)
+        return raised(error, call.number, began_s, log.metrics)
     return result(returned, call, log, began_s)
 
 
@@ -146,7 +146,7 @@ async def answer_async(function: RewardFunction, call: wire.Call) -> wire.Reply:
     try:
         returned = await function(**arguments(function, call, log))
     except BaseException as error:  # noqa: BLE001 - ends this call, not the others
-        return raised(error, call.number, began_s)
+        return raised(error, call.number, began_s, log.metrics)
     return result(returned, call, log, began_s)
 
 
@@ -176,8 +176,10 @@ def result(returned: Any, call: wire.Call, log: CallLog, began_s: float) -> wire
     return wire.Result(call.number, values, log.metrics, log.extra, took_s)
 
 
-def raised(error: BaseException, number: int, began_s: float) -> wire.Raised:
-    """An exception as text, without the frames of this module."""
+def raised(
+    error: BaseException, number: int, began_s: float, metrics: Mapping[str, list[float]] | None = None
+) -> wire.Raised:
+    """An exception as text, without the frames of this module. metrics: logged before it."""
     user_frames = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, user_frames)
     message = "".join(traceback.format_exception_only(error)).strip()
@@ -187,6 +189,7 @@ def raised(error: BaseException, number: int, began_s: float) -> wire.Raised:
         *(number, readable(message), shown, is_outage(error)),
         retry_after_s=retry_after_s(error),
         took_s=took_s,
+        metrics=dict(metrics or {}),
     )
 
 

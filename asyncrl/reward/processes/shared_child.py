@@ -62,15 +62,17 @@ class SharedChild:
 
     async def ask(self, request: bytes, number: int, timeout_s: float) -> wire.Reply:
         """Send a framed request and return the answer. Raises `TimeoutError` when the call has had
-        `timeout_s` seconds, or `ChildDied`; in both cases, and when cancelled, the call is cancelled."""
+        `timeout_s` seconds, with where it blocks the event loop if it does, or `ChildDied`; in both cases,
+        and when cancelled, the call is cancelled."""
         self.calls += 1
         self._own_s[number] = 0.0
         try:
             reply = self._child.post(request, number)
             if await self._comes(reply, number, timeout_s, excuse_s=timeout_s):
                 return reply.result()
+            blocks = self._stuck.where if self._stuck is not None and self._stuck.number == number else ""
             await self._give_up(reply, number, timeout_s)
-            raise TimeoutError
+            raise TimeoutError(blocks)
         except asyncio.CancelledError:
             if self.alive:
                 self._child.tell(wire.frame(wire.Cancel(number)))

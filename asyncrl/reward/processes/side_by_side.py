@@ -31,7 +31,8 @@ class SideBySide:
     """Runs in the main thread of a reward process.
 
     answer: returns the reply to a call, whatever happens. say: sends a message; callable from any thread.
-    told: gets answers to what calls have asked for.
+    told: gets answers to what calls have asked for. beside: a file of ours, whose folder has none of the
+    user's code either.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class SideBySide:
         answer: Callable[[Any], Awaitable[wire.Reply]],
         say: Callable[[wire.Reply | wire.Notice], None],
         told: Callable[[wire.Told], None] = lambda _: None,
+        beside: str = __file__,
     ) -> None:
         self._answer = answer
         self._say = say
         self._told = told
+        self._below = tuple(str(Path(file).parent) for file in (asyncio.__file__, __file__, beside))
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._numbers: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
         """The call that each task belongs to."""
@@ -101,7 +104,7 @@ class SideBySide:
             if turned.wait(STUCK_S):
                 continue
             number = self._number_at_work()
-            where = _users_place(sys._current_frames()[main])
+            where = _users_place(sys._current_frames()[main], self._below)
             self._say(wire.Stuck(number, where, time.monotonic() - asked_s))
             while not turned.wait(LOOK_S) and self._number_at_work() == number:
                 pass
@@ -112,10 +115,10 @@ class SideBySide:
         return 0 if task is None else self._numbers.get(task, 0)
 
 
-def _users_place(innermost: FrameType) -> str:
-    """Where in the user's coroutine this is; the stack from there goes into the log."""
+def _users_place(innermost: FrameType, below: tuple[str, ...]) -> str:
+    """Where in the user's coroutine this is; the stack from there goes into the log. below: folders of
+    code that is not the user's."""
     frames = iter(traceback.extract_stack(innermost))
-    below = tuple(str(Path(file).parent) for file in (asyncio.__file__, __file__))
     from_the_loop = itertools.dropwhile(lambda frame: frame.filename != asyncio.events.__file__, frames)
     users = list(itertools.dropwhile(lambda frame: frame.filename.startswith(below), from_the_loop))
     if not users:

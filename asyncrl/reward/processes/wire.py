@@ -107,6 +107,8 @@ class Raised(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float = 0.0
     """What the service asks to wait before it."""
     took_s: float = 0.0
+    metrics: dict[str, list[float]] = {}
+    """What it has logged before."""
 
 
 class Stuck(msgspec.Struct, frozen=True, tag=True):
@@ -128,7 +130,8 @@ class Moving(msgspec.Struct, frozen=True, tag=True):
 
 class Played(msgspec.Struct, frozen=True, tag=True):
     number: int
-    earned: list[float] | None
+    earned: dict[str, list[float]] | None
+    """By the parts of the reward, in all or by each request."""
     took_s: float = 0.0
 
 

@@ -99,9 +99,14 @@ class EpisodePool:
         while True:
             try:
                 reply = await (self._play_alone if alone else self._play)(task, session)
-            except TimeoutError:
+            except TimeoutError as error:
                 why = f"it took longer than rollout.episode_timeout_s={self._timeout_s:g}, the model apart"
-                raise EpisodeError("time-out", why) from None
+                if where := str(error):
+                    why += (
+                        f", and blocks the event loop that it shares with others in {where}: use an "
+                        "asynchronous client, or `await asyncio.to_thread(...)`"
+                    )
+                raise EpisodeError("time-out", f"rollout.episode `{self._spec}`: {why}") from None
             except (ConfigError, OSError) as error:
                 raise EpisodeError("no process", f"no process could be started for it: {error}") from error
             except ChildDied as death:

@@ -112,7 +112,7 @@ def main() -> None:
     stage = Stage(program, say)
     first = inbox.get()
     assert isinstance(first, wire.Play)
-    asyncio.run(SideBySide(stage.answer, say, stage.told).serve(first, inbox))
+    asyncio.run(SideBySide(stage.answer, say, stage.told, __file__).serve(first, inbox))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,21 @@ import math
 import numbers
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 from asyncrl.data.values import Message
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import resolve
 
-Earned = float | Sequence[float] | None
-"""An episode's reward, or one for each of its requests, in their order; None where the run's reward functions
-and models say."""
+EPISODE = "episode"
+"""The part of the reward that an episode gives itself without a name."""
+
+Earned = (
+    float | Sequence[float] | Mapping[str, float | Sequence[float]] | Sequence[Mapping[str, float]] | None
+)
+"""An episode's reward, or one for each of its requests, in their order; either of these by the names of its
+parts; None where the run's reward functions and models say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +237,13 @@ def _of_environment(environment: Callable[[], Any]) -> Program:
     """Of a class whose `reset(task)` gives the first messages (or a text), and whose `step(reply)` gives what
     is said to it (messages, a text or None), the reward of the turn, and whether that was the last."""
 
-    async def play(task: Task, model: Model) -> list[float]:
-        world, rewards = environment(), list[float]()
+    async def play(task: Task, model: Model) -> Any:
+        world, rewards = environment(), list[Any]()
         messages = _messages(await _awaited(world.reset(task)))
         for _ in itertools.count():
             reply = await model.chat(messages, getattr(world, "tools", ()))
             said, reward, is_over = await _awaited(world.step(reply))
-            rewards.append(float(reward))
+            rewards.append(reward if isinstance(reward, Mapping) else float(reward))
             if is_over or not reply.token_ids:
                 break
             messages = [*messages, reply.message, *_messages(said)]
@@ -256,15 +262,36 @@ async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def checked_earned(earned: Any) -> list[float] | None:
-    """As a list of floats: of one, or of as many as there were requests. Raises `TypeError`."""
-    value = earned.tolist() if hasattr(earned, "tolist") else earned
+def checked_earned(earned: Any, requests: int | None = None) -> dict[str, list[float]] | None:
+    """Of each part of the reward its values: one, or one for each of the `requests`, where their number is
+    known. A request of which a part is not told has 0 of it. Raises `TypeError`, and `ValueError` for
+    another number."""
+    value = _plain(earned)
     if value is None:
         return None
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if not values or not all(isinstance(v, numbers.Real) and math.isfinite(v) for v in values):
+    if isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value):
+        turns = [turn if isinstance(turn, Mapping) else {EPISODE: turn} for turn in value]
+        value = {name: [turn.get(name, 0.0) for turn in turns] for name in dict.fromkeys(chain(*turns))}
+    named = value if isinstance(value, Mapping) else {EPISODE: value}
+    parts = {name: v if isinstance(v := _plain(given), list) else [v] for name, given in named.items()}
+    is_named = all(isinstance(name, str) and name for name in parts)
+    if not parts or not is_named or not all(v and all(map(_is_number, v)) for v in parts.values()):
         raise TypeError(
             f"it returned {earned!r:.80}; it should return a finite number, one for each request to the "
-            "model, or None"
+            "model, either of these by the names of the reward's parts, or None"
         )
-    return [float(v) for v in values]
+    for values in parts.values() if requests is not None else ():
+        if len(values) not in (1, requests):
+            raise ValueError(f"it returned {len(values)} rewards for {requests} requests to the model")
+    return {name: [float(v) for v in values] for name, values in parts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and their scalars, and tuples, as Python's own."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -127,6 +127,8 @@ def _mistake(model: PreTrainedModel) -> str | None:
             return None
         else:
             why = f"tried out, its hidden states were off by {off:.2g} of their size"
+    except torch.OutOfMemoryError:  # which says nothing of the kernel
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises, there is another way
         why = f"tried out, it failed: {error}"
     model.set_attn_implementation(before)

@@ -19,6 +19,7 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
 from asyncrl.errors import AsyncRLError
+from asyncrl.trainer.packing.turns import turn_numbers, turn_rewards
 
 
 class BatchError(AsyncRLError, ValueError):
@@ -58,6 +59,8 @@ class FlatBatch:
     turn_rewards: NDArray[np.float32] | None = None
     """float32[T]: what is given at each token, where some rewards were earned by turns; others are given at
     the last sampled token."""
+    turns: NDArray[np.int64] | None = None
+    """int64[T]: which request of its member sampled each token that was; None where each member made one."""
 
     @property
     def sequences(self) -> int:
@@ -111,14 +114,8 @@ class TokenBatch:
 
     @classmethod
     def of(cls, flat: FlatBatch, device: torch.device) -> Self:
-        of_records = (
-            flat.token_ids,
-            flat.ages,
-            flat.sequence_index(),
-            flat.loss_mask,
-            flat.behavior_logprobs,
-        )
-        return cls(*(torch.as_tensor(array).to(device) for array in of_records))
+        arrays = (flat.token_ids, flat.ages, flat.sequence_index(), flat.loss_mask, flat.behavior_logprobs)
+        return cls(*(torch.as_tensor(array).to(device) for array in arrays))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -128,7 +125,7 @@ class TokenBatch:
 
 def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = False) -> FlatBatch:
     """The arrays of a batch. Tokens older than `batch.oldest_version` are masked, and with `mask_truncated`
-    those of responses that were cut off. With `bootstraps` these have no turn reward but what turns have
+    those of members that were cut off. With `bootstraps` these have no turn reward but what turns have
     earned: a value takes the place of theirs. Raises `BatchError` for records that contradict themselves, and
     for rewards and logprobs that are not finite."""
     if not batch.groups:
@@ -145,9 +142,10 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
     truncated = np.array([t.finish_reason is FinishReason.LENGTH for t in trajectories])
     firsts = np.array([t.segment == 0 for t in trajectories])
     ends = truncated & np.append(firsts[1:], True)
+    cut = np.logical_or.reduceat(truncated, np.flatnonzero(firsts))[np.cumsum(firsts) - 1]
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
-        loss_mask=sampled & fresh & ~np.repeat(truncated & mask_truncated, lengths),
+        loss_mask=sampled & fresh & ~np.repeat(cut & mask_truncated, lengths),
         behavior_logprobs=np.concatenate([t.behavior_logprobs for t in trajectories]).astype(np.float32),
         ages=np.where(sampled, batch.version - versions, 0),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -157,21 +155,9 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
         sampled_tokens=int(sampled.sum()),
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
-        turn_rewards=_turn_rewards(trajectories, ends & bootstraps),
+        turn_rewards=turn_rewards(trajectories, ends & bootstraps),
+        turns=turn_numbers(trajectories),
     )
-
-
-def _turn_rewards(
-    trajectories: Sequence[Trajectory], bootstrapped: NDArray[np.bool_]
-) -> NDArray[np.float32] | None:
-    if not any(t.turn_rewards for t in trajectories):
-        return None
-    arrays = [np.zeros(len(t.token_ids), np.float32) for t in trajectories]
-    for array, trajectory, is_open in zip(arrays, trajectories, bootstrapped, strict=True):
-        last = int(np.flatnonzero(trajectory.loss_mask)[-1])
-        for at, reward in trajectory.turn_rewards or [(last, 0.0 if is_open else trajectory.reward)]:
-            array[at] += reward
-    return np.concatenate(arrays)
 
 
 def cut_ends(flat: FlatBatch) -> FlatBatch:

@@ -1,6 +1,7 @@
 """The embedded engine beyond the conformance suite: stepping by hand, sharing, swaps, failures, memory."""
 
 import asyncio
+import sys
 import threading
 import weakref
 from functools import partial
@@ -388,6 +389,46 @@ def test_a_step_that_hangs_does_not_hold_up_the_end(make_qwen3, monkeypatch):
         gate.open()
 
     in_time(scenario())
+
+
+def test_an_update_does_not_wait_for_a_step_that_hangs_at_the_end(make_qwen3, monkeypatch):
+    model = make_qwen3()
+    engine = TorchEngine(model, capacity=2, max_length=64)
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr("asyncrl.rollout.engines.torch.engine.LAST_STEP_S", 0.05)
+    swap, swapping = engine._swap, asyncio.Event()
+    monkeypatch.setattr(engine, "_swap", lambda *what: (swapping.set(), swap(*what))[1])
+
+    async def scenario():
+        running = asyncio.create_task(engine.run())
+        engine.generate(request("r", [3, 4]))
+        await gate.arrived()
+        updating = asyncio.create_task(engine.update_weights(LocalWeights(1, model.state_dict())))
+        await swapping.wait()
+        closing = asyncio.create_task(engine.close())
+        for waiting in (updating, running):
+            with pytest.raises(EngineError, match="closed"):
+                await waiting
+        await closing
+        gate.open()
+
+    in_time(scenario())
+
+
+def test_the_last_of_several_engines_restores_the_interpreters_switches(make_qwen3):
+    before_s = sys.getswitchinterval()
+    engines = [TorchEngine(make_qwen3(), capacity=2, max_length=64) for _ in range(3)]
+
+    async def scenario():
+        running = [asyncio.create_task(engine.run()) for engine in engines]
+        await asyncio.gather(*(anext(engine.generate(request("r", [3, 4]))) for engine in engines))
+        for i, engine in enumerate(engines):  # in the order in which they began
+            assert sys.getswitchinterval() < before_s
+            await engine.close()
+            await asyncio.gather(running[i], return_exceptions=True)
+
+    in_time(scenario())
+    assert sys.getswitchinterval() == before_s
 
 
 def test_a_run_that_was_cancelled_leaves_the_requests_to_the_caller(make_qwen3, monkeypatch):

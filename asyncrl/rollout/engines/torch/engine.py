@@ -177,3 +177,4 @@ class TorchEngine(StreamingEngine):
             done, _ = await asyncio.wait([thread.ended], timeout=LAST_STEP_S)
         if not done:
             self._break(f"its last step has taken longer than {LAST_STEP_S:g} s")
+            thread.ended.set_result(None)  # whoever waits for it has waited long enough

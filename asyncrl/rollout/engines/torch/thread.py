@@ -17,6 +17,8 @@ SWITCH_S = 0.0005
 """Longest wait of the event loop for the interpreter's lock while a step has it. A step lets go of it at
 every operation of torch, but takes it back before anybody has woken up; Python's own 5 ms are more than a
 step."""
+_before_s: list[float] = []
+"""What it was before each thread that runs: the last one that ends restores Python's own."""
 
 STEP = "decode step"
 
@@ -46,10 +48,10 @@ class BatchThread:
         self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._orders: SimpleQueue[tuple[str, Order] | None] = SimpleQueue()
-        self._switch_s = sys.getswitchinterval()
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def start(self) -> None:
+        _before_s.append(sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_S)
         # A step that hangs must not hold up the end of the process.
         Thread(target=self._work, name="engine", daemon=True).start()
@@ -87,7 +89,7 @@ class BatchThread:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _end(self, error: Exception | None) -> None:
-        sys.setswitchinterval(self._switch_s)
+        sys.setswitchinterval(_before_s.pop())
         try:
             while error is None and not self._orders.empty():  # what has come since
                 if (order := self._orders.get()) is not None:
@@ -96,4 +98,5 @@ class BatchThread:
             error = caught
         if error is not None:
             self._fail(error)
-        self.ended.set_result(None)
+        if not self.ended.done():  # else nobody waits for it any more
+            self.ended.set_result(None)

@@ -132,7 +132,7 @@ class RankGroup:
 
     def _broadcast_batch(self, batch: FlatBatch | None) -> FlatBatch:
         """Rank 0 gives the batch, the others None; all get it."""
-        sizes = torch.zeros(6, dtype=torch.int64)
+        sizes = torch.zeros(4 + len(_OPTIONAL), dtype=torch.int64)
         kept = None if batch is None else batch.kept
         if batch is not None:
             listed = 0 if kept is None else len(kept.ids)
@@ -173,6 +173,6 @@ _DTYPES: dict[str, type] = {
     "truncated": np.bool_,
 }
 """The arrays of a `FlatBatch`."""
-_OPTIONAL: dict[str, type] = {"members": np.int64, "turn_rewards": np.float32}
+_OPTIONAL: dict[str, type] = {"members": np.int64, "turn_rewards": np.float32, "turns": np.int64}
 """Those that may be None."""
 assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, *_OPTIONAL, "sampled_tokens", "kept"}
