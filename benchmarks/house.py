@@ -14,7 +14,7 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 """Rooms on the narrow path. Of the folders in `CHOICES` it needs one only, `torch`."""
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
-BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"))
+BESIDE = (("rollout", "episodes"), ("rollout", "adapters"), ("rollout", "gateway"), ("rollout", "chat.py"))
 """What a run needs only where `rollout.episode` names one."""
 
 

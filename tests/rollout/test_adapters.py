@@ -2,13 +2,14 @@
 
 import asyncio
 import sqlite3
+import sys
 import threading
 from typing import ClassVar
 
 import pytest
 from test_programs import TASK, add, says
 
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.rollout.adapters.instances import Instances
 from asyncrl.rollout.adapters.trl import environment
 from asyncrl.rollout.episodes.program import Task, load_program
@@ -180,6 +181,16 @@ def test_what_has_no_reset_is_refused_where_the_config_names_it(tmp_path):
     (tmp_path / "bare.py").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match="needs a method `reset`"):
         load_program(f"{tmp_path / 'bare.py'}:episode")
+
+
+@pytest.mark.parametrize("package", ["gymnasium", "verifiers"])
+def test_a_missing_package_is_named_with_what_brings_it(package, monkeypatch):
+    name = f"asyncrl.rollout.adapters.{package}"
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(NotHereError) as caught:
+        load_program(f"{name}:episode")
+    assert caught.value.command == f"pip install 'asyncrl[{package}]'"
 
 
 def test_an_instance_that_cannot_be_made_says_why():

@@ -21,7 +21,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,14 @@ class _Environment:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._env = vf.load_environment(vf.resolve_env_config(dict(config)))
-        self._served = AsyncExitStack()
-        self._is_served = False
-        self._serving = asyncio.Lock()
+        self._serving: asyncio.Task[None] | None = None
+        self._is_up: asyncio.Future[None]
 
     async def play(self, data: Mapping[str, Any], model: Model, tokens_by: str | None) -> vf.Episode:
-        async with self._serving:
-            if not self._is_served:
-                await self._served.enter_async_context(self._env.serving())
-                # Each rollout then has a server of its own, which ends with it: the shared one would keep a
-                # client for every key.
-                self._env._interception = None
-                self._is_served = True
+        if self._serving is None or self._serving.done():
+            self._is_up = asyncio.get_running_loop().create_future()
+            self._serving = asyncio.create_task(self._serve(self._is_up))
+        await asyncio.shield(self._is_up)
         kind = type(self._env.taskset).task_type()
         task = kind(kind.data_type().model_validate(data), self._env.config.taskset.task)
         with _key_in_environment(model.api_key) as variable:
@@ -64,6 +60,19 @@ class _Environment:
                 else vf.TrainClientConfig(**where, renderer_model_name=tokens_by)
             )
             return await self._env.run_episode(task, vf.ModelContext(model="policy", client=client))
+
+    async def _serve(self, is_up: asyncio.Future[None]) -> None:
+        try:
+            async with self._env.serving():
+                # Each rollout then has a server of its own, which ends with it: the shared one would keep a
+                # client for every key.
+                self._env._interception = None
+                is_up.set_result(None)
+                await asyncio.get_running_loop().create_future()
+        except Exception as error:
+            if is_up.done():
+                raise
+            is_up.set_exception(error)
 
 
 @contextmanager
@@ -104,8 +113,8 @@ def _earned(episode: vf.Episode, base_url: str) -> float:
     shares a reward. Raises what has failed."""
     if episode.is_timeout or any(trace.is_timeout for trace in episode.traces):
         raise TimeoutError("the environment's own time limit has passed")
-    if not episode.ok:
-        errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
+    errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
+    if errors or not episode.ok:  # also where it went well the second time: both have been sampled
         raise RuntimeError("; ".join(f"{error.type}: {error.message}" for error in errors))
     for agent in (trace.agent for trace in episode.traces):
         if not agent.trainable and agent.config.client.base_url == base_url:

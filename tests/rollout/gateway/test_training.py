@@ -1,4 +1,5 @@
-"""A run trains an agent that imports nothing but its client, or an environment of `verifiers`, as it is."""
+"""A run trains what somebody else wrote as it is: an agent that imports nothing but its client, an
+environment of `verifiers`, a class of TRL's."""
 
 import json
 import shutil
@@ -103,14 +104,13 @@ def make_run(make_config, make_model, tokenizer, one_thread, tmp_path, lesson):
         config = make_config(
             *("run.mode=inline", f"run.steps={steps}", "trainer.batch_groups=1", "reward.functions=[]"),
             *(f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'rows.jsonl'}"),
-            *("rollout.gateway=true", "rollout.max_new_tokens=80", "rollout.max_sequence_tokens=400"),
-            *overrides,
+            *("rollout.max_new_tokens=80", "rollout.max_sequence_tokens=400", *overrides),
         )
         result = asyncrl.run(config, progress=False)
         lines = list(read_metrics(result.run_dir / "metrics.jsonl"))
         assert len(lines) == steps
         refused = [line["gateway/refused_frac"] for line in lines if "gateway/refused_frac" in line]
-        assert refused, "of the steps in which it was asked"
+        assert bool(refused) is config.rollout.gateway, "of the steps in which it was asked"
         assert not any(refused)
         assert all(line["trained_tokens"] > 0 for line in lines)
         return lines
@@ -126,7 +126,7 @@ def test_an_agent_that_imports_only_its_client_is_trained_unchanged(
     (tmp_path / "agent.py").write_text(AGENTS[client].format(tool=lesson.tool))
     (tmp_path / "own.py").write_text(EPISODE)
     steps = 2 if client == "openai" else 1
-    lines = make_run(steps, f"rollout.episode={tmp_path / 'own.py'}:episode")
+    lines = make_run(steps, "rollout.gateway=true", f"rollout.episode={tmp_path / 'own.py'}:episode")
     said = (tmp_path / "own.log").read_text().split()
     assert said.count("call") > 2 * steps, "of the episodes at least half have called the tool"
     assert all(line["segments/mean"] >= 3 for line in lines), "two beside each other, and the loop"
@@ -142,6 +142,46 @@ def test_an_environment_of_verifiers_is_trained_by_its_name(make_run, tmp_path, 
     monkeypatch.chdir(tmp_path)
     adapter.main(["letters.yaml", "rows.jsonl"])
     episode = "rollout.episode=asyncrl.rollout.adapters.verifiers:episode"
-    (line,) = make_run(1, episode, "rollout.episode_timeout_s=200")
+    (line,) = make_run(1, "rollout.gateway=true", episode, "rollout.episode_timeout_s=200")
     assert line["reward/mean"] >= 0.5, "the rubric's part for two turns, which every rollout has"
+    recorded.assert_as_sampled()
+
+
+ADDER = """
+import sqlite3
+
+from asyncrl.rollout.adapters.trl import environment
+
+class Adder:
+    def __init__(self):
+        self.book = sqlite3.connect(":memory:")
+        self.book.execute("create table sums (result int)")
+
+    def reset(self, **row):
+        self.book.execute("delete from sums")
+
+    def add(self, a: int) -> int:
+        \"\"\"Adds one.
+
+        Args:
+            a: to this
+        \"\"\"
+        self.book.execute("insert into sums values (?)", (a + 1,))
+        return a + 1
+
+    def get_reward(self) -> float:
+        return float(self.book.execute("select count(*) from sums").fetchone()[0])
+
+def says_so(completions, environments, **_):
+    return [0.5 * ("5" in completion[-1]["content"]) for completion in completions]
+
+episode = environment(environment_factory=Adder, reward_funcs=says_so)
+"""
+
+
+@pytest.mark.slow
+def test_a_class_of_trls_is_trained_as_it_is(make_run, tmp_path, recorded):
+    (tmp_path / "adder.py").write_text(ADDER)
+    (line,) = make_run(1, f"rollout.episode={tmp_path / 'adder.py'}:episode")
+    assert line["reward/mean"] > 0.75, "of those that call it and say its result each has 1.5"
     recorded.assert_as_sampled()
