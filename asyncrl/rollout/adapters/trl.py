@@ -42,18 +42,21 @@ def environment(
     `get_reward` and all `reward_funcs`, which get `environments`, are summed; where there is neither, the
     run's own reward functions and models score the last answer. tools: functions that every row has.
     """
-    several = isinstance(environment_factory, Mapping)
-    factories = environment_factory if several else {None: environment_factory or _Nothing}
+    factories: Mapping[Any, Callable[[], Any]] = (
+        environment_factory
+        if isinstance(environment_factory, Mapping)
+        else {None: environment_factory or _Nothing}
+    )
     instances = {name: _instances(make) for name, make in factories.items()}
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
 
     async def play(task: Task, model: Model) -> float | None:
         row = {"prompt": task.prompt, **task.columns}
-        name = row.get(ENVIRONMENT) if several else None
+        name = None if None in instances else row.get(ENVIRONMENT)
         if name not in instances:
             raise LookupError(f"the row's `{ENVIRONMENT}` is {name!r}; there are {', '.join(instances)}")
         async with instances[name].one() as instance:
-            given = {key: row[key] for key in row if not (several and key == ENVIRONMENT)}
+            given = {key: row[key] for key in row if key != ENVIRONMENT or name is None}
             seen = await instance.call(instance.environment.reset, **given)
             prompt = _with_observation(task.prompt, seen)
             offered = [*tools, *_methods(instance.environment)]

@@ -122,7 +122,7 @@ def _earned(episode: vf.Episode, base_url: str) -> float:
                 f"the environment does not train its agent `{agent.name}`, but what the policy is asked is "
                 f"trained on; give it a model of its own: `{agent.name}: {{model: ..., client: {{...}}}}`"
             )
-    trained = [trace.reward for trace in episode.traces if trace.agent.trainable]
+    trained: list[float] = [trace.reward for trace in episode.traces if trace.agent.trainable]
     return sum(trained) / len(trained)
 
 
