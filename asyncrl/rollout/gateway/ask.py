@@ -176,7 +176,7 @@ def tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 def texts_of(value: Any, where: str, *names: str) -> list[str]:
     """The texts that an object has by these names. Raises `Refused`."""
-    found = [value.get(name) if isinstance(value, dict) else None for name in names]
+    found: list[Any] = [value.get(name) if isinstance(value, dict) else None for name in names]
     for name, text in zip(names, found, strict=True):
         if not isinstance(text, str):
             raise Refused(f"{where}: expected an object with a text `{name}`", param=where)
