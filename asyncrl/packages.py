@@ -10,9 +10,11 @@ _EXTRAS = {
     "aiohttp": "http",
     "datasets": "data",
     "deepspeed": "gpu",
+    "gymnasium": "gymnasium",
     "jsonschema": "schema",
     "math_verify": "math",
     "renderers": "agents",
+    "verifiers": "verifiers",
 }
 """The extra that installs a package, by its import name."""
 

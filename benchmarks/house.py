@@ -15,7 +15,7 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
 BESIDE = (
-    *(("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
+    *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
 )
 """What a run needs only where `rollout.episode` names one."""

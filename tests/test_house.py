@@ -185,6 +185,12 @@ def test_engines_are_known_by_their_specs_alone():
     }
 
 
+def test_adapters_are_imported_where_a_config_names_them_alone():
+    adapters = "rollout.adapters."
+    outside = [name for name in TREES if not name.startswith(adapters)]
+    assert not [name for name in outside for other in own_imports(name) if other.startswith(adapters)]
+
+
 def asked(tree, attribute):
     """Comparisons with an attribute of this name, and what is looked up by it."""
     for node in ast.walk(tree):

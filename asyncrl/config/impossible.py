@@ -70,6 +70,8 @@ def impossible(c: Config) -> Iterator[str]:
         )
     if c.rollout.gateway and c.rollout.episode is None:
         yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
+    if not c.rollout.gateway and (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
+        yield f"rollout.episode={c.rollout.episode} asks the model over HTTP; set rollout.gateway=true"
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)

@@ -310,6 +310,11 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
     [
         (["trainer.mini_batches=17"], "cannot split trainer.batch_groups=16", "lower mini_batches"),
         (["run.resume=auto"], "every start would begin another one", "run.dir=runs/mine"),
+        (
+            ["rollout.episode=asyncrl.rollout.adapters.verifiers:episode"],
+            "asks the model over HTTP",
+            "set rollout.gateway=true",
+        ),
         (["rollout.min_new_tokens=257"], "is over rollout.max_new_tokens=256", "lower it"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (["rollout.group_size=1", "objective.advantage=pacs"], "nothing to compare", "group_size >= 2"),

@@ -22,6 +22,7 @@ from asyncrl.rollout.gateway.ask import (
     refuse,
     sampling_of,
     text_of_parts,
+    texts_of,
     tool_call,
     typed,
 )
@@ -56,7 +57,7 @@ class _Request(msgspec.Struct):
 def parse(body: Body, past: Mapping[str, Messages]) -> Ask:
     request = typed(body, _Request)
     refuse(body, _UNSUPPORTED)
-    chat.check_format(request.output_config.get("format") or {}, "output_config.format")
+    chat.check_format(request.output_config.get("format"), "output_config.format")
     messages = chat.some(request.messages, "messages")
     if messages[-1].get("role") == "assistant":
         raise Refused("messages: the last one is the assistant's; a reply cannot be begun for it")
@@ -103,7 +104,8 @@ def _messages(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
                 inner = text_of_parts(block.get("content") or "", f"{where}.content.{k}", ("text",))
                 yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": inner}
             case "tool_use", "assistant":
-                call = tool_call(block["id"], block["name"], json.dumps(block.get("input") or {}))
+                call_id, name = texts_of(block, f"{where}.content.{k}", "id", "name")
+                call = tool_call(call_id, name, json.dumps(block.get("input") or {}))
                 said.setdefault("tool_calls", []).append(call)
             case "thinking", "assistant":
                 said["reasoning_content"] = said.get("reasoning_content", "") + str(block.get("thinking", ""))

@@ -174,6 +174,15 @@ def tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def texts_of(value: Any, where: str, *names: str) -> list[str]:
+    """The texts that an object has by these names. Raises `Refused`."""
+    found: list[Any] = [value.get(name) if isinstance(value, dict) else None for name in names]
+    for name, text in zip(names, found, strict=True):
+        if not isinstance(text, str):
+            raise Refused(f"{where}: expected an object with a text `{name}`", param=where)
+    return found
+
+
 def text_of_parts(content: Any, where: str, kinds: tuple[str, ...]) -> str:
     """Text, or parts of it, one a line. Raises `Refused` for anything else, such as pictures."""
     if isinstance(content, str):

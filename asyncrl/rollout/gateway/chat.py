@@ -19,6 +19,7 @@ from asyncrl.rollout.gateway.ask import (
     refuse,
     sampling_of,
     text_of_parts,
+    texts_of,
     typed,
 )
 
@@ -99,8 +100,8 @@ def stops(stop: str | list[str], where: str = "stop") -> tuple[str, ...]:
     return found
 
 
-def check_format(wanted: Body, where: str) -> None:
-    if wanted.get("type", "text") != "text":
+def check_format(wanted: Any, where: str) -> None:
+    if wanted and (not isinstance(wanted, dict) or wanted.get("type", "text") != "text"):
         raise Refused(
             f"{where}: only `text`: sampling under a grammar would not be sampling from the policy",
             param=where,
@@ -126,10 +127,10 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     text = "" if content is None else text_of_parts(content, f"{where}.content", ("text", "refusal"))
     if content is None and not (role == "assistant"):
         raise Refused(f"{where}: it has no content", param=where)
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or []
+    for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Refused(f"{where}.tool_calls: each is of a `function` with a `name`", param=where)
+        texts_of(function, f"{where}.tool_calls.function", "name")
     known = ("name", "tool_calls", "tool_call_id", "reasoning_content")
     kept = {key: message[key] for key in known if message.get(key)}
     return {"role": "system" if role == "developer" else role, "content": text, **kept}
@@ -154,12 +155,13 @@ def whole(ask: Ask, answer: Answer) -> Body:
             }
         )
     ids = {"prompt_token_ids": answer.replies[0].prompt_ids.tolist()} if ask.wants_ids else {}
-    return _head(answer, "chat.completion") | {"choices": choices, "usage": usage(answer)} | ids
+    return head(answer, "chatcmpl", "chat.completion") | {"choices": choices, "usage": usage(answer)} | ids
 
 
-def _head(answer: Answer, kind: str) -> Body:
+def head(answer: Answer, prefix: str, kind: str) -> Body:
+    """How answers of OpenAI's older services begin."""
     return {
-        "id": f"chatcmpl-{answer.id}",
+        "id": f"{prefix}-{answer.id}",
         "object": kind,
         "created": answer.created_s,
         "model": answer.model,
@@ -179,12 +181,12 @@ def _said(reply: Said) -> Body:
 
 
 def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
-    head = _head(answer, "chat.completion.chunk")
+    begins = head(answer, "chatcmpl", "chat.completion.chunk")
     nothing_yet = {"usage": None} if ask.wants_usage else {}
 
     def chunk(index: int, delta: Body, **more: Any) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
-        return event(head | {"choices": [choice]} | nothing_yet)
+        return event(begins | {"choices": [choice]} | nothing_yet)
 
     for i, reply in enumerate(answer.replies):
         said = _said(reply)
@@ -199,7 +201,7 @@ def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
         ids = {"token_ids": reply.completion.token_ids.tolist()} if ask.wants_ids else {}
         yield chunk(i, {}, finish_reason=reply.finish_reason, **ids)
     if ask.wants_usage:
-        yield event(head | {"choices": [], "usage": usage(answer)})
+        yield event(begins | {"choices": [], "usage": usage(answer)})
     yield event("[DONE]")
 
 

@@ -23,6 +23,7 @@ from asyncrl.rollout.gateway.ask import (
     typed,
 )
 
+_HEAD = "cmpl", "text_completion"
 _UNSUPPORTED = {
     "echo": "what is given is not scored",
     "suffix": "the policy writes forward only",
@@ -82,24 +83,16 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
 
 def whole(ask: Ask, answer: Answer) -> Body:
     choices = [_choice(ask, answer, i, reply) for i, reply in enumerate(answer.replies)]
-    return _head(answer) | {"choices": choices, "usage": chat.usage(answer)}
+    return chat.head(answer, *_HEAD) | {"choices": choices, "usage": chat.usage(answer)}
 
 
 def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
+    begins = chat.head(answer, *_HEAD)
     for i, reply in enumerate(answer.replies):
-        yield event(_head(answer) | {"choices": [_choice(ask, answer, i, reply)]})
+        yield event(begins | {"choices": [_choice(ask, answer, i, reply)]})
     if ask.wants_usage:
-        yield event(_head(answer) | {"choices": [], "usage": chat.usage(answer)})
+        yield event(begins | {"choices": [], "usage": chat.usage(answer)})
     yield event("[DONE]")
-
-
-def _head(answer: Answer) -> Body:
-    return {
-        "id": f"cmpl-{answer.id}",
-        "object": "text_completion",
-        "created": answer.created_s,
-        "model": answer.model,
-    }
 
 
 def _choice(ask: Ask, answer: Answer, index: int, reply: Said) -> Body:

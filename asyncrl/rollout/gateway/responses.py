@@ -21,6 +21,7 @@ from asyncrl.rollout.gateway.ask import (
     refuse,
     sampling_of,
     text_of_parts,
+    texts_of,
     tool_call,
     typed,
 )
@@ -52,7 +53,7 @@ class _Request(msgspec.Struct):
 def parse(body: Body, past: Mapping[str, Messages]) -> Ask:
     request = typed(body, _Request)
     refuse(body, _UNSUPPORTED)
-    chat.check_format(request.text.get("format") or {}, "text.format")
+    chat.check_format(request.text.get("format"), "text.format")
     before: Messages = []
     if (earlier := request.previous_response_id) is not None:
         if earlier not in past:
@@ -108,11 +109,12 @@ def _messages(items: Messages) -> Iterator[dict[str, Any]]:
                     "content": text_of_parts(item.get("content"), f"{where}.content", _PARTS),
                 }
             case "function_call":
-                call = tool_call(item["call_id"], item["name"], item["arguments"])
+                call = tool_call(*texts_of(item, where, "call_id", "name", "arguments"))
                 turn.setdefault("tool_calls", []).append(call)
             case "function_call_output":
                 text = text_of_parts(item.get("output"), f"{where}.output", _PARTS)
-                yield {"role": "tool", "tool_call_id": item["call_id"], "content": text}
+                (call_id,) = texts_of(item, where, "call_id")
+                yield {"role": "tool", "tool_call_id": call_id, "content": text}
             case "reasoning":
                 if thought := item.get("content"):
                     turn["reasoning_content"] = text_of_parts(thought, f"{where}.content", _PARTS)

@@ -153,10 +153,7 @@ class Gateway:
             raise Refused(f"the request's body is no JSON: {error}") from None
         if not isinstance(body, dict):
             raise Refused("the request's body is no JSON object")
-        try:
-            ask = service.parse(body, visit.past)
-        except (KeyError, TypeError, AttributeError) as error:  # deep inside: a tool call without a name
-            raise Refused(f"a part of the request is not as it should be: {error!r}") from None
+        ask = service.parse(body, visit.past)
         if others := sorted(set(ask.stop_token_ids) - self._stop_ids):
             raise Refused(f"stop_token_ids: {others} end no reply of this model; use `stop`")
         self._count(_OTHER, self._differs(ask, visit.session.task.sampling))

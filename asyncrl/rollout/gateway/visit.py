@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -36,7 +37,10 @@ class Visit:
     """Of tools, so far."""
     empty: int = 0
     """Answers without a token, one after the other."""
-    _given: dict[str, tuple[Ask, Answer]] = field(default_factory=dict)
+    _given: dict[str, deque[tuple[Ask, Answer]]] = field(default_factory=dict)
+    """To each request, and to all that are equal to it."""
+    _unanswered: Counter[str] = field(default_factory=Counter)
+    """Requests that have no answer yet, or never had one, but for those that have come again."""
     _under_way: set[str] = field(default_factory=set)
     """Of requests with an idempotency key, those without an answer yet."""
 
@@ -51,10 +55,20 @@ class Visit:
         if name in self._under_way:
             why = "a request with this Idempotency-Key is being answered"
             raise Refused(why, status=HTTPStatus.CONFLICT, wait_s=1)
-        is_again = name.startswith(IDEMPOTENCY_KEY) or headers.get(RETRY_COUNT, "0") != "0"
-        return self._given.get(name) if is_again else None
+        given = self._given.get(name)
+        if name.startswith(IDEMPOTENCY_KEY):
+            return given[0] if given else None
+        if headers.get(RETRY_COUNT, "0") == "0":
+            return None
+        if self._unanswered[name]:  # it is this one that comes again, and no equal one that has its answer
+            self._unanswered[name] -= 1
+            return None
+        if given:
+            given.rotate(-1)
+        return given[-1] if given else None
 
     def begin(self, name: str) -> None:
+        self._unanswered[name] += 1
         if name.startswith(IDEMPOTENCY_KEY):
             self._under_way.add(name)
 
@@ -62,7 +76,8 @@ class Visit:
         self._under_way.discard(name)
 
     def delivered(self, name: str, ask: Ask, answer: Answer) -> None:
-        self._given[name] = ask, answer
+        self._unanswered[name] -= 1
+        self._given.setdefault(name, deque(maxlen=MOST_GIVEN)).append((ask, answer))
         if len(self._given) > MOST_GIVEN:
             del self._given[next(iter(self._given))]
 

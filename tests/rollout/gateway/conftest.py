@@ -1,10 +1,12 @@
 """A gateway in front of the embedded engine, whose model has learnt by heart to call a tool and to answer."""
 
 import asyncio
+from collections import Counter, defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.gateway.server import Gateway
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.transcript import Completion
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 CONTEXT, LONGEST = 400, 80
@@ -140,10 +143,61 @@ def serve(make_model, tokenizer, one_thread):
 
 def _watch(engine, sampled):
     generate = engine.generate
+    engine.generate = lambda request: _noted(request, generate(request), sampled)
 
-    async def noted(request, chunks):
-        async for chunk in chunks:
-            sampled.append((request, chunk))
-            yield chunk
 
-    engine.generate = lambda request: noted(request, generate(request))
+async def _noted(request, chunks, sampled):
+    async for chunk in chunks:
+        sampled.append((request, chunk))
+        yield chunk
+
+
+@dataclass
+class Recorded:
+    """What the engine of a run in this process has sampled, and what its sessions have recorded of it."""
+
+    sampled: list = field(default_factory=list)
+    sessions: list = field(default_factory=list)
+
+    def assert_as_sampled(self, *, given_up=0):
+        """Ids and logprobs of all turns that are trained on are the engine's, to the bit. given_up: of each
+        session's requests, those that nobody waited for at most."""
+        chunks = defaultdict(list)
+        for request, chunk in self.sampled:
+            chunks[request.request_id].append(chunk)
+        whole = {name: Completion.of(some) for name, some in chunks.items() if some[-1].finish_reason}
+        for session in self.sessions:
+            name = f"{session.task.lease_id}/{session.index}"
+            names = [name, *(f"{name}/{number}" for number in range(1, session.turns))]
+            sampled = Counter(_bits(whole[n].token_ids, whole[n].logprobs) for n in names if n in whole)
+            turns = Counter(turn for t in session.trajectories() for turn in _turns(t))
+            assert turns <= sampled
+            assert session.turns - given_up <= turns.total() <= session.turns
+
+
+def _turns(trajectory):
+    """What was sampled in it, a turn each: at least the template stands between two."""
+    edges = np.flatnonzero(np.diff(trajectory.loss_mask.astype(int), prepend=0, append=0))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        yield _bits(trajectory.token_ids[start:end], trajectory.behavior_logprobs[start:end])
+
+
+def _bits(token_ids, logprobs):
+    return token_ids.astype(np.int32).tobytes(), logprobs.astype(np.float32).tobytes()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Of the `inline` runs of a test."""
+    recorded, generate = Recorded(), TorchEngine.generate
+
+    def session(*args, **named):
+        recorded.sessions.append(Session(*args, **named))
+        return recorded.sessions[-1]
+
+    def watched(engine, request):
+        return _noted(request, generate(engine, request), recorded.sampled)
+
+    monkeypatch.setattr(TorchEngine, "generate", watched)
+    monkeypatch.setattr("asyncrl.rollout.group.Session", session)
+    return recorded

@@ -97,6 +97,40 @@ def test_a_request_that_is_sent_again_gets_the_answer_it_had(serve, first, secon
     asyncio.run(run())
 
 
+def test_of_equal_requests_the_one_that_was_lost_is_sampled_anew(serve):
+    """It does not get the answer that another one had."""
+
+    async def run():
+        async with serve(drive=False) as served:
+            asking = [asyncio.create_task(post(served, "/v1/chat/completions", BODY)) for _ in range(2)]
+            await served.until(lambda: served.engine.stats().waiting == 2)
+            asking[1].cancel()
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            while not asking[0].done():
+                served.engine.step()
+                await asyncio.sleep(0)
+            again = asyncio.create_task(post(served, "/v1/chat/completions", BODY, AGAIN))
+            while not again.done():
+                served.engine.step()
+                await asyncio.sleep(0)
+            assert asking[0].result()[2] != again.result()[2]
+            assert len(served.session.trajectories()) == 2
+
+    asyncio.run(run())
+
+
+def test_of_equal_requests_each_that_is_sent_again_gets_an_answer_of_its_own(serve):
+    async def run():
+        async with serve() as served:
+            ask = [post(served, "/v1/chat/completions", BODY) for _ in range(2)]
+            again = [post(served, "/v1/chat/completions", BODY, AGAIN) for _ in range(2)]
+            answers, repeated = await asyncio.gather(*ask), [await each for each in again]
+            assert {text for *_, text in answers} == {text for *_, text in repeated}
+            assert len(served.session.trajectories()) == 2
+
+    asyncio.run(run())
+
+
 def test_a_key_that_is_being_answered_is_told_to_wait(serve):
     async def run():
         async with serve(drive=False) as served:

@@ -160,15 +160,15 @@ def test_what_a_client_gets_and_what_is_recorded_is_what_the_engine_sampled_to_t
 async def of_openai(served, tool, question):
     """A loop of tool calls, streamed; the second question by another protocol."""
     client, _ = clients(served)
-    messages = [question]
-    async with client.chat.completions.stream(model="any", messages=messages, tools=[tool]) as stream:
+    messages, tools = [question], [{**tool, "function": {**tool["function"], "strict": True}}]
+    async with client.chat.completions.stream(model="any", messages=messages, tools=tools) as stream:
         reply = await stream.get_final_completion()
     assert reply.choices[0].finish_reason == "tool_calls"
     (call,) = reply.choices[0].message.tool_calls
     result = str(json.loads(call.function.arguments)["a"] + 1)
     messages += [reply.choices[0].message.model_dump(exclude_none=True)]
     messages += [{"role": "tool", "tool_call_id": call.id, "content": result}]
-    last = await client.chat.completions.create(model="any", messages=messages, tools=[tool])
+    last = await client.chat.completions.create(model="any", messages=messages, tools=tools)
     assert last.choices[0].finish_reason == "stop"
     return call.function.name, last.choices[0].message.content
 
