@@ -32,6 +32,7 @@ LAYERS = (
     {"config"},
     {"weights", "data", "tiny"},
     {"reward"},
+    {"curriculum"},
     {"rollout"},
     {"trainer", "observe"},
     {"wire"},

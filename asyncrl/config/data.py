@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from asyncrl.config.own import named
 from asyncrl.core.share import Share
 from asyncrl.section import Section
 
@@ -47,6 +48,25 @@ class DatasetConfig(Section):
         return Share(rows, self.weight, self.from_step, self.until_step)
 
 
+SAMPLERS = ("band", "failures", "learnability")
+
+
+class CurriculumConfig(Section):
+    sampler: Annotated[str, named(SAMPLERS)] = "band"
+    """In what share of the epochs a row comes whose pass rate p was measured. `band`: in all while p is in
+    `band`. `failures`: 1 - p. `learnability`: 4 p (1 - p). Or your own, given `pass_rate` and columns of the
+    row by name: `package.module:function` or `path/file.py:function`."""
+    band: tuple[float, float] = Field((0.2, 0.8), strict=False)
+    """`band`: lowest and highest pass rate that is in it."""
+    rest_epochs: int = Field(4, ge=1)
+    """Every row comes once in so many epochs at least, to be measured again: the solved ones, and those that
+    are out of reach."""
+    success_above: float = 0.5
+    """A response with a greater reward than this has passed."""
+    over_groups: int = Field(1, ge=1)
+    """A row's pass rate is that of its newest so many groups."""
+
+
 class DataConfig(Section):
     path: str = ""
     """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""
@@ -75,6 +95,9 @@ class DataConfig(Section):
     drop_last: bool = False
     """Leave out of each epoch the rows at its end that do not fill another batch of `trainer.batch_groups`;
     with `shuffle` these are others in every epoch."""
+    curriculum: CurriculumConfig | None = None
+    """Let rows come by how often the policy succeeds with them (docs/data.md); null is each once per
+    epoch."""
     _key: str = PrivateAttr("data.path")
 
     @property

@@ -8,7 +8,7 @@ answering, and `restore` takes it back."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
@@ -22,6 +22,9 @@ from asyncrl.core.staleness import BatchChoice, Candidate, Due, admission_limit,
 P = TypeVar("P")
 """A finished group's payload: opaque here (arrays, wire frames, ...)."""
 
+Filter = Callable[[int, GroupSummary], str | None]
+"""Why a finished group (its row, and what is known of it) is dropped; None where it is not."""
+
 OnStale = Literal["wait", "mask", "drop"]
 
 
@@ -33,7 +36,7 @@ class LoopSettings:
     max_staleness: int
     on_stale: OnStale
     total_steps: int
-    filter_constant_groups: bool = False
+    filters: tuple[Filter, ...] = ()
     max_attempts: int = 3
     fixed_lag: int | None = None
     """Every token of step v has staleness min(fixed_lag, v), neither more nor less."""
@@ -166,8 +169,13 @@ class Coordinator(Generic[P]):
                 f"submitted at {self.frontier}, but has tokens of {sorted(summary.tokens_by_version)}",
             )
         entry.summary = summary
-        if self._settings.filter_constant_groups and summary.is_constant:
-            self._drop(entry, "constant")
+        self.ledger.lose(summary.left_out.tokens, GroupState.DROPPED)
+        if self.cursor.sampler is not None:
+            rewards = (*summary.rewards, *summary.left_out.rewards)
+            self.cursor.sampler.finished(entry.group_id, entry.row, rewards)
+        reasons = (drops(entry.row, summary) for drops in self._settings.filters)
+        if reason := next(filter(None, reasons), None):
+            self._drop(entry, reason)
             self.ledger.check()
             return Submission.DROPPED
         self._payloads[entry.group_id] = payload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,29 @@ from asyncrl.core.share import Share
 _GOLDEN = (5**0.5 - 1) / 2
 
 
+class Sampler(Protocol):
+    """Lets rows come more seldom than once per epoch, by what was earned with them."""
+
+    def comes(self, row: int, epoch: int) -> bool:
+        """Whether a row comes in this epoch, asked when the walk is at it."""
+
+    def finished(self, group_id: int, row: int, rewards: Sequence[float]) -> None:
+        """A group has earned this. In any order of the groups, and after a restart once more: what a sampler
+        knows must hang on which groups there were alone."""
+
+    def metrics(self) -> dict[str, float]: ...
+
+
 class PromptCursor:
     """Walks the rows of one dataset or of several, each epoch by epoch. The rows of the second follow those
-    of the first, and so on. Its whole state is `positions` and `returned`, so it survives a restart.
+    of the first, and so on. Its whole state is `positions`, `passed_over` and `returned`, so it survives a
+    restart.
 
     Rows that were handed out and dropped come back through `give_back`, and go out again before new ones.
 
     shares: the datasets; None is a single one. rows: of all together. multiple_of: an epoch leaves out the
-    rows at its end that do not fill another so many; shuffled, these are others in every epoch. positions:
-    of a cursor that goes on.
+    rows at its end that do not fill another so many; shuffled, these are others in every epoch. sampler:
+    None lets every row come. positions, passed_over: of a cursor that goes on.
     """
 
     def __init__(
@@ -32,7 +47,9 @@ class PromptCursor:
         shares: Sequence[Share] | None = None,
         shuffle: bool = True,
         multiple_of: int = 1,
+        sampler: Sampler | None = None,
         positions: Sequence[int] = (),
+        passed_over: int = 0,
         returned: Iterable[int] = (),
     ) -> None:
         self._shares = (Share(rows),) if shares is None else tuple(shares)
@@ -48,7 +65,11 @@ class PromptCursor:
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
         """By dataset: an epoch, and its order."""
         self.positions = list(positions) or [0] * len(self._shares)
-        """Rows handed out over all epochs by dataset, those out of `returned` not counted."""
+        """Rows walked over all epochs by dataset: handed out, those out of `returned` not counted, or passed
+        over."""
+        self.sampler = sampler
+        self.passed_over = passed_over
+        """Rows that the sampler let not come."""
         self.returned = deque(returned)
 
     @property
@@ -61,13 +82,18 @@ class PromptCursor:
         """The next row's index. step: training steps that have been done; some dataset has a share then."""
         if self.returned:
             return self.returned.popleft()
-        dataset = chosen(self._shares, step, sum(self.positions))
-        rows = self._shares[dataset].rows
-        epoch, offset = divmod(self.positions[dataset], epoch_rows(rows, self._multiple_of))
-        self.positions[dataset] += 1
-        if self._shuffle:
-            offset = int(self._order(dataset, epoch)[offset])
-        return sum(share.rows for share in self._shares[:dataset]) + offset
+        dataset = chosen(self._shares, step, sum(self.positions) - self.passed_over)
+        rows = epoch_rows(self._shares[dataset].rows, self._multiple_of)
+        first = sum(share.rows for share in self._shares[:dataset])
+        end = self.positions[dataset] + rows
+        while True:
+            epoch, offset = divmod(self.positions[dataset], rows)
+            self.positions[dataset] += 1
+            row = first + (int(self._order(dataset, epoch)[offset]) if self._shuffle else offset)
+            # Some row comes, whatever the sampler says: a run must not wait for it.
+            if self.sampler is None or self.positions[dataset] == end or self.sampler.comes(row, epoch):
+                return row
+            self.passed_over += 1
 
     def give_back(self, row: int) -> None:
         self.returned.append(row)

@@ -39,6 +39,12 @@ data/epoch/{dataset}   epochs     the same of each dataset, where there are seve
 schedule/total_steps   steps      expected length of the run, for the learning-rate schedule
 warnings               sentences  what this step's metrics show to be wrong, each reported once
 
+# The curriculum
+> Where the config has `data.curriculum`: of the rows, by the newest groups of each.
+curriculum/measured_frac  share  rows whose pass rate is known
+curriculum/solved_frac    share  of these, the rows that every response solved
+curriculum/failed_frac    share  of these, the rows that no response solved
+
 # Rewards
 reward/mean*                 -  mean reward of the trained trajectories
 reward/std*                  -  standard deviation of their rewards

@@ -117,7 +117,7 @@ def outline(
         total_updates=config.run.steps * trainer.mini_batches,
         max_staleness_updates=eta * trainer.mini_batches,
         max_groups_outstanding=outstanding,
-        max_responses_outstanding=outstanding * rollout.group_size,
+        max_responses_outstanding=outstanding * rollout.sampled,
         slots=rollout.workers * rollout.slots,
         epochs=_epochs(config, rows),
         paces=paces,

@@ -10,11 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from asyncrl.config.data import CurriculumConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, TooManyFailures
-from asyncrl.core.records import GroupSummary
+from asyncrl.core.records import GroupSummary, LeftOut
+from asyncrl.curriculum.filters import constant
+from asyncrl.curriculum.samplers import make_sampler
 from asyncrl.runfiles.store import LedgerStore
 
 ROWS = 7
@@ -34,11 +37,14 @@ class Loop(RuleBasedStateMachine):
         attempts=st.integers(1, 3),
         steps=st.sampled_from([2, 1000]),
         lag=st.none() | st.integers(0, 3),
+        curriculum=st.none() | st.builds(CurriculumConfig, rest_epochs=st.integers(1, 4)),
     )
-    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag):
+    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag, curriculum):
         if lag is not None:
             eta, on_stale = eta + lag, "wait"
-        self.settings = LoopSettings(batch, eta, on_stale, steps, filtering, attempts, lag)
+        filters = (constant,) if filtering else ()
+        self.settings = LoopSettings(batch, eta, on_stale, steps, filters, attempts, lag)
+        self.curriculum = curriculum
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open()
         self.coordinator = self.load()
@@ -59,7 +65,8 @@ class Loop(RuleBasedStateMachine):
         return LedgerStore(Path(self.folder.name) / "ledger.db", encode=str.encode, decode=bytes.decode)
 
     def load(self):
-        return self.store.load(self.settings, ROWS, seed=3, shuffle=True)
+        sampler = make_sampler(self.curriculum, range(ROWS))
+        return self.store.load(self.settings, ROWS, seed=3, shuffle=True, sampler=sampler)
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -80,12 +87,13 @@ class Loop(RuleBasedStateMachine):
         assert self.coordinator.ledger.generated_groups - before <= limit
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), constant=st.booleans())
-    def submit(self, data, constant):
+    @rule(data=st.data(), constant=st.booleans(), left_out=st.integers(0, 3))
+    def submit(self, data, constant, left_out):
         lease_id = data.draw(st.sampled_from(sorted(self.leases)))
         worker, lease, first = self.leases.pop(lease_id)
         versions = data.draw(st.lists(st.integers(first, self.engines[worker]), min_size=1, max_size=4))
-        summary = GroupSummary(dict(Counter(versions)), (1.0, 1.0 if constant else 0.0))
+        left = LeftOut(left_out, (0.0,) * (left_out // 2))
+        summary = GroupSummary(dict(Counter(versions)), (1.0, 1.0 if constant else 0.0), left)
         payload = f"group {lease.group_id} lease {lease_id}"
         outcome = self.coordinator.submit(lease.group_id, lease_id, summary, payload)
         self.store.save(self.coordinator)
@@ -168,7 +176,10 @@ class Loop(RuleBasedStateMachine):
         """The coordinator is killed and starts from its file; workers and trainer have lived on."""
         self.store.close()
         self.store = self.open()
-        self.coordinator = self.load()
+        before, self.coordinator = self.coordinator, self.load()
+        assert self.coordinator.ledger.metrics() == before.ledger.metrics()
+        if self.curriculum is not None:
+            assert self.coordinator.cursor.sampler.metrics() == before.cursor.sampler.metrics()
 
     @rule(keep=st.booleans())
     def checkpoint(self, keep):
@@ -225,7 +236,7 @@ class Loop(RuleBasedStateMachine):
             return
         cursor = self.coordinator.cursor
         returned = self.coordinator.ledger.dropped_groups["stale"]
-        handed_out = sum(cursor.positions) + returned - len(cursor.returned)
+        handed_out = sum(cursor.positions) - cursor.passed_over + returned - len(cursor.returned)
         assert self.coordinator.ledger.generated_groups == handed_out
 
     @invariant()
@@ -302,7 +313,7 @@ class Simulation:
 @pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
 def test_dynamic_filtering_does_not_inflate_the_bound(on_stale):
     """The peers' failing case: B=8, half of the groups filtered, eta=1, 60 steps. They reached age 32."""
-    loop = Simulation(LoopSettings(8, 1, on_stale, 60, filter_constant_groups=True), seed=1)
+    loop = Simulation(LoopSettings(8, 1, on_stale, 60, filters=(constant,)), seed=1)
     loop.run(constant_share=0.5)
     ledger = loop.coordinator.ledger
     assert loop.oldest_trained == 1
@@ -327,7 +338,7 @@ def test_waiting_never_drops_a_group():
 
 @pytest.mark.parametrize("lag", [0, 1, 3, 9])
 def test_under_a_fixed_lag_every_token_of_every_batch_has_that_age(lag):
-    settings = LoopSettings(4, 9, "wait", 30, filter_constant_groups=True, fixed_lag=lag)
+    settings = LoopSettings(4, 9, "wait", 30, filters=(constant,), fixed_lag=lag)
     loop = Simulation(settings, seed=5)
     loop.run(constant_share=0.3, straggler_share=0.05, fail_share=0.1)
     assert loop.trained_versions == [{max(0, step - lag)} for step in range(30)]
