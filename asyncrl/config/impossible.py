@@ -40,6 +40,11 @@ def impossible(c: Config) -> Iterator[str]:
             f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
+    if c.trainer.batch_tokens is not None and c.staleness.fixed_lag is not None:
+        yield (
+            f"trainer.batch_tokens={c.trainer.batch_tokens} ends batches early, and staleness.fixed_lag="
+            f"{c.staleness.fixed_lag} has each version sample whole ones; leave one of them out"
+        )
     yield from _impossible_data(c)
     if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}:
         yield (
@@ -369,6 +374,11 @@ def _impossible_data(c: Config) -> Iterator[str]:
                 f"data.mix has {count} datasets called `{name}`, which the metrics could not tell apart; "
                 "give each a `name` of its own"
             )
+    if c.trainer.batch_tokens is not None and data.drop_last:
+        yield (
+            "data.drop_last=true ends epochs with a batch, and with trainer.batch_tokens="
+            f"{c.trainer.batch_tokens} these have various sizes; leave one of them out"
+        )
     if data.mix and data.drop_last:
         yield (
             "data.drop_last=true needs a single dataset: a batch has prompts of several, so an epoch of "

@@ -26,6 +26,7 @@ def loop_settings(config: Config, prompts: Sequence[Prompt] = ()) -> LoopSetting
         filters=make_filters(config.objective, prompts),
         max_attempts=config.rollout.max_attempts,
         fixed_lag=config.staleness.fixed_lag,
+        batch_tokens=config.trainer.batch_tokens,
     )
 
 

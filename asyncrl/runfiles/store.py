@@ -134,6 +134,7 @@ class LedgerStore(Generic[P]):
             version=meta["version"],
             frontier=meta["frontier"],
             leases_given=meta["leases_given"],
+            group_tokens=meta.get("group_tokens", 0.0),
             ledger=self._ledger(meta),
             live=self._live(),
         )
@@ -223,6 +224,7 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
         "version": coordinator.version,
         "frontier": coordinator.frontier,
         "leases_given": coordinator.leases_given,
+        "group_tokens": coordinator.group_tokens,
         "cursor_position": cursor.positions,
         "passed_over_rows": cursor.passed_over,
         "returned_rows": list(cursor.returned),

@@ -38,12 +38,13 @@ class Loop(RuleBasedStateMachine):
         steps=st.sampled_from([2, 1000]),
         lag=st.none() | st.integers(0, 3),
         curriculum=st.none() | st.builds(CurriculumConfig, rest_epochs=st.integers(1, 4)),
+        tokens=st.none() | st.integers(1, 9),
     )
-    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag, curriculum):
+    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag, curriculum, tokens):
         if lag is not None:
-            eta, on_stale = eta + lag, "wait"
+            eta, on_stale, tokens = eta + lag, "wait", None
         filters = (constant,) if filtering else ()
-        self.settings = LoopSettings(batch, eta, on_stale, steps, filters, attempts, lag)
+        self.settings = LoopSettings(batch, eta, on_stale, steps, filters, attempts, lag, tokens)
         self.curriculum = curriculum
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open()
@@ -139,7 +140,7 @@ class Loop(RuleBasedStateMachine):
         if taken is None:
             assert step not in self.history, "a batch that was trained before must not be waited for"
             return
-        assert len(taken.groups) == self.settings.batch_groups
+        self.assert_size(taken)
         assert taken.step == taken.version == step
         ids = [entry.group_id for entry, _ in taken.groups]
         assert ids == sorted(set(ids))
@@ -153,6 +154,24 @@ class Loop(RuleBasedStateMachine):
                 assert set(entry.summary.tokens_by_version) == {max(0, step - self.settings.fixed_lag)}
         assert self.history.setdefault(step, ids) == ids
         self.batches[step] = ids
+
+    def assert_size(self, taken):
+        """As many groups as a batch has, or those that reach the budget of tokens; no more, but for what
+        would not fit into the steps that follow."""
+        s, entries = self.settings, [entry for entry, _ in taken.groups]
+        if s.batch_tokens is None:
+            assert len(entries) == s.batch_groups
+        elif taken.step not in self.history:
+            assert len(entries) == s.batch_groups or sum(e.sampled_tokens for e in entries) >= s.batch_tokens
+            deadline = (lambda e: e.admitted_version + s.bound) if s.on_stale == "wait" else lambda e: 0
+            *others, last = sorted(entries, key=lambda e: (deadline(e), e.group_id))
+            if sum(e.sampled_tokens for e in others) >= s.batch_tokens:
+                assert s.on_stale == "wait"
+                left = [last, *(e for e in self.coordinator._live.values() if e.step is None)]
+                assert any(
+                    sum(deadline(e) <= d for e in left) > (d - taken.step) * s.batch_groups
+                    for d in range(taken.step, deadline(last) + s.bound + 1)
+                )
 
     @precondition(lambda self: self.batches)
     @rule()
@@ -227,7 +246,8 @@ class Loop(RuleBasedStateMachine):
         bound = (self.coordinator.frontier + s.bound + 1) * s.batch_groups
         assert line["ledger/trained_groups"] + line["ledger/in_flight_groups"] <= bound
         # 7: every group trained once, exactly those that the trainer published.
-        assert line["ledger/trained_groups"] == len(self.trained) == self.coordinator.version * s.batch_groups
+        assert line["ledger/trained_groups"] == len(self.trained) <= self.coordinator.version * s.batch_groups
+        assert len(self.trained) == self.coordinator.version * s.batch_groups or s.batch_tokens is not None
         assert all(n == 1 for n in self.trained.values())
 
     @invariant()
@@ -328,6 +348,18 @@ def test_stragglers_and_failures_neither_break_the_bound_nor_stop_the_loop(on_st
     loop.run(straggler_share=0.05, fail_share=0.1)
     assert loop.oldest_trained <= eta
     assert loop.coordinator.ledger.groups[GroupState.TRAINED] == 160
+
+
+@pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
+@pytest.mark.parametrize("eta", [0, 1, 4])
+def test_a_budget_of_tokens_for_a_batch_neither_breaks_the_bound_nor_stops_the_loop(on_stale, eta):
+    """Admission knows of it, too: otherwise more would come than batches may take."""
+    loop = Simulation(LoopSettings(8, eta, on_stale, 60, (constant,), batch_tokens=6), seed=6)
+    loop.run(constant_share=0.3, straggler_share=0.05, fail_share=0.1)
+    ledger = loop.coordinator.ledger
+    assert loop.oldest_trained <= eta
+    assert ledger.tokens[GroupState.TRAINED] / 60 == pytest.approx(7, abs=1.5)
+    assert ledger.groups[GroupState.TRAINED] < 60 * 7
 
 
 def test_waiting_never_drops_a_group():
