@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from asyncrl.config.own import named
-from asyncrl.core.share import Share
 from asyncrl.section import Section
 
 _OWN = ("path", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
@@ -43,9 +42,9 @@ class DatasetConfig(Section):
         path = PurePath(self.path)
         return self.name or (path.name if self.path.startswith("hub:") else path.stem)
 
-    def share(self, rows: int = 0) -> Share:
-        """Its part in the prompts, with so many rows."""
-        return Share(rows, self.weight, self.from_step, self.until_step)
+    def has_step(self, step: int) -> bool:
+        """Whether it has a share of the prompts when so many training steps are done."""
+        return self.from_step <= step and (self.until_step is None or step < self.until_step)
 
 
 SAMPLERS = ("band", "failures", "learnability")

@@ -386,7 +386,7 @@ def _impossible_data(c: Config) -> Iterator[str]:
         )
     changes = {0, *(each.from_step for each in data.mix), *(each.until_step or 0 for each in data.mix)}
     for step in sorted(changes) if data.mix else ():
-        if step < c.run.steps and not any(each.share().has_step(step) for each in data.mix):
+        if step < c.run.steps and not any(each.has_step(step) for each in data.mix):
             yield (
                 f"data.mix: no dataset has prompts for step {step} (from_step, until_step); the last one "
                 "should have no until_step"

@@ -18,15 +18,7 @@ from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary, Lease, Submission
-from asyncrl.core.staleness import (
-    BatchChoice,
-    Candidate,
-    Due,
-    admission_limit,
-    batch_size,
-    choose_batch,
-    waited_for,
-)
+from asyncrl.core.staleness import BatchChoice, Candidate, Due, admission_limit, choose_batch, waited_for
 
 P = TypeVar("P")
 """A finished group's payload: opaque here (arrays, wire frames, ...)."""
@@ -36,6 +28,8 @@ Filter = Callable[[int, GroupSummary], str | None]
 
 OnStale = Literal["wait", "mask", "drop"]
 
+NEVER = 2**53
+"""Later than any step."""
 RECENT = 0.25
 """What the newest batch counts in `Coordinator.group_tokens`."""
 
@@ -307,10 +301,9 @@ class Coordinator(Generic[P]):
         per_step = Counter(entry.step for entry, _ in trained.values())
         if version > self.version:
             raise ValueError(f"the trainer has version {version}, and the ledger ends at {self.version}")
-        is_whole = self._settings.batch_tokens is not None or set(per_step.values()) <= {
-            self._settings.batch_groups
-        }
-        if set(per_step) != set(steps) or not is_whole:
+        s = self._settings
+        is_whole = per_step == dict.fromkeys(steps, s.batch_groups)
+        if set(per_step) != set(steps) or not (is_whole or s.batch_tokens):
             raise ValueError(
                 f"the trainer has version {version} and the ledger {self.version}, but of the groups trained "
                 f"since, the ledger has these by step: {dict(per_step)}"
@@ -463,18 +456,15 @@ class Coordinator(Generic[P]):
     def _must_wait(self, step: int) -> bool:
         """Whether there cannot be a batch yet, told without a look at the groups: the trainer asks after
         every event."""
-        bound, batch_groups = self._settings.bound, self._settings.batch_groups
+        s = self._settings
         if self._found.get(step):
             return False
-        tokens = self._settings.batch_tokens
-        enough = tokens is not None and self.ledger.tokens[GroupState.READY] >= tokens
-        if self._settings.on_stale != "wait":
-            return not enough and len(self._found[GroupState.READY]) < batch_groups
         due = [
-            Due(version + bound, states.total() - states[GroupState.TAKEN], states[GroupState.READY])
-            for version, states in sorted(self._admitted.items())
+            Due(self._deadline(v), states.total() - states[GroupState.TAKEN], states[GroupState.READY])
+            for v, states in sorted(self._admitted.items())
         ]
-        return waited_for(due, step, batch_groups, enough) is not None
+        enough = s.batch_tokens is not None and self.ledger.tokens[GroupState.READY] >= s.batch_tokens
+        return waited_for(due, step, s.batch_groups, enough) is not None
 
     def _choose(self, step: int) -> BatchChoice:
         bound_to_it = tuple(e.group_id for e in self._of(step))
@@ -482,26 +472,10 @@ class Coordinator(Generic[P]):
             return BatchChoice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
             return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
-        if self._settings.on_stale == "wait":
-            return self._choose_waiting(step)
-        s, ready = self._settings, self._of(GroupState.READY)
-        size = batch_size([e.sampled_tokens for e in ready], 0, s.batch_groups, s.batch_tokens)
-        if len(ready) < size:
-            return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
-        return BatchChoice(batch=tuple(e.group_id for e in ready[:size]))
-
-    def _sampled_out(self, step: int) -> bool:
-        """Version `step` is out, and everything that its weights may sample is finished.
-
-        Under a fixed lag k no step is taken before. So no group sees two versions, version 0 samples the
-        first k + 1 batches and every later one a single batch, of which the earliest deadlines are those of
-        version `step - k`: the bound of k is reached by every token."""
-        return self.version == step and self._places(step) <= 0 and not self._unfinished()
-
-    def _choose_waiting(self, step: int) -> BatchChoice:
-        bound = self._settings.bound
         candidates = [
-            Candidate(e.group_id, e.admitted_version + bound, e.state is GroupState.READY, e.sampled_tokens)
+            Candidate(
+                e.group_id, self._deadline(e.admitted_version), e.state is GroupState.READY, e.sampled_tokens
+            )
             for e in self._live.values()
             if e.state is not GroupState.TAKEN
         ]
@@ -511,6 +485,18 @@ class Coordinator(Generic[P]):
                 1, f"groups {[c.group_id for c in late]} were not trained by their last step, {step}"
             )
         return choose_batch(candidates, step, self._settings.batch_groups, self._settings.batch_tokens)
+
+    def _deadline(self, admitted_version: int) -> int:
+        """Last step in which all tokens of such a group are fresh; where no group is waited for, any is."""
+        return admitted_version + self._settings.bound if self._settings.on_stale == "wait" else NEVER
+
+    def _sampled_out(self, step: int) -> bool:
+        """Version `step` is out, and everything that its weights may sample is finished.
+
+        Under a fixed lag k no step is taken before. So no group sees two versions, version 0 samples the
+        first k + 1 batches and every later one a single batch, of which the earliest deadlines are those of
+        version `step - k`: the bound of k is reached by every token."""
+        return self.version == step and self._places(step) <= 0 and not self._unfinished()
 
     def _drop_stale(self, step: int) -> None:
         """Drop ready groups that `on_stale` does not let into step `step`; under `drop` their prompts come

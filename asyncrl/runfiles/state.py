@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncrl.config import Config, DataConfig
+from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator, LoopSettings
-from asyncrl.core.share import Share
 from asyncrl.curriculum.filters import make_filters
+from asyncrl.curriculum.mix import make_mix
 from asyncrl.curriculum.samplers import make_sampler
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.runfiles.layout import RunDir
@@ -30,11 +30,6 @@ def loop_settings(config: Config, prompts: Sequence[Prompt] = ()) -> LoopSetting
     )
 
 
-def shares(data: DataConfig, rows: Sequence[int]) -> list[Share] | None:
-    """Of the datasets, with the rows of each that are trained on; None where there is only one."""
-    return [each.share(count) for count, each in zip(rows, data.mix, strict=True)] if data.mix else None
-
-
 @contextmanager
 def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
     """The ledger's file, created if there is none; closed at the end."""
@@ -54,11 +49,11 @@ def open_state(
     with open_ledger(run_dir) as store:
         coordinator = store.load(
             loop_settings(config, prompts.rows),
-            len(prompts),
+            prompts.counts() if config.data.mix else len(prompts),
             config.run.seed,
             shuffle=config.data.shuffle,
             multiple_of=config.epoch_multiple,
-            shares=shares(config.data, prompts.counts()),
+            mix=make_mix(config.data.mix),
             sampler=make_sampler(config.data.curriculum, prompts.rows),
         )
         yield prompts, store, coordinator

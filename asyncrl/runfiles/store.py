@@ -16,10 +16,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
-from asyncrl.core.cursor import PromptCursor, Sampler
+from asyncrl.core.cursor import Mix, PromptCursor, Sampler
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary
-from asyncrl.core.share import Share
 
 P = TypeVar("P")
 
@@ -101,12 +100,12 @@ class LedgerStore(Generic[P]):
     def load(
         self,
         settings: LoopSettings,
-        rows: int,
+        rows: int | Sequence[int],
         seed: int,
         *,
         shuffle: bool,
         multiple_of: int = 1,
-        shares: Sequence[Share] | None = None,
+        mix: Mix | None = None,
         sampler: Sampler | None = None,
     ) -> Coordinator[P]:
         """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
@@ -120,7 +119,7 @@ class LedgerStore(Generic[P]):
             seed,
             shuffle=shuffle,
             multiple_of=multiple_of,
-            shares=shares,
+            mix=mix,
             sampler=sampler,
             positions=[position] if isinstance(position, int) else position,
             passed_over=meta.get("passed_over_rows", 0),

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asyncrl
-from asyncrl.config.data import SAMPLERS, CurriculumConfig
+from asyncrl.config.data import SAMPLERS, CurriculumConfig, DatasetConfig
 from asyncrl.config.load import from_tree
 from asyncrl.core.coordinator import LoopSettings
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.records import GroupSummary, LeftOut
-from asyncrl.core.share import Share
+from asyncrl.curriculum.mix import make_mix
 from asyncrl.curriculum.samplers import SHARES, PassRates, make_sampler
 from asyncrl.data.prompts import Prompt
 from asyncrl.errors import ConfigError, RunFailed
@@ -103,7 +103,8 @@ def test_a_sampler_that_lets_nothing_come_holds_nothing_up():
 def test_datasets_keep_their_shares_whatever_rests_in_them():
     one = sampler(rest_epochs=4)
     measure(one, [1.0] * 8 + [0.5] * 4)
-    cursor = PromptCursor(ROWS, 3, sampler=one, shares=[Share(8, 3.0), Share(4, 1.0)])
+    mix = make_mix([DatasetConfig(path="a", weight=3.0), DatasetConfig(path="b")])
+    cursor = PromptCursor([8, 4], 3, sampler=one, mix=mix)
     for number in range(1, 200):
         cursor.next()
         handed_out = sum(cursor.positions) - cursor.passed_over
