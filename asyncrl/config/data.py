@@ -66,6 +66,17 @@ class CurriculumConfig(Section):
     """A row's pass rate is that of its newest so many groups."""
 
 
+class HintsConfig(Section):
+    column: str
+    """Column with a row's hint, a text; rows where it is null or missing have none. It is put behind the
+    prompt, in the last message of the user."""
+    train: Literal["without", "with"] = "without"
+    """`without`: what was sampled with the hint is trained on as an answer to the prompt alone, which the
+    objective's importance ratios correct for. `with`: as it was sampled."""
+    success_above: float = 0.5
+    """A row gets its hint for the group after one in which no response had a greater reward than this."""
+
+
 class DataConfig(Section):
     path: str = ""
     """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""
@@ -97,6 +108,8 @@ class DataConfig(Section):
     curriculum: CurriculumConfig | None = None
     """Let rows come by how often the policy succeeds with them (docs/data.md); null is each once per
     epoch."""
+    hints: HintsConfig | None = None
+    """Help with prompts that a whole group has failed (docs/data.md); null is none."""
     _key: str = PrivateAttr("data.path")
 
     @property

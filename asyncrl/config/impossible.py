@@ -368,6 +368,11 @@ def _impossible_data(c: Config) -> Iterator[str]:
         )
     if data.curriculum is not None:
         yield from _impossible_curriculum(data.curriculum)
+    if data.hints is not None and data.hints.train == "without" and c.rollout.episode is not None:
+        yield (
+            f"data.hints.train=without: rollout.episode={c.rollout.episode} makes its own prompts of a row, "
+            "from which a hint cannot be taken away; use data.hints.train=with"
+        )
     for name, count in Counter(data.names).items():
         if count > 1:
             yield (

@@ -14,10 +14,13 @@ Mix = Callable[[int, int], int]
 
 
 class Sampler(Protocol):
-    """Lets rows come more seldom than once per epoch, by what was earned with them."""
+    """Lets rows come more seldom than once per epoch, or in another form, by what was earned with them."""
 
     def comes(self, row: int, epoch: int) -> bool:
         """Whether a row comes in this epoch, asked when the walk is at it."""
+
+    def instead(self, row: int) -> int:
+        """The row that is handed out in its place: itself, or one that no dataset has."""
 
     def finished(self, group_id: int, row: int, rewards: Sequence[float]) -> None:
         """A group has earned this. In any order of the groups, and after a restart once more: what a sampler
@@ -91,7 +94,7 @@ class PromptCursor:
             row = first + (int(self._order(dataset, epoch)[offset]) if self._shuffle else offset)
             # Some row comes, whatever the sampler says: a run must not wait for it.
             if self.sampler is None or self.positions[dataset] == end or self.sampler.comes(row, epoch):
-                return row
+                return row if self.sampler is None else self.sampler.instead(row)
             self.passed_over += 1
 
     def give_back(self, row: int) -> None:

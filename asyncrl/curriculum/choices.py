@@ -12,15 +12,27 @@ from asyncrl.config import RolloutConfig
 from asyncrl.core.records import LeftOut
 from asyncrl.curriculum.own import Own, call_own, own
 from asyncrl.errors import RunFailed
+from asyncrl.reward.score import ResponseReward
 
 Choose = Callable[[int, Sequence[float], Sequence[int], Mapping[str, Any]], list[int]]
 """(size, rewards, tokens, columns): indices of so many members, among responses with these rewards and
 lengths to a row with these columns."""
 
 
-class Session(Protocol):
-    """What is sampling a response."""
+class Asked(Protocol):
+    """What a choice knows of a task."""
 
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def columns(self) -> Mapping[str, Any]: ...
+
+
+class Session(Protocol):
+    """What samples a response."""
+
+    @property
+    def sampled_tokens(self) -> int: ...
     def cut(self, leave: Callable[[], object]) -> None: ...
 
 
@@ -30,7 +42,7 @@ class Sampled(Protocol):
     @property
     def token_ids(self) -> Sequence[int]: ...
     @property
-    def sampled_tokens(self) -> int: ...
+    def session(self) -> Session: ...
 
 
 R = TypeVar("R", bound=Sampled)
@@ -65,18 +77,19 @@ class Choice:
 
     def members(
         self,
-        size: int,
-        columns: Mapping[str, Any],
+        task: Asked,
         everybody: Sequence[R],
         scored: Sequence[R],
-        rewards: Sequence[float],
+        scores: Sequence[ResponseReward],
     ) -> tuple[list[R], LeftOut]:
-        """The members of a group of `size`, among those of `everybody` that were scored; at least as many
+        """The members of a task's group, among those of `everybody` that were scored; at least as many
         were. Raises `RunFailed` where a user's own function makes no choice."""
-        chosen = sorted(self._choose(size, rewards, [len(one.token_ids) for one in scored], columns))
+        rewards, tokens = [score.reward for score in scores], [len(one.token_ids) for one in scored]
+        chosen = sorted(self._choose(task.group_size, rewards, tokens, task.columns))
         members = [scored[i] for i in chosen]
-        tokens = sum(one.sampled_tokens for one in everybody) - sum(one.sampled_tokens for one in members)
-        return members, LeftOut(tokens, tuple(r for i, r in enumerate(rewards) if i not in chosen))
+        sampled, kept = (sum(r.session.sampled_tokens for r in some) for some in (everybody, members))
+        left_out = tuple(reward for i, reward in enumerate(rewards) if i not in chosen)
+        return members, LeftOut(sampled - kept, left_out)
 
 
 def first(
@@ -93,7 +106,8 @@ def max_variance(
     arXiv 2504.13818). Of equal rewards the earlier index is the lower."""
     order = np.argsort(rewards, kind="stable")
     chosen = [np.concatenate([order[:low], order[len(order) - (size - low) :]]) for low in range(size + 1)]
-    return max(chosen, key=lambda some: float(np.var(np.asarray(rewards)[some]))).tolist()
+    best = max(chosen, key=lambda some: float(np.var(np.asarray(rewards)[some])))
+    return [int(i) for i in best]
 
 
 def own_choice(called: Own) -> Choose:

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from asyncrl.config import DataConfig
 from asyncrl.config.data import CurriculumConfig
+from asyncrl.core.cursor import Sampler
+from asyncrl.curriculum.hints import WithHints
 from asyncrl.curriculum.own import call_own, own
 from asyncrl.data.prompts import Prompt
 
@@ -80,6 +83,9 @@ class ByPassRate:
         share, turn = self._share(row, rate), epoch + row
         return math.floor((turn + 1) * share) > math.floor(turn * share)
 
+    def instead(self, row: int) -> int:
+        return row
+
     def metrics(self) -> dict[str, float]:
         return self._rates.metrics(self._rows)
 
@@ -108,12 +114,14 @@ SHARES: dict[str, Callable[..., float]] = {
 """By the names that `data.curriculum.sampler` has for them."""
 
 
-def make_sampler(settings: CurriculumConfig | None, prompts: Sequence[Prompt]) -> ByPassRate | None:
-    """None where every row comes. Raises `ConfigError`."""
-    if settings is None:
-        return None
-    rates = PassRates(settings.success_above, settings.over_groups)
-    return ByPassRate(rates, _share(settings, prompts), len(prompts))
+def make_sampler(data: DataConfig, prompts: Sequence[Prompt]) -> Sampler | None:
+    """None where every row comes as it is. Raises `ConfigError`."""
+    sampler: Sampler | None = None
+    if (settings := data.curriculum) is not None:
+        rates = PassRates(settings.success_above, settings.over_groups)
+        rows = sum(prompt.hint_of is None for prompt in prompts)
+        sampler = ByPassRate(rates, _share(settings, prompts), rows)
+    return sampler if data.hints is None else WithHints(prompts, data.hints.success_above, sampler)
 
 
 def _share(settings: CurriculumConfig, prompts: Sequence[Prompt]) -> Share:

@@ -45,6 +45,10 @@ curriculum/measured_frac  share  rows whose pass rate is known
 curriculum/solved_frac    share  of these, the rows that every response solved
 curriculum/failed_frac    share  of these, the rows that no response solved
 
+# Hints
+> Where the config has `data.hints`.
+hints/waiting_frac  share  rows with a hint that will be given it the next time they come
+
 # Rewards
 reward/mean*                 -  mean reward of the trained trajectories
 reward/std*                  -  standard deviation of their rewards

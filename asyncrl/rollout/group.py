@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
 from asyncrl.curriculum.choices import Choice
+from asyncrl.curriculum.hints import as_trained
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
@@ -64,10 +65,6 @@ class Response:
     model_scores: dict[str, float] = field(default_factory=dict)
     failure: AttemptFailed | RewardError | None = None
     """Why there is no trajectory, or why a model has not scored it."""
-
-    @property
-    def sampled_tokens(self) -> int:
-        return self.session.sampled_tokens
 
 
 class GroupRollout:
@@ -226,7 +223,7 @@ class GroupRollout:
 
     async def score(self, task: RolloutTask, responses: Sequence[Response]) -> Group:
         """The group with its rewards. Raises `AttemptFailed` when an episode or its reward has failed."""
-        everybody, tokens = responses, sum(response.sampled_tokens for response in responses)
+        everybody, tokens = responses, sum(response.session.sampled_tokens for response in responses)
         sound = [r for r in responses if r.trajectories and r.failure is None and r.session.broken is None]
         if len(sound) >= task.group_size:
             responses = sound
@@ -246,11 +243,9 @@ class GroupRollout:
                 trajectory.metadata |= score.extra
         left_out = LeftOut()
         if self._choice is not None and len(everybody) > task.group_size:
-            rewards = [score.reward for score in scores]
-            chosen = self._choice.members(task.group_size, task.columns, everybody, responses, rewards)
-            responses, left_out = chosen
+            responses, left_out = self._choice.members(task, everybody, responses, scores)
         trajectories = [t for response in responses for t in response.trajectories]
-        return Group(task.group_id, task.row, trajectories, left_out)
+        return Group(task.group_id, task.row, as_trained(task, trajectories), left_out)
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
         """Of each: what its episode says, and where that says nothing, what reward functions and models

@@ -49,11 +49,11 @@ def open_state(
     with open_ledger(run_dir) as store:
         coordinator = store.load(
             loop_settings(config, prompts.rows),
-            prompts.counts() if config.data.mix else len(prompts),
+            prompts.counts(),
             config.run.seed,
             shuffle=config.data.shuffle,
             multiple_of=config.epoch_multiple,
             mix=make_mix(config.data.mix),
-            sampler=make_sampler(config.data.curriculum, prompts.rows),
+            sampler=make_sampler(config.data, prompts.rows),
         )
         yield prompts, store, coordinator

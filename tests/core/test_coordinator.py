@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asyncrl.config.data import CurriculumConfig
+from asyncrl.config.data import CurriculumConfig, DataConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
@@ -18,6 +18,7 @@ from asyncrl.core.ledger import GroupState, TooManyFailures
 from asyncrl.core.records import GroupSummary, LeftOut
 from asyncrl.curriculum.filters import constant
 from asyncrl.curriculum.samplers import make_sampler
+from asyncrl.data.prompts import Prompt
 from asyncrl.runfiles.store import LedgerStore
 
 ROWS = 7
@@ -46,6 +47,7 @@ class Loop(RuleBasedStateMachine):
         filters = (constant,) if filtering else ()
         self.settings = LoopSettings(batch, eta, on_stale, steps, filters, attempts, lag, tokens)
         self.curriculum = curriculum
+        self.prompts = [Prompt(i, "say", None, {}) for i in range(ROWS)]
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open()
         self.coordinator = self.load()
@@ -66,7 +68,7 @@ class Loop(RuleBasedStateMachine):
         return LedgerStore(Path(self.folder.name) / "ledger.db", encode=str.encode, decode=bytes.decode)
 
     def load(self):
-        sampler = make_sampler(self.curriculum, range(ROWS))
+        sampler = make_sampler(DataConfig(curriculum=self.curriculum), self.prompts)
         return self.store.load(self.settings, ROWS, seed=3, shuffle=True, sampler=sampler)
 
     def teardown(self):

@@ -78,7 +78,7 @@ def carry_out(make_qwen3):
                 task = RolloutTask(0, 0, 0, 0, "say", [5, 6], {}, SIZE, sampling, purpose)
                 responses = await rollout.generate(task)
                 assert rollout.room == 2, "something is still being sampled"
-                tokens = sum(response.sampled_tokens for response in responses)
+                tokens = sum(response.session.sampled_tokens for response in responses)
                 return await rollout.score(task, responses), tokens, judge.calls
             finally:
                 await engine.close()

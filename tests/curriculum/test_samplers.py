@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asyncrl
-from asyncrl.config.data import SAMPLERS, CurriculumConfig, DatasetConfig
+from asyncrl.config.data import SAMPLERS, CurriculumConfig, DataConfig, DatasetConfig
 from asyncrl.config.load import from_tree
 from asyncrl.core.coordinator import LoopSettings
 from asyncrl.core.cursor import PromptCursor
@@ -29,7 +29,7 @@ ROWS = 12
 
 def sampler(rows=ROWS, columns=None, **chosen):
     prompts = [Prompt(i, "say", None, {} if columns is None else columns[i]) for i in range(rows)]
-    return make_sampler(CurriculumConfig(**chosen), prompts)
+    return make_sampler(DataConfig(curriculum=CurriculumConfig(**chosen)), prompts)
 
 
 def measure(sampler, rates, start=0):
@@ -95,6 +95,9 @@ def test_a_sampler_that_lets_nothing_come_holds_nothing_up():
     class Nothing:
         def comes(self, row, epoch):
             return False
+
+        def instead(self, row):
+            return row
 
     cursor = PromptCursor(ROWS, 3, sampler=Nothing())
     assert len([cursor.next() for _ in range(5)]) == 5
