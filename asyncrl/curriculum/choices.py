@@ -110,6 +110,10 @@ def max_variance(
     return [int(i) for i in best]
 
 
+CHOICES = {"first": Choice(first, first_done=True), "max_variance": Choice(max_variance)}
+"""By the names that `rollout.choose` has for them."""
+
+
 def own_choice(called: Own) -> Choose:
     def choose(
         size: int, rewards: Sequence[float], tokens: Sequence[int], columns: Mapping[str, Any]
@@ -130,8 +134,4 @@ def make_choice(rollout: RolloutConfig) -> Choice | None:
     """None where no more are sampled than a group has. Raises `ConfigError`."""
     if rollout.candidates is None:
         return None
-    if rollout.choose == "first":
-        return Choice(first, first_done=True)
-    if rollout.choose == "max_variance":
-        return Choice(max_variance)
-    return Choice(own_choice(own("rollout.choose", rollout.choose)))
+    return CHOICES.get(rollout.choose) or Choice(own_choice(own("rollout.choose", rollout.choose)))

@@ -159,12 +159,12 @@ ledger/trained_groups*    groups  of these, trained on
 ledger/failed_groups*     groups  of these, failed in every attempt
 ledger/dropped_groups*    groups  of these, dropped for any reason
 ledger/in_flight_groups*  groups  of these, queued, leased, ready or in training
-ledger/dropped/{reason}   groups  dropped groups, by reason (`constant`, `stale`)
+ledger/dropped/{reason}   groups  dropped groups, by reason (`constant`, `filtered`, `stale`)
 ledger/returned_leases    leases  leases returned unfinished: a worker was lost or an attempt failed
 ledger/generated_tokens   tokens  tokens sampled since the run started, as far as submitted
 ledger/trained_tokens     tokens  of these, trained on
 ledger/masked_tokens      tokens  of these, masked in trained groups because they were too stale
-ledger/dropped_tokens     tokens  of these, in dropped groups
+ledger/dropped_tokens     tokens  of these, in dropped groups, or in responses that were not chosen (`rollout.candidates`)
 ledger/failed_tokens      tokens  of these, in failed attempts
 ledger/in_flight_tokens   tokens  of these, in groups in flight
 buffer/queued_groups      groups  returned groups waiting for the next lease
