@@ -164,7 +164,7 @@ ledger/returned_leases    leases  leases returned unfinished: a worker was lost 
 ledger/generated_tokens   tokens  tokens sampled since the run started, as far as submitted
 ledger/trained_tokens     tokens  of these, trained on
 ledger/masked_tokens      tokens  of these, masked in trained groups because they were too stale
-ledger/dropped_tokens     tokens  of these, in dropped groups, or in responses that were not chosen (`rollout.candidates`)
+ledger/dropped_tokens     tokens  of these, in dropped groups, or in candidates that were not chosen
 ledger/failed_tokens      tokens  of these, in failed attempts
 ledger/in_flight_tokens   tokens  of these, in groups in flight
 buffer/queued_groups      groups  returned groups waiting for the next lease
