@@ -78,15 +78,14 @@ def shortest(rewards, tokens, size):
 """
 
 
-@pytest.mark.parametrize("choose", ["first", "own.py:shortest"])
 def test_choices_are_made_where_they_are_called_for_and_their_books_close(
-    make_config, assert_nothing_left, tmp_path, monkeypatch, choose
+    make_config, assert_nothing_left, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     config = make_config(
         *("rollout.workers=2", "rollout.slots=8", "trainer.batch_tokens=100"),
-        *("rollout.candidates=7", f"rollout.choose={choose}", "objective.filter=own.py:by_parity"),
+        *("rollout.candidates=7", "rollout.choose=own.py:shortest", "objective.filter=own.py:by_parity"),
         "data.curriculum.sampler=own.py:any_share",
     )
     result = asyncrl.run(config, progress=False)
