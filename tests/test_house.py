@@ -33,6 +33,7 @@ LAYERS = (
     {"config"},
     {"weights", "data", "tiny"},
     {"reward"},
+    {"curriculum"},
     {"rollout"},
     {"trainer", "observe"},
     {"wire"},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from asyncrl.core.share import Share
+from asyncrl.config.own import named
 from asyncrl.section import Section
 
 _OWN = ("path", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
@@ -42,9 +42,39 @@ class DatasetConfig(Section):
         path = PurePath(self.path)
         return self.name or (path.name if self.path.startswith("hub:") else path.stem)
 
-    def share(self, rows: int = 0) -> Share:
-        """Its part in the prompts, with so many rows."""
-        return Share(rows, self.weight, self.from_step, self.until_step)
+    def has_step(self, step: int) -> bool:
+        """Whether it has a share of the prompts when so many training steps are done."""
+        return self.from_step <= step and (self.until_step is None or step < self.until_step)
+
+
+SAMPLERS = ("band", "failures", "learnability")
+
+
+class CurriculumConfig(Section):
+    sampler: Annotated[str, named(SAMPLERS)] = "band"
+    """In what share of the epochs a row comes whose pass rate p was measured. `band`: in all while p is in
+    `band`. `failures`: 1 - p. `learnability`: 4 p (1 - p). Or your own, given `pass_rate` and columns of the
+    row by name: `package.module:function` or `path/file.py:function`."""
+    band: tuple[float, float] = Field((0.2, 0.8), strict=False)
+    """`band`: lowest and highest pass rate that is in it."""
+    rest_epochs: int = Field(4, ge=1)
+    """Every row comes once in so many epochs at least, to be measured again: the solved ones, and those that
+    are out of reach."""
+    success_above: float = 0.5
+    """A response with a greater reward than this has passed."""
+    over_groups: int = Field(1, ge=1)
+    """A row's pass rate is that of its newest so many groups."""
+
+
+class HintsConfig(Section):
+    column: str
+    """Column with a row's hint, a text; rows where it is null or missing have none. It is put behind the
+    prompt, in the last message of the user."""
+    train: Literal["without", "with"] = "without"
+    """`without`: what was sampled with the hint is trained on as an answer to the prompt alone, which the
+    objective's importance ratios correct for. `with`: as it was sampled."""
+    success_above: float = 0.5
+    """A row gets its hint for the group after one in which no response had a greater reward than this."""
 
 
 class DataConfig(Section):
@@ -75,6 +105,11 @@ class DataConfig(Section):
     drop_last: bool = False
     """Leave out of each epoch the rows at its end that do not fill another batch of `trainer.batch_groups`;
     with `shuffle` these are others in every epoch."""
+    curriculum: CurriculumConfig | None = None
+    """Let rows come by how often the policy succeeds with them (docs/data.md); null is each once per
+    epoch."""
+    hints: HintsConfig | None = None
+    """Help with prompts that a whole group has failed (docs/data.md); null is none."""
     _key: str = PrivateAttr("data.path")
 
     @property

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from asyncrl.config.data import CurriculumConfig
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig
 from asyncrl.config.reward import PartConfig, RewardJudgeConfig, RewardRouteConfig
-from asyncrl.config.rollout import ENGINES
+from asyncrl.config.rollout import ENGINES, RolloutConfig
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
 from asyncrl.config.servers import impossible_key_env, impossible_urls
@@ -40,6 +41,11 @@ def impossible(c: Config) -> Iterator[str]:
         yield (
             f"trainer.mini_batches={c.trainer.mini_batches} cannot split trainer.batch_groups="
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
+        )
+    if c.trainer.batch_tokens is not None and c.staleness.fixed_lag is not None:
+        yield (
+            f"trainer.batch_tokens={c.trainer.batch_tokens} ends batches early, and staleness.fixed_lag="
+            f"{c.staleness.fixed_lag} has each version sample whole ones; leave one of them out"
         )
     yield from _impossible_data(c)
     if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo"}:
@@ -68,6 +74,7 @@ def impossible(c: Config) -> Iterator[str]:
             "run.resume=auto continues the run in run.dir, but none is named: every start would begin "
             "another one; name it, such as run.dir=runs/mine"
         )
+    yield from _impossible_choice(c)
     if c.rollout.gateway and c.rollout.episode is None:
         yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
     if not c.rollout.gateway and (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
@@ -95,6 +102,31 @@ def _impossible_by_spec(
         yield from explain(error, list(spec.settings.model_fields), source=key, overridden=())
     else:
         yield from spec.impossible(c)
+
+
+def _impossible_choice(c: Config) -> Iterator[str]:
+    """`rollout.candidates` of which nothing is to be chosen, or not by this."""
+    rollout = c.rollout
+    if rollout.candidates is None:
+        if rollout.choose != RolloutConfig().choose:
+            yield (
+                f"rollout.choose={rollout.choose} has nothing to choose from; set rollout.candidates to more "
+                f"than rollout.group_size={rollout.group_size}"
+            )
+        return
+    key = f"rollout.candidates={rollout.candidates}"
+    if rollout.candidates <= rollout.group_size:
+        yield (
+            f"{key}: of so many responses rollout.group_size={rollout.group_size} are chosen; use more, or "
+            "leave it out"
+        )
+    if rollout.choose == "first" and rollout.episode is not None and c.run.in_one_process:
+        yield (
+            f"{key}: which episode is done first hangs on how fast its process is, and run.mode={c.run.mode} "
+            "may hang on nothing's pace; use another rollout.choose"
+        )
+    if rollout.choose == "max_variance" and rollout.group_size == 1:
+        yield "rollout.choose=max_variance: a single response has no variance; use rollout.group_size >= 2"
 
 
 def _impossible_reference(c: Config) -> Iterator[str]:
@@ -360,12 +392,24 @@ def _impossible_data(c: Config) -> Iterator[str]:
             f"data.path={data.path} and data.mix both name datasets; put it into data.mix, or leave one of "
             "them out"
         )
+    if data.curriculum is not None:
+        yield from _impossible_curriculum(data.curriculum)
+    if data.hints is not None and data.hints.train == "without" and c.rollout.episode is not None:
+        yield (
+            f"data.hints.train=without: rollout.episode={c.rollout.episode} makes its own prompts of a row, "
+            "from which a hint cannot be taken away; use data.hints.train=with"
+        )
     for name, count in Counter(data.names).items():
         if count > 1:
             yield (
                 f"data.mix has {count} datasets called `{name}`, which the metrics could not tell apart; "
                 "give each a `name` of its own"
             )
+    if c.trainer.batch_tokens is not None and data.drop_last:
+        yield (
+            "data.drop_last=true ends epochs with a batch, and with trainer.batch_tokens="
+            f"{c.trainer.batch_tokens} these have various sizes; leave one of them out"
+        )
     if data.mix and data.drop_last:
         yield (
             "data.drop_last=true needs a single dataset: a batch has prompts of several, so an epoch of "
@@ -373,11 +417,22 @@ def _impossible_data(c: Config) -> Iterator[str]:
         )
     changes = {0, *(each.from_step for each in data.mix), *(each.until_step or 0 for each in data.mix)}
     for step in sorted(changes) if data.mix else ():
-        if step < c.run.steps and not any(each.share().has_step(step) for each in data.mix):
+        if step < c.run.steps and not any(each.has_step(step) for each in data.mix):
             yield (
                 f"data.mix: no dataset has prompts for step {step} (from_step, until_step); the last one "
                 "should have no until_step"
             )
+
+
+def _impossible_curriculum(curriculum: CurriculumConfig) -> Iterator[str]:
+    band, ours = curriculum.band, CurriculumConfig()
+    if not 0 <= band[0] <= band[1] <= 1:
+        yield f"data.curriculum.band={list(band)}: write two pass rates from 0 to 1, the lower one first"
+    if curriculum.sampler != "band" and band != ours.band:
+        yield (
+            f"data.curriculum.band={list(band)} is for data.curriculum.sampler=band, and it is "
+            f"{curriculum.sampler}; leave it out"
+        )
 
 
 def _there_are(names: Iterable[str]) -> str:

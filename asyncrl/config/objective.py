@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from asyncrl.config.own import named
 from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES, REJECTIONS, is_own
 from asyncrl.section import Section
-
-
-def _named(catalogue: Iterable[str]) -> AfterValidator:
-    """Refuses what is neither a name of the catalogue nor looks like a user's own function."""
-
-    def check(name: str) -> str:
-        if not is_own(name) and name not in catalogue:
-            raise ValueError(
-                f"there are {', '.join(catalogue)}, and your own as package.module:function or "
-                "path/file.py:function"
-            )
-        return name
-
-    return AfterValidator(check)
 
 
 class ObjectiveConfig(Section):
     """What null means everywhere here: the objective's own default, which its signature declares."""
 
-    advantage: Annotated[str, _named(ADVANTAGES)] = "grpo"
+    advantage: Annotated[str, named(ADVANTAGES)] = "grpo"
     """Advantage estimator (docs/objectives.md), or your own: `package.module:function` or
     `path/file.py:function`."""
-    policy_loss: Annotated[str, _named(POLICY_LOSSES)] = "decoupled_ppo"
+    policy_loss: Annotated[str, named(POLICY_LOSSES)] = "decoupled_ppo"
     """Policy objective (docs/objectives.md), or your own: `package.module:function` or
     `path/file.py:function`."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] | None = None
@@ -145,6 +131,10 @@ class ObjectiveConfig(Section):
     all."""
     filter_constant_groups: bool = False
     """Drop groups whose rewards are all equal (they carry no gradient); their places are sampled again."""
+    filter: Annotated[str, named(())] | None = None
+    """Your own judgement of finished groups: `package.module:function` or `path/file.py:function`. It is
+    given `rewards`, `tokens` and columns of the row by name, and returns whether the group is trained on
+    (docs/data.md)."""
 
     @property
     def of_responses(self) -> dict[str, str]:

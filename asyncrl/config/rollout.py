@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from asyncrl.config.own import named
 from asyncrl.section import Section
 from asyncrl.specs import choices, spec_name, with_sections
 
@@ -23,7 +24,15 @@ class RolloutConfig(Section):
     slots: int = Field(64, ge=1)
     """Requests that decode at the same time, per worker (with `http`, on all servers together)."""
     group_size: int = Field(8, ge=1)
-    """Responses sampled for each prompt."""
+    """Responses of each prompt that are trained on."""
+    candidates: int | None = Field(None, ge=2)
+    """Responses sampled for each prompt, more than `group_size`, of which `choose` takes so many; null is no
+    more."""
+    choose: Annotated[str, named(("first", "max_variance"))] = "first"
+    """`candidates`: which of them are trained on. `first`: those that are done first; the others are
+    cancelled, which favours short responses. `max_variance`: those whose rewards have the greatest variance
+    (PODS). Or your own, given `rewards`, `tokens`, `size` and columns of the row by name:
+    `package.module:function` or `path/file.py:function`."""
     max_new_tokens: int = Field(256, ge=1)
     """Most tokens that are sampled by one request: of a response, or of one turn of an episode."""
     min_new_tokens: int = Field(0, ge=0)
@@ -77,6 +86,11 @@ class RolloutConfig(Section):
 
         def __getattr__(self, name: str) -> Any:
             """The section of an engine that comes with the package, from its own folder."""
+
+    @property
+    def sampled(self) -> int:
+        """Responses sampled for each prompt."""
+        return self.candidates or self.group_size
 
     @property
     def truncation(self) -> str:

@@ -25,6 +25,10 @@ class TrainerConfig(Section):
     """Trainer processes, one a GPU; on the CPU each computes with `trainer.threads`."""
     batch_groups: int = Field(16, ge=1)
     """Groups in a training step (B)."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """A training step has fewer groups where so many sampled tokens are reached before: its batch ends with
+    the group that reaches them, unless groups that must be trained on now remain; null is always
+    `batch_groups`."""
     mini_batches: int = Field(1, ge=1)
     """Optimizer updates in a training step."""
     micro_batch_tokens: int = Field(8192, ge=1)

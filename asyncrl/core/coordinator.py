@@ -7,8 +7,9 @@ answering, and `restore` takes it back."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
@@ -22,7 +23,15 @@ from asyncrl.core.staleness import BatchChoice, Candidate, Due, admission_limit,
 P = TypeVar("P")
 """A finished group's payload: opaque here (arrays, wire frames, ...)."""
 
+Filter = Callable[[int, GroupSummary], str | None]
+"""Why a finished group (its row, and what is known of it) is dropped; None where it is not."""
+
 OnStale = Literal["wait", "mask", "drop"]
+
+NEVER = 2**53
+"""Later than any step."""
+RECENT = 0.25
+"""What the newest batch counts in `Coordinator.group_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +42,12 @@ class LoopSettings:
     max_staleness: int
     on_stale: OnStale
     total_steps: int
-    filter_constant_groups: bool = False
+    filters: tuple[Filter, ...] = ()
     max_attempts: int = 3
     fixed_lag: int | None = None
     """Every token of step v has staleness min(fixed_lag, v), neither more nor less."""
+    batch_tokens: int | None = None
+    """A batch ends as soon as it has so many sampled tokens, and at `batch_groups`."""
 
     @property
     def bound(self) -> int:
@@ -106,6 +117,7 @@ class Saved(Generic[P]):
     version: int
     frontier: int
     leases_given: int
+    group_tokens: float
     ledger: Ledger
     live: Mapping[int, tuple[GroupEntry, P | None]]
 
@@ -126,6 +138,8 @@ class Coordinator(Generic[P]):
         """Leases of every purpose are numbered from 0: no number comes twice, also after a restart."""
         self.steps_taken = 0
         """Batches handed to the trainer."""
+        self.group_tokens = 0.0
+        """Sampled tokens of a group, in the mean over those trained on of late; 0 while there are none."""
         self._live: dict[int, GroupEntry] = {}
         self._found: defaultdict[Hashable, dict[int, GroupEntry]] = defaultdict(dict)
         """The same by `GroupEntry.keys`: no event costs a look at all of them."""
@@ -166,8 +180,13 @@ class Coordinator(Generic[P]):
                 f"submitted at {self.frontier}, but has tokens of {sorted(summary.tokens_by_version)}",
             )
         entry.summary = summary
-        if self._settings.filter_constant_groups and summary.is_constant:
-            self._drop(entry, "constant")
+        self.ledger.lose(summary.left_out.tokens, GroupState.DROPPED)
+        if self.cursor.sampler is not None:
+            rewards = (*summary.rewards, *summary.left_out.rewards)
+            self.cursor.sampler.finished(entry.group_id, entry.row, rewards)
+        reasons = (drops(entry.row, summary) for drops in self._settings.filters)
+        if reason := next(filter(None, reasons), None):
+            self._drop(entry, reason)
             self.ledger.check()
             return Submission.DROPPED
         self._payloads[entry.group_id] = payload
@@ -257,7 +276,10 @@ class Coordinator(Generic[P]):
         oldest = self._oldest_version(step)
         self.version = version
         self.frontier = max(self.frontier, version)
-        for entry in self._of(step):
+        batch = self._of(step)
+        mean = sum(entry.sampled_tokens for entry in batch) / len(batch)
+        self.group_tokens += (mean - self.group_tokens) * (RECENT if self.group_tokens else 1)
+        for entry in batch:
             assert entry.summary is not None
             entry.masked_tokens = entry.summary.tokens_older_than(oldest)
             self.ledger.masked_tokens += entry.masked_tokens
@@ -279,7 +301,9 @@ class Coordinator(Generic[P]):
         per_step = Counter(entry.step for entry, _ in trained.values())
         if version > self.version:
             raise ValueError(f"the trainer has version {version}, and the ledger ends at {self.version}")
-        if per_step != dict.fromkeys(steps, self._settings.batch_groups):
+        s = self._settings
+        is_whole = per_step == dict.fromkeys(steps, s.batch_groups)
+        if set(per_step) != set(steps) or not (is_whole or s.batch_tokens):
             raise ValueError(
                 f"the trainer has version {version} and the ledger {self.version}, but of the groups trained "
                 f"since, the ledger has these by step: {dict(per_step)}"
@@ -320,6 +344,7 @@ class Coordinator(Generic[P]):
         coordinator.ledger = saved.ledger
         coordinator.version, coordinator.frontier = saved.version, saved.frontier
         coordinator.leases_given = saved.leases_given
+        coordinator.group_tokens = saved.group_tokens
         for group_id, (entry, payload) in sorted(saved.live.items()):
             coordinator._add(entry)
             if payload is not None:
@@ -333,10 +358,22 @@ class Coordinator(Generic[P]):
 
     def _places(self, version: int) -> int:
         """Groups that may be admitted at an engine's version."""
-        s = self._settings
+        s, ledger, step = self._settings, self.ledger, self.steps_taken
+        bound: list[GroupEntry] = []
+        while step in self._found:  # it has its batch already, as large as that may be
+            bound += self._found[step].values()
+            step += 1
         # No group beyond those that the run's steps will train on: it could only be thrown away.
         limit = min(admission_limit(version, s.bound, s.batch_groups), s.total_steps * s.batch_groups)
-        return limit - self.ledger.groups[GroupState.TRAINED] - self.ledger.in_flight
+        limit -= step * s.batch_groups
+        places = limit - (ledger.in_flight - ledger.groups[GroupState.TAKEN] - len(bound))
+        if s.batch_tokens is None:
+            return places
+        share = s.batch_tokens / s.batch_groups
+        size = self.group_tokens or share
+        ready = ledger.tokens[GroupState.READY] - sum(entry.sampled_tokens for entry in bound)
+        unfinished = ledger.groups[GroupState.QUEUED] + ledger.groups[GroupState.LEASED]
+        return min(places, math.ceil((limit * share - ready) / size - unfinished))
 
     def _admit(self, worker: str, version: int) -> Lease:
         entry = GroupEntry(
@@ -419,16 +456,15 @@ class Coordinator(Generic[P]):
     def _must_wait(self, step: int) -> bool:
         """Whether there cannot be a batch yet, told without a look at the groups: the trainer asks after
         every event."""
-        bound, batch_groups = self._settings.bound, self._settings.batch_groups
+        s = self._settings
         if self._found.get(step):
             return False
-        if self._settings.on_stale != "wait":
-            return len(self._found[GroupState.READY]) < batch_groups
         due = [
-            Due(version + bound, states.total() - states[GroupState.TAKEN], states[GroupState.READY])
-            for version, states in sorted(self._admitted.items())
+            Due(self._deadline(v), states.total() - states[GroupState.TAKEN], states[GroupState.READY])
+            for v, states in sorted(self._admitted.items())
         ]
-        return waited_for(due, step, batch_groups) is not None
+        enough = s.batch_tokens is not None and self.ledger.tokens[GroupState.READY] >= s.batch_tokens
+        return waited_for(due, step, s.batch_groups, enough) is not None
 
     def _choose(self, step: int) -> BatchChoice:
         bound_to_it = tuple(e.group_id for e in self._of(step))
@@ -436,25 +472,10 @@ class Coordinator(Generic[P]):
             return BatchChoice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
             return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
-        if self._settings.on_stale == "wait":
-            return self._choose_waiting(step)
-        ready = list(self._found[GroupState.READY])
-        if len(ready) < self._settings.batch_groups:
-            return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
-        return BatchChoice(batch=tuple(sorted(ready)[: self._settings.batch_groups]))
-
-    def _sampled_out(self, step: int) -> bool:
-        """Version `step` is out, and everything that its weights may sample is finished.
-
-        Under a fixed lag k no step is taken before. So no group sees two versions, version 0 samples the
-        first k + 1 batches and every later one a single batch, of which the earliest deadlines are those of
-        version `step - k`: the bound of k is reached by every token."""
-        return self.version == step and self._places(step) <= 0 and not self._unfinished()
-
-    def _choose_waiting(self, step: int) -> BatchChoice:
-        bound = self._settings.bound
         candidates = [
-            Candidate(e.group_id, e.admitted_version + bound, e.state is GroupState.READY)
+            Candidate(
+                e.group_id, self._deadline(e.admitted_version), e.state is GroupState.READY, e.sampled_tokens
+            )
             for e in self._live.values()
             if e.state is not GroupState.TAKEN
         ]
@@ -463,7 +484,19 @@ class Coordinator(Generic[P]):
             raise InvariantError(
                 1, f"groups {[c.group_id for c in late]} were not trained by their last step, {step}"
             )
-        return choose_batch(candidates, step, self._settings.batch_groups)
+        return choose_batch(candidates, step, self._settings.batch_groups, self._settings.batch_tokens)
+
+    def _deadline(self, admitted_version: int) -> int:
+        """Last step in which all tokens of such a group are fresh; where no group is waited for, any is."""
+        return admitted_version + self._settings.bound if self._settings.on_stale == "wait" else NEVER
+
+    def _sampled_out(self, step: int) -> bool:
+        """Version `step` is out, and everything that its weights may sample is finished.
+
+        Under a fixed lag k no step is taken before. So no group sees two versions, version 0 samples the
+        first k + 1 batches and every later one a single batch, of which the earliest deadlines are those of
+        version `step - k`: the bound of k is reached by every token."""
+        return self.version == step and self._places(step) <= 0 and not self._unfinished()
 
     def _drop_stale(self, step: int) -> None:
         """Drop ready groups that `on_stale` does not let into step `step`; under `drop` their prompts come

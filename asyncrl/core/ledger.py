@@ -47,7 +47,7 @@ class Ledger:
     generated_groups: int = 0
     """Groups admitted."""
     generated_tokens: int = 0
-    """Sampled tokens of submitted groups and of failed attempts."""
+    """Sampled tokens of submitted groups, with what they left out, and of failed attempts."""
     groups: Counter[GroupState] = field(default_factory=Counter)
     tokens: Counter[GroupState] = field(default_factory=Counter)
     masked_tokens: int = 0
@@ -85,10 +85,10 @@ class Ledger:
         self.tokens[GroupState.READY] += tokens
         self.masked_tokens -= masked_tokens
 
-    def lose(self, tokens: int) -> None:
-        """Tokens that a failed attempt had sampled."""
+    def lose(self, tokens: int, to: GroupState = GroupState.FAILED) -> None:
+        """Tokens that a failed attempt had sampled, or (dropped) that are of no member of their group."""
         self.generated_tokens += tokens
-        self.tokens[GroupState.FAILED] += tokens
+        self.tokens[to] += tokens
 
     @property
     def in_flight(self) -> int:

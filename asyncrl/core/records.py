@@ -24,7 +24,7 @@ class Purpose(StrEnum):
 
     TRAIN = "train"
     EVAL = "eval"
-    """To measure a version by held-out prompts: it passes the ledger by (`core/evaluation.py`)."""
+    """To measure a version by held-out prompts: it passes the ledger by (`evaluation/books.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,15 @@ class Trajectory:
         return versions
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Of responses that were sampled for a group and do not belong to it, since others were chosen."""
+
+    tokens: int = 0
+    rewards: tuple[float, ...] = ()
+    """Of those that were scored."""
+
+
 @dataclass(slots=True)
 class Group:
     """One prompt with its sampled trajectories: the unit of admission, of advantage and of training."""
@@ -126,9 +135,10 @@ class Group:
     row: int
     """Index of the prompt in the dataset."""
     trajectories: list[Trajectory]
+    left_out: LeftOut = LeftOut()
 
     def summary(self) -> GroupSummary:
-        return GroupSummary.of(self.trajectories)
+        return GroupSummary.of(self.trajectories, self.left_out)
 
     def members(self) -> list[list[Trajectory]]:
         """The segments of each member, whose rewards are the same."""
@@ -159,13 +169,14 @@ class GroupSummary:
     """Number of sampled tokens by token version."""
     rewards: tuple[float, ...]
     """Of each member."""
+    left_out: LeftOut = LeftOut()
 
     @classmethod
-    def of(cls, trajectories: Sequence[Told]) -> GroupSummary:
+    def of(cls, trajectories: Sequence[Told], left_out: LeftOut) -> GroupSummary:
         tokens: Counter[int] = Counter()
         for span in chain.from_iterable(t.versions for t in trajectories):
             tokens[span.version] += span.length
-        return cls(dict(tokens), tuple(t.reward for t in trajectories if t.segment == 0))
+        return cls(dict(tokens), tuple(t.reward for t in trajectories if t.segment == 0), left_out)
 
     @property
     def sampled_tokens(self) -> int:
@@ -177,11 +188,6 @@ class GroupSummary:
 
     def tokens_older_than(self, version: int) -> int:
         return sum(n for v, n in self.tokens_by_version.items() if v < version)
-
-    @property
-    def is_constant(self) -> bool:
-        """Every reward equal: under a group-relative advantage such a group carries no gradient."""
-        return len(set(self.rewards)) <= 1
 
 
 @dataclass(frozen=True, slots=True)

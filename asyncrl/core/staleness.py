@@ -6,9 +6,11 @@ Both sides of the bound live here. Admission keeps the number of groups in fligh
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from asyncrl.core.invariants import InvariantError
 
@@ -17,7 +19,9 @@ def admission_limit(version: int, max_staleness: int, batch_groups: int) -> int:
     """Groups trained and in flight together stay below this while an engine samples with `version`.
 
     `(v + η + 1) · B` (AReaL, arXiv 2505.24298, eq. 3) with the groups really trained on one side and
-    everything in flight on the other: groups that were dropped or failed have given their place back."""
+    everything in flight on the other: groups that were dropped or failed have given their place back. A batch
+    that ends before it has B groups, at its budget of tokens, counts as B: the places that it leaves are
+    gone with its step."""
     return (version + max_staleness + 1) * batch_groups
 
 
@@ -29,6 +33,8 @@ class Candidate:
     deadline: int
     """Last training step in which all its tokens are fresh: its admission version + η."""
     ready: bool
+    tokens: int = 0
+    """Sampled ones, of a group that is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +54,10 @@ class BatchChoice:
     waits_for: tuple[int, ...] = ()
 
 
-def waited_for(due: Iterable[Due], step: int, batch_groups: int) -> float | None:
+def waited_for(due: Iterable[Due], step: int, batch_groups: int, enough: bool = False) -> float | None:
     """Whether training step `step` can have its batch, by counts alone: None when it can, else the deadline
-    up to which it waits for unfinished groups. due: by deadline, in order.
+    up to which it waits for unfinished groups. due: by deadline, in order. enough: whether those that are
+    ready reach the budget of tokens.
 
     Ready groups go earliest deadline first. A younger group may overtake an unfinished older one as long as
     the steps left suffice for the older: for every deadline `d`, the groups due by `d` that this step leaves
@@ -69,18 +76,38 @@ def waited_for(due: Iterable[Due], step: int, batch_groups: int) -> float | None
             )
         if groups - min(ready, batch_groups) > places_later:
             return one.deadline
-    return None if ready >= batch_groups else math.inf
+    return None if enough or ready >= batch_groups else math.inf
 
 
-def choose_batch(candidates: Sequence[Candidate], step: int, batch_groups: int) -> BatchChoice:
+def choose_batch(
+    candidates: Sequence[Candidate], step: int, batch_groups: int, batch_tokens: int | None = None
+) -> BatchChoice:
     """Choose the groups of training step `step` such that no group in flight will ever miss its deadline, in
-    admission order within a deadline (`waited_for`)."""
+    admission order within a deadline (`waited_for`).
+
+    batch_tokens: as soon as the batch has so many, it ends, unless what it left behind would not fit into
+    the steps that follow."""
     ordered = sorted(candidates, key=lambda c: (c.deadline, c.group_id))
     ready = [c for c in ordered if c.ready]
     all_due, ready_due = Counter(c.deadline for c in ordered), Counter(c.deadline for c in ready)
-    until = waited_for([Due(d, n, ready_due[d]) for d, n in all_due.items()], step, batch_groups)
+    enough = batch_tokens is not None and sum(c.tokens for c in ready) >= batch_tokens
+    until = waited_for([Due(d, n, ready_due[d]) for d, n in all_due.items()], step, batch_groups, enough)
     if until is not None:
         return BatchChoice(
             waits_for=tuple(c.group_id for c in ordered if not c.ready and c.deadline <= until)
         )
-    return BatchChoice(batch=tuple(sorted(c.group_id for c in ready[:batch_groups])))
+    left = (
+        n - max(0, d - step) * batch_groups
+        for d, n in zip(all_due, accumulate(all_due.values()), strict=True)
+    )
+    size = batch_size([c.tokens for c in ready], max(left, default=0), batch_groups, batch_tokens)
+    return BatchChoice(batch=tuple(sorted(c.group_id for c in ready[:size])))
+
+
+def batch_size(tokens: Sequence[int], least: int, batch_groups: int, batch_tokens: int | None) -> int:
+    """How many of the groups of so many tokens make a batch, taken in order: `batch_groups`, or fewer that
+    reach `batch_tokens`, but at least so many."""
+    if batch_tokens is None:
+        return batch_groups
+    reached = bisect_left(list(accumulate(tokens)), batch_tokens) + 1
+    return min(batch_groups, max(least, reached))

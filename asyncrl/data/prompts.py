@@ -36,6 +36,11 @@ class Prompt:
     """The row's other columns, with nesting preserved; reward functions get them by name."""
     dataset: int = 0
     """Which one of `data.mix` it is of."""
+    hint_of: int | None = None
+    """The row that this is, with a hint (`data.hints`)."""
+    trained_ids: NDArray[np.int32] | None = None
+    """int32[Q]: what its responses are trained on with, where that is another prompt than they are sampled
+    with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,8 @@ class PromptSet:
         return max((len(row.prompt_ids) for row in self.rows), default=0)
 
     def counts(self) -> list[int]:
-        """Rows by dataset."""
-        return np.bincount([row.dataset for row in self.rows]).tolist()
+        """Rows by dataset; those with hints are the same once more."""
+        return np.bincount([row.dataset for row in self.rows if row.hint_of is None]).tolist()
 
     def split(self, held_out: int) -> tuple[PromptSet, PromptSet]:
         """All but the last `held_out` rows of each dataset, and the last ones, which keep
@@ -100,7 +105,11 @@ class PromptSet:
         data = _File(
             format=_FORMAT,
             rows=[
-                _Row(r.prompt, r.prompt_ids.astype("<i4").tobytes(), r.columns, r.dataset) for r in self.rows
+                _Row(
+                    *(r.prompt, _bytes(r.prompt_ids), r.columns, r.dataset, r.hint_of),
+                    trained_ids=b"" if r.trained_ids is None else _bytes(r.trained_ids),
+                )
+                for r in self.rows
             ],
             skipped=[(bad.where, bad.reason) for bad in self.skipped],
         )
@@ -117,11 +126,8 @@ class PromptSet:
             raise PromptFileError(f"{path} has the format {data.format!r}, this version reads {_FORMAT!r}")
         rows = tuple(
             Prompt(
-                i,
-                row.prompt,
-                np.frombuffer(row.prompt_ids, dtype="<i4").astype(np.int32),
-                row.columns,
-                row.dataset,
+                *(i, row.prompt, _ids(row.prompt_ids), row.columns, row.dataset, row.hint_of),
+                trained_ids=_ids(row.trained_ids) if row.trained_ids else None,
             )
             for i, row in enumerate(data.rows)
         )
@@ -132,11 +138,21 @@ def _numbered(rows: Sequence[Prompt]) -> tuple[Prompt, ...]:
     return tuple(replace(row, index=i) for i, row in enumerate(rows))
 
 
+def _bytes(ids: NDArray[np.int32]) -> bytes:
+    return ids.astype("<i4").tobytes()
+
+
+def _ids(data: bytes) -> NDArray[np.int32]:
+    return np.frombuffer(data, dtype="<i4").astype(np.int32)
+
+
 class _Row(msgspec.Struct, array_like=True):
     prompt: str | list[Message]
     prompt_ids: bytes
     columns: dict[str, Any]
     dataset: int = 0  # a run that a version without mixtures began has none
+    hint_of: int | None = None
+    trained_ids: bytes = b""
 
 
 class _File(msgspec.Struct):

@@ -15,13 +15,13 @@ from asyncrl.config import Config, from_tree
 from asyncrl.config.model_paths import with_model_paths
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.cursor import PromptCursor
-from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt
 from asyncrl.data.rows import told
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
+from asyncrl.evaluation.books import EvaluationBooks
 from asyncrl.event_loop import run_to_end
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.host import Host, LeasesFor
@@ -124,6 +124,7 @@ async def _sampled(config: Config, prompts: Sequence[Prompt]) -> list[Group]:
     evaluation = LeasesFor(books, prompts, rollout.group_size, sampling_of(rollout))
     # On the CPU: the engine has a copy of its own, wherever it computes.
     on_cpu = with_values(config, {"trainer.device": "cpu"})
+    config = with_values(config, {"rollout.candidates": None})
     longest = max(len(prompt.prompt_ids) for prompt in prompts)
     host = Host(config, (), coordinator, None, evaluation=evaluation, happened=changed.set)
     async with aclosing(await start_rollout(config, longest, shares_gpu=True)) as group_rollout:

@@ -13,9 +13,11 @@ ENOUGH_GROUPS = 20
 @dataclass(slots=True)
 class Drops:
     """The drops since the last group that was kept. A group is dropped on arrival because all its rewards are
-    equal (`objective.filter_constant_groups`)."""
+    equal (`objective.filter_constant_groups`), or a user's own filter says so."""
 
     groups: int = 0
+    varied: int = 0
+    """Groups whose rewards were not equal."""
     size: int = 0
     """Responses per group."""
     total_reward: float = 0.0
@@ -32,6 +34,7 @@ class Drops:
             self.size, self.first_s = len(summary.rewards), now_s
             self.lowest = self.highest = reward
         self.groups, self.last_s = self.groups + 1, now_s
+        self.varied += len(set(summary.rewards)) > 1
         self.total_reward += reward
         self.lowest, self.highest = min(self.lowest, reward), max(self.highest, reward)
 
@@ -41,6 +44,12 @@ class Drops:
 
     def cause(self) -> str:
         """The cause in a sentence, with a remedy."""
+        count = f"all of the last {self.groups:,} groups were" if self.groups > 1 else "the last group was"
+        if self.varied:
+            return (
+                f"{count} dropped: objective.filter let none of {self.varied:,} pass whose rewards were not "
+                "all equal; check it with groups such as those in samples.jsonl."
+            )
         if self.lowest == self.highest:
             remedy = (
                 "check the reward (`asyncrl eval` scores a model with it), or use prompts that are neither "
@@ -48,7 +57,6 @@ class Drops:
             )
         else:
             remedy = "use a higher rollout.temperature, a larger rollout.group_size or other prompts"
-        count = f"all of the last {self.groups:,} groups were" if self.groups > 1 else "the last group was"
         return (
             f"{count} dropped: all {self.size} responses of each earned the same reward (mean "
             f"{self.total_reward / self.groups:.3g}), and objective.filter_constant_groups drops such "

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator, Taken
-from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import GroupSummary, Lease, Purpose, Submission
 from asyncrl.data.prompts import Prompt
 from asyncrl.observe.rollout_meter import RolloutMeter
@@ -25,11 +24,26 @@ from asyncrl.wire.codec import WireGroup
 log = logging.getLogger(__name__)
 
 
+class Books(Protocol):
+    """What leases the groups of one purpose and hears of them: a `Coordinator`, where they are trained on."""
+
+    @property
+    def finished(self) -> bool: ...
+    def lease(self, worker: str, engine_version: int, limit: int) -> list[Lease]: ...
+    def submit(
+        self, group_id: int, lease_id: int, summary: GroupSummary, payload: WireGroup
+    ) -> Submission: ...
+    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool: ...
+    def worker_lost(self, worker: str) -> list[int]: ...
+    def leases_of(self, worker: str) -> list[Lease]: ...
+    def published(self, version: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LeasesFor:
     """Where the leases of one purpose come from, and what they ask for."""
 
-    books: Coordinator[WireGroup] | EvaluationBooks[WireGroup]
+    books: Books
     prompts: Sequence[Prompt]
     group_size: int
     sampling: SamplingParams
@@ -198,10 +212,11 @@ class Host:
     # ---- helpers -------------------------------------------------------------------------------------------
 
     def _epochs(self) -> dict[str, float]:
-        """Of the dataset; or of each, by name."""
+        """Of the dataset, or of each by name; and how far its rows are known."""
         epochs = self.coordinator.cursor.epochs
         names = [f"data/epoch/{name}" for name in self._config.data.names] or ["data/epoch"]
-        return dict(zip(names, epochs, strict=True))
+        sampler = self.coordinator.cursor.sampler
+        return dict(zip(names, epochs, strict=True)) | ({} if sampler is None else sampler.metrics())
 
     def _task(self, lease: Lease) -> RolloutTask:
         """A lease with its prompt."""

@@ -39,6 +39,16 @@ data/epoch/{dataset}   epochs     the same of each dataset, where there are seve
 schedule/total_steps   steps      expected length of the run, for the learning-rate schedule
 warnings               sentences  what this step's metrics show to be wrong, each reported once
 
+# The curriculum
+> Where the config has `data.curriculum`: of the rows, by the newest groups of each.
+curriculum/measured_frac  share  rows whose pass rate is known
+curriculum/solved_frac    share  of these, the rows that every response solved
+curriculum/failed_frac    share  of these, the rows that no response solved
+
+# Hints
+> Where the config has `data.hints`.
+hints/waiting_frac  share  rows with a hint that will be given it the next time they come
+
 # Rewards
 reward/mean*                 -  mean reward of the trained trajectories
 reward/std*                  -  standard deviation of their rewards
@@ -149,12 +159,12 @@ ledger/trained_groups*    groups  of these, trained on
 ledger/failed_groups*     groups  of these, failed in every attempt
 ledger/dropped_groups*    groups  of these, dropped for any reason
 ledger/in_flight_groups*  groups  of these, queued, leased, ready or in training
-ledger/dropped/{reason}   groups  dropped groups, by reason (`constant`, `stale`)
+ledger/dropped/{reason}   groups  dropped groups, by reason (`constant`, `filtered`, `stale`)
 ledger/returned_leases    leases  leases returned unfinished: a worker was lost or an attempt failed
 ledger/generated_tokens   tokens  tokens sampled since the run started, as far as submitted
 ledger/trained_tokens     tokens  of these, trained on
 ledger/masked_tokens      tokens  of these, masked in trained groups because they were too stale
-ledger/dropped_tokens     tokens  of these, in dropped groups
+ledger/dropped_tokens     tokens  of these, in dropped groups, or in candidates that were not chosen
 ledger/failed_tokens      tokens  of these, in failed attempts
 ledger/in_flight_tokens   tokens  of these, in groups in flight
 buffer/queued_groups      groups  returned groups waiting for the next lease

@@ -117,7 +117,7 @@ def outline(
         total_updates=config.run.steps * trainer.mini_batches,
         max_staleness_updates=eta * trainer.mini_batches,
         max_groups_outstanding=outstanding,
-        max_responses_outstanding=outstanding * rollout.group_size,
+        max_responses_outstanding=outstanding * rollout.sampled,
         slots=rollout.workers * rollout.slots,
         epochs=_epochs(config, rows),
         paces=paces,
@@ -141,7 +141,7 @@ def mix_epochs(config: Config, rows: Sequence[int]) -> list[float]:
     dropped."""
     steps = [0.0] * len(rows)
     for step in range(config.run.steps):
-        present = [i for i, each in enumerate(config.data.mix) if each.share().has_step(step)]
+        present = [i for i, each in enumerate(config.data.mix) if each.has_step(step)]
         weights = sum(config.data.mix[i].weight for i in present)
         for i in present:
             steps[i] += config.data.mix[i].weight / weights

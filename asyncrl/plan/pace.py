@@ -286,14 +286,14 @@ class _Lengths:
     def of(cls, config: Config, prompt: float, response: float, shares_prompts: bool) -> Self:
         groups = config.trainer.batch_groups
         responses = groups * config.rollout.group_size
-        generated = responses * response
+        generated = groups * config.rollout.sampled * response
         return cls(
             responses=responses,
             response=response,
             generated=generated,
             prefilled=groups * prompt,
-            trained=generated + (groups if shares_prompts else responses) * prompt,
-            scored=generated + responses * prompt,
+            trained=responses * response + (groups if shares_prompts else responses) * prompt,
+            scored=generated + groups * config.rollout.sampled * prompt,
             seen=prompt + response / 2,
         )
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
+from asyncrl.curriculum.hints import with_hints
 from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
@@ -299,4 +300,4 @@ def _prompts(
     if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
         return None, None
     trained, _ = prompts.split(config.data.held_out_rows)
-    return trained, len(trained)
+    return findings.of(lambda: with_hints(trained, config.data, tokenizer)), len(trained)

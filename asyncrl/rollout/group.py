@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from asyncrl.core.records import Group, Trajectory
+from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
+from asyncrl.curriculum.choices import Choice
+from asyncrl.curriculum.hints import as_trained
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
@@ -45,7 +47,7 @@ class GroupProgress:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What an episode came to."""
+    """What an episode came to; nothing where it was cut short, since enough others were done."""
 
     session: Session
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -64,10 +66,12 @@ class Response:
 
 class GroupRollout:
     """Carries out leased groups, any number side by side: as many episodes as a lease asks for, each scored
-    by the reward models as soon as it ends, then all together by the reward functions.
+    by the reward models as soon as it ends, then all together by the reward functions. Or more than that, of
+    which a choice makes the group: one that fails is then left out as long as enough others are sound.
 
     text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
-    follows its thinking, where rewards read that. group_size: of the groups that `room` counts.
+    follows its thinking, where rewards read that. group_size: episodes of the groups that `room` counts.
+    choice: makes groups of as many; None where all of a lease belong to it.
     context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`. episode_metrics: sums and
     counts since its last call.
     """
@@ -81,6 +85,7 @@ class GroupRollout:
         answer_of: Callable[[Sequence[int], Sequence[int]], str | None] = lambda prompt_ids, token_ids: None,
         seed: int,
         group_size: int,
+        choice: Choice | None = None,
         episode: Episode = single_turn,
         context_tokens: int | None = None,
         max_turns: int | None = None,
@@ -94,6 +99,7 @@ class GroupRollout:
         self._answer_of = answer_of
         self._seed = seed
         self._group_size = group_size
+        self._choice = choice
         self._episode = episode
         self._context_tokens = context_tokens
         self._max_turns = max_turns
@@ -108,15 +114,22 @@ class GroupRollout:
 
     async def generate(self, task: RolloutTask) -> list[Response]:
         """The group's episodes. An engine's errors come as they are; what else fails, `score` tells."""
-        sessions = [self._session(task, i) for i in range(task.group_size)]
+        choice = self._choice if task.purpose is Purpose.TRAIN else None
+        sampled = task.group_size if choice is None else self._group_size
+        sessions = [self._session(task, i) for i in range(sampled)]
+        sampling: list[asyncio.Task[Response]] = []
+        counts = None if choice is None else choice.race(task.group_size, sessions, sampling)
         self._sessions[task.lease_id] = sessions
         try:
             with waiting(f"the responses of group {task.group_id}"):
                 async with asyncio.TaskGroup() as running:
-                    sampling = [running.create_task(self._sample(task, session)) for session in sessions]
+                    sampling += [running.create_task(self._sample(task, each, counts)) for each in sessions]
         finally:
             del self._sessions[task.lease_id]
-        return [response.result() for response in sampling]
+        return [
+            Response(session) if one.cancelled() else one.result()
+            for session, one in zip(sessions, sampling, strict=True)
+        ]
 
     async def aclose(self) -> None:
         """Close the episodes, the rewards and the engine."""
@@ -162,7 +175,10 @@ class GroupRollout:
             changed=self._freed.set,
         )
 
-    async def _sample(self, task: RolloutTask, session: Session) -> Response:
+    async def _sample(
+        self, task: RolloutTask, session: Session, counts: Callable[[int], bool] | None
+    ) -> Response:
+        """counts: whether the response, which is done, still does."""
         try:
             earned = await self._run(task, session)
         except AttemptFailed as failure:
@@ -170,6 +186,8 @@ class GroupRollout:
         trajectories = session.trajectories(earned)
         if session.broken is not None:
             return Response(session, trajectories)
+        if counts is not None and not counts(session.index):
+            return Response(session)
         last = trajectories[-1]
         start = int(last.loss_mask.argmax())
         prompt_ids, token_ids = last.token_ids[:start].tolist(), last.token_ids[start:].tolist()
@@ -202,7 +220,10 @@ class GroupRollout:
 
     async def score(self, task: RolloutTask, responses: Sequence[Response]) -> Group:
         """The group with its rewards. Raises `AttemptFailed` when an episode or its reward has failed."""
-        tokens = sum(response.session.sampled_tokens for response in responses)
+        everybody, tokens = responses, sum(response.session.sampled_tokens for response in responses)
+        sound = [r for r in responses if r.trajectories and r.failure is None and r.session.broken is None]
+        if len(sound) >= task.group_size:
+            responses = sound
         for broken in (r.session.broken for r in responses if r.session.broken is not None):
             reason = f"a response ended with {broken}"
             raise AttemptFailed(reason, reason, tokens)
@@ -218,7 +239,11 @@ class GroupRollout:
                 trajectory.reward_parts = dict(score.parts)
                 trajectory.metadata |= score.extra
                 trajectory.turn_rewards = self.rewards.of_turns(trajectory)
-        return Group(task.group_id, task.row, [t for response in responses for t in response.trajectories])
+        left_out = LeftOut()
+        if self._choice is not None and len(everybody) > task.group_size:
+            responses, left_out = self._choice.members(task, everybody, responses, scores)
+        trajectories = [t for response in responses for t in response.trajectories]
+        return Group(task.group_id, task.row, as_trained(task, trajectories), left_out)
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
         """Of each: what its episode says, and where that says nothing, what reward functions and models

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
+from asyncrl.curriculum.choices import make_choice
 from asyncrl.reward.rewards import RewardModel, Rewards
 from asyncrl.reward.text import response_text
 from asyncrl.rollout.chat import make_chat
@@ -47,7 +48,8 @@ async def start_rollout(
             text_of,
             answer_of=text_of.answer,
             seed=config.run.seed,
-            group_size=config.rollout.group_size,
+            group_size=config.rollout.sampled,
+            choice=make_choice(config.rollout),
             episode=single_turn if episodes is None else episodes,
             context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
             max_turns=config.rollout.episode_turns,

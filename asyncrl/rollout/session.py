@@ -95,6 +95,7 @@ class Session:
         self._format = chat
         self._enter = enter
         self._changed = changed
+        self._leave: Callable[[], object] = lambda: None
         self._requests = 0
         self._first_request = 0
         self._under_way: set[str] = set()
@@ -181,10 +182,18 @@ class Session:
 
     def end(self) -> None:
         """The episode is over: what it has left in the engine is of no use to anybody."""
-        self.ended = True
-        if self._requests == self._first_request:
+        if not self.ended and self._requests == self._first_request:
             self.open_requests -= 1
+        self.ended = True
         self._give_up()
+
+    def cut(self, leave: Callable[[], object]) -> None:
+        """End it from outside. leave: called once nothing of it is in the engine, and so all that it has
+        sampled is counted."""
+        self._leave = leave
+        self.end()
+        if not self.open_requests:
+            leave()
 
     def begin_again(self) -> None:
         """The episode will be carried out anew: what it has sampled is counted, and not trained on."""
@@ -257,6 +266,8 @@ class Session:
             self.waited.end()
             self.open_requests -= 1
             self._changed()
+            if not self.open_requests:
+                self._leave()
 
     async def _ask(
         self,

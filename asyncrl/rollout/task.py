@@ -30,6 +30,8 @@ class RolloutTask:
     sampling: SamplingParams
     """Of each request, which has a seed of its own."""
     purpose: Purpose = Purpose.TRAIN
+    trained_ids: list[int] | None = None
+    """The prompt that it is trained on with, where that is another one."""
 
     @staticmethod
     def of(lease: Lease, prompt: Prompt, group_size: int, sampling: SamplingParams) -> RolloutTask:
@@ -38,6 +40,7 @@ class RolloutTask:
             *(lease.lease_id, lease.group_id, lease.attempt, prompt.index),
             *(prompt.prompt, prompt.prompt_ids.tolist(), prompt.columns),
             *(group_size, sampling, lease.purpose),
+            None if prompt.trained_ids is None else prompt.trained_ids.tolist(),
         )
 
 

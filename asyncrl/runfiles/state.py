@@ -5,31 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asyncrl.config import Config, DataConfig
+from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator, LoopSettings
-from asyncrl.core.share import Share
-from asyncrl.data.prompts import PromptSet
+from asyncrl.curriculum.filters import make_filters
+from asyncrl.curriculum.mix import make_mix
+from asyncrl.curriculum.samplers import make_sampler
+from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire.codec import WireGroup
 
 
-def loop_settings(config: Config) -> LoopSettings:
-    """The coordinator's settings."""
+def loop_settings(config: Config, prompts: Sequence[Prompt] = ()) -> LoopSettings:
+    """The coordinator's settings, for training on these."""
     return LoopSettings(
         batch_groups=config.trainer.batch_groups,
         max_staleness=config.staleness.max_staleness,
         on_stale=config.staleness.on_stale,
         total_steps=config.run.steps,
-        filter_constant_groups=config.objective.filter_constant_groups,
+        filters=make_filters(config.objective, prompts),
         max_attempts=config.rollout.max_attempts,
         fixed_lag=config.staleness.fixed_lag,
+        batch_tokens=config.trainer.batch_tokens,
     )
-
-
-def shares(data: DataConfig, rows: Sequence[int]) -> list[Share] | None:
-    """Of the datasets, with the rows of each that are trained on; None where there is only one."""
-    return [each.share(count) for count, each in zip(rows, data.mix, strict=True)] if data.mix else None
 
 
 @contextmanager
@@ -50,11 +48,12 @@ def open_state(
     prompts = PromptSet.load(run_dir.prompts)
     with open_ledger(run_dir) as store:
         coordinator = store.load(
-            loop_settings(config),
-            len(prompts),
+            loop_settings(config, prompts.rows),
+            prompts.counts(),
             config.run.seed,
             shuffle=config.data.shuffle,
             multiple_of=config.epoch_multiple,
-            shares=shares(config.data, prompts.counts()),
+            mix=make_mix(config.data.mix),
+            sampler=make_sampler(config.data, prompts.rows),
         )
         yield prompts, store, coordinator

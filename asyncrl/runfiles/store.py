@@ -9,16 +9,16 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
-from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.cursor import Mix, PromptCursor, Sampler
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary
-from asyncrl.core.share import Share
 
 P = TypeVar("P")
 
@@ -39,6 +39,11 @@ create table if not exists groups (
     rewards text                         -- JSON [reward of each trajectory]
 );
 create table if not exists payloads (group_id integer primary key, payload blob not null);
+create table if not exists left_out (  -- of groups some of whose responses were not chosen
+    group_id integer primary key,
+    tokens integer not null,
+    rewards text not null                -- JSON [reward of each that was scored]
+);
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists kept (key text primary key, value blob not null);
 """
@@ -70,6 +75,14 @@ class LedgerStore(Generic[P]):
         self._db.execute("begin immediate")
         try:
             self._db.executemany(_INSERT, map(_to_row, changes.entries.values()))
+            self._db.executemany(
+                "insert or replace into left_out values (?, ?, ?)",
+                [
+                    (entry.group_id, summary.left_out.tokens, _json(summary.left_out.rewards))
+                    for entry in changes.entries.values()
+                    if (summary := entry.summary) is not None and summary.left_out.tokens
+                ],
+            )
             for group_id, payload in changes.payloads.items():
                 if payload is None:
                     self._db.execute("delete from payloads where group_id = ?", (group_id,))
@@ -87,15 +100,16 @@ class LedgerStore(Generic[P]):
     def load(
         self,
         settings: LoopSettings,
-        rows: int,
+        rows: int | Sequence[int],
         seed: int,
         *,
         shuffle: bool,
         multiple_of: int = 1,
-        shares: Sequence[Share] | None = None,
+        mix: Mix | None = None,
+        sampler: Sampler | None = None,
     ) -> Coordinator[P]:
         """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
-        are those of `PromptCursor`."""
+        are those of `PromptCursor`; the sampler is told of all groups that there were."""
         meta = {
             key: msgspec.json.decode(value) for key, value in self._db.execute("select key, value from meta")
         }
@@ -105,16 +119,21 @@ class LedgerStore(Generic[P]):
             seed,
             shuffle=shuffle,
             multiple_of=multiple_of,
-            shares=shares,
+            mix=mix,
+            sampler=sampler,
             positions=[position] if isinstance(position, int) else position,
+            passed_over=meta.get("passed_over_rows", 0),
             returned=meta.get("returned_rows", ()),
         )
         if not meta:
             return Coordinator(settings, cursor)
+        if sampler is not None:
+            self._tell(sampler)
         saved: Saved[P] = Saved(
             version=meta["version"],
             frontier=meta["frontier"],
             leases_given=meta["leases_given"],
+            group_tokens=meta.get("group_tokens", 0.0),
             ledger=self._ledger(meta),
             live=self._live(),
         )
@@ -155,6 +174,14 @@ class LedgerStore(Generic[P]):
     def close(self) -> None:
         self._db.close()
 
+    def _tell(self, sampler: Sampler) -> None:
+        for group_id, row, *rewards in self._db.execute(
+            "select group_id, row, groups.rewards, left_out.rewards from groups "
+            "left join left_out using (group_id) where groups.rewards is not null"
+        ):
+            earned = chain.from_iterable(msgspec.json.decode(each) for each in rewards if each is not None)
+            sampler.finished(group_id, row, list(earned))
+
     def _live(self) -> dict[int, tuple[GroupEntry, P | None]]:
         states = [state.value for state in GroupState if state.in_flight]
         return self._with_payloads(f"state in ({','.join('?' * len(states))})", *states)
@@ -185,6 +212,8 @@ class LedgerStore(Generic[P]):
             ledger.masked_tokens += masked
             reasons.get(state, Counter())[reason] += groups
         ledger.lose(meta["lost_tokens"])
+        (left_out,) = self._db.execute("select coalesce(sum(tokens), 0) from left_out").fetchone()
+        ledger.lose(left_out, GroupState.DROPPED)
         return ledger
 
 
@@ -194,7 +223,9 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
         "version": coordinator.version,
         "frontier": coordinator.frontier,
         "leases_given": coordinator.leases_given,
+        "group_tokens": coordinator.group_tokens,
         "cursor_position": cursor.positions,
+        "passed_over_rows": cursor.passed_over,
         "returned_rows": list(cursor.returned),
         "returned_leases": ledger.returned_leases,
         "lost_tokens": ledger.tokens[GroupState.FAILED],
@@ -232,7 +263,7 @@ def copy_ledger(source: Path, target: Path, from_step: int) -> None:
         db.executescript(_SCHEMA)
         db.execute("attach database ? as source", (str(source),))
         db.execute("begin")
-        for table in ("groups", "meta"):
+        for table in ("groups", "left_out", "meta"):
             db.execute(f"insert into main.{table} select * from source.{table}")
         db.execute(
             "insert into main.payloads select payloads.* from source.payloads join source.groups "

@@ -28,17 +28,19 @@ LIMIT_S = 120.0
 
 class Wanted(msgspec.Struct, frozen=True):
     """reward: reward functions. objective: functions of the objective, by the keys that name them. settings:
-    the settings of these. episode: a user-defined episode."""
+    the settings of these. episode: a user-defined episode. choices: functions that choose, by their keys."""
 
     reward: list[str] = []
     objective: dict[str, str] = {}
     settings: dict[str, Any] = {}
     episode: str | None = None
+    choices: dict[str, str] = {}
 
     @property
     def specs(self) -> list[str]:
         """The specs of all functions."""
-        return [*self.reward, *self.objective.values(), *([self.episode] if self.episode else [])]
+        episode = [self.episode] if self.episode else []
+        return [*self.reward, *self.objective.values(), *episode, *self.choices.values()]
 
 
 class ImportProblem(msgspec.Struct, frozen=True):
@@ -110,6 +112,9 @@ def look_here(wanted: Wanted) -> Found:
         with noting():
             load_program(wanted.episode)
             files[wanted.episode] = file_of(resolve(wanted.episode, what="rollout.episode"))
+    for key, spec in wanted.choices.items():
+        with noting():
+            files[spec] = file_of(resolve(spec, what=key))
     if wanted.objective:
         from asyncrl.objective.make import check_own  # imports torch
 

@@ -8,6 +8,7 @@ import msgspec
 
 from asyncrl.config import Config
 from asyncrl.config.model_paths import model_paths, with_model_paths
+from asyncrl.curriculum.own import named_choices
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
@@ -64,6 +65,7 @@ def look_at_functions(config: Config) -> Found:
         {key: name for key, name in own.items() if is_own(name)},
         config.objective.settings,
         config.rollout.episode,
+        named_choices(config),
     )
     found = look(wanted)
     return msgspec.structs.replace(found, digests=found.digests | _digests_of_prompts(config))
@@ -99,6 +101,7 @@ def with_absolute_paths(config: Config) -> Config:
         "objective.policy_loss": objective.policy_loss,
         "objective.advantage": objective.advantage,
     } | {f"reward.functions.{i}.function": named.function for i, named in enumerate(functions)}
+    own |= named_choices(config)
     if rollout.episode:
         own["rollout.episode"] = rollout.episode
     changed = {key: _of_file(name) for key, name in own.items()}

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from asyncrl.bounded import Count
 from asyncrl.core.kept import KeptSets
-from asyncrl.core.records import FinishReason, Group, GroupSummary, Purpose, Trajectory, VersionSpan
+from asyncrl.core.records import (
+    FinishReason,
+    Group,
+    GroupSummary,
+    LeftOut,
+    Purpose,
+    Trajectory,
+    VersionSpan,
+)
 from asyncrl.wire.messages import Malformed, decode
 
 DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
@@ -40,16 +48,22 @@ class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     turn_parts: dict[str, tuple[float, ...]] = {}
 
 
-class GroupHeader(msgspec.Struct, frozen=True):
+class GroupHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     group_id: Count
     lease_id: Count
     row: Count
     trajectories: list[TrajectoryHeader]
     purpose: Purpose = Purpose.TRAIN
     """Of its lease."""
+    left_out_tokens: Count = 0
+    left_out_rewards: list[float] = []
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(self.left_out_tokens, tuple(self.left_out_rewards))
 
     def summary(self) -> GroupSummary:
-        return GroupSummary.of(self.trajectories)
+        return GroupSummary.of(self.trajectories, self.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
         raise Malformed(f"{where} has the token id {ids.min()}")
     if not np.isfinite(logprobs).all():
         raise Malformed(f"{where} has log-probabilities that are not finite")
+    if not all(map(math.isfinite, header.left_out_rewards)):
+        raise Malformed(f"{where} left out responses with the rewards {header.left_out_rewards}")
 
 
 def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) -> WireGroup:
@@ -139,6 +155,8 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
             for t in ts
         ],
         purpose,
+        group.left_out.tokens,
+        list(group.left_out.rewards),
     )
     kept = [array for t in ts if t.kept is not None for array in (t.kept.sizes, t.kept.ids)]
     frames = (
@@ -170,7 +188,7 @@ def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
                 turn_parts=t.turn_parts,
             )
         )
-    return Group(decoded.group_id, decoded.row, trajectories)
+    return Group(decoded.group_id, decoded.row, trajectories, decoded.left_out)
 
 
 def _arrays(

@@ -10,11 +10,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from asyncrl.config.data import CurriculumConfig, DataConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.ledger import GroupState, TooManyFailures
-from asyncrl.core.records import GroupSummary
+from asyncrl.core.records import GroupSummary, LeftOut
+from asyncrl.curriculum.filters import constant
+from asyncrl.curriculum.samplers import make_sampler
+from asyncrl.data.prompts import Prompt
 from asyncrl.runfiles.store import LedgerStore
 
 ROWS = 7
@@ -34,11 +38,16 @@ class Loop(RuleBasedStateMachine):
         attempts=st.integers(1, 3),
         steps=st.sampled_from([2, 1000]),
         lag=st.none() | st.integers(0, 3),
+        curriculum=st.none() | st.builds(CurriculumConfig, rest_epochs=st.integers(1, 4)),
+        tokens=st.none() | st.integers(1, 9),
     )
-    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag):
+    def start(self, eta, batch, on_stale, filtering, attempts, steps, lag, curriculum, tokens):
         if lag is not None:
-            eta, on_stale = eta + lag, "wait"
-        self.settings = LoopSettings(batch, eta, on_stale, steps, filtering, attempts, lag)
+            eta, on_stale, tokens = eta + lag, "wait", None
+        filters = (constant,) if filtering else ()
+        self.settings = LoopSettings(batch, eta, on_stale, steps, filters, attempts, lag, tokens)
+        self.curriculum = curriculum
+        self.prompts = [Prompt(i, "say", None, {}) for i in range(ROWS)]
         self.folder = tempfile.TemporaryDirectory()
         self.store = self.open()
         self.coordinator = self.load()
@@ -59,7 +68,8 @@ class Loop(RuleBasedStateMachine):
         return LedgerStore(Path(self.folder.name) / "ledger.db", encode=str.encode, decode=bytes.decode)
 
     def load(self):
-        return self.store.load(self.settings, ROWS, seed=3, shuffle=True)
+        sampler = make_sampler(DataConfig(curriculum=self.curriculum), self.prompts)
+        return self.store.load(self.settings, ROWS, seed=3, shuffle=True, sampler=sampler)
 
     def teardown(self):
         if hasattr(self, "store"):
@@ -80,12 +90,13 @@ class Loop(RuleBasedStateMachine):
         assert self.coordinator.ledger.generated_groups - before <= limit
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), constant=st.booleans())
-    def submit(self, data, constant):
+    @rule(data=st.data(), constant=st.booleans(), left_out=st.integers(0, 3))
+    def submit(self, data, constant, left_out):
         lease_id = data.draw(st.sampled_from(sorted(self.leases)))
         worker, lease, first = self.leases.pop(lease_id)
         versions = data.draw(st.lists(st.integers(first, self.engines[worker]), min_size=1, max_size=4))
-        summary = GroupSummary(dict(Counter(versions)), (1.0, 1.0 if constant else 0.0))
+        left = LeftOut(left_out, (0.0,) * (left_out // 2))
+        summary = GroupSummary(dict(Counter(versions)), (1.0, 1.0 if constant else 0.0), left)
         payload = f"group {lease.group_id} lease {lease_id}"
         outcome = self.coordinator.submit(lease.group_id, lease_id, summary, payload)
         self.store.save(self.coordinator)
@@ -131,7 +142,7 @@ class Loop(RuleBasedStateMachine):
         if taken is None:
             assert step not in self.history, "a batch that was trained before must not be waited for"
             return
-        assert len(taken.groups) == self.settings.batch_groups
+        self.assert_size(taken)
         assert taken.step == taken.version == step
         ids = [entry.group_id for entry, _ in taken.groups]
         assert ids == sorted(set(ids))
@@ -145,6 +156,24 @@ class Loop(RuleBasedStateMachine):
                 assert set(entry.summary.tokens_by_version) == {max(0, step - self.settings.fixed_lag)}
         assert self.history.setdefault(step, ids) == ids
         self.batches[step] = ids
+
+    def assert_size(self, taken):
+        """As many groups as a batch has, or those that reach the budget of tokens; no more, but for what
+        would not fit into the steps that follow."""
+        s, entries = self.settings, [entry for entry, _ in taken.groups]
+        if s.batch_tokens is None:
+            assert len(entries) == s.batch_groups
+        elif taken.step not in self.history:
+            assert len(entries) == s.batch_groups or sum(e.sampled_tokens for e in entries) >= s.batch_tokens
+            deadline = (lambda e: e.admitted_version + s.bound) if s.on_stale == "wait" else lambda e: 0
+            *others, last = sorted(entries, key=lambda e: (deadline(e), e.group_id))
+            if sum(e.sampled_tokens for e in others) >= s.batch_tokens:
+                assert s.on_stale == "wait"
+                left = [last, *(e for e in self.coordinator._live.values() if e.step is None)]
+                assert any(
+                    sum(deadline(e) <= d for e in left) > (d - taken.step) * s.batch_groups
+                    for d in range(taken.step, deadline(last) + s.bound + 1)
+                )
 
     @precondition(lambda self: self.batches)
     @rule()
@@ -168,7 +197,10 @@ class Loop(RuleBasedStateMachine):
         """The coordinator is killed and starts from its file; workers and trainer have lived on."""
         self.store.close()
         self.store = self.open()
-        self.coordinator = self.load()
+        before, self.coordinator = self.coordinator, self.load()
+        assert self.coordinator.ledger.metrics() == before.ledger.metrics()
+        if self.curriculum is not None:
+            assert self.coordinator.cursor.sampler.metrics() == before.cursor.sampler.metrics()
 
     @rule(keep=st.booleans())
     def checkpoint(self, keep):
@@ -216,7 +248,8 @@ class Loop(RuleBasedStateMachine):
         bound = (self.coordinator.frontier + s.bound + 1) * s.batch_groups
         assert line["ledger/trained_groups"] + line["ledger/in_flight_groups"] <= bound
         # 7: every group trained once, exactly those that the trainer published.
-        assert line["ledger/trained_groups"] == len(self.trained) == self.coordinator.version * s.batch_groups
+        assert line["ledger/trained_groups"] == len(self.trained) <= self.coordinator.version * s.batch_groups
+        assert len(self.trained) == self.coordinator.version * s.batch_groups or s.batch_tokens is not None
         assert all(n == 1 for n in self.trained.values())
 
     @invariant()
@@ -225,7 +258,7 @@ class Loop(RuleBasedStateMachine):
             return
         cursor = self.coordinator.cursor
         returned = self.coordinator.ledger.dropped_groups["stale"]
-        handed_out = sum(cursor.positions) + returned - len(cursor.returned)
+        handed_out = sum(cursor.positions) - cursor.passed_over + returned - len(cursor.returned)
         assert self.coordinator.ledger.generated_groups == handed_out
 
     @invariant()
@@ -302,7 +335,7 @@ class Simulation:
 @pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
 def test_dynamic_filtering_does_not_inflate_the_bound(on_stale):
     """The peers' failing case: B=8, half of the groups filtered, eta=1, 60 steps. They reached age 32."""
-    loop = Simulation(LoopSettings(8, 1, on_stale, 60, filter_constant_groups=True), seed=1)
+    loop = Simulation(LoopSettings(8, 1, on_stale, 60, filters=(constant,)), seed=1)
     loop.run(constant_share=0.5)
     ledger = loop.coordinator.ledger
     assert loop.oldest_trained == 1
@@ -319,6 +352,18 @@ def test_stragglers_and_failures_neither_break_the_bound_nor_stop_the_loop(on_st
     assert loop.coordinator.ledger.groups[GroupState.TRAINED] == 160
 
 
+@pytest.mark.parametrize("on_stale", ["wait", "mask", "drop"])
+@pytest.mark.parametrize("eta", [0, 1, 4])
+def test_a_budget_of_tokens_for_a_batch_neither_breaks_the_bound_nor_stops_the_loop(on_stale, eta):
+    """Admission knows of it, too: otherwise more would come than batches may take."""
+    loop = Simulation(LoopSettings(8, eta, on_stale, 60, (constant,), batch_tokens=6), seed=6)
+    loop.run(constant_share=0.3, straggler_share=0.05, fail_share=0.1)
+    ledger = loop.coordinator.ledger
+    assert loop.oldest_trained <= eta
+    assert ledger.tokens[GroupState.TRAINED] / 60 == pytest.approx(7, abs=1.5)
+    assert ledger.groups[GroupState.TRAINED] < 60 * 7
+
+
 def test_waiting_never_drops_a_group():
     loop = Simulation(LoopSettings(4, 2, "wait", 40), seed=3)
     loop.run(straggler_share=0.2)
@@ -327,7 +372,7 @@ def test_waiting_never_drops_a_group():
 
 @pytest.mark.parametrize("lag", [0, 1, 3, 9])
 def test_under_a_fixed_lag_every_token_of_every_batch_has_that_age(lag):
-    settings = LoopSettings(4, 9, "wait", 30, filter_constant_groups=True, fixed_lag=lag)
+    settings = LoopSettings(4, 9, "wait", 30, filters=(constant,), fixed_lag=lag)
     loop = Simulation(settings, seed=5)
     loop.run(constant_share=0.3, straggler_share=0.05, fail_share=0.1)
     assert loop.trained_versions == [{max(0, step - lag)} for step in range(30)]

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrl.config.data import DatasetConfig
 from asyncrl.core.cursor import PromptCursor
-from asyncrl.core.share import Share
+from asyncrl.curriculum.mix import make_mix
 
 
 def test_every_row_once_per_epoch_in_a_seeded_order():
@@ -49,7 +50,14 @@ def test_an_epoch_without_a_whole_batch_is_refused():
         PromptCursor(3, seed=0, multiple_of=4)
 
 
-MIX = (Share(7, 2.0), Share(5, 1.0), Share(3, 3.0, from_step=10, until_step=20))
+ROWS = (7, 5, 3)
+MIX = make_mix(
+    [
+        DatasetConfig(path="a", weight=2.0),
+        DatasetConfig(path="b", weight=1.0),
+        DatasetConfig(path="c", weight=3.0, from_step=10, until_step=20),
+    ]
+)
 
 
 def dataset_of(row):
@@ -57,7 +65,7 @@ def dataset_of(row):
 
 
 def test_datasets_get_their_shares_from_the_first_prompt_on():
-    cursor = PromptCursor(15, 3, shares=MIX)
+    cursor = PromptCursor(ROWS, 3, mix=MIX)
     drawn = Counter()
     for number in range(1, 601):
         drawn[dataset_of(cursor.next(step=0))] += 1
@@ -66,12 +74,12 @@ def test_datasets_get_their_shares_from_the_first_prompt_on():
     drawn = Counter(dataset_of(cursor.next(step=19)) for _ in range(600))
     assert drawn == {i: pytest.approx(n, abs=4) for i, n in enumerate((200, 100, 300))}
     assert dataset_of(cursor.next(step=20)) != 2
-    assert cursor.epochs == [n / share.rows for n, share in zip(cursor.positions, MIX, strict=True)]
+    assert cursor.epochs == [n / rows for n, rows in zip(cursor.positions, ROWS, strict=True)]
 
 
 @given(st.lists(st.sampled_from(["next", "give back", "restart"]), max_size=60), st.data())
 def test_every_row_of_a_mix_comes_once_per_epoch_also_over_restarts(events, data):
-    cursor, out, seen = PromptCursor(15, 3, shares=MIX), [], Counter()
+    cursor, out, seen = PromptCursor(ROWS, 3, mix=MIX), [], Counter()
     for step, event in enumerate(events):
         if event == "next":
             again = bool(cursor.returned)
@@ -81,20 +89,23 @@ def test_every_row_of_a_mix_comes_once_per_epoch_also_over_restarts(events, data
             cursor.give_back(out.pop(data.draw(st.integers(0, len(out) - 1))))
         elif event == "restart":
             positions, returned = list(cursor.positions), list(cursor.returned)
-            cursor = PromptCursor(15, 3, shares=MIX, positions=positions, returned=returned)
+            cursor = PromptCursor(ROWS, 3, mix=MIX, positions=positions, returned=returned)
         for i, first in enumerate((0, 7, 12)):
-            counts = [seen[row] for row in range(first, first + MIX[i].rows)]
+            counts = [seen[row] for row in range(first, first + ROWS[i])]
             assert max(counts) - min(counts) <= 1
             assert sum(counts) == cursor.positions[i]
 
 
 def test_a_single_dataset_is_a_mix_of_one():
-    alone, mixed = PromptCursor(9, 4), PromptCursor(9, 4, shares=[Share(9, 0.1)])
+    alone, mixed = (
+        PromptCursor(9, 4),
+        PromptCursor([9], 4, mix=make_mix([DatasetConfig(path="a", weight=0.1)])),
+    )
     assert [alone.next() for _ in range(30)] == [mixed.next() for _ in range(30)]
 
 
 def test_a_cursor_refuses_what_it_cannot_walk():
     with pytest.raises(ValueError, match="no dataset has a share of step 4"):
-        PromptCursor(3, 0, shares=[Share(3, until_step=4)]).next(4)
+        PromptCursor([3], 0, mix=make_mix([DatasetConfig(path="a", until_step=4)])).next(4)
     with pytest.raises(ValueError, match="cannot go on from the positions"):
-        PromptCursor(15, 0, shares=MIX, positions=[4])
+        PromptCursor(ROWS, 0, mix=MIX, positions=[4])

@@ -64,6 +64,47 @@ def test_a_fixed_lag_is_exact_however_fast_the_workers_are(make_config):
     assert [line["staleness/max"] for line in lines] == [0, 1, 2, 2, 2, 2]
 
 
+OWN = """
+def by_parity(rewards, tokens, **_):
+    return len(set(rewards)) > 1
+
+
+def any_share(pass_rate):
+    return 0.5
+
+
+def shortest(rewards, tokens, size):
+    return sorted(range(len(tokens)), key=lambda i: tokens[i])[:size]
+"""
+
+
+def test_choices_are_made_where_they_are_called_for_and_their_books_close(
+    make_config, assert_nothing_left, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    config = make_config(
+        *("rollout.workers=2", "rollout.slots=8", "trainer.batch_tokens=100"),
+        *("rollout.candidates=7", "rollout.choose=own.py:shortest", "objective.filter=own.py:by_parity"),
+        "data.curriculum.sampler=own.py:any_share",
+    )
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert len(lines) == 6
+    assert lines[-1]["curriculum/measured_frac"] > 0
+    for line in lines:
+        assert line["staleness/max"] <= 2
+        assert line["ledger/dropped_tokens"] > 0
+        assert line["ledger/generated_tokens"] == sum(
+            line[f"ledger/{where}_tokens"]
+            for where in ("trained", "masked", "dropped", "failed", "in_flight")
+        )
+    with sqlite3.connect(result.run_dir / "ledger.db") as db:
+        (members,) = db.execute("select distinct json_array_length(rewards) from groups where rewards > ''")
+        assert members == (4,)
+    assert_nothing_left(result.run_dir)
+
+
 def test_a_reward_that_always_fails_ends_the_run_with_the_reason(make_config, assert_nothing_left, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")

@@ -76,6 +76,32 @@ def test_an_inline_run_interrupted_at_every_step_ends_with_the_same_weights(
     assert 1 <= max(line["staleness/max"] for line in lines) <= 2
 
 
+@pytest.mark.slow
+def test_what_an_inline_run_chooses_is_the_same_after_an_interruption(
+    make_config, one_thread, interrupt_at, tmp_path
+):
+    def config(name):
+        return make_config(
+            *("run.mode=inline", "run.steps=7", "rollout.slots=10", "trainer.mini_batches=2"),
+            *("data.curriculum={success_above: 0.05, rest_epochs: 2}", "rollout.candidates=7"),
+            "trainer.batch_tokens=90",
+            *(f"run.dir={tmp_path / name}", "checkpoint.every_steps=3"),
+        )
+
+    interrupt_at(None)
+    asyncrl.run(config("whole"), progress=False)
+    run = tmp_path / "interrupted"
+    interrupt_at(4)
+    with pytest.raises(Interruption):
+        asyncrl.run(config("interrupted"), progress=False)
+    interrupt_at(None)
+    asyncrl.resume(run, progress=False)
+    assert final_hash(run, 7) == final_hash(tmp_path / "whole", 7)
+    one, other = (read_metrics(path / "metrics.jsonl")[-1] for path in (run, tmp_path / "whole"))
+    names = [name for name in one if name.startswith(("ledger/", "data/", "curriculum/", "trained_"))]
+    assert {name: one[name] for name in names} == {name: other[name] for name in names}
+
+
 def test_a_run_that_is_over_has_nothing_left_to_do_and_may_be_made_longer(make_config, one_thread, tmp_path):
     config = make_config("run.mode=inline", "run.steps=3", "checkpoint.every_steps=1")
     first = asyncrl.run(config, progress=False)

@@ -9,6 +9,7 @@ from asyncrl.config import from_tree
 from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.records import GroupSummary
+from asyncrl.curriculum.filters import constant
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse
 from asyncrl.liveness.stall import StallWatch
@@ -35,7 +36,7 @@ class Run:
         for role in ROLES:
             self.up(role)
         self.coordinator = Coordinator(
-            LoopSettings(2, 1, "wait", 10, filter_constant_groups=True), PromptCursor(8, 0, shuffle=False)
+            LoopSettings(2, 1, "wait", 10, filters=(constant,)), PromptCursor(8, 0, shuffle=False)
         )
         self.workers = {"rollout-0": Worker(), "rollout-1": Worker()}
         tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import GroupSummary, Purpose, Submission
 from asyncrl.data.prompts import Prompt
+from asyncrl.evaluation.books import EvaluationBooks
 from asyncrl.loop.host import Host, LeasesFor
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.task import sampling_of

@@ -25,7 +25,7 @@ def lines(make_config, one_thread):
     config = make_config(
         *("run.mode=inline", "run.steps=4", "staleness.max_staleness=1", "rollout.slots=8"),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
-        "reward.functions.0.standardise=true",
+        *("reward.functions.0.standardise=true", "data.curriculum={}"),
     )
     return read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
 

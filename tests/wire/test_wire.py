@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from asyncrl.core.kept import KeptSets
-from asyncrl.core.records import FinishReason, Group, Purpose, Trajectory, VersionSpan
+from asyncrl.core.records import FinishReason, Group, LeftOut, Purpose, Trajectory, VersionSpan
 from asyncrl.wire.codec import WireGroup, check_group, decode_group, decode_header, encode_group
 from asyncrl.wire.messages import Malformed
 
@@ -22,7 +22,8 @@ def a_group():
             metadata={"note": ["ä", 1.5, None]},
         )
 
-    return Group(group_id=7, row=2, trajectories=[trajectory(5, 0.5), trajectory(9, -1.0)])
+    left_out = LeftOut(6, (0.25,))
+    return Group(group_id=7, row=2, trajectories=[trajectory(5, 0.5), trajectory(9, -1.0)], left_out=left_out)
 
 
 def test_a_group_survives_the_wire_and_the_file():
@@ -41,6 +42,7 @@ def test_a_group_survives_the_wire_and_the_file():
             got.reward,
         )
         assert (sent.reward_parts, sent.metadata) == (got.reward_parts, got.metadata)
+    assert back.left_out == group.left_out == group.summary().left_out
     assert decode_header(wire.header).summary() == group.summary()
     assert group.summary().tokens_by_version == {3: 2, 4: 8}
 
@@ -125,6 +127,10 @@ def test_a_whole_group_is_fit_to_train_on():
         (of_first(loss_mask=np.ones(5, bool)), "covers tokens that have no version"),
         (of_first(token_ids=np.array([1, 2, -3, 4, 5], np.int32)), "has the token id -3"),
         (of_first(behavior_logprobs=np.array([0, 0, 1, np.nan, 0], np.float32)), "not finite"),
+        (
+            lambda group: setattr(group, "left_out", LeftOut(6, (float("nan"),))),
+            "left out responses with the rewards",
+        ),
         (of_first(kept=kept(101)), "trajectory 0: token 4 was sampled from outside its own kept set"),
     ],
 )

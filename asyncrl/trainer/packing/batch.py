@@ -193,9 +193,13 @@ def check_staleness(flat: FlatBatch, max_staleness: int) -> None:
 
 def split_groups(flat: FlatBatch, parts: int, seed: int) -> list[NDArray[np.int64]]:
     """The sequences of each mini-batch: whole groups, dealt at random by the seed (groups of neighbouring ids
-    began together, and so are of like age and length), as evenly as their number allows."""
+    began together, and so are of like age and length), as evenly as their number allows; fewer where there
+    are fewer groups."""
     group_ids = np.random.default_rng(seed).permutation(np.unique(flat.group_ids))
-    return [np.flatnonzero(np.isin(flat.group_ids, part)) for part in np.array_split(group_ids, parts)]
+    return [
+        np.flatnonzero(np.isin(flat.group_ids, part))
+        for part in np.array_split(group_ids, min(parts, len(group_ids)))
+    ]
 
 
 def count_trained(flat: FlatBatch, sequences: Sequence[int] | NDArray[np.int64]) -> int:

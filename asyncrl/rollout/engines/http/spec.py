@@ -44,7 +44,7 @@ class Http(OfVllm):
             dtype=model.dtype,
             capacity=c.slots,
             max_length=c.context_tokens(longest_prompt_tokens),
-            group_size=c.group_size,
+            group_size=c.sampled,
             kv_on_update=c.kv_on_update,
             stop_token_ids=stop_token_ids(model),
             api_key=None if http.api_key_env is None else os.environ[http.api_key_env],

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 from test_coordinator import Loop
 
-from asyncrl.core.evaluation import EvaluationBooks
 from asyncrl.core.records import GroupSummary, Purpose, Submission
+from asyncrl.evaluation.books import EvaluationBooks
 
 HELD_OUT = 4
 ATTEMPTS = 2

@@ -1,0 +1,176 @@
+"""Rows that a whole group has failed come with their hint, and without it again."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncrl
+from asyncrl.config.data import DataConfig, HintsConfig
+from asyncrl.config.load import from_tree
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.kept import KeptSets
+from asyncrl.core.records import Batch, FinishReason, Group, Trajectory, VersionSpan
+from asyncrl.curriculum.hints import WithHints, with_hints, with_prompt
+from asyncrl.curriculum.samplers import make_sampler
+from asyncrl.data.load import load_prompts
+from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.errors import ConfigError
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.state import open_state
+from asyncrl.tiny.tokenizer import byte_tokenizer
+from asyncrl.trainer.packing.batch import flatten
+from asyncrl.wire.codec import decode_group
+
+TOKENIZER = byte_tokenizer(max_length=4096)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes rows; gives them as prompts with hints."""
+
+    def load(rows, **settings):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = DataConfig(path=str(path), hints={"column": "hint", **settings.pop("hints", {})}, **settings)
+        return with_hints(load_prompts(data, TOKENIZER), data, TOKENIZER)
+
+    return load
+
+
+def test_rows_with_hints_follow_all_others(load, tmp_path):
+    rows = [{"prompt": "1+1", "hint": None}, {"prompt": "2+2", "hint": "count"}, {"prompt": "3+3"}]
+    prompts = load(rows)
+    assert [row.prompt for row in prompts] == ["1+1", "2+2", "3+3", "2+2\n\ncount"]
+    assert [row.hint_of for row in prompts] == [None, None, None, 1]
+    assert [row.index for row in prompts] == [0, 1, 2, 3]
+    assert prompts.counts() == [3]
+    assert TOKENIZER.decode(prompts[3].prompt_ids) == TOKENIZER.decode(prompts[1].prompt_ids) + "\n\ncount"
+    assert prompts[3].trained_ids.tolist() == prompts[1].prompt_ids.tolist()
+    assert load(rows, hints={"train": "with"})[3].trained_ids is None
+    prompts.save(tmp_path / "prompts")
+    again = PromptSet.load(tmp_path / "prompts")
+    assert [row.hint_of for row in again] == [row.hint_of for row in prompts]
+    assert again[3].trained_ids.tolist() == prompts[3].trained_ids.tolist()
+    assert again[0].trained_ids is None
+
+
+def test_a_hint_goes_into_the_users_last_message(load):
+    turns = [{"role": "user", "content": "2+2"}]
+    called = [*turns, {"role": "tool", "content": "4"}]
+    prompts = load([{"prompt": turns, "hint": "count"}, {"prompt": called, "hint": "count"}])
+    assert prompts[2].prompt == [{"role": "user", "content": "2+2\n\ncount"}]
+    assert prompts[3].prompt == [*called, {"role": "user", "content": "count"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, "data.hints.column=hint: no row has a hint there"),
+        ({"prompt": "a", "hint": ["b"]}, "the hint of row 0 is of type list; it should be text, or null"),
+        (
+            {"prompt": "a", "hint": "b " * 99},
+            r"with it has \d+ tokens; data.max_prompt_tokens is 30",
+        ),
+    ],
+)
+def test_hints_that_cannot_be_given_are_refused(load, row, message):
+    with pytest.raises(ConfigError, match=message):
+        load([row], max_prompt_tokens=30)
+
+
+PROMPTS = [Prompt(0, "a", None, {}), Prompt(1, "b", None, {}), Prompt(2, "a, hinted", None, {}, hint_of=0)]
+
+
+def test_a_row_that_failed_wholly_comes_with_its_hint_once():
+    hints = WithHints(PROMPTS, 0.5, None)
+    cursor = PromptCursor(2, 0, shuffle=False, sampler=hints)
+    assert [cursor.next(), cursor.next()] == [0, 1]
+    hints.finished(0, 0, [0.0, 0.0])
+    hints.finished(1, 1, [0.0, 0.0])
+    assert hints.metrics() == {"hints/waiting_frac": 1}
+    assert [cursor.next(), cursor.next()] == [2, 1], "row 1 has no hint"
+    hints.finished(2, 2, [0.0, 1.0])
+    assert [cursor.next(), cursor.next()] == [0, 1]
+    hints.finished(3, 0, [0.0, 1.0])
+    assert cursor.next() == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.booleans()), max_size=8), st.randoms())
+def test_what_hints_and_pass_rates_know_does_not_hang_on_the_order_of_the_groups(groups, random):
+    def known(order):
+        data = DataConfig(hints=HintsConfig(column="hint"), curriculum={})
+        sampler = make_sampler(data, PROMPTS)
+        for i in order:
+            row, passed = groups[i]
+            sampler.finished(i, row, [0.0, float(passed)])
+        return [sampler.instead(row) for row in range(2)], sampler.metrics()
+
+    shuffled = list(range(len(groups)))
+    random.shuffle(shuffled)
+    assert known(shuffled) == known(range(len(groups)))
+
+
+def test_another_prompt_takes_its_place_and_all_else_keeps_its_token():
+    kept = KeptSets.of([*[np.empty(0, np.int32)] * 5, np.array([8, 9], np.int32)])
+    sampled = Trajectory(
+        token_ids=np.array([1, 2, 3, 4, 7, 8], np.int32),
+        loss_mask=np.array([0, 0, 0, 0, 1, 1], bool),
+        behavior_logprobs=np.array([0, 0, 0, 0, -0.5, -0.25], np.float32),
+        versions=(VersionSpan(4, 1, 0), VersionSpan(5, 1, 1)),
+        finish_reason=FinishReason.STOP,
+        reward=1.0,
+        kept=kept,
+    )
+    trained = with_prompt(sampled, 4, np.array([1, 2], np.int32))
+    assert trained.token_ids.tolist() == [1, 2, 7, 8]
+    assert trained.behavior_logprobs.tolist() == [0, 0, -0.5, -0.25]
+    assert trained.token_versions().tolist() == [-1, -1, 0, 1]
+    assert trained.kept.problem(trained.token_ids) is None
+    assert trained.kept.sizes.tolist() == [0, 0, 0, 2]
+    flat = flatten(Batch(1, 1, 0, (Group(0, 0, [trained]),)))
+    assert flat.loss_mask.tolist() == [False, False, True, True]
+
+
+REWARD = """
+def needs_help(prompts, completions, **_):
+    helped = "help" in prompts[0][-1]["content"]
+    return [float(helped and i % 2) for i in range(len(completions))]
+"""
+
+
+@pytest.mark.parametrize("train", ["without", "with"])
+def test_a_run_learns_from_what_was_sampled_with_a_hint(make_config, one_thread, tmp_path, train):
+    (tmp_path / "reward.py").write_text(REWARD)
+    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "hint": "help"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree = make_config("run.mode=inline", "run.steps=4", "staleness.max_staleness=0").model_dump(
+        mode="python"
+    )
+    tree["data"] |= {"path": str(tmp_path / "rows.jsonl"), "hints": {"column": "hint", "train": train}}
+    tree["reward"] = {"functions": [{"function": f"{tmp_path / 'reward.py'}:needs_help"}]}
+    config = from_tree(tree)
+    lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
+    assert [line["reward/mean"] for line in lines] == [0, 0, 0.5, 0.5]
+    assert lines[1]["hints/waiting_frac"] == 1
+    ratios = [line["mismatch/max_abs_log_ratio"] for line in lines]
+    assert max(ratios[:2]) < 1e-4
+    assert all(ratio > 1e-2 if train == "without" else ratio < 1e-4 for ratio in ratios[2:])
+    with open_state(config, RunDir(tmp_path / "run")) as (prompts, store, _):
+        batch = store.batch_of(3)
+        assert len(batch) == 4
+        for wire in batch:
+            group = decode_group(wire.header, wire.frames)
+            row = prompts[group.row]
+            assert row.hint_of is not None
+            ids = row.prompt_ids if train == "with" else prompts[row.hint_of].prompt_ids
+            for t in group.trajectories:
+                assert t.token_ids[: t.versions[0].start].tolist() == ids.tolist()
+
+
+def test_a_hint_cannot_be_taken_from_the_prompts_of_an_episode(make_config):
+    with pytest.raises(ConfigError, match=r"a hint cannot be taken away; use data\.hints\.train=with"):
+        make_config("data.hints={column: hint}", "rollout.episode=a:b")
