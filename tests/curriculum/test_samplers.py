@@ -115,7 +115,7 @@ def test_datasets_keep_their_shares_whatever_rests_in_them():
     assert cursor.positions[1] == pytest.approx(200 / 4, abs=3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["lease", "submit", "lose", "crash"]), max_size=40), st.data())
 def test_after_a_crash_at_any_moment_the_same_rows_come(events, data):
     """Beside a coordinator that never crashes."""
