@@ -12,6 +12,7 @@ _EXTRAS = {
     "deepspeed": "gpu",
     "jsonschema": "schema",
     "math_verify": "math",
+    "reasoning_gym": "gym",
     "renderers": "agents",
 }
 """The extra that installs a package, by its import name."""
