@@ -10,13 +10,17 @@ from pydantic import Field, PrivateAttr
 from asyncrl.config.own import named
 from asyncrl.section import Section
 
-_OWN = ("path", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
+HUB, REASONING_GYM = "hub:", "reasoning-gym:"
+"""What the path of a dataset begins with that is no file."""
+_OWN = ("path", "options", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
 """What a dataset of several may have for itself."""
 
 
 class DatasetConfig(Section):
     path: str
     """As `data.path`."""
+    options: dict[str, Any] | None = None
+    """Of a generated dataset; by default `data.options`."""
     name: str | None = None
     """Its name in the metrics, and what the column `dataset` of its rows holds where they have none of
     their own; by default the file's."""
@@ -40,7 +44,8 @@ class DatasetConfig(Section):
     @property
     def label(self) -> str:
         path = PurePath(self.path)
-        return self.name or (path.name if self.path.startswith("hub:") else path.stem)
+        name = path.name if self.path.startswith((HUB, REASONING_GYM)) else path.stem
+        return self.name or name.removeprefix(REASONING_GYM)
 
     def has_step(self, step: int) -> bool:
         """Whether it has a share of the prompts when so many training steps are done."""
@@ -79,7 +84,10 @@ class HintsConfig(Section):
 
 class DataConfig(Section):
     path: str = ""
-    """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""
+    """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, `hub:OWNER/NAME`, or
+    `reasoning-gym:TASK`."""
+    options: dict[str, Any] = Field({})
+    """Of what `reasoning-gym:TASK` generates: its `size` (by default 500), `seed` (0), and the task's own."""
     mix: list[DatasetConfig] = Field([])
     """Several datasets instead of `data.path`, each with its share of the prompts."""
     split: str = "train"
@@ -116,6 +124,11 @@ class DataConfig(Section):
     def key(self) -> str:
         """Where the config names `path`."""
         return self._key
+
+    @property
+    def options_key(self) -> str:
+        """Where it names `options`."""
+        return f"{self._key.removesuffix('path')}options"
 
     @property
     def datasets(self) -> list[DataConfig]:

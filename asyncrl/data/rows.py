@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncrl.config import DataConfig
+from asyncrl.config.data import HUB, REASONING_GYM
 from asyncrl.data.nulls import without_filled
 from asyncrl.data.prompts import BadRow
 from asyncrl.data.template import ARGUMENTS, TOOLS
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """The origin of a row, and the row."""
 
-_HUB = "hub:"
 _BATCH_ROWS = 1024
 
 
 def is_on_hub(data: DataConfig) -> bool:
     """Whether reading the datasets downloads one, unless it is cached."""
-    return any(dataset.path.startswith(_HUB) for dataset in data.datasets)
+    return any(dataset.path.startswith(HUB) for dataset in data.datasets)
 
 
 def told(data: DataConfig) -> str:
@@ -38,6 +38,14 @@ def told(data: DataConfig) -> str:
 
 def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     """Every row of one dataset, in order. Raises `ConfigError` if there is no such dataset."""
+    if data.path.startswith(REASONING_GYM):
+        from asyncrl.data.reasoning_gym import rows_of
+
+        return rows_of(data)
+    if data.options:
+        raise ConfigError(
+            f"{data.options_key}: {data.path} has none; they are those of a {REASONING_GYM}TASK"
+        )
     if is_on_hub(data):
         return _hub(data)
     path = user_path(data.path, f"{data.key}={data.path}")
@@ -47,7 +55,8 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
         raise NotHereError(
             f"{data.key}={data.path}: there is no such file or folder (looked for {path.absolute()})",
             command=f"name yours: {data.key}=FILE.jsonl, or put it there",
-            advice="write a dataset of the Hugging Face hub as hub:OWNER/NAME",
+            advice="write a dataset of the Hugging Face hub as hub:OWNER/NAME, a task of reasoning-gym as "
+            f"{REASONING_GYM}TASK",
         )
     if path.suffix in (".jsonl", ".ndjson"):
         return _jsonl(path, data)
@@ -134,7 +143,7 @@ def _hub(data: DataConfig) -> Iterator[Row | BadRow]:
         import datasets
     except ImportError:
         raise _needs_datasets(data, "a hub dataset") from None
-    name = data.path.removeprefix(_HUB)
+    name = data.path.removeprefix(HUB)
     try:
         loaded = datasets.load_dataset(name, data.subset, split=data.split)
     except Exception as error:  # the hub's client, its HTTP library and `datasets` have their own kinds

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from asyncrl.packages import need
 from asyncrl.reward.processes.deadline import left_s
-from asyncrl.reward.processes.math_process import MathProcess, decided
+from asyncrl.reward.processes.limited import BUDGET_S, BUDGET_SHARE, Limited, decided
 from asyncrl.reward.score import completion_text
 
 need("math_verify", "asyncrl.reward.math")  # before a run starts, not at its first answer
-
-PROCESS = MathProcess()
-"""Lives as long as this process, and is never used by two calls at once."""
-BUDGET_S, BUDGET_SHARE = 30.0, 0.5
-"""Time for a group without a time limit, and the share of the limit that slow comparisons may use."""
 
 
 def math_answer(
@@ -38,7 +34,7 @@ def math_answer(
         (_checked(answer), completion_text(text)) for text, answer in zip(completions, answers, strict=True)
     ]
     budget_s = BUDGET_SHARE * left_s(otherwise=BUDGET_S)
-    return [float(is_right) for is_right in decided(pairs, PROCESS.equal, budget_s)]
+    return decided(pairs, PROCESS, budget_s)
 
 
 def _checked(answer: Any) -> str:
@@ -48,3 +44,29 @@ def _checked(answer: Any) -> str:
             f"`reward_model.ground_truth` has one (found {answer!r})"
         )
     return str(answer)
+
+
+def _equal(answer: str, response: str) -> bool:
+    """Whether the last answer in `response` equals `answer`. Raises `ValueError` for an `answer` that cannot
+    be parsed."""
+    import logging
+
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that nothing limits the time, but we do
+    # The last of several boxes is the answer; by default all of them together are.
+    latex = LatexExtractionConfig(boxed_match_priority=0)
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
+    extraction = (latex, ExprExtractionConfig())
+    is_marked = answer.count("$") >= 2 or "\\boxed" in answer
+    wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
+    if not wanted:
+        raise ValueError(f"the correct answer {answer!r} cannot be parsed as mathematics")
+    given = parse(response, extraction, parsing_timeout=None)
+    return bool(verify(wanted, given, timeout_seconds=None))
+
+
+PROCESS = Limited(_equal, lambda: _equal("1", "1"))
+"""Lives as long as this process, and is never used by two calls at once."""

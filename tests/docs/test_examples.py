@@ -20,8 +20,13 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIGS = {"maths": "problems.jsonl", "judge": "questions.jsonl"}
 """The prompts of each config."""
-EPISODES = {"guess_number": "some_player", "calculator": "some_pupil"}
-"""The examples with an episode, and whom their model is warmed up on."""
+WARMED_UP = {
+    "guess_number": "some_player",
+    "calculator": "some_pupil",
+    "search": "some_pupil",
+    "reasoning_gym": "some_pupil",
+}
+"""The examples with a tiny model of their own, and whom it is warmed up on."""
 
 
 @pytest.mark.slow
@@ -35,7 +40,7 @@ def test_a_config_is_planned_and_lacks_no_more_than_its_gpu_brings(example, monk
 
 def test_every_example_is_named_and_tested():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*CONFIGS, "from_python", "openai_agent", *EPISODES}
+    assert folders == {*CONFIGS, "from_python", "openai_agent", *WARMED_UP}
     page = (EXAMPLES / "README.md").read_text()
     assert folders == set(re.findall(r"^\| \[(\w+)\]", page, re.M))
 
@@ -111,11 +116,13 @@ def test_the_script_trains_and_reads_and_evaluates(run_script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EPISODES)
-def test_an_episode_is_learnt(example, run_script, tmp_path):
+@pytest.mark.parametrize("example", WARMED_UP)
+def test_a_task_is_learnt(example, run_script, tmp_path):
     """In a short form: on a model that is warmed up on less, for fewer steps."""
+    if example == "reasoning_gym":
+        pytest.importorskip("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
     script = EXAMPLES / example / "train.py"
-    demonstrate = runpy.run_path(str(script))[EPISODES[example]]
+    demonstrate = runpy.run_path(str(script))[WARMED_UP[example]]
     build_on(tmp_path / "models" / example, demonstrate, batch=16)
     printed = run_script(script, "run.steps=16", "data.held_out_rows=8")
     rates = re.search(r"held-out .*: (\d\.\d\d) before, (\d\.\d\d) after", printed)

@@ -15,7 +15,7 @@ from reward_pools import request, running_pool
 pytest.importorskip("math_verify", reason="needs asyncrl[math]")
 
 from asyncrl.reward.math import PROCESS, math_answer
-from asyncrl.reward.processes.math_process import decided
+from asyncrl.reward.processes.limited import decided
 
 
 @pytest.fixture(autouse=True)

@@ -130,14 +130,13 @@ def _started(folder: Path, work: Path, limits: Limits) -> Iterator[subprocess.Po
 
 def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, Any]:
     """Instructions for `asyncrl.reward.sandbox.confine`."""
-    return {
-        "parent": os.getpid(),
+    plan = plan_of_fork()
+    return plan | {
         "report": report,
         "folder": str(work),
         "limits": limits.for_kernel(),
-        "readable": [*_LIBRARIES, *_interpreter(), str(folder / "program.py")],
+        "readable": [*plan["readable"], str(folder / "program.py")],
         "usable": [str(work), os.devnull],
-        "filter": filter_program(platform.machine()).hex(),
         # Isolated as by -I, except for one variable: the order of sets must always be the same.
         "command": [sys.executable, "-P", "-s", str(folder / "program.py")],
         "environment": {
@@ -151,6 +150,28 @@ def _plan(folder: Path, work: Path, limits: Limits, report: int) -> dict[str, An
             "OPENBLAS_NUM_THREADS": "1",
         },
     }
+
+
+def plan_of_fork() -> dict[str, Any]:
+    """For `confine_fork` in a child of this process. Raises `SandboxError`."""
+    check()
+    return {
+        "parent": os.getpid(),
+        "folder": "/",
+        "limits": {"RLIMIT_CORE": (0, 0)},
+        "readable": [*_LIBRARIES, *_interpreter()],
+        "usable": [],
+        "filter": filter_program(platform.machine()).hex(),
+    }
+
+
+def confine_fork(plan: dict[str, Any], descriptor: int) -> None:
+    """From here on, this process has what a program has, but for the folder. Its time and memory are for its
+    parent to limit. It keeps one descriptor, and its outputs."""
+    os.environ.clear()
+    for first, end in ((3, descriptor), (descriptor + 1, os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(first, end)
+    confine.confine(plan)
 
 
 def _interpreter() -> Iterator[str]:

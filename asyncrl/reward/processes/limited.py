@@ -1,4 +1,5 @@
-"""Compares mathematical answers in a process of its own, which is killed if a comparison takes too long.
+"""A function that looks at answers, such as whether two are equal as mathematics, in a process of its own,
+which is killed if a call takes too long.
 
 Nothing less can end it: the integer arithmetic of 9^9^9^9^9 never returns to Python, where an alarm or
 another thread could stop it.
@@ -12,13 +13,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 
 from asyncrl.lifeline import die_with
+from asyncrl.reward.sandbox import sandbox
 
 LIMITS_S = (1 / 16, 1 / 4, 1.0)
 """CPU time that an answer may take at its first, second and last try."""
@@ -27,60 +28,68 @@ WALL_FACTOR = 10.0
 END_S = 15.0
 """Longest wait for a killed process to be gone."""
 ROOM_BYTES = 2 << 30
-"""Memory that a comparison may take beyond what the process starts with."""
+"""Memory that a call may take beyond what the process starts with."""
+BUDGET_S, BUDGET_SHARE = 30.0, 0.5
+"""Time for a group without a time limit, and the share of the limit that slow calls may use."""
 _POLL_S = 0.01
 
 
 def decided(
-    pairs: Sequence[tuple[str, str]], equal: Callable[[str, str, float], bool | None], budget_s: float
-) -> list[bool]:
-    """Which pairs of an answer and a response are equal. `equal` decides within a limit in seconds, or
-    returns None.
+    calls: Sequence[tuple[Any, ...]], function: Callable[..., float | None], budget_s: float
+) -> list[float]:
+    """What `function` says to the arguments of each call. It gets a limit in seconds beside them (`limit_s`),
+    and returns None where that was too short; 0.0 for what always was.
 
-    All pairs get a short limit first; then the undecided ones get longer limits until `budget_s` has passed.
+    All calls get a short limit first; then the undecided ones get longer limits until `budget_s` has passed.
     So slow answers, however many, never keep the others from being decided.
     """
-    found: list[bool | None] = [None] * len(pairs)
+    found: list[float | None] = [None] * len(calls)
     began_s = time.monotonic()
     for limit_s in LIMITS_S:
-        for i in [i for i, is_equal in enumerate(found) if is_equal is None]:
+        for i in [i for i, value in enumerate(found) if value is None]:
             if limit_s == LIMITS_S[0] or time.monotonic() - began_s < budget_s:
-                found[i] = equal(*pairs[i], limit_s)
-    return [bool(is_equal) for is_equal in found]
+                found[i] = function(*calls[i], limit_s=limit_s)
+    return [float(value or 0.0) for value in found]
 
 
-class MathProcess:
-    """Runs one comparison after another. Not thread-safe."""
+class Limited:
+    """Carries out one call of `function` after another. Not thread-safe.
 
-    def __init__(self) -> None:
+    prepare: called before the process is forked, which inherits what it imports and builds, so that no answer
+    pays for it. is_confined: in the sandbox, for a function that evaluates what a model wrote: it has neither
+    files but Python's own, to read, nor network, nor other processes.
+    """
+
+    def __init__(
+        self, function: Callable[..., float], prepare: Callable[[], Any], *, is_confined: bool = False
+    ) -> None:
+        self._function = function
+        self._prepare = prepare
+        self._is_confined = is_confined
         self._process: Any = None
         self._connection: Connection | None = None
 
-    def equal(self, answer: str, response: str, limit_s: float = LIMITS_S[-1]) -> bool | None:
-        """Whether the last answer in `response` equals `answer`; None if that could not be decided within
-        `limit_s` of CPU time. Raises `ValueError` for an `answer` that cannot be parsed."""
+    def __call__(self, *arguments: str, limit_s: float) -> float | None:
+        """What the function returns; None if it takes more than `limit_s` of CPU time. Raises its
+        `ValueError`, and `SandboxError` where it is to be confined and this machine cannot."""
         if self._process is None:
             self._start()
         assert self._connection is not None
         try:
-            self._connection.send((answer, response))
-        except (BrokenPipeError, ConnectionResetError):  # it has died since the last comparison
+            self._connection.send(arguments)
+        except (BrokenPipeError, ConnectionResetError):  # it has died since the last call
             self.close()
             self._start()
-            self._connection.send((answer, response))
+            self._connection.send(arguments)
         try:
             found = self._connection.recv() if self._answered(limit_s) else None
-        except (
-            EOFError,
-            ConnectionResetError,
-        ):  # this comparison killed it, for example by running out of memory
+        except (EOFError, ConnectionResetError):  # this call killed it, for example by running out of memory
             found = None
         if found is None:
             self.close()
-            return None
         if isinstance(found, ValueError):
             raise found
-        return bool(found)
+        return found
 
     def _answered(self, limit_s: float) -> bool:
         assert self._connection is not None
@@ -95,18 +104,17 @@ class MathProcess:
         return True
 
     def _start(self) -> None:
-        _compare(
-            "1", "1"
-        )  # the fork inherits what the first one imports and builds, so no answer pays for it
+        self._prepare()
+        plan = sandbox.plan_of_fork() if self._is_confined else None
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, self._connection, os.getpid())
-        self._process = context.Process(target=_serve, args=arguments, name="math", daemon=True)
+        arguments = (self._function, theirs, self._connection, os.getpid(), plan)
+        self._process = context.Process(target=_serve, args=arguments, name="limited", daemon=True)
         self._process.start()
         theirs.close()
 
     def close(self) -> None:
-        """Kill the process, whatever it is doing; the next comparison starts another."""
+        """Kill the process, whatever it is doing; the next call starts another."""
         if self._process is None or self._connection is None:
             return
         self._process.kill()
@@ -124,45 +132,33 @@ def _spent_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _serve(connection: Connection, parents_end: Connection, parent: int) -> None:
+def _serve(
+    function: Callable[..., float],
+    connection: Connection,
+    parents_end: Connection,
+    parent: int,
+    plan: dict[str, Any] | None,
+) -> None:
     parents_end.close()  # inherited: while it is open, the stream has no end
     die_with(parent)
     _limit_memory()
+    if plan is not None:
+        sandbox.confine_fork(plan, connection.fileno())
     while True:
         try:
-            answer, response = connection.recv()
+            arguments = connection.recv()
         except EOFError:
             return
-        connection.send(_found(answer, response))
+        connection.send(_found(function, arguments))
 
 
-def _found(answer: str, response: str) -> bool | ValueError:
+def _found(function: Callable[..., float], arguments: Sequence[str]) -> float | ValueError:
     try:
-        return _compare(answer, response)
+        return function(*arguments)
     except ValueError as error:
         return error
     except (MemoryError, OverflowError, RecursionError):
-        return False
-
-
-def _compare(answer: str, response: str) -> bool:
-    import logging
-
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns that nothing limits the time, but we do
-    # The last of several boxes is the answer; by default all of them together are.
-    latex = LatexExtractionConfig(boxed_match_priority=0)
-    latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
-    extraction = (latex, ExprExtractionConfig())
-    is_marked = answer.count("$") >= 2 or "\\boxed" in answer
-    wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
-    if not wanted:
-        raise ValueError(f"the correct answer {answer!r} cannot be parsed as mathematics")
-    given = parse(response, extraction, parsing_timeout=None)
-    return bool(verify(wanted, given, timeout_seconds=None))
+        return 0.0
 
 
 def _limit_memory() -> None:
