@@ -127,6 +127,9 @@ def _decoded(decoder: Decoder) -> Iterator[tuple[Tensor, list[NDArray[np.int64]]
     known = starts - 1
     if (filled := known > 0).any():
         decoder.fill(rows[filled], tokens[filled, : known.max()], known[filled])
+    if decoder.keeps_prefixes and (known > _DECODED).all():  # and the last of them again, after the others
+        last = known[:, None] - np.arange(_DECODED, 0, -1)
+        decoder.fill(rows, np.take_along_axis(tokens, last, 1), known)
     for positions in (known + i for i in range(decoded)):
         logits = decoder.decode(tokens[rows, positions], positions)
         yield logits, [tokens[row, : position + 1] for row, position in enumerate(positions)]

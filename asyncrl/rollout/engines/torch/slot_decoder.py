@@ -49,8 +49,12 @@ class SlotDecoder(Decoder):
         there."""
         self._held[rows] = lengths
         self._make_room()
-        self.cache.fill(self._upload(rows))
-        positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
+        starts = np.maximum(lengths - tokens.shape[1], 0)
+        positions = self._upload(starts[:, None] + np.arange(tokens.shape[1]))
+        if starts.any():
+            self.cache.go_on(self._upload(rows), positions, self._width(int(lengths.max())))
+        else:
+            self.cache.fill(self._upload(rows))
         self._fill(self._upload(tokens), positions)
 
     @torch.inference_mode()
@@ -62,7 +66,7 @@ class SlotDecoder(Decoder):
 
     @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
-        self._held[targets] = width
+        self._held[targets] = np.minimum(self._held[sources], width)
         self.cache.copy(self._upload(np.asarray(sources)), self._upload(np.asarray(targets)), width)
 
     def _width(self, tokens: int) -> int:

@@ -59,6 +59,7 @@ class Generation:
         self._abort_task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._done_before = 0
+        self._reused: int | None = None
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._kept: list[NDArray[np.int32]] = []
@@ -147,6 +148,8 @@ class Generation:
             if self._request.sampling.cuts:
                 self._kept += kept_sets(completion, listed, model.get_vocab_size())
             self._count(len(completion.token_ids))
+        if done == 0:
+            self._reused = output.num_cached_tokens
         self._spans += _spans(self._id, completion, done, len(self._tokens))
         return FinishReason(completion.finish_reason)
 
@@ -161,6 +164,7 @@ class Generation:
             tuple(self._spans),
             reason,
             self._kept_sets(),
+            self._reused,
         )
 
     def _kept_sets(self) -> KeptSets | None:
