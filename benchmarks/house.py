@@ -14,8 +14,12 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 """Rooms on the narrow path. Of the folders in `CHOICES` it needs one only, `torch`."""
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
-BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"))
-"""What a run needs only where `rollout.episode` names one."""
+BESIDE = (
+    *(("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
+    *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
+)
+"""What a run needs only where `rollout.episode` names one; with `rollout.torch.cuda_graphs`; for models that
+no slot cache can hold."""
 
 
 def lines_by_file() -> dict[Path, int]:
@@ -29,7 +33,9 @@ def lines_by_file() -> dict[Path, int]:
 
 def is_narrow(path: Path) -> bool:
     is_a_choice = path.parts[:2] in CHOICES and len(path.parts) > 3
-    is_beside = path.parts[:2] in BESIDE or (is_a_choice and path.parts[2] != "torch")
+    is_beside = any(path.parts[: len(room)] == room for room in BESIDE) or (
+        is_a_choice and path.parts[2] != "torch"
+    )
     return path.parts[0] in NARROW and not is_beside
 
 

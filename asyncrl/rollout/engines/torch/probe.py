@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
 from asyncrl.rollout.engines.torch.lean_decoder import LeanDecoder
-from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,8 @@ def exact_decoder(
     if model.config._attn_implementation != attention:
         model.set_attn_implementation(attention)
     keep_cap(model)
+    from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
+
     try:
         by_rows = _proved(RowDecoder(model, slots, max_length), _TOLERANCES, "its own cache")
     except UnsupportedModelError as error:

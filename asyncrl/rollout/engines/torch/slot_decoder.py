@@ -12,7 +12,6 @@ from transformers.cache_utils import DynamicCache
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
-from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""
@@ -41,6 +40,8 @@ class SlotDecoder(Decoder):
         self._packs = self.device.type == "cpu" and not cuda_graphs
         self._step = self._decode
         if cuda_graphs:
+            from asyncrl.rollout.engines.torch.graphs import StaticDecode
+
             self._step = StaticDecode(self._decode, slots, max_length, self.device, WIDTH_STEP)
 
     @torch.inference_mode()

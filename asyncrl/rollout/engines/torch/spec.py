@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.errors import ConfigError
-from asyncrl.rollout.engines.spec import Card, Device, EnginePace, EngineSpec, Parts, engine_device
+from asyncrl.rollout.engines.spec import Device, EnginePace, EngineSpec, engine_device
 from asyncrl.specs import those
 from asyncrl.work import unhurried
 
@@ -30,7 +30,7 @@ class Torch(EngineSpec):
         return TorchEngine(
             model,
             capacity=c.slots,
-            spare=_kept_contexts(config),
+            spare=c.kept,
             max_length=c.context_tokens(longest_prompt_tokens),
             kv_on_update=c.kv_on_update,
             stop_token_ids=stop_token_ids(config.model),
@@ -58,26 +58,11 @@ class Torch(EngineSpec):
             "batch"
         )
 
-    def memory(
-        self, config: Config, model: ModelFacts | None, sequence_tokens: int, card: Card | None
-    ) -> tuple[Parts, Parts] | None:
-        parts = super().memory(config, model, sequence_tokens, card)
-        if parts is not None and model is not None and model.by_rows is None:
-            slots = config.rollout.slots
-            parts[0]["KV cache"] = parts[0]["KV cache"] // slots * (slots + _kept_contexts(config))
-        return parts
-
     def pace(self, config: Config, model: ModelFacts, card_bytes: float) -> EnginePace:
         by_rows = model.by_rows is not None
         has_graphs = config.rollout.torch.cuda_graphs and not by_rows
         # Without CUDA graphs a step is some hundreds of launches.
         return EnginePace(start_s=30.0, step_s=0.003 if has_graphs else 0.03, by_rows=by_rows)
-
-
-def _kept_contexts(config: Config) -> int:
-    rollout = config.rollout
-    kept: int | None = rollout.torch.kept_contexts
-    return (rollout.slots if rollout.episode else 0) if kept is None else kept
 
 
 SPEC = Torch()
