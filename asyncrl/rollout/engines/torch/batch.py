@@ -170,6 +170,7 @@ class ContinuousBatch:
         # What lies past a row's length is another request's leftover: any valid id will do as padding.
         tokens = self._slots.tokens[np.asarray(rows)[:, None], starts[:, None] + np.arange(count)]
         self._decoder.fill(np.asarray(rows), tokens, lengths)
+        self._slots.filled[rows] = lengths
 
     def _refill(self) -> None:
         """Recompute the running rows' keys and values, within the prefill budget per forward."""
