@@ -48,7 +48,10 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.program import Earned
+from asyncrl.rollout.episodes.reuse import computed_again
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.weights.source import LocalWeights
 
@@ -149,11 +152,11 @@ class Watch:
         self.prefilled += int(np.minimum(lengths, tokens.shape[1]).sum())
         self._fill(rows, tokens, lengths)
 
-    def totals(self) -> np.ndarray:
+    def totals(self, sessions: list[Session]) -> np.ndarray:
         stats = self.engine.stats()
-        return np.array(
-            [time.monotonic(), stats.busy_s, stats.generated_tokens, self.prefilled, time.process_time()]
-        )
+        again = np.sum([computed_again(session.answers) for session in sessions], axis=0)
+        own = stats.busy_s, stats.generated_tokens, self.prefilled, *again
+        return np.array([time.monotonic(), time.process_time(), *own])
 
     async def empty_share(self, seconds: float) -> float:
         """Of the slots, over so long."""
@@ -171,16 +174,20 @@ async def measure(name: str, slots: int, seconds: float, step_s: float) -> Resul
     program = f"{Path(__file__).parent / 'tool_episode.py'}:episode"
     pool = EpisodePool(program, str, processes=1, timeout_s=600.0)
     await pool.start()
+    link, sessions = Link(int(case.episodes * slots)), list[Session]()
+
+    async def play(task: RolloutTask, session: Session) -> Earned:
+        sessions.append(session)
+        return await pool(task, session)
+
     rollout = GroupRollout(
         *(engine, Rewards(RewardConfig(), {}, max_steps=1, max_tokens=1), str),
         seed=0,
         group_size=GROUP_SIZE,
-        episode=pool,
+        episode=play,
         context_tokens=LONGEST,
         end_episodes=pool.close,
-        episode_metrics=pool.drain_metrics,
     )
-    link = Link(int(case.episodes * slots))
 
     async def update() -> None:
         version = 0
@@ -192,11 +199,9 @@ async def measure(name: str, slots: int, seconds: float, step_s: float) -> Resul
     working = [asyncio.create_task(work) for work in (engine.run(), roll_out(rollout, link), update())]
     try:
         await asyncio.sleep(seconds / 4)
-        pool.drain_metrics()
-        before = watch.totals()
+        before = watch.totals(sessions)
         empty = await watch.empty_share(seconds)
-        wall_s, busy_s, tokens, prefilled, cpu_s = watch.totals() - before
-        again, of = pool.drain_metrics().get("episodes/computed_again_frac", (0.0, 1))
+        wall_s, cpu_s, busy_s, tokens, prefilled, again, of = watch.totals(sessions) - before
         for task in working[:2]:
             if task.done():
                 task.result()

@@ -130,3 +130,6 @@ class SteppedEngine(Engine, Protocol):
         """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
         copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
         not fit the model."""
+
+    def forget(self) -> None:
+        """Reuse nothing of requests that have ended, to the bit: as if the engine had just been made."""

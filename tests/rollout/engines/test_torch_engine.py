@@ -140,6 +140,29 @@ def test_what_an_update_has_passed_through_is_never_gone_on_from(make_qwen3):
     assert asyncio.run(scenario()) == (0, 3 + 6 + 1 + 3 - 1)
 
 
+def test_what_it_forgets_leaves_no_trace(make_qwen3):
+    """To the bit: as an interrupted `inline` run goes on."""
+
+    def last(before: list[list[int]]):
+        engine = TorchEngine(make_qwen3(), capacity=3, spare=2, max_length=64)
+
+        async def scenario():
+            for i, prompt in enumerate(before):
+                engine.generate(request(f"before {i}", prompt, 3))
+            await finish(engine)
+            engine.forget()
+            stream = engine.generate(request("last", [5, 6, 7, 8], 9))
+            await finish(engine)
+            return await anext(stream)
+
+        return asyncio.run(scenario())
+
+    alone, after = last([]), last([[5, 6, 7, 8], [5, 6], [9] * 7])
+    assert after.token_ids.tolist() == alone.token_ids.tolist()
+    assert after.logprobs.tobytes() == alone.logprobs.tobytes()
+    assert after.reused == 0
+
+
 @pytest.mark.parametrize("kv_on_update", ["keep", "recompute", None])
 def test_a_prompt_is_not_found_where_another_row_was_moved_to(make_qwen3, kv_on_update):
     """The first of two rows ends and the second takes its place, before or in an update: the first prompt is

@@ -139,6 +139,10 @@ class ContinuousBatch:
             torch.cuda.synchronize(self._decoder.device)
         return time.perf_counter() - started
 
+    def forget(self) -> None:
+        """Go on from nothing that has ended, nor from what runs."""
+        self._slots.last_used[:] = 0
+
     def _admit(self) -> None:
         slots = self._slots
         if not self._waiting or slots.running == self.capacity:

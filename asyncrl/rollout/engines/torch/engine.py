@@ -116,6 +116,9 @@ class TorchEngine(StreamingEngine):
         self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
 
+    def forget(self) -> None:
+        self._do("forgetting", self._batch.forget)
+
     async def close(self) -> None:
         await super().close()
         await self._end_thread()
