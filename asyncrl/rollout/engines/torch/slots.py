@@ -16,6 +16,7 @@ from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.sampling import uniforms
 
 _NO_TOKEN = -1
+_TELLING = np.arange(1, 9)
 
 
 class Slots:
@@ -55,13 +56,19 @@ class Slots:
         That is so where the row's own prompt begins with them, or they with it. `whole`: only where that
         ends as they do."""
         tokens = len(prompt_ids) - 1
-        differs = self.tokens[:, : tokens + 1] != prompt_ids
-        differs[:, tokens] = True
-        same = np.minimum(differs.argmax(1), self.length - 1)
-        of_use = (same >= np.minimum(self.filled + 1, tokens)) & (self.last_used > 0)
+        least = np.minimum(self.filled + 1, tokens)
+        of_use = (self.last_used > 0) & (least < self.length)
         if whole:
             of_use &= self.filled == tokens
-        return np.where(of_use, same, 0)
+        # The end of what must agree tells most rows apart, whatever all prompts begin with.
+        ends = np.maximum(least[:, None] - _TELLING, 0)
+        of_use &= (self.tokens[self._rows[:, None], ends] == prompt_ids[ends]).all(1)
+        same = np.zeros_like(least)
+        for row in of_use.nonzero()[0]:
+            n = min(tokens, int(self.length[row]) - 1)
+            differs = self.tokens[row, :n] != prompt_ids[:n]
+            same[row] = differs.argmax() if differs.any() else n
+        return np.where(same >= least, same, 0)
 
     def admit(
         self, row: int, request: GenerationRequest, stop_token_ids: tuple[int, ...], reused: int = 0
