@@ -17,8 +17,10 @@ CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
+    *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
 )
-"""What a run needs only where `rollout.episode` names one."""
+"""What a run needs only where `rollout.episode` names one; with `rollout.torch.cuda_graphs`; for models that
+no slot cache can hold."""
 
 
 def lines_by_file() -> dict[Path, int]:

@@ -51,6 +51,11 @@ class RolloutConfig(Section):
     """Seconds that an episode may take beside its waits for the model; then the attempt has failed."""
     episode_processes: int = Field(1, ge=1)
     """Processes per rollout worker in which the episodes run, many side by side in each."""
+    kept_contexts: int | None = Field(None, ge=0)
+    """Contexts of episodes that wait for something else than the model (a tool), kept beside those in the
+    slots, so that the next turn computes only what is new. Each takes as much memory as a slot. null: as many
+    as `slots` with an `episode`, otherwise none. A vLLM that has its GPU to itself keeps what it has room
+    for."""
     gateway: bool = False
     """Whether an episode's model also answers over HTTP (`model.base_url`, `model.api_key`), by the protocols
     of OpenAI and Anthropic, for agents that know nothing of the run (docs/agents.md). Listens at
@@ -97,6 +102,11 @@ class RolloutConfig(Section):
         """The settings by which unlikely tokens are left out; empty where none does."""
         cut = {"top_p": self.top_p if self.top_p < 1 else None, "top_k": self.top_k or None}
         return " and ".join(f"rollout.{key}={value}" for key, value in cut.items() if value is not None)
+
+    @property
+    def kept(self) -> int:
+        """`kept_contexts`, or their default."""
+        return (self.slots if self.episode else 0) if self.kept_contexts is None else self.kept_contexts
 
     def context_tokens(self, longest_prompt_tokens: int) -> int:
         """The longest sequence that engines and trainers must have room for."""

@@ -122,6 +122,7 @@ class InlineLink:
         interrupted at one must make no difference."""
         while self._leased:
             await self._decode()
+        self._engine.forget()
 
     async def checkpointed(self, oldest: int) -> None:
         self._host.checkpointed(oldest)

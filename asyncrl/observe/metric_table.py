@@ -76,6 +76,10 @@ truncated_frac                share   responses that were cut off at `rollout.ma
 segments/mean                 -       mean number of segments of a response, where some have several
 segments/split_frac/{reason}  share   those split by the chat template (`template`) or the program (`history`)
 
+# Episodes
+> With `rollout.episode`.
+episodes/computed_again_frac  share  of the prompts of later turns: computed before, and once more
+
 # The gateway
 > With `rollout.gateway`: shares of the requests that came over HTTP.
 gateway/lost_frac            share  whose client went away before it was answered: not trained on

@@ -33,13 +33,14 @@ class Turn:
     """An answer, and what it was an answer to.
 
     prompt_ids: int32[P]. completion_ids: int32[N]. messages: the conversation up to and with the answer;
-    empty where it was asked for by tokens.
+    empty where it was asked for by tokens. reused: as of `TokenChunk`.
     """
 
     prompt_ids: NDArray[np.int32]
     completion_ids: NDArray[np.int32]
     messages: Sequence[Message] = ()
     tools: Tools | None = None
+    reused: int | None = None
 
     @property
     def token_ids(self) -> NDArray[np.int32]:

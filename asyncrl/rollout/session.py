@@ -101,7 +101,8 @@ class Session:
         self._under_way: set[str] = set()
         """Ids of the requests that are in the engine."""
         self._segments: list[_Segment] = []
-        self._turns: list[Turn] = []
+        self.answers: list[Turn] = []
+        """Those that are trained on."""
         self.waited = Stopwatch()
         """How long the episode has waited for the policy, by whichever way it asked."""
         self.door: tuple[str, str] | None = None
@@ -200,7 +201,7 @@ class Session:
         if self._requests > self._first_request:
             self.open_requests += 1
         self._first_request = self._requests
-        self._segments, self._turns = [], []
+        self._segments, self.answers = [], []
         self._give_up()
 
     def trajectories(self, earned: Mapping[str, Sequence[float]] | None = None) -> list[Trajectory]:
@@ -332,7 +333,7 @@ class Session:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[NDArray[np.int32], str | None]:
         """The tokens of a conversation, and why they do not extend what was sampled, where they might."""
-        before = [turn for turn in self._turns if turn.is_continued_by(messages, tools)]
+        before = [turn for turn in self.answers if turn.is_continued_by(messages, tools)]
         if not before:
             ids = np.asarray(self._chat.render(messages, tools), np.int32)
             anew = not any(message.get("role") == "assistant" for message in messages)
@@ -347,9 +348,9 @@ class Session:
     def _why_anew(self, prompt_ids: NDArray[np.int32]) -> str | None:
         """Why a prompt extends nothing, where it might have: it neither follows a turn nor repeats its
         prompt, so what was before it was written in another way."""
-        follows = (_begins(prompt_ids, turn.token_ids) for turn in self._turns)
-        repeats = (_begins(turn.prompt_ids, prompt_ids) for turn in self._turns)
-        return None if not self._turns or any(follows) or any(repeats) else "history"
+        follows = (_begins(prompt_ids, turn.token_ids) for turn in self.answers)
+        repeats = (_begins(turn.prompt_ids, prompt_ids) for turn in self.answers)
+        return None if not self.answers or any(follows) or any(repeats) else "history"
 
     def _record(
         self,
@@ -377,7 +378,7 @@ class Session:
         segment.transcript.sampled(completion)
         segment.finish_reason = completion.finish_reason
         segment.turns.append((number - self._first_request, len(segment.transcript) - 1))
-        self._turns.append(Turn(prompt_ids, completion.token_ids, list(messages), tools))
+        self.answers.append(Turn(prompt_ids, completion.token_ids, list(messages), tools, completion.reused))
 
     @property
     def _chat(self) -> ChatFormat:

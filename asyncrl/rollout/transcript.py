@@ -18,8 +18,8 @@ class Completion:
     """What the policy sampled after a prompt: N tokens.
 
     token_ids: int32[N], a stop token included. logprobs: float32[N], under the distribution sampled from.
-    versions: the weights that sampled each, `start` counted within the completion. kept: what each was
-    sampled among, as in `TokenChunk`.
+    versions: the weights that sampled each, `start` counted within the completion. kept, reused: as in
+    `TokenChunk`.
     """
 
     token_ids: NDArray[np.int32]
@@ -27,6 +27,7 @@ class Completion:
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     kept: KeptSets | None = None
+    reused: int | None = None
 
     @staticmethod
     def of(chunks: Sequence[TokenChunk]) -> Completion:
@@ -44,6 +45,7 @@ class Completion:
             tuple(spans),
             finish_reason,
             KeptSets.join((chunk.kept, len(chunk.token_ids)) for chunk in chunks),
+            chunks[-1].reused,
         )
 
     @staticmethod

@@ -40,6 +40,8 @@ class Harness(Protocol):
     """Whether its models keep a recurrent state."""
     tells_kept: bool
     """Whether it tells what each token was sampled among."""
+    reuses: bool | None
+    """Whether it goes on from earlier requests' keys and values; None where it does not tell."""
 
     def make(
         self,
@@ -72,6 +74,7 @@ class TorchHarness:
 
     def __init__(self, *, hybrid: bool) -> None:
         self.hybrid = hybrid
+        self.reuses: bool | None = not hybrid
 
     def make(self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, **settings) -> Engine:
         own = type(model)(model.config).to(model.dtype)
@@ -117,6 +120,7 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
+    reuses = True
     tells_kept = True
     kv_on_update = ("keep", "recompute", "resubmit")
 
@@ -189,6 +193,7 @@ class HttpHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
+    reuses = True
     tells_kept = False
     kv_on_update = ("keep", "recompute")
 
@@ -234,7 +239,7 @@ class HttpHarness:
                 self._folder / dtype,
                 self._folder / f"{dtype}.log",
                 *("--max-model-len", str(self.MAX_LENGTH), "--max-num-seqs", "65", "--skip-tokenizer-init"),
-                *("--dtype", dtype),
+                *("--dtype", dtype, "--block-size", "32", "--enable-prompt-tokens-details"),
             )
             self._servers[dtype].wait()
         return self._servers[dtype]
@@ -283,6 +288,10 @@ class OwnHarness(TorchHarness):
     tells_kept = False
     kv_on_update = ("recompute",)
 
+    def __init__(self) -> None:
+        super().__init__(hybrid=False)
+        self.reuses = None
+
     def make(
         self, model: PreTrainedModel, *, capacity: int = 4, max_length: int = 128, kv_on_update="", **settings
     ) -> Engine:
@@ -302,7 +311,7 @@ HARNESSES = [
 @pytest.fixture(params=HARNESSES)
 def harness(request) -> Harness:
     if request.param == "own":
-        return OwnHarness(hybrid=False)
+        return OwnHarness()
     if request.param == "torch-thread":
         return ThreadHarness(hybrid=False)
     if request.param.startswith("torch"):

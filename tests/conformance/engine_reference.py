@@ -16,12 +16,13 @@ from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams, Toke
 
 @dataclass
 class Output:
-    """A finished request: ids, logprobs and versions per token."""
+    """A finished request: ids, logprobs and versions per token; prompt tokens that were not computed."""
 
     ids: list[int]
     logprobs: np.ndarray
     versions: list[int]
     finish_reason: FinishReason
+    reused: int | None = None
 
 
 async def collect(stream: AsyncIterator[TokenChunk]) -> Output:
@@ -45,6 +46,7 @@ async def collect(stream: AsyncIterator[TokenChunk]) -> Output:
         np.concatenate([chunk.logprobs for chunk in chunks]),
         versions,
         chunks[-1].finish_reason,
+        chunks[-1].reused,
     )
 
 

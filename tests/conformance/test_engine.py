@@ -228,6 +228,36 @@ def test_prompts_are_not_shared_across_versions(run, harness, make_model, kv_on_
     assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
 
 
+def test_a_next_turn_goes_on_from_the_one_before_within_a_version(run, harness, make_model):
+    """Three turns, an update, a fourth: it computes everything anew. Engines may count whole blocks of 32."""
+    models = {v: make_model(seed=v) for v in range(2)}
+    engine = harness.make(models[0])
+    turns: list[tuple[GenerationRequest, Output]] = []
+
+    async def turn(prompt: list[int]) -> list[int]:
+        r = request(f"turn {len(turns)}", prompt, 15)
+        turns.append((r, (await generate(harness, engine, [r]))[0]))
+        return [*prompt, *turns[-1][1].ids, 5, 6, 7]
+
+    async def scenario() -> None:
+        third = await turn(await turn(list(range(2, 52))))
+        await turn(third)
+        await engine.update_weights(LocalWeights(1, models[1].state_dict()))
+        await turn(third)
+
+    run(scenario())
+    for r, output in turns:
+        assert np.abs(output.logprobs - recomputed(models, r, output)).max() < harness.logprob_tolerance
+    reused = [output.reused for _, output in turns]
+    if harness.reuses is None:
+        assert reused == [None] * 4
+    elif harness.reuses:
+        assert reused[0] == reused[3] == 0
+        assert 64 <= reused[1] <= 64 + 15 and 64 <= reused[2] <= 67 + 15
+    else:
+        assert reused == [0] * 4
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_traffic(run, harness, make_model, kv_on_update, seed):
     """Requests of few prompts arrive, end, are aborted and see weights change in any order; all exact."""

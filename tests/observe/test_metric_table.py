@@ -12,11 +12,12 @@ ELSEWHERE = {
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
+    "episodes/computed_again_frac",
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
-datasets, segments, a gateway, and judges, of which `tests/e2e/test_judge.py` has a run."""
+datasets, segments, episodes, a gateway, and judges, of which `tests/e2e/test_judge.py` has a run."""
 
 
 @pytest.fixture

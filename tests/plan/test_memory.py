@@ -96,6 +96,14 @@ def test_rows_of_their_own_keep_states_and_what_they_go_on_from():
     assert Estimate(models=KnownModels(hybrid)).parts["rollout"]["KV cache"] == 2 * 10 * (64 * 800 + 4 * 50)
 
 
+@pytest.mark.parametrize(("settings", "kept"), [({}, 10), ({"kept_contexts": 3}, 3)])
+def test_episodes_keep_contexts_beside_the_slots(settings, kept):
+    many = {"episode": "a:b", **settings}
+    assert Estimate(rollout=many).parts["rollout"]["KV cache"] == (10 + kept) * 64 * 800
+    shared = Estimate(gpus=1, rollout=vllm_of(0.6) | many).parts["rollout"]["KV cache"]
+    assert shared == ((10 + kept) * 64 // 16 + SPARE_KV_BLOCKS) * 16 * 800
+
+
 def test_what_lies_on_gpus_is_not_in_host_memory_and_what_passes_through_is():
     e = Estimate(gpus=4)
     trainer, rollout, shared = e.memory

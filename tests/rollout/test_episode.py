@@ -327,8 +327,11 @@ def test_a_run_trains_on_an_episode_of_the_users_own(make_config, one_thread, tm
             *(f"rollout.episode={tmp_path / 'own.py'}:echo", "rollout.max_sequence_tokens=64"),
         )
         result = asyncrl.run(config, progress=False)
-        found.append([line["reward/mean"] for line in read_metrics(result.run_dir / "metrics.jsonl")])
+        names = "reward/mean", "episodes/computed_again_frac"
+        lines = read_metrics(result.run_dir / "metrics.jsonl")
+        found.append([[line[name] for name in names] for line in lines])
     assert len(found[0]) == 3
+    assert all(0 <= again < 0.5 for _, again in found[0])
     assert np.isfinite(found).all()
     assert found[0] == found[1]
 

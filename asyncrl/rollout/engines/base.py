@@ -42,7 +42,7 @@ class SamplingParams:
 class GenerationRequest:
     request_id: str
     prompt_ids: NDArray[np.int32]
-    """int32[P], P >= 1. Requests with equal prompts that wait together share one prefill."""
+    """int32[P], P >= 1. What it has in common with earlier requests need not be computed again."""
     sampling: SamplingParams
 
 
@@ -53,7 +53,8 @@ class TokenChunk:
     token_ids: int32[N]. logprobs: float32[N], under the distribution sampled from (after temperature, top-p,
     top-k, renormalised). versions: the weights that sampled each, `start` counted within this chunk. A stop
     token is part of the output. `finish_reason` is set on the last chunk only. kept: what each token was
-    sampled among; None where that was the whole vocabulary, or the engine does not tell.
+    sampled among; None where that was the whole vocabulary, or the engine does not tell. reused: on the last
+    chunk, prompt tokens whose keys and values were there already; None where the engine does not tell.
     """
 
     token_ids: NDArray[np.int32]
@@ -61,6 +62,7 @@ class TokenChunk:
     versions: tuple[VersionSpan, ...]
     finish_reason: FinishReason | None
     kept: KeptSets | None = None
+    reused: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +130,6 @@ class SteppedEngine(Engine, Protocol):
         """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
         copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
         not fit the model."""
+
+    def forget(self) -> None:
+        """Reuse nothing of requests that have ended, to the bit: as if the engine had just been made."""

@@ -120,11 +120,11 @@ class EngineSpec(Spec):
         weights, slots = model.parameters * DTYPE_BYTES[config.model.dtype], config.rollout.slots
         kept = sequence_tokens * model.kv_bytes_per_token + _FLOAT32 * model.state_values
         # Decoding by rows keeps what a row goes on from beside what it has been filled with.
-        of_request = kept if model.by_rows is None else 2 * kept
+        of_all = (slots + config.rollout.kept) * kept if model.by_rows is None else slots * 2 * kept
         parts = {
             "weights": weights,
             "incoming weights": weights,
-            "KV cache": slots * of_request,
+            "KV cache": of_all,
             "logits": 2 * _FLOAT32 * slots * model.vocab_size,
         }
         if card is None:

@@ -65,6 +65,9 @@ class StreamingEngine(ABC):
         self._changed.set()
         return stream
 
+    def forget(self) -> None:  # noqa: B027 - most have nothing to do
+        """See `SteppedEngine`. One that keeps nothing of requests that have ended has nothing to forget."""
+
     async def close(self) -> None:
         """End `run` and every pending stream with `EngineError`. May be called more than once."""
         self._break("the engine was closed")

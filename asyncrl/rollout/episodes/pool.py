@@ -16,6 +16,7 @@ from asyncrl.reward.processes.child import ChildDied, RewardChild
 from asyncrl.reward.processes.children import end
 from asyncrl.reward.processes.shared_child import Interrupted, SharedChild
 from asyncrl.rollout.episodes.program import Earned
+from asyncrl.rollout.episodes.reuse import computed_again
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 
@@ -69,6 +70,8 @@ class EpisodePool:
         self._lines: dict[int, Line] = {}
         """Of the episodes in progress, by number."""
         self._closed = False
+        self._computed_again = 0, 0
+        """As of `computed_again`, since `drain_metrics`."""
 
     async def start(self) -> None:
         """Start the processes, which import the episode. Raises `ConfigError`, and leaves none behind."""
@@ -90,8 +93,10 @@ class EpisodePool:
                 await self._gateway.close()
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
-        """The gateway's: sums and counts since the last call."""
-        return {} if self._gateway is None else self._gateway.drain_metrics()
+        """Sums and counts since the last call, with the gateway's."""
+        (again, tokens), self._computed_again = self._computed_again, (0, 0)
+        own = {"episodes/computed_again_frac": (float(again), tokens)} if tokens else {}
+        return own if self._gateway is None else own | self._gateway.drain_metrics()
 
     async def __call__(self, task: RolloutTask, session: Session) -> Earned:
         """Raises `EpisodeError`."""
@@ -117,9 +122,14 @@ class EpisodePool:
                 session.begin_again()
                 continue
             if isinstance(reply, wire.Played):
+                self._count(session)
                 return reply.earned
             assert isinstance(reply, wire.Raised)
             raise EpisodeError(reply.message.partition(":")[0], f"{reply.message}\n{reply.traceback}".strip())
+
+    def _count(self, session: Session) -> None:
+        (again, tokens), (more, of) = self._computed_again, computed_again(session.answers)
+        self._computed_again = again + more, tokens + of
 
     async def _play(self, task: RolloutTask, session: Session) -> wire.Reply:
         async with self._starting:

@@ -50,6 +50,17 @@ def test_a_prompt_whose_server_is_gone_finds_another_and_stays_there():
     assert router.choose(b"p", {"a": 0, "b": 3, "c": 3}) == "c"
 
 
+def test_turns_of_an_episode_go_where_the_earlier_ones_are_unless_too_many_do():
+    router, loads = Router(slack=4), {"a": 3, "b": 2, "c": 4}
+    first = np.arange(40, dtype=np.int32)
+    assert router.choose(first.tobytes(), loads) == "b"
+    second = np.arange(90, dtype=np.int32)
+    assert router.choose(second.tobytes(), {"a": 0, "b": 4, "c": 0}) == "b"
+    assert router.choose(np.arange(1, 90, dtype=np.int32).tobytes(), {"a": 0, "b": 4, "c": 0}) == "a"
+    assert router.choose(np.arange(120, dtype=np.int32).tobytes(), {"a": 1, "b": 5, "c": 0}) == "c"
+    assert router.choose(np.arange(150, dtype=np.int32).tobytes(), {"a": 1, "b": 1, "c": 4}) == "c"
+
+
 @given(
     st.lists(st.integers(0, 5).map(lambda i: b"%d" % i), max_size=60),
     st.integers(1, 4),
@@ -80,6 +91,7 @@ def test_an_output_comes_together():
     assert output.add(event([5, 6], [-0.5, -0.25])) == 2
     spans = [{"version": me.label(3), "start": 0, "end": 2}, {"version": me.label(4), "start": 2, "end": 3}]
     assert output.add(event([7], [-2.0], "stop", spans)) == 1
+    assert output.add(wire.Choice(reused=2)) == 0
     chunk = output.chunk(me)
     assert chunk.token_ids.tolist() == [5, 6, 7]
     assert chunk.logprobs.tolist() == [-0.5, -0.25, -2.0]

@@ -16,6 +16,8 @@ from asyncrl.rollout.engines.base import EngineError, GenerationRequest, Samplin
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.weights.source import LocalWeights, WeightsError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def request(name: str, prompt: list[int], new_tokens: int = 8, **sampling) -> GenerationRequest:
     return GenerationRequest(name, np.asarray(prompt, np.int32), SamplingParams(new_tokens, **sampling))
@@ -50,6 +52,116 @@ def test_a_group_costs_one_prefill_even_when_its_members_start_one_by_one(make_q
 
     assert [len(chunk.token_ids) for chunk in asyncio.run(scenario())] == [3, 4, 5, 6, 7, 8]
     assert fills == [1]
+
+
+def conversations(rng, answers):
+    """The next request of each of some conversations: its last answer and a few new tokens, sometimes with
+    history rewritten, sometimes the very prompt again."""
+    for name, (turn, prompt, chunk) in answers.items():
+        if chunk is not None and rng.random() < 0.9:
+            shown = rng.integers(2, 90, rng.integers(0, 5))
+            answer = chunk.token_ids if rng.random() < 0.8 else chunk.token_ids[: rng.integers(0, 4)]
+            prompt = np.concatenate([prompt, answer, shown]).astype(np.int32)
+        new_tokens = int(rng.integers(1, 9))
+        yield (
+            name,
+            turn + 1,
+            request(f"{name}/{turn + 1}", prompt.tolist(), new_tokens, seed=int(rng.integers(99))),
+        )
+
+
+@pytest.mark.parametrize(("capacity", "spare"), [(2, 0), (3, 2), (2, 6)])
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+def test_turns_go_on_from_the_earlier_ones_exactly(make_qwen3, kv_on_update, capacity, spare):
+    """Six conversations in two to eight rows: whatever lies where, every token has the log-probability that
+    a plain forward gives it, but for those of requests that went through an update of kept keys."""
+    models = [make_qwen3(seed=i) for i in range(3)]
+    rows = {"capacity": capacity, "spare": spare, "kv_on_update": kv_on_update}
+    engine, rng = TorchEngine(make_qwen3(), max_length=160, **rows), np.random.default_rng(0)
+    reused: dict[bool, list[int]] = {True: [], False: []}
+
+    async def scenario():
+        prompts = [rng.integers(2, 90, rng.integers(2, 12)) for _ in range(6)]
+        answers = {i: (0, prompt.astype(np.int32), None) for i, prompt in enumerate(prompts)}
+        born: dict[int, int] = {}
+        for _ in range(6):
+            asked = list(conversations(rng, answers))
+            rng.shuffle(asked)
+            version = engine.stats().version
+            streams = [(name, turn, r, engine.generate(r)) for name, turn, r in asked]
+            if kv_on_update == "recompute" and rng.random() < 0.5:
+                engine.step()
+                engine.swap(copies(models[(version + 1) % 3]), version + 1)
+            await finish(engine)
+            for name, turn, r, stream in streams:
+                chunk = await anext(stream)
+                check(models, r, chunk)
+                if turn > 1:
+                    reused[born[name] == chunk.versions[0].version].append(chunk.reused)
+                born[name] = chunk.versions[-1].version
+                answers[name] = turn, r.prompt_ids, chunk
+            if kv_on_update == "keep" and rng.random() < 0.3:
+                engine.swap(copies(models[(engine.stats().version + 1) % 3]), engine.stats().version + 1)
+
+    asyncio.run(scenario())
+    assert not any(reused[False]) and reused[False]
+    assert sum(map(bool, reused[True])) > len(reused[True]) / 2 or capacity + spare < 6
+
+
+@torch.no_grad()
+def check(models, request, chunk) -> None:
+    ids = torch.tensor([*request.prompt_ids.tolist(), *chunk.token_ids.tolist()])[None]
+    for span in chunk.versions:
+        logprobs = models[span.version % 3](ids, use_cache=False).logits[0].log_softmax(-1)
+        start = len(request.prompt_ids) + span.start
+        expected = logprobs[start - 1 : start - 1 + span.length].gather(
+            1, ids[0, start : start + span.length, None]
+        )
+        found = chunk.logprobs[span.start : span.start + span.length]
+        np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-4)
+
+
+def test_what_an_update_has_passed_through_is_never_gone_on_from(make_qwen3):
+    """Its keys and values are of two versions, and stay so until its end and after it."""
+    engine = TorchEngine(make_qwen3(), capacity=2, spare=2, max_length=64)
+
+    async def scenario():
+        first = engine.generate(request("first", [5, 6, 7], 6))
+        engine.step()
+        engine.swap(copies(make_qwen3(seed=1)), 1)
+        await finish(engine)
+        answer = await anext(first)
+        second = engine.generate(request("second", [5, 6, 7, *answer.token_ids, 9], 3))
+        await finish(engine)
+        chunk = await anext(second)
+        third = engine.generate(request("third", [5, 6, 7, *answer.token_ids, 9, *chunk.token_ids, 9], 3))
+        await finish(engine)
+        return chunk.reused, (await anext(third)).reused
+
+    assert asyncio.run(scenario()) == (0, 3 + 6 + 1 + 3 - 1)
+
+
+def test_what_it_forgets_leaves_no_trace(make_qwen3):
+    """To the bit: as an interrupted `inline` run goes on."""
+
+    def last(before: list[list[int]]):
+        engine = TorchEngine(make_qwen3(), capacity=3, spare=2, max_length=64)
+
+        async def scenario():
+            for i, prompt in enumerate(before):
+                engine.generate(request(f"before {i}", prompt, 3))
+            await finish(engine)
+            engine.forget()
+            stream = engine.generate(request("last", [5, 6, 7, 8], 9))
+            await finish(engine)
+            return await anext(stream)
+
+        return asyncio.run(scenario())
+
+    alone, after = last([]), last([[5, 6, 7, 8], [5, 6], [9] * 7])
+    assert after.token_ids.tolist() == alone.token_ids.tolist()
+    assert after.logprobs.tobytes() == alone.logprobs.tobytes()
+    assert after.reused == 0
 
 
 @pytest.mark.parametrize("kv_on_update", ["keep", "recompute", None])

@@ -17,7 +17,7 @@ from asyncrl.rollout.engines.torch.probe import exact_decoder, why_by_rows
 from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.weights.source import untied
 
-MAX_LENGTH = 48
+MAX_LENGTH = 56
 PAGE = Path(__file__).parents[3] / "docs/models.md"
 TABLE = dict(re.findall(r"^\|[^|]*\| `(\w+)` \|.*\| (batched|by rows) \|$", PAGE.read_text(), re.M))
 """How the embedded engine decodes each family, by the documentation."""
@@ -37,18 +37,29 @@ def requests() -> list[GenerationRequest]:
 
 
 def generate(engine: TorchEngine, fresh: dict[str, torch.Tensor], swap_after: int):
-    """Chunks of all requests; after so many tokens, version 1 with its `fresh` weights comes."""
+    """Requests with their chunks, and a next turn of each; after so many tokens, version 1 with its `fresh`
+    weights comes."""
 
-    async def scenario():
-        streams = [asyncio.ensure_future(anext(engine.generate(r))) for r in requests()]
+    async def answers(requests):
+        streams = [asyncio.ensure_future(anext(engine.generate(r))) for r in requests]
         while engine.stats().running + engine.stats().waiting:
             if engine.stats().version == 0 and engine.stats().generated_tokens >= swap_after:
                 engine.swap(fresh, 1)
             engine.step()
             await asyncio.sleep(0)
-        return await asyncio.gather(*streams)
+        return list(zip(requests, await asyncio.gather(*streams), strict=True))
+
+    async def scenario():
+        first = await answers(requests())
+        return first, await answers([next_turn(*answer) for answer in first])
 
     return asyncio.run(scenario())
+
+
+def next_turn(request, chunk) -> GenerationRequest:
+    shown = np.arange(2, 2 + len(request.prompt_ids) % 5, dtype=np.int32)
+    prompt = np.concatenate([request.prompt_ids, chunk.token_ids, shown])
+    return GenerationRequest(request.request_id, prompt, SamplingParams(5, seed=int(prompt.sum())))
 
 
 @torch.no_grad()
@@ -63,14 +74,14 @@ def forward_logprobs(model: PreTrainedModel, request: GenerationRequest, tokens:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_runs_exactly(family):
-    """In ragged rows with refills, under two versions: each token has the log-probability that a plain
-    forward of its version gives it."""
+    """In ragged rows with refills, under two versions, and on from there: each token has the log-probability
+    that a plain forward of its version gives it."""
     models = [tiny(family, seed) for seed in (0, 1)]
-    engine = TorchEngine(tiny(family), capacity=4, max_length=MAX_LENGTH, kv_on_update="recompute")
+    engine = TorchEngine(tiny(family), capacity=4, spare=1, max_length=MAX_LENGTH, kv_on_update="recompute")
     fresh = {name: tensor.clone() for name, tensor in untied(models[1].state_dict()).items()}
-    chunks = generate(engine, fresh, swap_after=20)
+    first, second = generate(engine, fresh, swap_after=20)
     seen = set()
-    for request, chunk in zip(requests(), chunks, strict=True):
+    for request, chunk in first + second:
         assert len(chunk.token_ids) == request.sampling.max_new_tokens
         expected = [forward_logprobs(model, request, chunk.token_ids) for model in models]
         for span in chunk.versions:
@@ -80,6 +91,13 @@ def test_every_family_runs_exactly(family):
             )
             seen.add(span.version)
     assert seen == {0, 1}
+    turns = [
+        (chunk.reused, len(before.prompt_ids)) for (_, chunk), (before, _) in zip(second, first, strict=True)
+    ]
+    if engine._batch._decoder.keeps_prefixes:
+        assert all(reused > prompt for reused, prompt in turns), "answers are kept, too"
+    else:
+        assert not any(reused for reused, _ in turns)
 
 
 def test_capped_scores_stay_capped_where_a_model_decodes_by_rows(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.torch.prefill import plan_prefill, prompt_key
+from asyncrl.rollout.engines.torch.prefill import plan_prefill
 from asyncrl.rollout.engines.torch.slots import Slots, version_spans
 
 
@@ -12,53 +12,108 @@ def request(*prompt: int, new_tokens: int = 4, name: str = "r") -> GenerationReq
     return GenerationRequest(name, np.asarray(prompt, np.int32), SamplingParams(new_tokens))
 
 
+def plan_of(waiting, places, *, rows=6, held=(), budget=100):
+    """held: (row, prompt, output) of what has ended, in that order; other rows have never been used."""
+    slots = Slots(rows, 64)
+    for row, prompt, output in held:
+        slots.active = row
+        slots.admit(row, request(*prompt, new_tokens=max(len(output), 1)), ())
+        slots.tokens[row, len(prompt) : len(prompt) + len(output)] = output
+        slots.length[row] += len(output)
+    spare = [row for row, *_ in held if row not in places]
+    return plan_prefill(waiting, places, spare, slots.found, slots.last_used, budget)
+
+
 def rows_of(plan) -> list[int]:
-    return [row for row, _ in plan.placed]
+    return [row for row, *_ in plan.placed]
+
+
+def filled(plan) -> list[list[int]]:
+    return [fill.rows for fill in plan.fills]
 
 
 def test_equal_prompts_are_filled_once():
-    plan = plan_prefill(
-        [request(1, 2, 3), request(1, 2, 3), request(4, 5), request(1, 2, 3)], [0, 1, 2, 3], [None] * 4, 100
-    )
+    waiting = [request(1, 2, 3), request(1, 2, 3), request(4, 5), request(1, 2, 3)]
+    plan = plan_of(waiting, [0, 1, 2, 3])
     assert rows_of(plan) == [0, 1, 2, 3]
-    assert plan.fills == [0, 2]
+    assert filled(plan) == [[0, 2], []]
     assert plan.shares == [(0, 1, 2), (0, 3, 2)]
     assert plan.copies == []
+    assert [known for *_, known in plan.placed] == [0, 2, 0, 2]
 
 
 def test_a_resident_prompt_is_copied_or_left_in_place():
-    key = prompt_key(request(1, 2, 3))
-    assert plan_prefill([request(1, 2, 3)], [2], [None, key, None], 100).copies == [(1, 2, 2)]
-    in_place = plan_prefill([request(1, 2, 3)], [2], [None, key, key], 100)
+    assert plan_of([request(1, 2, 3)], [2], held=[(1, [1, 2, 3], [])]).copies == [(1, 2, 2)]
+    in_place = plan_of([request(1, 2, 3)], [2], held=[(2, [1, 2, 3], [])])
     assert rows_of(in_place) == [2]
-    assert in_place.copies == in_place.fills == in_place.shares == []
+    assert in_place.copies == in_place.kept == in_place.shares == []
+    assert filled(in_place) == [[], []]
 
 
 def test_a_prompt_of_one_token_needs_nothing():
-    plan = plan_prefill([request(7)], [0], [None], 100)
+    plan = plan_of([request(7)], [0])
     assert rows_of(plan) == [0]
-    assert plan.fills == plan.copies == plan.shares == []
+    assert plan.shares == plan.copies == []
+    assert filled(plan) == [[], []]
 
 
 def test_the_budget_counts_padding_and_keeps_the_order():
     waiting = [request(*range(5)), request(*range(1, 10)), request(9, 9)]
-    assert rows_of(plan_prefill(waiting, [0, 1, 2], [None] * 3, 16)) == [0, 1]  # 2 rows of 8
-    assert rows_of(plan_prefill(waiting, [0, 1, 2], [None] * 3, 15)) == [
-        0
-    ]  # the short third does not overtake
-    assert rows_of(plan_prefill(waiting[1:], [0, 1], [None] * 2, 1)) == [0]  # one alone may pass the budget
+    assert rows_of(plan_of(waiting, [0, 1, 2], budget=16)) == [0, 1]  # 2 rows of 8
+    assert rows_of(plan_of(waiting, [0, 1, 2], budget=15)) == [0]  # the short third does not overtake
+    assert rows_of(plan_of(waiting[1:], [0, 1], budget=1)) == [0]  # one alone may pass the budget
 
 
 def test_no_more_than_there_are_rows():
-    assert rows_of(plan_prefill([request(1, 2)] * 3, [5], [None] * 6, 100)) == [5]
+    assert rows_of(plan_of([request(1, 2)] * 3, [5])) == [5]
 
 
 def test_equal_bytes_of_other_integer_types_are_other_prompts():
-    wide = GenerationRequest("wide", np.asarray([1, 2], np.int64), SamplingParams(4))
-    narrow = GenerationRequest("narrow", np.asarray([1, 0, 2, 0], np.int32), SamplingParams(4))
+    wide = GenerationRequest("wide", np.asarray([1, 2, 3], np.int64), SamplingParams(4))
+    narrow = GenerationRequest("narrow", np.asarray([1, 0, 2, 0, 3, 0], np.int32), SamplingParams(4))
     assert wide.prompt_ids.tobytes() == narrow.prompt_ids.tobytes()
-    assert prompt_key(wide) != prompt_key(narrow)
-    assert prompt_key(wide) == prompt_key(request(1, 2))
+    assert filled(plan_of([wide, narrow, request(1, 2, 3)], [0, 1, 2])) == [[0, 1], []]
+
+
+def test_a_next_turn_computes_what_its_row_does_not_hold():
+    """The last sampled token has no keys and values yet."""
+    held = [(0, [1, 2, 3], [4, 5]), (4, [7, 8, 9], [1])]
+    plan = plan_of([request(1, 2, 3, 4, 5, 6, 7, 8), request(7, 8, 9, 2, 2)], [0, 1], held=held)
+    assert [known for *_, known in plan.placed] == [4, 3]
+    assert filled(plan) == [[], [0, 1]]
+    assert plan.fills[1].tokens == 3
+    assert plan.copies == [(4, 1, 3)]
+
+
+def test_a_prompt_goes_on_only_from_a_row_whose_own_prompt_it_begins_with():
+    """Or that begins with it. What is told to all alike is not worth a copy."""
+    held = [(0, [1, 2, 3, 4], [5, 6])]
+    assert [known for *_, known in plan_of([request(1, 2, 3, 9, 9)], [1], held=held).placed] == [0]
+    assert [known for *_, known in plan_of([request(1, 2, 3, 4, 9)], [1], held=held).placed] == [4]
+    assert [known for *_, known in plan_of([request(1, 2, 3)], [1], held=held).placed] == [2]
+
+
+def test_what_is_in_the_way_changes_places_with_what_is_used():
+    held = [(0, [1, 1, 1], [2]), (3, [4, 4, 4], [5]), (4, [6, 6, 6], [7])]
+    plan = plan_of([request(4, 4, 4, 5, 8)], [0], held=held)
+    assert plan.copies == [(3, 0, 3)]
+    assert plan.kept == [(0, 3)]
+
+
+def test_the_least_recently_used_goes_first():
+    held = [(3, [4, 4, 4], [5]), (4, [6, 6, 6], [7]), (0, [1, 1, 1], [2])]
+    assert plan_of([request(9, 9)], [0], held=held).kept == [(0, 3)]
+    assert plan_of([request(9, 9)], [0], held=[held[2], held[0]]).kept == []
+    two = plan_of([request(9, 9), request(8, 8)], [0, 1], held=[*held, (1, [2, 2, 2], [3])])
+    assert two.kept == [(0, 3), (1, 4)]
+
+
+def test_a_branch_and_its_sibling_go_on_from_one_row():
+    """The first takes the row's place, the second a copy."""
+    held = [(3, [1, 2, 3], [4])]
+    plan = plan_of([request(1, 2, 3, 4, 5), request(1, 2, 3, 4, 6, 7)], [0, 1], held=held)
+    assert plan.copies == [(3, 0, 3), (3, 1, 3)]
+    assert filled(plan) == [[], [0, 1]]
 
 
 def test_moving_rows_into_holes_keeps_what_they_hold():
@@ -71,10 +126,11 @@ def test_moving_rows_into_holes_keeps_what_they_hold():
     slots.finish(0)
     slots.finish(2)
     assert slots.running == 2
-    assert slots.close_holes() == [(3, 0)]
+    assert slots.close_holes() == [(3, 0), (0, 3)]
     assert slots.active == 2
     assert slots.find("r3") == 0
     assert slots.find("r2") is None
+    assert slots.tokens[3, : slots.length[3]].tolist() == [1, 60, 60, 60], "what has ended has changed places"
     done = slots.record(np.array([53, 51]), np.zeros(2, np.float32), 4)  # each row's own stop token
     assert done.tolist() == [0, 1]
     moved, chunk = slots.finish(0)

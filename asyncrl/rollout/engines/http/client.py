@@ -125,6 +125,8 @@ class Client:
                         raise ServerError(f"{self.url}: {what} failed: {_shown(event.error.message)}", 200)
                     for choice in event.choices:
                         yield choice
+                    if event.usage is not None and (details := event.usage.prompt_tokens_details) is not None:
+                        yield wire.Choice(reused=details.cached_tokens)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._unheard(what, error, self._answer_timeout_s) from error
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-REMEMBERED_PROMPTS = 4096
+REMEMBERED_BEGINNINGS = 65_536
+BLOCK_BYTES = 64
+"""Beginnings of prompts are compared at multiples of this, and at the end. It is a block of vLLM's cache: 16
+tokens of 4 bytes."""
 
 
 class Router:
-    """The least loaded server; but requests with equal prompts go to the same one, where the prompt is
-    computed once, as long as that has no more than `slack` requests more than the least loaded.
+    """The least loaded server; but a request goes to the one that has last computed the longest beginning of
+    its prompt, where that is in the cache, as long as it has no more than `slack` requests more than the
+    least loaded. So equal prompts and the turns of an episode go to the same server.
 
     A slack of a group's size lets a whole group go together.
     """
@@ -22,11 +27,22 @@ class Router:
     def choose(self, prompt: bytes, loads: Mapping[str, int]) -> str:
         """One of `loads`, the servers that have room with the number of requests on each. Of equally loaded
         ones the first."""
+        beginnings = list(_beginnings(prompt))
         least = min(loads, key=lambda server: loads[server])
-        home = self._homes.pop(prompt, least)
+        home = next((self._homes[key] for key in reversed(beginnings) if key in self._homes), least)
         if home not in loads or loads[home] > loads[least] + self._slack:
             home = least
-        self._homes[prompt] = home
-        if len(self._homes) > REMEMBERED_PROMPTS:
+        for key in beginnings:
+            self._homes[key] = home
+            self._homes.move_to_end(key)
+        while len(self._homes) > REMEMBERED_BEGINNINGS:
             self._homes.popitem(last=False)
         return home
+
+
+def _beginnings(prompt: bytes) -> Iterator[bytes]:
+    """A digest of each, from the shortest to the whole."""
+    so_far = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(prompt), BLOCK_BYTES):
+        so_far.update(prompt[start : start + BLOCK_BYTES])
+        yield so_far.digest()

@@ -70,17 +70,30 @@ class Choice(msgspec.Struct):
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
     weight_versions: list[Span] | None = None
+    reused: int | None = None
+    """Of the prompt's tokens, as the stream's end tells (`Usage`)."""
 
 
 class Problem(msgspec.Struct):
     message: str
 
 
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """prompt_tokens_details: None unless the server was started with `--enable-prompt-tokens-details`."""
+
+    prompt_tokens_details: PromptDetails | None = None
+
+
 class Event(msgspec.Struct):
-    """One event of a stream: new tokens, or an error."""
+    """One event of a stream: new tokens, an error, or at its end what the request has cost."""
 
     choices: list[Choice] = []
     error: Problem | None = None
+    usage: Usage | None = None
 
 
 class Scored(msgspec.Struct):
@@ -101,6 +114,7 @@ def generate_body(
         "token_ids": request.prompt_ids.tolist(),
         "cache_salt": salt,
         "stream": True,
+        "stream_options": {"include_usage": True},
         "sampling_params": {
             "max_tokens": s.max_new_tokens,
             "min_tokens": s.min_new_tokens,
@@ -143,6 +157,7 @@ class Output:
         self._logprobs: list[float] = []
         self._spans: list[Span] | None = None
         self._finish_reason: str | None = None
+        self._reused: int | None = None
 
     def __len__(self) -> int:
         return len(self._token_ids)
@@ -157,6 +172,8 @@ class Output:
             raise WireError("it sampled a token whose log-probability is not finite: its model is broken")
         self._token_ids += tokens
         self._logprobs += [entry.logprob for entry in logprobs]
+        if choice.reused is not None:
+            self._reused = choice.reused
         if choice.finish_reason is not None:
             self._finish_reason, self._spans = choice.finish_reason, choice.weight_versions
         return len(tokens)
@@ -172,6 +189,7 @@ class Output:
             np.asarray(self._logprobs, np.float32),
             tuple(self._versions(identity)),
             FinishReason(self._finish_reason),
+            reused=self._reused,
         )
 
     def _versions(self, identity: Identity) -> list[VersionSpan]:

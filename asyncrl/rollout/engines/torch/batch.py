@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.model import refuse_unsupported
-from asyncrl.rollout.engines.torch.prefill import Prefill, plan_prefill, prompt_key
+from asyncrl.rollout.engines.torch.prefill import plan_prefill
 from asyncrl.rollout.engines.torch.probe import exact_decoder
 from asyncrl.rollout.engines.torch.sampling import SamplingBatch, kept_sets, processed, sample
 from asyncrl.rollout.engines.torch.slots import Slots
@@ -30,6 +31,10 @@ class ContinuousBatch:
     A row's first token, like every other, is sampled in a decode step: prefill only fills keys and values, of
     all tokens but the last. So a token is stamped with the weights that are live in its own step, whatever
     filled its cache.
+
+    What has ended stays in its row, as long as the row is not needed and the weights are the same: a request
+    whose prompt begins with it (the next turn of an episode) computes only the rest. spare: rows for that
+    beside those that decode.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class ContinuousBatch:
         model: PreTrainedModel,
         *,
         capacity: int,
+        spare: int = 0,
         max_length: int,
         kv_on_update: Literal["keep", "recompute"],
         stop_token_ids: tuple[int, ...],
@@ -50,12 +56,9 @@ class ContinuousBatch:
         self.version = 0
         self.generated_tokens = 0
         self.weights = LiveWeights(model, in_place=cuda_graphs)
-        self._decoder = exact_decoder(model, capacity, max_length, cuda_graphs=cuda_graphs)
-        self._slots = Slots(capacity, max_length)
+        self._decoder = exact_decoder(model, capacity + spare, max_length, cuda_graphs=cuda_graphs)
+        self._slots = Slots(capacity + spare * self._decoder.keeps_prefixes, max_length)
         self._waiting: deque[GenerationRequest] = deque()
-        self._resident: list[bytes | None] = [None] * capacity
-        """The prompt whose keys and values lie whole in a row, running or not, computed by the live
-        weights."""
         self._sampling: SamplingBatch | None = None
         self._recompute = kv_on_update == "recompute"
         self._stop_token_ids = stop_token_ids
@@ -129,40 +132,49 @@ class ContinuousBatch:
         self.version = version
         self._close_holes()
         recomputed = self._slots.active if self._recompute else 0
-        resident = recomputed if self._decoder.keeps_prefixes else 0
-        self._resident[resident:] = [None] * (self.capacity - resident)
+        self._slots.last_used[recomputed:] = 0
         if recomputed:
             self._refill()
         if self._decoder.device.type == "cuda":
             torch.cuda.synchronize(self._decoder.device)
         return time.perf_counter() - started
 
+    def forget(self) -> None:
+        """Go on from nothing that has ended, nor from what runs."""
+        self._slots.last_used[:] = 0
+
     def _admit(self) -> None:
         slots = self._slots
         if not self._waiting or slots.running == self.capacity:
             return
-        rows = [*sorted(slots.holes), *range(slots.active, self.capacity)]
-        plan = plan_prefill(self._waiting, rows, self._resident, self._prefill_tokens)
-        for row, request in plan.placed:
+        plan = plan_prefill(
+            self._waiting,
+            [*sorted(slots.holes), *range(slots.active, self.capacity)],
+            range(self.capacity, len(slots.length)),
+            partial(slots.found, whole=not self._decoder.keeps_prefixes),
+            slots.last_used,
+            self._prefill_tokens,
+        )
+        self._copy([*plan.copies, *((row, to, int(slots.length[row])) for row, to in plan.kept)])
+        slots.move(plan.kept)
+        for row, request, reused in plan.placed:
             self._waiting.popleft()
-            slots.admit(row, request, self._stop_token_ids)
-        self._prefill(plan)
+            slots.admit(row, request, self._stop_token_ids, reused)
+        for fill in plan.fills:
+            if fill.rows:
+                self._fill(fill.rows, fill.tokens)
+        self._copy(plan.shares)
         self._sampling = None
 
-    def _prefill(self, plan: Prefill) -> None:
-        self._copy(plan.copies)
-        if plan.fills:
-            self._fill(plan.fills)
-        self._copy(plan.shares)
-        for row, request in plan.placed:
-            self._resident[row] = prompt_key(request)
-
-    def _fill(self, rows: list[int]) -> None:
-        """Compute keys and values of all tokens but the last of each row."""
+    def _fill(self, rows: list[int], count: int) -> None:
+        """Compute keys and values of the last `count` tokens of each row, the very last apart, or of as many
+        as there are."""
         lengths = self._slots.length[rows] - 1
-        tokens = self._slots.tokens[rows, : lengths.max()]
+        starts = np.maximum(lengths - count, 0)
         # What lies past a row's length is another request's leftover: any valid id will do as padding.
+        tokens = self._slots.tokens[np.asarray(rows)[:, None], starts[:, None] + np.arange(count)]
         self._decoder.fill(np.asarray(rows), tokens, lengths)
+        self._slots.filled[rows] = lengths
 
     def _refill(self) -> None:
         """Recompute the running rows' keys and values, within the prefill budget per forward."""
@@ -172,10 +184,11 @@ class ContinuousBatch:
             count = 1
             while count < len(order) and (count + 1) * lengths[order[count]] <= self._prefill_tokens:
                 count += 1
-            self._fill(order[:count])
+            self._fill(order[:count], int(lengths[order[count - 1]]))
             order = order[count:]
 
     def _copy(self, pairs: list[tuple[int, int, int]]) -> None:
+        """Of each source row to a target row so many tokens, all at once."""
         if pairs:
             sources, targets, widths = zip(*pairs, strict=True)
             self._decoder.copy(list(sources), list(targets), max(widths))
@@ -184,10 +197,7 @@ class ContinuousBatch:
         if not self._slots.holes:
             return
         moves = self._slots.close_holes()
-        if moves:
-            self._copy([(source, target, int(self._slots.length[target])) for source, target in moves])
-            for source, target in moves:
-                self._resident[target] = self._resident[source]
+        self._copy([(source, target, int(self._slots.length[target])) for source, target in moves])
         self._sampling = None
 
     def _how(self) -> SamplingBatch:

@@ -25,16 +25,29 @@ class _Fill:
     """Tokens 0 .. T of some rows, attending to each other only: `rows` int64[N]."""
 
     query_offset = 0
+    width = None
 
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 
-    def kv_length(self, query_length: int) -> int:
-        return query_length
-
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         store[:, :, : new.shape[2]].index_copy_(0, self._rows, new)
         return new
+
+
+class _Continue:
+    """Tokens of some rows (int64[N]) at `positions` (int64[N, T]), attending to all before them in their
+    rows."""
+
+    def __init__(self, rows: Tensor, positions: Tensor, width: int) -> None:
+        self.query_offset = positions[:, :1]
+        self.width = width
+        self._rows = rows
+        self._positions = positions
+
+    def write(self, store: Tensor, new: Tensor) -> Tensor:
+        store[self._rows[:, None], :, self._positions] = new.transpose(1, 2)
+        return store[:, :, : self.width].index_select(0, self._rows)
 
 
 class _Decode:
@@ -42,19 +55,16 @@ class _Decode:
 
     def __init__(self, positions: Tensor, width: int, room: int) -> None:
         self.query_offset = positions[:, None]
+        self.width = width
         self._active = len(positions)
-        self._width = width
         self._row_starts = torch.arange(self._active, device=positions.device)[:, None] * room
         self._room = room
         self._lines: dict[int, Tensor] = {}
 
-    def kv_length(self, query_length: int) -> int:
-        return self._width
-
     def write(self, store: Tensor, new: Tensor) -> Tensor:
         heads, dim = store.shape[1], store.shape[3]
         store.view(-1, dim).index_copy_(0, self._flat_index(heads), new.reshape(-1, dim))
-        return store[: self._active, :, : self._width]
+        return store[: self._active, :, : self.width]
 
     def _flat_index(self, heads: int) -> Tensor:
         """int64[A * heads]: the lines of `store.view(-1, dim)` that the new tokens take. Layers alike share
@@ -63,6 +73,9 @@ class _Decode:
             head_starts = torch.arange(heads, device=self.query_offset.device) * self._room
             self._lines[heads] = (self._row_starts * heads + head_starts + self.query_offset).reshape(-1)
         return self._lines[heads]
+
+
+Access = _Fill | _Continue | _Decode
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -80,7 +93,7 @@ class _SlotLayer(CacheLayerMixin):
         self.values: Tensor = like.new_zeros(slots, shape.value_heads, max_length, shape.value_dim)
         self._memory = self.keys.view(-1), self.values.view(-1)
         self.is_initialized = True
-        self.access: _Fill | _Decode
+        self.access: Access
 
     def lay_out(self, room: int) -> None:
         stores = zip((self.keys, self.values), self._memory, strict=True)
@@ -96,7 +109,7 @@ class _SlotLayer(CacheLayerMixin):
         return access.write(self.keys, key_states), access.write(self.values, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.access.kv_length(query_length), 0
+        return self.access.width or query_length, 0
 
     def get_seq_length(self) -> int | Tensor:  # type: ignore[override]  # one per row
         return self.access.query_offset
@@ -124,11 +137,17 @@ class SlotCache(Cache):
         """`like` gives dtype and device."""
         super().__init__(layers=[_SlotLayer(shape, slots, max_length, like) for shape in shapes])
         self.room = max_length
+        self.width: int | None = None
+        """How much of each row the next forward's tokens may attend to; None: to each other only."""
 
     def fill(self, rows: Tensor) -> None:
-        """The next forward's tokens [N, T] are the first T of `rows` (int64[N]); they attend to each other
-        only."""
+        """The next forward's tokens [N, T] are the first T of `rows` (int64[N])."""
         self._set(_Fill(rows))
+
+    def go_on(self, rows: Tensor, positions: Tensor, width: int) -> None:
+        """The next forward's tokens [N, T] belong to `rows` (int64[N]), at `positions` (int64[N, T]), all
+        less than `width`; they attend to what the rows hold before them, too."""
+        self._set(_Continue(rows, positions, width))
 
     def decode(self, positions: Tensor, width: int) -> None:
         """The next forward's tokens [A, 1] belong to rows 0 .. A, at `positions` (int64[A]), all less than
@@ -149,6 +168,7 @@ class SlotCache(Cache):
             layer.lay_out(room)
         self.room = room
 
-    def _set(self, access: _Fill | _Decode) -> None:
+    def _set(self, access: Access) -> None:
+        self.width = access.width
         for layer in self.layers:
             layer.access = access

@@ -22,7 +22,7 @@ class Decoder(ABC):
     """
 
     keeps_prefixes: bool
-    """Whether a filled row can be continued, or copied, from every shorter prefix; else from its end only."""
+    """Whether a row can go on, or be copied, from each of its tokens; else from where it was filled to."""
 
     def __init__(self, model: PreTrainedModel, slots: int, max_length: int) -> None:
         self.model = model
@@ -35,8 +35,8 @@ class Decoder(ABC):
 
     @abstractmethod
     def fill(self, rows: NDArray[np.int64], tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """Compute and keep what the first `lengths` [N] of `tokens` [N, T] leave behind, as the beginning of
-        `rows` [N]. What pads `tokens` on the right may be any valid id."""
+        """Compute and keep what `tokens` [N, T] leave behind in `rows` [N]: the last T of the first `lengths`
+        [N] of a row, which holds those before them, or all of them, padded on the right by any valid ids."""
 
     @abstractmethod
     def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:

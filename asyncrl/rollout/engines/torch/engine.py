@@ -34,9 +34,11 @@ class TorchEngine(StreamingEngine):
     model: becomes the engine's own (evaluation mode, attention, weights). Its weights are version 0. Raises
         `UnsupportedModelError` for a model that cannot run exactly.
     capacity: requests that decode at the same time. Their key-value cache is allocated up front.
+    spare: sequences whose keys and values are kept for requests that go on from them, beside those that
+        decode; allocated up front as well.
     max_length: longest prompt plus output, in tokens.
     kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
-        Prompts are never shared across versions in either case.
+        Nothing is reused across versions in either case.
     stop_token_ids: end every request, besides its own.
     prefill_tokens: prompt tokens (padding included) that are computed between two decode steps, unless one
         prompt alone is longer.
@@ -49,6 +51,7 @@ class TorchEngine(StreamingEngine):
         model: PreTrainedModel,
         *,
         capacity: int,
+        spare: int = 0,
         max_length: int,
         kv_on_update: Literal["keep", "recompute"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
@@ -62,6 +65,7 @@ class TorchEngine(StreamingEngine):
         self._batch = ContinuousBatch(
             model,
             capacity=capacity,
+            spare=spare,
             max_length=max_length,
             kv_on_update=kv_on_update,
             stop_token_ids=stop_token_ids,
@@ -111,6 +115,9 @@ class TorchEngine(StreamingEngine):
     def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
         self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
+
+    def forget(self) -> None:
+        self._do("forgetting", self._batch.forget)
 
     async def close(self) -> None:
         await super().close()

@@ -105,7 +105,7 @@ class LeanDecoder(SlotDecoder):
         hidden = F.embedding(tokens.reshape(-1), self._embedding)
         at = positions.reshape(-1)
         cos, sin = (F.embedding(at, table)[:, None] for table in (self._cos, self._sin))
-        mask = None if fill else self._mask(positions)
+        mask = self._mask(positions)
         for layer, cache in zip(self._layers, self.cache.layers, strict=True):
             normed = self._normed(hidden, layer.attention_norm)
             key = self._placed(normed, layer.key, layer.key_norm, cos, sin)
@@ -137,20 +137,23 @@ class LeanDecoder(SlotDecoder):
         # As the modules round: to the parameters' dtype before the weight.
         return F.rms_norm(hidden, weight.shape, eps=self._eps).mul_(weight)
 
-    def _mask(self, positions: Tensor) -> Tensor:
-        """Additive, [A, 1, 1, W]: each row attends to what is not past its position (int64[A, 1])."""
-        keys = torch.arange(self.cache.layers[0].get_mask_sizes(1)[0], device=self.device)
-        mask = torch.zeros(positions.shape[0], len(keys), dtype=self._embedding.dtype, device=self.device)
-        return mask.masked_fill_(keys > positions, float("-inf"))[:, None, None]
+    def _mask(self, positions: Tensor) -> Tensor | None:
+        """Additive, [N, 1, T, W]: each token attends to what is not past its position (int64[N, T]). None
+        where rows begin with these tokens."""
+        if (width := self.cache.width) is None:
+            return None
+        keys = torch.arange(width, device=self.device)
+        mask = torch.zeros(*positions.shape, width, dtype=self._embedding.dtype, device=self.device)
+        return mask.masked_fill_(keys > positions[..., None], float("-inf"))[:, None]
 
     def _attended(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """[N, T, Hq, D] from query [N, Hq, T, D] and keys, values [N, Hkv, L, D]; without a mask, causal.
 
         Of a single position, the Hq / Hkv heads that share a key head become as many positions of it.
         """
-        if mask is None:
+        if mask is None or query.shape[2] > 1:
             attended = F.scaled_dot_product_attention(
-                query, keys, values, is_causal=True, scale=self._scale, enable_gqa=True
+                query, keys, values, mask, is_causal=mask is None, scale=self._scale, enable_gqa=True
             )
             return attended.transpose(1, 2)
         grouped = query.reshape(query.shape[0], keys.shape[1], -1, query.shape[-1])

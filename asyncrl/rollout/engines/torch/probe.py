@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from asyncrl.decoders.attention_cap import keep_cap
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, outgrown_window
 from asyncrl.rollout.engines.torch.lean_decoder import LeanDecoder
-from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
 from asyncrl.rollout.engines.torch.slot_decoder import SlotDecoder
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,8 @@ def exact_decoder(
     if model.config._attn_implementation != attention:
         model.set_attn_implementation(attention)
     keep_cap(model)
+    from asyncrl.rollout.engines.torch.row_decoder import RowDecoder
+
     try:
         by_rows = _proved(RowDecoder(model, slots, max_length), _TOLERANCES, "its own cache")
     except UnsupportedModelError as error:
@@ -127,6 +128,9 @@ def _decoded(decoder: Decoder) -> Iterator[tuple[Tensor, list[NDArray[np.int64]]
     known = starts - 1
     if (filled := known > 0).any():
         decoder.fill(rows[filled], tokens[filled, : known.max()], known[filled])
+    if decoder.keeps_prefixes and (known > _DECODED).all():  # and the last of them again, after the others
+        last = known[:, None] - np.arange(_DECODED, 0, -1)
+        decoder.fill(rows, np.take_along_axis(tokens, last, 1), known)
     for positions in (known + i for i in range(decoded)):
         logits = decoder.decode(tokens[rows, positions], positions)
         yield logits, [tokens[row, : position + 1] for row, position in enumerate(positions)]

@@ -63,17 +63,11 @@ class RowDecoder(Decoder):
             logits.append(of_row)
         return torch.cat(logits)
 
-    @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
-        copies = [self._first(self._rows[source], width) for source in sources]
-        for target, row in zip(targets, copies, strict=True):
+        # Two rows may so run on from one state: the one that it does not belong to starts anew from where it
+        # was filled to.
+        for target, row in zip(targets, [self._rows[source] for source in sources], strict=True):
             self._rows[target] = row
-
-    @staticmethod
-    def _first(row: _Row, width: int) -> _Row:
-        filled = row.filled if row.filled is not None and row.filled.length <= width else None
-        running = deepcopy(row.running) if row.running is not None and row.running.length <= width else None
-        return _Row(filled, running)
 
     def _cache_at(self, row: int, position: int) -> Any:
         """What the row keeps of its first `position` tokens, for it to go on from; None of none."""

@@ -12,7 +12,6 @@ from transformers.cache_utils import DynamicCache
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
 from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
-from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""
@@ -41,6 +40,8 @@ class SlotDecoder(Decoder):
         self._packs = self.device.type == "cpu" and not cuda_graphs
         self._step = self._decode
         if cuda_graphs:
+            from asyncrl.rollout.engines.torch.graphs import StaticDecode
+
             self._step = StaticDecode(self._decode, slots, max_length, self.device, WIDTH_STEP)
 
     @torch.inference_mode()
@@ -49,8 +50,12 @@ class SlotDecoder(Decoder):
         there."""
         self._held[rows] = lengths
         self._make_room()
-        self.cache.fill(self._upload(rows))
-        positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
+        starts = np.maximum(lengths - tokens.shape[1], 0)
+        positions = self._upload(starts[:, None] + np.arange(tokens.shape[1]))
+        if starts.any():
+            self.cache.go_on(self._upload(rows), positions, self._width(int(lengths.max())))
+        else:
+            self.cache.fill(self._upload(rows))
         self._fill(self._upload(tokens), positions)
 
     @torch.inference_mode()
@@ -62,7 +67,7 @@ class SlotDecoder(Decoder):
 
     @torch.inference_mode()
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
-        self._held[targets] = width
+        self._held[targets] = np.minimum(self._held[sources], width)
         self.cache.copy(self._upload(np.asarray(sources)), self._upload(np.asarray(targets)), width)
 
     def _width(self, tokens: int) -> int:

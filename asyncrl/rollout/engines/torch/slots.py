@@ -16,16 +16,23 @@ from asyncrl.rollout.engines.base import GenerationRequest, TokenChunk
 from asyncrl.rollout.engines.torch.sampling import uniforms
 
 _NO_TOKEN = -1
+_TELLING = np.arange(1, 9)
 
 
 class Slots:
-    """Rows 0 .. `active` are running. tokens int64[S, T] holds prompt and output, `length` int64[S] how many
-    of them; logprobs float32[S, T] and versions int32[S, T] stand beside the sampled ones."""
+    """Rows 0 .. `active` are running; the others keep what has ended there. tokens int64[S, T] holds prompt
+    and output, `length` int64[S] how many of them; logprobs float32[S, T] and versions int32[S, T] stand
+    beside the sampled ones."""
 
     def __init__(self, slots: int, max_length: int) -> None:
         self.active = 0
         self.holes: list[int] = []
         """Rows below `active` whose request has ended."""
+        self.filled = np.zeros(slots, np.int64)
+        """How many tokens had their keys and values computed, or copied, before the decoding."""
+        self.last_used = np.zeros(slots, np.int64)
+        """By a clock of its own; 0 where not all of a row's keys and values are by the live weights."""
+        self._clock = 0
         self.requests: list[GenerationRequest | None] = [None] * slots
         self.tokens = np.zeros((slots, max_length), np.int64)
         self.length = np.zeros(slots, np.int64)
@@ -36,6 +43,7 @@ class Slots:
         self._versions = np.zeros((slots, max_length), np.int32)
         self._uniforms = np.zeros((slots, max_length), np.float64)
         self._limit = np.zeros(slots, np.int64)
+        self._reused = np.zeros(slots, np.int64)
         self._shortest = np.zeros(slots, np.int64)
         """Tokens that there are, prompt included, before one may end the request."""
         self._kept: list[dict[int, NDArray[np.int32]]] = [{} for _ in range(slots)]
@@ -43,10 +51,34 @@ class Slots:
         self._stop = np.full((slots, 1), _NO_TOKEN, np.int64)
         self._rows = np.arange(slots)
 
-    def admit(self, row: int, request: GenerationRequest, stop_token_ids: tuple[int, ...]) -> None:
-        """Put a request into a hole, or into the row `active`."""
+    def found(self, prompt_ids: NDArray[np.int32], *, whole: bool = False) -> NDArray[np.int64]:
+        """How many of a prompt's tokens, the last apart, have keys and values in each row that are of use.
+        That is so where the row's own prompt begins with them, or they with it. `whole`: only where that
+        ends as they do."""
+        tokens = len(prompt_ids) - 1
+        least = np.minimum(self.filled + 1, tokens)
+        of_use = (self.last_used > 0) & (least < self.length)
+        if whole:
+            of_use &= self.filled == tokens
+        # The end of what must agree tells most rows apart, whatever all prompts begin with.
+        ends = np.maximum(least[:, None] - _TELLING, 0)
+        of_use &= (self.tokens[self._rows[:, None], ends] == prompt_ids[ends]).all(1)
+        same = np.zeros_like(least)
+        for row in of_use.nonzero()[0]:
+            n = min(tokens, int(self.length[row]) - 1)
+            differs = self.tokens[row, :n] != prompt_ids[:n]
+            same[row] = differs.argmax() if differs.any() else n
+        return np.where(same >= least, same, 0)
+
+    def admit(
+        self, row: int, request: GenerationRequest, stop_token_ids: tuple[int, ...], reused: int = 0
+    ) -> None:
+        """Put a request into a hole, or into the row `active`. reused: tokens that are not computed."""
         sampling, prompt = request.sampling, len(request.prompt_ids)
         limit = prompt + sampling.max_new_tokens
+        self._use(row)
+        self._reused[row] = reused
+        self.filled[row] = prompt - 1
         self.requests[row] = request
         self.tokens[row, :prompt] = request.prompt_ids
         self.length[row] = prompt
@@ -112,12 +144,15 @@ class Slots:
             reason = FinishReason.STOP if stopped else FinishReason.LENGTH
         self.requests[row] = None
         self.holes.append(row)
+        if self.last_used[row]:
+            self._use(row)
         kept, whole = self._kept[row], np.empty(0, np.int32)
         return request, TokenChunk(
             token_ids=self.tokens[row, span].astype(np.int32),
             logprobs=self._logprobs[row, span].copy(),
             versions=version_spans(self._versions[row, span]),
             finish_reason=reason,
+            reused=int(self._reused[row]),
             kept=KeptSets.of([kept.get(t, whole) for t in range(span.start, span.stop)]) if kept else None,
         )
 
@@ -126,13 +161,12 @@ class Slots:
         return self.active - len(self.holes)
 
     def close_holes(self) -> list[tuple[int, int]]:
-        """Make the running rows contiguous by moving the last ones into the holes. Returns (source, target)
-        rows."""
+        """Make the running rows contiguous: the last ones and the holes change places. Returns (source,
+        target) rows."""
         running, holes = self.running, sorted(self.holes)
         movers = [row for row in range(running, self.active) if self.requests[row] is not None]
-        moves = list(zip(movers, holes, strict=False))
-        for source, target in moves:
-            self._move(source, target)
+        moves = [pair for a, b in zip(movers, holes, strict=False) for pair in ((a, b), (b, a))]
+        self.move(moves)
         self.active = running
         self.holes.clear()
         return moves
@@ -144,16 +178,21 @@ class Slots:
                 return row
         return None
 
-    def _move(self, source: int, target: int) -> None:
-        self.requests[target], self.requests[source] = self.requests[source], None
-        self._kept[target], self._kept[source] = self._kept[source], {}
-        sampling = (self._shortest, self.temperature, self.top_k, self.top_p, self._stop)
-        for per_row in (self.length, self._limit, *sampling):
-            per_row[target] = per_row[source]
-        known, limit = int(self.length[source]), int(self._limit[source])
-        for per_token in (self.tokens, self._logprobs, self._versions):
-            per_token[target, :known] = per_token[source, :known]
-        self._uniforms[target, known:limit] = self._uniforms[source, known:limit]
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Bring what rows hold to other rows, (source, target), as if all at once."""
+        if not moves:
+            return
+        sources, targets = map(list, zip(*moves, strict=True))
+        for held in vars(self).values():
+            if isinstance(held, np.ndarray) and held is not self._rows:
+                held[targets] = held[sources]
+        for of_rows in (self.requests, self._kept):
+            for target, one in zip(targets, [of_rows[source] for source in sources], strict=True):
+                of_rows[target] = one
+
+    def _use(self, row: int) -> None:
+        self._clock += 1
+        self.last_used[row] = self._clock
 
 
 def version_spans(versions: NDArray[np.int32]) -> tuple[VersionSpan, ...]:

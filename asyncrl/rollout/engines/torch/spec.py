@@ -30,6 +30,7 @@ class Torch(EngineSpec):
         return TorchEngine(
             model,
             capacity=c.slots,
+            spare=c.kept,
             max_length=c.context_tokens(longest_prompt_tokens),
             kv_on_update=c.kv_on_update,
             stop_token_ids=stop_token_ids(config.model),

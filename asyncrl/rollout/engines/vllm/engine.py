@@ -15,7 +15,7 @@ import msgspec
 from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
-from asyncrl.rollout.engines.vllm.generation import Generation, score
+from asyncrl.rollout.engines.vllm.generation import Generation, new_salt, score
 from asyncrl.rollout.engines.vllm.notices import in_shared_memory
 from asyncrl.weights.canary import Alarm, CanaryError
 from asyncrl.weights.manifest import WeightNotice
@@ -70,6 +70,7 @@ class VllmEngine(StreamingEngine):
         self._expected = expected
         self._kv_on_update = kv_on_update
         self._version = 0
+        self._salt = new_salt(0)
         self._answer_timeout_s = answer_timeout_s
         self._generations: dict[str, Generation] = {}
         self._updating = asyncio.Lock()
@@ -177,7 +178,7 @@ class VllmEngine(StreamingEngine):
             raise self._break(f"update to version {version} failed half-way: {error}") from error
         self._refuse_wrong(version, proofs)
         await self._answer(self.llm.update_weight_version(str(version)), "to take the version's number")
-        self._version = version
+        self._version, self._salt = version, new_salt(version)
         self._unproven = notice if notice.canary is not None else None
         if self._kv_on_update != "recompute":
             await self._start_again()
@@ -195,7 +196,7 @@ class VllmEngine(StreamingEngine):
         """Requests that were interrupted; and those without a token, which belong to the old version's prefix
         cache (see `Generation`), though the new weights will compute them."""
         for generation in list(self._generations.values()):
-            await generation.start_again(self._version)
+            await generation.start_again(self._salt)
 
     def _refuse_wrong(self, version: int, proofs: Sequence[Mapping[str, list[str]]]) -> None:
         """proofs: what each rank has found (see `WeightReceiver.asyncrl_load`)."""
@@ -289,7 +290,7 @@ class VllmEngine(StreamingEngine):
             self._last_progress_s = time.monotonic()
         generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
         self._generations[request.request_id] = generation
-        generation.start(self._version)
+        generation.start(self._salt)
 
     def _has_requests(self) -> bool:
         return bool(self._generations)

@@ -31,9 +31,9 @@ _serial = itertools.count()
 class Generation:
     """Runs a request and delivers its output as one chunk.
 
-    A prompt's blocks in vLLM's prefix cache are keyed by the version that the request was started under (the
-    cache salt). A request that is started under one version and computed under the next would therefore meet
-    the old version's keys and values: as long as it has no token, it is stopped and started again.
+    A prompt's blocks in vLLM's prefix cache are keyed by the load of weights that the request was started
+    under (the cache salt). A request that is started under one and computed under the next would therefore
+    meet the old weights' keys and values: as long as it has no token, it is stopped and started again.
 
     One that vLLM aborts unasked, as it does when the engine makes it abort all that it has, goes on with its
     next start: as a new request to vLLM, whose prompt is the request's own and the tokens so far.
@@ -59,6 +59,7 @@ class Generation:
         self._abort_task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._done_before = 0
+        self._reused: int | None = None
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
         self._kept: list[NDArray[np.int32]] = []
@@ -71,18 +72,18 @@ class Generation:
         assert self._task is not None
         return not self._task.done() and len(self._tokens) > self._done_before
 
-    def start(self, version: int) -> None:
-        """Start it, or let it go on, under the engine's present version."""
+    def start(self, salt: str) -> None:
+        """Start it, or let it go on, under the engine's present weights, whose `new_salt` this is."""
         # Ids of our own: one that was cancelled may still be on its way out of vLLM.
         self._id = f"{self._request.request_id}#{next(_serial)}"
         self._done_before = len(self._tokens)
-        self._task = asyncio.create_task(self._run(version), name=f"request {self._id}")
+        self._task = asyncio.create_task(self._run(salt), name=f"request {self._id}")
 
-    async def start_again(self, version: int) -> None:
-        """Let it go on under another version, unless vLLM is at work on it or it has ended."""
+    async def start_again(self, salt: str) -> None:
+        """Let it go on under other weights, unless vLLM is at work on it or it has ended."""
         if not self.is_under_way and not self._ended.is_set():
             await self._stop()
-            self.start(version)
+            self.start(salt)
 
     async def interrupted(self) -> None:
         """Wait for what vLLM has of it, now that vLLM has been made to abort all that it has."""
@@ -115,10 +116,10 @@ class Generation:
         with suppress(asyncio.CancelledError):
             await self._task
 
-    async def _run(self, version: int) -> None:
+    async def _run(self, salt: str) -> None:
         request_id = self._request.request_id
         try:
-            reason = await self._generate(version)
+            reason = await self._generate(salt)
             if reason is FinishReason.ABORT and self._abort_task is None:
                 return  # it has not ended
             outcome: TokenChunk | EngineError = self._chunk(reason)
@@ -129,12 +130,12 @@ class Generation:
         self._ended.set()
         self._deliver(request_id, outcome)
 
-    async def _generate(self, version: int) -> FinishReason:
+    async def _generate(self, salt: str) -> FinishReason:
         """Add what vLLM generates to what there is."""
         done = self._done_before
         prompt = {
             "prompt_token_ids": [*self._request.prompt_ids.tolist(), *self._tokens],
-            "cache_salt": f"v{version}",
+            "cache_salt": salt,
         }
         model = self._llm.model_config
         listed = 0 if model.return_sampling_mask else listed_logprobs(self._request, model.get_vocab_size())
@@ -147,6 +148,8 @@ class Generation:
             if self._request.sampling.cuts:
                 self._kept += kept_sets(completion, listed, model.get_vocab_size())
             self._count(len(completion.token_ids))
+        if done == 0:
+            self._reused = output.num_cached_tokens
         self._spans += _spans(self._id, completion, done, len(self._tokens))
         return FinishReason(completion.finish_reason)
 
@@ -161,6 +164,7 @@ class Generation:
             tuple(self._spans),
             reason,
             self._kept_sets(),
+            self._reused,
         )
 
     def _kept_sets(self) -> KeptSets | None:
@@ -170,6 +174,11 @@ class Generation:
         if len(self._kept) != tokens:
             raise EngineError(f"request {self._id!r}: {len(self._kept)} kept sets for {tokens} tokens")
         return KeptSets.of(self._kept)
+
+
+def new_salt(version: int) -> str:
+    """Of a load of weights: a version may come a second time, and not be the same to the bit."""
+    return f"v{version}#{next(_serial)}"
 
 
 async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CPU_BLOCK_TOKENS = 32
+"""Tokens in a KV block on the CPU. Prompts are found in the cache by whole blocks, of which vLLM would have
+128."""
 RECEIVER = "asyncrl.rollout.engines.vllm.receiver.WeightReceiver"
 
 
@@ -34,6 +37,7 @@ class LaunchSettings:
     """What an engine is started with.
 
     capacity: requests that decode at the same time. max_length: longest prompt plus output, in tokens.
+    kept: sequences beside those whose keys and values there is room for, where the cache is given its size.
     threads: CPU threads of the model (CPU build). gpu_memory_utilization: share of each GPU's memory that the
     engine may take, weights included. shares_gpu: others take memory of its GPUs, perhaps while it starts.
     prefill_tokens: prompt and output tokens computed in one step, None for the device's `PREFILL_TOKENS`.
@@ -46,6 +50,7 @@ class LaunchSettings:
     dtype: Literal["float32", "bfloat16"]
     capacity: int
     max_length: int
+    kept: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     tensor_parallel_size: int = 1
@@ -128,6 +133,7 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
         # vLLM rewinds the random generator of a request whose prompt it has cut; those of the CPU cannot be
         # rewound, and the engine would die of it.
         optional["enable_chunked_prefill"] = False
+        optional["block_size"] = CPU_BLOCK_TOKENS
         prefill_tokens = max(prefill_tokens, longest)
     return AsyncEngineArgs(
         model=settings.model_path,
@@ -152,11 +158,11 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
 
 
 def _room_bytes(config: VllmConfig, settings: LaunchSettings) -> int:
-    """Of one rank, for `capacity` sequences of `max_length`."""
+    """Of one rank, for `capacity` sequences of `max_length`, and those kept."""
     model, parallel, block = config.model_config, config.parallel_config, config.cache_config.block_size
     heads, layers = model.get_num_kv_heads(parallel), model.get_num_layers(parallel)
     token_bytes = 2 * layers * heads * model.get_head_size() * model.dtype.itemsize
-    return room_bytes(settings.capacity, settings.max_length, block, token_bytes)
+    return room_bytes(settings.capacity + settings.kept, settings.max_length, block, token_bytes)
 
 
 def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_bytes: int) -> int:
@@ -180,7 +186,7 @@ def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_byte
         workspace_bytes=workspace,
         room_bytes=room,
     )
-    if n_bytes < _room_bytes(config, replace(settings, capacity=1)):
+    if n_bytes < _room_bytes(config, replace(settings, capacity=1, kept=0)):
         raise ValueError(
             f"rollout.vllm.gpu_memory_utilization={share:g} of a GPU of {format_bytes(card_bytes)} does not "
             f"hold the weights, {format_bytes(workspace)} to compute in and the keys and values of one "

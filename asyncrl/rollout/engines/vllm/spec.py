@@ -71,6 +71,7 @@ class Vllm(OfVllm):
             model.dtype,
             capacity=c.slots,
             max_length=max_length,
+            kept=c.kept,
             device=engine_device(config),
             threads=c.threads,
             tensor_parallel_size=c.tensor_parallel_size,
@@ -118,7 +119,7 @@ class Vllm(OfVllm):
             value_bytes=value_bytes,
         )
         of_rank = -(-model.kv_bytes_per_token // rollout.tensor_parallel_size)
-        room = room_bytes(rollout.slots, sequence_tokens, GPU_BLOCK_TOKENS, of_rank)
+        room = room_bytes(rollout.slots + rollout.kept, sequence_tokens, GPU_BLOCK_TOKENS, of_rank)
         kv_cache = shared_gpu_bytes(
             card_bytes=card.n_bytes,
             utilization=share,
