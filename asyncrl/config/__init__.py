@@ -1,7 +1,7 @@
 """The run's settings: one typed tree, read from YAML and overrides, refused with a remedy when wrong."""
 
 from asyncrl.config.load import InvalidSettings, dump, from_tree, keys, load
-from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig
+from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import RewardConfig, RewardJudgeConfig, RewardModelConfig, RewardPartConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "SweepConfig",
+    "TeacherConfig",
     "TrainerConfig",
     "dump",
     "from_tree",

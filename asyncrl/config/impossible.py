@@ -40,7 +40,8 @@ def impossible(c: Config) -> Iterator[str]:
             f"{c.trainer.batch_groups}: a mini-batch has at least one group; lower mini_batches"
         )
     yield from _impossible_data(c)
-    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}:
+    compares = c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}
+    if c.rollout.group_size == 1 and compares and not c.learns_without_rewards:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
@@ -71,6 +72,11 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)
+    if c.teacher is not None and c.teacher.offload and c.teacher.form == "exact":
+        yield (
+            "teacher.offload=true: with teacher.form=exact the teacher computes beside the policy, one "
+            "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
+        )
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
@@ -121,6 +127,8 @@ def _impossible_filter(c: Config) -> Iterator[str]:
             f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
             "would be dropped; leave the filter out"
         )
+    if c.learns_without_rewards:
+        yield f"{key}: groups of equal rewards teach, too, and they would be dropped; leave the filter out"
     if c.reference is not None and c.reference.where == "reward":
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
@@ -240,7 +248,7 @@ def _impossible_rejection(objective: ObjectiveConfig) -> Iterator[str]:
 def _impossible_rewards(c: Config) -> Iterator[str]:
     reward = c.reward
     scoring = reward.scoring
-    if not scoring and c.rollout.episode is None:
+    if not scoring and c.rollout.episode is None and not c.learns_without_rewards:
         yield "reward: nothing scores a response; give reward.functions or reward.models, or reward.judges"
     elif scoring and all(part.weight == 0 for part in scoring.values()):
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"

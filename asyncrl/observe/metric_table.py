@@ -100,6 +100,10 @@ critic/skipped_updates     updates  updates skipped because their gradient was n
 critic/lr                  -        learning rate of the critic in this step
 critic/target_mean         -        mean of the value targets
 
+# The teacher
+> Where the config has a section `teacher`.
+teacher/kl  nats  KL divergence of the policy from the teacher, mean over the trained tokens
+
 # Training policy against sampling policy
 > w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
 ess*                         share  effective sample size of the behaviour correction, over the trained tokens

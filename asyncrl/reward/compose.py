@@ -78,9 +78,10 @@ def compose(
     scales: for the parts that are standardised. Without it these enter unchanged, and neither their `cap` nor
         their `clip`, which are for standardised values, is applied.
 
-    Raises `ValueError` if nothing but shaping applies, or if the sum is not finite.
+    Raises `ValueError` if of several that score none applies, or if the sum is not finite.
     """
-    if not any(rule.name in values for rule in rules if not rule.shaping):
+    scoring = [rule.name for rule in rules if not rule.shaping]
+    if scoring and not any(name in values for name in scoring):
         raise ValueError("no reward function or model applies to it; at least one must score it")
     reward = sum(rule.weight * _term(values, rule, scales) for rule in rules if rule.name in values)
     if not math.isfinite(reward):

@@ -228,7 +228,7 @@ class GroupRollout:
         for error in (response.failure for response in responses if response.failure is not None):
             raise error
         open_ones = [response for response in responses if response.earned is None]
-        if open_ones and not self.rewards.parts:
+        if open_ones and not self.rewards.parts and self.rewards.required:
             raise RewardError(EPISODE, "it returned no reward, and the run has nothing else that scores", 1)
         request = ScoreRequest(
             prompt=task.prompt,

@@ -38,6 +38,7 @@ async def start_rollout(
             max_tokens=config.rollout.max_new_tokens,
             may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
             workers=config.rollout.workers,
+            required=not config.learns_without_rewards,
         )
         text_of = response_text(config)
         episodes = make_episodes(config, text_of, longest_prompt_tokens)

@@ -95,7 +95,6 @@ class TokenBatch:
     start_logprobs: under the policy that the step starts from.
     prox_logprobs: under the proximal policy; None too where that is the policy itself (in a step's only
     update), or made of what the token brings along.
-    ref_logprobs: under the reference.
     values: V before each token, of the critic as it is now.
     """
 
@@ -106,7 +105,6 @@ class TokenBatch:
     behavior_logprobs: Tensor
     start_logprobs: Tensor | None = None
     prox_logprobs: Tensor | None = None
-    ref_logprobs: Tensor | None = None
     values: Tensor | None = None
 
     @classmethod
