@@ -2,7 +2,13 @@
 
 from asyncrl.config.load import InvalidSettings, dump, from_tree, keys, load
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
-from asyncrl.config.reward import RewardConfig, RewardJudgeConfig, RewardModelConfig, RewardPartConfig
+from asyncrl.config.reward import (
+    LikelihoodConfig,
+    RewardConfig,
+    RewardJudgeConfig,
+    RewardModelConfig,
+    RewardPartConfig,
+)
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
 from asyncrl.config.schema import Config, DataConfig, ModelConfig
@@ -17,6 +23,7 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "InvalidSettings",
+    "LikelihoodConfig",
     "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",

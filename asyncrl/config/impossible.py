@@ -41,7 +41,7 @@ def impossible(c: Config) -> Iterator[str]:
         )
     yield from _impossible_data(c)
     compares = c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs"}
-    if c.rollout.group_size == 1 and compares and not c.learns_without_rewards:
+    if c.rollout.group_size == 1 and compares and c.teacher is None:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
@@ -128,7 +128,7 @@ def _impossible_filter(c: Config) -> Iterator[str]:
             "would be dropped; leave the filter out"
         )
     if c.learns_without_rewards:
-        yield f"{key}: groups of equal rewards teach, too, and they would be dropped; leave the filter out"
+        yield f"{key}: groups teach by more than what is known when they are filtered; leave the filter out"
     if c.reference is not None and c.reference.where == "reward":
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "

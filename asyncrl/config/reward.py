@@ -177,6 +177,21 @@ class FormatConfig(Section):
     """Its weight in the sum."""
 
 
+class LikelihoodConfig(Section):
+    column: str = "answer"
+    """Column with the reference answer."""
+    form: Literal["mean", "product"] = "mean"
+    """`mean`: the mean probability of its tokens, less that without the response (RLPR). `product`: its
+    probability, by whose own gradient the answer is learnt, too (VeriFree)."""
+    mark: str | None = None
+    """The text after which a response gives its answer, such as `<answer>`; what follows it is replaced. By
+    default what ends the model's thinking; an empty one lets the reference follow the whole response."""
+    end: str = ""
+    """What is written after the reference, and counts with it, such as `</answer>`."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum of rewards."""
+
+
 class RewardConfig(Section):
     functions: list[RewardFunctionConfig] = Field([])
     """Reward functions; the reward is the weighted sum of all parts."""
@@ -184,6 +199,9 @@ class RewardConfig(Section):
     """Reward models, each in a process of its own; a response is scored as soon as it is finished."""
     judges: list[RewardJudgeConfig] = Field([])
     """Language models behind HTTP APIs; they are asked for a whole group when its responses are finished."""
+    likelihood: LikelihoodConfig | None = None
+    """The policy's own probability of a reference answer after its thinking, which the trainer computes; null
+    is none."""
     route: RewardRouteConfig = RewardRouteConfig()
     overlong: OverlongConfig = OverlongConfig()
     format: FormatConfig = FormatConfig()

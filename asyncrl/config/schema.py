@@ -93,7 +93,7 @@ class Config(Section):
     @property
     def learns_without_rewards(self) -> bool:
         """Whether something teaches responses that nothing scores."""
-        return self.teacher is not None
+        return self.teacher is not None or self.reward.likelihood is not None
 
     @property
     def epoch_multiple(self) -> int:

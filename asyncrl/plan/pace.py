@@ -333,7 +333,10 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
         or objective.step_size == "vcpo"
     )
     masks = (loss is not None and loss.batch_mask is not None) + (objective.entropy_share is not None)
-    yield _Pass(models.policy, trained + start + masks + (objective.proximal == "ewma"), has_head=True)
+    likelihood = config.reward.likelihood  # of texts that are about as long as the samples
+    read = 0.0 if likelihood is None else 1.0 + (trained if likelihood.form == "product" else 0.0)
+    times = trained + start + masks + (objective.proximal == "ewma") + read
+    yield _Pass(models.policy, times, has_head=True)
     for name in config.frozen.keys() & models.frozen.keys():
         yield _Pass(models.frozen[name], 1.0, has_head=True)
     if critic is not None and models.critic is not None:

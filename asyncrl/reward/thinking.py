@@ -67,8 +67,11 @@ def thinking_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Thi
     """How the model marks its thinking: by `reward.thinking`, else by the marks of `KNOWN` that its tokenizer
     has as tokens or its chat template writes. None where nothing reads answers alone. Raises `ConfigError`
     for a model that has none of them."""
-    if not config.needs_thinking:
-        return None
+    return marks_of(config, tokenizer, "reward.sees=answer") if config.needs_thinking else None
+
+
+def marks_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, setting: str) -> Thinking:
+    """The same for the `setting` that needs them."""
     if config.thinking is not None:
         return Thinking(*config.thinking)
     templates = tokenizer.chat_template or ""
@@ -78,7 +81,7 @@ def thinking_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Thi
         if end in tokens or any(end in text for text in texts):
             return Thinking(begin, end)
     raise ConfigError(
-        "reward.sees=answer: neither the model's tokenizer nor its chat template has known marks of thinking "
+        f"{setting}: neither the model's tokenizer nor its chat template has known marks of thinking "
         f"({', '.join(end for _, end in KNOWN)}); give them, such as reward.thinking=[<think>, </think>], or "
-        "use reward.sees=all"
+        "leave the setting out"
     )

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from asyncrl.core.records import Group, Trajectory
+from asyncrl.reward.likelihood import Notes
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
@@ -72,7 +73,7 @@ class GroupRollout:
     text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
     follows its thinking, where rewards read that. group_size: of the groups that `room` counts.
     context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`. episode_metrics: sums and
-    counts since its last call.
+    counts since its last call. note: what the trainer is told of a member's last trajectory besides.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class GroupRollout:
         chat: ChatFormat | None = None,
         end_episodes: Callable[[], Awaitable[None]] | None = None,
         episode_metrics: Callable[[], dict[str, tuple[float, int]]] = dict,
+        note: Notes = lambda columns, trajectory: {},
     ) -> None:
         self.engine = engine
         self.rewards = rewards
@@ -103,6 +105,7 @@ class GroupRollout:
         self._chat = chat
         self._end_episodes = end_episodes
         self._episode_metrics = episode_metrics
+        self._note = note
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
         self._sessions: dict[int, list[Session]] = {}
@@ -220,6 +223,7 @@ class GroupRollout:
                 trajectory.reward = score.reward
                 trajectory.reward_parts = dict(score.parts)
                 trajectory.metadata |= score.extra
+            response.trajectories[-1].metadata |= self._note(task.columns, response.trajectories[-1])
         return Group(task.group_id, task.row, [t for response in responses for t in response.trajectories])
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:

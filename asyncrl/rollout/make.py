@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
+from asyncrl.reward.likelihood import reference_notes
 from asyncrl.reward.rewards import RewardModel, Rewards
 from asyncrl.reward.text import response_text
 from asyncrl.rollout.chat import make_chat
@@ -54,6 +55,7 @@ async def start_rollout(
             max_turns=config.rollout.episode_turns,
             chat=None if episodes is None else make_chat(config),
             end_episodes=None if episodes is None else episodes.close,
+            note=reference_notes(config),
             episode_metrics=dict if episodes is None else episodes.drain_metrics,
         )
         failing.push_async_callback(rewards.close)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from asyncrl.core.records import Batch
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.trainer.models.policy import Policy, Reading
-from asyncrl.trainer.packing.batch import TokenBatch
+from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.packing.pack import MicroBatch
 
@@ -26,8 +27,14 @@ class Lesson:
     advantages: Tensor | None = None
     """float32[T]: what it adds to the tokens' advantages, after `begin`."""
 
-    def begin(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> None:
-        """Forward passes over a step's batch, before any update."""
+    def flatten(self, batch: Batch, flat: FlatBatch) -> FlatBatch:
+        """What ranks are to know of the batch besides; by rank 0 alone. Raises `BatchError`."""
+        return flat
+
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
+        """Forward passes over a step's batch, before any update; the batch with the rewards that it has
+        then."""
+        return flat
 
     def reading(self, micro: MicroBatch) -> Reading | None:
         """What it wants of the policy's pass over a micro-batch."""
@@ -35,6 +42,9 @@ class Lesson:
     def loss(self, at: Tensor, seen: PolicyTokens, read: Tensor | None) -> Tensor | None:
         """float32[N]: further loss of the batch's tokens `at` (int64[N]), of which the policy's head has
         `read` this."""
+
+    def add_gradient(self, mini: MiniBatch) -> None:
+        """Add that of something else than the mini-batch's tokens, before the update that it ends with."""
 
     def metrics(self) -> dict[str, float]:
         """Of the step, over all ranks."""

@@ -12,7 +12,7 @@ from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.critic_update import CriticUpdate
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
-from asyncrl.trainer.lessons.make import load_lessons
+from asyncrl.trainer.lessons.make import load_lessons, make_lessons
 from asyncrl.trainer.models.critic import Critic, load_critic
 from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.packed import common_packing
@@ -59,6 +59,7 @@ def make_training(
     lessons = load_lessons(config, ranks)
     together = [models.policy, models.critic, *(lesson.model for lesson in lessons)]
     packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
+    lessons += make_lessons(config, policy, packing, ranks)
     step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
     return step, {name: part for name, part in parts.items() if part is not None}

@@ -81,6 +81,8 @@ class PolicyUpdate:
                 of_mini = self._of_uncertain(mini, tokens, advantages)
                 kept = self._kept(mini, tokens, of_mini)
                 self._accumulate_gradient(mini, tokens, of_mini, kept, seen)
+                for lesson in self._lessons:
+                    lesson.add_gradient(mini)
                 updates.append(self.policy.update(lr, step))
                 if self._averaged is not None:
                     self._averaged.follow()

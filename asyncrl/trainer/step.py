@@ -60,7 +60,10 @@ class TrainStep:
 
     def flatten(self, batch: Batch) -> FlatBatch:
         """What `train` takes. Raises `BatchError`."""
-        return flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
+        flat = flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
+        for lesson in self.lessons:
+            flat = lesson.flatten(batch, flat)
+        return flat
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Forward passes, advantages, then one optimizer update a mini-batch. Every rank gives the whole
@@ -76,6 +79,8 @@ class TrainStep:
         if not minis:  # all that was sampled is masked
             return self.policy.metrics_of_none()
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
+        for lesson in self.lessons:
+            flat = lesson.begin(minis, flat, tokens)
         flat = self._bootstrapped(flat)
         token_rewards = summed(lesson.token_rewards for lesson in self.lessons)
         advantages, value_targets = self.advantages(flat, tokens, token_rewards)
@@ -104,11 +109,10 @@ class TrainStep:
             or any(lesson.needs_start for lesson in self.lessons)
         )
         start = self.policy.logprobs(minis, tokens.ids) if needs_start else None
-        tokens = replace(tokens, start_logprobs=start, prox_logprobs=self.policy.prox_logprobs(start))
-        for lesson in self.lessons:
-            lesson.begin(minis, tokens)
         return replace(
             tokens,
+            start_logprobs=start,
+            prox_logprobs=self.policy.prox_logprobs(start),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
         )
 

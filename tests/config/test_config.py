@@ -356,7 +356,12 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (
             ["teacher.path=t", "objective.filter_constant_groups=true"],
-            "groups of equal rewards teach, too",
+            "groups teach by more than what is known",
+            "leave the filter out",
+        ),
+        (
+            ["reward.likelihood={}", "objective.filter_constant_groups=true"],
+            "groups teach by more than what is known",
             "leave the filter out",
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),

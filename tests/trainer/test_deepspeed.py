@@ -206,6 +206,8 @@ def test_invariant_5_what_looks_at_the_whole_batch_sees_it_on_every_rank(
     sections = {name: {"objective": objective} for name, objective in OF_THE_WHOLE_BATCH.items()}
     teacher = {"path": str(save_model(make_qwen3(seed=1), "teacher"))}
     sections |= {f"teacher-{form}": {"teacher": teacher | {"form": form}} for form in ("sampled", "exact")}
+    likelihood = {"form": "product", "weight": 3.0}
+    sections["likelihood"] = {"reward": {"likelihood": likelihood}, "objective": {"advantage": "rloo"}}
     for name, of_one in sections.items():
         trainer = {"mini_batches": 2, "micro_batch_tokens": 40}
         expected[name] = gradient_rank.alone(make_config(path, trainer=trainer, **of_one))

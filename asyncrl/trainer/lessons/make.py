@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.objective.make import make_policy_objective
+from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
+from asyncrl.trainer.lessons.likelihood import Likelihood
 from asyncrl.trainer.lessons.reference import load_reference
 from asyncrl.trainer.lessons.teacher import load_teacher
+from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import unhurried
 
@@ -14,10 +18,22 @@ LOADERS = {"reference": load_reference, "teacher": load_teacher}
 
 
 def load_lessons(config: Config, ranks: Ranks) -> list[Lesson]:
-    """Raises `ModelError` for models that this backend would not compute right."""
+    """Those with models of their own. Raises `ModelError` for models that this backend would not compute
+    right."""
     lessons: list[Lesson] = []
     for name, load in LOADERS.items():
         if getattr(config, name) is not None:
             with unhurried(f"loading the {name}"):
                 lessons.append(load(config, ranks))
+    return lessons
+
+
+def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks) -> list[Lesson]:
+    """Those in which the policy reads given text."""
+    lessons: list[Lesson] = []
+    if config.reward.likelihood is not None:
+        objective = config.objective
+        chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
+        aggregation = objective.aggregation or chosen.aggregation
+        lessons.append(Likelihood(policy, packing, ranks, config.reward.likelihood, aggregation))
     return lessons

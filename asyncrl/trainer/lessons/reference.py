@@ -12,7 +12,7 @@ from asyncrl.objective.kl import k1_penalty, kl_loss
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.lessons.frozen import FrozenPolicy, load_frozen
-from asyncrl.trainer.packing.batch import TokenBatch
+from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.ranks import Ranks
 
@@ -26,11 +26,12 @@ class Reference(Lesson):
         self._frozen = frozen
         self._config = config
 
-    def begin(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> None:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
         self._logprobs = self._frozen.logprobs(minis, tokens.ids)
         if self._config.where == "reward":
             penalty = k1_penalty(tokens.start_logprobs, self._logprobs, tokens.mask)
             self.token_rewards = -self._config.kl_coef * penalty
+        return flat
 
     def loss(self, at: Tensor, seen: PolicyTokens, read: Tensor | None) -> Tensor | None:
         if self._config.where == "reward":

@@ -14,7 +14,7 @@ from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.lessons.divergence import DivergenceFrom
 from asyncrl.trainer.lessons.frozen import FrozenPolicy, load_frozen
 from asyncrl.trainer.models.policy import Reading
-from asyncrl.trainer.packing.batch import TokenBatch
+from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
@@ -41,7 +41,7 @@ class Teacher(Lesson):
         self._ranks = ranks
         self._config = config
 
-    def begin(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> None:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
         self._sums = torch.zeros(2, dtype=torch.float64)
         if self._config.form == "sampled":
             logprobs = self._frozen.logprobs(minis, tokens.ids)
@@ -50,6 +50,7 @@ class Teacher(Lesson):
             self.advantages = self._config.kl_coef * torch.where(tokens.mask, centred, 0.0)
             if self._ranks.rank == 0:  # every rank has seen the whole batch
                 self._count(gap, tokens.mask)
+        return flat
 
     def reading(self, micro: MicroBatch) -> Reading | None:
         if self._config.form == "sampled":

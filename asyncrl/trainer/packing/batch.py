@@ -59,6 +59,9 @@ class FlatBatch:
     """float32[T]: what is given at each token, where some rewards were earned by turns; others are given at
     the last sampled token."""
 
+    texts: FlatBatch | None = None
+    """Sequences that nobody sampled, for the lesson that asks for them; None where none does."""
+
     @property
     def sequences(self) -> int:
         return len(self.rewards)
