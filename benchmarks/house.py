@@ -14,7 +14,10 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 """Rooms on the narrow path. Of the folders in `CHOICES` it needs one only, `torch`."""
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
-BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"), ("trainer", "lessons"))
+BESIDE = (
+    *(("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
+    *(("trainer", "critic"), ("trainer", "lessons")),
+)
 """What a run needs only where its config has a setting or a section of its own for it."""
 
 

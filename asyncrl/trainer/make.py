@@ -9,11 +9,11 @@ from torch import nn
 
 from asyncrl.config import Config
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic_update import CriticUpdate
+from asyncrl.trainer.critic.model import Critic, load_critic
+from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.lessons.make import load_lessons, make_lessons
-from asyncrl.trainer.models.critic import Critic, load_critic
 from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy, load_policy

@@ -10,7 +10,7 @@ import torch
 
 from asyncrl.core.records import Batch
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic_update import CriticUpdate
+from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.lesson import Lesson, summed
 from asyncrl.trainer.metrics import advantage_metrics, batch_metrics
 from asyncrl.trainer.packing.batch import (

@@ -15,7 +15,7 @@ from asyncrl.trainer.ranks import Ranks
 
 class FrozenPolicy:
     def __init__(self, policy: Policy, ranks: Ranks, *, offload: bool) -> None:
-        self.policy = policy.requires_grad_(False)
+        self.policy = policy
         self._ranks = ranks
         self._device = policy.device
         self._offload = offload
@@ -37,4 +37,4 @@ def load_frozen(config: Config, key: str, path: str | None, ranks: Ranks, *, off
     """Load `path`, the value of the setting `key`, or the initial policy. Raises `ModelError`."""
     with torch.no_grad():
         policy = load_policy(config, key, path)
-    return FrozenPolicy(policy, ranks, offload=offload)
+    return FrozenPolicy(policy.requires_grad_(False), ranks, offload=offload)

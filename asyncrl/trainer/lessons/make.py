@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from asyncrl.config import Config
 from asyncrl.objective.make import make_policy_objective
+from asyncrl.resolve import resolve
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
-from asyncrl.trainer.lessons.likelihood import Likelihood
-from asyncrl.trainer.lessons.reference import load_reference
-from asyncrl.trainer.lessons.teacher import load_teacher
 from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import unhurried
 
-LOADERS = {"reference": load_reference, "teacher": load_teacher}
-"""By section."""
+_HERE = "asyncrl.trainer.lessons"
+LOADERS = {"reference": f"{_HERE}.reference:load_reference", "teacher": f"{_HERE}.teacher:load_teacher"}
+"""By section. A run imports only what it has a section for."""
 
 
 def load_lessons(config: Config, ranks: Ranks) -> list[Lesson]:
@@ -24,7 +23,7 @@ def load_lessons(config: Config, ranks: Ranks) -> list[Lesson]:
     for name, load in LOADERS.items():
         if getattr(config, name) is not None:
             with unhurried(f"loading the {name}"):
-                lessons.append(load(config, ranks))
+                lessons.append(resolve(load)(config, ranks))
     return lessons
 
 
@@ -32,6 +31,8 @@ def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks
     """Those in which the policy reads given text."""
     lessons: list[Lesson] = []
     if config.reward.likelihood is not None:
+        from asyncrl.trainer.lessons.likelihood import Likelihood
+
         objective = config.objective
         chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
         aggregation = objective.aggregation or chosen.aggregation
