@@ -11,7 +11,7 @@ from asyncrl.config.reward import (
 )
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import STEP_STALLS, CheckpointConfig, NetworkConfig, RunConfig
-from asyncrl.config.schema import Config, DataConfig, ModelConfig
+from asyncrl.config.schema import Config, DataConfig, ModelConfig, SftConfig
 from asyncrl.config.sweep import SweepConfig
 from asyncrl.config.trainer import TrainerConfig
 from asyncrl.section import Section, section_of
@@ -35,6 +35,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "Section",
+    "SftConfig",
     "SweepConfig",
     "TeacherConfig",
     "TrainerConfig",

@@ -47,6 +47,32 @@ class DatasetConfig(Section):
         return Share(rows, self.weight, self.from_step, self.until_step)
 
 
+class SftConfig(Section):
+    path: str
+    """Demonstrations, as `data.path` names a dataset. Their prompts are read by the settings of `data`."""
+    split: str = "train"
+    """Split, for datasets that have several."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset that has several."""
+    prompt_column: str = "prompt"
+    """Column with the prompt."""
+    response_column: str = "response"
+    """Column with the response: a text, or a list with the assistant's message."""
+    coef: float = Field(1.0, gt=0)
+    """Weight of their mean loss by token, beside that of the samples."""
+    rows: int = Field(16, ge=1)
+    """Rows in a step."""
+    every_steps: int = Field(1, ge=1)
+    """Only every so many-th training step has some."""
+
+    def data(self, data: DataConfig) -> DataConfig:
+        """What their prompts are read by."""
+        own = {key: getattr(self, key) for key in ("path", "split", "subset", "prompt_column")}
+        dataset = data.model_copy(update={**own, "mix": []})
+        dataset._key = "sft.path"
+        return dataset
+
+
 class DataConfig(Section):
     path: str = ""
     """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, or `hub:OWNER/NAME`."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from asyncrl.config.data import DataConfig
+from asyncrl.config.data import DataConfig, SftConfig
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
@@ -77,6 +77,8 @@ class Config(Section):
     teacher: TeacherConfig | None = None
     """A policy whose judgement of each sampled token is learnt from (on-policy distillation); null is
     none."""
+    sft: SftConfig | None = None
+    """Demonstrations to learn from beside the samples; null is none."""
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -111,6 +111,11 @@ likelihood/answer           -      mean or product of p of the answer's tokens, 
 likelihood/direct           -      the same right after the prompt (`form: mean`)
 likelihood/unanswered_frac  share  responses without the mark, and so without an answer
 
+# Demonstrations
+> Where the config has a section `sft`, in the steps that have some.
+sft/loss    nats    mean of -log pi of their tokens, before the update
+sft/tokens  tokens  of them, in this step
+
 # Training policy against sampling policy
 > w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
 ess*                         share  effective sample size of the behaviour correction, over the trained tokens

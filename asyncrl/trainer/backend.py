@@ -115,6 +115,7 @@ class BackendSpec(Spec):
         for key, section in {
             "critic": config.critic,
             "reward.likelihood": config.reward.likelihood,
+            "sft": config.sft,
             **config.frozen,
         }.items():
             if section is not None and not self.computes:

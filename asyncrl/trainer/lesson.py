@@ -31,7 +31,7 @@ class Lesson:
         """What ranks are to know of the batch besides; by rank 0 alone. Raises `BatchError`."""
         return flat
 
-    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
         """Forward passes over a step's batch, before any update; the batch with the rewards that it has
         then."""
         return flat

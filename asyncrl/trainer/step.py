@@ -80,7 +80,7 @@ class TrainStep:
             return self.policy.metrics_of_none()
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
         for lesson in self.lessons:
-            flat = lesson.begin(minis, flat, tokens)
+            flat = lesson.begin(minis, flat, tokens, step)
         flat = self._bootstrapped(flat)
         token_rewards = summed(lesson.token_rewards for lesson in self.lessons)
         advantages, value_targets = self.advantages(flat, tokens, token_rewards)

@@ -89,7 +89,7 @@ class Likelihood(Lesson):
                 prompt = last.token_ids[: int(last.loss_mask.argmax())].tolist()
                 yield Text([*prompt, *found.mark], found.answer, group.group_id, DIRECT)
 
-    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
         self._flat, texts = flat, flat.texts
         firsts = flat.first_segments()
         earned = np.zeros(len(firsts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncrl.config import Config
+from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.objective.make import make_policy_objective
 from asyncrl.resolve import resolve
 from asyncrl.trainer.learner import Learner
@@ -37,4 +38,10 @@ def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks
         chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
         aggregation = objective.aggregation or chosen.aggregation
         lessons.append(Likelihood(policy, packing, ranks, config.reward.likelihood, aggregation))
+    if config.sft is not None:
+        from asyncrl.data.demonstrations import load_demonstrations
+        from asyncrl.trainer.lessons.sft import Sft
+
+        rows = load_demonstrations(config, load_tokenizer(config.model))
+        lessons.append(Sft(policy, packing, ranks, config.sft, rows, config.run.seed))
     return lessons

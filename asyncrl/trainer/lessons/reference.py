@@ -26,7 +26,7 @@ class Reference(Lesson):
         self._frozen = frozen
         self._config = config
 
-    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
         self._logprobs = self._frozen.logprobs(minis, tokens.ids)
         if self._config.where == "reward":
             penalty = k1_penalty(tokens.start_logprobs, self._logprobs, tokens.mask)

@@ -41,7 +41,7 @@ class Teacher(Lesson):
         self._ranks = ranks
         self._config = config
 
-    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch) -> FlatBatch:
+    def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
         self._sums = torch.zeros(2, dtype=torch.float64)
         if self._config.form == "sampled":
             logprobs = self._frozen.logprobs(minis, tokens.ids)
