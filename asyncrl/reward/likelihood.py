@@ -49,6 +49,8 @@ class ReferenceNotes:
         self._ends = ends
 
     def __call__(self, columns: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any]:
+        if self._column not in columns:  # a held-out row may do without
+            return {}
         start = int(trajectory.loss_mask.argmax())
         found = self._thinking(trajectory.token_ids[start:].tolist())
         if found is None:

@@ -8,12 +8,12 @@ import torch
 from batches import make_batch, with_true_logprobs
 from transformers import AutoModelForCausalLM
 
-from asyncrl.data.demonstrations import load_demonstrations
+from asyncrl.data.demonstrations import Demonstration, load_demonstrations
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.errors import ConfigError
 from asyncrl.section import with_values
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.lessons.sft import rows_of
+from asyncrl.trainer.lessons.sft import Sft, rows_of
 
 ROWS = [{"prompt": f"w{i}", "response": f"w{i + 20}"} for i in range(20, 40)]
 END = 1
@@ -137,3 +137,23 @@ def test_a_run_that_goes_on_learns_the_rows_that_it_would_have_learnt(config_of,
     assert torch.equal(weights(trainer), weights(again))
     assert losses[0] is losses[2] is None
     assert losses[3] < losses[1]
+
+
+def test_only_what_no_response_answers_is_demonstrated(config_of, batch, make_qwen3):
+    """Of the groups, the first has no demonstration, and the second needs none; one begins with the prompt of
+    another row."""
+    groups = batch.groups
+    prompts = [g.trajectories[0].token_ids[: g.trajectories[0].loss_mask.argmax()] for g in groups]
+    for i, group in enumerate(groups):
+        for trajectory in group.trajectories:
+            trajectory.reward = -1.0
+        group.trajectories[0].reward = 1.0 if i == 1 else 0.0
+    longer = next(i for i in (2, 3) if len(prompts[i]) > 1)
+    rows = [*prompts[1:], prompts[longer][:-1]]
+    trainer = make_trainer(config_of({"choose": "failed", "rows": 2}))
+    [lesson] = trainer._step.lessons
+    known = [Demonstration(ids.astype(np.int32), np.array([i, END], np.int32)) for i, ids in enumerate(rows)]
+    found = Sft(lesson._policy, lesson._packing, lesson._ranks, lesson._config, known, seed=0)
+    flat = trainer._step.flatten(batch)
+    assert [*found._of_failed(flat)] == [1, 2]
+    assert trainer.step(batch).get("sft/loss") is None  # its own rows are for other prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ class Sft(Lesson):
     Which rows a step has is a function of the step and of `run.seed`: all of them in an order of each epoch's
     own, so that a run that goes on from a checkpoint neither repeats nor skips one.
 
-    Source: with RL in turns, ReLIFT, Ma et al. 2025 (arXiv 2506.07527), which chooses the questions that no
-    response answers; in one loss, e.g. CHORD, Zhang et al. 2025 (arXiv 2508.11408).
+    With `choose: failed` it is of the batch alone: the rows whose prompts no response has answered.
+
+    Source: for the questions that fail, ReLIFT, Ma et al. 2025 (arXiv 2506.07527), which collects them for
+    updates of their own; in one loss, CHORD, Zhang et al. 2025 (arXiv 2508.11408).
     """
 
     def __init__(
@@ -46,14 +48,30 @@ class Sft(Lesson):
         self._config = config
         self._demonstrations = demonstrations
         self._seed = seed
+        self._by_prompt = {
+            row.prompt_ids.astype(np.int64).tobytes(): i for i, row in enumerate(demonstrations)
+        }
 
     def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
-        every, number = self._config.every_steps, len(self._demonstrations)
-        is_due = (step + 1) % every == 0
-        rows = rows_of(step // every, self._config.rows if is_due else 0, number, self._seed)
+        every, rows = self._config.every_steps, np.zeros(0, np.int64)
+        if (step + 1) % every == 0 and self._config.choose == "failed":
+            rows = np.array([*self._of_failed(flat)][: self._config.rows], np.int64)
+        elif (step + 1) % every == 0:
+            rows = rows_of(step // every, self._config.rows, len(self._demonstrations), self._seed)
         self._parts = iter(np.array_split(rows, len(minis)))
         self._sums = torch.zeros(2, dtype=torch.float64)
         return flat
+
+    def _of_failed(self, flat: FlatBatch) -> Iterator[int]:
+        """Rows with the prompt of a group without a reward above 0."""
+        sampled = flat.loss_mask | (flat.behavior_logprobs != 0)  # those that are too old to train on, too
+        for group in np.unique(flat.group_ids):
+            [members] = np.nonzero(flat.group_ids == group)
+            first = slice(*flat.offsets[members[0] : members[0] + 2])
+            prompt = flat.token_ids[first][: sampled[first].argmax()]
+            row = self._by_prompt.get(prompt.tobytes())
+            if row is not None and (flat.rewards[members] <= 0).all():
+                yield row
 
     def add_gradient(self, mini: MiniBatch) -> None:
         rows = next(self._parts)
