@@ -14,7 +14,7 @@ from asyncrl.reward.thinking import marks_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from asyncrl.config import Config
+    from asyncrl.config import Config, LikelihoodConfig, RewardConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,13 @@ class ReferenceNotes:
         return ids
 
 
+def mark_of(likelihood: LikelihoodConfig, config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands before an answer. Raises `ConfigError` where nothing says it."""
+    if likelihood.mark is not None:
+        return likelihood.mark
+    return marks_of(config, tokenizer, "reward.likelihood", "set reward.likelihood.mark").end
+
+
 Notes = Callable[[Mapping[str, Any], Trajectory], dict[str, Any]]
 
 
@@ -99,8 +106,6 @@ def reference_notes(config: Config) -> Notes:
     if likelihood is None:
         return lambda columns, trajectory: {}
     tokenizer = load_tokenizer(config.model)
-    mark = likelihood.mark
-    if mark is None:
-        mark = marks_of(config.reward, tokenizer, "reward.likelihood").end
+    mark = mark_of(likelihood, config.reward, tokenizer)
     ends = {*stop_token_ids(config.model), *config.rollout.stop_token_ids}
     return ReferenceNotes(tokenizer, likelihood.column, mark, likelihood.end, ends)

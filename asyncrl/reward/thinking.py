@@ -67,11 +67,13 @@ def thinking_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Thi
     """How the model marks its thinking: by `reward.thinking`, else by the marks of `KNOWN` that its tokenizer
     has as tokens or its chat template writes. None where nothing reads answers alone. Raises `ConfigError`
     for a model that has none of them."""
-    return marks_of(config, tokenizer, "reward.sees=answer") if config.needs_thinking else None
+    if not config.needs_thinking:
+        return None
+    return marks_of(config, tokenizer, "reward.sees=answer", "use reward.sees=all")
 
 
-def marks_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, setting: str) -> Thinking:
-    """The same for the `setting` that needs them."""
+def marks_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, setting: str, advice: str) -> Thinking:
+    """The same for the `setting` that needs them. advice: what else one can do."""
     if config.thinking is not None:
         return Thinking(*config.thinking)
     templates = tokenizer.chat_template or ""
@@ -83,5 +85,5 @@ def marks_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, setting: 
     raise ConfigError(
         f"{setting}: neither the model's tokenizer nor its chat template has known marks of thinking "
         f"({', '.join(end for _, end in KNOWN)}); give them, such as reward.thinking=[<think>, </think>], or "
-        "leave the setting out"
+        + advice
     )

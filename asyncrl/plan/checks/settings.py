@@ -23,8 +23,8 @@ from asyncrl.plan.facts.model import find_policy
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
+from asyncrl.reward.likelihood import mark_of
 from asyncrl.reward.route import RouteError, scoring_parts
-from asyncrl.reward.thinking import marks_of
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
@@ -83,8 +83,7 @@ def reference_answers(config: Config, prompts: PromptSet, tokenizer: PreTrainedT
     likelihood = config.reward.likelihood
     if likelihood is None:
         return
-    if likelihood.mark is None:
-        marks_of(config.reward, tokenizer, "reward.likelihood")
+    mark_of(likelihood, config.reward, tokenizer)
     for row in prompts:
         answer = row.columns.get(likelihood.column)
         if answer is None or not tokenizer(str(answer), add_special_tokens=False)["input_ids"]:
