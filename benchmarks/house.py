@@ -17,10 +17,11 @@ CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
+    *(("trainer", "critic"), ("trainer", "lessons")),
     *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
 )
-"""What a run needs only where `rollout.episode` names one; with `rollout.torch.cuda_graphs`; for models that
-no slot cache can hold."""
+"""What a run needs only where its config has a setting or a section of its own for it, or (`row_decoder.py`)
+for models that no slot cache can hold."""
 
 
 def lines_by_file() -> dict[Path, int]:

@@ -82,6 +82,35 @@ class HintsConfig(Section):
     """A row gets its hint for the group after one in which no response had a greater reward than this."""
 
 
+class SftConfig(Section):
+    path: str
+    """Demonstrations, as `data.path` names a dataset. Their prompts are read by the settings of `data`."""
+    split: str = "train"
+    """Split, for datasets that have several."""
+    subset: str | None = None
+    """Subset (configuration) of a hub dataset that has several."""
+    prompt_column: str = "prompt"
+    """Column with the prompt."""
+    response_column: str = "response"
+    """Column with the response: a text, or a list with the assistant's message."""
+    coef: float = Field(1.0, gt=0)
+    """Weight of their mean loss by token, beside that of the samples."""
+    choose: Literal["all", "failed"] = "all"
+    """`all`: one row after the other, shuffled anew in every epoch. `failed`: those with the prompt of a
+    group of the step in which no reward is above 0 (ReLIFT)."""
+    rows: int = Field(16, ge=1)
+    """Rows in a step; with `failed`, at most."""
+    every_steps: int = Field(1, ge=1)
+    """Only every so many-th training step has some."""
+
+    def data(self, data: DataConfig) -> DataConfig:
+        """What their prompts are read by."""
+        own = {key: getattr(self, key) for key in ("path", "split", "subset", "prompt_column")}
+        dataset = data.model_copy(update={**own, "mix": []})
+        dataset._key = "sft.path"
+        return dataset
+
+
 class DataConfig(Section):
     path: str = ""
     """A `.jsonl` or `.parquet` file, a folder saved by `datasets`, `hub:OWNER/NAME`, or

@@ -48,7 +48,8 @@ def impossible(c: Config) -> Iterator[str]:
             f"{c.staleness.fixed_lag} has each version sample whole ones; leave one of them out"
         )
     yield from _impossible_data(c)
-    if c.rollout.group_size == 1 and c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo"}:
+    compares = c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo"}
+    if c.rollout.group_size == 1 and compares and c.teacher is None:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
             "group of one are all 0; use rollout.group_size >= 2"
@@ -82,6 +83,11 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)
+    if c.teacher is not None and c.teacher.offload and c.teacher.form == "exact":
+        yield (
+            "teacher.offload=true: with teacher.form=exact the teacher computes beside the policy, one "
+            "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
+        )
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
@@ -157,6 +163,8 @@ def _impossible_filter(c: Config) -> Iterator[str]:
             f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
             "would be dropped; leave the filter out"
         )
+    if c.learns_without_rewards:
+        yield f"{key}: groups teach by more than what is known when they are filtered; leave the filter out"
     if c.reference is not None and c.reference.where == "reward":
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
@@ -289,7 +297,7 @@ def _impossible_rejection(objective: ObjectiveConfig) -> Iterator[str]:
 def _impossible_rewards(c: Config) -> Iterator[str]:
     reward = c.reward
     scoring = reward.scoring
-    if not scoring and c.rollout.episode is None:
+    if not scoring and c.rollout.episode is None and not c.learns_without_rewards:
         yield "reward: nothing scores a response; give reward.functions or reward.models, or reward.judges"
     elif scoring and all(part.weight == 0 for part in scoring.values()):
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"

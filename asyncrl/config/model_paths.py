@@ -11,7 +11,7 @@ from asyncrl.section import with_values
 def model_paths(config: Config) -> dict[str, tuple[str, bool]]:
     """Each path by its key, such as `critic.path`, and whether code that comes with the model may run."""
     trusted = config.model.trust_remote_code
-    sections = {key: getattr(config, key) for key in ("model", "critic", "reference")}
+    sections = {key: getattr(config, key) for key in ("model", "critic", "reference", "teacher")}
     found = {
         f"{key}.path": (section.path, trusted)
         for key, section in sections.items()

@@ -190,3 +190,15 @@ class ReferenceConfig(Section):
     """Upper bound of pi_theta / mu, by which a token counts in the KL loss; null leaves it whole."""
     offload: bool = False
     """Keep the reference in host memory while it does not compute."""
+
+
+class TeacherConfig(Section):
+    path: str
+    """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name."""
+    kl_coef: float = Field(1.0, gt=0)
+    """Weight of the KL divergence of the policy from the teacher, beside the advantages of rewards."""
+    form: Literal["sampled", "exact"] = "sampled"
+    """`sampled`: each sampled token's log-ratio of teacher and policy is added to its advantage. `exact`: the
+    divergence over the whole vocabulary is added to the loss."""
+    offload: bool = False
+    """`sampled`: keep the teacher in host memory while it does not compute."""

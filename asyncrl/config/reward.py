@@ -183,6 +183,21 @@ class FormatConfig(Section):
     """Its weight in the sum."""
 
 
+class LikelihoodConfig(Section):
+    column: str = "answer"
+    """Column with the reference answer."""
+    form: Literal["mean", "product"] = "mean"
+    """`mean`: the mean probability of its tokens, less that without the response (RLPR). `product`: its
+    probability, by whose own gradient the answer is learnt, too (VeriFree)."""
+    mark: str | None = None
+    """The text after which a response gives its answer, such as `<answer>`; what follows it is replaced. By
+    default what ends the model's thinking; an empty one lets the reference follow the whole response."""
+    end: str = ""
+    """What is written after the reference, and counts with it, such as `</answer>`."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the sum of rewards."""
+
+
 class RewardConfig(Section):
     functions: list[RewardFunctionConfig] = Field([])
     """Reward functions; the reward is the weighted sum of all parts."""
@@ -192,6 +207,9 @@ class RewardConfig(Section):
     """Language models behind HTTP APIs; they are asked for a whole group when its responses are finished."""
     episode: dict[str, PartConfig] = Field({})
     """How the parts enter the sum that an episode names; those not listed here have the weight 1."""
+    likelihood: LikelihoodConfig | None = None
+    """The policy's own probability of a reference answer after its thinking, which the trainer computes; null
+    is none."""
     route: RewardRouteConfig = RewardRouteConfig()
     overlong: OverlongConfig = OverlongConfig()
     format: FormatConfig = FormatConfig()

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from asyncrl.config.data import DataConfig
-from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig
+from asyncrl.config.data import DataConfig, SftConfig
+from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
@@ -74,12 +74,28 @@ class Config(Section):
     """The critic, for the advantages `gae`, `vtrace` and `turn_gae`; null is none."""
     reference: ReferenceConfig | None = None
     """A frozen policy to stay close to; null is none."""
+    teacher: TeacherConfig | None = None
+    """A policy whose judgement of each sampled token is learnt from (on-policy distillation); null is
+    none."""
+    sft: SftConfig | None = None
+    """Demonstrations to learn from beside the samples; null is none."""
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     network: NetworkConfig = NetworkConfig()
     sweep: SweepConfig | None = None
     """What `asyncrl sweep` compares by this config; null is nothing."""
+
+    @property
+    def frozen(self) -> dict[str, ReferenceConfig | TeacherConfig]:
+        """The policies that the trainer computes and does not train, by section."""
+        sections = {"reference": self.reference, "teacher": self.teacher}
+        return {name: section for name, section in sections.items() if section is not None}
+
+    @property
+    def learns_without_rewards(self) -> bool:
+        """Whether something teaches responses that nothing scores."""
+        return self.teacher is not None or self.reward.likelihood is not None
 
     @property
     def epoch_multiple(self) -> int:

@@ -114,6 +114,22 @@ critic/skipped_updates     updates  updates skipped because their gradient was n
 critic/lr                  -        learning rate of the critic in this step
 critic/target_mean         -        mean of the value targets
 
+# The teacher
+> Where the config has a section `teacher`.
+teacher/kl  nats  KL divergence of the policy from the teacher, mean over the trained tokens
+
+# The policy's probability of a reference answer
+> Where the config has a section `reward.likelihood`.
+likelihood/mean             -      what it gives a response, before its weight
+likelihood/answer           -      mean or product of p of the answer's tokens, after the thinking
+likelihood/direct           -      the same right after the prompt (`form: mean`)
+likelihood/unanswered_frac  share  responses without the mark, and so without an answer
+
+# Demonstrations
+> Where the config has a section `sft`, in the steps that have some.
+sft/loss    nats    mean of -log pi of their tokens, before the update
+sft/tokens  tokens  of them, in this step
+
 # Training policy against sampling policy
 > w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
 ess*                         share  effective sample size of the behaviour correction, over the trained tokens

@@ -41,7 +41,7 @@ class Symptoms:
             )
 
     def _no_signal(self, metrics: Mapping[str, float]) -> Iterator[str]:
-        if metrics.get("adv/zero_groups_frac", 0.0) < 1:
+        if metrics.get("adv/zero_groups_frac", 0.0) < 1 or "teacher/kl" in metrics:
             self._without_signal = 0
             return
         self._without_signal += 1

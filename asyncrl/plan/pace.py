@@ -320,7 +320,7 @@ class _Pass:
 def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     """Those of `asyncrl.trainer.step`."""
     assert models.policy is not None
-    objective, reference, critic = config.objective, config.reference, config.critic
+    objective, critic = config.objective, config.critic
     trained = 4.0 if config.trainer.gradient_checkpointing else 3.0
     loss = POLICY_LOSSES.get(objective.policy_loss)
     advantage = ADVANTAGES.get(objective.advantage)
@@ -328,13 +328,17 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     start = (
         (has_proximal and objective.proximal == "recompute" and config.trainer.mini_batches > 1)
         or (advantage is not None and advantage.needs_ratios)
-        or (reference is not None and reference.where == "reward")
+        or (config.reference is not None and config.reference.where == "reward")
+        or (config.teacher is not None and config.teacher.form == "sampled")
         or objective.step_size == "vcpo"
     )
     masks = (loss is not None and loss.batch_mask is not None) + (objective.entropy_share is not None)
-    yield _Pass(models.policy, trained + start + masks + (objective.proximal == "ewma"), has_head=True)
-    if reference is not None and models.reference is not None:
-        yield _Pass(models.reference, 1.0, has_head=True)
+    likelihood = config.reward.likelihood  # of texts that are about as long as the samples
+    read = 0.0 if likelihood is None else 1.0 + (trained if likelihood.form == "product" else 0.0)
+    times = trained + start + masks + (objective.proximal == "ewma") + read
+    yield _Pass(models.policy, times, has_head=True)
+    for name in config.frozen.keys() & models.frozen.keys():
+        yield _Pass(models.frozen[name], 1.0, has_head=True)
     if critic is not None and models.critic is not None:
         yield _Pass(models.critic, trained * critic.updates_per_policy_step + 1, has_head=False)
 
@@ -342,7 +346,7 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
 def _all_known(config: Config, models: KnownModels) -> bool:
     needed: list[object] = [models.policy, *models.reward]
     needed += [models.critic] if config.critic is not None else []
-    needed += [models.reference] if config.reference is not None else []
+    needed += [getattr(models, name) for name in config.frozen]
     return None not in needed
 
 
@@ -399,8 +403,7 @@ def _score_s(config: Config, models: KnownModels, lengths: _Lengths) -> dict[str
 def _start_s(config: Config, engine: EnginePace, models: KnownModels, version_bytes: int) -> float:
     """All roles start side by side, from the same disk."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
-    trainer = [m for m in (models.policy, models.critic, models.reference) if m is not None]
-    read = sum(facts.parameters for facts in trainer) * value_bytes
+    read = sum(facts.parameters for facts in models.trained.values()) * value_bytes
     trainer_s = TRAINER_START_S + read / DISK_BYTES_PER_S
     engine_s = engine.start_s + (version_bytes / DISK_BYTES_PER_S if engine.reads_weights else 0.0)
     scoring = [

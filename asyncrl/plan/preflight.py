@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.curriculum.hints import with_hints
 from asyncrl.data import hub
+from asyncrl.data.demonstrations import load_demonstrations
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, told
@@ -205,6 +206,9 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     findings.of(lambda: checks.kept_sets(config, models.policy))
     if tokenizer is not None:
         findings.of(partial(thinking_of, config.reward, tokenizer))
+    demonstrations = None if config.sft is None else config.sft.data(config.data)
+    if tokenizer is not None and demonstrations is not None and (fetches or not is_on_hub(demonstrations)):
+        findings.of(partial(load_demonstrations, config, tokenizer))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
@@ -218,6 +222,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
         if findings.of(partial(checks.reward_routes, config, scene.independent.functions.needs, prompts)):
             findings.of(partial(check_pairs, config, models.reward, prompts))
+        if tokenizer is not None:
+            findings.of(partial(checks.reference_answers, config, prompts, tokenizer))
         findings.of(partial(checks.prompts_fit, config, models.policy, prompts))
         if scene.needs_all:
             findings.of(partial(checks.servers, config, prompts))

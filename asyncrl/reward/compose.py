@@ -80,10 +80,10 @@ def compose(
     scales: for the parts that are standardised. Without it these enter unchanged, and neither their `cap` nor
         their `clip`, which are for standardised values, is applied.
 
-    Raises `ValueError` if nothing but shaping applies, or if the sum is not finite.
+    Raises `ValueError` if of several that score none applies, or if the sum is not finite.
     """
     applied = _applied(values, rules)
-    if all(rule.shaping for rule in applied):
+    if all(rule.shaping for rule in applied) and not all(rule.shaping for rule in rules):
         raise ValueError("no reward function or model applies to it; at least one must score it")
     reward = sum(rule.weight * _term(values, rule, scales) for rule in applied)
     if not math.isfinite(reward):

@@ -31,7 +31,8 @@ class Rewards:
 
     models: by name, one for each of `config.models`. max_tokens: length of the longest response,
     `rollout.max_new_tokens`. may_grow: whether `reward.workers: auto` may start further processes. workers:
-    rollout workers of the run, which share the limits of judges.
+    rollout workers of the run, which share the limits of judges. required: whether a response that nothing
+    scores is a failure; else its reward is 0.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Rewards:
         max_tokens: int,
         may_grow: bool = True,
         workers: int = 1,
+        required: bool = True,
     ) -> None:
+        self.required = required
         self._config = config
         self._models = models
         self._read_answers = {m.label for m in config.models if config.seen_by(m) == "answer"}

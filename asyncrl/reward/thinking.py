@@ -69,6 +69,11 @@ def thinking_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Thi
     for a model that has none of them."""
     if not config.needs_thinking:
         return None
+    return marks_of(config, tokenizer, "reward.sees=answer", "use reward.sees=all")
+
+
+def marks_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase, setting: str, advice: str) -> Thinking:
+    """The same for the `setting` that needs them. advice: what else one can do."""
     if config.thinking is not None:
         return Thinking(*config.thinking)
     templates = tokenizer.chat_template or ""
@@ -78,7 +83,7 @@ def thinking_of(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Thi
         if end in tokens or any(end in text for text in texts):
             return Thinking(begin, end)
     raise ConfigError(
-        "reward.sees=answer: neither the model's tokenizer nor its chat template has known marks of thinking "
+        f"{setting}: neither the model's tokenizer nor its chat template has known marks of thinking "
         f"({', '.join(end for _, end in KNOWN)}); give them, such as reward.thinking=[<think>, </think>], or "
-        "use reward.sees=all"
+        + advice
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
 from asyncrl.curriculum.choices import Choice
 from asyncrl.curriculum.hints import as_trained
+from asyncrl.reward.likelihood import Notes
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
 from asyncrl.rollout.chat import ChatFormat
@@ -73,7 +74,7 @@ class GroupRollout:
     follows its thinking, where rewards read that. group_size: episodes of the groups that `room` counts.
     choice: makes groups of as many; None where all of a lease belong to it.
     context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`. episode_metrics: sums and
-    counts since its last call.
+    counts since its last call. note: what the trainer is told of a member's last trajectory besides.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class GroupRollout:
         chat: ChatFormat | None = None,
         end_episodes: Callable[[], Awaitable[None]] | None = None,
         episode_metrics: Callable[[], dict[str, tuple[float, int]]] = dict,
+        note: Notes = lambda columns, trajectory: {},
     ) -> None:
         self.engine = engine
         self.rewards = rewards
@@ -106,6 +108,7 @@ class GroupRollout:
         self._chat = chat
         self._end_episodes = end_episodes
         self._episode_metrics = episode_metrics
+        self._note = note
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
         self._sessions: dict[int, list[Session]] = {}
@@ -239,6 +242,7 @@ class GroupRollout:
                 trajectory.reward_parts = dict(score.parts)
                 trajectory.metadata |= score.extra
                 trajectory.turn_rewards = self.rewards.of_turns(trajectory)
+            response.trajectories[-1].metadata |= self._note(task.columns, response.trajectories[-1])
         left_out = LeftOut()
         if self._choice is not None and len(everybody) > task.group_size:
             responses, left_out = self._choice.members(task, everybody, responses, scores)
@@ -251,7 +255,7 @@ class GroupRollout:
         for error in (response.failure for response in responses if response.failure is not None):
             raise error
         open_ones = [response for response in responses if response.earned is None]
-        if open_ones and not self.rewards.parts:
+        if open_ones and not self.rewards.parts and self.rewards.required:
             raise RewardError(EPISODE, "it returned no reward, and the run has nothing else that scores", 1)
         request = ScoreRequest(
             prompt=task.prompt,

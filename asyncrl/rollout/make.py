@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from asyncrl.config import Config
 from asyncrl.curriculum.choices import make_choice
+from asyncrl.reward.likelihood import reference_notes
 from asyncrl.reward.rewards import RewardModel, Rewards
 from asyncrl.reward.text import response_text
 from asyncrl.rollout.chat import make_chat
@@ -39,6 +40,7 @@ async def start_rollout(
             max_tokens=config.rollout.max_new_tokens,
             may_grow=not config.run.in_one_process,  # whose outcome depends on nothing's pace
             workers=config.rollout.workers,
+            required=not config.learns_without_rewards,
         )
         text_of = response_text(config)
         episodes = make_episodes(config, text_of, longest_prompt_tokens)
@@ -55,6 +57,7 @@ async def start_rollout(
             max_turns=config.rollout.episode_turns,
             chat=None if episodes is None else make_chat(config),
             end_episodes=None if episodes is None else episodes.close,
+            note=reference_notes(config),
             episode_metrics=dict if episodes is None else episodes.drain_metrics,
         )
         failing.push_async_callback(rewards.close)

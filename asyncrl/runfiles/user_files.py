@@ -19,7 +19,7 @@ from asyncrl.section import with_values
 
 
 class UserFiles(msgspec.Struct, frozen=True):
-    """The Python files behind the functions that a config names, and the prompts of its judges."""
+    """The Python files behind the functions that a config names, its judges' prompts, its demonstrations."""
 
     functions: dict[str, str]
     """The file of each user-defined function, by its name in the config."""
@@ -68,12 +68,15 @@ def look_at_functions(config: Config) -> Found:
         named_choices(config),
     )
     found = look(wanted)
-    return msgspec.structs.replace(found, digests=found.digests | _digests_of_prompts(config))
+    return msgspec.structs.replace(found, digests=found.digests | _digests_of_texts(config))
 
 
-def _digests_of_prompts(config: Config) -> dict[str, str]:
-    """Of the files with judges' prompts, by path; those that are not there are refused elsewhere."""
-    paths = [Path(_absolute(judge.prompt)) for judge in config.reward.judges if judge.prompt is not None]
+def _digests_of_texts(config: Config) -> dict[str, str]:
+    """Of the files with judges' prompts and demonstrations, by path; what is not there is refused
+    elsewhere."""
+    named = [judge.prompt for judge in config.reward.judges if judge.prompt is not None]
+    named += [] if config.sft is None else [config.sft.path]
+    paths = [Path(_absolute(name)) for name in named]
     return {str(path): digest_of(path) for path in paths if path.is_file()}
 
 
@@ -106,6 +109,8 @@ def with_absolute_paths(config: Config) -> Config:
         own["rollout.episode"] = rollout.episode
     changed = {key: _of_file(name) for key, name in own.items()}
     changed |= {data.key: _absolute(data.path) for data in config.data.datasets if not is_on_hub(data)}
+    if config.sft is not None:
+        changed["sft.path"] = _absolute(config.sft.path)
     for i, judge in enumerate(config.reward.judges):
         if judge.prompt is not None:
             changed[f"reward.judges.{i}.prompt"] = _absolute(judge.prompt)

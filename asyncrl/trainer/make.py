@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from asyncrl.config import Config
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic_update import CriticUpdate
+from asyncrl.trainer.critic.model import Critic, load_critic
+from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
-from asyncrl.trainer.models.critic import Critic, load_critic
+from asyncrl.trainer.lesson import Lesson
+from asyncrl.trainer.lessons.make import load_lessons, make_lessons
 from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy, load_policy
-from asyncrl.trainer.models.reference import Reference, load_reference
 from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.policy_update import PolicyUpdate
 from asyncrl.trainer.ranks import OneRank, Ranks
@@ -55,13 +56,11 @@ def make_training(
     averaged = None
     if config.objective.proximal == "ewma":
         averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
-    reference = None
-    if config.reference is not None:
-        with unhurried("loading the reference"):
-            reference = load_reference(config, ranks)
-    together = [models.policy, models.critic, None if reference is None else reference.policy]
+    lessons = load_lessons(config, ranks)
+    together = [models.policy, models.critic, *(lesson.model for lesson in lessons)]
     packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
-    step = make_step(config, policy, packing, ranks, critic=critic, reference=reference, averaged=averaged)
+    lessons += make_lessons(config, policy, packing, ranks)
+    step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
     return step, {name: part for name, part in parts.items() if part is not None}
 
@@ -73,7 +72,7 @@ def make_step(
     ranks: Ranks | None = None,
     *,
     critic: Learner | None = None,
-    reference: Reference | None = None,
+    lessons: Sequence[Lesson] = (),
     averaged: AveragedPolicy | None = None,
 ) -> TrainStep:
     """The training step by the config's settings, which are read here and given to whom they concern."""
@@ -87,13 +86,11 @@ def make_step(
         packing=packing,
         ranks=ranks,
         advantages=AdvantageEstimator(config.objective),
-        policy=PolicyUpdate(
-            policy, ranks, config.objective, ages=ages, reference=reference, averaged=averaged
-        ),
+        policy=PolicyUpdate(policy, ranks, config.objective, ages=ages, lessons=lessons, averaged=averaged),
         lr=Schedule(
             trainer.lr, trainer.lr_schedule, trainer.warmup_steps, config.run.steps, trainer.lr_min_share
         ),
-        reference=reference,
+        lessons=lessons,
         mask_truncated=config.objective.mask_truncated,
         bootstrap=(config.objective.gamma or 1.0) if config.objective.bootstrap_truncated else None,
     )

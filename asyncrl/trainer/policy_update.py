@@ -17,8 +17,8 @@ from asyncrl.objective.proximal import WITHOUT_PASS
 from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.objective.step_size import ess_share, ess_sums, sequence_sums, vcpo_lr_scale
 from asyncrl.trainer.learner import Learner, Update
+from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.models.ewma import AveragedPolicy
-from asyncrl.trainer.models.reference import Reference
 from asyncrl.trainer.packing.batch import TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch, batch_logprobs, count_micros, over_tokens
 from asyncrl.trainer.packing.pack import MicroBatch
@@ -39,14 +39,14 @@ class PolicyUpdate:
         config: ObjectiveConfig,
         *,
         ages: int,
-        reference: Reference | None = None,
+        lessons: Sequence[Lesson] = (),
         averaged: AveragedPolicy | None = None,
     ) -> None:
         self.policy = policy
         self._ranks = ranks
         self._config = config
         self._ages = ages
-        self._reference = reference
+        self._lessons = lessons
         self._averaged = averaged
         chosen = make_policy_objective(config.policy_loss, config.settings_of(config.policy_loss))
         self._loss, self._batch_mask = chosen.loss, chosen.batch_mask
@@ -81,6 +81,8 @@ class PolicyUpdate:
                 of_mini = self._of_uncertain(mini, tokens, advantages)
                 kept = self._kept(mini, tokens, of_mini)
                 self._accumulate_gradient(mini, tokens, of_mini, kept, seen)
+                for lesson in self._lessons:
+                    lesson.add_gradient(mini)
                 updates.append(self.policy.update(lr, step))
                 if self._averaged is not None:
                     self._averaged.follow()
@@ -130,14 +132,16 @@ class PolicyUpdate:
         loss = 0.0
         for micro in mini.micros():
             at = micro.token_index
-            logprobs, entropy = self.policy(micro, tokens.ids[at])
+            readings = [lesson.reading(micro) for lesson in self._lessons]
+            logprobs, entropy, *read = self.policy(micro, tokens.ids[at], *readings)
             prox = self._proximal(micro, tokens, logprobs.detach())
             here = _policy_tokens(tokens, at, logprobs, prox, advantages, kept=kept)
             of_tokens, clipped = self._token_losses(here)
             if self._config.entropy_coef:
                 of_tokens = of_tokens - self._config.entropy_coef * entropy
-            if self._reference is not None and not self._reference.in_reward:
-                of_tokens = of_tokens + self._reference.loss(here, tokens.ref_logprobs[at])
+            for lesson, of_lesson in zip(self._lessons, read, strict=True):
+                if (further := lesson.loss(at, here, of_lesson)) is not None:
+                    of_tokens = of_tokens + further
             share = aggregate(self._aggregation, of_tokens, here.mask, here.sequences, mini.totals)
             self.policy.backward(share)
             loss += float(share.detach())

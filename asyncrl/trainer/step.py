@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from asyncrl.core.records import Batch
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic_update import CriticUpdate
+from asyncrl.trainer.critic.update import CriticUpdate
+from asyncrl.trainer.lesson import Lesson, summed
 from asyncrl.trainer.metrics import advantage_metrics, batch_metrics
-from asyncrl.trainer.models.reference import Reference
 from asyncrl.trainer.packing.batch import (
     FlatBatch,
     TokenBatch,
@@ -50,7 +49,7 @@ class TrainStep:
     lr: Schedule
     critic: CriticUpdate | None = None
     critic_lr: Schedule | None = None
-    reference: Reference | None = None
+    lessons: Sequence[Lesson] = ()
     mask_truncated: bool = False
     bootstrap: float | None = None
 
@@ -61,7 +60,10 @@ class TrainStep:
 
     def flatten(self, batch: Batch) -> FlatBatch:
         """What `train` takes. Raises `BatchError`."""
-        return flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
+        flat = flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
+        for lesson in self.lessons:
+            flat = lesson.flatten(batch, flat)
+        return flat
 
     def train(self, flat: FlatBatch, step: int, total_steps: int | None = None) -> dict[str, float]:
         """Forward passes, advantages, then one optimizer update a mini-batch. Every rank gives the whole
@@ -77,13 +79,19 @@ class TrainStep:
         if not minis:  # all that was sampled is masked
             return self.policy.metrics_of_none()
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
+        for lesson in self.lessons:
+            flat = lesson.begin(minis, flat, tokens, step)
         flat = self._bootstrapped(flat)
-        advantages, value_targets = self.advantages(flat, tokens, self._kl_rewards(tokens))
+        token_rewards = summed(lesson.token_rewards for lesson in self.lessons)
+        advantages, value_targets = self.advantages(flat, tokens, token_rewards)
+        if (further := summed(lesson.advantages for lesson in self.lessons)) is not None:
+            advantages = advantages + further
         metrics = advantage_metrics(flat, advantages, value_targets)
         if self.critic is not None:
             lr = self.critic_lr(step, total_steps)
             metrics |= self.critic.train(minis, tokens.values, value_targets, lr, step)
-        return metrics | self.policy.train(minis, tokens, advantages, self.lr(step, total_steps), step)
+        metrics |= self.policy.train(minis, tokens, advantages, self.lr(step, total_steps), step)
+        return metrics | {name: value for part in self.lessons for name, value in part.metrics().items()}
 
     def _mini_batches(self, flat: FlatBatch, seed: int) -> list[MiniBatch]:
         """Those with a token to train on."""
@@ -98,14 +106,13 @@ class TrainStep:
         needs_start = (
             self.policy.needs_start(len(minis))
             or self.advantages.needs_ratios
-            or (self.reference is not None and self.reference.in_reward)
+            or any(lesson.needs_start for lesson in self.lessons)
         )
         start = self.policy.logprobs(minis, tokens.ids) if needs_start else None
         return replace(
             tokens,
             start_logprobs=start,
             prox_logprobs=self.policy.prox_logprobs(start),
-            ref_logprobs=None if self.reference is None else self.reference.logprobs(minis, tokens.ids),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
         )
 
@@ -123,12 +130,6 @@ class TrainStep:
         from asyncrl.trainer.turns import values_at_ends  # of episodes
 
         return replace(flat, rewards=rewards, turn_rewards=values_at_ends(flat, after))
-
-    def _kl_rewards(self, tokens: TokenBatch) -> Tensor | None:
-        """float32[T]: what the divergence from the reference takes off each token's reward."""
-        if self.reference is None or not self.reference.in_reward:
-            return None
-        return self.reference.rewards(tokens)
 
 
 def _seed(run_seed: int, step: int) -> int:

@@ -354,6 +354,21 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "reference.ratio_cap=10.0 is for a KL in the loss",
             "leave it out",
         ),
+        (
+            ["teacher={path: t, form: exact, offload: true}"],
+            "with teacher.form=exact the teacher computes beside the policy",
+            "use teacher.form=sampled",
+        ),
+        (
+            ["teacher.path=t", "objective.filter_constant_groups=true"],
+            "groups teach by more than what is known",
+            "leave the filter out",
+        ),
+        (
+            ["reward.likelihood={}", "objective.filter_constant_groups=true"],
+            "groups teach by more than what is known",
+            "leave the filter out",
+        ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(
             (

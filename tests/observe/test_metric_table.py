@@ -21,12 +21,14 @@ datasets, segments, episodes, a gateway, and judges, of which `tests/e2e/test_ju
 
 
 @pytest.fixture
-def lines(make_config, one_thread):
+def lines(make_config, one_thread, tiny_folder):
     """A run with all that a trainer can have."""
     config = make_config(
         *("run.mode=inline", "run.steps=4", "staleness.max_staleness=1", "rollout.slots=8"),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
         *("reward.functions.0.standardise=true", "data.curriculum={}"),
+        *("reward.likelihood.mark=''", f"teacher.path={tiny_folder}"),
+        *(f"sft.path={tiny_folder / 'prompts.jsonl'}", "sft.response_column=answer"),
     )
     return read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
 

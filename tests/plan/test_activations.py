@@ -15,7 +15,9 @@ from asyncrl.plan.facts.model import layer_shape
 from asyncrl.plan.memory import activations
 from asyncrl.trainer.kernels.logprob import LogitShape, token_logprobs
 from asyncrl.trainer.kernels.varlen import NAME as VARLEN
+from asyncrl.trainer.lessons.divergence import DivergenceFrom
 from asyncrl.trainer.models.packed import _checkpoint_gradients
+from asyncrl.trainer.models.policy import FusedHead
 
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
 SHAPES = {
@@ -180,6 +182,31 @@ def test_the_head(name, tokens, entropy, capped):
     estimate = activations.head_bytes(
         shape, vocab_size, tokens, 1024, 2, entropy_has_gradient=entropy, caps_logits=capped
     )
+    assert estimate == within_15_percent(live.peak)
+
+
+@pytest.mark.parametrize("tokens", [300, TOKENS])
+def test_the_divergence_from_a_larger_model(tokens):
+    shape, larger = (make(name).shape for name in ("Qwen3-0.6B", "Qwen3-8B"))
+    vocab_size = QWEN3["vocab_size"]
+    with torch.device("meta"):
+        heads = [
+            FusedHead(
+                torch.nn.Linear(of.hidden_size, vocab_size, bias=False, dtype=torch.bfloat16),
+                *(LogitShape(),),
+                temperature=1.0,
+                chunk_tokens=1024,
+            )
+            for of in (shape, larger)
+        ]
+        hidden = torch.empty(tokens, shape.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+        targets = torch.empty(tokens, dtype=torch.int64)
+    heads[1].requires_grad_(False)
+    with LiveBytes("meta", [hidden, targets, *(head.weight for head in heads)]) as live:
+        other = torch.empty(tokens, larger.hidden_size, dtype=torch.bfloat16, device="meta")
+        logprobs, _, divergence = heads[0](hidden, targets, None, DivergenceFrom(other, heads[1]))
+        (logprobs.sum() + divergence.sum()).backward()
+    estimate = activations.divergence_bytes(shape, larger, vocab_size, tokens, 1024, 2)
     assert estimate == within_15_percent(live.peak)
 
 

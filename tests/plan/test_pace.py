@@ -130,6 +130,8 @@ def test_critic_and_reference_compute_too():
     both = KnownModels(MODEL, critic=MODEL, reference=MODEL)
     reference = pace("reference={}", models=both).train_s
     assert reference == pytest.approx(pace().train_s * 4 / 3)
+    teacher = pace("teacher={path: t}", models=KnownModels(MODEL, teacher=MODEL)).train_s
+    assert teacher == pytest.approx(pace().train_s * 5 / 3)  # and the policy, at the step's start
     critic = pace("critic={}", "objective.advantage=gae", models=both).train_s
     # Three passes of training and one for the values; its head is no vocabulary.
     assert pace().train_s * 6.5 / 3 < critic < pace().train_s * 7 / 3

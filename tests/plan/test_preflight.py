@@ -461,6 +461,23 @@ def test_answers_alone_can_be_read_only_where_thinking_is_marked(run):
     assert preflight(run(reward={"sees": "answer", "thinking": ["(", ")"]}))
 
 
+def test_a_likelihood_needs_a_mark_and_a_reference_answer_in_every_row(run):
+    def of(**settings):
+        return run(reward={"likelihood": settings})
+
+    assert "reward.likelihood: neither the model's tokenizer" in refusal(of())
+    assert "column=solution: usable row 0 of the dataset has no" in refusal(of(mark="", column="solution"))
+    assert preflight(of(mark="</a>"))
+
+
+def test_demonstrations_are_read_before_anything_starts_and_known_again(run):
+    (run.path / "sft.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c"}\n')
+    path = str(run.path / "sft.jsonl")
+    assert "usable row 1: no text in the column `response`" in refusal(run(sft={"path": path}))
+    skipping = preflight(run(sft={"path": path}, data={"on_bad_row": "skip"}))
+    assert path in skipping.user_files.digests
+
+
 def test_a_gate_on_scores_that_may_be_negative_is_warned_of(run, make_reward_model):
     make_reward_model("judge")
 

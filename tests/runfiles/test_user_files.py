@@ -28,6 +28,7 @@ def test_what_is_in_the_working_folder_is_named_from_anywhere(tmp_path, monkeypa
         },
         "objective": {"policy_loss": "rewards.py:loss"},
         "reference": {},
+        "sft": {"path": "rows.jsonl"},
     }
     config = with_absolute_paths(from_tree(tree))
     assert (config.model.path, config.data.path) == (f"{tmp_path}/model", f"{tmp_path}/rows.jsonl")
@@ -35,6 +36,7 @@ def test_what_is_in_the_working_folder_is_named_from_anywhere(tmp_path, monkeypa
     assert functions == [f"{tmp_path}/rewards.py:right", "my.module:right"]
     assert config.reward.judges[0].prompt == f"{tmp_path}/ask.jinja"
     assert config.objective.policy_loss == f"{tmp_path}/rewards.py:loss"
+    assert config.sft.path == f"{tmp_path}/rows.jsonl"
     assert (config.objective.advantage, config.reward.models[0].path) == ("grpo", "some/judge")
     assert config.reference.path is None
     assert with_absolute_paths(config) == config

@@ -75,6 +75,19 @@ def with_kept_sets(batch, seed=0, vocabulary=VOCABULARY):
     return batch
 
 
+def with_references(batch, seed=0, vocabulary=VOCABULARY):
+    """The batch with what a worker notes of responses that come to an answer: most of them, and of one group
+    none."""
+    rng = np.random.default_rng(seed)
+    for group in batch.groups[1:]:
+        answer, mark = (rng.integers(2, vocabulary, n).tolist() for n in (rng.integers(1, 4), 2))
+        for t in group.trajectories:
+            if rng.random() < 0.7:
+                kept = int(rng.integers(t.loss_mask.argmax(), len(t.token_ids) + 1))
+                t.metadata["reference"] = {"kept": kept, "tail": mark[1:], "answer": answer, "mark": mark}
+    return batch
+
+
 def kept_table(kept, vocabulary=VOCABULARY):
     """bool[N, V], by the definition of `KeptSets`."""
     table = torch.ones(len(kept.sizes), vocabulary, dtype=torch.bool)

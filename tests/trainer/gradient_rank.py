@@ -5,7 +5,7 @@
 from pathlib import Path
 
 import torch
-from batches import make_batch, with_true_logprobs
+from batches import make_batch, with_references, with_true_logprobs
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,7 @@ def gradients(config, ranks, learner) -> dict[str, torch.Tensor]:
     models = load_models(config)
     step, parts = make_training(config, models, learner, ranks)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
-    batch = with_true_logprobs(make_batch(0, groups=6), model)
+    batch = with_references(with_true_logprobs(make_batch(0, groups=6), model))
     step.train(step.flatten(batch), 0)
     return {
         f"{part}.{name}": tensor.detach().float().clone()

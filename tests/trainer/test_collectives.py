@@ -11,12 +11,13 @@ from pretended import DEVICE, pretended_device
 
 from asyncrl.trainer.backends.deepspeed import group as trainer_group
 from asyncrl.trainer.backends.deepspeed.group import RankGroup
+from asyncrl.trainer.critic.model import Critic
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.lessons.frozen import FrozenPolicy
+from asyncrl.trainer.lessons.reference import Reference
 from asyncrl.trainer.make import make_step as step_of
-from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.models.reference import Reference
 from asyncrl.trainer.ranks import DeviceError, OneRank
 
 
@@ -53,9 +54,11 @@ def step(group, make_qwen3, make_config, monkeypatch):
         policy, frozen = policies
         critic = Critic(decoder(device, 1, dtype))
         learners = [TorchLearner(model, config.trainer, ranks) for model in (policy, critic)]
-        reference = Reference(frozen, ranks, config.reference)
+        reference = Reference(
+            FrozenPolicy(frozen.requires_grad_(False), ranks, offload=False), config.reference
+        )
         packing = common_packing([policy, critic], config.trainer.micro_batch_tokens)
-        made = step_of(config, learners[0], packing, ranks, critic=learners[1], reference=reference)
+        made = step_of(config, learners[0], packing, ranks, critic=learners[1], lessons=[reference])
         return made, policy
 
     return make

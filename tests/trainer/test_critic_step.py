@@ -9,9 +9,9 @@ from batches import with_true_logprobs
 
 from asyncrl.core.records import FinishReason
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.critic.model import Critic
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import make_step as step_of
-from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.work import current_work

@@ -203,11 +203,20 @@ def test_invariant_5_what_looks_at_the_whole_batch_sees_it_on_every_rank(
     save_model, make_config, make_qwen3, tmp_path
 ):
     path, expected = save_model(make_qwen3()), {}
-    for name, objective in OF_THE_WHOLE_BATCH.items():
+    sections = {name: {"objective": objective} for name, objective in OF_THE_WHOLE_BATCH.items()}
+    teacher = {"path": str(save_model(make_qwen3(seed=1), "teacher"))}
+    sections |= {f"teacher-{form}": {"teacher": teacher | {"form": form}} for form in ("sampled", "exact")}
+    likelihood = {"form": "product", "weight": 3.0}
+    sections["likelihood"] = {"reward": {"likelihood": likelihood}, "objective": {"advantage": "rloo"}}
+    rows = [json.dumps({"prompt": f"w{i}", "response": f"w{i + 20}"}) for i in range(20, 60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    sections["sft"] = {"sft": {"path": str(tmp_path / "rows.jsonl"), "rows": 30}}
+    for name, of_one in sections.items():
         trainer = {"mini_batches": 2, "micro_batch_tokens": 40}
-        expected[name] = gradient_rank.alone(make_config(path, objective=objective, trainer=trainer))
-        trainer |= {"backend": "deepspeed", "ranks": 2, "deepspeed": {"zero_stage": 0}}
-        (tmp_path / f"{name}.yaml").write_text(dump(make_config(path, objective=objective, trainer=trainer)))
+        expected[name] = gradient_rank.alone(make_config(path, trainer=trainer, **of_one))
+        zero = {"zero_stage": 3 if name == "teacher-exact" else 0}
+        trainer |= {"backend": "deepspeed", "ranks": 2, "deepspeed": zero}
+        (tmp_path / f"{name}.yaml").write_text(dump(make_config(path, trainer=trainer, **of_one)))
     run_ranks(gradient_rank.main, 2, tmp_path / "gradients")
     for name, gradient in expected.items():
         found = load_file(tmp_path / f"{name}.safetensors")

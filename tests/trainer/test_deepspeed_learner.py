@@ -5,7 +5,7 @@ import torch
 from families import tiny
 
 from asyncrl.trainer.backends.deepspeed.group import RankGroup
-from asyncrl.trainer.models.critic import Critic
+from asyncrl.trainer.critic.model import Critic
 
 pytestmark = pytest.mark.deepspeed
 

@@ -19,7 +19,7 @@ from asyncrl.plan.facts.model import (
 )
 from asyncrl.plan.facts.training_form import training_form
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.models.critic import make_critic
+from asyncrl.trainer.critic.model import make_critic
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import make_policy
 from asyncrl.trainer.packing.batch import flatten

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from asyncrl import config as config_module
+from asyncrl.trainer.critic.model import Critic
 from asyncrl.trainer.kernels.logprob import LogitShape
-from asyncrl.trainer.models.critic import Critic
 from asyncrl.trainer.models.packed import _checkpoint_gradients, common_packing
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import FlatBatch, split_groups

@@ -23,6 +23,7 @@ from asyncrl.plan.facts.model import find_policy
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
+from asyncrl.reward.likelihood import mark_of
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import engine_of
@@ -75,6 +76,21 @@ def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: P
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
                 )
     return True
+
+
+def reference_answers(config: Config, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every row has a reference answer whose probability can be asked for, and it is known where it goes."""
+    likelihood = config.reward.likelihood
+    if likelihood is None:
+        return
+    mark_of(likelihood, config.reward, tokenizer)
+    for row in prompts:
+        answer = row.columns.get(likelihood.column)
+        if answer is None or not tokenizer(str(answer), add_special_tokens=False)["input_ids"]:
+            raise ConfigError(
+                f"reward.likelihood.column={likelihood.column}: usable row {row.index} of the dataset has no "
+                f"reference answer there; its columns: {', '.join(sorted(row.columns)) or 'none'}"
+            )
 
 
 def enough_rows(config: Config, usable: Sequence[int]) -> int:

@@ -35,13 +35,20 @@ class KnownModels:
     policy: ModelFacts | None
     critic: ModelFacts | None = None
     reference: ModelFacts | None = None
+    teacher: ModelFacts | None = None
     reward: tuple[RewardModelFacts | None, ...] = ()
     """Of each of `reward.models`."""
 
     @property
     def trained(self) -> dict[str, ModelFacts]:
         """Those that the trainer computes, which share its micro-batches; by name."""
-        models = {"policy": self.policy, "critic": self.critic, "reference": self.reference}
+        models = {"policy": self.policy, "critic": self.critic, **self.frozen}
+        return {name: facts for name, facts in models.items() if facts is not None}
+
+    @property
+    def frozen(self) -> dict[str, ModelFacts]:
+        """Of `Config.frozen`, those that are known."""
+        models = {"reference": self.reference, "teacher": self.teacher}
         return {name: facts for name, facts in models.items() if facts is not None}
 
     @property
@@ -55,13 +62,15 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
     policy = findings.of(lambda: find_policy(config.model))
     facts = _facts(policy or known_model("model.path", config.model.path), config, findings, has_head=True)
     tokenizer = None if policy is None else findings.of(lambda: find_tokenizer(policy))
-    critic = reference = None
+    critic = None
     if config.critic is not None:
         critic = _beside(facts, "critic.path", config.critic.path, config, findings)
-    if config.reference is not None:
-        reference = _beside(facts, "reference.path", config.reference.path, config, findings)
+    frozen = {
+        name: _beside(facts, f"{name}.path", section.path, config, findings)
+        for name, section in config.frozen.items()
+    }
     reward = tuple(_reward_model(i, config, findings) for i in range(len(config.reward.models)))
-    return KnownModels(facts, critic, reference, reward), tokenizer
+    return KnownModels(facts, critic, reward=reward, **frozen), tokenizer
 
 
 def _facts(

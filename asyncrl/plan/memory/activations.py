@@ -68,6 +68,17 @@ def forward_bytes(layer: LayerShape, tokens: int, value_bytes: int, masked_row_t
     return value_bytes * tokens * (max(mlp, attention) + rotary)
 
 
+def divergence_bytes(
+    layer: LayerShape, other: LayerShape, vocab_size: int, tokens: int, chunk_tokens: int, value_bytes: int
+) -> int:
+    """What the divergence from another model (`trainer/lessons/divergence.py`) takes at its peak, in its
+    backward pass: the head's gradient in float32, five chunks of logits and probabilities of both models, and
+    the hidden states of both."""
+    states = value_bytes * tokens * (other.hidden_size + layer.hidden_size)
+    weight, chunk = vocab_size * layer.hidden_size, min(chunk_tokens, tokens) * vocab_size
+    return _FLOAT32 * (weight + 5 * chunk) + states
+
+
 def head_bytes(
     layer: LayerShape,
     vocab_size: int,

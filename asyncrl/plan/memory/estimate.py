@@ -91,7 +91,7 @@ def estimate_memory(
     entries = []
     trained = [models.policy]
     trained += [models.critic] if config.critic is not None else []
-    trained += [models.reference] if config.reference is not None else []
+    trained += [getattr(models, name) for name in config.frozen]
     if models.policy is not None and None not in trained:
         parts = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
         entries.append(Memory(TRAINER, *parts))

@@ -8,6 +8,7 @@ from asyncrl.config import Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.activations import (
+    divergence_bytes,
     final_norm_backward_bytes,
     final_norm_bytes,
     forward_bytes,
@@ -47,15 +48,19 @@ def trainer_parts(
         host_parts["critic"] = sum(critic_in_host.values())
     if config.objective.proximal == "ewma":
         parts["averaged policy"] = value_bytes * policy.parameters
-    offloads_reference = on_gpu and config.reference is not None and config.reference.offload
-    if models.reference is not None:
-        weights = value_bytes * models.reference.parameters
-        (host_parts if offloads_reference else parts)["reference"] = weights
+    offloaded = {name for name, section in config.frozen.items() if on_gpu and section.offload}
+    for name, facts in models.frozen.items():
+        (host_parts if name in offloaded else parts)[name] = value_bytes * facts.parameters
     tokens = max(config.trainer.micro_batch_tokens, longest_tokens)
     row_tokens = masked_row_tokens(config, tokens, longest_tokens, on_gpu)
     phases = dict(_phases(config, trained, models, policy, tokens, row_tokens))
-    if models.reference is not None and offloads_reference:
-        phases["reference"] += value_bytes * models.reference.parameters
+    if models.teacher is not None and config.teacher is not None and config.teacher.form == "exact":
+        phases["divergence"] = phases["last norm"] + divergence_bytes(
+            *(policy.layer, models.teacher.layer, policy.vocab_size, tokens),
+            *(config.trainer.logit_chunk_tokens, value_bytes),
+        )
+    for name in offloaded & models.frozen.keys():
+        phases[name] += value_bytes * models.frozen[name].parameters
     # One thing is computed at a time: the largest counts, and the others use its memory.
     largest = max(phases, key=lambda name: phases[name])
     parts[f"{COMPUTED}: {largest}"] = phases[largest]
@@ -96,11 +101,8 @@ def _phases(
         critic = _training_phases(config, trained, models.critic, tokens, row_tokens, has_head=False)
         for name, n_bytes in critic:
             yield f"{name} of the critic", n_bytes
-    if models.reference is not None:
-        yield (
-            "reference",
-            forward_bytes(models.reference.layer, tokens, trained.value_bytes, row_tokens),
-        )
+    for name, facts in models.frozen.items():
+        yield name, forward_bytes(facts.layer, tokens, trained.value_bytes, row_tokens)
 
 
 def _training_phases(
@@ -140,7 +142,7 @@ def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bo
     """What a rank takes of host memory wherever it computes: a share of the checkpoint that is being written,
     and, before it computes, the model that it loads."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
-    loaded = [facts.parameters for facts in (policy, models.critic, models.reference) if facts is not None]
+    loaded = [facts.parameters for facts in models.trained.values()]
     # One model after the other goes through host memory, and all of it is free before the first checkpoint.
     loading = value_bytes * max(loaded) if on_gpu else 0
     share = -(-snapshot_bytes(config, models, policy) // config.trainer.ranks)

@@ -12,6 +12,7 @@ passes, n·V more where there are kept sets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +91,13 @@ class _ChunkedHead(torch.autograd.Function):
         precise = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(targets), dtype=precise, device=hidden.device)
         lse, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for chunk in _chunks(len(targets), chunk_tokens):
-            logits = _logits(hidden[chunk], weight, bias, shape, temperature)
-            _leave_out(logits, kept, chunk)
+        for chunk in chunks(len(targets), chunk_tokens):
+            logits = head_logits(hidden[chunk], weight, bias, shape, temperature)
+            leave_out(logits, kept, chunk)
             lse[chunk] = logits.logsumexp(-1)
             log_probs = logits.sub_(lse[chunk, None])
             logprobs[chunk] = log_probs.gather(-1, targets[chunk, None]).squeeze(-1)
-            _bound(log_probs, bias)
+            bound(log_probs, bias)
             entropy[chunk] = log_probs.exp().mul_(log_probs).sum(-1).neg_()
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.shape, ctx.temperature, ctx.chunk_tokens, ctx.kept = shape, temperature, chunk_tokens, kept
@@ -106,47 +107,57 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Any, ...]:
-        hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        *_, targets, lse, entropy = ctx.saved_tensors
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(lse)
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if need_bias else None
-        for chunk in _chunks(len(targets), ctx.chunk_tokens):
-            logits = _logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
-            slope = _slope(logits, ctx.shape, ctx.temperature)
-            _bound(logits, bias)
-            _leave_out(logits, ctx.kept, chunk)
-            grad = _logit_gradient(
-                logits,
-                targets[chunk],
-                lse[chunk],
-                entropy[chunk],
-                grad_logprobs[chunk],
-                None if grad_entropy is None else grad_entropy[chunk],
-            ).mul_(slope)
-            del logits, slope  # whose memory the products below need
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[chunk])
-            if grad_weight is not None:
-                _add_product(grad_weight, grad.T, hidden[chunk])
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None for _ in ctx.needs_input_grad[3:]),
-        )
+
+        def gradient(logits: Tensor, chunk: slice) -> Tensor:
+            of_entropy = None if grad_entropy is None else grad_entropy[chunk]
+            return _logit_gradient(
+                logits, targets[chunk], lse[chunk], entropy[chunk], grad_logprobs[chunk], of_entropy
+            )
+
+        return through_head(ctx, lse.dtype, gradient)
 
 
-def _chunks(tokens: int, size: int) -> list[slice]:
+def through_head(
+    ctx: Any, dtype: torch.dtype, gradient: Callable[[Tensor, slice], Tensor]
+) -> tuple[Any, ...]:
+    """What a function of a head's inputs gives back, of which `ctx` keeps (hidden, weight, bias, ...) and the
+    settings of `head_logits`. gradient: with respect to the logits [n, V] of a chunk, which it may overwrite;
+    these are sums in `dtype`."""
+    hidden, weight, bias, *_ = ctx.saved_tensors
+    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grad_hidden = torch.empty_like(hidden) if need_hidden else None
+    grad_weight = torch.zeros_like(weight, dtype=dtype) if need_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=dtype) if need_bias else None
+    for chunk in chunks(len(hidden), ctx.chunk_tokens):
+        logits = head_logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
+        slope = _slope(logits, ctx.shape, ctx.temperature)
+        bound(logits, bias)
+        leave_out(logits, ctx.kept, chunk)
+        grad = gradient(logits, chunk).mul_(slope)
+        del logits, slope  # whose memory the products below need
+        if grad_bias is not None:
+            grad_bias += grad.sum(0)
+        grad = grad.to(hidden.dtype)
+        if grad_hidden is not None:
+            torch.mm(grad, weight, out=grad_hidden[chunk])
+        if grad_weight is not None:
+            _add_product(grad_weight, grad.T, hidden[chunk])
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None else grad_bias.to(bias.dtype),
+        *(None for _ in ctx.needs_input_grad[3:]),
+    )
+
+
+def chunks(tokens: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
-def _logits(
+def head_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: LogitShape, temperature: float
 ) -> Tensor:
     """[n, V] in float32 (or float64), divided by the temperature."""
@@ -159,13 +170,13 @@ def _logits(
     return logits if factor == 1 else logits.mul_(factor)
 
 
-def _bound(logits: Tensor, bias: Tensor | None) -> None:
+def bound(logits: Tensor, bias: Tensor | None) -> None:
     """Make finite what a bias of -inf has masked: 0 times it must be 0."""
     if bias is not None:
         logits.clamp_(min=_OUTSIDE)
 
 
-def _leave_out(logits: Tensor, kept: KeptSets | None, chunk: slice) -> None:
+def leave_out(logits: Tensor, kept: KeptSets | None, chunk: slice) -> None:
     """Give what is outside the kept sets a probability, and a gradient, of 0."""
     if kept is None:
         return

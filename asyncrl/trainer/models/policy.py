@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,6 +16,13 @@ from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.weights.source import untied
 
 
+class Reading(Protocol):
+    """Something else that is read off hidden states, while the policy's head is there."""
+
+    def __call__(self, hidden: Tensor, head: FusedHead, kept: KeptSets | None) -> Tensor:
+        """float32[N] of [N, H], with a gradient."""
+
+
 class FusedHead(nn.Module):
     """The model's output head as log-probabilities and entropies, without the logits. It shares the head's
     parameters, and is a module so that DeepSpeed gathers them for it."""
@@ -23,22 +32,25 @@ class FusedHead(nn.Module):
         self.weight = head.weight
         self.bias = head.bias
         self.shape = shape
-        self._temperature = temperature
-        self._chunk_tokens = chunk_tokens
+        self.temperature = temperature
+        self.chunk_tokens = chunk_tokens
 
-    def forward(self, hidden: Tensor, targets: Tensor, kept: KeptSets | None = None) -> tuple[Tensor, Tensor]:
-        """(logprobs, entropy), float32[N] each, from hidden states [N, H] and targets int64[N]; renormalised
-        over `kept`, where it is given."""
-        return token_logprobs(
+    def forward(
+        self, hidden: Tensor, targets: Tensor, kept: KeptSets | None = None, *readings: Reading | None
+    ) -> tuple[Any, ...]:
+        """(logprobs, entropy, what each reading gives), float32[N] each, from hidden states
+        [N, H] and targets int64[N]; renormalised over `kept`, where it is given."""
+        of_targets = token_logprobs(
             hidden,
             self.weight,
             targets,
             head_bias=self.bias,
             shape=self.shape,
-            temperature=self._temperature,
-            chunk_tokens=self._chunk_tokens,
+            temperature=self.temperature,
+            chunk_tokens=self.chunk_tokens,
             kept=kept,
         )
+        return (*of_targets, *(None if r is None else r(hidden, self, kept) for r in readings))
 
 
 def published(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -62,10 +74,10 @@ class Policy(PackedModel):
     def head(self) -> nn.Linear:
         return self.model.get_output_embeddings()
 
-    def forward(self, micro: MicroBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(logprobs, entropy), float32[N] each, of the micro-batch's trained tokens `targets` (int64[N]),
-        under the policy renormalised over what each was sampled among."""
-        return self.fused_head(self.predicting_states(micro), targets, micro.kept)
+    def forward(self, micro: MicroBatch, targets: Tensor, *readings: Reading | None) -> tuple[Any, ...]:
+        """(logprobs, entropy, readings), float32[N] each, of the micro-batch's trained tokens `targets`
+        (int64[N]), under the policy renormalised over what each was sampled among."""
+        return self.fused_head(self.predicting_states(micro), targets, micro.kept, *readings)
 
 
 def load_policy(config: Config, key: str = "model.path", path: str | None = None) -> Policy:

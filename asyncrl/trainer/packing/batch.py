@@ -62,6 +62,9 @@ class FlatBatch:
     turns: NDArray[np.int64] | None = None
     """int64[T]: which request of its member sampled each token that was; None where each member made one."""
 
+    texts: FlatBatch | None = None
+    """Sequences that nobody sampled, for the lesson that asks for them; None where none does."""
+
     @property
     def sequences(self) -> int:
         return len(self.rewards)
@@ -98,7 +101,6 @@ class TokenBatch:
     start_logprobs: under the policy that the step starts from.
     prox_logprobs: under the proximal policy; None too where that is the policy itself (in a step's only
     update), or made of what the token brings along.
-    ref_logprobs: under the reference.
     values: V before each token, of the critic as it is now.
     """
 
@@ -109,7 +111,6 @@ class TokenBatch:
     behavior_logprobs: Tensor
     start_logprobs: Tensor | None = None
     prox_logprobs: Tensor | None = None
-    ref_logprobs: Tensor | None = None
     values: Tensor | None = None
 
     @classmethod

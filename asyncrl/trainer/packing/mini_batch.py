@@ -68,6 +68,8 @@ class MiniBatch:
     on_host: Sequence[MicroBatch]
     device: torch.device
     totals: Totals
+    sequences: NDArray[np.int64]
+    """int64: which of the batch, on all ranks."""
 
     def micros(self) -> Iterator[MicroBatch]:
         """Each is moved to the device when its turn comes."""
@@ -100,7 +102,7 @@ def mini_batch(
     most = max(map(len, dealt))
     mine += [empty_micro_batch() for _ in range(most - len(mine))]
     totals = Totals(count_trained(flat, sequences), int((lengths > 0).sum()), max_length)
-    return MiniBatch(mine, packing.device, totals)
+    return MiniBatch(mine, packing.device, totals, sequences)
 
 
 def cost(layout: Layout, units: Sequence[Unit], lengths: NDArray[np.int64], packing: Packing) -> int:

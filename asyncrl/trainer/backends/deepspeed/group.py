@@ -4,12 +4,14 @@ does."""
 from __future__ import annotations
 
 import os
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -132,47 +134,40 @@ class RankGroup:
 
     def _broadcast_batch(self, batch: FlatBatch | None) -> FlatBatch:
         """Rank 0 gives the batch, the others None; all get it."""
-        sizes = torch.zeros(4 + len(_OPTIONAL), dtype=torch.int64)
-        kept = None if batch is None else batch.kept
-        if batch is not None:
-            listed = 0 if kept is None else len(kept.ids)
-            given = [getattr(batch, name) is not None for name in _OPTIONAL]
-            sizes = torch.tensor(
-                [len(batch.token_ids), batch.sequences, batch.sampled_tokens, listed, *map(int, given)]
-            )
-        tokens, sequences, sampled_tokens, listed, *given = self._broadcast(sizes).tolist()
-        lengths = {
-            "offsets": sequences + 1,
-            **dict.fromkeys(("group_ids", "rewards", "truncated", "members"), sequences),
+        given = {} if batch is None else dict(_leaves(batch))
+        described = [(name, array.dtype.str, array.shape) for name, array in given.items()]
+        text = np.frombuffer(msgspec.json.encode(described), np.uint8)
+        [size] = self._broadcast(torch.tensor([len(text)])).tolist()
+        text = self._broadcast_array(text if given else np.zeros(size, np.uint8))
+        arrays = {
+            name: self._broadcast_array(given[name] if given else np.zeros(shape, dtype))
+            for name, dtype, shape in msgspec.json.decode(text.tobytes())
         }
-        arrays = {}
-        absent = {name for name, there in zip(_OPTIONAL, given, strict=True) if not there}
-        for name, dtype in (_DTYPES | _OPTIONAL).items():
-            if name in absent:
-                continue
-            mine = np.zeros(lengths.get(name, tokens), dtype) if batch is None else getattr(batch, name)
-            arrays[name] = self._broadcast_array(mine)
-        if listed:
-            empty = KeptSets(np.zeros(listed, np.int32), np.zeros(tokens, np.int32))
-            ids, of_each = (self._broadcast_array(array) for array in astuple(kept or empty))
-            kept = KeptSets(ids, of_each)
-        return FlatBatch(**arrays, sampled_tokens=sampled_tokens, kept=kept)
+        return _batch_of(arrays)
 
     def _broadcast_array(self, array: NDArray[Any]) -> NDArray[Any]:
-        return self._broadcast(torch.from_numpy(np.ascontiguousarray(array))).numpy()
+        return self._broadcast(torch.from_numpy(array.copy())).numpy()
 
 
-_DTYPES: dict[str, type] = {
-    "token_ids": np.int64,
-    "loss_mask": np.bool_,
-    "behavior_logprobs": np.float32,
-    "ages": np.int64,
-    "offsets": np.int64,
-    "group_ids": np.int64,
-    "rewards": np.float64,
-    "truncated": np.bool_,
-}
-"""The arrays of a `FlatBatch`."""
-_OPTIONAL: dict[str, type] = {"members": np.int64, "turn_rewards": np.float32, "turns": np.int64}
-"""Those that may be None."""
-assert {f.name for f in fields(FlatBatch)} == {*_DTYPES, *_OPTIONAL, "sampled_tokens", "kept"}
+def _leaves(batch: FlatBatch | KeptSets, prefix: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
+    """What a batch holds, and the batches and kept sets in it hold, by dotted names."""
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, FlatBatch | KeptSets):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        elif value is not None:
+            yield f"{prefix}{field.name}", np.asarray(value)
+
+
+def _batch_of(leaves: Mapping[str, NDArray[Any]]) -> FlatBatch:
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in leaves.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(first, {})[rest] = array
+        else:
+            own[name] = array if array.ndim else array.item()
+    for name, parts in inner.items():
+        own[name] = KeptSets(**parts) if name == "kept" else _batch_of(parts)
+    return FlatBatch(**own)

@@ -1,0 +1,47 @@
+"""The lessons that a config has sections for."""
+
+from __future__ import annotations
+
+from asyncrl.config import Config
+from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.objective.make import make_policy_objective
+from asyncrl.resolve import resolve
+from asyncrl.trainer.learner import Learner
+from asyncrl.trainer.lesson import Lesson
+from asyncrl.trainer.packing.mini_batch import Packing
+from asyncrl.trainer.ranks import Ranks
+from asyncrl.work import unhurried
+
+_HERE = "asyncrl.trainer.lessons"
+LOADERS = {"reference": f"{_HERE}.reference:load_reference", "teacher": f"{_HERE}.teacher:load_teacher"}
+"""By section. A run imports only what it has a section for."""
+
+
+def load_lessons(config: Config, ranks: Ranks) -> list[Lesson]:
+    """Those with models of their own. Raises `ModelError` for models that this backend would not compute
+    right."""
+    lessons: list[Lesson] = []
+    for name, load in LOADERS.items():
+        if getattr(config, name) is not None:
+            with unhurried(f"loading the {name}"):
+                lessons.append(resolve(load)(config, ranks))
+    return lessons
+
+
+def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks) -> list[Lesson]:
+    """Those in which the policy reads given text."""
+    lessons: list[Lesson] = []
+    if config.reward.likelihood is not None:
+        from asyncrl.trainer.lessons.likelihood import Likelihood
+
+        objective = config.objective
+        chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
+        aggregation = objective.aggregation or chosen.aggregation
+        lessons.append(Likelihood(policy, packing, ranks, config.reward.likelihood, aggregation))
+    if config.sft is not None:
+        from asyncrl.data.demonstrations import load_demonstrations
+        from asyncrl.trainer.lessons.sft import Sft
+
+        rows = load_demonstrations(config, load_tokenizer(config.model))
+        lessons.append(Sft(policy, packing, ranks, config.sft, rows, config.run.seed))
+    return lessons
