@@ -1,4 +1,5 @@
-"""A verifiable reward: what a task of reasoning-gym makes of an answer. Needs `pip install asyncrl[reasoning-gym]`."""
+"""A verifiable reward: what a task of reasoning-gym makes of an answer. Needs
+`pip install asyncrl[reasoning-gym]`."""
 
 from __future__ import annotations
 
