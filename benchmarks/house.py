@@ -14,8 +14,8 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 """Rooms on the narrow path. Of the folders in `CHOICES` it needs one only, `torch`."""
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
-BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"))
-"""What a run needs only where `rollout.episode` names one."""
+BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"), ("trainer", "lora"))
+"""What a run needs only where `rollout.episode` names one, or `trainer.lora` is set."""
 
 
 def lines_by_file() -> dict[Path, int]:

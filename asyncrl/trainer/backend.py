@@ -112,7 +112,8 @@ class BackendSpec(Spec):
                 f"run.mode={run.mode} computes in one process, and {chosen} {self.why_not_inline}; use "
                 f"{those(BackendSpec, lambda spec: not spec.why_not_inline)}, or run.mode=async"
             )
-        for key, section in (("critic", config.critic), ("reference", config.reference)):
+        sections = {"critic": config.critic, "reference": config.reference, "trainer.lora": trainer.lora}
+        for key, section in sections.items():
             if section is not None and not self.computes:
                 yield f"{key}: {chosen} computes nothing; leave the section out"
 

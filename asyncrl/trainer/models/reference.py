@@ -22,7 +22,7 @@ class Reference:
     policy lies in host memory between two batches."""
 
     def __init__(self, policy: Policy, ranks: Ranks, config: ReferenceConfig) -> None:
-        self.policy = policy.requires_grad_(False)
+        self.policy = policy
         self.in_reward = config.where == "reward"
         self._config = config
         self._ranks = ranks
@@ -61,4 +61,4 @@ def load_reference(config: Config, ranks: Ranks) -> Reference:
     assert config.reference is not None
     with torch.no_grad():
         policy = load_policy(config, "reference.path", config.reference.path)
-    return Reference(policy, ranks, config.reference)
+    return Reference(policy.requires_grad_(False), ranks, config.reference)

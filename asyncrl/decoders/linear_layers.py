@@ -1,0 +1,40 @@
+"""The linear layers of a decoder, and those that settings choose among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ALL: Literal["all-linear"] = "all-linear"
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """By their names. Without the output head; experts that a model keeps in one tensor are none."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    return {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m is not head}
+
+
+def choose_layers(names: Iterable[str], targets: Sequence[str] | Literal["all-linear"]) -> list[str]:
+    """Of the layers `names`, those that `targets` name by their last parts (`q_proj`, `self_attn.q_proj`).
+    Raises `ValueError` for a target that is none, and where there is no layer at all."""
+    names = list(names)
+    there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
+    if targets == ALL:
+        unknown = [] if names else [ALL]
+        chosen = names
+    else:
+        of_each = {target: [n for n in names if f".{n}".endswith(f".{target}")] for target in targets}
+        unknown = [target for target, found in of_each.items() if not found]
+        chosen = [name for name in names if any(name in found for found in of_each.values())]
+    if unknown:
+        raise ValueError(
+            f"the model has no linear layer `{unknown[0]}` (nn.Linear; the output head is never one of "
+            f"them); it has: {there}"
+        )
+    return chosen

@@ -1,0 +1,58 @@
+"""A learner of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asyncrl.trainer.learner import Learner, Update
+from asyncrl.trainer.lora.adapter import Adapter
+from asyncrl.trainer.packing.pack import MicroBatch
+from asyncrl.trainer.state import RestoreError, SavedPart, Shapes
+
+_BASE, _HASH = "base", "hash"
+"""Kind and name of what tells the base model in a checkpoint."""
+
+
+class AdaptedLearner:
+    """`Learner` around one whose parameters are an adapter's: after each of its changes, the model's weights
+    follow."""
+
+    def __init__(self, inner: Learner, adapter: Adapter) -> None:
+        self._inner = inner
+        self._adapter = adapter
+
+    def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
+        return self._inner(micro, *inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        self._inner.backward(loss)
+
+    def update(self, lr: float, training_step: int) -> Update:
+        update = self._inner.update(lr, training_step)
+        if update.applied:
+            self._adapter.merge()
+        return update
+
+    @property
+    def count(self) -> int:
+        return self._inner.count
+
+    def shapes(self) -> Shapes:
+        return {**self._inner.shapes(), _BASE: {_HASH: tuple(self._adapter.base_hash.shape)}}
+
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        yield from self._inner.tensors()
+        yield _BASE, _HASH, self._adapter.base_hash
+
+    def load(self, saved: SavedPart) -> None:
+        if not torch.equal(saved(_BASE, _HASH), self._adapter.base_hash):
+            raise RestoreError(
+                "the checkpoint holds an adapter of another base model: model.path (or critic.path) has "
+                "changed since; put back the model that the run began with"
+            )
+        self._inner.load(saved)
+        self._adapter.merge()

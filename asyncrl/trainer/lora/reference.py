@@ -1,0 +1,28 @@
+"""The reference policy of a run that trains an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+
+from asyncrl.config import ReferenceConfig
+from asyncrl.trainer.lora.adapter import Adapter
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.models.reference import Reference
+from asyncrl.trainer.packing.mini_batch import MiniBatch
+from asyncrl.trainer.ranks import Ranks
+
+
+class AdapterOff(Reference):
+    """The trained policy with its adapter off: no model of its own."""
+
+    def __init__(self, adapter: Adapter, ranks: Ranks, config: ReferenceConfig) -> None:
+        # There is nothing to put away between two batches.
+        super().__init__(cast(Policy, adapter.trained), ranks, config.model_copy(update={"offload": False}))
+        self._adapter = adapter
+
+    def logprobs(self, minis: Sequence[MiniBatch], ids: Tensor) -> Tensor:
+        with self._adapter.off():
+            return super().logprobs(minis, ids)
