@@ -114,6 +114,21 @@ def test_training_goes_on_bit_by_bit_from_an_adapter(name, make, steps, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in live), strict=True))
 
 
+def test_peft_loads_what_a_checkpoint_has(make, steps, tmp_path):
+    peft = pytest.importorskip("peft")
+    trainer = make(trainer={"lora": LORA | {"targets": ["q_proj", "down_proj"]}})
+    trainer.step(steps[0])
+    folder = written(trainer, tmp_path / "step_1")
+    base = AutoModelForCausalLM.from_pretrained(make.path)
+    theirs = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
+    ids = torch.arange(24)[None] % 97
+    with torch.no_grad():
+        expected = trainer._models.policy.model(ids).logits
+        assert (theirs(ids).logits - expected).abs().max() < 1e-4
+        with theirs.disable_adapter():
+            assert (theirs(ids).logits - expected).abs().max() > 1e-2
+
+
 def test_an_adapter_of_another_model_is_refused_everywhere(make, make_qwen3, save_model, steps, tmp_path):
     other = save_model(make_qwen3(seed=1), "other")
     trainer = make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from asyncrl.config import Config
 from asyncrl.config.trainer import LoraConfig
@@ -33,5 +34,7 @@ def kept(
 
 
 def _adapted(lora: LoraConfig, model: ModelFacts) -> Iterator[tuple[int, int]]:
-    """Outputs and inputs of each adapted layer."""
-    return (model.linear_layers[name] for name in choose_layers(model.linear_layers, lora.targets))
+    """Outputs and inputs of each adapted layer; none where there is no such layer, which the preflight
+    refuses."""
+    with suppress(ValueError):
+        yield from (model.linear_layers[name] for name in choose_layers(model.linear_layers, lora.targets))

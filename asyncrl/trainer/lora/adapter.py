@@ -34,7 +34,7 @@ class Adapter:
 
     def __init__(self, trained: PackedModel, lora: LoraConfig, seed: int) -> None:
         self.trained = trained
-        self._model = model = trained.model
+        self.model = model = trained.model
         self._scale = scale_of(lora)
         layers = _chosen(model, lora)
         self.base_hash = base_hash(published(model))
@@ -80,7 +80,7 @@ class Adapter:
     def weights(self) -> WholeWeights:
         """What engines are given."""
         pairs = {name: layer.lora[:2] for name, layer in self.layers.items()}
-        return published_adapter(pairs, published(self._model), self.base_hash)
+        return published_adapter(pairs, published(self.model), self.base_hash)
 
 
 def _chosen(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:
