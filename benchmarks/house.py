@@ -14,8 +14,12 @@ NARROW = ("core", "objective", "loop", "rollout", "trainer")
 """Rooms on the narrow path. Of the folders in `CHOICES` it needs one only, `torch`."""
 CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 
-BESIDE = (("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py"), ("trainer", "lora"))
-"""What a run needs only where `rollout.episode` names one, or `trainer.lora` is set."""
+BESIDE = (
+    *(("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
+    *(("trainer", "averaged.py"), ("trainer", "lora")),
+)
+"""What a run needs only where `rollout.episode` names one, with `objective.proximal: ewma`, and with
+`trainer.lora`."""
 
 
 def lines_by_file() -> dict[Path, int]:

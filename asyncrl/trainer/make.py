@@ -15,7 +15,6 @@ from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.critic_update import CriticUpdate
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.models.critic import Critic, load_critic
-from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy, load_policy, published
 from asyncrl.trainer.models.reference import Reference, load_reference
@@ -30,6 +29,7 @@ from asyncrl.weights.published import WholeWeights
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
+    from asyncrl.trainer.averaged import AveragedPolicy
     from asyncrl.trainer.lora.make import Adapters
 
 
@@ -80,6 +80,8 @@ def make_training(
     critic = None if models.critic is None else learner(models.critic)
     averaged = None
     if config.objective.proximal == "ewma":
+        from asyncrl.trainer.averaged import AveragedPolicy
+
         averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
     reference = None
     if config.reference is not None:

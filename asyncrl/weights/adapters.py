@@ -102,6 +102,11 @@ class BaseModel:
     def merged(self, version: int, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The whole version, as the trainer has it; what is not adapted is this model's own memory. Raises
         `WeightsError`."""
+        if BASE not in adapter:
+            raise WeightsError(
+                f"weight version {version} is no adapter, and trainer.lora asks for one: the trainer's backend "
+                "trains whole weights all the same; leave trainer.lora out"
+            )
         if not torch.equal(adapter[BASE], self._hash):
             raise WeightsError(
                 f"weight version {version} adapts another model than this engine has read from model.path="

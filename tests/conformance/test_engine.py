@@ -197,7 +197,7 @@ def test_adapters_swapped_in_flight(run, harness, make_model, kv_on_update, tmp_
         sources.append(
             MergedWeights(LocalWeights(version, adapter.weights(), make_canary(adapter.model)), merging)
         )
-    requests = [request(f"r{i}", 1 + 5 * i, 70 + i, seed=i, temperature=0.9) for i in range(6)]
+    requests = [request(f"r{i}", 1 + 5 * i, 70 + i, seed=i, temperature=0.9) for i in range(3)]
     engine = harness.make(base, capacity=18, kv_on_update=kv_on_update)
     outputs = run(swapped_in_flight(harness, engine, requests, sources))
     for r, output in zip(requests, outputs, strict=True):

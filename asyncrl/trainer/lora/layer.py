@@ -1,10 +1,9 @@
 """A linear layer whose weight is a base and an adapter, merged, and whose adapter alone is trained.
 
 The forward pass is the plain product with the merged weight, so that trainer and engines compute with the
-same numbers. (Base and adapter computed apart, as is usual, are another rounding: beside a merged engine that
-is an importance ratio off 1 on policy, and in bfloat16 a large one; docs/lora.md has both measured.) The
-gradients of A and B come from the layer's inputs and output gradients by way of r numbers a token, as they
-would there: the gradient of the whole weight is never made.
+same numbers. (Base and adapter computed apart, as is usual, round in another way than a merged engine;
+docs/lora.md has it measured.) The gradients of A and B come from the layer's inputs and output gradients by
+way of r numbers a token, as they would there: the gradient of the whole weight is never made.
 """
 
 from __future__ import annotations
