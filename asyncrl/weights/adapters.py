@@ -104,8 +104,8 @@ class BaseModel:
         `WeightsError`."""
         if BASE not in adapter:
             raise WeightsError(
-                f"weight version {version} is no adapter, and trainer.lora asks for one: the trainer's backend "
-                "trains whole weights all the same; leave trainer.lora out"
+                f"weight version {version} is no adapter, and trainer.lora asks for one: the trainer's "
+                "backend trains whole weights all the same; leave trainer.lora out"
             )
         if not torch.equal(adapter[BASE], self._hash):
             raise WeightsError(
