@@ -133,7 +133,9 @@ def test_an_adapter_of_another_model_is_refused_everywhere(make, make_qwen3, sav
     other = save_model(make_qwen3(seed=1), "other")
     trainer = make()
     folder = written(trainer, tmp_path / "step_0")
-    with pytest.raises(RestoreError, match="an adapter of another base model"):
+    with pytest.raises(
+        RestoreError, match=r"the checkpoint is of another model: base model [0-9a-f]{32} is m"
+    ):
         make(path=other).restore(folder)
     with pytest.raises(RestoreError, match="an adapter of another base model"):
         merged_into(AutoModelForCausalLM.from_pretrained(other), folder / "adapter", LoraConfig(**LORA))

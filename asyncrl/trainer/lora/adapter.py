@@ -39,6 +39,7 @@ class Adapter:
         layers = _chosen(model, lora)
         self.base_hash = base_hash(published(model))
         """uint8[16]."""
+        self.base_name = bytes(self.base_hash.tolist()).hex()
         self.module = trained.adapter = nn.Module()
         """What is trained, as `LAYER.lora_A` and `LAYER.lora_B`."""
         self.layers: dict[str, AdaptedLinear] = {}

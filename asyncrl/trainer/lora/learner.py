@@ -11,10 +11,11 @@ from torch import Tensor
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.lora.adapter import Adapter
 from asyncrl.trainer.packing.pack import MicroBatch
-from asyncrl.trainer.state import RestoreError, SavedPart, Shapes
+from asyncrl.trainer.state import SavedPart, Shapes
 
-_BASE, _HASH = "base", "hash"
-"""Kind and name of what tells the base model in a checkpoint."""
+BASE = "base"
+"""The kind of what tells the base model in a checkpoint: one number, under a name that has the model's hash,
+so that the adapter of another model is refused as another model's checkpoint is."""
 
 
 class AdaptedLearner:
@@ -24,6 +25,7 @@ class AdaptedLearner:
     def __init__(self, inner: Learner, adapter: Adapter) -> None:
         self._inner = inner
         self._adapter = adapter
+        self._base = f"base model {adapter.base_name}"
 
     def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
         return self._inner(micro, *inputs)
@@ -42,17 +44,12 @@ class AdaptedLearner:
         return self._inner.count
 
     def shapes(self) -> Shapes:
-        return {**self._inner.shapes(), _BASE: {_HASH: tuple(self._adapter.base_hash.shape)}}
+        return {**self._inner.shapes(), BASE: {self._base: (1,)}}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         yield from self._inner.tensors()
-        yield _BASE, _HASH, self._adapter.base_hash
+        yield BASE, self._base, torch.zeros(1)
 
     def load(self, saved: SavedPart) -> None:
-        if not torch.equal(saved(_BASE, _HASH), self._adapter.base_hash):
-            raise RestoreError(
-                "the checkpoint holds an adapter of another base model: model.path (or critic.path) has "
-                "changed since; put back the model that the run began with"
-            )
         self._inner.load(saved)
         self._adapter.merge()

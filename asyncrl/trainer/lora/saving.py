@@ -65,7 +65,7 @@ class AdapterFolder(ModelFolder):
         tensors = {
             _OF_PEFT.format(name.removeprefix(_PREFIX)): self.weight(name, trained) for name in self.dtypes
         }
-        save_file(tensors, beside / _FILE, {"format": "pt", _BASE: _hexadecimal(self._adapter.base_hash)})
+        save_file(tensors, beside / _FILE, {"format": "pt", _BASE: self._adapter.base_name})
         (beside / "adapter_config.json").write_text(json.dumps(self._settings, indent=2))
         self._tokenizer.save_pretrained(beside)
 
@@ -78,13 +78,9 @@ def merged_into(base: PreTrainedModel, folder: Path, lora: LoraConfig) -> dict[s
         adapter = {n.removeprefix(before).removesuffix(after): file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
         of_base = file.metadata()[_BASE]
     weights = published(base)
-    if _hexadecimal(base_hash(weights)) != of_base:
+    if bytes(base_hash(weights).tolist()).hex() != of_base:
         raise RestoreError(
             f"{folder}: this is an adapter of another base model than is in {base.name_or_path} now; put "
             "back the model that the run began with"
         )
     return weights | merged_weights(weights, adapter, scale_of(lora))
-
-
-def _hexadecimal(base: Tensor) -> str:
-    return bytes(base.tolist()).hex()
