@@ -24,17 +24,12 @@ def choose_layers(names: Iterable[str], targets: Sequence[str] | Literal["all-li
     """Of the layers `names`, those that `targets` name by their last parts (`q_proj`, `self_attn.q_proj`).
     Raises `ValueError` for a target that is none, and where there is no layer at all."""
     names = list(names)
-    there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
-    if targets == ALL:
-        unknown = [] if names else [ALL]
-        chosen = names
-    else:
-        of_each = {target: [n for n in names if f".{n}".endswith(f".{target}")] for target in targets}
-        unknown = [target for target, found in of_each.items() if not found]
-        chosen = [name for name in names if any(name in found for found in of_each.values())]
-    if unknown:
+    wanted = [""] if targets == ALL else [f".{target}" for target in targets]
+    of_each = {end: [name for name in names if f".{name}".endswith(end)] for end in wanted}
+    if missing := [end for end, found in of_each.items() if not found]:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
         raise ValueError(
-            f"the model has no linear layer `{unknown[0]}` (nn.Linear; the output head is never one of "
-            f"them); it has: {there}"
+            f"the model has no linear layer{missing[0] and f' `{missing[0][1:]}`'} (nn.Linear, the output head "
+            f"left out); it has: {there}"
         )
-    return chosen
+    return [name for name in names if any(name in found for found in of_each.values())]

@@ -20,6 +20,7 @@ from asyncrl.weights.canary import Canary
 from asyncrl.weights.hashes import hash_weights, tensor_digest
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.source import WeightsError, WeightSource, untied
+from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.config.trainer import LoraConfig
@@ -90,7 +91,9 @@ class BaseModel:
 
     def __init__(self, model: ModelConfig, lora: LoraConfig) -> None:
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # one belongs on a terminal, not into a log
         self._path = model.path
         self._scale = scale_of(lora)
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -148,7 +151,8 @@ def merging(config: Config) -> Merging:
     its adapter makes of the base model, which is read here."""
     if config.trainer.lora is None:
         return lambda source: source
-    base = BaseModel(config.model, config.trainer.lora)
+    with unhurried("reading the base model of the adapter"):
+        base = BaseModel(config.model, config.trainer.lora)
     return lambda source: MergedWeights(source, base)
 
 

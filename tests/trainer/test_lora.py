@@ -4,6 +4,7 @@ a checkpoint."""
 import pytest
 import torch
 from batches import make_batch, with_true_logprobs
+from families import tiny
 from snapshots import state_of
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM
@@ -152,6 +153,18 @@ def test_a_weight_that_does_not_merge_to_the_trainers_is_refused_by_its_name(mak
     base = BaseModel(ModelConfig(path=str(make.path)), LoraConfig(**LORA))
     with pytest.raises(WeightsError, match=f"version 7: {name}.weight, merged with its adapter, is not what"):
         MergedWeights(LocalWeights(7, tensors), base).tensors()
+
+
+@pytest.mark.parametrize(
+    ("family", "refusal"),
+    [
+        ("gpt2", r"no linear layer \(nn.Linear, .*it has: none"),
+        ("mamba", "does not compute .*dt_proj as a layer"),
+    ],
+)
+def test_families_whose_layers_cannot_be_adapted_are_refused(family, refusal):
+    with pytest.raises(ModelError, match=f"trainer.lora.targets: .*{refusal}"):
+        Adapter(PackedModel(tiny(family)), LoraConfig(), 0)
 
 
 @pytest.mark.parametrize(

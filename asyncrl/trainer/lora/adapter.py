@@ -85,13 +85,13 @@ class Adapter:
 
 
 def _chosen(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:
-    layers = linear_layers(model)
+    layers, own = linear_layers(model), published(model)
     try:
         names = choose_layers(layers, lora.targets)
     except ValueError as error:
         raise ModelError(f"{model_name(model)}: trainer.lora.targets: {error}") from None
     # Of weights that several layers share, only the first name is published.
-    if shared := [name for name in names if f"{name}.weight" not in published(model)]:
+    if shared := [name for name in names if f"{name}.weight" not in own]:
         raise ModelError(
             f"{model_name(model)}: trainer.lora.targets: {shared[0]} has its weight in common with another "
             "layer; leave it out"
