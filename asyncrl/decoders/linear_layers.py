@@ -28,8 +28,8 @@ def choose_layers(names: Iterable[str], targets: Sequence[str] | Literal["all-li
     of_each = {end: [name for name in names if f".{name}".endswith(end)] for end in wanted}
     if missing := [end for end, found in of_each.items() if not found]:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in names})) or "none"
+        which = f" `{missing[0][1:]}`" if missing[0] else ""
         raise ValueError(
-            f"the model has no linear layer{missing[0] and f' `{missing[0][1:]}`'} (nn.Linear, the output head "
-            f"left out); it has: {there}"
+            f"the model has no linear layer{which} (nn.Linear, the output head left out); it has: {there}"
         )
     return [name for name in names if any(name in found for found in of_each.values())]
