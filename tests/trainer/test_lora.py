@@ -94,7 +94,6 @@ def test_of_the_quickstart_s_model_an_adapter_of_rank_8_publishes_two_hundredths
 
 
 VARIANTS = {
-    "plain": {},
     "mini-batches": {"trainer": {"mini_batches": 2, "weight_decay": 0.1}},
     "critic": {"objective": {"advantage": "gae"}, "critic": {"lr": 1e-3}},
     "bfloat16": {"model": {"dtype": "bfloat16"}},
