@@ -17,7 +17,7 @@ CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
-    *(("trainer", "critic"), ("trainer", "lessons")),
+    *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
     *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
 )
 """What a run needs only where its config has a setting or a section of its own for it, or (`row_decoder.py`)

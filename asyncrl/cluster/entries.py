@@ -38,6 +38,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
+    from asyncrl.weights.adapters import engine_end
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
 
@@ -46,9 +47,10 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
+    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport = engine_end(transport, config)
     spare_the_collector()
     async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
-        transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
         link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
         client.on_notice = link.on_notice
         await link.hello()

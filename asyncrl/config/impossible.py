@@ -92,6 +92,7 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
+    yield from _impossible_lora(c)
     yield from _impossible_network(c.network)
     yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
     yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
@@ -440,6 +441,14 @@ def _impossible_curriculum(curriculum: CurriculumConfig) -> Iterator[str]:
         yield (
             f"data.curriculum.band={list(band)} is for data.curriculum.sampler=band, and it is "
             f"{curriculum.sampler}; leave it out"
+        )
+
+
+def _impossible_lora(c: Config) -> Iterator[str]:
+    if c.trainer.lora is not None and c.objective.proximal == "ewma":
+        yield (
+            "objective.proximal=ewma averages whole weights, and trainer.lora trains an adapter of them; use "
+            "objective.proximal=recompute"
         )
 
 

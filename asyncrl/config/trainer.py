@@ -14,6 +14,18 @@ BACKENDS = "trainer/backends"
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LoraConfig(Section):
+    """Train a low-rank adapter of each model, and leave the model itself as it is."""
+
+    rank: int = Field(16, ge=1)
+    """r, of every adapted layer's A [r, in] and B [out, r]."""
+    alpha: float = Field(32.0, gt=0)
+    """The product B A counts alpha / rank times."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """The linear layers that are adapted, by their last names (`[q_proj, v_proj]`); `all-linear`: all but the
+    output head."""
+
+
 @with_sections(BACKENDS)
 class TrainerConfig(Section):
     backend: Annotated[str, AfterValidator(spec_name(BACKENDS))] = Field(
@@ -63,6 +75,8 @@ class TrainerConfig(Section):
     """Where the trainer runs."""
     threads: int = Field(1, ge=1)
     """CPU threads of the trainer."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of whole models; null trains all weights."""
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

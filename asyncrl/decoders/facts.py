@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -47,5 +48,7 @@ class ModelFacts:
     form: TrainingForm = TrainingForm()
     state_values: int = 0
     """Numbers that a sequence keeps whatever its length, of layers with a recurrent state."""
+    linear_layers: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False, repr=False)
+    """Outputs and inputs of each that an adapter may have (`linear_layers.linear_layers`)."""
     by_rows: str | None = None
     """Why the embedded engine decodes it a request at a time; None where it decodes all in one forward."""

@@ -107,7 +107,7 @@ def resume(
                 f"this run is finished: all its {config.run.steps:,} steps are done; to continue training, "
                 f"raise run.steps, for example run.steps={2 * config.run.steps}"
             )
-        return RunResult(run.path, newest.hf, summarise(run.path))
+        return RunResult(run.path, newest.model, summarise(run.path))
     return _run_resolved(config, gpus, progress)
 
 

@@ -32,6 +32,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.weights.adapters import merging
 from asyncrl.weights.source import LocalWeights
 from asyncrl.wire.codec import decode_group, encode_group
 
@@ -54,6 +55,7 @@ class InlineLink:
         self._config = config
         self._host = host
         self._engine = cast(SteppedEngine, rollout.engine)
+        self._merge = merging(config)
         self._rollout = rollout
         self._asking: asyncio.Future[list[RolloutTask] | None] | None = None
         """The worker's, when it has asked for groups."""
@@ -132,8 +134,8 @@ class InlineLink:
     ) -> dict[str, float]:
         started_s = time.monotonic()
         assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
-        copies = LocalWeights(version, weights).tensors()
-        pause_s = self._engine.swap(copies, version)
+        whole = self._merge(LocalWeights(version, weights)).tensors()
+        pause_s = self._engine.swap(whole, version)
         self._host.publish(version)
         self._host.meter.report(WORKER, self._engine.stats())
         self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))

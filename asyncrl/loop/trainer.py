@@ -141,7 +141,7 @@ class TrainingRun:
         c = self._config
         wanted = c.weights.canary and engine_of(c).scores_canary
         canary = await self.compute(self.trainer.canary) if wanted else None
-        return await self._link.publish(version, self.trainer.weights(), canary)
+        return await self._link.publish(version, await self.compute(self.trainer.weights), canary)
 
     async def save_if_due(self, done: int, reward: float) -> None:
         """reward: the mean of the last step, by which checkpoints are compared."""

@@ -96,8 +96,9 @@ def summarise(run_dir: str | Path) -> Summary:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The latest model in `checkpoints/*/hf`."""
-    return max(run_dir.glob("checkpoints/*/hf"), key=lambda folder: folder.stat().st_mtime_ns, default=None)
+    """The latest model in `checkpoints/*/hf`, or adapter in `checkpoints/*/adapter`."""
+    found = [*run_dir.glob("checkpoints/*/hf"), *run_dir.glob("checkpoints/*/adapter")]
+    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:

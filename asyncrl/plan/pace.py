@@ -16,6 +16,7 @@ from asyncrl.config import STEP_STALLS, Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES
 from asyncrl.plan.facts.models import KnownModels
+from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.resources import Placement
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
 from asyncrl.rollout.engines.spec import EnginePace, engine_of
@@ -191,7 +192,7 @@ def predict(
     version_bytes = models.policy.parameters * DTYPE_BYTES[config.model.dtype]
     trained = [model for model in (models.policy, models.critic) if model is not None]
     train_s = lengths.trained * per_token / (config.trainer.ranks * TRAINING_FLOPS_PER_S)
-    snapshot_s = STATE_BYTES * sum(model.parameters for model in trained) / SNAPSHOT_BYTES_PER_S
+    snapshot_s = STATE_BYTES * sum(trained_parameters(config, m) for m in trained) / SNAPSHOT_BYTES_PER_S
     publish_s, load_s = version_bytes / PUBLISH_BYTES_PER_S, version_bytes / LOAD_BYTES_PER_S
     return Pace(
         response_tokens=response_tokens,
@@ -322,6 +323,8 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
     assert models.policy is not None
     objective, critic = config.objective, config.critic
     trained = 4.0 if config.trainer.gradient_checkpointing else 3.0
+    if config.trainer.lora is not None:
+        trained -= 1.0  # the gradients of whole weights
     loss = POLICY_LOSSES.get(objective.policy_loss)
     advantage = ADVANTAGES.get(objective.advantage)
     has_proximal = loss is None or loss.has_proximal

@@ -200,6 +200,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     config = scene.config
     models, tokenizer = look_for_models(config, findings)
     findings.of(lambda: checks.tensor_parallel(config, models.policy))
+    findings.of(lambda: checks.adapted_layers(config, models))
     if models.policy is not None and scene.placement is not None:
         findings.of(partial(checks.family, config, scene.placement))
     findings.of(lambda: checks.stop_tokens(config, models.policy))

@@ -2,6 +2,8 @@
 
 RUN/checkpoints/step_N/
     hf/            the model, for `AutoModelForCausalLM.from_pretrained`
+    adapter/       instead, of a run with `trainer.lora`: the adapter, for `PeftModel.from_pretrained`; hf/ is
+                   made of it where something needs it (`runfiles.merged`)
     training/      what the trainer needs to continue (`trainer.backend.Snapshot`)
     ledger.db      the ledger at that time
     state.json     `CheckpointState`
@@ -70,8 +72,14 @@ class Checkpoint:
     path: Path
 
     hf = Under("hf")
+    adapter = Under("adapter")
     ledger = Under("ledger.db")
     _manifest = Under("manifest.json")
+
+    @property
+    def model(self) -> Path:
+        """For others to load: the whole model, or where there is none the adapter."""
+        return self.hf if self.hf.is_dir() else self.adapter
 
     @property
     def step(self) -> int:

@@ -18,7 +18,7 @@ from asyncrl.runfiles.user_files import with_absolute_paths
 
 SAME = (
     *("model", "data", "staleness", "run.seed", "run.mode"),
-    *("rollout.group_size", "trainer.batch_groups", "trainer.batch_tokens"),
+    *("rollout.group_size", "trainer.batch_groups", "trainer.batch_tokens", "trainer.lora"),
 )
 """Settings that a run can never change: its ledger and its checkpoints depend on them."""
 

@@ -79,8 +79,9 @@ def held_out_reward(config: Config, model: Path | None) -> float:
     if model is None or not is_scored(config):
         return math.nan
     from asyncrl.evaluation.evaluate import evaluate, held_out
+    from asyncrl.runfiles.merged import whole_model
 
-    trained = with_model_paths(config, {"model.path": str(model)})
+    trained = with_model_paths(config, {"model.path": str(whole_model(model))})
     return asyncio.run(evaluate(trained, held_out(trained))).mean
 
 

@@ -116,6 +116,7 @@ class BackendSpec(Spec):
             "critic": config.critic,
             "reward.likelihood": config.reward.likelihood,
             "sft": config.sft,
+            "trainer.lora": trainer.lora,
             **config.frozen,
         }.items():
             if section is not None and not self.computes:

@@ -4,44 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from asyncrl.config import Config
+from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.critic.model import Critic, load_critic
 from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.lessons.make import load_lessons, make_lessons
-from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.models.packed import common_packing
-from asyncrl.trainer.models.policy import Policy, load_policy
+from asyncrl.trainer.models.policy import Policy, load_policy, published
 from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.policy_update import PolicyUpdate
 from asyncrl.trainer.ranks import OneRank, Ranks
+from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.schedule import Schedule
 from asyncrl.trainer.state import Stateful
 from asyncrl.trainer.step import TrainStep
+from asyncrl.weights.published import WholeWeights
 from asyncrl.work import unhurried
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.averaged import AveragedPolicy
+    from asyncrl.trainer.lora.make import Adapters
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models that are trained."""
+    """The models that are trained. folder: what the policy's checkpoints have."""
 
     policy: Policy
     critic: Critic | None
+    tokenizer: PreTrainedTokenizerBase
+    folder: ModelFolder
+    adapters: Adapters | None = None
+
+    def weights(self) -> WholeWeights:
+        """What engines are given, of models that lie whole in this process."""
+        return (
+            WholeWeights(published(self.policy.model)) if self.adapters is None else self.adapters.weights()
+        )
 
 
 def load_models(config: Config) -> Models:
     """Raises `ModelError` for models that this backend would not train right, or not together."""
     with unhurried("loading the model"):
         policy = load_policy(config)
-    if config.critic is None:
-        return Models(policy, None)
-    with unhurried("loading the critic"):
-        return Models(policy, load_critic(config))
+    tokenizer = load_tokenizer(config.model)
+    critic = None
+    if config.critic is not None:
+        with unhurried("loading the critic"):
+            critic = load_critic(config)
+    if config.trainer.lora is None:
+        return Models(policy, critic, tokenizer, ModelFolder(policy.model, tokenizer))
+    from asyncrl.trainer.lora.make import adapt
+
+    adapters = adapt(policy, critic, tokenizer, config)
+    return Models(policy, critic, tokenizer, adapters.folder, adapters)
 
 
 def make_training(
@@ -51,12 +75,16 @@ def make_training(
 
     learner: puts a model under an optimizer.
     """
+    if models.adapters is not None:
+        learner = models.adapters.learner(learner)
     policy = learner(models.policy)
     critic = None if models.critic is None else learner(models.critic)
     averaged = None
     if config.objective.proximal == "ewma":
+        from asyncrl.trainer.averaged import AveragedPolicy
+
         averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
-    lessons = load_lessons(config, ranks)
+    lessons = load_lessons(config, ranks, None if models.adapters is None else models.adapters.base(ranks))
     together = [models.policy, models.critic, *(lesson.model for lesson in lessons)]
     packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
     lessons += make_lessons(config, policy, packing, ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.objective.step_size import ess_share, ess_sums, sequence_sums, vcpo_lr_scale
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.lesson import Lesson
-from asyncrl.trainer.models.ewma import AveragedPolicy
 from asyncrl.trainer.packing.batch import TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch, batch_logprobs, count_micros, over_tokens
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks, gathered_on_host
 from asyncrl.work import did_one, working
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.averaged import AveragedPolicy
 
 
 class PolicyUpdate:

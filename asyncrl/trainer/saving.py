@@ -12,7 +12,8 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from asyncrl.scratch import scratch_folder
 from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.models.policy import published
-from asyncrl.trainer.state import HeldState, hash_weights, on_host
+from asyncrl.trainer.state import HeldState, on_host
+from asyncrl.weights.hashes import hash_weights
 
 
 class ModelFolder:
@@ -24,7 +25,7 @@ class ModelFolder:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        _refuse_unsavable(model)
+        refuse_unsavable(model)
         self._model = model
         self._generation_settings = _generation_settings(model)
         if self._generation_settings is not None:
@@ -67,7 +68,8 @@ def _generation_settings(model: PreTrainedModel) -> bytes | None:
     return None if found is None else Path(found).read_bytes()
 
 
-def _refuse_unsavable(model: PreTrainedModel) -> None:
+def refuse_unsavable(model: PreTrainedModel) -> None:
+    """Raises `ModelError`."""
     with scratch_folder() as folder:
         try:
             model.config.save_pretrained(folder)

@@ -3,10 +3,9 @@ backend, how many ranks or which ZeRO stage wrote them, and which read them."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from asyncrl.errors import AsyncRLError
 from asyncrl.trainer.host_memory import Shelf
-from asyncrl.weights import blocks
 
 FORMAT = 1
 FOLDER = "training"
@@ -207,19 +205,6 @@ def open_saved(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPa
 def on_host(tensor: Tensor) -> Tensor:
     """A contiguous copy in host memory."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def hash_weights(names: Iterable[str], weight: Callable[[str], Tensor]) -> str:
-    """blake2b (128 bits, hexadecimal) over the weights' names, dtypes, shapes and digests (`weights.digest`),
-    in the order of their names."""
-    of_all = hashlib.blake2b(digest_size=16)
-    threads = blocks.spare_threads()
-    for name in sorted(names):
-        tensor = weight(name).contiguous()
-        content = tensor.flatten().view(torch.uint8).numpy()
-        [digest] = blocks.digests(content, [(0, len(content))], threads)
-        of_all.update(f"{name} {tensor.dtype} {list(tensor.shape)} {digest:016x}\n".encode())
-    return of_all.hexdigest()
 
 
 def _differences(

@@ -555,6 +555,17 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             ]
         ),
         (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is not a regular expression"),
+        (["trainer.lora={}", "objective.proximal=ewma"], "averages whole weights", "proximal=recompute"),
+        (
+            ["trainer={lora: {}, backend: deepspeed, deepspeed: {zero_stage: 3}}"],
+            "zero_stage=3 cannot be with trainer.lora",
+            "zero_stage=0",
+        ),
+        (
+            ["trainer={lora: {}, backend: paced}", "rollout.engine=paced"],
+            "trainer.lora: trainer.backend=paced computes nothing",
+            "leave the section out",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(

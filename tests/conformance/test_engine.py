@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,19 @@ import pytest
 import torch
 from engine_reference import Output, collect, processed_logprobs, recomputed, stitched
 
+from asyncrl.config import ModelConfig
+from asyncrl.config.trainer import LoraConfig
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
 from asyncrl.rollout.transcript import Completion, Transcript
+from asyncrl.trainer.lora.adapter import Adapter
+from asyncrl.trainer.models.packed import PackedModel
 from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import flatten
 from asyncrl.trainer.packing.pack import ONE_SEQUENCE, make_micro_batch, pack_lengths
 from asyncrl.trainer.packing.prefix import single_units
+from asyncrl.weights.adapters import BaseModel, MergedWeights
+from asyncrl.weights.canary import make_canary
 from asyncrl.weights.source import LocalWeights, WeightsError
 from asyncrl.wire.codec import check_group, decode_group, decode_header, encode_group
 
@@ -142,6 +149,19 @@ async def trajectories_of(harness, engine, requests) -> list[Trajectory]:
     return await asyncio.gather(*running)
 
 
+async def swapped_in_flight(harness, engine, requests, sources) -> list[Output]:
+    """One version after the other, while all of the requests run."""
+    streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
+    for source in sources:
+        await harness.progress(engine, 5 * len(requests))
+        assert engine.stats().running == len(requests)
+        report = await engine.update_weights(source)
+        assert report.version == source.version
+        assert engine.stats().version == source.version
+    await harness.progress(engine, sys.maxsize)
+    return await asyncio.gather(*streams)
+
+
 def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
     """16 running requests, ragged, four versions: every token has the logprob of the version that it is
     stamped with. All are long enough that none is over before an engine on a busy machine can be held."""
@@ -152,25 +172,63 @@ def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
     ]
     requests += [request("first", [5, 6, 7, 8], 80, seed=50), request("equal", [5, 6, 7, 8], 90, seed=51)]
     engine = harness.make(models[0], capacity=18, kv_on_update=kv_on_update)
-
-    async def scenario() -> list[Output]:
-        streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
-        for version in (1, 2, 3):
-            await harness.progress(engine, 5 * len(requests))
-            assert engine.stats().running == len(requests)
-            report = await engine.update_weights(LocalWeights(version, models[version].state_dict()))
-            assert report.version == version
-            assert engine.stats().version == version
-        await harness.progress(engine, sys.maxsize)
-        return await asyncio.gather(*streams)
-
-    for r, output in zip(requests, run(scenario()), strict=True):
+    sources = [LocalWeights(version, models[version].state_dict()) for version in (1, 2, 3)]
+    outputs = run(swapped_in_flight(harness, engine, requests, sources))
+    for r, output in zip(requests, outputs, strict=True):
         assert len(output.ids) == r.sampling.max_new_tokens
         assert output.finish_reason is FinishReason.LENGTH
         assert output.versions == sorted(output.versions)
         assert set(output.versions) == {0, 1, 2, 3}
         error = np.abs(output.logprobs - EXPECTED[kv_on_update](models, r, output)).max()
         assert error < harness.logprob_tolerance
+
+
+def test_adapters_swapped_in_flight(run, harness, make_model, kv_on_update, tmp_path):
+    """Every token has the logprob that PEFT computes with the adapter of its version, base and adapter
+    apart."""
+    base = make_model()
+    base.save_pretrained(tmp_path)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    merging = BaseModel(ModelConfig(path=str(tmp_path)), lora)
+    models, sources = {0: base}, []
+    for version in (1, 2):
+        adapter = random_adapter(base, lora, version)
+        models[version] = with_adapter(base, adapter, lora)
+        sources.append(
+            MergedWeights(LocalWeights(version, adapter.weights(), make_canary(adapter.model)), merging)
+        )
+    requests = [request(f"r{i}", 1 + 5 * i, 70 + i, seed=i, temperature=0.9) for i in range(3)]
+    engine = harness.make(base, capacity=18, kv_on_update=kv_on_update)
+    outputs = run(swapped_in_flight(harness, engine, requests, sources))
+    for r, output in zip(requests, outputs, strict=True):
+        assert set(output.versions) == {0, 1, 2}
+        error = np.abs(output.logprobs - EXPECTED[kv_on_update](models, r, output)).max()
+        assert error < harness.logprob_tolerance
+        unadapted = np.abs(output.logprobs - EXPECTED[kv_on_update](dict.fromkeys(models, base), r, output))
+        assert unadapted.max() > 0.1
+
+
+def random_adapter(base, lora, seed) -> Adapter:
+    adapter = Adapter(PackedModel(deepcopy(base)), lora, seed)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            layer.lora[1].normal_(0.0, 0.2, generator=random)
+    adapter.merge()
+    return adapter
+
+
+@torch.no_grad()
+def with_adapter(base, adapter, lora):
+    """The same by PEFT."""
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(adapter.layers))
+    model = peft.get_peft_model(deepcopy(base), settings).eval()
+    for name, layer in adapter.layers.items():
+        theirs = model.base_model.model.get_submodule(name)
+        theirs.lora_A["default"].weight.copy_(layer.lora[0])
+        theirs.lora_B["default"].weight.copy_(layer.lora[1])
+    return model
 
 
 def test_bfloat16_is_as_near_as_its_rounding(run, harness, make_model):

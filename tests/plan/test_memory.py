@@ -279,3 +279,29 @@ def test_a_critic_of_unknown_size_leaves_the_trainer_unknown():
 def test_what_is_paced_holds_no_model():
     e = Estimate(rollout={"engine": "paced"}, trainer={"backend": "paced"})
     assert [m.total_bytes for m in e.memory] == [0, 0, 0]
+
+
+ADAPTED = replace(MODEL, linear_layers={"layers.0.q_proj": (100, 60), "layers.0.up_proj": (300, 100)})
+
+
+def test_an_adapter_is_all_that_is_trained_and_the_reference_is_no_model():
+    lora = {"lora": {"rank": 2, "targets": ["q_proj"]}}
+    settings = {"models": KnownModels(ADAPTED, reference=ADAPTED), "reference": {}}
+    adapter, base = 2 * (100 + 60), 100 * 60
+    e = Estimate(trainer=lora, **settings)
+    kept = {name: n for name, n in e.parts["trainer"].items() if not name.startswith("computing")}
+    assert kept == {"weights": 4_000_000, "adapter": (4 + 4 + 8) * adapter, "base of the adapter": 4 * base}
+    assert e.in_host["trainer"] == {"checkpoint": (12 + 4) * adapter}
+    assert e.in_host["rollout"] == {"base of the adapter": 4_000_000}
+    assert e.parts["shared weights"] == {"two versions": 2 * 4 * adapter}
+    on_gpu = Estimate(gpus=4, trainer=lora, model={"dtype": "bfloat16"}, **settings)
+    assert on_gpu.parts["trainer"]["adapter"] == (2 + 4 + 4 + 8) * adapter
+    assert on_gpu.in_host["trainer"] == {"base of the adapter": 2 * base, "loading": 2_000_000}
+    whole = Estimate(gpus=4, model={"dtype": "bfloat16"}, **settings)
+    assert computing(on_gpu.parts["trainer"])[1] < computing(whole.parts["trainer"])[1]
+    # Its processes are given whole versions, one at a time.
+    vllm = Estimate(rollout={"engine": "vllm"}, trainer=lora, **settings)
+    assert vllm.parts["shared weights"] == {"two versions": 2 * 4 * adapter + 3 * 4_000_000}
+    assert Estimate(trainer={"lora": {"rank": 2}}, **settings).parts["trainer"]["adapter"] == 16 * (
+        adapter + 2 * (300 + 100)
+    )

@@ -532,6 +532,12 @@ def test_an_index_that_says_nothing_is_refused_in_words(run):
     assert "model.safetensors.index.json does not list the weight files" in refusal(run())
 
 
+def test_layers_that_cannot_be_adapted(run):
+    message = refusal(run(trainer={"lora": {"targets": ["q_proj", "gate_up_proj"]}}))
+    assert "of the policy: the model has no linear layer `gate_up_proj`" in message
+    assert "it has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in message
+
+
 def test_heads_that_cannot_be_dealt_to_the_ranks_of_an_engine(run):
     config = run(rollout={"engine": "vllm", "tensor_parallel_size": 3})
     facts = model_facts(find_policy(config.model), "float32")

@@ -116,6 +116,23 @@ def test_invariant_5_each_goes_on_from_the_one_befores_snapshot_and_the_weights_
         assert all(torch.equal(saved[key], tensor) for key, tensor in weights.items()), name
 
 
+@pytest.mark.timeout(DEADLINE_S + 60)
+def test_ranks_train_adapters_as_torch_alone_does(make, tmp_path):
+    lora = {"lora": {"rank": 4, "alpha": 8.0}}
+    expected, metrics = train(make(**lora), tmp_path / "alone.yaml", 0, 2)
+    ranks = make(**lora, ranks=2, deepspeed={"zero_stage": 1})
+    weights, [found] = train(ranks, tmp_path / "ranks.yaml", 1, 2, tmp_path / "alone/step_1")
+    assert found == pytest.approx(metrics[1], rel=1e-3, abs=1e-5)
+    states = [state_of(tmp_path / name / "step_1") for name in ("alone", "ranks")]
+    assert states[0]["counts"] == states[1]["counts"]
+    for part, tensors in states[0].items():
+        assert part == "counts" or all(torch.equal(states[1][part][name], t) for name, t in tensors.items())
+    assert torch.equal(weights.pop("base"), expected.pop("base"))
+    assert len(weights.pop("merged")) == len(expected.pop("merged")) == 14
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_ranks_share_the_rows_of_a_model_that_is_not_packed(save_model, make_config, tmp_path):
     """Linear attention, capped logits beside it: the weights are those of torch alone."""

@@ -19,7 +19,8 @@ from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.trainer.backend import BackendSpec
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
-from asyncrl.trainer.state import RestoreError, hash_weights
+from asyncrl.trainer.state import RestoreError
+from asyncrl.weights.hashes import hash_weights
 from asyncrl.weights.source import untied
 
 

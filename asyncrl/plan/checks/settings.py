@@ -16,10 +16,12 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows, told
 from asyncrl.data.tokenise import AddedTokens
 from asyncrl.decoders.facts import ModelFacts
+from asyncrl.decoders.linear_layers import choose_layers
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import need
 from asyncrl.paths import nearest_folder
 from asyncrl.plan.facts.model import find_policy
+from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
@@ -142,6 +144,18 @@ def engine(config: Config, placement: Placement) -> None:
 def decoding(config: Config, model: ModelFacts | None) -> str | None:
     """What to know of how the engine decodes the model, if anything."""
     return None if model is None else engine_of(config).look_at_decoding(config, model)
+
+
+def adapted_layers(config: Config, models: KnownModels) -> None:
+    """The models that are trained have the linear layers that are to be adapted."""
+    lora = config.trainer.lora
+    for name, model in {"policy": models.policy, "critic": models.critic}.items():
+        if lora is None or model is None:
+            continue
+        try:
+            choose_layers(model.linear_layers, lora.targets)
+        except ValueError as error:
+            raise ConfigError(f"trainer.lora.targets={lora.targets}: of the {name}: {error}") from None
 
 
 def tensor_parallel(config: Config, model: ModelFacts | None) -> None:

@@ -197,6 +197,7 @@ def _measure(found: FoundModel, dtype: str) -> ModelFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from asyncrl.decoders.linear_layers import linear_layers
     from asyncrl.plan.facts.footprint import kept_values
     from asyncrl.rollout.engines.torch.probe import why_by_rows
 
@@ -222,6 +223,7 @@ def _measure(found: FoundModel, dtype: str) -> ModelFacts:
         kv_bytes_per_token=kv_values * DTYPE_BYTES[dtype],
         max_positions=getattr(text, "max_position_embeddings", None),
         state_values=state_values,
+        linear_layers={n: (m.out_features, m.in_features) for n, m in linear_layers(shell).items()},
         by_rows=why_by_rows(shell),
     )
 

@@ -88,6 +88,7 @@ def head_bytes(
     *,
     entropy_has_gradient: bool,
     caps_logits: bool = False,
+    weight_has_gradient: bool = True,
 ) -> int:
     """What the chunked head (`trainer/kernels/logprob.py`) takes at its peak, in its backward pass on a GPU.
 
@@ -96,6 +97,7 @@ def head_bytes(
     has one, and the cap's slope where there is a cap, or the head's gradient in the model's dtype.
     """
     chunk, weight = min(chunk_tokens, tokens) * vocab_size, vocab_size * layer.hidden_size
+    weight *= weight_has_gradient
     logits = _FLOAT32 * chunk * (1 + entropy_has_gradient + caps_logits)
     rounded = value_bytes * weight if value_bytes != _FLOAT32 else 0
     states = value_bytes * tokens * layer.hidden_size

@@ -15,6 +15,7 @@ from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.facts.reward import RewardModelFacts
 from asyncrl.plan.memory.activations import forward_bytes
+from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
@@ -66,7 +67,7 @@ class GpuLoad:
 
 
 def weights_bytes(config: Config, model: ModelFacts) -> int:
-    """One version of the weights, in the dtype that is computed in and published."""
+    """One version of the weights, in the dtype that is computed in."""
     return model.parameters * DTYPE_BYTES[config.model.dtype]
 
 
@@ -74,7 +75,11 @@ def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
     """What holds the newest versions on their way; next to nothing where nothing is computed."""
     if not backend_of(config).computes:
         return 0
-    return transport_bytes(config.weights.transport, weights_bytes(config, model))
+    published = trained_parameters(config, model) * DTYPE_BYTES[config.model.dtype]
+    n_bytes = transport_bytes(config.weights.transport, published)
+    if config.trainer.lora is not None and engine_of(config).starts_processes:
+        n_bytes += config.rollout.workers * weights_bytes(config, model)  # merged, for the engine's processes
+    return n_bytes
 
 
 def estimate_memory(
@@ -100,7 +105,10 @@ def estimate_memory(
         is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
         card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
     if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
-        entries.append(Memory(ROLLOUT, *parts))
+        here, in_host = parts
+        if config.trainer.lora is not None and models.policy is not None:
+            in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
+        entries.append(Memory(ROLLOUT, here, in_host))
     roles = names(REWARD, len(models.reward))
     for role, model, facts in zip(roles, config.reward.models, models.reward, strict=False):
         if facts is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from asyncrl.config import Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
 from asyncrl.plan.facts.models import KnownModels
+from asyncrl.plan.memory import adapters
 from asyncrl.plan.memory.activations import (
     divergence_bytes,
     final_norm_backward_bytes,
@@ -41,15 +42,16 @@ def trainer_parts(
     if not backend.computes:
         return {}, {}
     trained = backend.memory(config, value_bytes, on_gpu=on_gpu)
-    parts, host_parts = trained.kept(policy.parameters)
+    parts, host_parts = adapters.kept(config, trained, policy, on_gpu=on_gpu)
     if models.critic is not None:
-        critic, critic_in_host = trained.kept(models.critic.parameters)
+        critic, critic_in_host = adapters.kept(config, trained, models.critic, on_gpu=on_gpu)
         parts["critic"] = sum(critic.values())
         host_parts["critic"] = sum(critic_in_host.values())
     if config.objective.proximal == "ewma":
         parts["averaged policy"] = value_bytes * policy.parameters
-    offloaded = {name for name, section in config.frozen.items() if on_gpu and section.offload}
-    for name, facts in models.frozen.items():
+    own = {n: facts for n, facts in models.frozen.items() if n != "reference" or has_own_reference(config)}
+    offloaded = {n for n, section in config.frozen.items() if on_gpu and section.offload and n in own}
+    for name, facts in own.items():
         (host_parts if name in offloaded else parts)[name] = value_bytes * facts.parameters
     tokens = max(config.trainer.micro_batch_tokens, longest_tokens)
     row_tokens = masked_row_tokens(config, tokens, longest_tokens, on_gpu)
@@ -59,8 +61,8 @@ def trainer_parts(
             *(policy.layer, models.teacher.layer, policy.vocab_size, tokens),
             *(config.trainer.logit_chunk_tokens, value_bytes),
         )
-    for name in offloaded & models.frozen.keys():
-        phases[name] += value_bytes * models.frozen[name].parameters
+    for name in offloaded:
+        phases[name] += value_bytes * own[name].parameters
     # One thing is computed at a time: the largest counts, and the others use its memory.
     largest = max(phases, key=lambda name: phases[name])
     parts[f"{COMPUTED}: {largest}"] = phases[largest]
@@ -70,6 +72,12 @@ def trainer_parts(
         parts["CUDA"] = CUDA_CONTEXT_BYTES
     host_parts |= _in_host(config, models, policy, on_gpu)
     return parts, host_parts
+
+
+def has_own_reference(config: Config) -> bool:
+    """Whether the reference is a model of its own, where there is one: else the policy, with its adapter
+    off."""
+    return config.reference is not None and (config.trainer.lora is None or config.reference.path is not None)
 
 
 def masked_row_tokens(config: Config, tokens: int, longest_tokens: int, on_gpu: bool) -> int:
@@ -115,7 +123,8 @@ def _training_phases(
     kept = rotary + (inputs if config.trainer.gradient_checkpointing else model.layers * of_layer)
     norm = final_norm_bytes(layer, tokens, value_bytes)
     embeddings = model.vocab_size * layer.hidden_size
-    tied_gradient = value_bytes * embeddings if has_head and model.tied_head else 0
+    is_whole = config.trainer.lora is None
+    tied_gradient = value_bytes * embeddings if has_head and model.tied_head and is_whole else 0
     if has_head:
         head = head_bytes(
             layer,
@@ -125,17 +134,20 @@ def _training_phases(
             value_bytes,
             entropy_has_gradient=config.objective.entropy_coef > 0,
             caps_logits=model.form.caps_logits,
+            weight_has_gradient=is_whole,
         )
         yield "logits", kept + norm + head
     yield "last norm", kept + norm + final_norm_backward_bytes(layer, tokens) + tied_gradient
     # A tied head's gradient waits for that of the embeddings, which comes last.
-    waiting = tied_gradient + trained.arriving(model.parameters)
+    parameters = adapters.trained_parameters(config, model)
+    waiting = tied_gradient + trained.arriving(parameters)
     recomputed = of_layer if config.trainer.gradient_checkpointing else 0
     backward = recomputed + layer_backward_bytes(layer, tokens, value_bytes)
-    sending = trained.sending(min(trained.bucket, model.parameters))
+    sending = trained.sending(min(trained.bucket, parameters))
     yield "layers", kept + backward + waiting + sending
-    yield "embeddings", value_bytes * embeddings + waiting + trained.sending(embeddings)
-    yield "update", trained.updating(model.parameters, embeddings)
+    if is_whole:
+        yield "embeddings", value_bytes * embeddings + waiting + trained.sending(embeddings)
+    yield "update", trained.updating(parameters, embeddings)
 
 
 def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bool) -> dict[str, int]:
@@ -153,6 +165,7 @@ def snapshot_bytes(config: Config, models: KnownModels, policy: ModelFacts) -> i
     """What training needs to go on, in host memory or on disk: of policy and critic float32 weights and
     AdamW's two moments, and the policy in the model's dtype."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
-    of_learners = policy.parameters + (models.critic.parameters if models.critic is not None else 0)
+    learners = [facts for facts in (policy, models.critic) if facts is not None]
+    of_learners = [adapters.trained_parameters(config, facts) for facts in learners]
     averaged = value_bytes * policy.parameters if config.objective.proximal == "ewma" else 0
-    return 12 * of_learners + value_bytes * policy.parameters + averaged
+    return 12 * sum(of_learners) + value_bytes * of_learners[0] + averaged

@@ -33,8 +33,13 @@ class FrozenPolicy:
             self.policy.to("cpu")
 
 
-def load_frozen(config: Config, key: str, path: str | None, ranks: Ranks, *, offload: bool) -> FrozenPolicy:
-    """Load `path`, the value of the setting `key`, or the initial policy. Raises `ModelError`."""
+def load_frozen(
+    config: Config, key: str, path: str | None, ranks: Ranks, base: FrozenPolicy | None, *, offload: bool
+) -> FrozenPolicy:
+    """Load `path`, the value of the setting `key`, or the initial policy if there is no `base` that computes
+    it. Raises `ModelError`."""
+    if path is None and base is not None:
+        return base
     with torch.no_grad():
         policy = load_policy(config, key, path)
     return FrozenPolicy(policy.requires_grad_(False), ranks, offload=offload)

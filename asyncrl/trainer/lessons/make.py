@@ -8,6 +8,7 @@ from asyncrl.objective.make import make_policy_objective
 from asyncrl.resolve import resolve
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
+from asyncrl.trainer.lessons.frozen import FrozenPolicy
 from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.work import unhurried
@@ -17,14 +18,17 @@ LOADERS = {"reference": f"{_HERE}.reference:load_reference", "teacher": f"{_HERE
 """By section. A run imports only what it has a section for."""
 
 
-def load_lessons(config: Config, ranks: Ranks) -> list[Lesson]:
+def load_lessons(config: Config, ranks: Ranks, base: FrozenPolicy | None = None) -> list[Lesson]:
     """Those with models of their own. Raises `ModelError` for models that this backend would not compute
-    right."""
+    right.
+
+    base: computes the initial policy without another model; None where nothing does.
+    """
     lessons: list[Lesson] = []
     for name, load in LOADERS.items():
         if getattr(config, name) is not None:
             with unhurried(f"loading the {name}"):
-                lessons.append(resolve(load)(config, ranks))
+                lessons.append(resolve(load)(config, ranks, base))
     return lessons
 
 

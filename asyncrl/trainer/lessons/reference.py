@@ -46,10 +46,9 @@ class Reference(Lesson):
         )
 
 
-def load_reference(config: Config, ranks: Ranks) -> Reference:
-    """Load `reference.path`, or the initial policy. Raises `ModelError`."""
+def load_reference(config: Config, ranks: Ranks, base: FrozenPolicy | None) -> Reference:
+    """`reference.path`, or the initial policy, loaded unless it is the `base`. Raises `ModelError`."""
     section = config.reference
     assert section is not None
-    return Reference(
-        load_frozen(config, "reference.path", section.path, ranks, offload=section.offload), section
-    )
+    frozen = load_frozen(config, "reference.path", section.path, ranks, base, offload=section.offload)
+    return Reference(frozen, section)

@@ -75,9 +75,9 @@ class Teacher(Lesson):
         self._sums += torch.tensor([float(kept.sum()), len(kept)], dtype=torch.float64)
 
 
-def load_teacher(config: Config, ranks: Ranks) -> Teacher:
-    """Load `teacher.path`. Raises `ModelError`."""
+def load_teacher(config: Config, ranks: Ranks, base: FrozenPolicy | None) -> Teacher:
+    """`teacher.path`, loaded. Raises `ModelError`."""
     section = config.teacher
     assert section is not None
-    frozen = load_frozen(config, "teacher.path", section.path, ranks, offload=section.offload)
+    frozen = load_frozen(config, "teacher.path", section.path, ranks, base, offload=section.offload)
     return Teacher(frozen, ranks, section)

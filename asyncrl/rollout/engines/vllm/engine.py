@@ -107,7 +107,7 @@ class VllmEngine(StreamingEngine):
         then."""
         async with self._updating:
             started = time.perf_counter()
-            with in_shared_memory(source) as notice:
+            async with in_shared_memory(source) as notice:
                 await self._stage(notice)
                 stage_s = time.perf_counter() - started
                 # Not to be given up half-way, whoever waits for it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import WholeWeights
@@ -13,15 +14,19 @@ from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightSource
 
 
-@contextmanager
-def in_shared_memory(source: WeightSource) -> Iterator[WeightNotice]:
-    """The notice of a version in shared memory: its own where it lies there, else of a copy that goes with
-    the context. Blocking for a copy."""
+@asynccontextmanager
+async def in_shared_memory(source: WeightSource) -> AsyncIterator[WeightNotice]:
+    """The notice of a version in shared memory: its own where it lies there whole, else of a copy that goes
+    with the context."""
     if isinstance(source, ShmWeights):
         yield source.notice
         return
     publisher = ShmPublisher(f"asyncrl-engine-{uuid.uuid4().hex[:12]}")
+
+    def copy() -> WeightNotice:
+        return publisher.publish(source.version, WholeWeights(source.tensors()), source.canary)
+
     try:
-        yield publisher.publish(source.version, WholeWeights(source.tensors()), source.canary)
+        yield await asyncio.to_thread(copy)
     finally:
         publisher.close()

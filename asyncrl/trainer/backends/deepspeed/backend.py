@@ -11,7 +11,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
-from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.backends.deepspeed.group import Order, RankGroup, RestoreOrder, TrainOrder
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
@@ -20,9 +19,10 @@ from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
-from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
+from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
+from asyncrl.weights.published import PublishedWeights
 
 
 class DeepSpeedTrainer:
@@ -33,12 +33,10 @@ class DeepSpeedTrainer:
 
     def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
-        models = load_models(config)
-        self._model = models.policy.model
-        tokenizer = load_tokenizer(config.model)
-        self._folder = ModelFolder(self._model, tokenizer)
+        self._models = models = load_models(config)
+        self._model, self._folder = models.policy.model, models.folder
         dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
-        self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
+        self._canary_ids = canary_ids(models.tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
         self._group = RankGroup(
             rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s
@@ -85,8 +83,8 @@ class DeepSpeedTrainer:
     def _train(self, order: TrainOrder) -> dict[str, float]:
         return self._step.train(order.batch, order.step, order.total_steps)
 
-    def weights(self) -> DeepSpeedTrainer:
-        return self
+    def weights(self) -> PublishedWeights:
+        return self if self._models.adapters is None else self._models.weights()
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """`PublishedWeights`."""
@@ -123,7 +121,7 @@ class DeepSpeedTrainer:
 
 
 def _learner(model: nn.Module, config: Config, group: RankGroup) -> Learner:
-    """With nothing to share out, plain torch does what DeepSpeed would."""
-    if config.trainer.deepspeed.zero_stage == 0:
+    """With nothing to share out, plain torch does what DeepSpeed would: an adapter is small."""
+    if config.trainer.deepspeed.zero_stage == 0 or config.trainer.lora is not None:
         return TorchLearner(model, config.trainer, group)
     return DeepSpeedLearner(model, config)

@@ -98,7 +98,7 @@ class ZeroMemory(TrainedMemory):
 def memory_of(config: Config, value_bytes: int, *, on_gpu: bool) -> TrainedMemory:
     """What the run's settings make of it, where they say nothing with DeepSpeed's defaults."""
     ours = config.trainer.deepspeed
-    if ours.zero_stage == 0:  # every rank has all, in plain torch
+    if ours.zero_stage == 0 or config.trainer.lora is not None:  # every rank has all, in plain torch
         return TrainedMemory(value_bytes)
     settings = engine_settings(config)
     zero = settings["zero_optimization"]

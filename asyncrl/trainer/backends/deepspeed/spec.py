@@ -62,6 +62,13 @@ class DeepSpeed(BackendSpec):
                 f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
                 f"{ours.zero_stage}: the lower stages keep whole weights on every rank"
             )
+        if config.trainer.lora is not None and (ours.zero_stage == 3 or ours.offload_optimizer):
+            key = "zero_stage=3" if ours.zero_stage == 3 else "offload_optimizer=true"
+            yield (
+                f"trainer.deepspeed.{key} cannot be with trainer.lora: every rank keeps the model whole, and "
+                "an adapter's optimizer is small; use trainer.deepspeed.zero_stage=0, or leave trainer.lora "
+                "out"
+            )
         if config.objective.proximal == "ewma":
             yield (
                 "objective.proximal=ewma keeps a second copy of whole weights, which "

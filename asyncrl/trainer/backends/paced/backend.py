@@ -16,8 +16,9 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
-from asyncrl.trainer.state import FOLDER, RestoreError, hash_weights
+from asyncrl.trainer.state import FOLDER, RestoreError
 from asyncrl.waits import waiting
+from asyncrl.weights.hashes import hash_weights
 from asyncrl.weights.published import WholeWeights
 
 WEIGHT_ELEMENTS = 1024

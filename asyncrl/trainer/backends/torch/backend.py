@@ -8,13 +8,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
-from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import load_models, make_training
-from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.ranks import OneRank
-from asyncrl.trainer.saving import ModelFolder, ModelSnapshot
+from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import WholeWeights
@@ -29,11 +27,8 @@ class TorchTrainer:
 
     def __init__(self, config: Config) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
-        models = load_models(config)
-        self._model = models.policy.model
-        tokenizer = load_tokenizer(config.model)
-        self._folder = ModelFolder(self._model, tokenizer)
-        self._canary_ids = canary_ids(tokenizer, config.rollout.max_new_tokens)
+        self._models = models = load_models(config)
+        self._canary_ids = canary_ids(models.tokenizer, config.rollout.max_new_tokens)
         self._step, self._parts = make_training(
             config, models, lambda model: TorchLearner(model, config.trainer), OneRank(models.policy.device)
         )
@@ -43,13 +38,14 @@ class TorchTrainer:
         return self._step(batch, total_steps)
 
     def weights(self) -> WholeWeights:
-        return WholeWeights(published(self._model))
+        return self._models.weights()
 
     def canary(self) -> Canary:
-        return make_canary(self._model, self._canary_ids)
+        return make_canary(self._models.policy.model, self._canary_ids)
 
     def snapshot(self) -> ModelSnapshot:
-        return ModelSnapshot(HeldState(self._parts, self._shelf, self._folder.dtypes), self._folder)
+        folder = self._models.folder
+        return ModelSnapshot(HeldState(self._parts, self._shelf, folder.dtypes), folder)
 
     def restore(self, folder: Path) -> None:
         for name, saved in open_saved(folder, self._parts).items():
