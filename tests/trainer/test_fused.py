@@ -164,7 +164,7 @@ def test_a_step_with_fused_models_trains_as_one_without(
     _, expected = trained()
     monkeypatch.setattr("asyncrl.trainer.models.packed.fuse_kernels", lambda model, _: fuse(model, REFERENCE))
     trainer, weights = trained()
-    assert [m for m in trainer._model.modules() if type(m).__name__ == "FusedQwen3RMSNorm"]
+    assert [m for m in trainer._models.policy.model.modules() if type(m).__name__ == "FusedQwen3RMSNorm"]
     assert (weights - expected).norm() < 1e-5 * expected.norm()
 
 
