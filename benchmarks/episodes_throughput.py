@@ -60,6 +60,8 @@ PROMPT_TOKENS = 64
 LONGEST = 1024 + 128
 UPDATE_S = 15.0
 POLL_S = 0.01
+WIDTH = 120
+"""Of the table, in characters."""
 DEFAULT_OUT = Path(__file__).parent / "results" / "episodes_throughput.json"
 
 
@@ -243,7 +245,7 @@ def main() -> None:
         parser.error(f"--cases: {', '.join(sorted(unknown))} is none of {'; '.join(CASES)}")
     torch.set_num_threads(1)
     results = [asyncio.run(measure(name, args.slots, args.seconds, args.step_ms / 1000)) for name in names]
-    Console().print(table(results))
+    Console(width=WIDTH).print(table(results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"slots": args.slots, "results": [asdict(r) for r in results]}, indent=1))
     print(f"wrote {args.out}")

@@ -62,6 +62,7 @@ class Completion:
             tuple(span for span in spans if span.length > 0),
             FinishReason.STOP,
             None if self.kept is None else self.kept.take(np.arange(tokens)),
+            self.reused,
         )
 
 
