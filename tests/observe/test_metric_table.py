@@ -26,7 +26,7 @@ def lines(make_config, one_thread, tiny_folder):
     config = make_config(
         *("run.mode=inline", "run.steps=4", "staleness.max_staleness=1", "rollout.slots=8"),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
-        *("reward.functions.0.standardise=true", "data.curriculum={}"),
+        *("reward.functions.0.standardise=true", "data.curriculum={}", "data.hints.column=answer"),
         *("reward.likelihood.mark=''", f"teacher.path={tiny_folder}"),
         *(f"sft.path={tiny_folder / 'prompts.jsonl'}", "sft.response_column=answer"),
     )
