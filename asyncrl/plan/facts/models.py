@@ -35,9 +35,9 @@ class KnownModels:
     policy: ModelFacts | None
     critic: ModelFacts | None = None
     reference: ModelFacts | None = None
-    teacher: ModelFacts | None = None
     reward: tuple[RewardModelFacts | None, ...] = ()
     """Of each of `reward.models`."""
+    teacher: ModelFacts | None = None
 
     @property
     def trained(self) -> dict[str, ModelFacts]:
