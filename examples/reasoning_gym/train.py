@@ -38,10 +38,8 @@ def main(overrides):
 
     model = build_on("models/reasoning_gym", some_pupil, batch=32)
     settings = {
-        "run": {
-            "name": "reasoning-gym",
-            "steps": 34,
-        },  # at this constant rate it forgot some of it again later
+        # At this constant rate it later forgot some of what it had learnt.
+        "run": {"name": "reasoning-gym", "steps": 34},
         "model": {"path": str(model)},
         "data": {
             "path": f"reasoning-gym:{TASK}",
