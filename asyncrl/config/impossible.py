@@ -89,6 +89,7 @@ def impossible(c: Config) -> Iterator[str]:
             "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
         )
     yield from _impossible_filter(c)
+    yield from _impossible_without_rewards(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
@@ -170,6 +171,22 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
             "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
+
+
+def _impossible_without_rewards(c: Config) -> Iterator[str]:
+    """What goes by rewards where every one is 0 until the trainer has the group."""
+    if c.reward.scoring or c.rollout.episode is not None or not c.learns_without_rewards:
+        return
+    wanted = {
+        "data.curriculum": c.data.curriculum is not None,
+        "data.hints": c.data.hints is not None,
+        "rollout.choose=max_variance": c.rollout.candidates and c.rollout.choose == "max_variance",
+    }
+    for key in (key for key, is_wanted in wanted.items() if is_wanted):
+        yield (
+            f"{key} goes by rewards, and nothing scores a response before it is trained on; leave it out, or "
+            "give reward.functions, reward.models or reward.judges"
         )
 
 

@@ -369,6 +369,19 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "groups teach by more than what is known",
             "leave the filter out",
         ),
+        *(
+            (
+                [*teaches, "reward.functions=[]", *settings],
+                f"{key} goes by rewards, and nothing scores a response",
+                "give reward.functions",
+            )
+            for teaches in (["reward.likelihood={}"], ["teacher.path=t"])
+            for key, settings in {
+                "data.curriculum": ["data.curriculum={}"],
+                "data.hints": ["data.hints.column=help"],
+                "rollout.choose=max_variance": ["rollout.candidates=9", "rollout.choose=max_variance"],
+            }.items()
+        ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(
             (
