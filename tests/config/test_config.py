@@ -502,6 +502,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
+        (
+            [
+                *("rollout.temperature=0", "rollout.group_size=1", "rollout.candidates=4"),
+                "objective.advantage=nsr",
+            ],
+            "samples the same response",
+            "use a temperature above 0",
+        ),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
         (
             ["staleness.fixed_lag=2", "staleness.on_stale=drop"],
