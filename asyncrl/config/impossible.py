@@ -78,8 +78,14 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_choice(c)
     if c.rollout.gateway and c.rollout.episode is None:
         yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
-    if not c.rollout.gateway and (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
-        yield f"rollout.episode={c.rollout.episode} asks the model over HTTP; set rollout.gateway=true"
+    if (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
+        if not c.rollout.gateway:
+            yield f"rollout.episode={c.rollout.episode} asks the model over HTTP; set rollout.gateway=true"
+        if c.data.hints is not None:
+            yield (
+                f"data.hints: rollout.episode={c.rollout.episode} asks what its environment says, and not "
+                "the row's prompt, so no hint would be seen; leave them out"
+            )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)

@@ -315,6 +315,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "asks the model over HTTP",
             "set rollout.gateway=true",
         ),
+        (
+            [
+                *("rollout.episode=asyncrl.rollout.adapters.verifiers:episode", "rollout.gateway=true"),
+                "data.hints={column: hint, train: with}",
+            ],
+            "so no hint would be seen",
+            "leave them out",
+        ),
         (["rollout.min_new_tokens=257"], "is over rollout.max_new_tokens=256", "lower it"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (["rollout.group_size=1", "objective.advantage=pacs"], "nothing to compare", "group_size >= 2"),
