@@ -65,7 +65,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
             "responses, and nothing to compare; use a larger group, or a smaller k"
         )
-    if c.rollout.temperature == 0 and c.rollout.group_size > 1:
+    if c.rollout.temperature == 0 and c.rollout.sampled > 1:
         yield (
             "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
             "from it; use a temperature above 0"
@@ -78,8 +78,14 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_choice(c)
     if c.rollout.gateway and c.rollout.episode is None:
         yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
-    if not c.rollout.gateway and (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
-        yield f"rollout.episode={c.rollout.episode} asks the model over HTTP; set rollout.gateway=true"
+    if (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
+        if not c.rollout.gateway:
+            yield f"rollout.episode={c.rollout.episode} asks the model over HTTP; set rollout.gateway=true"
+        if c.data.hints is not None:
+            yield (
+                f"data.hints: rollout.episode={c.rollout.episode} asks what its environment says, and not "
+                "the row's prompt, so no hint would be seen; leave them out"
+            )
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)
@@ -89,6 +95,7 @@ def impossible(c: Config) -> Iterator[str]:
             "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
         )
     yield from _impossible_filter(c)
+    yield from _impossible_without_rewards(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
@@ -170,6 +177,22 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
             "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
+
+
+def _impossible_without_rewards(c: Config) -> Iterator[str]:
+    """What goes by rewards where every one is 0 until the trainer has the group."""
+    if c.reward.scoring or c.rollout.episode is not None or not c.learns_without_rewards:
+        return
+    wanted = {
+        "data.curriculum": c.data.curriculum is not None,
+        "data.hints": c.data.hints is not None,
+        "rollout.choose=max_variance": c.rollout.candidates and c.rollout.choose == "max_variance",
+    }
+    for key in (key for key, is_wanted in wanted.items() if is_wanted):
+        yield (
+            f"{key} goes by rewards, and nothing scores a response before it is trained on; leave it out, or "
+            "give reward.functions, reward.models or reward.judges"
         )
 
 

@@ -13,6 +13,12 @@ from asyncrl.resolve import resolve
 from asyncrl.reward.functions import accepted_arguments
 
 T = TypeVar("T")
+GIVEN = {
+    "objective.filter": ("rewards", "tokens"),
+    "rollout.choose": ("rewards", "tokens", "size"),
+    "data.curriculum.sampler": ("pass_rate",),
+}
+"""What a function gets beside the columns of the row, by the setting that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,10 @@ def call_own(called: Own, kind: type[T], columns: Mapping[str, Any], **arguments
         returned = called.function(**accepted_arguments(called.function, {**columns, **arguments}))
     except Exception as error:
         raise RunFailed(f"{where} has failed: {type(error).__name__}: {error}") from error
-    if kind is float and isinstance(returned, int):
-        returned = float(returned)
+    if hasattr(returned, "tolist"):  # NumPy's and torch's own
+        returned = returned.tolist()
+    if (kind, type(returned)) in ((float, int), (list, tuple)):
+        returned = kind(returned)
     if not isinstance(returned, kind) or returned != returned:
         raise RunFailed(f"{where} returned {returned!r:.100}; it should return a {kind.__name__}")
     return returned

@@ -223,6 +223,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
         if findings.of(partial(checks.reward_routes, config, scene.independent.functions.needs, prompts)):
             findings.of(partial(check_pairs, config, models.reward, prompts))
+        findings.of(partial(checks.choices, config, scene.independent.functions.needs, prompts))
         if tokenizer is not None:
             findings.of(partial(checks.reference_answers, config, prompts, tokenizer))
         findings.of(partial(checks.prompts_fit, config, models.policy, prompts))

@@ -60,7 +60,7 @@ class ImportProblem(msgspec.Struct, frozen=True):
 class Found(msgspec.Struct, frozen=True):
     problems: list[ImportProblem] = []
     needs: dict[str, list[str]] = {}
-    """The columns that each reward function requires."""
+    """The columns that each function of rewards or choices requires."""
     files: dict[str, str] = {}
     """The file of each user-defined function."""
     digests: dict[str, str] = {}
@@ -114,7 +114,8 @@ def look_here(wanted: Wanted) -> Found:
             files[wanted.episode] = file_of(resolve(wanted.episode, what="rollout.episode"))
     for key, spec in wanted.choices.items():
         with noting():
-            files[spec] = file_of(resolve(spec, what=key))
+            function = resolve(spec, what=key)
+            needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.objective:
         from asyncrl.objective.make import check_own  # imports torch
 

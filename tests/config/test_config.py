@@ -315,6 +315,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "asks the model over HTTP",
             "set rollout.gateway=true",
         ),
+        (
+            [
+                *("rollout.episode=asyncrl.rollout.adapters.verifiers:episode", "rollout.gateway=true"),
+                "data.hints={column: hint, train: with}",
+            ],
+            "so no hint would be seen",
+            "leave them out",
+        ),
         (["rollout.min_new_tokens=257"], "is over rollout.max_new_tokens=256", "lower it"),
         (["rollout.group_size=1"], "leaves nothing to compare", "use rollout.group_size >= 2"),
         (["rollout.group_size=1", "objective.advantage=pacs"], "nothing to compare", "group_size >= 2"),
@@ -368,6 +376,19 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             ["reward.likelihood={}", "objective.filter_constant_groups=true"],
             "groups teach by more than what is known",
             "leave the filter out",
+        ),
+        *(
+            (
+                [*teaches, "reward.functions=[]", *settings],
+                f"{key} goes by rewards, and nothing scores a response",
+                "give reward.functions",
+            )
+            for teaches in (["reward.likelihood={}"], ["teacher.path=t"])
+            for key, settings in {
+                "data.curriculum": ["data.curriculum={}"],
+                "data.hints": ["data.hints.column=help"],
+                "rollout.choose=max_variance": ["rollout.candidates=9", "rollout.choose=max_variance"],
+            }.items()
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(
@@ -489,6 +510,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
+        (
+            [
+                *("rollout.temperature=0", "rollout.group_size=1", "rollout.candidates=4"),
+                "objective.advantage=nsr",
+            ],
+            "samples the same response",
+            "use a temperature above 0",
+        ),
         (["staleness.fixed_lag=5"], "too old for staleness.max_staleness=4", "use staleness.max_staleness=5"),
         (
             ["staleness.fixed_lag=2", "staleness.on_stale=drop"],

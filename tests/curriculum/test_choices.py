@@ -158,6 +158,12 @@ def longest(rewards, tokens, size, level=None):
     return sorted(range(len(tokens)), key=lambda i: -tokens[i])[:size]
 
 
+def longest_by_numpy(tokens, size):
+    import numpy as np
+
+    return np.argsort(tokens)[-size:]
+
+
 def same(rewards, size, **_):
     return [0] * size
 
@@ -177,8 +183,9 @@ def own(tmp_path):
     return lambda name: f"{tmp_path / 'own.py'}:{name}"
 
 
-def test_a_choice_of_the_users_own(carry_out, own):
-    group, _, _ = carry_out(own("longest"))
+@pytest.mark.parametrize("name", ["longest", "longest_by_numpy"])
+def test_a_choice_of_the_users_own(carry_out, own, name):
+    group, _, _ = carry_out(own(name))
     assert min(lengths(group)) >= max(group.left_out.rewards)
 
 

@@ -16,6 +16,12 @@ def by_level(rewards, tokens, level):
     return level == "easy" or max(rewards) > 0.9 and tokens < 100
 
 
+def spread(rewards):
+    import numpy as np
+
+    return np.std(rewards) > 0.1
+
+
 def undecided(rewards, **_):
     return None
 """
@@ -49,6 +55,11 @@ def test_a_filter_of_the_users_own_reads_columns_and_its_drops_are_told_and_samp
     assert became is Submission.DROPPED
     assert coordinator.ledger.dropped_groups == {"filtered": 1}
     assert coordinator.open_places(0) == 1
+
+
+def test_a_filter_may_return_what_numpy_computes(filters):
+    assert hand_in(filters("spread"), 0, 0.1, 0.9)[0] is Submission.ACCEPTED
+    assert hand_in(filters("spread"), 0, 0.1, 0.1)[0] is Submission.DROPPED
 
 
 def test_groups_of_equal_rewards_are_dropped_first_where_both_filter(filters):

@@ -1,5 +1,6 @@
 """Rows that a whole group has failed come with their hint, and without it again."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncrl
+from asyncrl.config import RewardConfig
 from asyncrl.config.data import DataConfig, HintsConfig
 from asyncrl.config.load import from_tree
 from asyncrl.core.cursor import PromptCursor
@@ -19,6 +21,12 @@ from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.reward.likelihood import ReferenceNotes
+from asyncrl.reward.rewards import Rewards
+from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.group import GroupRollout, Response
+from asyncrl.rollout.session import Session
+from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.tiny.tokenizer import byte_tokenizer
@@ -133,6 +141,31 @@ def test_another_prompt_takes_its_place_and_all_else_keeps_its_token():
     assert trained.kept.sizes.tolist() == [0, 0, 0, 2]
     flat = flatten(Batch(1, 1, 0, (Group(0, 0, [trained]),)))
     assert flat.loss_mask.tolist() == [False, False, True, True]
+
+
+def test_what_is_noted_for_the_trainer_counts_the_prompt_that_is_trained_on():
+    sampled = Trajectory(
+        token_ids=np.array([1, 2, 3, 4, 7, 8], np.int32),
+        loss_mask=np.array([0, 0, 0, 0, 1, 1], bool),
+        behavior_logprobs=np.zeros(6, np.float32),
+        versions=(VersionSpan(4, 2, 0),),
+        finish_reason=FinishReason.STOP,
+    )
+    task = RolloutTask(
+        *(0, 0, 0, 0, "say", [1, 2, 3, 4], {"answer": "4"}, 1, SamplingParams(2)), trained_ids=[1, 2]
+    )
+    rollout = GroupRollout(
+        None,
+        Rewards(RewardConfig(), {}, max_steps=1, max_tokens=2, required=False),
+        str,
+        seed=0,
+        group_size=1,
+        note=ReferenceNotes(TOKENIZER, "answer", "", "", {8}),
+    )
+    response = Response(Session(task, 0, None, seed=0), [sampled], {"episode": [1.0]})
+    [trained] = asyncio.run(rollout.score(task, [response])).trajectories
+    assert trained.token_ids.tolist() == [1, 2, 7, 8]
+    assert trained.metadata["reference"]["kept"] == 3, "of the prompt and the thinking"
 
 
 REWARD = """

@@ -237,6 +237,21 @@ def test_a_reward_function_that_needs_a_column_which_a_row_has_not(run):
     assert preflight(run(reward={"functions": [{"function": "rewards.py:length"}]}))
 
 
+def test_choices_of_ones_own_that_need_what_they_are_not_given(run):
+    source = "def keep(rewards, level): ...\ndef share(rate): ...\ndef pick(rewards, size, answer): ..."
+    (run.path / "own.py").write_text(source)
+    message = refusal(
+        run(
+            objective={"filter": "own.py:keep"},
+            data={"curriculum": {"sampler": "own.py:share"}},
+            rollout={"candidates": 9, "choose": "own.py:pick"},
+        )
+    )
+    told = "which usable row 0 of the dataset has not; it is given"
+    assert f"objective.filter `own.py:keep`: it needs `level`, {told} rewards, tokens, answer" in message
+    assert preflight(run(rollout={"candidates": 9, "choose": "own.py:pick"}))
+
+
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl", "ledger.db"])
 def test_a_run_directory_that_holds_a_run(file, run):
     (run.path / "mine").mkdir()

@@ -1,6 +1,8 @@
 """Environments of gymnasium as episodes."""
 
 import asyncio
+import queue
+import threading
 
 import pytest
 from test_programs import says
@@ -100,6 +102,31 @@ def test_what_is_no_text_is_translated_and_what_is_no_action_is_told():
     assert said == ["at 0", "at 1", "say stay or go"]
     with pytest.raises(ConfigError, match=r"Discrete\(2\), which is no text.*act=FUNCTION"):
         environment(Road, observe=str.format)
+
+
+def test_an_environment_that_is_given_up_is_closed_in_its_own_thread():
+    """It may hold a process or a port, and each episode that fails or is cut short takes another."""
+    closed: queue.SimpleQueue[tuple[Guess, str]] = queue.SimpleQueue()
+
+    class Held(Guess):
+        def __init__(self):
+            self.home = threading.current_thread().name
+
+        def step(self, action):
+            if action == "break":
+                raise OSError("the port is closed")
+            return super().step(action)
+
+        def close(self):
+            closed.put((self, threading.current_thread().name))
+
+    play = environment(Held)
+    with pytest.raises(OSError, match="the port is closed"):
+        played(play, task("x"), "break")
+    world, thread = closed.get(timeout=30)
+    assert thread == world.home
+    assert played(play, task("x", seed=5), letter_of(5))[0] == [1.0]
+    assert closed.empty()
 
 
 def test_an_unknown_id_is_refused_where_the_config_names_it(tmp_path):

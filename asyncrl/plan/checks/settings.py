@@ -12,6 +12,7 @@ import zmq
 
 from asyncrl.cluster.hosts.base import find_host
 from asyncrl.config import Config
+from asyncrl.curriculum.own import GIVEN, named_choices
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows, told
 from asyncrl.data.tokenise import AddedTokens
@@ -78,6 +79,21 @@ def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: P
                     f"{row.index} of the dataset has not; it has {', '.join(sorted(columns)) or 'no other'}"
                 )
     return True
+
+
+def choices(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> None:
+    """Every row has the columns that a user's own functions that choose cannot do without.
+
+    needs: as of `reward_routes`.
+    """
+    for key, spec in named_choices(config).items():
+        for row in prompts:
+            known = [*GIVEN[key], *sorted(row.columns)]
+            if missing := [name for name in needs.get(spec, ()) if name not in known]:
+                raise ConfigError(
+                    f"{key} `{spec}`: it needs `{missing[0]}`, which usable row {row.index} of the dataset "
+                    f"has not; it is given {', '.join(known)}"
+                )
 
 
 def reference_answers(config: Config, prompts: PromptSet, tokenizer: PreTrainedTokenizerBase) -> None:

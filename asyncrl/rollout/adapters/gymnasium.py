@@ -39,7 +39,8 @@ def environment(
     `gymnasium.make`, such as `max_episode_steps`. The rewards are the environment's, turn by turn. Raises
     `ConfigError` where something is no text and not translated.
     """
-    instances = Instances(partial(gymnasium.make, make, **arguments) if isinstance(make, str) else make)
+    made = partial(gymnasium.make, make, **arguments) if isinstance(make, str) else make
+    instances = Instances(made, close=lambda world: world.close())
     spaces = (
         (instances.example.observation_space, observe, "observe"),
         (instances.example.action_space, act, "act"),

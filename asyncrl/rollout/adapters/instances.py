@@ -25,17 +25,19 @@ class Instance:
         given = await asyncio.get_running_loop().run_in_executor(self._thread, call)
         return await given if inspect.isawaitable(given) else given
 
-    def give_up(self) -> None:
-        """What is still being called there ends by itself, or with the process."""
+    def give_up(self, close: Callable[[Any], object]) -> None:
+        """Close it, once what is still being called there has ended, which may be with the process."""
+        self._thread.submit(close, self.environment)
         self._thread.shutdown(wait=False)
 
 
 class Instances:
     """Of the environment that `make` makes: the first at once, to be looked at, and then as many as there are
-    episodes side by side, each reset for the next."""
+    episodes side by side, each reset for the next. close: gives back what one holds that is used no more."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], close: Callable[[Any], object] = lambda one: None) -> None:
         self._make = make
+        self._close = close
         self._free = [Instance(make)]
         self.example = self._free[0].environment
 
@@ -47,6 +49,6 @@ class Instances:
         try:
             yield instance
         except BaseException:
-            instance.give_up()
+            instance.give_up(self._close)
             raise
         self._free.append(instance)

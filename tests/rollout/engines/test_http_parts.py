@@ -27,15 +27,18 @@ def spread(router, prompts, servers):
     return loads
 
 
-def test_a_group_stays_together_and_groups_spread():
+@pytest.mark.parametrize("system", [b"", bytes(4 * 40)], ids=["bare", "after a system prompt"])
+def test_a_group_stays_together_and_groups_spread(system):
     router = Router(slack=4)
     homes = []
     loads = dict.fromkeys("abc", 0)
     for group in range(6):
-        chosen = {router.choose(b"%d" % group, loads) for _ in range(4)}
-        assert len(chosen) == 1
-        homes += chosen
-        loads[homes[-1]] += 4
+        chosen = []
+        for _ in range(4):
+            chosen.append(router.choose(system + b"%d" % group * 100, loads))
+            loads[chosen[-1]] += 1
+        assert len(set(chosen)) == 1
+        homes.append(chosen[0])
     assert sorted(homes) == ["a", "a", "b", "b", "c", "c"]
 
 

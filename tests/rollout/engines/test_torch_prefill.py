@@ -100,6 +100,15 @@ def test_what_is_in_the_way_changes_places_with_what_is_used():
     assert plan.kept == [(0, 3)]
 
 
+def test_a_new_group_leaves_what_waits_in_all_the_places_that_it_takes():
+    """Its members share one prompt, and no row of it was there before."""
+    held = [(0, [1, 1, 1], [2]), (1, [2, 2, 2], [3])]
+    slots_and_spare = [*held, (3, [4, 4, 4], [5]), (4, [6, 6, 6], [7])]
+    plan = plan_of([request(9, 9, 9)] * 2, [0, 1], held=[*slots_and_spare[2:], *held])
+    assert plan.shares == [(0, 1, 2)]
+    assert plan.kept == [(0, 3), (1, 4)]
+
+
 def test_the_least_recently_used_goes_first():
     held = [(3, [4, 4, 4], [5]), (4, [6, 6, 6], [7]), (0, [1, 1, 1], [2])]
     assert plan_of([request(9, 9)], [0], held=held).kept == [(0, 3)]

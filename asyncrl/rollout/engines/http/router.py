@@ -10,12 +10,15 @@ REMEMBERED_BEGINNINGS = 65_536
 BLOCK_BYTES = 64
 """Beginnings of prompts are compared at multiples of this, and at the end. It is a block of vLLM's cache: 16
 tokens of 4 bytes."""
+REMEMBERED_OF_EACH = 2
+"""Of each prompt, the longest beginnings: the whole, and all but what fills no block."""
 
 
 class Router:
     """The least loaded server; but a request goes to the one that has last computed the longest beginning of
-    its prompt, where that is in the cache, as long as it has no more than `slack` requests more than the
-    least loaded. So equal prompts and the turns of an episode go to the same server.
+    its prompt that was a prompt itself, as long as it has no more than `slack` requests more than the least
+    loaded. So equal prompts and the turns of an episode go to the same server; what all prompts begin with (a
+    system prompt) is soon on every server, and draws nothing.
 
     A slack of a group's size lets a whole group go together.
     """
@@ -32,7 +35,7 @@ class Router:
         home = next((self._homes[key] for key in reversed(beginnings) if key in self._homes), least)
         if home not in loads or loads[home] > loads[least] + self._slack:
             home = least
-        for key in beginnings:
+        for key in beginnings[-REMEMBERED_OF_EACH:]:
             self._homes[key] = home
             self._homes.move_to_end(key)
         while len(self._homes) > REMEMBERED_BEGINNINGS:

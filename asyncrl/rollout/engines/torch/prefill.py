@@ -71,11 +71,11 @@ def plan_prefill(
         key = request.prompt_ids[:tokens].astype(np.int32).tobytes()
         rows = found(request.prompt_ids)
         source = int(rows.argmax())
-        known = int(rows[source])
+        reused = known = int(rows[source])
         missing = tokens - known
         if missing and key in filled:
             plan.shares.append((filled[key], place, tokens))
-            known, source = tokens, place
+            reused, known = tokens, 0
         elif missing:
             fill, other = plan.fills if known == 0 else plan.fills[::-1]
             if filled and fill.cost(missing) + other.cost() > budget_tokens:
@@ -85,7 +85,7 @@ def plan_prefill(
         if known and source != place:
             plan.copies.append((source, place, known))
         _make_place(holds, place, source if known else None, last_used)
-        plan.placed.append((place, request, known))
+        plan.placed.append((place, request, reused))
     plan.kept = [(held, row) for row, held in holds.items() if held != row and last_used[held]]
     return plan
 
