@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -107,10 +107,13 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
-def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print to standard output by default. Paths are never wrapped, so that they can be copied."""
+def print_summary(
+    summary: Summary, console: Console | None = None, more: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print to standard output by default, and `more` after it. Paths are never wrapped, so that they can be
+    copied."""
     console = console or Console()
-    for label, text in rows(summary):
+    for label, text in (*rows(summary), *more):
         console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
 
 

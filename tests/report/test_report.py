@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
 import asyncrl
+from asyncrl.cli.launch import _report
 from asyncrl.cli.main import main
 from asyncrl.core.coordinator import LoopSettings
 from asyncrl.core.records import GroupSummary, LeftOut
@@ -17,6 +20,7 @@ from asyncrl.report.run import read_run
 from asyncrl.runfiles.budget import Usage
 from asyncrl.runfiles.store import LedgerStore
 
+CHROMIUM = shutil.which("chromium")
 STEPS = range(1, 41)
 VOID = {"meta", "link"}
 
@@ -237,6 +241,38 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, make_run):
     assert "neither config.yaml nor metrics.jsonl" in capsys.readouterr().err
     assert main(["report", str(make_run()), "--out", str(tmp_path / "no" / "folder.html")]) == 2
     assert "name another file" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_a_run_in_peace(make_run, make_line):
+    folder = make_run(lines=[make_line(1)])
+    (folder / "report.html").mkdir()
+    assert _report(folder).startswith("none was written")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (apt-get install chromium)")
+def test_a_browser_has_nothing_to_complain_of(make_run, make_line, tmp_path):
+    folder = make_run(lines=[make_line(step, warnings=[EVIL]) for step in STEPS])
+    write_samples(folder, EVIL + "<script>document.title = 'run by a response'</script>")
+    path = asyncrl.write_report(folder)
+    done = subprocess.run(
+        [
+            *(
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--user-data-dir={tmp_path / 'profile'}",
+            ),
+            *("--enable-logging=stderr", "--dump-dom", path.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count("<figure") == path.read_text("utf-8").count("<figure") > 20
+    assert "<title>run: AsyncRL</title>" in done.stdout
 
 
 def test_several_runs_have_names_that_tell_them_apart(tmp_path):
