@@ -103,12 +103,14 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    keys = dict.fromkeys(key for line in lines for key in line)
-    values = {key: [line.get(key, np.nan) for line in lines] for key in keys}
+    keys: dict[str, Any] = {}
+    for line in lines:
+        keys.update(line)
+    columns = {key: [line.get(key, np.nan) for line in lines] for key in keys}
     return {
         key: np.array(column, dtype=np.float64)
-        for key, column in values.items()
-        if all(isinstance(value, int | float) for value in column)
+        for key, column in columns.items()
+        if {*map(type, column)} <= {int, float}
     }
 
 
