@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from asyncrl.observe.metrics import read_metrics
     from asyncrl.observe.samples import Sample, read_samples
     from asyncrl.observe.summary import Summary, summarise
+    from asyncrl.report.page import write_report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "resume",
     "run",
     "summarise",
+    "write_report",
 ]
 
 _HOME = {
@@ -39,6 +41,7 @@ _HOME = {
     "asyncrl.observe.metrics": ("read_metrics",),
     "asyncrl.observe.samples": ("Sample", "read_samples"),
     "asyncrl.observe.summary": ("Summary", "summarise"),
+    "asyncrl.report.page": ("write_report",),
     "asyncrl.evaluation.evaluate": ("Evaluation", "evaluate_model"),
     "asyncrl.launch.launcher": ("RunResult", "resume", "run"),
 }

@@ -38,6 +38,7 @@ LAYERS = (
     {"trainer", "observe"},
     {"wire"},
     {"runfiles"},
+    {"report"},
     {"liveness", "reward_models"},
     {"loop"},
     {"cluster", "evaluation"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,18 @@ def _launch(arguments: argparse.Namespace) -> None:
             result = run(load(arguments.config, arguments.overrides, lacks), gpus=arguments.gpus)
         else:
             result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
-        print_summary(result.summary)
+        print_summary(result.summary, more=[("report", _report(result.run_dir))])
+
+
+def _report(run_dir: Path) -> str:
+    """Writes the run's report, and says where. Nothing that is wrong with it makes a run fail that has
+    succeeded."""
+    try:
+        from asyncrl.report.page import write_report
+
+        return str(write_report(run_dir))
+    except Exception as error:  # noqa: BLE001
+        return f"none was written ({error}); to try again: asyncrl report {shlex.quote(str(run_dir))}"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

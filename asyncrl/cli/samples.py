@@ -31,7 +31,7 @@ def _show(arguments: argparse.Namespace) -> None:
     from rich.markup import escape
     from rich.text import Text
 
-    from asyncrl.observe.samples import read_samples
+    from asyncrl.observe.samples import printable, read_samples
 
     try:
         samples = read_samples(arguments.path)
@@ -58,10 +58,5 @@ def _show(arguments: argparse.Namespace) -> None:
             f"\n[bold]{escape(heading)}[/bold]: reward {sample.reward:.3g}{parts}; "
             f"{sample.tokens} tokens ({sample.finish}) of {versions}; row {sample.row}"
         )
-        console.print(Text(_printable(sample.prompt), style="dim"))
-        console.print(Text(_printable(sample.response)))
-
-
-def _printable(text: str) -> str:
-    """The text without characters that would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        console.print(Text(printable(sample.prompt), style="dim"))
+        console.print(Text(printable(sample.response)))

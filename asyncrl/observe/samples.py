@@ -136,3 +136,11 @@ def read_samples(path: Path) -> list[Sample]:
         except msgspec.DecodeError:
             continue
     return found
+
+
+def printable(text: str) -> str:
+    """The text without characters that would move a terminal's cursor, change its colours or turn the
+    direction of what follows."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

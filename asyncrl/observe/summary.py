@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -60,6 +61,11 @@ def summarise(run_dir: str | Path) -> Summary:
     lines = read_metrics(run_dir / FILE_NAME)
     if not lines:
         raise MetricsError(f"{run_dir / FILE_NAME} holds no finished training step; see {run_dir / 'logs'}")
+    return summary_of(run_dir, lines)
+
+
+def summary_of(run_dir: Path, lines: Sequence[Mapping[str, Any]]) -> Summary:
+    """From lines of its metrics that were read already, at least one."""
     last = lines[-1]
     ends_s = [0.0, *(line["wall_s"] for line in lines)]
     durations_s = [max(0.0, end - start) for start, end in pairwise(ends_s)]
@@ -101,14 +107,18 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
 
 
-def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print to standard output by default. Paths are never wrapped, so that they can be copied."""
+def print_summary(
+    summary: Summary, console: Console | None = None, more: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print to standard output by default, and `more` after it. Paths are never wrapped, so that they can be
+    copied."""
     console = console or Console()
-    for label, text in _rows(summary):
+    for label, text in (*rows(summary), *more):
         console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
 
 
-def _rows(s: Summary) -> Iterator[tuple[str, str]]:
+def rows(s: Summary) -> Iterator[tuple[str, str]]:
+    """The figures as people read them: what each is, and its text."""
     first = f"{number(s.reward_first, 3)} (first {min(FIRST_STEPS, s.steps)} steps)"
     last = f"{number(s.reward_last, 3)} (last {min(LAST_STEPS, s.steps)} steps)"
     rates = f"{number(s.generated_tokens_per_s)} generated, {number(s.trained_tokens_per_s)} trained"

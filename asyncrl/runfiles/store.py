@@ -110,9 +110,7 @@ class LedgerStore(Generic[P]):
     ) -> Coordinator[P]:
         """The coordinator as it was last saved, or a new one if the file is new. The arguments from `rows` on
         are those of `PromptCursor`; the sampler is told of all groups that there were."""
-        meta = {
-            key: msgspec.json.decode(value) for key, value in self._db.execute("select key, value from meta")
-        }
+        meta = _read_meta(self._db)
         position = meta.get("cursor_position", ())  # a number, before there were several datasets
         cursor = PromptCursor(
             rows,
@@ -134,7 +132,7 @@ class LedgerStore(Generic[P]):
             frontier=meta["frontier"],
             leases_given=meta["leases_given"],
             group_tokens=meta.get("group_tokens", 0.0),
-            ledger=self._ledger(meta),
+            ledger=_books(self._db, meta),
             live=self._live(),
         )
         return Coordinator.restore(settings, cursor, saved)
@@ -197,24 +195,48 @@ class LedgerStore(Generic[P]):
             for row in rows
         }
 
-    def _ledger(self, meta: dict[str, int]) -> Ledger:
-        ledger = Ledger(returned_leases=meta["returned_leases"])
-        sums = "count(*), sum(sampled_tokens), sum(masked_tokens)"
-        reasons = {GroupState.DROPPED: ledger.dropped_groups, GroupState.FAILED: ledger.failed_groups}
-        for name, reason, groups, tokens, masked in self._db.execute(
-            f"select state, reason, {sums} from groups group by 1, 2"
-        ):
-            state = GroupState(name)
-            ledger.generated_groups += groups
-            ledger.generated_tokens += tokens
-            ledger.groups[state] += groups
-            ledger.tokens[state] += tokens
-            ledger.masked_tokens += masked
-            reasons.get(state, Counter())[reason] += groups
-        ledger.lose(meta["lost_tokens"])
-        (left_out,) = self._db.execute("select coalesce(sum(tokens), 0) from left_out").fetchone()
-        ledger.lose(left_out, GroupState.DROPPED)
-        return ledger
+
+def read_ledger(path: Path) -> tuple[Ledger, int] | None:
+    """The books in a ledger file, which may be in use and is left as it is, and how many of the dropped
+    tokens are those of responses that were left out of their groups; None if there is no such file, or
+    nothing in it yet. Raises `sqlite3.Error` for a file that cannot be read."""
+    if not path.exists():
+        return None
+    # A file without a log beside it is nobody's: opened like any other, it would be given one.
+    is_in_use = path.with_name(f"{path.name}-wal").exists()
+    mode = "ro" if is_in_use else "ro&immutable=1"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=10.0)) as db:
+        db.execute("begin")  # one state for all that is asked
+        meta = _read_meta(db)
+        return (_books(db, meta), _left_out(db)) if meta else None
+
+
+def _read_meta(db: sqlite3.Connection) -> dict[str, Any]:
+    return {key: msgspec.json.decode(value) for key, value in db.execute("select key, value from meta")}
+
+
+def _left_out(db: sqlite3.Connection) -> int:
+    (tokens,) = db.execute("select coalesce(sum(tokens), 0) from left_out").fetchone()
+    return int(tokens)
+
+
+def _books(db: sqlite3.Connection, meta: dict[str, Any]) -> Ledger:
+    ledger = Ledger(returned_leases=meta["returned_leases"])
+    sums = "count(*), sum(sampled_tokens), sum(masked_tokens)"
+    reasons = {GroupState.DROPPED: ledger.dropped_groups, GroupState.FAILED: ledger.failed_groups}
+    for name, reason, groups, tokens, masked in db.execute(
+        f"select state, reason, {sums} from groups group by 1, 2"
+    ):
+        state = GroupState(name)
+        ledger.generated_groups += groups
+        ledger.generated_tokens += tokens
+        ledger.groups[state] += groups
+        ledger.tokens[state] += tokens
+        ledger.masked_tokens += masked
+        reasons.get(state, Counter())[reason] += groups
+    ledger.lose(meta["lost_tokens"])
+    ledger.lose(_left_out(db), GroupState.DROPPED)
+    return ledger
 
 
 def _meta(coordinator: Coordinator[P]) -> dict[str, str]:

@@ -31,4 +31,5 @@ def test_the_quickstart_learns(warmed_up_model, tmp_path):
     assert max(line["staleness/max"] for line in lines) <= 4
     assert statistics.mean(line["staleness/mean"] for line in lines) > 0
     assert "tensorboard --logdir" in done.stdout
-    assert str(tmp_path / "run") in done.stdout
+    assert str(tmp_path / "run" / "report.html") in done.stdout
+    assert f'<data value="{rewards[-1]}">' in (tmp_path / "run" / "report.html").read_text()

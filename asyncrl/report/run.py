@@ -1,0 +1,166 @@
+"""What a report shows of one run, read from its directory: of a run that has ended, goes on or was killed."""
+
+from __future__ import annotations
+
+import shlex
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asyncrl.config import load, yaml_tree
+from asyncrl.errors import ConfigError
+from asyncrl.observe.metric_table import REQUIRED_KEYS
+from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.observe.samples import Sample, read_samples
+from asyncrl.observe.summary import Summary, summary_of
+from asyncrl.paths import user_path
+from asyncrl.runfiles.budget import METER_S, Usage
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.store import read_ledger
+
+QUIET_S = 3 * METER_S
+"""A run that says that it lives no more often than this has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """columns: float64[steps] of each metric that is a number; NaN in steps without it. warnings: (step,
+    text). settings: those that differ from their defaults, by dotted key. books: as in a line of metrics, and
+    `ledger/left_out_tokens`, which are among the dropped ones. failures: failed groups by reason.
+    total_steps: that it was to have. seen_at: when it was last certainly going on, in seconds since the
+    epoch. Both are None if that is unknown."""
+
+    path: Path
+    name: str
+    columns: Mapping[str, np.ndarray]
+    warnings: Sequence[tuple[int, str]]
+    summary: Summary | None
+    settings: Mapping[str, str]
+    config_text: str
+    books: Mapping[str, float]
+    failures: Mapping[str, int]
+    samples: Sequence[Sample]
+    total_steps: int | None
+    seen_at: float | None
+
+    @property
+    def steps(self) -> int:
+        """Finished steps."""
+        return int(self.columns["step"][-1]) if "step" in self.columns else 0
+
+    def state(self, now: float) -> str:
+        """Whether it goes on, at the time `now` in seconds since the epoch."""
+        of = f" of {self.total_steps:,}" if self.total_steps else ""
+        if self.total_steps is not None and self.steps >= self.total_steps:
+            return f"finished: all {self.total_steps:,} steps are done"
+        if self.seen_at is not None and now - self.seen_at < QUIET_S:
+            return f"going on: {self.steps:,}{of} steps are done"
+        return f"not finished: {self.steps:,}{of} steps are done"
+
+    def commands(self) -> Iterator[tuple[str, str]]:
+        """What to do with it, and how."""
+        path = shlex.quote(str(self.path))
+        if self.config_text:
+            config = shlex.quote(str(self.path / "config.yaml"))
+            yield "run it again", f"asyncrl-launch --config {config} run.dir=null run.resume=never"
+            yield "continue it", f"asyncrl-launch --resume {path}"
+        if self.samples:
+            yield "read its responses", f"asyncrl samples {path}"
+
+
+def read_run(path: Path, name: str) -> Run:
+    """name: what it is called beside other runs. Raises `ConfigError` for a folder that is no run's, and
+    `MetricsError` for a line of metrics that is none."""
+    run = RunDir(user_path(path, f"{path}"))
+    metrics = run.path / FILE_NAME
+    if not run.config.is_file() and not metrics.is_file():
+        what = (
+            "the folder has neither config.yaml nor metrics.jsonl" if run.path.is_dir() else "no such folder"
+        )
+        raise ConfigError(f"{path}: no run: {what}; name the folder of a run")
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    has_all = bool(lines) and all(key in lines[-1] for key in REQUIRED_KEYS)
+    books, failures = _books(run.ledger, lines)
+    settings, total_steps = _settings(run.config)
+    return Run(
+        path=run.path,
+        name=name,
+        columns=_columns(lines),
+        warnings=[(line["step"], text) for line in lines for text in _texts(line.get("warnings"))],
+        summary=summary_of(run.path, lines) if has_all else None,
+        settings=settings,
+        config_text=run.config.read_text("utf-8") if run.config.is_file() else "",
+        books=books,
+        failures=failures,
+        samples=_samples(run.path),
+        total_steps=total_steps,
+        seen_at=_seen_at(run.usage),
+    )
+
+
+def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    keys: dict[str, Any] = {}
+    for line in lines:
+        keys.update(line)
+    columns = {key: [line.get(key, np.nan) for line in lines] for key in keys}
+    return {
+        key: np.array(column, dtype=np.float64)
+        for key, column in columns.items()
+        if {*map(type, column)} <= {int, float}
+    }
+
+
+def _texts(value: Any) -> list[str]:
+    return value if isinstance(value, list) else []
+
+
+def _settings(path: Path) -> tuple[dict[str, str], int | None]:
+    """The settings that differ from their defaults (all, where another version wrote them that had others),
+    and the number of steps."""
+    if not path.is_file():
+        return {}, None
+    try:
+        config = load(path)
+    except ConfigError:
+        settings = dict(_flat(yaml_tree.read(path)))
+        steps = settings.get("run.steps", "")
+        return settings, int(steps) if steps.isdecimal() else None
+    return dict(_flat(config.model_dump(mode="json", exclude_defaults=True))), config.run.steps
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", yaml_tree.text(value)
+
+
+def _books(ledger: Path, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], Mapping[str, int]]:
+    """From the ledger file, or else from the last line of metrics, which lacks what came after it."""
+    try:
+        found = read_ledger(ledger)
+    except (sqlite3.Error, OSError):
+        found = None
+    if found is not None:
+        books, left_out = found
+        return books.metrics() | {"ledger/left_out_tokens": left_out}, books.failed_groups
+    return {key: v for key, v in (lines[-1] if lines else {}).items() if key.startswith("ledger/")}, {}
+
+
+def _samples(path: Path) -> list[Sample]:
+    try:
+        return read_samples(path)
+    except FileNotFoundError:
+        return []
+
+
+def _seen_at(usage: Path) -> float | None:
+    try:
+        return Usage.load(usage).seen_at
+    except (OSError, ValueError, TypeError):
+        return None
