@@ -242,12 +242,14 @@ class GroupRollout:
                 trajectory.reward_parts = dict(score.parts)
                 trajectory.metadata |= score.extra
                 trajectory.turn_rewards = self.rewards.of_turns(trajectory)
-            response.trajectories[-1].metadata |= self._note(task.columns, response.trajectories[-1])
         left_out = LeftOut()
         if self._choice is not None and len(everybody) > task.group_size:
             responses, left_out = self._choice.members(task, everybody, responses, scores)
         trajectories = [t for response in responses for t in response.trajectories]
-        return Group(task.group_id, task.row, as_trained(task, trajectories), left_out)
+        group = Group(task.group_id, task.row, as_trained(task, trajectories), left_out)
+        for *_, last in group.members():
+            last.metadata |= self._note(task.columns, last)  # which names places in what is trained on
+        return group
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
         """Of each: what its episode says, and where that says nothing, what reward functions and models
