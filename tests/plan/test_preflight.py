@@ -1,8 +1,8 @@
 """What is found wrong before anything starts, on real models, tokenizers, datasets and reward functions."""
 
 import json
-import shutil
 import re
+import shutil
 import sys
 from dataclasses import replace
 
