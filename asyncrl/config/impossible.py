@@ -95,7 +95,6 @@ def impossible(c: Config) -> Iterator[str]:
             "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
         )
     yield from _impossible_filter(c)
-    yield from _impossible_without_rewards(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
@@ -171,28 +170,17 @@ def _impossible_filter(c: Config) -> Iterator[str]:
             f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
             "would be dropped; leave the filter out"
         )
+    if c.sft is not None and c.sft.choose == "failed":
+        yield (
+            f"{key}: sft.choose=failed is for groups in which every response has failed, and they would be "
+            "dropped; leave the filter out, or use sft.choose=all"
+        )
     if c.learns_without_rewards:
         yield f"{key}: groups teach by more than what is known when they are filtered; leave the filter out"
     if c.reference is not None and c.reference.where == "reward":
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
             "when groups are filtered; use reference.where=loss, or leave the filter out"
-        )
-
-
-def _impossible_without_rewards(c: Config) -> Iterator[str]:
-    """What goes by rewards where every one is 0 until the trainer has the group."""
-    if c.reward.scoring or c.rollout.episode is not None or not c.learns_without_rewards:
-        return
-    wanted = {
-        "data.curriculum": c.data.curriculum is not None,
-        "data.hints": c.data.hints is not None,
-        "rollout.choose=max_variance": c.rollout.candidates and c.rollout.choose == "max_variance",
-    }
-    for key in (key for key, is_wanted in wanted.items() if is_wanted):
-        yield (
-            f"{key} goes by rewards, and nothing scores a response before it is trained on; leave it out, or "
-            "give reward.functions, reward.models or reward.judges"
         )
 
 
@@ -323,8 +311,10 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
     scoring = reward.scoring
     if not scoring and c.rollout.episode is None and not c.learns_without_rewards:
         yield "reward: nothing scores a response; give reward.functions or reward.models, or reward.judges"
-    elif scoring and all(part.weight == 0 for part in scoring.values()):
+    elif scoring and all(part.weight == 0 for part in scoring.values()) and not c.learns_without_rewards:
         yield "reward: every weight is 0, so every reward would be 0; give a function or model a weight"
+    elif c.rollout.episode is None and not any(part.weight for part in scoring.values()):
+        yield from _impossible_without_rewards(c)
     for name, count in Counter([*reward.part_names, *reward.episode]).items():
         if count > 1:
             yield (
@@ -357,6 +347,21 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         )
     if reward.format.pattern is not None:
         yield from _impossible_pattern("reward.format.pattern", reward.format.pattern)
+
+
+def _impossible_without_rewards(c: Config) -> Iterator[str]:
+    """What asks for rewards where a worker gives none."""
+    asks = {
+        "data.hints": c.data.hints is not None,
+        "data.curriculum": c.data.curriculum is not None,
+        "rollout.choose=max_variance": c.rollout.choose == "max_variance",
+        "sft.choose=failed": c.sft is not None and c.sft.choose == "failed" and c.reward.likelihood is None,
+    }
+    for key in (key for key, does in asks.items() if does):
+        yield (
+            f"{key} goes by rewards, and nothing scores a response before it is trained on: all would be 0; "
+            "give reward.functions, or leave it out"
+        )
 
 
 def _impossible_part(key: str, part: PartConfig, name: str, gates: set[str], what: str) -> Iterator[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from asyncrl.core.records import Trajectory
 from asyncrl.data.stops import stop_token_ids
 from asyncrl.data.tokenizer import load_tokenizer
@@ -35,8 +37,8 @@ class Reference:
 class ReferenceNotes:
     """Notes for the trainer, as `metadata`: of a response that has come to an answer, its `Reference`.
 
-    mark: the text at whose first end the answer begins; an empty one for the end of the response. ends:
-    tokens that end a response.
+    mark: the text at whose first end, in the last turn, the answer begins; an empty one for the end of the
+    response. ends: tokens that end a response.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class ReferenceNotes:
     def __call__(self, columns: Mapping[str, Any], trajectory: Trajectory) -> dict[str, Any]:
         if self._column not in columns:  # a held-out row may do without
             return {}
-        start = int(trajectory.loss_mask.argmax())
+        start = int(np.flatnonzero(~trajectory.loss_mask)[-1]) + 1  # of the episode's last turn
         found = self._thinking(trajectory.token_ids[start:].tolist())
         if found is None:
             return {}

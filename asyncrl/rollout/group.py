@@ -245,11 +245,11 @@ class GroupRollout:
         left_out = LeftOut()
         if self._choice is not None and len(everybody) > task.group_size:
             responses, left_out = self._choice.members(task, everybody, responses, scores)
-        members = [as_trained(task, response.trajectories) for response in responses]
-        for *_, last in members:
-            last.metadata |= self._note(task.columns, last)
-        trajectories = [trajectory for segments in members for trajectory in segments]
-        return Group(task.group_id, task.row, trajectories, left_out)
+        trajectories = [t for response in responses for t in response.trajectories]
+        group = Group(task.group_id, task.row, as_trained(task, trajectories), left_out)
+        for *_, last in group.members():
+            last.metadata |= self._note(task.columns, last)  # which names places in what is trained on
+        return group
 
     async def _scores(self, task: RolloutTask, responses: Sequence[Response]) -> list[ResponseReward]:
         """Of each: what its episode says, and where that says nothing, what reward functions and models

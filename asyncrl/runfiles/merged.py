@@ -24,14 +24,15 @@ def whole_model(model: Path) -> Path:
     if model != checkpoint.adapter or checkpoint.hf.is_dir():
         return checkpoint.hf if model == checkpoint.adapter else model
     unfinished = model.with_name(f"hf.unfinished-{os.getpid()}")
-    with unhurried(f"merging the adapter of {checkpoint.path}"):
-        _write(checkpoint, unfinished)
     try:
+        with unhurried(f"merging the adapter of {checkpoint.path}"):
+            _write(checkpoint, unfinished)
         unfinished.rename(checkpoint.hf)
-    except OSError:  # another process was first, with the same
-        if not checkpoint.hf.is_dir():
+    except OSError:
+        if not checkpoint.hf.is_dir():  # else another process was first, with the same
             raise
-        shutil.rmtree(unfinished)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # where it has not become that
     log.info("%s: the base model with the adapter of step %d", checkpoint.hf, checkpoint.step)
     return checkpoint.hf
 

@@ -43,7 +43,7 @@ def batch_metrics(batch: Batch, flat: FlatBatch) -> Iterator[tuple[str, float]]:
     yield "staleness/mean", float(ages.mean()) if len(ages) else 0.0
     yield "staleness/max", float(ages.max(initial=0))
     yield "trained_tokens", float(flat.trained_tokens)
-    yield "masked_tokens", float(flat.sampled_tokens - flat.trained_tokens)
+    yield "masked_tokens", float(flat.sampled.sum() - flat.trained_tokens)
 
 
 def advantage_metrics(flat: FlatBatch, advantages: Tensor, targets: Tensor | None) -> dict[str, float]:

@@ -8,6 +8,7 @@ that the version is proven in an engine as one that was published whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -40,16 +41,27 @@ _CHUNK_VALUES = 1 << 24
 def merge(base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """base + scale B A of base [out, in], A [r, in] and B [out, r], in base's dtype.
 
-    Trainer and engine must come to the same bits, on whatever device and number of threads. In float64 the
-    products of two float32 numbers are exact, and the order of a sum of r of them changes its last of 53
-    bits: that shows in the result, which has 24 bits or 8, only where it lies as near to the middle between
-    two numbers.
+    Trainer and engine must come to the same bits, on whatever device and number of threads, and matrix
+    products sum up in orders of their own. So A and B are taken as fixed-point numbers here, of so many bits
+    that every product and every sum of r of them is exact in float64, in any order (Ozaki et al. 2012,
+    "Error-free transformations of matrix multiplication"). What follows is rounded value by value.
     """
-    merged, wide = torch.empty_like(base), a.double()
+    bits = (53 - math.ceil(math.log2(len(a)))) // 2
+    fixed_a, fixed_b = _fixed_point(a, bits), _fixed_point(b, bits)
+    merged = torch.empty_like(base)
     rows = max(1, _CHUNK_VALUES // base.shape[1])
-    for some, of_base, of_b in zip(merged.split(rows), base.split(rows), b.split(rows), strict=True):
-        some.copy_(torch.addmm(of_base.double(), of_b.double(), wide, alpha=scale))
+    for some, of_base, of_b in zip(merged.split(rows), base.split(rows), fixed_b.split(rows), strict=True):
+        some.copy_((of_b @ fixed_a).mul_(scale).add_(of_base.double()))
     return merged
+
+
+def _fixed_point(matrix: Tensor, bits: int) -> Tensor:
+    """In float64, rounded to multiples of the power of two of which the largest has at most 2^bits."""
+    largest = float(matrix.abs().max())
+    if not math.isfinite(largest):
+        return matrix.double()
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - bits)
+    return matrix.double().div_(unit).round_().mul_(unit)
 
 
 def merged_weights(

@@ -377,18 +377,27 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "groups teach by more than what is known",
             "leave the filter out",
         ),
+        (
+            ["sft={path: t, choose: failed}", "objective.filter_constant_groups=true"],
+            "sft.choose=failed is for groups in which every response has failed",
+            "use sft.choose=all",
+        ),
         *(
             (
-                [*teaches, "reward.functions=[]", *settings],
-                f"{key} goes by rewards, and nothing scores a response",
-                "give reward.functions",
+                ["reward=", taught, *asking],
+                f"{key} goes by rewards, and nothing scores a response before it is trained on",
+                "give reward.functions, or leave it out",
             )
-            for teaches in (["reward.likelihood={}"], ["teacher.path=t"])
-            for key, settings in {
-                "data.curriculum": ["data.curriculum={}"],
-                "data.hints": ["data.hints.column=help"],
-                "rollout.choose=max_variance": ["rollout.candidates=9", "rollout.choose=max_variance"],
-            }.items()
+            for taught, key, asking in (
+                ("teacher.path=t", "data.hints", ["data.hints={column: hint}"]),
+                ("reward.likelihood={}", "data.curriculum", ["data.curriculum={}"]),
+                (
+                    "reward.likelihood={}",
+                    "rollout.choose=max_variance",
+                    ["rollout.candidates=32", "rollout.choose=max_variance"],
+                ),
+                ("teacher.path=t", "sft.choose=failed", ["sft={path: t, choose: failed}"]),
+            )
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
         *(
@@ -604,6 +613,11 @@ def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(
     assert message.startswith(f"{config_file()} with the overrides: ")
     assert reason in message
     assert remedy in message
+
+
+def test_rewards_may_only_be_watched_where_something_else_teaches(config_file):
+    overrides = [f"reward.functions.{i}.weight=0" for i in range(2)]
+    assert load(config_file(), [*overrides, "teacher.path=t"]).learns_without_rewards
 
 
 def test_all_impossible_combinations_are_reported_at_once(config_file):

@@ -57,10 +57,21 @@ def test_an_inline_run_of_an_adapter_that_is_interrupted_ends_with_the_same_weig
         asyncrl.resume(cut.run_dir, ["run.steps=6", "trainer.lora.rank=5"], progress=False)
 
 
-def test_a_run_of_an_adapter_stands_for_the_model_that_it_is_merged_into(make_config, one_thread, capsys):
+def test_a_run_of_an_adapter_stands_for_the_model_that_it_is_merged_into(
+    make_config, one_thread, capsys, monkeypatch
+):
     config = make_config("run.mode=inline", "run.steps=2", *LORA)
     result = asyncrl.run(config, progress=False)
     assert result.checkpoint == result.run_dir / "checkpoints" / "step_2" / "adapter"
+
+    def fills_the_disk(model_folder, folder, trained):
+        folder.mkdir()
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("asyncrl.trainer.saving.ModelFolder.write", fills_the_disk)
+        model_in("RUN_DIR", str(result.run_dir))
+    assert [*result.checkpoint.parent.glob("hf*")] == []
     assert main(["merge", str(result.run_dir)]) == 0
     merged = result.checkpoint.with_name("hf")
     assert capsys.readouterr().out.strip() == str(merged) == model_in("model.path", str(result.run_dir))

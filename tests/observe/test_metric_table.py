@@ -8,7 +8,6 @@ from asyncrl.observe.metric_table import METRICS, OVERVIEW, board_tags, named, u
 from asyncrl.observe.metrics import read_metrics
 
 ELSEWHERE = {
-    "hints/waiting_frac",  # tests/curriculum/test_hints.py
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py

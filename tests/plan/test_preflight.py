@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -177,6 +178,29 @@ def test_conversations_and_a_tokenizer_without_a_chat_template(run):
 def test_a_tokenizer_of_another_model(run, make_qwen3):
     make_qwen3(vocab_size=97).save_pretrained("model")
     assert "gives the token id 258, but the model knows only 97 tokens" in refusal(run())
+
+
+def test_a_teacher_or_reference_that_reads_other_tokens(run):
+    """It has as many, and would read another text than was sampled; one of them may differ."""
+    shutil.copytree("model", "other")
+    file = run.path / "other/tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+
+    def write(ids):
+        content["model"]["vocab"] = dict(zip(vocabulary, ids, strict=True))
+        file.write_text(json.dumps(content))
+
+    ids = list(vocabulary.values())
+    write([ids[1], ids[0], *ids[2:]])
+    assert preflight(run(teacher={"path": "other"}))
+    write([*ids[1:], ids[0]])
+    for name, advice in (("teacher", "leave the section teacher out"), ("reference", "leave reference.path")):
+        message = refusal(run(**{name: {"path": "other"}}))
+        assert f"{name}.path=other: its tokenizer is another: {len(ids):,} of the policy's" in message
+        assert advice in message
+    file.unlink()
+    assert preflight(run(teacher={"path": "other"})), "weights alone say nothing of texts"
 
 
 def test_prompt_and_response_over_the_model_s_positions(run):

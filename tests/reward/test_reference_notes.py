@@ -23,11 +23,11 @@ def tokenizer():
     return fast
 
 
-def noted(tokenizer, mark, words, end="", answer="4"):
-    """kept (of the response), and tail, answer and mark as texts."""
+def noted(tokenizer, mark, words, end="", answer="4", shown=()):
+    """kept (of the response), and tail, answer and mark as texts. shown: which of the words were."""
     ids = [IDS["b"], IDS["a"], *(IDS[word] for word in words)]
-    mask = np.arange(len(ids)) >= 2
-    spans = (VersionSpan(2, len(words), 0),)
+    mask = np.array([i >= 2 and i - 2 not in shown for i in range(len(ids))])
+    spans = tuple(VersionSpan(int(at), 1, 0) for at in np.flatnonzero(mask))
     sampled = Trajectory(
         np.array(ids, np.int32), mask, np.zeros(len(ids), np.float32), spans, FinishReason.STOP
     )
@@ -58,3 +58,11 @@ def test_the_answer_follows_the_mark_and_what_was_sampled_before_it_stays(tokeni
 
 def test_what_is_written_after_the_reference_counts_with_it(tokenizer):
     assert noted(tokenizer, "</think>", ["</think>", "a"], end="</", answer=44) == (1, "", "44</", "</think>")
+
+
+def test_of_an_episode_the_last_turn_has_the_answer(tokenizer):
+    """And not what it was shown, nor what it thought about a tool."""
+    words = ["a", "</think>", "b", "=", "</think>", "c", "</think>", "4"]
+    assert noted(tokenizer, "</think>", words, shown=(3, 4)) == (7, "", "4", "</think>")
+    assert noted(tokenizer, "</think>", words[:6], shown=(3, 4)) is None, "it has not come to an answer"
+    assert noted(tokenizer, "", words, shown=(3, 4)) == (8, "", "4", "")

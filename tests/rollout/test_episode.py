@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import EngineError, SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.episode import single_turn
 from asyncrl.rollout.episodes.pool import EpisodePool, Line
 from asyncrl.rollout.episodes.program import load_program
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
@@ -105,6 +107,18 @@ def carry_out(make_qwen3):
         return asyncio.run(run()), model
 
     return carry_out
+
+
+def test_what_the_trainer_is_told_of_a_trajectory_is_of_the_prompt_that_is_trained_on(carry_out):
+    """Notes name places of tokens, which a hint that is taken away moves."""
+    task = replace(TASK, prompt_ids=[5, 6, 7, 8, 9], trained_ids=[5, 6])
+    group, _ = carry_out(
+        single_turn,
+        task=task,
+        note=lambda columns, trajectory: {"at": int(trajectory.loss_mask.argmax())},
+    )
+    assert [t.metadata["at"] for t in group.trajectories] == [2] * GROUP
+    assert [t.token_ids[:2].tolist() for t in group.trajectories] == [[5, 6]] * GROUP
 
 
 def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out):

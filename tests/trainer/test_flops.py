@@ -117,7 +117,7 @@ def grlo_batch(responses=1024, seed=0):
         group_ids=np.arange(responses),
         rewards=np.zeros(responses),
         truncated=np.zeros(responses, bool),
-        sampled_tokens=int(mask.sum()),
+        sampled=mask,
     )
 
 

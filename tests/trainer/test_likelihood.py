@@ -1,6 +1,7 @@
 """Rewards from the policy's own probability of a reference answer."""
 
-from dataclasses import fields, is_dataclass
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -126,6 +127,21 @@ def test_rewards_and_gradient_are_those_of_the_formula(make, batch, form, mini_b
     for name, parameter in model.named_parameters():
         got = found._adamw.state[found._masters[name]]["exp_avg"] / 0.1
         torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_responses_that_are_masked_as_a_whole_do_not_teach_the_answer(make, batch):
+    """Here all but the group without answers: what is too old to be trained on."""
+    weights = []
+    for noted in (True, False):
+        aged = deepcopy(batch)
+        for group in aged.groups[1:]:
+            for t in group.trajectories:
+                t.versions = tuple(replace(span, version=0) for span in t.versions)
+                t.metadata = t.metadata if noted else {}
+        trainer = make("product", lr=1e-3)
+        trainer.step(replace(aged, oldest_version=1))
+        weights.append(torch.cat([t.detach().flatten() for t in trainer.weights().values()]))
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("form", ["mean", "product"])

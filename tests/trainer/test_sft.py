@@ -1,6 +1,7 @@
 """Demonstrations beside samples."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,5 +156,10 @@ def test_only_what_no_response_answers_is_demonstrated(config_of, batch, make_qw
     known = [Demonstration(ids.astype(np.int32), np.array([i, END], np.int32)) for i, ids in enumerate(rows)]
     found = Sft(lesson._policy, lesson._packing, lesson._ranks, lesson._config, known, seed=0)
     flat = trainer._step.flatten(batch)
+    assert [*found._of_failed(flat)] == [1, 2]
+    # Also where nothing of a response is trained on, whose beginning was certain.
+    flat = replace(
+        flat, loss_mask=np.zeros_like(flat.loss_mask), behavior_logprobs=0 * flat.behavior_logprobs
+    )
     assert [*found._of_failed(flat)] == [1, 2]
     assert trainer.step(batch).get("sft/loss") is None  # its own rows are for other prompts

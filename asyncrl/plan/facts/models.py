@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_DIFFERING_SHARE = 0.01
+"""Of a tokenizer's tokens, those that a model of the same family may know by other ids."""
+
+
 @dataclass(frozen=True, slots=True)
 class KnownModels:
     """The sizes of a run's models; None for those that it does not have, or that are not known."""
@@ -66,7 +70,7 @@ def look_for_models(config: Config, findings: Findings) -> tuple[KnownModels, Pr
     if config.critic is not None:
         critic = _beside(facts, "critic.path", config.critic.path, config, findings)
     frozen = {
-        name: _beside(facts, f"{name}.path", section.path, config, findings)
+        name: _beside(facts, f"{name}.path", section.path, config, findings, tokenizer)
         for name, section in config.frozen.items()
     }
     reward = tuple(_reward_model(i, config, findings) for i in range(len(config.reward.models)))
@@ -87,19 +91,28 @@ def _facts(
 
 
 def _beside(
-    policy: ModelFacts | None, key: str, path: str | None, config: Config, findings: Findings
+    policy: ModelFacts | None,
+    key: str,
+    path: str | None,
+    config: Config,
+    findings: Findings,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ModelFacts | None:
-    """A decoder that reads what the policy reads: another copy of the policy where no path is given."""
+    """A decoder that reads what the policy reads: another copy of the policy where no path is given.
+    tokenizer: the policy's, where the model is to know its tokens from the start."""
     if path is None:
         return policy
-    source = ModelSource(
-        key, path, config.model.trust_remote_code, f"leave {key} out to start from a copy of the policy"
-    )
+    advice = f"leave {key} out to start from a copy of the policy"
+    if key == "teacher.path":  # which has to be there
+        advice = "leave the section teacher out"
+    source = ModelSource(key, path, config.model.trust_remote_code, advice)
     found = findings.of(lambda: find_model(source, check_decoder_only))
     has_head = key != "critic.path"
     facts = _facts(found or known_model(key, path), config, findings, has_head=has_head)
     if facts is not None and policy is not None:
         findings.of(lambda: _refuse_other_vocabulary(source, facts, policy))
+    if found is not None and found.folder is not None and tokenizer is not None:
+        findings.of(lambda: _refuse_other_tokens(found, tokenizer))
     return facts
 
 
@@ -108,6 +121,24 @@ def _refuse_other_vocabulary(source: ModelSource, facts: ModelFacts, policy: Mod
         raise ConfigError(
             f"{source}: it knows {facts.vocab_size:,} tokens, and the policy, whose responses it reads, "
             f"{policy.vocab_size:,}; give a model of the same family, or {source.advice}"
+        )
+
+
+def _refuse_other_tokens(found: FoundModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Where it comes with a tokenizer. A few tokens may differ: models of a family add some of their own."""
+    from asyncrl.data.tokenizer import TokenizerError, read_tokenizer  # imports transformers
+
+    source = found.source
+    try:
+        other = read_tokenizer(str(found.folder), trust_remote_code=source.trust_remote_code).get_vocab()
+    except TokenizerError:
+        return
+    own = tokenizer.get_vocab()
+    differing = sum(other.get(text) != token_id for text, token_id in own.items())
+    if differing > _DIFFERING_SHARE * len(own):
+        raise ConfigError(
+            f"{source}: its tokenizer is another: {differing:,} of the policy's {len(own):,} tokens have "
+            f"other ids there, or none; give a model of the same family, or {source.advice}"
         )
 
 

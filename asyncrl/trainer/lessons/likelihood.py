@@ -58,8 +58,8 @@ class Likelihood(Lesson):
 
     and 0 where a response has not come to an answer. The gradient of E[R] has a second part where R is the
     product, R · grad log pi(answer | prompt, thinking), which is added to the policy's own. A response weighs
-    in it what it weighs in the loss; with an advantage and an aggregation that do not rescale
-    (`rloo`, `constant_length`) the sum is unbiased on fresh samples.
+    in it what it weighs in the loss (where all of it is masked, nothing); with an advantage and an
+    aggregation that do not rescale (`rloo`, `constant_length`) the sum is unbiased on fresh samples.
     """
 
     def __init__(
@@ -134,7 +134,9 @@ class Likelihood(Lesson):
         texts = self._flat.texts
         if self._config.form == "mean" or texts is None:
             return
-        chosen = np.flatnonzero(np.isin(texts.group_ids, self._flat.group_ids[mini.sequences]))
+        trained = mini.sequences[self._flat.trained_lengths()[mini.sequences] > 0]
+        members = trained if self._flat.members is None else self._flat.members[trained]
+        chosen = np.flatnonzero(np.isin(texts.members, members))
         if not len(chosen):
             return
         totals = mini.totals

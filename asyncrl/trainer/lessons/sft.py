@@ -64,11 +64,10 @@ class Sft(Lesson):
 
     def _of_failed(self, flat: FlatBatch) -> Iterator[int]:
         """Rows with the prompt of a group without a reward above 0."""
-        sampled = flat.loss_mask | (flat.behavior_logprobs != 0)  # those that are too old to train on, too
         for group in np.unique(flat.group_ids):
             [members] = np.nonzero(flat.group_ids == group)
             first = slice(*flat.offsets[members[0] : members[0] + 2])
-            prompt = flat.token_ids[first][: sampled[first].argmax()]
+            prompt = flat.token_ids[first][: flat.sampled[first].argmax()]
             row = self._by_prompt.get(prompt.tobytes())
             if row is not None and (flat.rewards[members] <= 0).all():
                 yield row

@@ -37,6 +37,6 @@ def text_batch(texts: Sequence[Text]) -> FlatBatch | None:
         group_ids=np.array([text.group_id for text in texts], np.int64),
         rewards=np.zeros(number),
         truncated=np.zeros(number, np.bool_),
-        sampled_tokens=0,
+        sampled=np.zeros(tokens, np.bool_),
         members=np.array([text.member for text in texts], np.int64),
     )

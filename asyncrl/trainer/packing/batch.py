@@ -50,8 +50,8 @@ class FlatBatch:
     """float64[S]."""
     truncated: NDArray[np.bool_]
     """bool[S]: cut off at `rollout.max_new_tokens`, with nothing of its member after it."""
-    sampled_tokens: int
-    """Tokens that a policy sampled; those not in `loss_mask` were too old, or of truncated responses."""
+    sampled: NDArray[np.bool_]
+    """bool[T]: by a policy; those not in `loss_mask` were too old, or of truncated responses."""
     kept: KeptSets | None = None
     """Of the T tokens; None where every one was sampled among the whole vocabulary, or it is not known."""
     members: NDArray[np.int64] | None = None
@@ -153,7 +153,7 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
         group_ids=np.array([group.group_id for group, _, _ in members], dtype=np.int64),
         rewards=np.array([t.reward for t in trajectories], dtype=np.float64),
         truncated=ends,
-        sampled_tokens=int(sampled.sum()),
+        sampled=sampled,
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
         turn_rewards=turn_rewards(trajectories, ends & bootstraps),
@@ -170,9 +170,10 @@ def cut_ends(flat: FlatBatch) -> FlatBatch:
     offsets = np.cumsum([0, *(len(span) + 1 for span in spans)])
     mask = np.zeros(len(tokens), dtype=np.bool_)
     mask[offsets[1:] - 1] = True
-    of_tokens = {name: getattr(flat, name)[tokens] for name in ("token_ids", "behavior_logprobs", "ages")}
+    names = ("token_ids", "sampled", "behavior_logprobs", "ages")
+    of_tokens = {name: getattr(flat, name)[tokens] for name in names}
     of_sequences = {name: getattr(flat, name)[at] for name in ("group_ids", "rewards", "truncated")}
-    return FlatBatch(**of_tokens, **of_sequences, loss_mask=mask, offsets=offsets, sampled_tokens=len(at))
+    return FlatBatch(**of_tokens, **of_sequences, loss_mask=mask, offsets=offsets)
 
 
 def check_staleness(flat: FlatBatch, max_staleness: int) -> None:

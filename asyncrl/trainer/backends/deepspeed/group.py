@@ -156,7 +156,7 @@ def _leaves(batch: FlatBatch | KeptSets, prefix: str = "") -> Iterator[tuple[str
         if isinstance(value, FlatBatch | KeptSets):
             yield from _leaves(value, f"{prefix}{field.name}.")
         elif value is not None:
-            yield f"{prefix}{field.name}", np.asarray(value)
+            yield f"{prefix}{field.name}", value
 
 
 def _batch_of(leaves: Mapping[str, NDArray[Any]]) -> FlatBatch:
@@ -167,7 +167,7 @@ def _batch_of(leaves: Mapping[str, NDArray[Any]]) -> FlatBatch:
         if rest:
             inner.setdefault(first, {})[rest] = array
         else:
-            own[name] = array if array.ndim else array.item()
+            own[name] = array
     for name, parts in inner.items():
         own[name] = KeptSets(**parts) if name == "kept" else _batch_of(parts)
     return FlatBatch(**own)
