@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.curriculum.hints import with_hints
 from asyncrl.data import hub
-from asyncrl.data.demonstrations import load_demonstrations
 from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, told
@@ -209,6 +208,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(partial(thinking_of, config.reward, tokenizer))
     demonstrations = None if config.sft is None else config.sft.data(config.data)
     if tokenizer is not None and demonstrations is not None and (fetches or not is_on_hub(demonstrations)):
+        from asyncrl.data.demonstrations import load_demonstrations  # imports transformers
+
         findings.of(partial(load_demonstrations, config, tokenizer))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:

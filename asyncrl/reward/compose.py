@@ -21,10 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from asyncrl.config import RewardConfig, RewardModelConfig
 from asyncrl.config.reward import PartConfig
-from asyncrl.core.records import Trajectory
+
+if TYPE_CHECKING:
+    from asyncrl.core.records import Trajectory  # with numpy, which reward processes do without
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
-from asyncrl.reward.likelihood import mark_of
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import engine_of
@@ -101,6 +100,8 @@ def reference_answers(config: Config, prompts: PromptSet, tokenizer: PreTrainedT
     likelihood = config.reward.likelihood
     if likelihood is None:
         return
+    from asyncrl.reward.likelihood import mark_of  # imports transformers
+
     mark_of(likelihood, config.reward, tokenizer)
     for row in prompts:
         answer = row.columns.get(likelihood.column)
