@@ -1,4 +1,4 @@
-"""Runs a coroutine in an event loop, from any context, and ends it cleanly when interrupted."""
+"""Runs a coroutine in an event loop, from any context, and ends it, or one of its tasks, cleanly."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
     if _loop_is_running():
         return _run_in_thread(main)
     return asyncio.run(_terminable(main))
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and return when it has ended. Raises what it raised, and `CancelledError` only where the
+    caller is cancelled: if that awaited the task itself, the end of the one could not be told from the other.
+    """
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _run_in_thread(main: Coroutine[Any, Any, T]) -> T:

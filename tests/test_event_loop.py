@@ -40,3 +40,41 @@ def test_an_interrupt_reaches_a_run_beside_a_running_loop(monkeypatch):
 
     asyncio.run(notebook())
     assert cleaned_up.is_set()
+
+
+def test_who_waits_for_the_end_of_a_task_can_be_cancelled_meanwhile():
+    """Its own cancellation is not taken for that of the task."""
+
+    async def main():
+        may_end = asyncio.Event()
+
+        async def slow_to_end():
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await may_end.wait()
+
+        task = asyncio.create_task(slow_to_end())
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(event_loop.cancelled(task))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await event_loop.cancelled(task)
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_task_tells_what_it_raised():
+    async def broken():
+        raise ValueError("broken")
+
+    async def main():
+        task = asyncio.create_task(broken())
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="broken"):
+            await event_loop.cancelled(task)
+
+    asyncio.run(main())

@@ -19,7 +19,6 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -27,6 +26,7 @@ import zmq
 import zmq.asyncio
 
 from asyncrl.errors import AsyncRLError
+from asyncrl.event_loop import cancelled
 from asyncrl.wire.gate import Gate, Refusals
 from asyncrl.wire.keys import Endpoint, Keys
 from asyncrl.wire.messages import Answer, Malformed, NewWeights, Refused, Request, decode
@@ -210,10 +210,10 @@ class RpcClient:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._receiver is not None
-        self._receiver.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._receiver
-        self._socket.close()
+        try:
+            await cancelled(self._receiver)
+        finally:
+            self._socket.close()
 
     async def request(
         self, request: Any, frames: Frames = (), *, timeout_s: float, queued: bool = False

@@ -273,3 +273,18 @@ def test_no_two_clients_of_a_name_use_the_same_ids():
     asyncio.run(main())
     assert len(set(ids)) == 20
     assert all(0 < number < 2**64 - 2**62 for number in ids)
+
+
+def test_who_closes_a_client_can_be_cancelled_meanwhile():
+    """Else what follows a process wherever it is would go on for ever."""
+
+    async def main():
+        async with serve(None) as both:
+            client = await RpcClient(both.endpoint, "another").__aenter__()
+            closing = asyncio.create_task(client.__aexit__())
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+
+    asyncio.run(main())

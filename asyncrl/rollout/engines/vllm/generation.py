@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.event_loop import cancelled
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, TokenChunk
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ class Generation:
 
     async def _stop(self) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await cancelled(self._task)
 
     async def _run(self, salt: str) -> None:
         request_id = self._request.request_id
