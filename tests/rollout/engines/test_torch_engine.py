@@ -13,6 +13,7 @@ import torch
 
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
+from asyncrl.rollout.engines.torch import thread as engine_thread
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.weights.source import LocalWeights, WeightsError
 
@@ -527,8 +528,9 @@ def test_an_update_does_not_wait_for_a_step_that_hangs_at_the_end(make_qwen3, mo
     in_time(scenario())
 
 
-def test_the_last_of_several_engines_restores_the_interpreters_switches(make_qwen3):
-    before_s = sys.getswitchinterval()
+def test_the_last_of_several_engines_restores_the_interpreters_switches(make_qwen3, monkeypatch):
+    monkeypatch.setattr(engine_thread, "_before_s", [])  # without engines that other tests left hanging
+    sys.setswitchinterval(before_s := 0.005)
     engines = [TorchEngine(make_qwen3(), capacity=2, max_length=64) for _ in range(3)]
 
     async def scenario():
