@@ -43,13 +43,10 @@ class _ChunkedDivergence(torch.autograd.Function):
     ) -> Tensor:
         ctx.shape, ctx.temperature, ctx.chunk_tokens = head.shape, head.temperature, head.chunk_tokens
         ctx.kept, ctx.other = kept, other
-        result = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        result = result.to(hidden.device)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        result = torch.empty(len(hidden), dtype=precise, device=hidden.device)
         for chunk in chunks(len(hidden), ctx.chunk_tokens):
-            logits = head_logits(hidden[chunk], weight, bias, ctx.shape, ctx.temperature)
-            bound(logits, bias)
-            leave_out(logits, kept, chunk)
-            log_p = logits.log_softmax(-1)
+            log_p = _log_probs(hidden, weight, bias, head, kept, chunk)
             result[chunk] = log_p.exp().mul_(log_p.sub_(_other_log_probs(ctx, chunk, len(weight)))).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, result)
         return result
@@ -71,9 +68,16 @@ class _ChunkedDivergence(torch.autograd.Function):
 
 def _other_log_probs(ctx: Any, chunk: slice, vocabulary: int) -> Tensor:
     """float32[n, V]: log q."""
-    hidden, head = ctx.other.hidden[chunk], ctx.other.head
+    head = ctx.other.head
     bias = None if head.bias is None else head.bias[:vocabulary]
-    logits = head_logits(hidden, head.weight[:vocabulary], bias, head.shape, head.temperature)
+    return _log_probs(ctx.other.hidden, head.weight[:vocabulary], bias, head, ctx.kept, chunk)
+
+
+def _log_probs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, head: FusedHead, kept: KeptSets | None, chunk: slice
+) -> Tensor:
+    """float32[n, V]: of a chunk of `hidden` states, by these rows of the head."""
+    logits = head_logits(hidden[chunk], weight, bias, head.shape, head.temperature)
     bound(logits, bias)
-    leave_out(logits, ctx.kept, chunk)
+    leave_out(logits, kept, chunk)
     return logits.log_softmax(-1)
