@@ -42,6 +42,8 @@ class SamplingBatch:
         device: torch.device,
     ) -> SamplingBatch:
         """From per-row settings as in `SamplingParams` (each [A]). Greedy rows ignore `top_k` and `top_p`."""
+        if (temperature == 1).all() and not top_k.any() and (top_p == 1).all():
+            return cls(None, None, None, None)
         greedy = temperature == 0
         k = np.where(greedy | (top_k == 0), vocab_size, top_k)
         p = np.where(greedy | (top_p == 1), np.float32(np.inf), top_p)
