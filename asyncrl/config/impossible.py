@@ -94,6 +94,11 @@ def impossible(c: Config) -> Iterator[str]:
             "teacher.offload=true: with teacher.form=exact the teacher computes beside the policy, one "
             "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
         )
+    if c.replay is not None and (least := 1 / c.rollout.group_size) > c.replay.rare_below:
+        yield (
+            f"replay.rare_below={c.replay.rare_below:g} of rollout.group_size={c.rollout.group_size} is less "
+            f"than one response, so no success would be rare; use {least:.2g} or more, or larger groups"
+        )
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
@@ -174,6 +179,11 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: sft.choose=failed is for groups in which every response has failed, and they would be "
             "dropped; leave the filter out, or use sft.choose=all"
+        )
+    if c.replay is not None:
+        yield (
+            f"{key}: `replay` is for groups in which every response has failed, too, and they would be "
+            "dropped; leave one of them out"
         )
     if c.learns_without_rewards:
         yield f"{key}: groups teach by more than what is known when they are filtered; leave the filter out"
@@ -356,6 +366,7 @@ def _impossible_without_rewards(c: Config) -> Iterator[str]:
         "data.curriculum": c.data.curriculum is not None,
         "rollout.choose=max_variance": c.rollout.choose == "max_variance",
         "sft.choose=failed": c.sft is not None and c.sft.choose == "failed" and c.reward.likelihood is None,
+        "replay": c.replay is not None and c.reward.likelihood is None,
     }
     for key in (key for key, does in asks.items() if does):
         yield (

@@ -202,3 +202,17 @@ class TeacherConfig(Section):
     divergence over the whole vocabulary is added to the loss."""
     offload: bool = False
     """`sampled`: keep the teacher in host memory while it does not compute."""
+
+
+class ReplayConfig(Section):
+    coef: float = Field(1.0, gt=0)
+    """What a replayed response counts, as a multiple of a fresh one."""
+    success_above: float = 0.5
+    """A response with a greater reward than this is a success."""
+    rare_below: float = Field(0.25, gt=0, le=1)
+    """Successes are rare while no more than this share of the row's newest group are: then they are
+    remembered, and replayed when the row comes again."""
+    ratio_cap: float = Field(2.0, gt=0, allow_inf_nan=True)
+    """Upper bound of pi_theta / mu, by which a replayed token counts; .inf leaves it whole."""
+    rows: int = Field(4096, ge=1)
+    """Of so many rows at most successes are remembered; the row that came longest ago is forgotten first."""

@@ -116,6 +116,7 @@ class BackendSpec(Spec):
             "critic": config.critic,
             "reward.likelihood": config.reward.likelihood,
             "sft": config.sft,
+            "replay": config.replay,
             "trainer.lora": trainer.lora,
             **config.frozen,
         }.items():

@@ -90,7 +90,8 @@ def make_training(
     lessons += make_lessons(config, policy, packing, ranks)
     step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
-    return step, {name: part for name, part in parts.items() if part is not None}
+    kept = {name: part for lesson in lessons for name, part in lesson.parts.items()}
+    return step, {name: part for name, part in parts.items() if part is not None} | kept
 
 
 def make_step(

@@ -382,6 +382,16 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "sft.choose=failed is for groups in which every response has failed",
             "use sft.choose=all",
         ),
+        (
+            ["replay={}", "objective.filter_constant_groups=true"],
+            "`replay` is for groups in which every response has failed",
+            "leave one of them out",
+        ),
+        (
+            ["replay={}", "rollout.group_size=2"],
+            "replay.rare_below=0.25 of rollout.group_size=2 is less than one response",
+            "use 0.5 or more, or larger groups",
+        ),
         *(
             (
                 ["reward=", taught, *asking],
@@ -397,6 +407,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                     ["rollout.candidates=32", "rollout.choose=max_variance"],
                 ),
                 ("teacher.path=t", "sft.choose=failed", ["sft={path: t, choose: failed}"]),
+                ("teacher.path=t", "replay", ["replay={}"]),
             )
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),
