@@ -193,8 +193,19 @@ class ReferenceConfig(Section):
 
 
 class TeacherConfig(Section):
-    path: str
+    path: str | None = None
     """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name."""
+    endpoint: str | None = None
+    """Instead of `path`, the base URL of a vLLM server of such a model, such as `http://HOST:8001/v1`
+    (`form: sampled`)."""
+    api_key_env: str | None = None
+    """`endpoint`: name of the environment variable that holds the server's API key, where it asks for one."""
+    concurrency: int = Field(64, ge=1)
+    """`endpoint`: responses that it scores at a time."""
+    timeout_s: float = Field(120.0, gt=0)
+    """`endpoint`: a request without an answer for this long is taken for lost, as if the server were away."""
+    patience_s: float = Field(120.0, ge=0)
+    """`endpoint`: one that is away is asked again, with growing pauses, for this long; then the run ends."""
     kl_coef: float = Field(1.0, gt=0)
     """Weight of the KL divergence of the policy from the teacher, beside the advantages of rewards."""
     form: Literal["sampled", "exact"] = "sampled"

@@ -97,7 +97,8 @@ class Config(Section):
     @property
     def frozen(self) -> dict[str, ReferenceConfig | TeacherConfig]:
         """The policies that the trainer computes and does not train, by section."""
-        sections = {"reference": self.reference, "teacher": self.teacher}
+        teacher = None if self.teacher is None or self.teacher.path is None else self.teacher
+        sections = {"reference": self.reference, "teacher": teacher}
         return {name: section for name, section in sections.items() if section is not None}
 
     @property

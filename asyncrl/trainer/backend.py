@@ -118,7 +118,8 @@ class BackendSpec(Spec):
             "sft": config.sft,
             "replay": config.replay,
             "trainer.lora": trainer.lora,
-            **config.frozen,
+            "reference": config.reference,
+            "teacher": config.teacher,
         }.items():
             if section is not None and not self.computes:
                 yield f"{key}: {chosen} computes nothing; leave the section out"

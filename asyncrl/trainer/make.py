@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.config import Config
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.advantages import AdvantageEstimator
+from asyncrl.trainer.critic.bootstrap import make_bootstrap
 from asyncrl.trainer.critic.model import Critic, load_critic
 from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
@@ -121,13 +122,14 @@ def make_step(
         ),
         lessons=lessons,
         mask_truncated=config.objective.mask_truncated,
-        bootstrap=(config.objective.gamma or 1.0) if config.objective.bootstrap_truncated else None,
     )
     if critic is None or config.critic is None:
         return step
+    update = CriticUpdate(critic, ranks, config.critic)
     return replace(
         step,
         lr=replace(step.lr, frozen_steps=config.critic.warmup_steps),
-        critic=CriticUpdate(critic, ranks, config.critic),
+        critic=update,
         critic_lr=replace(step.lr, peak=config.critic.lr),
+        bootstrapped=make_bootstrap(config, update, packing, ranks),
     )

