@@ -169,7 +169,7 @@ class Supervisor:
         await asyncio.wait([role.handle.ended for role in fallen], timeout=STOP_GRACE_S)
         self.host.clear_away(unit.names)
         for name in unit.names:
-            self.run_dir.forget_process(name, keep_endpoint=unit.kind.is_hub)
+            self.run_dir.forget_process(name, keep_endpoint=unit.kind.keeps_place)
             if unit.kind.holds_leases:
                 await self._give_leases_back(name)
         if unit.kind.is_unit:

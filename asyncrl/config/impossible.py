@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from asyncrl.config.data import CurriculumConfig, HintsConfig
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig, TeacherConfig
-from asyncrl.config.reward import PartConfig, RewardJudgeConfig, RewardRouteConfig
+from asyncrl.config.reward import INITIAL, PartConfig, RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES, RolloutConfig
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
@@ -367,6 +367,11 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         yield from _impossible_part(f"reward.episode.{name}", of_episode, name, {*reward.episode}, "part")
     for i, judge in enumerate(reward.judges):
         yield from _impossible_judge(f"reward.judges.{i}", judge, c.rollout.group_size)
+        if judge.is_initial and c.run.in_one_process:
+            yield (
+                f"reward.judges.{i}.model={judge.model} is served by a process of its own, and run.mode="
+                f"{c.run.mode} has none; use run.mode=async, or serve the model beside the run (url)"
+            )
     if reward.thinking is not None and not all(reward.thinking):
         yield "reward.thinking: give what begins and what ends the thinking, such as [<think>, </think>]"
     yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
@@ -411,7 +416,12 @@ def _impossible_part(key: str, part: PartConfig, name: str, gates: set[str], wha
 
 
 def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> Iterator[str]:
-    yield from impossible_urls(f"{key}.url", [judge.url], "http://HOST:PORT/v1")
+    if judge.url is None and judge.model != INITIAL:
+        yield (
+            f"{key}.url is missing: name the server that has {key}.model={judge.model}, or use "
+            f"{key}.model={INITIAL} for the initial policy"
+        )
+    yield from impossible_urls(f"{key}.url", [judge.url or "http://judge"], "http://HOST:PORT/v1")
     yield from impossible_key_env(f"{key}.api_key_env", judge.api_key_env)
     if judge.scale[0] >= judge.scale[1]:
         yield f"{key}.scale={list(judge.scale)}: write the worst mark first, then a higher one"

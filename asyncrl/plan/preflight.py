@@ -166,6 +166,7 @@ def _independent(
         findings.of(problem.tell)
     for i, judge in enumerate(config.reward.judges):
         findings.of(partial(check_judge, judge, f"reward.judges.{i}"))
+        findings.of(partial(checks.initial_judge, config, judge, f"reward.judges.{i}.model"))
     findings.of(lambda: checks.trainer(config))
     return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
 

@@ -34,6 +34,8 @@ class RolloutTask:
     """The prompt that it is trained on with, where that is another one."""
     prefix_tokens: Count = 0
     """At the end of `prompt_ids`: what every response begins with."""
+    hint_of: int | None = None
+    """The row that this is, with a hint."""
 
     @staticmethod
     def of(lease: Lease, prompt: Prompt, group_size: int, sampling: SamplingParams) -> RolloutTask:
@@ -45,7 +47,7 @@ class RolloutTask:
             replace(sampling, max_new_tokens=sampling.max_new_tokens - len(prefix)),
             lease.purpose,
             None if prompt.trained_ids is None else prompt.trained_ids.tolist(),
-            len(prefix),
+            *(len(prefix), prompt.hint_of),
         )
 
 

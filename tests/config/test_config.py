@@ -382,6 +382,27 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "sft.choose=failed is for groups in which every response has failed",
             "use sft.choose=all",
         ),
+        (
+            ["reward.judges=[{model: wise}]"],
+            "reward.judges.0.url is missing: name the server that has reward.judges.0.model=wise",
+            "reward.judges.0.model=initial for the initial policy",
+        ),
+        (
+            ["reward.judges=[{model: initial}]", "run.mode=inline"],
+            "reward.judges.0.model=initial is served by a process of its own, and run.mode=inline has none",
+            "use run.mode=async",
+        ),
+        (["teacher={}"], "name the teacher either by teacher.path or", "teacher.endpoint"),
+        (
+            ["teacher.endpoint=http://h:1/v1", "rollout.temperature=0.7"],
+            "teacher.endpoint=http://h:1/v1 gives probabilities at temperature 1",
+            "use rollout.temperature=1",
+        ),
+        (
+            ["teacher={endpoint: 'http://h:1/v1', form: exact}"],
+            "teacher.endpoint=http://h:1/v1 tells of sampled tokens only",
+            "use teacher.form=sampled, or teacher.path",
+        ),
         (["data.hints={}"], "data.hints.column is missing", "or use data.hints.give=prefix"),
         (
             ["data.hints={give: prefix, share: [0.5, 1.0]}"],

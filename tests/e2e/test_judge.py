@@ -61,6 +61,34 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
     assert not [path for path in written if b"a-secret-of-the-judge" in path.read_bytes()]
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.slow
+def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, tmp_path, monkeypatch):
+    """A proxy that others are reached by is none of its business. It gives every reply a mark: the tiny model
+    says letters, if anything."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
+    judge = {
+        "model": "initial",
+        "prompt": str(tmp_path / "mark.jinja"),
+        "reply_pattern": f"([{LETTERS}]|(?<![{LETTERS}])$)",
+        "scale": [0, 26],
+        "marks": {"": 0, **{letter: i + 1 for i, letter in enumerate(LETTERS)}},
+        "body": {"max_tokens": 4},
+    }
+    config = make_config("run.steps=2", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]")
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert len(lines) == 2
+    assert all(line["judge/initial/requests"] > 0 for line in lines)
+    marks = [s.parts["initial"] for s in asyncrl.read_samples(result.run_dir)]
+    assert len(set(marks)) > 1 and all(round(mark * 26, 6) in range(27) for mark in marks)
+    assert (result.run_dir / "logs" / "judge-0.log").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(600)

@@ -44,7 +44,7 @@ def weights(trainer):
 
 
 def test_it_teaches_what_the_same_model_teaches_here(config_of, paths, batch, monkeypatch):
-    """Though the server is busy now and then, and one answer is lost."""
+    """Though the server is busy now and then."""
     here = make_trainer(config_of(path=str(paths[1])))
     told = here.step(batch)
     monkeypatch.setenv("KEY_OF_TEACHER", "a secret")

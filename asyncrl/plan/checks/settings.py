@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from asyncrl.cluster.hosts.base import find_host
-from asyncrl.config import Config
+from asyncrl.config import Config, RewardJudgeConfig
 from asyncrl.curriculum.own import GIVEN, named_choices
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows, told
@@ -245,6 +245,15 @@ def visible_gpus(config: Config, placement: Placement) -> None:
     """The trainer's backend can compute on its GPUs."""
     names = [visible_gpu(gpu) for place in placement.of(TRAINER) for gpu in place.gpus]
     backend_of(config).check_gpus(names)
+
+
+def initial_judge(config: Config, judge: RewardJudgeConfig, key: str) -> None:
+    """The run's engine can be the judge."""
+    if judge.is_initial and not engine_of(config).computes_here:
+        raise ConfigError(
+            f"{key}={judge.model}: rollout.engine={config.rollout.engine} computes no model in a process of "
+            "the run; serve the model beside the run, and name its server (url)"
+        )
 
 
 def servers(config: Config, prompts: PromptSet) -> None:

@@ -25,12 +25,16 @@ class ServedPolicy:
 
     def logprobs(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> Tensor:
         """float32[T]: of every trained token of the batch, 0 elsewhere. Raises `RunFailed`."""
-        ids, mask, sequences = (t.cpu() for t in (tokens.ids, tokens.mask, tokens.sequences))
-        asked = []
-        for sequence in sequences[mask].unique().tolist()[self._ranks.rank :: self._ranks.size]:
-            [at] = (sequences == sequence).nonzero(as_tuple=True)
-            asked.append(at[: int(mask[at].nonzero()[-1]) + 1])
+        ids, mask = tokens.ids.cpu(), tokens.mask.cpu()
+        lengths = torch.bincount(tokens.sequences.cpu())
+        spans = []
+        for end, length in zip(lengths.cumsum(0).tolist(), lengths.tolist(), strict=True):
+            if len(
+                trained := mask[end - length : end].nonzero()
+            ):  # what follows the last of them is not read
+                spans.append(slice(end - length, end - length + int(trained[-1]) + 1))
+        mine = spans[self._ranks.rank :: self._ranks.size]
         result = torch.zeros(len(ids))
-        for at, found in zip(asked, self._endpoint.scores([ids[at].tolist() for at in asked]), strict=True):
-            result[at[1:]] = torch.tensor(found)
+        for span, found in zip(mine, self._endpoint.scores([ids[s].tolist() for s in mine]), strict=True):
+            result[span.start + 1 : span.stop] = torch.tensor(found)
         return self._ranks.sum(torch.where(mask, result, 0.0).to(tokens.ids.device))
