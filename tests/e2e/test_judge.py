@@ -65,9 +65,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.mark.slow
-def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, tmp_path, monkeypatch):
-    """A proxy that others are reached by is none of its business. It gives every reply a mark: the tiny model
-    says letters, if anything."""
+def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, launch, tmp_path, monkeypatch):
+    """A proxy that others are reached by is none of its business, and its death costs no group. Every reply
+    has a mark: the tiny model says letters, if anything."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
@@ -79,14 +79,19 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, tmp
         "marks": {"": 0, **{letter: i + 1 for i, letter in enumerate(LETTERS)}},
         "body": {"max_tokens": 4},
     }
-    config = make_config("run.steps=2", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]")
-    result = asyncrl.run(config, progress=False)
-    lines = read_metrics(result.run_dir / "metrics.jsonl")
-    assert len(lines) == 2
+    config = make_config("run.steps=10", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]")
+    run = launch(config=config)
+    run.wait_for_steps(2)
+    first = run.role("judge-0")
+    first.kill()
+    run.wait(lambda: any(p.pid != first.pid for p in run.roles("judge-0")), "a new process", 60)
+    assert run.end(240.0) == 0
+    assert "judge-0 was killed by SIGKILL; starting it again" in run.output.read_text()
+    lines = read_metrics(run.run_dir / "metrics.jsonl")
+    assert len(lines) == 10 and lines[-1]["ledger/failed_groups"] == 0
     assert all(line["judge/initial/requests"] > 0 for line in lines)
-    marks = [s.parts["initial"] for s in asyncrl.read_samples(result.run_dir)]
+    marks = [s.parts["initial"] for s in asyncrl.read_samples(run.run_dir)]
     assert len(set(marks)) > 1 and all(round(mark * 26, 6) in range(27) for mark in marks)
-    assert (result.run_dir / "logs" / "judge-0.log").exists()
 
 
 @pytest.mark.slow

@@ -197,7 +197,7 @@ def check(config: TeacherConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             "into it"
         )
     ids = range(0, len(tokenizer), max(1, len(tokenizer) // PROBED_TOKENS))
-    text = tokenizer.decode([*ids], skip_special_tokens=True)
+    text = str(tokenizer.decode([*ids], skip_special_tokens=True))
     own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     endpoint = Endpoint(config, 1)
 
