@@ -89,7 +89,7 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
     assert "judge-0 was killed by SIGKILL; starting it again" in run.output.read_text()
     lines = read_metrics(run.run_dir / "metrics.jsonl")
     assert len(lines) == 10 and lines[-1]["ledger/failed_groups"] == 0
-    assert all(line["judge/initial/requests"] > 0 for line in lines)
+    assert sum(line.get("judge/initial/requests", 0) for line in lines) > 0
     marks = [s.parts["initial"] for s in asyncrl.read_samples(run.run_dir)]
     assert len(set(marks)) > 1 and all(round(mark * 26, 6) in range(27) for mark in marks)
 
