@@ -345,6 +345,12 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             "responses earn the same, reference.where=reward leaves the KL penalty as the only difference, "
             "blown up to full-size advantages; use reference.where=loss, or objective.advantage=rloo"
         )
+    group_tokens = config.rollout.group_size * config.rollout.max_new_tokens
+    if config.trainer.batch_tokens is not None and config.trainer.batch_tokens < group_tokens:
+        yield (
+            f"trainer.batch_tokens={config.trainer.batch_tokens:,} is less than one group of long responses "
+            f"has ({group_tokens:,} tokens): steps may come down to a single group, and few are sampled ahead"
+        )
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"
 
