@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-COORDINATOR, TRAINER, ROLLOUT, REWARD = "coordinator", "trainer", "rollout", "reward"
+COORDINATOR, TRAINER, ROLLOUT, REWARD, JUDGE = "coordinator", "trainer", "rollout", "reward", "judge"
 """The kinds; what there is to know of each: `asyncrl.cluster.kinds`."""
 
 RANK_0 = f"{TRAINER}-0"

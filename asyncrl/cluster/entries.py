@@ -36,6 +36,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
+    from asyncrl.reward_models.initial import with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.adapters import engine_end
@@ -44,6 +45,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
+    config = await with_initial_judges(config, run_dir)
     models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
@@ -74,6 +76,22 @@ async def reward(config: Config, path: Path, name: str) -> None:
     run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))
     async with beating(run_dir.pulse(name)):
         await service.run()
+
+
+async def judge(config: Config, path: Path, name: str) -> None:
+    from asyncrl.reward_models.initial import start_initial
+
+    run_dir = RunDir(path)
+    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    with unhurried("loading the initial model"):
+        gateway = await start_initial(config, run_dir, name, longest)
+    spare_the_collector()
+    async with beating(run_dir.pulse(name)):
+        try:
+            await gateway.engine.run()
+        finally:
+            await gateway.close()
+            await gateway.engine.close()
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:

@@ -4,11 +4,11 @@ their end means. Another kind of process is another entry of `KINDS`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncrl.config import Config
-from asyncrl.roles import COORDINATOR, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
+from asyncrl.roles import COORDINATOR, JUDGE, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
@@ -71,8 +71,10 @@ class RoleKind:
     in_loop: bool = False
     """Whether it generates or trains, so that `placement.colocate` says who shares its GPUs."""
     is_hub: bool = False
-    """All others talk to it: they wait `COORDINATOR_START_S` for it at most, look for its successor where it
-    was itself, and where it dies together with others, it is the cause."""
+    """All others talk to it: they wait `COORDINATOR_START_S` for it at most, and where it dies together with
+    others, it is the cause."""
+    keeps_place: bool = False
+    """Others look for its successor where it was itself."""
     is_unit: bool = False
     """One is nothing without the others: when one dies, all are started again together."""
     may_finish: bool = False
@@ -139,12 +141,25 @@ def _reward_models(config: Config) -> Iterator[RoleSet]:
         )
 
 
+def _initial_judges(config: Config) -> Iterator[RoleSet]:
+    if any(judge.is_initial for judge in config.reward.judges):
+        (engines,) = _engines(config)
+        yield replace(engines, roles=names(JUDGE, 1), settings="reward.judges")
+
+
 _ENTRIES = "asyncrl.cluster.entries"
 
 KINDS = {
     kind.name: kind
     for kind in (
-        RoleKind(COORDINATOR, f"{_ENTRIES}:coordinator", _coordinator, is_hub=True, must_start=True),
+        RoleKind(
+            COORDINATOR,
+            f"{_ENTRIES}:coordinator",
+            _coordinator,
+            is_hub=True,
+            keeps_place=True,
+            must_start=True,
+        ),
         RoleKind(
             TRAINER,
             f"{_ENTRIES}:trainer",
@@ -156,6 +171,7 @@ KINDS = {
         ),
         RoleKind(ROLLOUT, f"{_ENTRIES}:rollout", _engines, in_loop=True, may_finish=True, holds_leases=True),
         RoleKind(REWARD, f"{_ENTRIES}:reward", _reward_models, are_alike=False),
+        RoleKind(JUDGE, f"{_ENTRIES}:judge", _initial_judges, keeps_place=True),
     )
 }
 """In the order in which they are started, and choose their GPUs."""

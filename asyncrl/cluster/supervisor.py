@@ -169,7 +169,7 @@ class Supervisor:
         await asyncio.wait([role.handle.ended for role in fallen], timeout=STOP_GRACE_S)
         self.host.clear_away(unit.names)
         for name in unit.names:
-            self.run_dir.forget_process(name, keep_endpoint=unit.kind.is_hub)
+            self.run_dir.forget_process(name, keep_endpoint=unit.kind.keeps_place)
             if unit.kind.holds_leases:
                 await self._give_leases_back(name)
         if unit.kind.is_unit:
@@ -209,7 +209,7 @@ class Supervisor:
             since_s, left_s = time.time() - wait.since_s, wait.until_s - time.time()
             self.view.event(
                 f"{wait.what} is away: {name} has asked again for {since_s:.0f} s, and will for "
-                f"{left_s:.0f} s more (reward.patience_s); the run waits"
+                f"{left_s:.0f} s more (patience_s); the run waits"
             )
         elif before is not None and wait is None:
             self.view.event(f"{name} no longer waits for {before.what}")

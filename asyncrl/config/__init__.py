@@ -1,7 +1,13 @@
 """The run's settings: one typed tree, read from YAML and overrides, refused with a remedy when wrong."""
 
 from asyncrl.config.load import InvalidSettings, dump, from_tree, keys, load
-from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
+from asyncrl.config.objective import (
+    CriticConfig,
+    ObjectiveConfig,
+    ReferenceConfig,
+    ReplayConfig,
+    TeacherConfig,
+)
 from asyncrl.config.reward import (
     LikelihoodConfig,
     RewardConfig,
@@ -28,6 +34,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "ReferenceConfig",
+    "ReplayConfig",
     "RewardConfig",
     "RewardJudgeConfig",
     "RewardModelConfig",

@@ -72,12 +72,17 @@ class CurriculumConfig(Section):
 
 
 class HintsConfig(Section):
-    column: str
-    """Column with a row's hint, a text; rows where it is null or missing have none. It is put behind the
-    prompt, in the last message of the user."""
+    column: str | None = None
+    """Column with a row's hint, a text; rows where it is null or missing have none. null is for
+    `give: prefix`: the policy's own last success with the row."""
+    give: Literal["hint", "prefix"] = "hint"
+    """`hint`: the text is put behind the prompt, in the last message of the user. `prefix`: it is a response,
+    with the beginning of which every response to the row begins; what follows is trained on (PrefixRL)."""
+    share: tuple[float, float] = Field((0.25, 0.75), strict=False)
+    """`prefix`: the least and the greatest share of that response that is given, drawn for each group."""
     train: Literal["without", "with"] = "without"
-    """`without`: what was sampled with the hint is trained on as an answer to the prompt alone, which the
-    objective's importance ratios correct for. `with`: as it was sampled."""
+    """`hint`: what was sampled with it is trained on, `without`, as an answer to the prompt alone, which the
+    objective's importance ratios correct for, or, `with`, as it was sampled."""
     success_above: float = 0.5
     """A row gets its hint for the group after one in which no response had a greater reward than this."""
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from asyncrl.config.data import CurriculumConfig
+from asyncrl.config.data import CurriculumConfig, HintsConfig
 from asyncrl.config.messages import explain
-from asyncrl.config.objective import ObjectiveConfig
-from asyncrl.config.reward import PartConfig, RewardJudgeConfig, RewardRouteConfig
+from asyncrl.config.objective import ObjectiveConfig, TeacherConfig
+from asyncrl.config.reward import INITIAL, PartConfig, RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES, RolloutConfig
 from asyncrl.config.run import NetworkConfig
 from asyncrl.config.schema import Config, StalenessConfig
@@ -33,6 +33,9 @@ from asyncrl.objective.catalogue import (
 )
 from asyncrl.roles import ROLLOUT, TRAINER, names
 from asyncrl.specs import Spec, find_spec
+
+RANKS_WAIT_S = 240.0
+"""Less than a trainer's ranks wait for each other in a collective."""
 
 
 def impossible(c: Config) -> Iterator[str]:
@@ -89,10 +92,12 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_staleness(c.staleness)
     yield from _impossible_objective(c.objective)
     yield from _impossible_reference(c)
-    if c.teacher is not None and c.teacher.offload and c.teacher.form == "exact":
+    if c.teacher is not None:
+        yield from _impossible_teacher(c.teacher, c.rollout, c.trainer.ranks)
+    if c.replay is not None and (least := 1 / c.rollout.group_size) > c.replay.rare_below:
         yield (
-            "teacher.offload=true: with teacher.form=exact the teacher computes beside the policy, one "
-            "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
+            f"replay.rare_below={c.replay.rare_below:g} of rollout.group_size={c.rollout.group_size} is less "
+            f"than one response, so no success would be rare; use {least:.2g} or more, or larger groups"
         )
     yield from _impossible_filter(c)
     yield from _impossible_critic(c)
@@ -158,6 +163,33 @@ def _impossible_reference(c: Config) -> Iterator[str]:
         )
 
 
+def _impossible_teacher(teacher: TeacherConfig, rollout: RolloutConfig, ranks: int) -> Iterator[str]:
+    if teacher.offload and teacher.form == "exact":
+        yield (
+            "teacher.offload=true: with teacher.form=exact the teacher computes beside the policy, one "
+            "micro-batch after the other; use teacher.form=sampled, or teacher.offload=false"
+        )
+    if (teacher.path is None) == (teacher.endpoint is None):
+        yield "teacher: name the teacher either by teacher.path or, where a server has it, teacher.endpoint"
+    if teacher.endpoint is None:
+        return
+    key = f"teacher.endpoint={teacher.endpoint}"
+    yield from impossible_urls("teacher.endpoint", [teacher.endpoint], "http://HOST:PORT/v1")
+    yield from impossible_key_env("teacher.api_key_env", teacher.api_key_env)
+    if teacher.form == "exact":
+        yield f"{key} tells of sampled tokens only; use teacher.form=sampled, or teacher.path"
+    if rollout.temperature != 1 or rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens:
+        yield (
+            f"{key} gives probabilities at temperature 1 over the whole vocabulary, and the policy samples "
+            "from others; use rollout.temperature=1 and no top_p, top_k and min_new_tokens, or teacher.path"
+        )
+    if ranks > 1 and (longest_s := teacher.timeout_s + teacher.patience_s) > RANKS_WAIT_S:
+        yield (
+            f"{key} may be waited for for teacher.timeout_s + teacher.patience_s = {longest_s:g} s, and the "
+            f"ranks of a trainer wait for each other for {RANKS_WAIT_S:g} s; lower one of them"
+        )
+
+
 def _impossible_filter(c: Config) -> Iterator[str]:
     """`filter_constant_groups` where groups of equal rewards are what is learnt from."""
     if not c.objective.filter_constant_groups:
@@ -174,6 +206,11 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: sft.choose=failed is for groups in which every response has failed, and they would be "
             "dropped; leave the filter out, or use sft.choose=all"
+        )
+    if c.replay is not None:
+        yield (
+            f"{key}: `replay` is for groups in which every response has failed, too, and they would be "
+            "dropped; leave one of them out"
         )
     if c.learns_without_rewards:
         yield f"{key}: groups teach by more than what is known when they are filtered; leave the filter out"
@@ -330,6 +367,11 @@ def _impossible_rewards(c: Config) -> Iterator[str]:
         yield from _impossible_part(f"reward.episode.{name}", of_episode, name, {*reward.episode}, "part")
     for i, judge in enumerate(reward.judges):
         yield from _impossible_judge(f"reward.judges.{i}", judge, c.rollout.group_size)
+        if judge.is_initial and c.run.in_one_process:
+            yield (
+                f"reward.judges.{i}.model={judge.model} is served by a process of its own, and run.mode="
+                f"{c.run.mode} has none; use run.mode=async, or serve the model beside the run (url)"
+            )
     if reward.thinking is not None and not all(reward.thinking):
         yield "reward.thinking: give what begins and what ends the thinking, such as [<think>, </think>]"
     yield from _impossible_routes(reward.route, {part.label for part in scoring.values()})
@@ -356,6 +398,7 @@ def _impossible_without_rewards(c: Config) -> Iterator[str]:
         "data.curriculum": c.data.curriculum is not None,
         "rollout.choose=max_variance": c.rollout.choose == "max_variance",
         "sft.choose=failed": c.sft is not None and c.sft.choose == "failed" and c.reward.likelihood is None,
+        "replay": c.replay is not None and c.reward.likelihood is None,
     }
     for key in (key for key, does in asks.items() if does):
         yield (
@@ -373,7 +416,12 @@ def _impossible_part(key: str, part: PartConfig, name: str, gates: set[str], wha
 
 
 def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> Iterator[str]:
-    yield from impossible_urls(f"{key}.url", [judge.url], "http://HOST:PORT/v1")
+    if judge.url is None and judge.model != INITIAL:
+        yield (
+            f"{key}.url is missing: name the server that has {key}.model={judge.model}, or use "
+            f"{key}.model={INITIAL} for the initial policy"
+        )
+    yield from impossible_urls(f"{key}.url", [judge.url or "http://judge"], "http://HOST:PORT/v1")
     yield from impossible_key_env(f"{key}.api_key_env", judge.api_key_env)
     if judge.scale[0] >= judge.scale[1]:
         yield f"{key}.scale={list(judge.scale)}: write the worst mark first, then a higher one"
@@ -431,11 +479,8 @@ def _impossible_data(c: Config) -> Iterator[str]:
         )
     if data.curriculum is not None:
         yield from _impossible_curriculum(data.curriculum)
-    if data.hints is not None and data.hints.train == "without" and c.rollout.episode is not None:
-        yield (
-            f"data.hints.train=without: rollout.episode={c.rollout.episode} makes its own prompts of a row, "
-            "from which a hint cannot be taken away; use data.hints.train=with"
-        )
+    if data.hints is not None:
+        yield from _impossible_hints(data.hints, c.rollout.episode)
     for name, count in Counter(data.names).items():
         if count > 1:
             yield (
@@ -459,6 +504,24 @@ def _impossible_data(c: Config) -> Iterator[str]:
                 f"data.mix: no dataset has prompts for step {step} (from_step, until_step); the last one "
                 "should have no until_step"
             )
+
+
+def _impossible_hints(hints: HintsConfig, episode: str | None) -> Iterator[str]:
+    low, high = hints.share
+    if not 0 < low <= high < 1:
+        yield f"data.hints.share={[low, high]}: write two shares between 0 and 1, the lower one first"
+    if hints.give == "hint" and hints.column is None:
+        yield "data.hints.column is missing: name the column with the hints, or use data.hints.give=prefix"
+    if hints.give == "prefix" and episode is not None:
+        yield (
+            f"data.hints.give=prefix: rollout.episode={episode} begins its own responses; use "
+            "data.hints.give=hint"
+        )
+    elif hints.train == "without" and episode is not None:
+        yield (
+            f"data.hints.train=without: rollout.episode={episode} makes its own prompts of a row, "
+            "from which a hint cannot be taken away; use data.hints.train=with"
+        )
 
 
 def _impossible_curriculum(curriculum: CurriculumConfig) -> Iterator[str]:

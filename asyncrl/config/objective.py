@@ -193,8 +193,19 @@ class ReferenceConfig(Section):
 
 
 class TeacherConfig(Section):
-    path: str
+    path: str | None = None
     """A folder with a Hugging Face decoder of the policy's vocabulary, or a hub name."""
+    endpoint: str | None = None
+    """Instead of `path`, the base URL of a vLLM server of such a model, such as `http://HOST:8001/v1`
+    (`form: sampled`)."""
+    api_key_env: str | None = None
+    """`endpoint`: name of the environment variable that holds the server's API key, where it asks for one."""
+    concurrency: int = Field(64, ge=1)
+    """`endpoint`: responses that it scores at a time."""
+    timeout_s: float = Field(120.0, gt=0)
+    """`endpoint`: a request without an answer for this long is taken for lost, as if the server were away."""
+    patience_s: float = Field(120.0, ge=0)
+    """`endpoint`: one that is away is asked again, with growing pauses, for this long; then the run ends."""
     kl_coef: float = Field(1.0, gt=0)
     """Weight of the KL divergence of the policy from the teacher, beside the advantages of rewards."""
     form: Literal["sampled", "exact"] = "sampled"
@@ -202,3 +213,17 @@ class TeacherConfig(Section):
     divergence over the whole vocabulary is added to the loss."""
     offload: bool = False
     """`sampled`: keep the teacher in host memory while it does not compute."""
+
+
+class ReplayConfig(Section):
+    coef: float = Field(1.0, gt=0)
+    """What a replayed response counts, as a multiple of a fresh one."""
+    success_above: float = 0.5
+    """A response with a greater reward than this is a success."""
+    rare_below: float = Field(0.25, gt=0, le=1)
+    """Successes are rare while no more than this share of the row's newest group are: then they are
+    remembered, and replayed when the row comes again."""
+    ratio_cap: float = Field(2.0, gt=0, allow_inf_nan=True)
+    """Upper bound of pi_theta / mu, by which a replayed token counts; .inf leaves it whole."""
+    rows: int = Field(4096, ge=1)
+    """Of so many rows at most successes are remembered; the row that came longest ago is forgotten first."""

@@ -94,11 +94,15 @@ class CriterionConfig(Section):
     """Its weight among the criteria."""
 
 
+INITIAL = "initial"
+
+
 class RewardJudgeConfig(RewardPartConfig):
-    url: str
+    url: str | None = None
     """Base URL of a server with OpenAI's chat API, such as `http://HOST:8001/v1`."""
     model: str
-    """Name of the model that the server is asked for."""
+    """Name of the model that the server is asked for. Without a `url`, `initial`: the run's own engine with
+    the initial policy's weights, which stay as they are, in a process of the run."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's API key, where it asks for one."""
     asks: Literal["score", "criteria", "pairs", "group"] = "score"
@@ -151,6 +155,21 @@ class RewardJudgeConfig(RewardPartConfig):
     def label(self) -> str:
         """Its name in the metrics, and wherever the config refers to it."""
         return self.name or Path(self.model).name
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether the run itself serves it."""
+        return self.url is None
+
+    @property
+    def shown_responses(self) -> int | None:
+        """How many responses a question holds at most; None for all of a group."""
+        return None if self.asks == "group" else 2 if self.asks == "pairs" or self.reference_column else 1
+
+    @property
+    def most_reply_tokens(self) -> int:
+        """Longest reply that is asked for."""
+        return int(self.body.get("max_tokens") or 2048)
 
     @property
     def needed_columns(self) -> list[str]:

@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from asyncrl.config.data import DataConfig, SftConfig
-from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
+from asyncrl.config.objective import (
+    CriticConfig,
+    ObjectiveConfig,
+    ReferenceConfig,
+    ReplayConfig,
+    TeacherConfig,
+)
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
@@ -79,6 +85,8 @@ class Config(Section):
     none."""
     sft: SftConfig | None = None
     """Demonstrations to learn from beside the samples; null is none."""
+    replay: ReplayConfig | None = None
+    """Rare successes of earlier steps to learn from once more, beside the samples; null is none."""
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -89,7 +97,8 @@ class Config(Section):
     @property
     def frozen(self) -> dict[str, ReferenceConfig | TeacherConfig]:
         """The policies that the trainer computes and does not train, by section."""
-        sections = {"reference": self.reference, "teacher": self.teacher}
+        teacher = None if self.teacher is None or self.teacher.path is None else self.teacher
+        sections = {"reference": self.reference, "teacher": teacher}
         return {name: section for name, section in sections.items() if section is not None}
 
     @property

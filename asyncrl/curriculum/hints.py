@@ -27,38 +27,52 @@ if TYPE_CHECKING:
 
 
 def with_hints(prompts: PromptSet, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
-    """With another row at the end for each that has a hint. Raises `ConfigError` where none has, or one is no
-    text or makes its prompt longer than `data.max_prompt_tokens`."""
-    if data.hints is None:
+    """With another row at the end for each that has a hint, or may come to have one. Raises `ConfigError`
+    where none has, or one is no text or makes its prompt longer than `data.max_prompt_tokens`."""
+    hints = data.hints
+    if hints is None:
         return prompts
-    hinted = list(_hinted(prompts.rows, data, data.hints, tokenizer))
+    hinted = list(_hinted(prompts.rows, data, hints, tokenizer))
     if not hinted:
-        raise ConfigError(
-            f"data.hints.column={data.hints.column}: no row has a hint there; name another column"
-        )
-    return replace(prompts, rows=(*prompts.rows, *hinted))
+        raise ConfigError(f"data.hints.column={hints.column}: no row has a hint there; name another column")
+    numbered = (replace(row, index=len(prompts) + i) for i, row in enumerate(hinted))
+    return replace(prompts, rows=(*prompts.rows, *numbered))
 
 
 def _hinted(
     rows: Sequence[Prompt], data: DataConfig, hints: HintsConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Prompt]:
-    index = len(rows)
     for row in rows:
-        hint = row.columns.get(hints.column)
-        if hint is None:
-            continue
-        key = f"data.hints.column={hints.column}: the hint of row {row.index}"
-        if not isinstance(hint, str):
-            raise ConfigError(f"{key} is of type {type(hint).__name__}; it should be text, or null")
-        prompt, arguments = _followed(row.prompt, hint), {}
-        if not isinstance(prompt, str):
-            arguments = template_arguments(data.datasets[row.dataset].chat_template_kwargs, row.columns)
-        (ids,) = tokenise([prompt], tokenizer, data.max_prompt_tokens, [arguments])
-        if isinstance(ids, UnusablePromptError):
-            raise ConfigError(f"{key}: the prompt with it {ids}; shorten it, or leave it out (null)")
-        trained = row.prompt_ids if hints.train == "without" else None
-        yield replace(row, index=index, prompt=prompt, prompt_ids=ids, hint_of=row.index, trained_ids=trained)
-        index += 1
+        twin = replace(row, hint_of=row.index)
+        if hints.column is None:  # what it is given will be known in the run
+            yield twin
+        elif (hint := row.columns.get(hints.column)) is not None:
+            key = f"data.hints.column={hints.column}: the hint of row {row.index}"
+            if not isinstance(hint, str):
+                raise ConfigError(f"{key} is of type {type(hint).__name__}; it should be text, or null")
+            if hints.give == "prefix":
+                ids = tokenizer(hint, add_special_tokens=False, verbose=False)["input_ids"]
+                yield replace(twin, prefix_ids=np.asarray(ids, np.int32))
+            else:
+                yield _with_hint(twin, hint, key, data, hints, tokenizer)
+
+
+def _with_hint(
+    row: Prompt,
+    hint: str,
+    key: str,
+    data: DataConfig,
+    hints: HintsConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Prompt:
+    prompt, arguments = _followed(row.prompt, hint), {}
+    if not isinstance(prompt, str):
+        arguments = template_arguments(data.datasets[row.dataset].chat_template_kwargs, row.columns)
+    (ids,) = tokenise([prompt], tokenizer, data.max_prompt_tokens, [arguments])
+    if isinstance(ids, UnusablePromptError):
+        raise ConfigError(f"{key}: the prompt with it {ids}; shorten it, or leave it out (null)")
+    trained = row.prompt_ids if hints.train == "without" else None
+    return replace(row, prompt=prompt, prompt_ids=ids, trained_ids=trained)
 
 
 def _followed(prompt: str | list[Message], hint: str) -> str | list[Message]:
@@ -74,14 +88,19 @@ class WithHints:
     """A `Sampler`: a row comes with its hint where its newest group had none and failed wholly. So it comes
     without the next time, and a hint is given only as long as it is needed.
 
-    inner: says which rows come; None lets every row. It hears of groups without hints only.
+    inner: says which rows come; None lets every row. It hears of groups without hints only. own: the hint is
+    of an earlier success, so that a row without one has none.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], success_above: float, inner: Sampler | None) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], success_above: float, inner: Sampler | None, *, own: bool = False
+    ) -> None:
         self._plain = {row.index: row.hint_of for row in prompts if row.hint_of is not None}
         self._hinted = {plain: index for index, plain in self._plain.items()}
         self._success_above = success_above
         self._inner = inner
+        self._without = set(self._hinted) if own else set[int]()
+        """Rows whose hint is not there yet."""
         self._newest: dict[int, tuple[int, bool]] = {}
         """Of each row: the newest group that is known, and whether that asks for a hint."""
 
@@ -89,19 +108,26 @@ class WithHints:
         return self._inner is None or self._inner.comes(row, epoch)
 
     def instead(self, row: int) -> int:
-        return self._hinted.get(row, row) if self._newest.get(row, (0, False))[1] else row
+        return self._hinted[row] if self._asks(row) else row
 
     def finished(self, group_id: int, row: int, rewards: Sequence[float]) -> None:
         plain = self._plain.get(row, row)
-        failed = plain == row and not any(reward > self._success_above for reward in rewards)
+        succeeded = any(reward > self._success_above for reward in rewards)
+        if succeeded:
+            self._without.discard(plain)
+        failed = plain == row and not succeeded
         self._newest[plain] = max(self._newest.get(plain, (-1, False)), (group_id, failed))
         if plain == row and self._inner is not None:
             self._inner.finished(group_id, row, rewards)
 
     def metrics(self) -> dict[str, float]:
-        waiting = sum(asks and row in self._hinted for row, (_, asks) in self._newest.items())
+        waiting = sum(map(self._asks, self._newest))
         own = {"hints/waiting_frac": waiting / len(self._hinted)}
         return own if self._inner is None else self._inner.metrics() | own
+
+    def _asks(self, row: int) -> bool:
+        has_hint = row in self._hinted and row not in self._without
+        return has_hint and self._newest.get(row, (0, False))[1]
 
 
 class Trained(Protocol):

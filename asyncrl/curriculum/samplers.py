@@ -121,7 +121,9 @@ def make_sampler(data: DataConfig, prompts: Sequence[Prompt]) -> Sampler | None:
         rates = PassRates(settings.success_above, settings.over_groups)
         rows = sum(prompt.hint_of is None for prompt in prompts)
         sampler = ByPassRate(rates, _share(settings, prompts), rows)
-    return sampler if data.hints is None else WithHints(prompts, data.hints.success_above, sampler)
+    if (hints := data.hints) is None:
+        return sampler
+    return WithHints(prompts, hints.success_above, sampler, own=hints.column is None)
 
 
 def _share(settings: CurriculumConfig, prompts: Sequence[Prompt]) -> Share:

@@ -41,6 +41,9 @@ class Prompt:
     trained_ids: NDArray[np.int32] | None = None
     """int32[Q]: what its responses are trained on with, where that is another prompt than they are sampled
     with."""
+    prefix_ids: NDArray[np.int32] | None = None
+    """int32[Q]: what its responses begin with, without being sampled; in the file, the whole response whose
+    beginning that is (`data.hints.give: prefix`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class PromptSet:
                 _Row(
                     *(r.prompt, _bytes(r.prompt_ids), r.columns, r.dataset, r.hint_of),
                     trained_ids=b"" if r.trained_ids is None else _bytes(r.trained_ids),
+                    prefix_ids=b"" if r.prefix_ids is None else _bytes(r.prefix_ids),
                 )
                 for r in self.rows
             ],
@@ -128,6 +132,7 @@ class PromptSet:
             Prompt(
                 *(i, row.prompt, _ids(row.prompt_ids), row.columns, row.dataset, row.hint_of),
                 trained_ids=_ids(row.trained_ids) if row.trained_ids else None,
+                prefix_ids=_ids(row.prefix_ids) if row.prefix_ids else None,
             )
             for i, row in enumerate(data.rows)
         )
@@ -153,6 +158,7 @@ class _Row(msgspec.Struct, array_like=True):
     dataset: int = 0  # a run that a version without mixtures began has none
     hint_of: int | None = None
     trained_ids: bytes = b""
+    prefix_ids: bytes = b""
 
 
 class _File(msgspec.Struct):

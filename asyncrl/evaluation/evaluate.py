@@ -105,6 +105,12 @@ async def evaluate(config: Config, prompts: Sequence[Prompt]) -> Evaluation:
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
             f"{those(EngineSpec, lambda spec: spec.samples)}"
         )
+    for i, judge in enumerate(config.reward.judges):
+        if judge.is_initial:
+            raise ConfigError(
+                f"reward.judges.{i}.model={judge.model} is served by a process of a run, and here "
+                f"is none; serve the model, and name its server: reward.judges.{i}.url"
+            )
     try:
         return _summary(config, await _sampled(config, prompts))
     except ExceptionGroup as failures:

@@ -18,6 +18,7 @@ from asyncrl.data.prompts import Prompt
 from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.task import RolloutTask, sampling_of
+from asyncrl.runfiles.prefixes import make_prefixes
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire.codec import WireGroup
 
@@ -96,6 +97,7 @@ class Host:
         self._leases_for = {Purpose.TRAIN: training}
         if evaluation is not None:
             self._leases_for[Purpose.EVAL] = evaluation
+        self._prefixes = make_prefixes(config, prompts, store)
         self.meter = RolloutMeter(now_s)
 
     # ---- workers -------------------------------------------------------------------------------------------
@@ -139,10 +141,12 @@ class Host:
         """As `Coordinator.submit`."""
         books = self._leases_for[lease.purpose].books
         became = books.submit(lease.group_id, lease.lease_id, summary, payload)
-        if (names := self._config.data.names) and lease.purpose is Purpose.TRAIN:
-            name = names[self._leases_for[Purpose.TRAIN].prompts[lease.row].dataset]
-            if became is not Submission.SETTLED:
+        if lease.purpose is Purpose.TRAIN and became is not Submission.SETTLED:
+            if names := self._config.data.names:
+                name = names[self._leases_for[Purpose.TRAIN].prompts[lease.row].dataset]
                 self.meter.rewards({f"reward_of/{name}/mean": (sum(summary.rewards), len(summary.rewards))})
+            if self._prefixes is not None:
+                self._prefixes.finished(lease.row, summary, payload)
         self._happened()
         return became
 
@@ -221,4 +225,7 @@ class Host:
     def _task(self, lease: Lease) -> RolloutTask:
         """A lease with its prompt."""
         source = self._leases_for[lease.purpose]
-        return RolloutTask.of(lease, source.prompts[lease.row], source.group_size, source.sampling)
+        prompt = source.prompts[lease.row]
+        if self._prefixes is not None:
+            prompt = self._prefixes.begun(prompt, lease.group_id)
+        return RolloutTask.of(lease, prompt, source.group_size, source.sampling)

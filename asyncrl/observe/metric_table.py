@@ -130,6 +130,14 @@ likelihood/unanswered_frac  share  responses without the mark, and so without an
 sft/loss    nats    mean of -log pi of their tokens, before the update
 sft/tokens  tokens  of them, in this step
 
+# Replay
+> Where the config has a section `replay`. No other metric, nor the ledger, counts what is replayed.
+replay/rows    rows      rows whose rare successes are remembered, this step's included
+replay/groups  groups    groups of this step beside which those of an earlier one were learnt from once more
+replay/tokens  tokens    of these successes, where there are any
+replay/age     versions  mean staleness of these tokens, for which there is no bound
+replay/ratio   -         mean of pi_theta / mu of these tokens, never clamped
+
 # Training policy against sampling policy
 > w is pi_prox / mu of a token, never clamped ([objectives](objectives.md#what-to-watch)).
 ess*                         share  effective sample size of the behaviour correction, over the trained tokens

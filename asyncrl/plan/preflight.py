@@ -30,6 +30,7 @@ from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions, with_absolute_paths
+from asyncrl.trainer.lessons.endpoint import check as check_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,6 +166,7 @@ def _independent(
         findings.of(problem.tell)
     for i, judge in enumerate(config.reward.judges):
         findings.of(partial(check_judge, judge, f"reward.judges.{i}"))
+        findings.of(partial(checks.initial_judge, config, judge, f"reward.judges.{i}.model"))
     findings.of(lambda: checks.trainer(config))
     return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
 
@@ -206,6 +208,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     findings.of(lambda: checks.kept_sets(config, models.policy))
     if tokenizer is not None:
         findings.of(partial(thinking_of, config.reward, tokenizer))
+    if tokenizer is not None and config.teacher is not None and scene.needs_all:
+        findings.of(partial(check_teacher, config.teacher, tokenizer))
     demonstrations = None if config.sft is None else config.sft.data(config.data)
     if tokenizer is not None and demonstrations is not None and (fetches or not is_on_hub(demonstrations)):
         from asyncrl.data.demonstrations import load_demonstrations  # imports transformers

@@ -56,7 +56,7 @@ class Response:
     earned: dict[str, list[float]] | None = None
     """What the episode says that it earned, by part: in all, or by each of its requests."""
     token_ids: list[int] = field(default_factory=list)
-    """Of the last segment, from the first token that the policy sampled, with what it was shown after it."""
+    """Of the last segment, from its prefix or the first token that the policy sampled, with what followed."""
     text: str = ""
     answer: str | None = None
     """What follows the thinking in it, where rewards read that."""
@@ -192,7 +192,7 @@ class GroupRollout:
         if counts is not None and not counts(session.index):
             return Response(session)
         last = trajectories[-1]
-        start = int(last.loss_mask.argmax())
+        start = int(last.loss_mask.argmax()) - task.prefix_tokens
         prompt_ids, token_ids = last.token_ids[:start].tolist(), last.token_ids[start:].tolist()
         text, answer = self._text_of(token_ids), self._answer_of(prompt_ids, token_ids)
         if earned is not None:
@@ -266,7 +266,9 @@ class GroupRollout:
             columns=task.columns,
             version=max(s.version for r in responses for t in r.trajectories for s in t.versions),
             answers=[response.answer for response in open_ones],
-            sampled_tokens=[sum(t.sampled_tokens for t in response.trajectories) for response in open_ones],
+            sampled_tokens=[
+                task.prefix_tokens + sum(t.sampled_tokens for t in r.trajectories) for r in open_ones
+            ],
         )
         scored: list[ResponseReward] = []
         if open_ones:

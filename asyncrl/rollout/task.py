@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncrl.bounded import Count
@@ -32,15 +32,22 @@ class RolloutTask:
     purpose: Purpose = Purpose.TRAIN
     trained_ids: list[int] | None = None
     """The prompt that it is trained on with, where that is another one."""
+    prefix_tokens: Count = 0
+    """At the end of `prompt_ids`: what every response begins with."""
+    hint_of: int | None = None
+    """The row that this is, with a hint."""
 
     @staticmethod
     def of(lease: Lease, prompt: Prompt, group_size: int, sampling: SamplingParams) -> RolloutTask:
-        """A lease with its prompt."""
+        """A lease with its prompt. What a response begins with is a part of its length."""
+        prefix = [] if prompt.prefix_ids is None else prompt.prefix_ids.tolist()
         return RolloutTask(
             *(lease.lease_id, lease.group_id, lease.attempt, prompt.index),
-            *(prompt.prompt, prompt.prompt_ids.tolist(), prompt.columns),
-            *(group_size, sampling, lease.purpose),
+            *(prompt.prompt, prompt.prompt_ids.tolist() + prefix, prompt.columns, group_size),
+            replace(sampling, max_new_tokens=sampling.max_new_tokens - len(prefix)),
+            lease.purpose,
             None if prompt.trained_ids is None else prompt.trained_ids.tolist(),
+            *(len(prefix), prompt.hint_of),
         )
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
 from asyncrl.core.cursor import Mix, PromptCursor, Sampler
@@ -43,6 +45,10 @@ create table if not exists left_out (  -- of groups some of whose responses were
     group_id integer primary key,
     tokens integer not null,
     rewards text not null                -- JSON [reward of each that was scored]
+);
+create table if not exists successes (  -- the last one of each row (data.hints.give: prefix)
+    row integer primary key,
+    response blob not null               -- token ids, int32
 );
 create table if not exists meta (key text primary key, value text not null);
 create table if not exists kept (key text primary key, value blob not null);
@@ -169,6 +175,16 @@ class LedgerStore(Generic[P]):
         row = self._db.execute("select value from kept where key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
+    def remember(self, row: int, response: NDArray[np.int32]) -> None:
+        """Store the tokens (int32[Q]) of a row's last success."""
+        blob = response.astype("<i4").tobytes()
+        self._db.execute("insert or replace into successes values (?, ?)", (row, blob))
+
+    def success_of(self, row: int) -> NDArray[np.int32] | None:
+        """int32[Q]: what was last remembered of it."""
+        found = self._db.execute("select response from successes where row = ?", (row,)).fetchone()
+        return None if found is None else np.frombuffer(found[0], "<i4")
+
     def close(self) -> None:
         self._db.close()
 
@@ -285,7 +301,7 @@ def copy_ledger(source: Path, target: Path, from_step: int) -> None:
         db.executescript(_SCHEMA)
         db.execute("attach database ? as source", (str(source),))
         db.execute("begin")
-        for table in ("groups", "left_out", "meta"):
+        for table in ("groups", "left_out", "successes", "meta"):
             db.execute(f"insert into main.{table} select * from source.{table}")
         db.execute(
             "insert into main.payloads select payloads.* from source.payloads join source.groups "

@@ -116,8 +116,10 @@ class BackendSpec(Spec):
             "critic": config.critic,
             "reward.likelihood": config.reward.likelihood,
             "sft": config.sft,
+            "replay": config.replay,
             "trainer.lora": trainer.lora,
-            **config.frozen,
+            "reference": config.reference,
+            "teacher": config.teacher,
         }.items():
             if section is not None and not self.computes:
                 yield f"{key}: {chosen} computes nothing; leave the section out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from asyncrl.trainer.models.policy import Policy, Reading
 from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.packing.pack import MicroBatch
+from asyncrl.trainer.state import Stateful
 
 
 class Lesson:
@@ -24,6 +25,8 @@ class Lesson:
     """Whether it asks for `TokenBatch.start_logprobs`."""
     token_rewards: Tensor | None = None
     """float32[T]: rewards of the batch's tokens beside those of responses, after `begin`."""
+    parts: Mapping[str, Stateful] = {}
+    """What of it goes into checkpoints, by name."""
     advantages: Tensor | None = None
     """float32[T]: what it adds to the tokens' advantages, after `begin`."""
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.config import Config
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.advantages import AdvantageEstimator
+from asyncrl.trainer.critic.bootstrap import make_bootstrap
 from asyncrl.trainer.critic.model import Critic, load_critic
 from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
@@ -90,7 +91,8 @@ def make_training(
     lessons += make_lessons(config, policy, packing, ranks)
     step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
-    return step, {name: part for name, part in parts.items() if part is not None}
+    kept = {name: part for lesson in lessons for name, part in lesson.parts.items()}
+    return step, {name: part for name, part in parts.items() if part is not None} | kept
 
 
 def make_step(
@@ -120,13 +122,14 @@ def make_step(
         ),
         lessons=lessons,
         mask_truncated=config.objective.mask_truncated,
-        bootstrap=(config.objective.gamma or 1.0) if config.objective.bootstrap_truncated else None,
     )
     if critic is None or config.critic is None:
         return step
+    update = CriticUpdate(critic, ranks, config.critic)
     return replace(
         step,
         lr=replace(step.lr, frozen_steps=config.critic.warmup_steps),
-        critic=CriticUpdate(critic, ranks, config.critic),
+        critic=update,
         critic_lr=replace(step.lr, peak=config.critic.lr),
+        bootstrapped=make_bootstrap(config, update, packing, ranks),
     )

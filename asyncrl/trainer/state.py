@@ -50,7 +50,7 @@ class Stateful(Protocol):
     def count(self) -> int: ...
 
     def shapes(self) -> Shapes:
-        """Of all tensors, whole."""
+        """Of all tensors, whole, but for those of no fixed shape: these lie on the host, and never change."""
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """Kind, parameter, and the whole tensor, which is valid until the next is asked for."""
@@ -94,9 +94,11 @@ class HeldState:
         for part, stateful in parts.items():
             for kind, name, tensor in stateful.tensors():
                 file = f"{part}.{kind}"
-                mine = owners[part, name] == rank
+                owner = owners.get((part, name))  # None for what has no fixed shape
+                mine = (owner or 0) == rank
                 if mine:
-                    self.tensors.setdefault(file, {})[name] = memory.copy((file, name), tensor)
+                    copy = tensor if owner is None else memory.copy((file, name), tensor)
+                    self.tensors.setdefault(file, {})[name] = copy
                 if rank == 0 and file == POLICY_WEIGHT:
                     here = self.tensors[file][name] if mine else memory.copy(name, tensor.to(dtypes[name]))
                     self.policy[name] = here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ from asyncrl.trainer.packing.batch import (
     TokenBatch,
     check_staleness,
     count_trained,
-    cut_ends,
     flatten,
     split_groups,
 )
@@ -34,8 +33,7 @@ class TrainStep:
 
     seed: of the run. max_length: tokens that a response may have. mini_batches: updates in a step, if the
     batch has as many groups. mask_truncated: whether responses that were cut off are left out.
-    bootstrap: the discount of the critic's value at their end, which takes the place of their reward; None
-    leaves them that.
+    bootstrapped: puts the critic's value at their end in the place of their reward; None leaves them that.
     """
 
     seed: int
@@ -51,7 +49,7 @@ class TrainStep:
     critic_lr: Schedule | None = None
     lessons: Sequence[Lesson] = ()
     mask_truncated: bool = False
-    bootstrap: float | None = None
+    bootstrapped: Callable[[FlatBatch], FlatBatch] | None = None
 
     def __call__(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         """Train on a batch of records; the step's metrics. total_steps: as for `Trainer.step`."""
@@ -60,7 +58,7 @@ class TrainStep:
 
     def flatten(self, batch: Batch) -> FlatBatch:
         """What `train` takes. Raises `BatchError`."""
-        flat = flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrap is not None)
+        flat = flatten(batch, mask_truncated=self.mask_truncated, bootstraps=self.bootstrapped is not None)
         for lesson in self.lessons:
             flat = lesson.flatten(batch, flat)
         return flat
@@ -81,7 +79,8 @@ class TrainStep:
         tokens = self._forward_passes(minis, TokenBatch.of(flat, self.packing.device))
         for lesson in self.lessons:
             flat = lesson.begin(minis, flat, tokens, step)
-        flat = self._bootstrapped(flat)
+        if self.bootstrapped is not None and flat.truncated.any():
+            flat = self.bootstrapped(flat)
         token_rewards = summed(lesson.token_rewards for lesson in self.lessons)
         advantages, value_targets = self.advantages(flat, tokens, token_rewards)
         if (further := summed(lesson.advantages for lesson in self.lessons)) is not None:
@@ -115,21 +114,6 @@ class TrainStep:
             prox_logprobs=self.policy.prox_logprobs(start),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
         )
-
-    def _bootstrapped(self, flat: FlatBatch) -> FlatBatch:
-        if self.critic is None or self.bootstrap is None or not flat.truncated.any():
-            return flat
-        ends = cut_ends(flat)
-        mini = mini_batch(ends, np.arange(ends.sequences), self.packing, self.ranks, self.max_length)
-        values = self.critic.values([mini], len(ends.token_ids))[ends.offsets[1:] - 1]
-        after = self.bootstrap * values.double().cpu().numpy()
-        rewards = flat.rewards.copy()
-        rewards[flat.truncated] = after
-        if flat.turn_rewards is None:
-            return replace(flat, rewards=rewards)
-        from asyncrl.trainer.turns import values_at_ends  # of episodes
-
-        return replace(flat, rewards=rewards, turn_rewards=values_at_ends(flat, after))
 
 
 def _seed(run_seed: int, step: int) -> int:

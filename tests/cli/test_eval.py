@@ -49,6 +49,12 @@ def test_what_only_waits_cannot_be_evaluated(tiny_folder, capsys):
     assert "rollout.engine=paced samples nothing that could be scored" in capsys.readouterr().err
 
 
+def test_what_only_a_run_serves_cannot_judge(tiny_folder, capsys):
+    arguments = settings(tiny_folder, "reward.judges=[{model: initial}]")
+    assert main(["eval", "--config", str(CONFIG), *arguments]) == 2
+    assert "reward.judges.0.model=initial is served by a process of a run" in capsys.readouterr().err
+
+
 FAILING = """
 def fails_at_first(completions, **_):
     with open({calls!r}, "a") as calls:

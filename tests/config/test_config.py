@@ -382,6 +382,48 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "sft.choose=failed is for groups in which every response has failed",
             "use sft.choose=all",
         ),
+        (
+            ["reward.judges=[{model: wise}]"],
+            "reward.judges.0.url is missing: name the server that has reward.judges.0.model=wise",
+            "reward.judges.0.model=initial for the initial policy",
+        ),
+        (
+            ["reward.judges=[{model: initial}]", "run.mode=inline"],
+            "reward.judges.0.model=initial is served by a process of its own, and run.mode=inline has none",
+            "use run.mode=async",
+        ),
+        (["teacher={}"], "name the teacher either by teacher.path or", "teacher.endpoint"),
+        (
+            ["teacher.endpoint=http://h:1/v1", "rollout.temperature=0.7"],
+            "teacher.endpoint=http://h:1/v1 gives probabilities at temperature 1",
+            "use rollout.temperature=1",
+        ),
+        (
+            ["teacher={endpoint: 'http://h:1/v1', form: exact}"],
+            "teacher.endpoint=http://h:1/v1 tells of sampled tokens only",
+            "use teacher.form=sampled, or teacher.path",
+        ),
+        (["data.hints={}"], "data.hints.column is missing", "or use data.hints.give=prefix"),
+        (
+            ["data.hints={give: prefix, share: [0.5, 1.0]}"],
+            "data.hints.share=[0.5, 1.0]",
+            "write two shares between 0 and 1, the lower one first",
+        ),
+        (
+            ["data.hints={give: prefix}", "rollout.episode=a:b"],
+            "data.hints.give=prefix: rollout.episode=a:b begins its own responses",
+            "use data.hints.give=hint",
+        ),
+        (
+            ["replay={}", "objective.filter_constant_groups=true"],
+            "`replay` is for groups in which every response has failed",
+            "leave one of them out",
+        ),
+        (
+            ["replay={}", "rollout.group_size=2"],
+            "replay.rare_below=0.25 of rollout.group_size=2 is less than one response",
+            "use 0.5 or more, or larger groups",
+        ),
         *(
             (
                 ["reward=", taught, *asking],
@@ -397,6 +439,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                     ["rollout.candidates=32", "rollout.choose=max_variance"],
                 ),
                 ("teacher.path=t", "sft.choose=failed", ["sft={path: t, choose: failed}"]),
+                ("teacher.path=t", "replay", ["replay={}"]),
             )
         ),
         (["rollout.engine=vllm", "rollout.temperature=3"], "vLLM takes temperatures up to 2", "a lower one"),

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -64,6 +66,18 @@ def test_rows_with_hints_follow_all_others(load, tmp_path):
     assert [row.hint_of for row in again] == [row.hint_of for row in prompts]
     assert again[3].trained_ids.tolist() == prompts[3].trained_ids.tolist()
     assert again[0].trained_ids is None
+
+
+def test_a_response_to_begin_with_is_kept_whole_beside_its_row(load, tmp_path):
+    rows = [{"prompt": "1+1", "hint": None}, {"prompt": "2+2", "hint": "count to 4"}]
+    prompts = load(rows, hints={"give": "prefix"})
+    assert [row.hint_of for row in prompts] == [None, None, 1]
+    prompts.save(tmp_path / "prompts")
+    for row in (prompts[2], PromptSet.load(tmp_path / "prompts")[2]):
+        assert (row.prompt, row.prompt_ids.tolist()) == ("2+2", prompts[1].prompt_ids.tolist())
+        assert TOKENIZER.decode(row.prefix_ids) == "count to 4"
+    own = load(rows, hints={"give": "prefix", "column": None})
+    assert [(row.hint_of, row.prefix_ids) for row in own][2:] == [(0, None), (1, None)]
 
 
 def test_a_hint_goes_into_the_users_last_message(load):
@@ -202,6 +216,98 @@ def test_a_run_learns_from_what_was_sampled_with_a_hint(make_config, one_thread,
             ids = row.prompt_ids if train == "with" else prompts[row.hint_of].prompt_ids
             for t in group.trajectories:
                 assert t.token_ids[: t.versions[0].start].tolist() == ids.tolist()
+
+
+PREFIX_REWARD = """
+def begun_well(completions, **_):
+    return [float(c[0]["content"].startswith("ab") and i % 2) for i, c in enumerate(completions)]
+"""
+SELDOM = """
+import zlib
+
+def seldom(completions, **_):
+    return [float(zlib.crc32(c[0]["content"].encode()) % 8 == 0) for c in completions]
+"""
+
+
+@pytest.fixture
+def run_with_prefixes(make_config, one_thread, tmp_path):
+    """Every batch of a run over eight rows, by this reward function; the prompts and the ledger's store."""
+
+    @contextmanager
+    def run_with_prefixes(reward, hints, steps):
+        (tmp_path / "reward.py").write_text(reward)
+        rows = [
+            {"prompt": [{"role": "user", "content": f"say {i}"}], "solution": "abcdefgh"} for i in range(8)
+        ]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tree = make_config("run.mode=inline", f"run.steps={steps}", "run.record=true").model_dump(
+            mode="python"
+        )
+        tree["staleness"] = {"max_staleness": 0}
+        tree["data"] |= {"path": str(tmp_path / "rows.jsonl"), "hints": {"give": "prefix", **hints}}
+        name = re.search(r"def (\w+)", reward)[1]
+        tree["reward"] = {"functions": [{"function": f"{tmp_path / 'reward.py'}:{name}"}]}
+        config = from_tree(tree)
+        run_dir = asyncrl.run(config, progress=False).run_dir
+        with open_state(config, RunDir(run_dir)) as (prompts, store, _):
+            batches = [
+                [decode_group(wire.header, wire.frames) for wire in store.batch_of(step)]
+                for step in range(steps)
+            ]
+            yield config, prompts, store, batches
+
+    return run_with_prefixes
+
+
+def begun(prompts, group, trajectory):
+    """What the policy was given of a response, and the whole response."""
+    row = prompts[group.row]
+    assert trajectory.token_ids[: len(row.prompt_ids)].tolist() == row.prompt_ids.tolist()
+    first = trajectory.versions[0].start
+    assert not trajectory.loss_mask[:first].any() and trajectory.loss_mask[first:].all()
+    response = trajectory.token_ids[len(row.prompt_ids) :].tolist()
+    return response[: first - len(row.prompt_ids)], response
+
+
+def test_a_group_that_failed_goes_on_from_the_beginning_of_a_given_response(run_with_prefixes):
+    """Which rewards see as a part of the response; it takes no more room than another one."""
+    hints = {"column": "solution", "share": (0.25, 0.75)}
+    with run_with_prefixes(PREFIX_REWARD, hints, 4) as (config, prompts, _, batches):
+        solution, lengths = TOKENIZER.encode("abcdefgh"), set()
+        for batch, is_begun in zip(batches, (False, False, True, True), strict=True):
+            assert len(batch) == 4
+            for group in batch:
+                assert (prompts[group.row].hint_of is not None) == is_begun
+                assert [t.reward for t in group.trajectories] == [float(is_begun and i % 2) for i in range(4)]
+                for t in group.trajectories:
+                    given, response = begun(prompts, group, t)
+                    assert given == (solution[: len(given)] if is_begun else [])
+                    assert len(response) <= config.rollout.max_new_tokens
+                    if is_begun:
+                        assert 2 <= len(given) <= 6
+                        lengths.add(len(given))
+        assert len(lengths) > 1
+
+
+def test_a_row_that_fails_again_goes_on_from_its_own_last_success(run_with_prefixes):
+    with run_with_prefixes(SELDOM, {"share": (0.5, 0.9)}, 16) as (_, prompts, store, batches):
+        last, failed, groups_begun = {}, set(), 0
+        for group in (group for batch in batches for group in batch):
+            hint_of = prompts[group.row].hint_of
+            plain = group.row if hint_of is None else hint_of
+            assert (hint_of is not None) == (plain in failed and plain in last)
+            for t in group.trajectories:
+                given, _ = begun(prompts, group, t)
+                assert given == last.get(plain, [])[: len(given)]
+                assert bool(given) == (hint_of is not None)
+            groups_begun += hint_of is not None
+            successes = [t for t in group.trajectories if t.reward > 0.5]
+            if successes:
+                last[plain] = begun(prompts, group, successes[0])[1]
+            failed = failed - {plain} if successes or hint_of is not None else failed | {plain}
+        assert groups_begun > 1
+        assert {row: store.success_of(row).tolist() for row in last} == last
 
 
 def test_a_hint_cannot_be_taken_from_the_prompts_of_an_episode(make_config):

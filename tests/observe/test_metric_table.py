@@ -13,11 +13,13 @@ ELSEWHERE = {
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
     "episodes/computed_again_frac",
+    *("replay/age", "replay/ratio"),
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
-datasets, segments, episodes, a gateway, and judges, of which `tests/e2e/test_judge.py` has a run."""
+datasets, segments, episodes, rows that come again, a gateway, and judges, of which
+`tests/e2e/test_judge.py` has a run."""
 
 
 @pytest.fixture
@@ -26,6 +28,7 @@ def lines(make_config, one_thread, tiny_folder):
     config = make_config(
         *("run.mode=inline", "run.steps=4", "staleness.max_staleness=1", "rollout.slots=8"),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
+        "replay={}",
         *("reward.functions.0.standardise=true", "data.curriculum={}", "data.hints.column=answer"),
         *("reward.likelihood.mark=''", f"teacher.path={tiny_folder}"),
         *(f"sft.path={tiny_folder / 'prompts.jsonl'}", "sft.response_column=answer"),

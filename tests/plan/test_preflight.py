@@ -330,7 +330,7 @@ def test_what_may_surprise_is_warned_of(run):
         run={"steps": 5},
         data={"on_bad_row": "skip"},
         rollout={"threads": 500, "slots": 200},
-        trainer={"warmup_steps": 5, "batch_groups": 8},
+        trainer={"warmup_steps": 5, "batch_groups": 8, "batch_tokens": 10},
         staleness={"max_staleness": 1},
         reference={"where": "reward"},
     )
@@ -340,7 +340,8 @@ def test_what_may_surprise_is_warned_of(run):
     assert "only 64 of 200 slots can be in use" in warnings
     assert "trainer.warmup_steps=5 does not end in 5 steps" in warnings
     assert "objective.advantage=grpo divides by each group's deviation" in warnings
-    assert len(preflight(config).warnings) == 5
+    assert "trainer.batch_tokens=10 is less than one group of long responses has" in warnings
+    assert len(preflight(config).warnings) == 6
 
 
 def test_a_plain_run_gives_no_warning(run):

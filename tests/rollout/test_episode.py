@@ -121,6 +121,16 @@ def test_what_the_trainer_is_told_of_a_trajectory_is_of_the_prompt_that_is_train
     assert [t.token_ids[:2].tolist() for t in group.trajectories] == [[5, 6]] * GROUP
 
 
+def test_an_episode_knows_a_row_by_its_number_also_where_that_comes_with_a_hint(carry_out, tmp_path):
+    (tmp_path / "which.py").write_text(
+        "async def row(task, model):\n    await model.generate(task.prompt_ids)\n    return float(task.row)\n"
+    )
+    for task, row in ((replace(TASK, row=2), 2.0), (replace(TASK, row=12, hint_of=3), 3.0)):
+        group, _ = carry_out(f"{tmp_path / 'which.py'}:row", task=task, rewards={})
+        assert [t.reward for t in group.trajectories] == [row] * GROUP
+        assert group.row == task.row
+
+
 def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out):
     group, model = carry_out(two_turns)
     assert len({t.token_ids.tobytes() for t in group.trajectories}) > 1, "all members sampled alike"

@@ -23,7 +23,8 @@ def gradients(config, ranks, learner) -> dict[str, torch.Tensor]:
     step, parts = make_training(config, models, learner, ranks)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     batch = with_references(with_true_logprobs(make_batch(0, groups=6), model))
-    step.train(step.flatten(batch), 0)
+    for number in range(1 if config.replay is None else 2):  # by the second one there is what to replay
+        step.train(step.flatten(batch), number)
     return {
         f"{part}.{name}": tensor.detach().float().clone()
         for part, learned in parts.items()

@@ -228,6 +228,7 @@ def test_invariant_5_what_looks_at_the_whole_batch_sees_it_on_every_rank(
     rows = [json.dumps({"prompt": f"w{i}", "response": f"w{i + 20}"}) for i in range(20, 60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     sections["sft"] = {"sft": {"path": str(tmp_path / "rows.jsonl"), "rows": 30}}
+    sections["replay"] = {"replay": {"success_above": 0.0, "rare_below": 1.0}}
     for name, of_one in sections.items():
         trainer = {"mini_batches": 2, "micro_batch_tokens": 40}
         expected[name] = gradient_rank.alone(make_config(path, trainer=trainer, **of_one))

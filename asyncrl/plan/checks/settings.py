@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from asyncrl.cluster.hosts.base import find_host
-from asyncrl.config import Config
+from asyncrl.config import Config, RewardJudgeConfig
 from asyncrl.curriculum.own import GIVEN, named_choices
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows, told
@@ -247,6 +247,15 @@ def visible_gpus(config: Config, placement: Placement) -> None:
     backend_of(config).check_gpus(names)
 
 
+def initial_judge(config: Config, judge: RewardJudgeConfig, key: str) -> None:
+    """The run's engine can be the judge."""
+    if judge.is_initial and not engine_of(config).computes_here:
+        raise ConfigError(
+            f"{key}={judge.model}: rollout.engine={config.rollout.engine} computes no model in a process of "
+            "the run; serve the model beside the run, and name its server (url)"
+        )
+
+
 def servers(config: Config, prompts: PromptSet) -> None:
     """What is to compute elsewhere for the engine answers, and can be used."""
     structure = find_policy(config.model).config
@@ -335,6 +344,12 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             f"objective.advantage={objective.advantage} divides by each group's deviation: where all "
             "responses earn the same, reference.where=reward leaves the KL penalty as the only difference, "
             "blown up to full-size advantages; use reference.where=loss, or objective.advantage=rloo"
+        )
+    group_tokens = config.rollout.group_size * config.rollout.max_new_tokens
+    if config.trainer.batch_tokens is not None and config.trainer.batch_tokens < group_tokens:
+        yield (
+            f"trainer.batch_tokens={config.trainer.batch_tokens:,} is less than one group of long responses "
+            f"has ({group_tokens:,} tokens): steps may come down to a single group, and few are sampled ahead"
         )
     if config.trainer.warmup_steps >= config.run.steps:
         yield f"trainer.warmup_steps={config.trainer.warmup_steps} does not end in {config.run.steps} steps"

@@ -18,7 +18,8 @@ from asyncrl.plan.memory.activations import forward_bytes
 from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
-from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
+from asyncrl.reward_models.initial import judge_config
+from asyncrl.roles import JUDGE, REWARD, ROLLOUT, TRAINER, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
@@ -109,6 +110,11 @@ def estimate_memory(
         if config.trainer.lora is not None and models.policy is not None:
             in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
         entries.append(Memory(ROLLOUT, here, in_host))
+    if any(judge.is_initial for judge in config.reward.judges):
+        own, question = judge_config(config, longest_prompt_tokens)
+        tokens = own.rollout.context_tokens(question)
+        if (parts := engine_of(config).memory(own, models.policy, tokens, card)) is not None:
+            entries.append(Memory(JUDGE, *parts))
     roles = names(REWARD, len(models.reward))
     for role, model, facts in zip(roles, config.reward.models, models.reward, strict=False):
         if facts is not None:

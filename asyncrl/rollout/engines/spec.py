@@ -23,6 +23,8 @@ Parts = dict[str, int]
 
 SHARES_GPU = "ASYNCRL_SHARES_GPU"
 """Environment variable of a rollout worker that is not alone on its GPUs."""
+READS_WEIGHTS = "ASYNCRL_READS_WEIGHTS"
+"""Of a process whose engine gets no weight version, and so has to begin with the model's own."""
 _FLOAT32 = 4
 
 

@@ -155,7 +155,8 @@ class EpisodePool:
         number = next(self._numbers)
         base_url, api_key = session.door or ("", "")
         shown = {
-            **{name: getattr(task, name) for name in ("prompt", "prompt_ids", "columns", "row")},
+            **{name: getattr(task, name) for name in ("prompt", "prompt_ids", "columns")},
+            "row": task.row if task.hint_of is None else task.hint_of,
             **{name: getattr(task, name) for name in ("group_id", "attempt", "purpose")},
             "member": session.index,
         }

@@ -91,10 +91,10 @@ class Gateway:
         self.base_url = ""
         """Known once it listens."""
 
-    async def start(self) -> None:
-        """Listen."""
+    async def start(self, port: int = 0) -> None:
+        """Listen; 0 is any port."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._bind, 0).start()
+        await web.TCPSite(self._runner, self._bind, port).start()
         host, port = self._advertise or self._bind, self._runner.addresses[0][1]
         self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 

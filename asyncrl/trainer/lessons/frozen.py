@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asyncrl.config import Config
 from asyncrl.trainer.models.policy import Policy, load_policy
+from asyncrl.trainer.packing.batch import TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch, batch_logprobs
 from asyncrl.trainer.ranks import Ranks
 
@@ -21,10 +22,10 @@ class FrozenPolicy:
         self._offload = offload
         self._park()
 
-    def logprobs(self, minis: Sequence[MiniBatch], ids: Tensor) -> Tensor:
-        """float32[T]: of every trained token of the batch (ids: int64[T]), 0 elsewhere."""
+    def logprobs(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> Tensor:
+        """float32[T]: of every trained token of the batch, 0 elsewhere."""
         self.policy.to(self._device)
-        result = batch_logprobs(self.policy, minis, ids, self._ranks)
+        result = batch_logprobs(self.policy, minis, tokens.ids, self._ranks)
         self._park()
         return result
 

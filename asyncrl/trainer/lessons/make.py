@@ -35,12 +35,12 @@ def load_lessons(config: Config, ranks: Ranks, base: FrozenPolicy | None = None)
 def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks) -> list[Lesson]:
     """Those in which the policy reads given text."""
     lessons: list[Lesson] = []
+    objective = config.objective
+    chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
+    aggregation = objective.aggregation or chosen.aggregation
     if config.reward.likelihood is not None:
         from asyncrl.trainer.lessons.likelihood import Likelihood
 
-        objective = config.objective
-        chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
-        aggregation = objective.aggregation or chosen.aggregation
         lessons.append(Likelihood(policy, packing, ranks, config.reward.likelihood, aggregation))
     if config.sft is not None:
         from asyncrl.data.demonstrations import load_demonstrations
@@ -48,4 +48,8 @@ def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks
 
         rows = load_demonstrations(config, load_tokenizer(config.model))
         lessons.append(Sft(policy, packing, ranks, config.sft, rows, config.run.seed))
+    if config.replay is not None:
+        from asyncrl.trainer.lessons.replay import Replay
+
+        lessons.append(Replay(policy, packing, ranks, config.replay, aggregation))
     return lessons

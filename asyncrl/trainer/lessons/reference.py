@@ -27,7 +27,7 @@ class Reference(Lesson):
         self._config = config
 
     def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
-        self._logprobs = self._frozen.logprobs(minis, tokens.ids)
+        self._logprobs = self._frozen.logprobs(minis, tokens)
         if self._config.where == "reward":
             penalty = k1_penalty(tokens.start_logprobs, self._logprobs, tokens.mask)
             self.token_rewards = -self._config.kl_coef * penalty

@@ -13,7 +13,7 @@ from asyncrl.config import SftConfig
 from asyncrl.data.demonstrations import Demonstration
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
-from asyncrl.trainer.lessons.texts import Text, text_batch
+from asyncrl.trainer.lessons.texts import Text, prompt_of, text_batch
 from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch, Packing, mini_batch
 from asyncrl.trainer.ranks import Ranks
@@ -66,9 +66,7 @@ class Sft(Lesson):
         """Rows with the prompt of a group without a reward above 0."""
         for group in np.unique(flat.group_ids):
             [members] = np.nonzero(flat.group_ids == group)
-            first = slice(*flat.offsets[members[0] : members[0] + 2])
-            prompt = flat.token_ids[first][: flat.sampled[first].argmax()]
-            row = self._by_prompt.get(prompt.tobytes())
+            row = self._by_prompt.get(prompt_of(flat, members[0]))
             if row is not None and (flat.rewards[members] <= 0).all():
                 yield row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
 
+if TYPE_CHECKING:
+    from asyncrl.trainer.lessons.served import ServedPolicy
+
 
 class Teacher(Lesson):
     """Pulls toward the teacher q by KL(pi_theta ‖ q) at every prefix that was sampled, these held fixed.
@@ -34,7 +38,7 @@ class Teacher(Lesson):
     (MiniLLM, arXiv 2306.08543), Agarwal et al. 2023 (GKD, arXiv 2306.13649).
     """
 
-    def __init__(self, frozen: FrozenPolicy, ranks: Ranks, config: TeacherConfig) -> None:
+    def __init__(self, frozen: FrozenPolicy | ServedPolicy, ranks: Ranks, config: TeacherConfig) -> None:
         self.model = frozen.policy
         self.needs_start = config.form == "sampled"
         self._frozen = frozen
@@ -44,7 +48,7 @@ class Teacher(Lesson):
     def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
         self._sums = torch.zeros(2, dtype=torch.float64)
         if self._config.form == "sampled":
-            logprobs = self._frozen.logprobs(minis, tokens.ids)
+            logprobs = self._frozen.logprobs(minis, tokens)
             gap = k1_penalty(tokens.start_logprobs, logprobs, tokens.mask)
             centred = gap[tokens.mask].mean() - gap
             self.advantages = self._config.kl_coef * torch.where(tokens.mask, centred, 0.0)
@@ -53,12 +57,10 @@ class Teacher(Lesson):
         return flat
 
     def reading(self, micro: MicroBatch) -> Reading | None:
-        if self._config.form == "sampled":
+        if self._config.form == "sampled" or self.model is None:
             return None
         with torch.no_grad():
-            return DivergenceFrom(
-                self._frozen.policy.predicting_states(micro), self._frozen.policy.fused_head
-            )
+            return DivergenceFrom(self.model.predicting_states(micro), self.model.fused_head)
 
     def loss(self, at: Tensor, seen: PolicyTokens, read: Tensor | None) -> Tensor | None:
         if read is None:
@@ -76,8 +78,12 @@ class Teacher(Lesson):
 
 
 def load_teacher(config: Config, ranks: Ranks, base: FrozenPolicy | None) -> Teacher:
-    """`teacher.path`, loaded. Raises `ModelError`."""
+    """`teacher.path`, loaded, or the one behind `teacher.endpoint`. Raises `ModelError`."""
     section = config.teacher
     assert section is not None
+    if section.endpoint is not None:
+        from asyncrl.trainer.lessons.served import ServedPolicy
+
+        return Teacher(ServedPolicy(section, ranks), ranks, section)
     frozen = load_frozen(config, "teacher.path", section.path, ranks, base, offload=section.offload)
     return Teacher(frozen, ranks, section)

@@ -40,3 +40,9 @@ def text_batch(texts: Sequence[Text]) -> FlatBatch | None:
         sampled=np.zeros(tokens, np.bool_),
         members=np.array([text.member for text in texts], np.int64),
     )
+
+
+def prompt_of(flat: FlatBatch, sequence: int) -> bytes:
+    """What stands before the first token of the sequence that was sampled, to look things up by."""
+    tokens = slice(*flat.offsets[sequence : sequence + 2])
+    return flat.token_ids[tokens][: flat.sampled[tokens].argmax()].tobytes()

@@ -10,6 +10,7 @@ from torch import Tensor
 from asyncrl.trainer.lessons.frozen import FrozenPolicy
 from asyncrl.trainer.lora.adapter import Adapter
 from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.packing.batch import TokenBatch
 from asyncrl.trainer.packing.mini_batch import MiniBatch
 from asyncrl.trainer.ranks import Ranks
 
@@ -22,6 +23,6 @@ class AdapterOff(FrozenPolicy):
         super().__init__(cast(Policy, adapter.trained), ranks, offload=False)
         self._adapter = adapter
 
-    def logprobs(self, minis: Sequence[MiniBatch], ids: Tensor) -> Tensor:
+    def logprobs(self, minis: Sequence[MiniBatch], tokens: TokenBatch) -> Tensor:
         with self._adapter.off():
-            return super().logprobs(minis, ids)
+            return super().logprobs(minis, tokens)

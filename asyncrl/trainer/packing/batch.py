@@ -161,21 +161,6 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
     )
 
 
-def cut_ends(flat: FlatBatch) -> FlatBatch:
-    """The sequences that were cut off, each with one more token, the only one of it in `loss_mask`: so what a
-    critic says of that is V at the cut-off. (Which token it is makes no difference: no pass reads it.)"""
-    at = np.flatnonzero(flat.truncated)
-    spans = [np.arange(flat.offsets[s], flat.offsets[s + 1]) for s in at]
-    tokens = np.concatenate([np.append(span, span[-1]) for span in spans])
-    offsets = np.cumsum([0, *(len(span) + 1 for span in spans)])
-    mask = np.zeros(len(tokens), dtype=np.bool_)
-    mask[offsets[1:] - 1] = True
-    names = ("token_ids", "sampled", "behavior_logprobs", "ages")
-    of_tokens = {name: getattr(flat, name)[tokens] for name in names}
-    of_sequences = {name: getattr(flat, name)[at] for name in ("group_ids", "rewards", "truncated")}
-    return FlatBatch(**of_tokens, **of_sequences, loss_mask=mask, offsets=offsets)
-
-
 def check_staleness(flat: FlatBatch, max_staleness: int) -> None:
     """The runtime check of invariant 1, on what is about to be trained on.
 

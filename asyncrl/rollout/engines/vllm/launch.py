@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from asyncrl.lifeline import die_with
 from asyncrl.rollout.engines.base import EngineError
+from asyncrl.rollout.engines.spec import READS_WEIGHTS
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.rollout.engines.vllm.kv_cache import room_bytes, shared_gpu_bytes, workspace_bytes
 from asyncrl.rollout.engines.vllm.settings import PREFILL_TOKENS
@@ -139,7 +140,7 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
         model=settings.model_path,
         skip_tokenizer_init=True,
         dtype=settings.dtype,
-        load_format="dummy",
+        load_format="auto" if READS_WEIGHTS in os.environ else "dummy",
         trust_remote_code=settings.trust_remote_code,
         max_model_len=longest,
         max_num_seqs=settings.capacity,
