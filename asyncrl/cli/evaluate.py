@@ -47,7 +47,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl import config as settings
     from asyncrl.config.model_paths import with_model_paths
-    from asyncrl.evaluation.evaluate import evaluate, held_out
+    from asyncrl.evaluation.evaluate import evaluate
+    from asyncrl.evaluation.sets import first, held_out
     from asyncrl.runfiles.earlier_run import model_in
 
     base = settings.load(arguments.config, arguments.overrides)
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
     named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
     for path in (model_in(key, path) for key, path in named):
         config = with_model_paths(base, {"model.path": path})
-        found = asyncio.run(evaluate(config, held_out(config)[: arguments.limit]))
+        found = asyncio.run(evaluate(config, first(held_out(config), arguments.limit)))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in found.samples)
@@ -86,9 +87,9 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     Console(highlight=False).print(table)
     if len(figures) > 1:
-        first, last = figures[0], figures[-1]
-        gain = last["reward_mean"] - first["reward_mean"]
-        deviations = gain / first["reward_std"] if first["reward_std"] else float("inf")
+        begin, last = figures[0], figures[-1]
+        gain = last["reward_mean"] - begin["reward_mean"]
+        deviations = gain / begin["reward_std"] if begin["reward_std"] else float("inf")
         print(
             f"from the first to the last: {gain:+.3f}, {deviations:+.2f} of the first's standard deviations"
         )

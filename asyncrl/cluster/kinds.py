@@ -4,11 +4,11 @@ their end means. Another kind of process is another entry of `KINDS`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncrl.config import Config
-from asyncrl.roles import COORDINATOR, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
+from asyncrl.roles import COORDINATOR, EVALUATION, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
@@ -123,6 +123,19 @@ def _engines(config: Config) -> Iterator[RoleSet]:
     )
 
 
+def _evaluators(config: Config) -> Iterator[RoleSet]:
+    """Engines like the others, which no other process needs to go on: they have no cores of their own."""
+    if config.evaluation is not None:
+        [engines], workers = _engines(config), config.evaluation.workers
+        settings = engines.settings.replace(f"{ROLLOUT}.workers={config.rollout.workers}", "")
+        yield replace(
+            engines,
+            roles=names(EVALUATION, workers),
+            cores_each=0,
+            settings=f"evaluation.workers={workers}{settings}",
+        )
+
+
 def _reward_models(config: Config) -> Iterator[RoleSet]:
     models = config.reward.models
     for i, (role, model) in enumerate(zip(names(REWARD, len(models)), models, strict=True)):
@@ -155,6 +168,7 @@ KINDS = {
             must_start=True,
         ),
         RoleKind(ROLLOUT, f"{_ENTRIES}:rollout", _engines, in_loop=True, may_finish=True, holds_leases=True),
+        RoleKind(EVALUATION, "asyncrl.evaluation.worker:evaluate_versions", _evaluators, in_loop=True),
         RoleKind(REWARD, f"{_ENTRIES}:reward", _reward_models, are_alike=False),
     )
 }

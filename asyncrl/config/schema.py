@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from asyncrl.config.data import DataConfig, SftConfig
+from asyncrl.config.evaluation import HELD_OUT, EvaluationConfig
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
@@ -79,6 +80,8 @@ class Config(Section):
     none."""
     sft: SftConfig | None = None
     """Demonstrations to learn from beside the samples; null is none."""
+    evaluation: EvaluationConfig | None = None
+    """Scores on held-out prompts beside the training; null is none."""
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -91,6 +94,17 @@ class Config(Section):
         """The policies that the trainer computes and does not train, by section."""
         sections = {"reference": self.reference, "teacher": self.teacher}
         return {name: section for name, section in sections.items() if section is not None}
+
+    @property
+    def scored_sets(self) -> DataConfig | None:
+        """What `evaluation.sets` are read by; None where held-out rows are scored."""
+        has_own = self.evaluation is not None and self.evaluation.sets
+        return self.evaluation.data(self.data) if self.evaluation is not None and has_own else None
+
+    @property
+    def scored_names(self) -> list[str]:
+        """Of the sets that models are scored on."""
+        return ([] if self.scored_sets is None else self.scored_sets.names) or self.data.names or [HELD_OUT]
 
     @property
     def learns_without_rewards(self) -> bool:

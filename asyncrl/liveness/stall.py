@@ -42,7 +42,7 @@ class StallWatch:
     submitted and dropped count as progress, but if nothing else arrives for `run.stall_s`, the run ends:
     restarting a process would not help.
 
-    roles: all roles of the run. pulses: returns the latest pulse of each role that has one. now_s: a
+    roles: all roles that steps need. pulses: returns the latest pulse of each role that has one. now_s: a
     monotonic clock.
     """
 
@@ -59,7 +59,7 @@ class StallWatch:
         self._coordinator = coordinator
         self._workers = workers
         self._roles = roles
-        self._pulses = pulses
+        self._pulses = lambda: {role: pulse for role, pulse in pulses().items() if role in roles}
         self._now_s = now_s
         self._started = coordinator.frontier > 0
         """An engine has the first weights: from now on steps are expected."""

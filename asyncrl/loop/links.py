@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
+from asyncrl.loop.trainer import TrainerLink
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
@@ -128,7 +129,7 @@ class ZmqWorkerLink:
         return answer
 
 
-class ZmqTrainerLink:
+class ZmqTrainerLink(TrainerLink):
     """The trainer's link. `transport` publishes in `executor`, off the loop."""
 
     def __init__(self, client: RpcClient, transport: Transport, config: Config, executor: Executor) -> None:

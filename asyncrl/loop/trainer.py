@@ -64,6 +64,13 @@ class TrainerLink(Protocol):
     async def checkpointed(self, oldest: int) -> None:
         """The trainer will never again begin with a version before `oldest`."""
 
+    ends_because: str | None = None
+    """Why no further step is to be done."""
+
+    async def conclude(self) -> dict[str, float]:
+        """All steps are done. Returns the metrics that were still to come."""
+        return {}
+
 
 class TrainingRun:
     """The training steps of a run, from the newest checkpoint on, for `algorithm.train` to go through.
@@ -149,7 +156,7 @@ class TrainingRun:
             await self._save(done, reward)
         await self._saver.look()
 
-    def record(self, batch: Batch, metrics: dict[str, float]) -> None:
+    async def record(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Write what there is to say of a step, which ends here."""
         if self._sample_writer is not None:
             self._sample_writer.write(batch)
@@ -157,19 +164,17 @@ class TrainingRun:
         line = self._line(done, time.monotonic() - self._started_s, metrics)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
-        self._writer.write(line | dict(self.budget.metrics(done)) | told)
+        last = await self._link.conclude() if done == self.steps else {}
+        self._writer.write(line | dict(self.budget.metrics(done)) | told | last)
+
+    @property
+    def ends_because(self) -> str | None:
+        """Why the run ends before its last step, if it does."""
+        return self.budget.why_spent or self._link.ends_because
 
     async def end_early(self, done: int) -> None:
-        """The budget is spent."""
         if done < self.steps:
-            log.warning(
-                "%.2f GPU hours are spent and another step would exceed run.gpu_hours=%g: the run ends after "
-                "%d of %d steps",
-                self.budget.spent_gpu_hours,
-                self._config.run.gpu_hours,
-                done,
-                self.steps,
-            )
+            log.warning("%s: the run ends after %d of %d steps", self.ends_because, done, self.steps)
             if self._saver.last_step != done:
                 await self._save(done, math.nan)
 

@@ -63,9 +63,13 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._file.flush()
         self._last_step = step
         shown = ((k, v) for k, v in values.items() if k != "step" and isinstance(v, int | float))
-        points = [{"tag": tag, "simple_value": value} for key, value in shown for tag in board_tags(key)]
+        points: dict[int, list[dict[str, Any]]] = {step: []}
+        for key, value in shown:
+            at = values["eval/version"] if key.startswith("eval/") else step
+            points.setdefault(at, []).extend({"tag": t, "simple_value": value} for t in board_tags(key))
         # All in one event: an event for each would take longer than some training steps.
-        self._board.file_writer.add_summary(self._summary(value=points), step)
+        for at, of_step in points.items():
+            self._board.file_writer.add_summary(self._summary(value=of_step), at)
 
     def close(self) -> None:
         self._file.close()

@@ -7,7 +7,7 @@ import pytest
 
 from asyncrl.cli.main import main
 from asyncrl.config import load
-from asyncrl.evaluation.evaluate import held_out
+from asyncrl.evaluation.sets import held_out
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -108,7 +108,7 @@ def test_responses_that_cannot_be_written_are_refused_before_any_is_sampled(tiny
 def test_held_out_rows_are_the_last_ones(tiny_folder):
     config = load(CONFIG, settings(tiny_folder))
     everything = load(CONFIG, [*settings(tiny_folder), "data.held_out_rows=0"])
-    assert [p.prompt for p in held_out(config)] == [p.prompt for p in held_out(everything)[-40:]]
+    assert [p.prompt for p in held_out(config)] == [p.prompt for p in held_out(everything).rows[-40:]]
 
 
 def test_holding_out_everything_is_refused(tiny_folder, tmp_path, capsys):

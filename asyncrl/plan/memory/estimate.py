@@ -18,7 +18,7 @@ from asyncrl.plan.memory.activations import forward_bytes
 from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
-from asyncrl.roles import REWARD, ROLLOUT, TRAINER, names
+from asyncrl.roles import ENGINES, REWARD, TRAINER, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
@@ -100,15 +100,18 @@ def estimate_memory(
     if models.policy is not None and None not in trained:
         parts = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
         entries.append(Memory(TRAINER, *parts))
-    card = None
-    if gpus := {gpu for place in placement.of(ROLLOUT) for gpu in place.gpus}:
-        is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
-        card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
-    if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
-        here, in_host = parts
-        if config.trainer.lora is not None and models.policy is not None:
-            in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
-        entries.append(Memory(ROLLOUT, here, in_host))
+    for kind in ENGINES:
+        places, card = placement.of(kind), None
+        if not places:
+            continue
+        if gpus := {gpu for place in places for gpu in place.gpus}:
+            is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
+            card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
+        if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
+            here, in_host = parts
+            if config.trainer.lora is not None and models.policy is not None:
+                in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
+            entries.append(Memory(kind, here, in_host))
     roles = names(REWARD, len(models.reward))
     for role, model, facts in zip(roles, config.reward.models, models.reward, strict=False):
         if facts is not None:

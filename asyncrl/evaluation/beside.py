@@ -1,0 +1,183 @@
+"""Evaluation from the side of the trainer: which versions get a round, and what it is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.data.prompts import PromptSet
+from asyncrl.evaluation.evaluator import evaluating
+from asyncrl.evaluation.worker import carry_out
+from asyncrl.liveness.pulse import read_pulses
+from asyncrl.loop.trainer import TrainerLink
+from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.roles import EVALUATION, Role
+from asyncrl.runfiles.evaluation import Rounds
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.waits import waiting
+from asyncrl.work import unhurried
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from torch import Tensor
+
+    from asyncrl.trainer.backend import Trainer
+    from asyncrl.weights.canary import Canary
+    from asyncrl.weights.published import PublishedWeights
+
+log = logging.getLogger(__name__)
+
+VERSION = "eval/version"
+POLL_S = 0.1
+
+
+class EvaluatedLink(TrainerLink):
+    """A trainer's link that keeps the weights of versions to be evaluated, and hands on what came of them.
+    Nobody waits for a round before the last step is done.
+
+    executor: where the trainer computes. carry_out: carries out a pending round at once; None where other
+    processes do.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        link: TrainerLink,
+        trainer: Trainer,
+        executor: Executor | None = None,
+        carry_out: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        assert config.evaluation is not None
+        self._evaluation = config.evaluation
+        self._config = config
+        self._run_dir = run_dir
+        self._rounds = Rounds(run_dir.evaluation)
+        self._link = link
+        self._trainer = trainer
+        self._executor = executor
+        self._carry_out = carry_out
+        self._keeping: asyncio.Task[None] | None = None
+        """Of weights on their way to the disk."""
+        self._told: set[int] = set()
+        """Versions whose figures are in `metrics.jsonl`."""
+        self._begun_with = 0
+
+    async def begin(self, version: int) -> int:
+        path = self._run_dir.path / FILE_NAME
+        lines = read_metrics(path) if path.exists() else []
+        self._told = {line[VERSION] for line in lines if VERSION in line and line["step"] <= version}
+        self._begun_with = version
+        return await self._link.begin(version)
+
+    async def take(self, step: int) -> Batch:
+        return await self._link.take(step)
+
+    async def publish(
+        self, version: int, weights: PublishedWeights | None, canary: Canary | None
+    ) -> dict[str, float]:
+        await self._have_kept()  # what follows may not come again
+        metrics = await self._link.publish(version, weights, canary)
+        if weights is not None and self._is_due(version):
+            self._keeping = asyncio.create_task(self._keep(version), name=f"keep version {version}")
+            if self._carry_out is not None:
+                await self._have_kept()
+        if self._carry_out is not None:
+            for pending in self._rounds.pending():
+                await self._carry_out(pending)
+        # The line of the step that a run begins with is written already.
+        return metrics | (self._news() if version > self._begun_with else {})
+
+    async def come_to_rest(self) -> None:
+        await self._link.come_to_rest()
+
+    async def checkpointed(self, oldest: int) -> None:
+        await self._link.checkpointed(oldest)
+
+    async def conclude(self) -> dict[str, float]:
+        """Wait for the rounds that are not done, as long as something moves."""
+        await self._have_kept()
+        await self._rounds_done()
+        return await self._link.conclude() | self._news(newest=True)
+
+    def _is_due(self, version: int) -> bool:
+        return self._evaluation.is_due(version, self._config.run.steps) and not self._rounds.is_known(version)
+
+    async def _keep(self, version: int) -> None:
+        loop = asyncio.get_running_loop()
+        copy = await loop.run_in_executor(self._executor, self._copied)
+        await asyncio.to_thread(self._rounds.keep, version, copy)
+
+    def _copied(self) -> dict[str, Tensor]:
+        parts = self._trainer.weights().parts()
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in parts}
+
+    async def _have_kept(self) -> None:
+        if self._keeping is not None:
+            with waiting("the weights of a version to be kept for its evaluation"):
+                await self._keeping
+            self._keeping = None
+
+    def _news(self, newest: bool = False) -> dict[str, float]:
+        """The figures of a round that have not been told, the oldest first."""
+        results = self._rounds.results()
+        self.ends_because = self._plateau([result.metrics for result in results.values()])
+        untold = [version for version in results if version not in self._told]
+        if not untold:
+            return {}
+        version = untold[-1 if newest else 0]
+        self._told.add(version)
+        return {VERSION: version, **results[version].metrics}
+
+    def _plateau(self, results: Sequence[Mapping[str, float]]) -> str | None:
+        """Why the run should end, if the metric by which versions are compared has not risen for long."""
+        metric, patience = self._config.checkpoint.best_of, self._evaluation.patience
+        values = [metrics[metric] for metrics in results if metric in metrics]
+        if patience is None or len(values) <= patience or max(values[-patience:]) > max(values[:-patience]):
+            return None
+        return f"{metric} has not risen in {patience} evaluated versions (evaluation.patience)"
+
+    async def _rounds_done(self) -> None:
+        run, moved_s, seen = self._config.run, time.monotonic(), None
+        while pending := self._rounds.pending():
+            what = f"the evaluation of version {', '.join(map(str, pending))}"
+            pulses = read_pulses(self._run_dir.pulses)
+            evaluators = {r: p for r, p in pulses.items() if Role.parse(r).kind == EVALUATION}
+            now = pending, {role: pulse.work for role, pulse in evaluators.items()}
+            if now != seen:
+                seen, moved_s = now, time.monotonic()
+            still_s, limit_s = time.monotonic() - moved_s, run.stall_s if evaluators else run.start_s
+            if still_s > limit_s:
+                log.warning("%s has not moved for %.0f s: the run ends without it", what, still_s)
+                return
+            with unhurried(f"waiting for {what}"), waiting(what):
+                await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def evaluated(
+    config: Config, run_dir: RunDir, link: TrainerLink, trainer: Trainer, executor: Executor | None = None
+) -> AsyncIterator[TrainerLink]:
+    """The trainer's link while the body trains, with evaluation where the config asks for it: by processes of
+    their own, or in this one. executor: where the trainer computes. At the end of the body all is done."""
+    if config.evaluation is None:
+        yield link
+        return
+    async with AsyncExitStack() as stack:
+        here = None
+        if config.run.in_one_process:
+            rounds = Rounds(run_dir.evaluation)
+            prompts = PromptSet.load(rounds.prompts)
+            evaluator = await stack.enter_async_context(evaluating(config, prompts))
+            here = partial(carry_out, evaluator, rounds)
+        wrapped = EvaluatedLink(config, run_dir, link, trainer, executor, here)
+        yield wrapped
+        await wrapped.conclude()
