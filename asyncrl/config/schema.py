@@ -95,6 +95,12 @@ class Config(Section):
         sections = {"reference": self.reference, "teacher": self.teacher}
         return {name: section for name, section in sections.items() if section is not None}
 
+    def needs_checkpoint(self, version: int) -> bool:
+        """Whether there must be one, whatever the interval: at the end, and of what is compared."""
+        compared = self.evaluation is not None and self.checkpoint.best_of is not None
+        due = self.evaluation is not None and self.evaluation.is_due(version, self.run.steps)
+        return version == self.run.steps or (compared and due)
+
     @property
     def scored_sets(self) -> DataConfig | None:
         """What `evaluation.sets` are read by; None where held-out rows are scored."""

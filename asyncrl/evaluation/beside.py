@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from asyncrl.liveness.pulse import read_pulses
 from asyncrl.loop.trainer import TrainerLink
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.roles import EVALUATION, Role
-from asyncrl.runfiles.evaluation import Rounds
+from asyncrl.runfiles.evaluation import Rounds, checkpoints_of
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
@@ -129,21 +129,17 @@ class EvaluatedLink(TrainerLink):
     def _news(self, newest: bool = False) -> dict[str, float]:
         """The figures of a round that have not been told, the oldest first."""
         results = self._rounds.results()
-        self.ends_because = self._plateau([result.metrics for result in results.values()])
+        metric, patience = self._config.checkpoint.best_of, self._evaluation.patience
+        values = [r.metrics[metric] for r in results.values() if metric in r.metrics]
+        if patience is not None and has_no_rise(values, patience):
+            what = f"in {patience} evaluated versions (evaluation.patience)"
+            self.ends_because = f"{metric} has not risen {what}"
         untold = [version for version in results if version not in self._told]
         if not untold:
             return {}
         version = untold[-1 if newest else 0]
         self._told.add(version)
         return {VERSION: version, **results[version].metrics}
-
-    def _plateau(self, results: Sequence[Mapping[str, float]]) -> str | None:
-        """Why the run should end, if the metric by which versions are compared has not risen for long."""
-        metric, patience = self._config.checkpoint.best_of, self._evaluation.patience
-        values = [metrics[metric] for metrics in results if metric in metrics]
-        if patience is None or len(values) <= patience or max(values[-patience:]) > max(values[:-patience]):
-            return None
-        return f"{metric} has not risen in {patience} evaluated versions (evaluation.patience)"
 
     async def _rounds_done(self) -> None:
         run, moved_s, seen = self._config.run, time.monotonic(), None
@@ -160,6 +156,11 @@ class EvaluatedLink(TrainerLink):
                 return
             with unhurried(f"waiting for {what}"), waiting(what):
                 await asyncio.sleep(POLL_S)
+
+
+def has_no_rise(values: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` values are none above all that were before them."""
+    return len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
 
 @asynccontextmanager
@@ -181,3 +182,4 @@ async def evaluated(
         wrapped = EvaluatedLink(config, run_dir, link, trainer, executor, here)
         yield wrapped
         await wrapped.conclude()
+        checkpoints_of(run_dir, config.checkpoint).rotate()  # all are known now by which they are compared

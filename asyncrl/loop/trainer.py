@@ -152,7 +152,7 @@ class TrainingRun:
 
     async def save_if_due(self, done: int, reward: float) -> None:
         """reward: the mean of the last step, by which checkpoints are compared."""
-        if done == self.steps or self._saver.is_due(done):
+        if self._config.needs_checkpoint(done) or self._saver.is_due(done):
             await self._save(done, reward)
         await self._saver.look()
 

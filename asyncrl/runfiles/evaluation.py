@@ -10,6 +10,7 @@ RUN/evaluation/
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from asyncrl.config import CheckpointConfig
 from asyncrl.paths import Under, replace_file
+from asyncrl.runfiles.checkpoints import Checkpoint, Checkpoints
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.weights.source import WeightsError
 
 if TYPE_CHECKING:
@@ -97,7 +101,9 @@ class Rounds:
     def finish(self, result: Result, responses: bytes) -> None:
         """Of a pending round. responses: lines of `Sample`."""
         replace_file(self.responses(result.version), responses)
-        with self.results_file.open("ab") as file:
+        with self.results_file.open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
+                file.write(b"\n")  # a crash cut the last line short
             file.write(msgspec.json.encode(result) + b"\n")
             os.fsync(file.fileno())
         self._weights(result.version).unlink()
@@ -128,6 +134,21 @@ class Rounds:
 
     def _files(self) -> list[Path]:
         return list(self.path.iterdir()) if self.path.is_dir() else []
+
+
+def checkpoints_of(run_dir: RunDir, config: CheckpointConfig) -> Checkpoints:
+    """A run's, which go by what `checkpoint.best_of` says of their versions."""
+    metric, rounds = config.best_of, Rounds(run_dir.evaluation)
+    if metric is None:
+        return Checkpoints(run_dir.checkpoints, config.keep_last, config.keep_best)
+
+    def value(checkpoint: Checkpoint) -> float:
+        result = rounds.results().get(checkpoint.step)
+        if result is not None:
+            return result.metrics.get(metric, -math.inf)
+        return math.inf if rounds.is_known(checkpoint.step) else -math.inf
+
+    return Checkpoints(run_dir.checkpoints, config.keep_last, config.keep_best, value)
 
 
 def _result(line: bytes) -> Result | None:

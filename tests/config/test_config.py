@@ -123,7 +123,7 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(config_file
         ("reward.functions.1.weigth=1", "`reward.functions.1.weight`"),
         ("trainer.max_staleness=1", "`staleness.max_staleness`"),
         ("lr=1", "`trainer.lr` or `critic.lr`"),
-        ("workers=1", "`rollout.workers` or `reward.workers`"),
+        ("workers=1", "`rollout.workers` or `reward.workers` or `evaluation.workers`"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest, config_file):
@@ -135,7 +135,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest,
 
 def test_an_unknown_key_that_resembles_nothing_is_refused_with_what_is_valid_there(config_file):
     assert refusal(config_file(), "checkpoint.xyzzy=1").endswith(
-        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best"
+        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best, best_of"
     )
 
 
