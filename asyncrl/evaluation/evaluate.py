@@ -14,6 +14,7 @@ from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import told
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
+from asyncrl.evaluation import scores
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
 from asyncrl.evaluation.sets import first, held_out
 from asyncrl.event_loop import run_to_end
@@ -45,6 +46,8 @@ class Evaluation:
     truncated_frac: float
     metrics: dict[str, float] = field(default_factory=dict)
     """By set, as a run's evaluation has them."""
+    by_prompt: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """By set, the mean reward of each prompt's responses, in the order of the prompts."""
 
     @property
     def mean(self) -> float:
@@ -124,4 +127,5 @@ def _summary(config: Config, evaluator: Evaluator, groups: Sequence[Group]) -> E
         statistics.fmean(sum(t.sampled_tokens for t in member) for member in members),
         statistics.fmean(any(t.finish_reason is FinishReason.LENGTH for t in m) for m in members),
         evaluator.metrics(dict(enumerate(groups))),
+        {name: scores.by_prompt(each) for name, each in evaluator.by_set(dict(enumerate(groups))).items()},
     )

@@ -81,17 +81,19 @@ class Evaluator:
 
     def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
         """Of what `measure` gave, by their names in `metrics.jsonl`."""
-        by_set: dict[str, list[Group]] = {name: [] for name in self._names}
-        failed = dict.fromkeys(self._names, 0)
-        for row, name in enumerate(self._sets):
-            if row in groups:
-                by_set[name].append(groups[row])
-            else:
-                failed[name] += 1
+        by_set = self.by_set(groups)
+        failed = {name: self._sets.count(name) - len(each) for name, each in by_set.items()}
         success_above = EvaluationConfig.model_fields["success_above"].default
         if self._config.evaluation is not None:
             success_above = self._config.evaluation.success_above
         return scores.metrics(by_set, failed, success_above)
+
+    def by_set(self, groups: Mapping[int, Group]) -> dict[str, list[Group]]:
+        """Of what `measure` gave."""
+        return {
+            name: [groups[row] for row, of in enumerate(self._sets) if of == name and row in groups]
+            for name in self._names
+        }
 
     def samples(self, groups: Sequence[Group], step: int, model: str) -> Iterator[Sample]:
         """All responses, to be read."""

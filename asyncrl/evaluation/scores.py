@@ -30,6 +30,11 @@ def pass_at_k(n: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
 
 
+def by_prompt(groups: Sequence[Group]) -> tuple[float, ...]:
+    """The mean reward of each prompt's responses."""
+    return tuple(statistics.fmean(member[0].reward for member in group.members()) for group in groups)
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """And the standard error of the mean, NaN of a single value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -41,9 +46,7 @@ def _of_set(groups: Sequence[Group], success_above: float) -> Iterator[tuple[str
     those of means by prompt."""
     members = [group.members() for group in groups]
     firsts = [[member[0] for member in group] for group in members]
-    columns: dict[str, list[float]] = {
-        "reward": [statistics.fmean(t.reward for t in each) for each in firsts]
-    }
+    columns: dict[str, Sequence[float]] = {"reward": by_prompt(groups)}
     parts: dict[str, list[float]] = defaultdict(list)
     for each in firsts:
         for part in dict.fromkeys(name for t in each for name in t.reward_parts):

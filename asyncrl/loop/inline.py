@@ -14,7 +14,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 from asyncrl.affinity import torch_threads
@@ -46,6 +46,8 @@ WORKER = "inline"
 SCORING_POLL_S = 0.0005
 OWN_TURNS = 20
 """What this process has to do itself is done after so many turns of the loop."""
+Beside = Callable[["TrainerLink", "Trainer"], AbstractAsyncContextManager["TrainerLink"]]
+"""What goes on beside the training: it is given the trainer's link, and gives another one."""
 
 
 class InlineLink(TrainerLink):
@@ -232,21 +234,12 @@ class InlineLink(TrainerLink):
         self._finished.clear()
 
 
-async def run_inline(
-    config: Config,
-    run_dir: RunDir,
-    beside: Callable[[TrainerLink, Trainer], AbstractAsyncContextManager[TrainerLink]] = lambda link, _: (
-        nullcontext(link)
-    ),
-) -> None:
-    """A whole run in this process, computing with `trainer.threads`. beside: the trainer's link with what
-    else goes on. Raises what the components raise."""
+async def run_inline(config: Config, run_dir: RunDir, beside: Beside) -> None:
+    """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             trainer = make_trainer(config)
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
             with ThreadPoolExecutor(1) as executor:
-                async with link.working(), beside(link, trainer) as to_all:
-                    await train(
-                        TrainingRun(config, trainer, to_all, run_dir, executor=executor, overlap=False)
-                    )
+                async with link.working(), beside(link, trainer) as seen:
+                    await train(TrainingRun(config, trainer, seen, run_dir, executor=executor, overlap=False))

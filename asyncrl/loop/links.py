@@ -156,9 +156,6 @@ class ZmqTrainerLink(TrainerLink):
         answer, _ = await self._client.request(m.Begin(version), timeout_s=self._answer_timeout_s)
         return answer.frontier
 
-    async def come_to_rest(self) -> None:
-        """Nothing has to: a run that goes on samples anew what was being sampled."""
-
     async def checkpointed(self, oldest: int) -> None:
         await self._client.request(m.Checkpointed(oldest), timeout_s=self._answer_timeout_s)
 

@@ -59,7 +59,8 @@ class TrainerLink(Protocol):
         the metrics that the coordinator and the engines have to give, `weights/publish_s` among them."""
 
     async def come_to_rest(self) -> None:
-        """A checkpoint is about to be made: bring what it cannot hold to an end."""
+        """A checkpoint is about to be made: bring what it cannot hold to an end. By default that is sampled
+        anew."""
 
     async def checkpointed(self, oldest: int) -> None:
         """The trainer will never again begin with a version before `oldest`."""
@@ -169,7 +170,7 @@ class TrainingRun:
 
     @property
     def ends_because(self) -> str | None:
-        """Why the run ends before its last step, if it does."""
+        """Why no further step is to be done, if so."""
         return self.budget.why_spent or self._link.ends_because
 
     async def end_early(self, done: int) -> None:
