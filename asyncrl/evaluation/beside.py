@@ -19,7 +19,7 @@ from asyncrl.liveness.pulse import read_pulses
 from asyncrl.loop.trainer import TrainerLink
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.roles import EVALUATION, Role
-from asyncrl.runfiles.evaluation import Rounds, checkpoints_of
+from asyncrl.runfiles.evaluation import Result, Rounds, checkpoints_of
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
@@ -69,7 +69,10 @@ class EvaluatedLink(TrainerLink):
         """Of weights on their way to the disk."""
         self._told: set[int] = set()
         """Versions whose figures are in `metrics.jsonl`."""
-        self._begun_with = 0
+        self._begun_with = self._version = 0
+        self._results: dict[int, Result] = {}
+        self._read_bytes = 0
+        """Of the results."""
 
     async def begin(self, version: int) -> int:
         path = self._run_dir.path / FILE_NAME
@@ -86,13 +89,10 @@ class EvaluatedLink(TrainerLink):
     ) -> dict[str, float]:
         await self._have_kept()  # what follows may not come again
         metrics = await self._link.publish(version, weights, canary)
-        if weights is not None and self._is_due(version):
-            self._keeping = asyncio.create_task(self._keep(version), name=f"keep version {version}")
-            if self._carry_out is not None:
-                await self._have_kept()
-        if self._carry_out is not None:
-            for pending in self._rounds.pending():
-                await self._carry_out(pending)
+        self._version = version
+        if weights is not None and self._evaluation.is_due(version, self._config.run.steps):
+            self._keep(version)
+        await self._carry_out_here()
         # The line of the step that a run begins with is written already.
         return metrics | (self._news() if version > self._begun_with else {})
 
@@ -103,18 +103,31 @@ class EvaluatedLink(TrainerLink):
         await self._link.checkpointed(oldest)
 
     async def conclude(self) -> dict[str, float]:
-        """Wait for the rounds that are not done, as long as something moves."""
+        """Score the last version, whichever it has become, and wait for the rounds that are not done, as long
+        as something moves."""
+        self._keep(self._version)
+        await self._carry_out_here()
         await self._have_kept()
-        await self._rounds_done()
+        await self.rounds_done()
         return await self._link.conclude() | self._news(newest=True)
 
-    def _is_due(self, version: int) -> bool:
-        return self._evaluation.is_due(version, self._config.run.steps) and not self._rounds.is_known(version)
+    def _keep(self, version: int) -> None:
+        """Begin to keep the weights as they are, unless there is, or was, a round of this version. Whatever
+        the trainer is to do next comes after the copy."""
+        if self._keeping is not None or self._rounds.is_known(version):
+            return
+        copy = asyncio.get_running_loop().run_in_executor(self._executor, self._copied)
 
-    async def _keep(self, version: int) -> None:
-        loop = asyncio.get_running_loop()
-        copy = await loop.run_in_executor(self._executor, self._copied)
-        await asyncio.to_thread(self._rounds.keep, version, copy)
+        async def write() -> None:
+            await asyncio.to_thread(self._rounds.keep, version, await copy)
+
+        self._keeping = asyncio.create_task(write(), name=f"keep version {version}")
+
+    async def _carry_out_here(self) -> None:
+        if self._carry_out is not None:
+            await self._have_kept()
+            for pending in self._rounds.pending():
+                await self._carry_out(pending)
 
     def _copied(self) -> dict[str, Tensor]:
         parts = self._trainer.weights().parts()
@@ -128,7 +141,9 @@ class EvaluatedLink(TrainerLink):
 
     def _news(self, newest: bool = False) -> dict[str, float]:
         """The figures of a round that have not been told, the oldest first."""
-        results = self._rounds.results()
+        if (size := self._rounds.results_bytes) != self._read_bytes:
+            self._results, self._read_bytes = self._rounds.results(), size
+        results = self._results
         metric, patience = self._config.checkpoint.best_of, self._evaluation.patience
         values = [r.metrics[metric] for r in results.values() if metric in r.metrics]
         if patience is not None and has_no_rise(values, patience):
@@ -141,7 +156,7 @@ class EvaluatedLink(TrainerLink):
         self._told.add(version)
         return {VERSION: version, **results[version].metrics}
 
-    async def _rounds_done(self) -> None:
+    async def rounds_done(self) -> None:
         run, moved_s, seen = self._config.run, time.monotonic(), None
         while pending := self._rounds.pending():
             what = f"the evaluation of version {', '.join(map(str, pending))}"
@@ -181,5 +196,5 @@ async def evaluated(
             here = partial(carry_out, evaluator, rounds)
         wrapped = EvaluatedLink(config, run_dir, link, trainer, executor, here)
         yield wrapped
-        await wrapped.conclude()
+        await wrapped.rounds_done()
         checkpoints_of(run_dir, config.checkpoint).rotate()  # all are known now by which they are compared

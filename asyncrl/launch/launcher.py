@@ -101,7 +101,8 @@ def resume(
         raise ConfigError(_no_such_run(run.path))
     again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
     config = load(run.config, again, lacks)
-    newest = Checkpoints(run.checkpoints).newest_whole() if _has_done_all(config, run) else None
+    is_done = _has_done_all(config, run) and not (config.evaluation and Rounds(run.evaluation).pending())
+    newest = Checkpoints(run.checkpoints).newest_whole() if is_done else None
     if newest is not None and newest.step >= config.run.steps:
         check_settings(config, run)
         if progress:

@@ -165,8 +165,9 @@ class TrainingRun:
         line = self._line(done, time.monotonic() - self._started_s, metrics)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
-        last = await self._link.conclude() if done == self.steps else {}
-        self._writer.write(line | dict(self.budget.metrics(done)) | told | last)
+        self._writer.write(line | dict(self.budget.metrics(done)) | told)
+        if done == self.steps or self._link.ends_because is not None:
+            self._writer.amend(await self._link.conclude())
 
     @property
     def ends_because(self) -> str | None:

@@ -122,6 +122,11 @@ class Rounds:
         found = [r for line in lines if (r := _result(line)) is not None]
         return {result.version: result for result in sorted(found, key=lambda result: result.version)}
 
+    @property
+    def results_bytes(self) -> int:
+        """What is written of them, to see that there is more."""
+        return self.results_file.stat().st_size if self.results_file.exists() else 0
+
     def responses(self, version: int) -> Path:
         return self.path / f"version_{version}.jsonl"
 

@@ -63,7 +63,8 @@ def test_every_version_is_scored_once_whoever_dies_and_training_waits_for_none(l
     own = [
         *("data.held_out_rows=8", "evaluation.every_steps=3", "evaluation.samples=2", "run.steps=8"),
         *("checkpoint.every_steps=2", "checkpoint.keep_last=4", "evaluation.success_above=0.02"),
-        f"reward.functions=[{{function: '{reward}:letter_share', timeout_s: 300}}]",
+        f"reward.functions=[{{function: '{reward}:letter_share'}}]",
+        "reward.timeout_s=300",
     ]
     run = launch(*own)
     rounds = Rounds(RunDir(run.run_dir).evaluation)
