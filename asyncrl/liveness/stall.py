@@ -15,7 +15,7 @@ from asyncrl.core.records import GroupSummary
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.liveness.pulse import Pulse, Stall, describe_waits, patience
-from asyncrl.roles import RANK_0, REWARD, TRAINER, Role
+from asyncrl.roles import EVALUATION, RANK_0, REWARD, TRAINER, Role
 from asyncrl.work import Work
 
 MAX_GROUPS = 10
@@ -59,7 +59,7 @@ class StallWatch:
         self._coordinator = coordinator
         self._workers = workers
         self._roles = roles
-        self._pulses = lambda: {role: pulse for role, pulse in pulses().items() if role in roles}
+        self._pulses = lambda: {r: p for r, p in pulses().items() if Role.parse(r).kind != EVALUATION}
         self._now_s = now_s
         self._started = coordinator.frontier > 0
         """An engine has the first weights: from now on steps are expected."""
