@@ -80,6 +80,8 @@ class RoleKind:
     must_start: bool = False
     """One that has never come up, and says why, would not the next time either: a setting is wrong. What
     others need may come yet (memory, a port)."""
+    is_needed: bool = True
+    """Without one that has died too often, the run ends."""
     holds_leases: bool = False
     """What a dead one had leased goes back at once."""
 
@@ -168,7 +170,13 @@ KINDS = {
             must_start=True,
         ),
         RoleKind(ROLLOUT, f"{_ENTRIES}:rollout", _engines, in_loop=True, may_finish=True, holds_leases=True),
-        RoleKind(EVALUATION, "asyncrl.evaluation.worker:evaluate_versions", _evaluators, in_loop=True),
+        RoleKind(
+            EVALUATION,
+            "asyncrl.evaluation.worker:evaluate_versions",
+            _evaluators,
+            in_loop=True,
+            is_needed=False,
+        ),
         RoleKind(REWARD, f"{_ENTRIES}:reward", _reward_models, are_alike=False),
     )
 }

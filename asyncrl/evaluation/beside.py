@@ -157,19 +157,26 @@ class EvaluatedLink(TrainerLink):
         return {VERSION: version, **results[version].metrics}
 
     async def rounds_done(self) -> None:
-        run, moved_s, seen = self._config.run, time.monotonic(), None
-        while pending := self._rounds.pending():
-            what = f"the evaluation of version {', '.join(map(str, pending))}"
-            pulses = read_pulses(self._run_dir.pulses)
-            evaluators = {r: p for r, p in pulses.items() if Role.parse(r).kind == EVALUATION}
-            now = pending, {role: pulse.work for role, pulse in evaluators.items()}
-            if now != seen:
-                seen, moved_s = now, time.monotonic()
-            still_s, limit_s = time.monotonic() - moved_s, run.stall_s if evaluators else run.start_s
-            if still_s > limit_s:
-                log.warning("%s has not moved for %.0f s: the run ends without it", what, still_s)
-                return
-            with unhurried(f"waiting for {what}"), waiting(what):
+        """Wait for what is still being scored, unless nothing moves any more."""
+        run, moved_s, seen, what = (
+            self._config.run,
+            time.monotonic(),
+            None,
+            "the evaluation of the last versions",
+        )
+        with unhurried(f"waiting for {what}"), waiting(what):
+            while pending := self._rounds.pending():
+                pulses = read_pulses(self._run_dir.pulses)
+                works = {r: pulse.work for r, pulse in pulses.items() if Role.parse(r).kind == EVALUATION}
+                if (pending, works) != seen:
+                    seen, moved_s = (pending, works), time.monotonic()
+                still_s = time.monotonic() - moved_s
+                if still_s > (run.stall_s if works else run.start_s):
+                    without = ", ".join(map(str, pending))
+                    log.warning(
+                        "the run ends without %s: %s has not moved for %.0f s", without, what, still_s
+                    )
+                    return
                 await asyncio.sleep(POLL_S)
 
 

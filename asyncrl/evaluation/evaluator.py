@@ -32,6 +32,7 @@ from asyncrl.section import with_values
 from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
 from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+from asyncrl.work import did_one, working
 
 WORKER = "evaluation"
 
@@ -73,7 +74,8 @@ class Evaluator:
                 await link.roll_out()
         else:
             await self._rollout.engine.update_weights(whole)
-            await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
+            with working(f"prompts of version {source.version}", len(self._prompts)):
+                await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
         (only,) = books.rounds
         if only.failed and not gives_up:
             raise AttemptFailed("failed", next(iter(only.failed.values())), 0)
@@ -97,7 +99,7 @@ class Evaluator:
 
     def samples(self, groups: Sequence[Group], step: int, model: str) -> Iterator[Sample]:
         """All responses, to be read."""
-        chosen = {id(trajectory): why for why, _, trajectory in choose(groups)}
+        chosen = {id(trajectory): why for why, _, trajectory in choose(groups)} if groups else {}
         for group in groups:
             for t in group.trajectories:
                 yield Sample.of(step, chosen.get(id(t), []), group, t, self._decode, model=model)
@@ -147,6 +149,7 @@ class _Link:
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
         self._host.submit(task, group.summary(), encode_group(group, task.lease_id, task.purpose))
+        did_one()
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
         again = self._host.fail(task, failure.reason, failure.detail, failure.sampled_tokens)
