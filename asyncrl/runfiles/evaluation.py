@@ -29,7 +29,10 @@ from asyncrl.weights.source import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASH = "hash"
+HASH, NAMES = "hash", "names"
+"""What is told of weights in their file: of all together, and their names in the order in which they are
+published, which is not that of the file."""
+_DAMAGED = ".damaged"
 _UNFINISHED = ".unfinished"
 
 
@@ -59,11 +62,11 @@ class KeptWeights:
 
         try:
             with safe_open(self._path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                written = (file.metadata() or {}).get(HASH)
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in msgspec.json.decode(about[NAMES])}
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{self._path} cannot be read: {error}") from None
-        if hash_weights(tensors, tensors.__getitem__) != written:
+        if hash_weights(tensors, tensors.__getitem__) != about[HASH]:
             raise WeightsError(f"{self._path} is damaged: its checksum does not match")
         return tensors
 
@@ -87,7 +90,8 @@ class Rounds:
         self.path.mkdir(exist_ok=True)
         path = self._weights(version)
         unfinished = path.with_suffix(_UNFINISHED)
-        save_file(dict(weights), unfinished, {HASH: hash_weights(weights, weights.__getitem__)})
+        about = {HASH: hash_weights(weights, weights.__getitem__)}
+        save_file(dict(weights), unfinished, about | {NAMES: msgspec.json.encode(list(weights)).decode()})
         unfinished.replace(path)
 
     def pending(self) -> list[int]:
@@ -110,7 +114,7 @@ class Rounds:
 
     def set_aside(self, version: int) -> None:
         """Make no round of what cannot be read."""
-        self._weights(version).replace(self._weights(version).with_suffix(".damaged"))
+        self._weights(version).replace(self._weights(version).with_suffix(_DAMAGED))
 
     def results(self) -> dict[int, Result]:
         """Of all that are done, by version in rising order."""
@@ -132,7 +136,8 @@ class Rounds:
 
     def is_known(self, version: int) -> bool:
         """Whether there is a round of it, or was."""
-        return self._weights(version).exists() or version in self.results()
+        path = self._weights(version)
+        return path.exists() or path.with_suffix(_DAMAGED).exists() or version in self.results()
 
     def _weights(self, version: int) -> Path:
         return self.path / f"version_{version}.safetensors"

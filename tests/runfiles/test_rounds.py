@@ -18,13 +18,15 @@ def rounds(tmp_path):
 
 def test_a_round_waits_with_its_weights_until_its_result_is_there(rounds):
     assert rounds.pending() == [] and rounds.results() == {}
-    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    weights = {"b": torch.ones(2, dtype=torch.bfloat16), "a": torch.arange(6.0).view(2, 3)}
     for version in (10, 8):
         rounds.keep(version, weights)
     assert rounds.pending() == [8, 10]
     source = Rounds(rounds.path).source(8)
     assert source.version == 8
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in source.tensors().items())
+    tensors = source.tensors()
+    assert list(tensors) == ["b", "a"]  # as published: adapters go by it
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors.items())
     rounds.finish(Result(10, {"eval/held_out/reward/mean": 0.25}, 1.0), b"{}\n")
     rounds.finish(Result(8, {"eval/held_out/reward/mean": 0.5}, 1.0), b"{}\n")
     with rounds.results_file.open("ab") as file:
@@ -51,6 +53,7 @@ def test_damaged_weights_are_no_weights(rounds):
         rounds.source(3).tensors()
     rounds.set_aside(3)
     assert rounds.pending() == []
+    assert rounds.is_known(3)
 
 
 def test_the_best_checkpoints_are_those_of_the_best_metric_and_unscored_ones_stay_till_then(tmp_path):
