@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Self
 
 COORDINATOR, TRAINER, ROLLOUT, REWARD, JUDGE = "coordinator", "trainer", "rollout", "reward", "judge"
+EVALUATION = "evaluation"
 """The kinds; what there is to know of each: `asyncrl.cluster.kinds`."""
+
+ENGINES = (ROLLOUT, EVALUATION)
+"""Kinds whose processes each have an engine."""
 
 RANK_0 = f"{TRAINER}-0"
 """The rank that speaks for the trainer."""

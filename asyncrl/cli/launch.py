@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from asyncrl import __version__
@@ -56,7 +57,25 @@ def _launch(arguments: argparse.Namespace) -> None:
             result = run(load(arguments.config, arguments.overrides, lacks), gpus=arguments.gpus)
         else:
             result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
-        print_summary(result.summary, more=[("report", _report(result.run_dir))])
+        more = [*_scores(result.run_dir), ("report", _report(result.run_dir))]
+        print_summary(result.summary, more=more)
+
+
+def _scores(run_dir: Path) -> Iterator[tuple[str, str]]:
+    """The mean rewards on held-out prompts of the first and the last version that was scored."""
+    from asyncrl.runfiles.evaluation import Rounds
+    from asyncrl.runfiles.layout import RunDir
+
+    results = list(Rounds(RunDir(run_dir).evaluation).results().values())
+    means = [key for key in (results[-1].metrics if results else ()) if key.endswith("/reward/mean")]
+    for key in means:
+        scores = (
+            f"{r.metrics[key]:.3f} ± {r.metrics.get(key.replace('mean', 'stderr'), math.nan):.3f} "
+            f"(version {r.version})"
+            for r in (results[0], results[-1])
+            if key in r.metrics
+        )
+        yield key.split("/")[1], " to ".join(scores)
 
 
 def _report(run_dir: Path) -> str:

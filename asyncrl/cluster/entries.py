@@ -14,7 +14,7 @@ from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.liveness.pulse import beating
-from asyncrl.roles import COORDINATOR, TRAINER, Role
+from asyncrl.roles import COORDINATOR, EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.work import unhurried
 
@@ -27,7 +27,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
     run_dir = RunDir(path)
     with open_state(config, run_dir) as (prompts, store, state):
-        roles = [role for of in role_sets(config) for role in of.roles]
+        roles = [role for of in role_sets(config) if of.name != EVALUATION for role in of.roles]
         service = CoordinatorService(config, run_dir, prompts, state, store, roles)
         run_dir.announce_endpoint(name, service.bind())
         await service.run()
@@ -95,6 +95,7 @@ async def judge(config: Config, path: Path, name: str) -> None:
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
+    from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
@@ -117,7 +118,8 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
             link = ZmqTrainerLink(client, transport, config, executor)
-            await train(TrainingRun(config, made, link, run_dir, executor=executor, overlap=True))
+            async with evaluated(config, run_dir, link, made, executor) as to_all:
+                await train(TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=True))
     finally:
         transport.close()
 

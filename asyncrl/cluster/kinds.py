@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncrl.config import Config
-from asyncrl.roles import COORDINATOR, JUDGE, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
+from asyncrl.roles import COORDINATOR, EVALUATION, JUDGE, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
@@ -82,6 +82,8 @@ class RoleKind:
     must_start: bool = False
     """One that has never come up, and says why, would not the next time either: a setting is wrong. What
     others need may come yet (memory, a port)."""
+    is_needed: bool = True
+    """Without one that has died too often, the run ends."""
     holds_leases: bool = False
     """What a dead one had leased goes back at once."""
 
@@ -123,6 +125,19 @@ def _engines(config: Config) -> Iterator[RoleSet]:
         must_be_fresh=engine_of(config).starts_processes,
         settings=settings,
     )
+
+
+def _evaluators(config: Config) -> Iterator[RoleSet]:
+    """Engines like the others, which no other process needs to go on: they have no cores of their own."""
+    if config.evaluation is not None:
+        [engines], workers = _engines(config), config.evaluation.workers
+        settings = engines.settings.replace(f"{ROLLOUT}.workers={config.rollout.workers}", "")
+        yield replace(
+            engines,
+            roles=names(EVALUATION, workers),
+            cores_each=0,
+            settings=f"evaluation.workers={workers}{settings}",
+        )
 
 
 def _reward_models(config: Config) -> Iterator[RoleSet]:
@@ -170,6 +185,13 @@ KINDS = {
             must_start=True,
         ),
         RoleKind(ROLLOUT, f"{_ENTRIES}:rollout", _engines, in_loop=True, may_finish=True, holds_leases=True),
+        RoleKind(
+            EVALUATION,
+            "asyncrl.evaluation.worker:evaluate_versions",
+            _evaluators,
+            in_loop=True,
+            is_needed=False,
+        ),
         RoleKind(REWARD, f"{_ENTRIES}:reward", _reward_models, are_alike=False),
         RoleKind(JUDGE, f"{_ENTRIES}:judge", _initial_judges, keeps_place=True),
     )

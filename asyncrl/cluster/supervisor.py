@@ -143,7 +143,11 @@ class Supervisor:
         delay_s = None if self._would_end_so_again(role) else unit.restarts.after_death(time.monotonic())
         if delay_s is None:
             often = f" after {recent} restarts within {WINDOW_S:.0f} s" if recent else ""
-            raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
+            if unit.kind.is_needed:
+                raise RunFailed(f"{name} {how}{often}. {self._last_words(role)}")
+            self.view.event(f"{name} {how}{often}; the run goes on without it. {self._last_words(role)}")
+            await self._clear_away(unit)
+            return False
         it = f"all of the {unit.kind.name}" if unit.kind.is_unit else "it"
         then = f"replacing {it}" if role.condemned else f"starting {it} again"
         log_lines = role.handle.log() if status > 0 else []

@@ -16,7 +16,9 @@ _OWN = ("path", "options", "split", "subset", "prompt_column", "system_prompt", 
 """What a dataset of several may have for itself."""
 
 
-class DatasetConfig(Section):
+class NamedDataset(Section):
+    """One dataset of several, which may have some of what `data` has for itself."""
+
     path: str
     """As `data.path`."""
     options: dict[str, Any] | None = None
@@ -24,12 +26,6 @@ class DatasetConfig(Section):
     name: str | None = None
     """Its name in the metrics, and what the column `dataset` of its rows holds where they have none of
     their own; by default the file's."""
-    weight: float = Field(1.0, gt=0)
-    """Its share of the prompts is this over the weights of all datasets that have one at the time."""
-    from_step: int = Field(0, ge=0)
-    """Its prompts are handed out from when so many training steps are done."""
-    until_step: int | None = Field(None, ge=1)
-    """They are handed out until so many are done; null is to the end."""
     split: str | None = None
     """By default `data.split`, and so are those below by the setting of that name."""
     subset: str | None = None
@@ -46,6 +42,15 @@ class DatasetConfig(Section):
         path = PurePath(self.path)
         name = path.name if self.path.startswith((HUB, REASONING_GYM)) else path.stem
         return self.name or name.removeprefix(REASONING_GYM)
+
+
+class DatasetConfig(NamedDataset):
+    weight: float = Field(1.0, gt=0)
+    """Its share of the prompts is this over the weights of all datasets that have one at the time."""
+    from_step: int = Field(0, ge=0)
+    """Its prompts are handed out from when so many training steps are done."""
+    until_step: int | None = Field(None, ge=1)
+    """They are handed out until so many are done; null is to the end."""
 
     def has_step(self, step: int) -> bool:
         """Whether it has a share of the prompts when so many training steps are done."""
@@ -141,7 +146,7 @@ class DataConfig(Section):
     """What to do with rows that cannot be used: refuse the run, or report and leave them out."""
     held_out_rows: int = Field(0, ge=0)
     """So many usable rows at the end of each dataset are never trained on: `asyncrl eval` scores models on
-    them."""
+    them, and so does `evaluation`."""
     shuffle: bool = True
     """Shuffle anew in every epoch, by `run.seed`."""
     drop_last: bool = False
@@ -153,6 +158,7 @@ class DataConfig(Section):
     hints: HintsConfig | None = None
     """Help with prompts that a whole group has failed (docs/data.md); null is none."""
     _key: str = PrivateAttr("data.path")
+    _mix_key: str = PrivateAttr("data.mix")
 
     @property
     def key(self) -> str:
@@ -174,7 +180,7 @@ class DataConfig(Section):
         for i, each in enumerate(self.mix):
             own = {key: value for key in _OWN if (value := getattr(each, key)) is not None}
             dataset = self.model_copy(update={**own, "mix": []})
-            dataset._key = f"data.mix.{i}.path"
+            dataset._key = f"{self._mix_key}.{i}.path"
             datasets.append(dataset)
         return datasets
 

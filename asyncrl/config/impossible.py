@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from asyncrl.config.data import CurriculumConfig, HintsConfig
+from asyncrl.config.impossible_evaluation import impossible_evaluation
 from asyncrl.config.messages import explain
 from asyncrl.config.objective import ObjectiveConfig, TeacherConfig
 from asyncrl.config.reward import INITIAL, PartConfig, RewardJudgeConfig, RewardRouteConfig
@@ -104,6 +105,7 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
     yield from _impossible_lora(c)
+    yield from impossible_evaluation(c)
     yield from _impossible_network(c.network)
     yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
     yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)

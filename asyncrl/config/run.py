@@ -125,4 +125,7 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1)
     """So many of the latest checkpoints are kept."""
     keep_best: int = Field(0, ge=0)
-    """So many more, of those with the highest mean reward of their step's batch."""
+    """So many more, of those with the highest mean reward of their step's batch, or `best_of`."""
+    best_of: str | None = None
+    """A metric of `evaluation`, such as `eval/held_out/reward/mean`: the best checkpoints are those with its
+    highest values, and every version that is evaluated gets one; null is the mean reward in training."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from asyncrl.config.data import DataConfig, SftConfig
+from asyncrl.config.evaluation import HELD_OUT, EvaluationConfig
 from asyncrl.config.objective import (
     CriticConfig,
     ObjectiveConfig,
@@ -87,6 +88,8 @@ class Config(Section):
     """Demonstrations to learn from beside the samples; null is none."""
     replay: ReplayConfig | None = None
     """Rare successes of earlier steps to learn from once more, beside the samples; null is none."""
+    evaluation: EvaluationConfig | None = None
+    """Scores on held-out prompts beside the training; null is none."""
     weights: WeightsConfig = WeightsConfig()
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -100,6 +103,23 @@ class Config(Section):
         teacher = None if self.teacher is None or self.teacher.path is None else self.teacher
         sections = {"reference": self.reference, "teacher": teacher}
         return {name: section for name, section in sections.items() if section is not None}
+
+    def needs_checkpoint(self, version: int) -> bool:
+        """Whether there must be one, whatever the interval: at the end, and of what is compared."""
+        compared = self.evaluation is not None and self.checkpoint.best_of is not None
+        due = self.evaluation is not None and self.evaluation.is_due(version, self.run.steps)
+        return version == self.run.steps or (compared and due)
+
+    @property
+    def scored_sets(self) -> DataConfig | None:
+        """What `evaluation.sets` are read by; None where held-out rows are scored."""
+        has_own = self.evaluation is not None and self.evaluation.sets
+        return self.evaluation.data(self.data) if self.evaluation is not None and has_own else None
+
+    @property
+    def scored_names(self) -> list[str]:
+        """Of the sets that models are scored on."""
+        return ([] if self.scored_sets is None else self.scored_sets.names) or self.data.names or [HELD_OUT]
 
     @property
     def learns_without_rewards(self) -> bool:

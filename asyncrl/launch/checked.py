@@ -45,6 +45,8 @@ class Checked(msgspec.Struct, frozen=True, tag=True):
     warnings: tuple[str, ...]
     folders: dict[str, str]
     user_files: UserFiles
+    held_out: bytes = b""
+    """The file of what is evaluated on; empty where nothing is."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -96,7 +98,8 @@ def _check(asked: Question) -> Checked:
         plan = preflight.preflight(asked.config, asked.gpus, asked.functions)
     assert plan.prompts is not None
     prompts, folders = plan.prompts.encoded(), dict(plan.folders)
-    return Checked(plan.config, prompts, plan.placement, plan.warnings, folders, plan.user_files)
+    held_out = b"" if plan.held_out is None else plan.held_out.encoded()
+    return Checked(plan.config, prompts, plan.placement, plan.warnings, folders, plan.user_files, held_out)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from asyncrl.roles import COORDINATOR, TRAINER
 from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.evaluation import Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
@@ -99,7 +101,8 @@ def resume(
         raise ConfigError(_no_such_run(run.path))
     again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
     config = load(run.config, again, lacks)
-    newest = Checkpoints(run.checkpoints).newest_whole() if _has_done_all(config, run) else None
+    is_done = _has_done_all(config, run) and not (config.evaluation and Rounds(run.evaluation).pending())
+    newest = Checkpoints(run.checkpoints).newest_whole() if is_done else None
     if newest is not None and newest.step >= config.run.steps:
         check_settings(config, run)
         if progress:
@@ -220,6 +223,9 @@ def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
     files.save(run_dir.user_files)
     run_dir.config.write_text(settings.dump(checked.config))
     run_dir.model_folders.write_text(json.dumps(checked.folders))
+    if checked.held_out:
+        run_dir.evaluation.mkdir(exist_ok=True)
+        Rounds(run_dir.evaluation).prompts.write_bytes(checked.held_out)
     gpus, now = checked.placement.gpus, time.time()
     if goes_on:
         Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
@@ -246,9 +252,11 @@ async def _run(
     async with metered(run_dir.usage):
         if checked.config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.
+            from asyncrl.evaluation.beside import evaluated
             from asyncrl.loop.inline import run_inline
 
-            await _while_showing(run_inline(_on_devices(checked), run_dir), view)
+            config = _on_devices(checked)
+            await _while_showing(run_inline(config, run_dir, partial(evaluated, config, run_dir)), view)
         else:
             with scratch_folder() as folder:
                 roles = _roles(checked, folder)

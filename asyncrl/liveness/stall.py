@@ -15,7 +15,7 @@ from asyncrl.core.records import GroupSummary
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.liveness.pulse import Pulse, Stall, describe_waits, patience
-from asyncrl.roles import RANK_0, REWARD, TRAINER, Role
+from asyncrl.roles import EVALUATION, RANK_0, REWARD, TRAINER, Role
 from asyncrl.work import Work
 
 MAX_GROUPS = 10
@@ -42,7 +42,7 @@ class StallWatch:
     submitted and dropped count as progress, but if nothing else arrives for `run.stall_s`, the run ends:
     restarting a process would not help.
 
-    roles: all roles of the run. pulses: returns the latest pulse of each role that has one. now_s: a
+    roles: all roles that steps need. pulses: returns the latest pulse of each role that has one. now_s: a
     monotonic clock.
     """
 
@@ -59,7 +59,7 @@ class StallWatch:
         self._coordinator = coordinator
         self._workers = workers
         self._roles = roles
-        self._pulses = pulses
+        self._pulses = lambda: {r: p for r, p in pulses().items() if Role.parse(r).kind != EVALUATION}
         self._now_s = now_s
         self._started = coordinator.frontier > 0
         """An engine has the first weights: from now on steps are expected."""

@@ -67,7 +67,7 @@ async def train(run: TrainingRun) -> None:
             with run.phase("publish"):
                 metrics |= await run.publish(step + 1)
             await run.save_if_due(step + 1, metrics["reward/mean"])
-            run.record(batch, metrics | {"schedule/total_steps": total_steps})
-            if run.budget.is_spent:
+            await run.record(batch, metrics | {"schedule/total_steps": total_steps})
+            if run.ends_because is not None:
                 await run.end_early(step + 1)
                 break

@@ -12,7 +12,7 @@ from typing import TypeVar
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
-from asyncrl.core.records import Purpose, Submission
+from asyncrl.core.records import Submission
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
@@ -221,7 +221,7 @@ class CoordinatorService:
             return self._host.lease(name, worker.engine_version, request.limit) or None
 
         granted = await self._until(tasks, request.wait_s) or []
-        self._stalls.leased(task.group_id for task in granted if task.purpose is Purpose.TRAIN)
+        self._stalls.leased(task.group_id for task in granted)
         return m.Leases(granted, self._host.finished)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
@@ -237,13 +237,12 @@ class CoordinatorService:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
             raise RpcError(str(error)) from None
-        if became is not Submission.SETTLED and group.purpose is Purpose.TRAIN:
+        if became is not Submission.SETTLED:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _fail(self, request: m.Fail) -> None:
         _or_refuse(self._host.group_size, request.purpose)  # whether there are such leases
-        if request.purpose is Purpose.TRAIN:
-            self._stalls.failed(request.group_id)
+        self._stalls.failed(request.group_id)
         self._host.fail(request, request.reason, request.detail, request.sampled_tokens)
 
     def _lost(self, name: str) -> None:

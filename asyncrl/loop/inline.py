@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 from asyncrl.affinity import torch_threads
@@ -24,7 +24,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
 from asyncrl.loop.host import Host
-from asyncrl.loop.trainer import TrainingRun
+from asyncrl.loop.trainer import TrainerLink, TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
@@ -39,15 +39,18 @@ from asyncrl.wire.codec import decode_group, encode_group
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asyncrl.trainer.backend import Trainer
     from asyncrl.weights.canary import Canary
 
 WORKER = "inline"
 SCORING_POLL_S = 0.0005
 OWN_TURNS = 20
 """What this process has to do itself is done after so many turns of the loop."""
+Beside = Callable[["TrainerLink", "Trainer"], AbstractAsyncContextManager["TrainerLink"]]
+"""What goes on beside the training: it is given the trainer's link, and gives another one."""
 
 
-class InlineLink:
+class InlineLink(TrainerLink):
     """The links of worker and trainer to a coordinator in their own process. What the worker asks for and
     hands in waits for its turn in the schedule."""
 
@@ -118,6 +121,12 @@ class InlineLink:
             began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
         groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
+
+    async def roll_out(self) -> None:
+        """All that will be leased: for a host of evaluation alone."""
+        while not self._host.finished:
+            await self._lease()
+            await self._decode()
 
     async def come_to_rest(self) -> None:
         """Finish what is being sampled: a checkpoint holds no half responses, and whether a run was
@@ -225,12 +234,12 @@ class InlineLink:
         self._finished.clear()
 
 
-async def run_inline(config: Config, run_dir: RunDir) -> None:
+async def run_inline(config: Config, run_dir: RunDir, beside: Beside) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             trainer = make_trainer(config)
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
             with ThreadPoolExecutor(1) as executor:
-                async with link.working():
-                    await train(TrainingRun(config, trainer, link, run_dir, executor=executor, overlap=False))
+                async with link.working(), beside(link, trainer) as seen:
+                    await train(TrainingRun(config, trainer, seen, run_dir, executor=executor, overlap=False))

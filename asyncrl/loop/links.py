@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
+from asyncrl.loop.trainer import TrainerLink
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
@@ -128,7 +129,7 @@ class ZmqWorkerLink:
         return answer
 
 
-class ZmqTrainerLink:
+class ZmqTrainerLink(TrainerLink):
     """The trainer's link. `transport` publishes in `executor`, off the loop."""
 
     def __init__(self, client: RpcClient, transport: Transport, config: Config, executor: Executor) -> None:
@@ -154,9 +155,6 @@ class ZmqTrainerLink:
     async def begin(self, version: int) -> int:
         answer, _ = await self._client.request(m.Begin(version), timeout_s=self._answer_timeout_s)
         return answer.frontier
-
-    async def come_to_rest(self) -> None:
-        """Nothing has to: a run that goes on samples anew what was being sampled."""
 
     async def checkpointed(self, oldest: int) -> None:
         await self._client.request(m.Checkpointed(oldest), timeout_s=self._answer_timeout_s)

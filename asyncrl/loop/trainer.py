@@ -59,10 +59,18 @@ class TrainerLink(Protocol):
         the metrics that the coordinator and the engines have to give, `weights/publish_s` among them."""
 
     async def come_to_rest(self) -> None:
-        """A checkpoint is about to be made: bring what it cannot hold to an end."""
+        """A checkpoint is about to be made: bring what it cannot hold to an end. By default that is sampled
+        anew."""
 
     async def checkpointed(self, oldest: int) -> None:
         """The trainer will never again begin with a version before `oldest`."""
+
+    ends_because: str | None = None
+    """Why no further step is to be done."""
+
+    async def conclude(self) -> dict[str, float]:
+        """All steps are done. Returns the metrics that were still to come."""
+        return {}
 
 
 class TrainingRun:
@@ -145,11 +153,11 @@ class TrainingRun:
 
     async def save_if_due(self, done: int, reward: float) -> None:
         """reward: the mean of the last step, by which checkpoints are compared."""
-        if done == self.steps or self._saver.is_due(done):
+        if self._config.needs_checkpoint(done) or self._saver.is_due(done):
             await self._save(done, reward)
         await self._saver.look()
 
-    def record(self, batch: Batch, metrics: dict[str, float]) -> None:
+    async def record(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Write what there is to say of a step, which ends here."""
         if self._sample_writer is not None:
             self._sample_writer.write(batch)
@@ -158,18 +166,17 @@ class TrainingRun:
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(line | dict(self.budget.metrics(done)) | told)
+        if done == self.steps or self._link.ends_because is not None:
+            self._writer.amend(await self._link.conclude())
+
+    @property
+    def ends_because(self) -> str | None:
+        """Why no further step is to be done, if so."""
+        return self.budget.why_spent or self._link.ends_because
 
     async def end_early(self, done: int) -> None:
-        """The budget is spent."""
         if done < self.steps:
-            log.warning(
-                "%.2f GPU hours are spent and another step would exceed run.gpu_hours=%g: the run ends after "
-                "%d of %d steps",
-                self.budget.spent_gpu_hours,
-                self._config.run.gpu_hours,
-                done,
-                self.steps,
-            )
+            log.warning("%s: the run ends after %d of %d steps", self.ends_because, done, self.steps)
             if self._saver.last_step != done:
                 await self._save(done, math.nan)
 

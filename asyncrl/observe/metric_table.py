@@ -200,6 +200,20 @@ buffer/leased_groups      groups  groups leased to workers now
 buffer/ready_groups       groups  finished groups that are in no batch yet
 buffer/taken_groups       groups  groups in batches that the trainer holds now
 
+# Evaluation
+> With `evaluation`, in the line of the step that was done when a round was.
+eval/version                      versions  policy version that was scored
+eval/{set}/reward/mean            -         mean reward of its responses to the prompts of a set
+eval/{set}/reward/stderr          -         its standard error, by prompts (as of all that follow)
+eval/{set}/reward/{part}/mean     -         mean of one part
+eval/{set}/reward/{part}/stderr   -         its standard error
+eval/{set}/pass@{k}/mean          share     chance that one of k responses to a prompt passes
+eval/{set}/pass@{k}/stderr        share     its standard error
+eval/{set}/response_tokens/mean   tokens    mean number of sampled tokens in a response
+eval/{set}/response_tokens/stderr  tokens    its standard error
+eval/{set}/truncated_frac         share     responses that were cut off at `rollout.max_new_tokens`
+eval/{set}/failed_prompts         prompts   left out: they failed in every attempt
+
 # Processes
 > With `run.mode: async`.
 memory/{role}_rss_bytes  bytes        host memory of the role and of every process that it started

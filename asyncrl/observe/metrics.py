@@ -15,6 +15,7 @@ import msgspec
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError
 from asyncrl.observe.metric_table import REQUIRED_KEYS, board_tags
+from asyncrl.paths import replace_file
 
 FILE_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"
@@ -36,7 +37,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """
 
     def __init__(self, run_dir: str | Path, after_step: int = 0) -> None:
-        path = Path(run_dir) / FILE_NAME
+        self._path = path = Path(run_dir) / FILE_NAME
         kept = _cut_after(path, after_step)
         self.last_wall_s: float = kept["wall_s"] if kept is not None else 0.0
         """`wall_s` of the last line that was kept: the time that the run has already taken."""
@@ -59,13 +60,33 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         """
         values = {key: _plain(key, value) for key, value in line.items()}
         step = _check_line(values, self._last_step)
+        self._last_at = self._file.tell()
         self._file.write(msgspec.json.encode(values) + b"\n")
         self._file.flush()
-        self._last_step = step
+        self._last_step, self._last = step, values
+        self._show(values, step)
+
+    def amend(self, more: Mapping[str, Any]) -> None:
+        """Add to the line of the last step what has become known of it."""
+        values = {key: _plain(key, value) for key, value in more.items()}
+        if not values:
+            return
+        before = self._path.read_bytes()[: self._last_at]
+        self._file.close()
+        replace_file(self._path, before + msgspec.json.encode(self._last | values) + b"\n")
+        self._file = self._path.open("ab")
+        self._show(values, self._last_step)
+
+    def _show(self, values: Mapping[str, Value], step: int) -> None:
+        """In TensorBoard, what was scored at the version that it is of."""
         shown = ((k, v) for k, v in values.items() if k != "step" and isinstance(v, int | float))
-        points = [{"tag": tag, "simple_value": value} for key, value in shown for tag in board_tags(key)]
+        points: dict[int, list[dict[str, Any]]] = {step: []}
+        for key, value in shown:
+            at = values["eval/version"] if key.startswith("eval/") else step
+            points.setdefault(at, []).extend({"tag": t, "simple_value": value} for t in board_tags(key))
         # All in one event: an event for each would take longer than some training steps.
-        self._board.file_writer.add_summary(self._summary(value=points), step)
+        for at, of_step in points.items():
+            self._board.file_writer.add_summary(self._summary(value=of_step), at)
 
     def close(self) -> None:
         self._file.close()

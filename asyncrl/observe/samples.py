@@ -20,7 +20,8 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """A response from training or from an evaluation."""
 
     step: int
-    """The training step, counting from 1 as in `metrics.jsonl`; 0 in an evaluation."""
+    """The training step, counting from 1 as in `metrics.jsonl`; in an evaluation the version, 0 where that is
+    not of a run."""
     chosen: list[str]
     """Why it was chosen: the `best`, `worst`, `longest` or `first` response of its batch."""
     group: int

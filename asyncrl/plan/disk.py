@@ -55,8 +55,8 @@ def estimate_disk(config: Config, models: KnownModels) -> Disk | None:
 def _checkpoints(config: Config) -> int:
     """Those that are kept, and the next, which is written before the oldest goes; no more than are made."""
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_last + config.checkpoint.keep_best
-    if every is None:
-        most = 1 if config.run.in_one_process else config.run.steps
+    if every is None or config.checkpoint.best_of is not None:
+        most = 1 if config.run.in_one_process and every is None else config.run.steps
     else:
         most = math.ceil(config.run.steps / every) if every else 1
     return min(kept + 1, most)

@@ -86,13 +86,14 @@ def _halving(changes: list[Change]) -> list[Change]:
 
 
 def _ways(config: Config, usable: int) -> list[_Way]:
-    rollout, trainer = config.rollout, config.trainer
-    ranks = rollout.tensor_parallel_size
+    rollout, trainer, evaluation = config.rollout, config.trainer, config.evaluation
+    ranks, evaluators = rollout.tensor_parallel_size, evaluation.workers if evaluation else 0
     divisors = [n for n in range(ranks - 1, 0, -1) if not ranks % n]  # the model's heads can be dealt to them
     shared = [] if are_shared(config, usable) else ["auto" if usable == 1 else "always"]
     share = "let trainer and engines share GPUs with {}"
     ways = [
         _Way("use {}", [{"rollout.workers": n} for n in range(rollout.workers - 1, 0, -1)]),
+        _Way("use {}", [{"evaluation.workers": n} for n in range(evaluators - 1, 0, -1)]),
         _Way("use {}", [{"rollout.tensor_parallel_size": n} for n in divisors]),
         _Way("use {}", [{"trainer.ranks": n} for n in range(trainer.ranks - 1, 0, -1)]),
         _Way(share, [{"placement.colocate": value} for value in shared]),

@@ -49,6 +49,8 @@ class Plan:
     placement: Placement
     outline: Outline
     prompts: PromptSet | None
+    held_out: PromptSet | None
+    """What is evaluated on."""
     models: KnownModels
     missing: tuple[NotHereError, ...]
     """What a run needs and this machine lacks."""
@@ -130,7 +132,7 @@ def _look(
         findings.refuse(missing_too=False)
     scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
     known = _known(scene, findings, fetches=False)
-    to_fetch = needs_all and (findings.forget(NotFetchedError) or is_on_hub(config.data))
+    to_fetch = needs_all and (findings.forget(NotFetchedError) or _reads_hub(config))
     findings.refuse(missing_too=needs_all)
 
     folders = _fetch(scene.config, findings) if needs_all else {}
@@ -168,6 +170,7 @@ def _independent(
         findings.of(partial(check_judge, judge, f"reward.judges.{i}"))
         findings.of(partial(checks.initial_judge, config, judge, f"reward.judges.{i}.model"))
     findings.of(lambda: checks.trainer(config))
+    findings.of(lambda: checks.evaluation(config))
     return _Independent(functions, bool(findings.of(lambda: checks.dataset(config))))
 
 
@@ -189,6 +192,7 @@ class _Known:
     models: KnownModels
     tokenizer: PreTrainedTokenizerBase | None
     prompts: PromptSet | None
+    held_out: PromptSet | None
     outline: Outline | None
     """None without a placement."""
     decoding: str | None
@@ -218,9 +222,9 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
-    prompts = rows = longest = mean = None
-    if scene.independent.has_rows and (fetches or not is_on_hub(config.data)):
-        prompts, rows = _prompts(config, tokenizer, findings)
+    prompts = held_out = rows = longest = mean = None
+    if scene.independent.has_rows and (fetches or not _reads_hub(config)):
+        prompts, held_out, rows = _prompts(config, tokenizer, findings)
     elif scene.independent.has_rows and not scene.needs_all:
         findings.missing.append(_unread(config))
     if prompts is not None:
@@ -234,12 +238,16 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(partial(checks.prompts_fit, config, models.policy, prompts))
         if scene.needs_all:
             findings.of(partial(checks.servers, config, prompts))
+    if held_out is not None:
+        needs = scene.independent.functions.needs
+        findings.of(partial(checks.reward_routes, config, needs, held_out))
+        findings.of(partial(checks.prompts_fit, config, models.policy, held_out))
     implied = None
     if scene.placement is not None:
         gpu_bytes = scene.machine.gpu_bytes
         implied = outline(config, scene.placement, models, rows, longest, gpu_bytes, mean_prompt_tokens=mean)
         findings.of(partial(gpu_checks.shares, config, implied))
-    return _Known(models, tokenizer, prompts, implied, decoding)
+    return _Known(models, tokenizer, prompts, held_out, implied, decoding)
 
 
 def _plan(
@@ -268,6 +276,7 @@ def _plan(
         placement=placement,
         outline=implied,
         prompts=known.prompts,
+        held_out=known.held_out,
         models=known.models,
         missing=tuple(findings.missing),
         stops=None if tokenizer is None else _stops(config, tokenizer),
@@ -303,14 +312,22 @@ def _unread(config: Config) -> NotHereError:
     )
 
 
+def _reads_hub(config: Config) -> bool:
+    return is_on_hub(config.data) or (config.scored_sets is not None and is_on_hub(config.scored_sets))
+
+
 def _prompts(
     config: Config, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
-) -> tuple[PromptSet | None, int | None]:
-    """The prompts to train on, if they can be tokenised, and how many there are, if the rows can be read."""
+) -> tuple[PromptSet | None, PromptSet | None, int | None]:
+    """The prompts to train on and those to evaluate on, if they can be tokenised, and how many the former
+    are, if the rows can be read."""
     if tokenizer is None:
-        return None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
+        return None, None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
     prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
     if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
-        return None, None
-    trained, _ = prompts.split(config.data.held_out_rows)
-    return findings.of(lambda: with_hints(trained, config.data, tokenizer)), len(trained)
+        return None, None, None
+    trained, held_out = prompts.split(config.data.held_out_rows)
+    scored = None if config.evaluation is None else held_out
+    if (sets := config.scored_sets) is not None:
+        scored = findings.of(lambda: load_prompts(sets, tokenizer))
+    return findings.of(lambda: with_hints(trained, config.data, tokenizer)), scored, len(trained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,8 +20,8 @@ _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """x, y, low, high: float64[points], x rising. NaN is a gap. low, high: the edges of its band, or None.
-    place: its place among the runs, which chooses its colour."""
+    """x, y, low, high: float64[points], x rising. NaN is a gap. low, high: the edges of its band, or the ends
+    of its `bars`, or None. place: its place among the runs, which chooses its colour."""
 
     place: int
     name: str
@@ -29,6 +29,7 @@ class Curve:
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    bars: bool = False
 
     @property
     def known(self) -> np.ndarray:
@@ -44,12 +45,13 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """line, band, dots: what a path's `d` has. first, least, most, last: of its values, unthinned."""
+    """line, band, bars, dots: what a path's `d` has. first, least, most, last: of its values, unthinned."""
 
     place: int
     name: str
     line: str
     band: str
+    bars: str
     dots: str
     first: float
     least: float
@@ -112,7 +114,7 @@ def thinned(curve: Curve, points: int) -> Curve:
         kept |= set((starts + (best.argmin(1) if worst > 0 else best.argmax(1))).tolist())
     at = np.array(sorted(kept))
     low, high = (None if edge is None else edge[at] for edge in (curve.low, curve.high))
-    return Curve(curve.place, curve.name, curve.x[at], curve.y[at], low, high)
+    return replace(curve, x=curve.x[at], y=curve.y[at], low=low, high=high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +173,14 @@ def _drawn(curve: Curve, whole: Curve, x_axis: _Axis, y_axis: _Axis) -> Drawn:
     pieces = list(_pieces(curve.y))
     line = "".join(_path(x[piece], y[piece]) for piece in pieces)
     dots = "".join(f"M{a:.1f},{b:.1f}h0" for piece in pieces for a, b in zip(x[piece], y[piece], strict=True))
-    band = ""
+    band = bars = ""
     if curve.low is not None and curve.high is not None:
         low, high = y_axis.at(curve.low), y_axis.at(curve.high)
         for piece in _pieces(curve.low + curve.high):
+            if curve.bars:
+                ends = zip(x[piece], low[piece], high[piece], strict=True)
+                bars += "".join(f"M{at:.1f},{least:.1f}V{most:.1f}" for at, least, most in ends)
+                continue
             there_and_back = np.concatenate([x[piece], x[piece][::-1]])
             band += _path(there_and_back, np.concatenate([low[piece], high[piece][::-1]])) + "Z"
     known = whole.known
@@ -183,6 +189,7 @@ def _drawn(curve: Curve, whole: Curve, x_axis: _Axis, y_axis: _Axis) -> Drawn:
         name=curve.name,
         line=line,
         band=band,
+        bars=bars,
         dots=dots if len(curve.x) <= DOTTED else "",
         first=float(known[0]),
         least=float(known.min()),

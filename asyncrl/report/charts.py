@@ -25,7 +25,7 @@ OVERVIEW = (
 """Patterns of the metrics that are shown at first, in this order."""
 AGES = ("tokens", "kl", "ess", "ratio_mean", "clip_frac", "entropy")
 """Metrics by token age, in the order in which they are shown."""
-ELSEWHERE = re.compile(r"step|version|wall_s|schedule/total_steps|age/.+")
+ELSEWHERE = re.compile(r"step|version|wall_s|schedule/total_steps|age/.+|eval/.+")
 """What has no chart over steps, or no chart at all."""
 UNKNOWN = "Metrics of another version"
 MINUTES_UP_TO_S = 3 * 3600
@@ -66,6 +66,25 @@ def by_time(runs: Sequence[Run], key: str) -> Chart | None:
     curves = [_curve(place, run, key, run.columns["wall_s"] / unit_s) for place, run in having]
     name = f"{unit} since the start of the run"
     return _chart(curves, key, name, len(runs), _edges(key, _keys(runs))[2], suffix=", over time")
+
+
+def by_version(runs: Sequence[Run]) -> list[Chart]:
+    """What was scored on held-out prompts."""
+    keys = dict.fromkeys(key for run in runs for result in run.evaluation for key in result.metrics)
+    charts = []
+    for key in (key for key in keys if not key.endswith("/stderr")):
+        curves = [_scored(place, run, key) for place, run in enumerate(runs)]
+        band = "plus and minus the standard error" if f"{key.removesuffix('mean')}stderr" in keys else ""
+        charts.append(_chart(curves, key, "policy version", len(runs), band))
+    return [chart for chart in charts if chart]
+
+
+def _scored(place: int, run: Run, key: str) -> Curve:
+    error, having = f"{key.removesuffix('mean')}stderr", [r for r in run.evaluation if key in r.metrics]
+    x = np.array([result.version for result in having], dtype=np.float64)
+    y = np.array([result.metrics[key] for result in having], dtype=np.float64)
+    errors = np.array([result.metrics.get(error, np.nan) for result in having])
+    return Curve(place, run.name, x, y, y - errors, y + errors, bars=True)
 
 
 def by_age(runs: Sequence[Run]) -> list[Chart]:

@@ -89,6 +89,7 @@ def render(runs: Sequence[Run], now: float) -> str:
         settings=_table([run.settings for run in runs], "the default"),
         most_warnings=MOST_WARNINGS,
         overview=charts.overview(runs),
+        evaluation=charts.by_version(runs),
         by_age=charts.by_age(runs),
         others=charts.others(runs),
         fates=[fates(run.books) for run in runs],

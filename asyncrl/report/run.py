@@ -19,6 +19,7 @@ from asyncrl.observe.samples import Sample, read_samples
 from asyncrl.observe.summary import Summary, summary_of
 from asyncrl.paths import user_path
 from asyncrl.runfiles.budget import METER_S, Usage
+from asyncrl.runfiles.evaluation import Result, Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import read_ledger
 
@@ -44,6 +45,7 @@ class Run:
     books: Mapping[str, float]
     failures: Mapping[str, int]
     samples: Sequence[Sample]
+    evaluation: Sequence[Result]
     total_steps: int | None
     seen_at: float | None
 
@@ -97,6 +99,7 @@ def read_run(path: Path, name: str) -> Run:
         books=books,
         failures=failures,
         samples=_samples(run.path),
+        evaluation=[*Rounds(run.evaluation).results().values()],
         total_steps=total_steps,
         seen_at=_seen_at(run.usage),
     )

@@ -117,6 +117,12 @@ class Budget:
             return False
         return self.spent_gpu_hours + self._usage.gpus * self._pace_s / 3600 > self._gpu_hours
 
+    @property
+    def why_spent(self) -> str | None:
+        """In words, where it `is_spent`."""
+        spent, limit = f"{self.spent_gpu_hours:.2f} GPU hours are spent", f"run.gpu_hours={self._gpu_hours}"
+        return f"{spent} and another step would exceed {limit}" if self.is_spent else None
+
     def metrics(self, done: int) -> Iterator[tuple[str, float]]:
         """`budget/gpu_hours` spent, the expected remaining seconds, and the expected GPU hours of the run."""
         left_s = (self.total_steps(done) - done) * self._pace_s if done < self._total_steps else 0.0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.config import CheckpointConfig
 from asyncrl.runfiles.checkpoint_pace import interval_s
-from asyncrl.runfiles.checkpoints import Checkpoint, Checkpoints, CheckpointState
+from asyncrl.runfiles.checkpoints import Checkpoint, CheckpointState
+from asyncrl.runfiles.evaluation import checkpoints_of
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import copy_ledger
 from asyncrl.waits import waiting
@@ -43,7 +44,7 @@ class CheckpointSaver:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
-        self._checkpoints = Checkpoints(run_dir.checkpoints, config.keep_last, config.keep_best)
+        self._checkpoints = checkpoints_of(run_dir, config)
         self._every_steps = config.every_steps
         self._listener = listener
         self._by_clock = by_clock

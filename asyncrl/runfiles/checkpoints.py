@@ -13,12 +13,13 @@ RUN/checkpoints/step_N/
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -131,6 +132,8 @@ class Checkpoints:
     folder: Path
     keep_last: int = 1
     keep_best: int = 0
+    value: Callable[[Checkpoint], float] = field(default=lambda checkpoint: _reward(checkpoint))
+    """By which the best are found. Infinite: it will be known later, and the checkpoint is kept till then."""
 
     def all(self) -> list[Checkpoint]:
         """Latest first. Each was complete when it was written."""
@@ -179,7 +182,7 @@ class Checkpoints:
         unfinished.path.rename(path)
         self._set_aside_after(state.step)
         _sync(self.folder)
-        self._rotate()
+        self.rotate()
         return Checkpoint(path)
 
     @property
@@ -199,10 +202,13 @@ class Checkpoints:
             later.path.rename(aside)
             log.warning("%s was damaged and is now %s", later.path, aside)
 
-    def _rotate(self) -> None:
-        latest_first = self.all()
-        older = latest_first[self.keep_last :]
-        best = sorted(older, key=lambda c: (-_reward(c), -c.step))[: self.keep_best] if self.keep_best else []
+    def rotate(self) -> None:
+        """Remove what need not be kept."""
+        older, best = self.all()[self.keep_last :], []
+        if self.keep_best:
+            values = {checkpoint: self.value(checkpoint) for checkpoint in older}
+            open_ones = [*values.values()].count(math.inf)
+            best = sorted(older, key=lambda c: (-values[c], -c.step))[: self.keep_best + open_ones]
         for checkpoint in older:
             if checkpoint not in best:
                 # Renamed first: a half-removed checkpoint must not look like one.

@@ -39,6 +39,8 @@ class RunDir:
     """The user's Python files that the run was started with (`runfiles.user_files.UserFiles`)."""
     prompts = Under("prompts.msgpack")
     """The usable rows of the dataset, tokenised."""
+    evaluation = Under("evaluation")
+    """The rounds of evaluation (`asyncrl.runfiles.evaluation`)."""
     ledger = Under("ledger.db")
     usage = Under("usage.json")
     """What the run uses (`asyncrl.runfiles.budget.Usage`)."""

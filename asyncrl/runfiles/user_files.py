@@ -108,7 +108,8 @@ def with_absolute_paths(config: Config) -> Config:
     if rollout.episode:
         own["rollout.episode"] = rollout.episode
     changed = {key: _of_file(name) for key, name in own.items()}
-    changed |= {data.key: _absolute(data.path) for data in config.data.datasets if not is_on_hub(data)}
+    datasets = config.data.datasets + ([] if config.scored_sets is None else config.scored_sets.datasets)
+    changed |= {data.key: _absolute(data.path) for data in datasets if not is_on_hub(data)}
     if config.sft is not None:
         changed["sft.path"] = _absolute(config.sft.path)
     for i, judge in enumerate(config.reward.judges):

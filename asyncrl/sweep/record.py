@@ -78,7 +78,8 @@ def held_out_reward(config: Config, model: Path | None) -> float:
     there is nothing to score (`is_scored`), or no model."""
     if model is None or not is_scored(config):
         return math.nan
-    from asyncrl.evaluation.evaluate import evaluate, held_out
+    from asyncrl.evaluation.evaluate import evaluate
+    from asyncrl.evaluation.sets import held_out
     from asyncrl.runfiles.merged import whole_model
 
     trained = with_model_paths(config, {"model.path": str(whole_model(model))})

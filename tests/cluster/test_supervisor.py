@@ -83,13 +83,13 @@ class Events(list):
 def supervised(tmp_path):
     """`supervised(course)`: runs the supervisor beside `course(host, run_dir)`; what a person was told."""
 
-    def run(course, max_restarts=3, silent=None):
+    def run(course, max_restarts=3, silent=None, more=()):
         async def body():
             host, events, run_dir = Tasks(silent), Events(), RunDir(tmp_path)
-            specs = [RoleSpec(name, {}, max_restarts) for name in NAMES]
+            specs = [RoleSpec(name, {}, max_restarts) for name in (*NAMES, *more)]
             supervisor = Supervisor(run_dir, host, specs, RunConfig(), events)
             ended = asyncio.create_task(supervisor.run())
-            await host.count(len(NAMES))
+            await host.count(len(specs))
             await asyncio.gather(course(host, run_dir), ended)
             assert all(role.ended.done() for role in host.started)
             return events
@@ -159,6 +159,24 @@ def test_what_no_other_start_would_help_ends_the_run(supervised, name, status, c
 
     with pytest.raises(RunFailed, match=f"{name} ended with status {status}.*the reason"):
         supervised(course, max_restarts=0 if status == 0 else 3, silent=None if comes_up else name)
+
+
+def test_a_run_goes_on_without_what_evaluates_it_where_that_dies_again_and_again(supervised):
+    async def course(host, run_dir):
+        host.last("evaluation-0").end(1)
+        await host.count(8)
+        host.last("evaluation-0").end(1)
+        while host.cleared.count("evaluation-0") < 2:
+            await asyncio.sleep(0.01)
+        host.last("rollout-0").end(-9)
+        await host.count(9)
+        host.last("trainer-0").end(0)
+
+    first, second, third = supervised(course, max_restarts=1, more=["evaluation-0"])
+    assert first == "evaluation-0 ended with status 1 (fatal: the reason); starting it again"
+    assert "evaluation-0 ended with status 1 after 1 restarts" in second
+    assert "the run goes on without it. the reason" in second
+    assert third.startswith("rollout-0 was killed by SIGKILL")
 
 
 def test_a_role_that_has_never_come_up_is_started_again_where_what_it_needs_may_come_yet(supervised):

@@ -123,7 +123,7 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(config_file
         ("reward.functions.1.weigth=1", "`reward.functions.1.weight`"),
         ("trainer.max_staleness=1", "`staleness.max_staleness`"),
         ("lr=1", "`trainer.lr` or `critic.lr`"),
-        ("workers=1", "`rollout.workers` or `reward.workers`"),
+        ("workers=1", "`rollout.workers` or `reward.workers` or `evaluation.workers`"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest, config_file):
@@ -135,7 +135,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest,
 
 def test_an_unknown_key_that_resembles_nothing_is_refused_with_what_is_valid_there(config_file):
     assert refusal(config_file(), "checkpoint.xyzzy=1").endswith(
-        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best"
+        "unknown key `checkpoint.xyzzy`; valid here: every_steps, keep_last, keep_best, best_of"
     )
 
 
@@ -577,6 +577,41 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "use staleness.on_stale=wait",
         ),
         (["run.mode=inline", "rollout.workers=2"], "has one engine", "use rollout.workers=1"),
+        (["evaluation.every_steps=5"], "there is nothing to score", "or hold rows out (data.held_out_rows)"),
+        (
+            ["evaluation.every_steps=5", "evaluation.sets=[{path: a/x.jsonl}, {path: b/x.jsonl}]"],
+            "evaluation.sets has 2 datasets called `x`",
+            "give each a `name` of its own",
+        ),
+        (
+            ["evaluation={every_steps: 5, temperature: 0, samples: 4}", "data.held_out_rows=9"],
+            "samples the same response 4 times",
+            "use evaluation.samples=1",
+        ),
+        (
+            ["evaluation={every_steps: 5, workers: 2}", "data.held_out_rows=9", "run.mode=inline"],
+            "scores in its one process",
+            "use evaluation.workers=1",
+        ),
+        (
+            ["evaluation={every_steps: 5, patience: 2}", "data.held_out_rows=9"],
+            "evaluation.patience=2 waits for a metric to rise, and none is named",
+            "set checkpoint.best_of and checkpoint.keep_best=1",
+        ),
+        (
+            [
+                *("evaluation.every_steps=5", "data.held_out_rows=9", "checkpoint.keep_best=1"),
+                "checkpoint.best_of=eval/gsm8k/reward/mean",
+            ],
+            "evaluation has no such metric",
+            "name one such as eval/held_out/reward/mean",
+        ),
+        (["checkpoint.best_of=reward/mean"], "checkpoint.keep_best=0 keeps none", "checkpoint.keep_best=1"),
+        (
+            ["checkpoint.best_of=reward/mean", "checkpoint.keep_best=1"],
+            "is a metric of evaluation",
+            "set evaluation.every_steps, too",
+        ),
         (
             ["rollout.kv_on_update=resubmit"],
             "resubmit is for rollout.engine=vllm; rollout.engine=torch",

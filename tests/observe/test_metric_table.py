@@ -31,6 +31,7 @@ def lines(make_config, one_thread, tiny_folder):
         "replay={}",
         *("reward.functions.0.standardise=true", "data.curriculum={}", "data.hints.column=answer"),
         *("reward.likelihood.mark=''", f"teacher.path={tiny_folder}"),
+        *("data.held_out_rows=4", "evaluation.every_steps=3"),
         *(f"sft.path={tiny_folder / 'prompts.jsonl'}", "sft.response_column=answer"),
     )
     return read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")

@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncrl.config import from_tree
+from asyncrl.config.evaluation import EvaluationConfig
 from asyncrl.errors import ConfigError
-from asyncrl.plan.resources import assign
+from asyncrl.plan.resources import assign, cores_wanted
+from asyncrl.section import with_values
 
 
 def config(workers=1, *, ranks=1, tp=1, colocate="auto", mode="async", **settings):
@@ -53,6 +55,20 @@ def test_ranks_get_one_gpu_each_and_engines_as_many_as_they_split_the_model_over
     assert gpus(placement) == [(0,), (1,), (2, 3, 4), (5, 6, 7)]
     assert [place.role for place in placement.on(4)] == ["rollout-0"]
     assert [place.role for place in placement.of("trainer")] == ["trainer-0", "trainer-1"]
+
+
+def test_engines_that_evaluate_have_gpus_of_their_own_and_no_cores():
+    of = with_values(config(2), {"data.held_out_rows": 4, "evaluation": EvaluationConfig(every_steps=5)})
+    placement = assign(of, None, 8)
+    assert [(p.role, p.gpus) for p in placement.places][-2:] == [("rollout-1", (2,)), ("evaluation-0", (3,))]
+    assert gpus(assign(of, None, 1)) == [(0,)] * 4
+    assert cores_wanted(of, assign(of, None, 0)) == {"trainer-0": 2, "rollout-0": 3, "rollout-1": 3}
+    with pytest.raises(
+        ConfigError,
+        match=r"4 GPUs are needed \(1 for trainer.ranks=1 and 2 for rollout.workers=2 "
+        r"and 1 for evaluation.workers=1\), and there are 3",
+    ):
+        assign(of, None, 3)
 
 
 def test_a_single_gpu_is_shared_by_all():

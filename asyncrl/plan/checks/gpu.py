@@ -10,7 +10,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.plan.memory.estimate import GpuLoad, Memory
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
-from asyncrl.roles import ROLLOUT, TRAINER, Role
+from asyncrl.roles import ENGINES, ROLLOUT, TRAINER, Role
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.specs import specs_of
 from asyncrl.trainer.backend import BackendSpec
@@ -29,7 +29,7 @@ def shares(config: Config, implied: Outline) -> None:
         return
     key, share = taking
     for load in implied.gpus:
-        others = [role for role in load.roles if set_of(role) != ROLLOUT]
+        others = [role for role in load.roles if set_of(role) not in ENGINES]
         engines = len(load.roles) - len(others)
         if not engines or len(load.roles) == 1:
             continue
@@ -94,7 +94,7 @@ def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator
 
 def _is_tight(load: GpuLoad) -> bool:
     """Engines alone on a GPU take what they are told to, and no more."""
-    is_estimated = any(set_of(role) != ROLLOUT for role in load.roles)
+    is_estimated = any(set_of(role) not in ENGINES for role in load.roles)
     return is_estimated and load.total_bytes > (1 - FREE_SHARE) * load.card_bytes
 
 
@@ -106,9 +106,9 @@ def _remedy(config: Config, roles: Sequence[str]) -> str:
             remedies.append("set trainer.gradient_checkpointing=true")
         remedies.append("lower trainer.micro_batch_tokens")
         remedies += _saving_memory()
-    if ROLLOUT in kinds:
+    if kinds & {*ENGINES}:
         taking = engine_of(config).gpu_share(config)
         remedies.append(f"lower {'rollout.slots' if taking is None else taking[0]}")
-    for kind in sorted(kinds - {TRAINER, ROLLOUT}):
+    for kind in sorted(kinds - {TRAINER, *ENGINES}):
         remedies.append(f"lower reward.models.{Role.parse(kind).index}.batch_tokens")
     return ", or ".join(remedies)

@@ -28,7 +28,8 @@ from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.roles import ROLLOUT, TRAINER
-from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.rollout.engines.spec import EngineSpec, engine_of
+from asyncrl.specs import those
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.transport import find_transport
@@ -221,13 +222,27 @@ def kept_sets(config: Config, model: ModelFacts | None) -> None:
 
 
 def dataset(config: Config) -> bool:
-    """The dataset is on this machine, or can be fetched: then True."""
-    for data in config.data.datasets:
+    """The datasets are on this machine, or can be fetched: then True."""
+    scored = [] if config.scored_sets is None else config.scored_sets.datasets
+    for data in [*config.data.datasets, *scored]:
         if is_on_hub(data):
             need("datasets", f"{data.key}={data.path}", f"name a file: {data.key}=FILE.jsonl")
         else:
             read_rows(data)
     return True
+
+
+def evaluation(config: Config) -> None:
+    """There is an engine that can have a version of its own to score, and there are versions."""
+    if config.evaluation is None:
+        return
+    spec, chosen = engine_of(config), f"rollout.engine={config.rollout.engine}"
+    if not spec.samples or not spec.computes_here or not backend_of(config).computes:
+        able = those(EngineSpec, lambda spec: spec.samples and spec.computes_here)
+        raise ConfigError(
+            f"evaluation scores a version by an engine of its own, and {chosen} with trainer.backend="
+            f"{config.trainer.backend} has none; use {able}, or score checkpoints with `asyncrl eval`"
+        )
 
 
 def trainer(config: Config) -> None:

@@ -19,7 +19,7 @@ from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
 from asyncrl.reward_models.initial import judge_config
-from asyncrl.roles import JUDGE, REWARD, ROLLOUT, TRAINER, names
+from asyncrl.roles import ENGINES, JUDGE, REWARD, TRAINER, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes
@@ -101,18 +101,18 @@ def estimate_memory(
     if models.policy is not None and None not in trained:
         parts = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
         entries.append(Memory(TRAINER, *parts))
-    card = None
-    if gpus := {gpu for place in placement.of(ROLLOUT) for gpu in place.gpus}:
-        is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
-        card = Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared)
-    if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
-        here, in_host = parts
-        if config.trainer.lora is not None and models.policy is not None:
-            in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
-        entries.append(Memory(ROLLOUT, here, in_host))
+    for kind in ENGINES:
+        if not placement.of(kind):
+            continue
+        card = _card(placement, kind, gpu_bytes)
+        if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
+            here, in_host = parts
+            if config.trainer.lora is not None and models.policy is not None:
+                in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
+            entries.append(Memory(kind, here, in_host))
     if any(judge.is_initial for judge in config.reward.judges):
         own, question = judge_config(config, longest_prompt_tokens)
-        tokens = own.rollout.context_tokens(question)
+        tokens, card = own.rollout.context_tokens(question), _card(placement, JUDGE, gpu_bytes)
         if (parts := engine_of(config).memory(own, models.policy, tokens, card)) is not None:
             entries.append(Memory(JUDGE, *parts))
     roles = names(REWARD, len(models.reward))
@@ -124,6 +124,13 @@ def estimate_memory(
         two_versions = shared_weights_bytes(config, models.policy)
         entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))
     return tuple(entries)
+
+
+def _card(placement: Placement, kind: str, gpu_bytes: Sequence[int]) -> Card | None:
+    """The GPU that an engine of processes of this kind computes on; None on the CPU."""
+    gpus = {gpu for place in placement.of(kind) for gpu in place.gpus}
+    is_shared = any(len(placement.on(gpu)) > 1 for gpu in gpus)
+    return Card(min(gpu_bytes), CUDA_CONTEXT_BYTES, is_shared) if gpus else None
 
 
 def _reward_model_parts(

@@ -1,0 +1,51 @@
+"""Settings of evaluation that cannot work together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from asyncrl.config.schema import Config
+
+
+def impossible_evaluation(c: Config) -> Iterator[str]:
+    """Combinations that cannot work."""
+    evaluation, best_of = c.evaluation, c.checkpoint.best_of
+    if best_of is not None and not c.checkpoint.keep_best:
+        yield (
+            f"checkpoint.best_of={best_of} says which checkpoints are the best, and checkpoint.keep_best=0 "
+            "keeps none of them; set checkpoint.keep_best=1"
+        )
+    if evaluation is None:
+        if best_of is not None:
+            yield f"checkpoint.best_of={best_of} is a metric of evaluation; set evaluation.every_steps, too"
+        return
+    if not evaluation.sets and not c.data.held_out_rows:
+        yield (
+            f"evaluation.every_steps={evaluation.every_steps}: there is nothing to score; name datasets "
+            "(evaluation.sets), or hold rows out (data.held_out_rows)"
+        )
+    for name, count in Counter(each.label for each in evaluation.sets).items():
+        if count > 1:
+            yield (
+                f"evaluation.sets has {count} datasets called `{name}`, which the metrics could not tell "
+                "apart; give each a `name` of its own"
+            )
+    if evaluation.temperature == 0 and (evaluation.samples or 1) > 1:
+        yield (
+            f"evaluation.temperature=0 samples the same response {evaluation.samples} times; use "
+            "evaluation.samples=1"
+        )
+    if c.run.in_one_process and evaluation.workers > 1:
+        yield f"run.mode={c.run.mode} scores in its one process; use evaluation.workers=1"
+    if evaluation.patience is not None and best_of is None:
+        yield (
+            f"evaluation.patience={evaluation.patience} waits for a metric to rise, and none is named; set "
+            "checkpoint.best_of and checkpoint.keep_best=1"
+        )
+    names = c.scored_names
+    if best_of is not None and not any(best_of.startswith(f"eval/{name}/") for name in names):
+        yield (
+            f"checkpoint.best_of={best_of}: evaluation has no such metric; name one such as "
+            f"eval/{names[0]}/reward/mean"
+        )

@@ -1,0 +1,157 @@
+"""One engine and the rewards of a config, by which one version of the weights after the other is scored on
+held-out prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import cast
+
+from asyncrl.config import Config
+from asyncrl.config.evaluation import EvaluationConfig
+from asyncrl.core.coordinator import Coordinator
+from asyncrl.core.cursor import PromptCursor
+from asyncrl.core.records import Group
+from asyncrl.data.prompts import PromptSet
+from asyncrl.data.tokenizer import load_tokenizer
+from asyncrl.evaluation import scores
+from asyncrl.evaluation.books import EvaluationBooks
+from asyncrl.loop.algorithm import roll_out
+from asyncrl.loop.host import Host, LeasesFor
+from asyncrl.loop.inline import InlineLink
+from asyncrl.observe.samples import Sample, choose
+from asyncrl.reward.rewards import RewardModel
+from asyncrl.rollout.engines.base import SteppedEngine
+from asyncrl.rollout.group import AttemptFailed, GroupRollout
+from asyncrl.rollout.make import start_rollout
+from asyncrl.rollout.task import RolloutTask, sampling_of
+from asyncrl.runfiles.state import loop_settings
+from asyncrl.section import with_values
+from asyncrl.weights.adapters import Merging, merging
+from asyncrl.weights.source import WeightSource
+from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+from asyncrl.work import did_one, working
+
+WORKER = "evaluation"
+
+
+class Evaluator:
+    """Samples responses to the prompts and scores them, on leases of a run without training steps.
+
+    merge: as of `merging`, for versions that are adapters.
+    """
+
+    def __init__(self, config: Config, prompts: PromptSet, rollout: GroupRollout, merge: Merging) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._rollout = rollout
+        self._merge = merge
+        self._names = config.scored_names
+        self._sets = [self._names[prompt.dataset] for prompt in prompts]
+        self._decode: Callable[[Sequence[int]], str] = load_tokenizer(config.model).decode
+
+    async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
+        """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
+        that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
+        changed, settings = asyncio.Event(), replace(loop_settings(self._config), total_steps=0)
+        coordinator: Coordinator[WireGroup] = Coordinator(settings, PromptCursor(1, 0))
+        books: EvaluationBooks[WireGroup] = EvaluationBooks(
+            len(self._prompts), 1, settings.max_attempts, coordinator.next_lease_id
+        )
+        rollout = self._config.rollout
+        leases = LeasesFor(books, self._prompts.rows, rollout.group_size, sampling_of(rollout))
+        host = Host(self._config, (), coordinator, None, evaluation=leases, happened=changed.set)
+        books.published(source.version)
+        whole = self._merge(source)
+        if self._config.run.in_one_process:
+            engine = cast(SteppedEngine, self._rollout.engine)
+            engine.forget()
+            engine.swap(whole.tensors(), whole.version)
+            link = InlineLink(self._config, host, self._rollout)
+            async with link.working():
+                await link.roll_out()
+        else:
+            await self._rollout.engine.update_weights(whole)
+            with working(f"prompts of version {source.version}", len(self._prompts)):
+                await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
+        (only,) = books.rounds
+        if only.failed and not gives_up:
+            raise AttemptFailed("failed", next(iter(only.failed.values())), 0)
+        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(only.groups.items())}
+
+    def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
+        """Of what `measure` gave, by their names in `metrics.jsonl`."""
+        by_set = self.by_set(groups)
+        failed = {name: self._sets.count(name) - len(each) for name, each in by_set.items()}
+        success_above = EvaluationConfig.model_fields["success_above"].default
+        if self._config.evaluation is not None:
+            success_above = self._config.evaluation.success_above
+        return scores.metrics(by_set, failed, success_above)
+
+    def by_set(self, groups: Mapping[int, Group]) -> dict[str, list[Group]]:
+        """Of what `measure` gave."""
+        return {
+            name: [groups[row] for row, of in enumerate(self._sets) if of == name and row in groups]
+            for name in self._names
+        }
+
+    def samples(self, groups: Sequence[Group], step: int, model: str) -> Iterator[Sample]:
+        """All responses, to be read."""
+        chosen = {id(trajectory): why for why, _, trajectory in choose(groups)} if groups else {}
+        for group in groups:
+            for t in group.trajectories:
+                yield Sample.of(step, chosen.get(id(t), []), group, t, self._decode, model=model)
+
+
+@asynccontextmanager
+async def evaluating(
+    config: Config,
+    prompts: PromptSet,
+    models: Mapping[str, RewardModel] | None = None,
+    *,
+    shares_gpu: bool = False,
+) -> AsyncIterator[Evaluator]:
+    """An evaluator with an engine of its own, while the body runs. models, shares_gpu: as of `start_rollout`.
+    What goes wrong in the engine ends the body, and is raised as an `ExceptionGroup`."""
+    merge = merging(config)
+    own = {} if config.evaluation is None else config.evaluation.rollout(config.rollout)
+    config = with_values(config, {"rollout.candidates": None, "trainer.lora": None, **own})
+    longest = prompts.longest_tokens
+    async with (
+        aclosing(await start_rollout(config, longest, models, shares_gpu=shares_gpu)) as rollout,
+        asyncio.TaskGroup() as tasks,
+    ):
+        # The engine of an `inline` run is stepped by its link.
+        driving = None if config.run.in_one_process else tasks.create_task(rollout.engine.run())
+        yield Evaluator(config, prompts, rollout, merge)
+        if driving is not None:
+            driving.cancel()
+
+
+class _Link:
+    """The worker's, to a host in this process."""
+
+    def __init__(self, host: Host, changed: asyncio.Event, version: int, gives_up: bool) -> None:
+        self._host = host
+        self._changed = changed
+        self._version = version
+        self._gives_up = gives_up
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        while not (leased := self._host.lease(WORKER, self._version, limit)):
+            if self._host.finished:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return leased
+
+    async def submit(self, task: RolloutTask, group: Group) -> None:
+        self._host.submit(task, group.summary(), encode_group(group, task.lease_id, task.purpose))
+        did_one()
+
+    async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
+        again = self._host.fail(task, failure.reason, failure.detail, failure.sampled_tokens)
+        if not again and not self._gives_up:
+            raise failure

@@ -1,0 +1,69 @@
+"""The processes that score versions of a run beside its training."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import time
+from pathlib import Path
+
+from asyncrl.config import Config
+from asyncrl.data.prompts import PromptSet
+from asyncrl.evaluation.evaluator import Evaluator, evaluating
+from asyncrl.liveness.pulse import beating
+from asyncrl.reward_models.link import reward_links
+from asyncrl.roles import Role
+from asyncrl.rollout.engines.spec import engine_device
+from asyncrl.runfiles.evaluation import Result, Rounds
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.waits import waiting
+from asyncrl.weights.source import WeightsError
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""How soon a round is noticed."""
+NICENESS = 10
+"""On cores that the training computes on, too."""
+
+
+async def evaluate_versions(config: Config, path: Path, name: str) -> None:
+    """The process `name`: carries out its share of the rounds for ever, one after the other. Its engine keeps
+    a version until the round is done, so that no token is of another one, and nobody waits for it
+    meanwhile."""
+    assert config.evaluation is not None
+    run_dir = RunDir(path)
+    if engine_device(config) == "cpu":
+        os.nice(NICENESS)
+    rounds, models = Rounds(run_dir.evaluation), reward_links(config, run_dir, name)
+    every, workers, number = config.evaluation.every_steps, config.evaluation.workers, Role.parse(name).index
+    async with asyncio.TaskGroup() as services:
+        for model in models.values():
+            services.create_task(model.follow())
+        async with (
+            evaluating(config, PromptSet.load(rounds.prompts), models) as evaluator,
+            beating(run_dir.pulse(name)),
+        ):
+            gc.collect()
+            gc.freeze()  # as `cluster.entries.spare_the_collector`
+            while True:
+                with waiting("a version to evaluate"):
+                    while not (own := [v for v in rounds.pending() if v // every % workers == number]):
+                        await asyncio.sleep(POLL_S)
+                await carry_out(evaluator, rounds, own[0])
+
+
+async def carry_out(evaluator: Evaluator, rounds: Rounds, version: int) -> None:
+    """A pending round. One whose weights cannot be read is left out."""
+    began_s = time.monotonic()
+    try:
+        groups = await evaluator.measure(rounds.source(version), gives_up=True)
+    except WeightsError as error:
+        log.warning("version %d is not evaluated: %s", version, error)
+        rounds.set_aside(version)
+        return
+    responses = b"".join(s.line() for s in evaluator.samples([*groups.values()], version, ""))
+    result = Result(version, evaluator.metrics(groups), time.monotonic() - began_s)
+    rounds.finish(result, responses)

@@ -1,0 +1,149 @@
+"""Evaluation beside training: of whole versions, each once, in nobody's way, and as `asyncrl eval` scores
+their checkpoints."""
+
+import asyncio
+import json
+
+import pytest
+
+import asyncrl
+from asyncrl.config import load
+from asyncrl.config.model_paths import with_model_paths
+from asyncrl.evaluation.evaluate import evaluate
+from asyncrl.evaluation.sets import held_out
+from asyncrl.observe.metrics import read_metrics
+from asyncrl.observe.samples import read_samples
+from asyncrl.report.page import write_report
+from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.evaluation import Rounds
+from asyncrl.runfiles.layout import RunDir
+
+MEAN = "eval/held_out/reward/mean"
+
+HELD = '''
+import time
+from pathlib import Path
+
+HOLD = Path({hold!r})
+
+def letter_share(prompts, completions, **_):
+    """Keeps the rewards of held-out prompts back for as long as a file is there."""
+    if int(prompts[0][-1]["content"].split()[1]) >= 56:
+        HOLD.with_name("held").touch()
+        while HOLD.exists():
+            time.sleep(0.02)
+    texts = [c[-1]["content"] for c in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
+'''
+
+
+def offline(run_dir, version):
+    """What `asyncrl eval` makes of a checkpoint, by the run's settings."""
+    model = Checkpoints(RunDir(run_dir).checkpoints).at(version).hf
+    config = with_model_paths(load(run_dir / "config.yaml"), {"model.path": str(model)})
+    return asyncio.run(evaluate(config, held_out(config)))
+
+
+def texts(samples):
+    return [(s.group, s.prompt, s.response, s.reward, s.parts, s.finish) for s in samples]
+
+
+def assert_as_offline(run_dir, version):
+    found, rounds = offline(run_dir, version), Rounds(RunDir(run_dir).evaluation)
+    assert texts(read_samples(rounds.responses(version))) == texts(found.samples)
+    assert rounds.results()[version].metrics == found.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_version_is_scored_once_whoever_dies_and_training_waits_for_none(launch, tmp_path, capsys):
+    hold, reward = tmp_path / "hold", tmp_path / "held_reward.py"
+    reward.write_text(HELD.format(hold=str(hold)))
+    hold.touch()
+    own = [
+        *("data.held_out_rows=8", "evaluation.every_steps=3", "evaluation.samples=2", "run.steps=8"),
+        *("checkpoint.every_steps=2", "checkpoint.keep_last=4", "evaluation.success_above=0.02"),
+        f"reward.functions=[{{function: '{reward}:letter_share'}}]",
+        "reward.timeout_s=300",
+    ]
+    run = launch(*own)
+    rounds = Rounds(RunDir(run.run_dir).evaluation)
+    run.wait(hold.with_name("held").exists, "a round")
+    run.wait_for_steps(4)  # beside a round that does not get on
+    assert rounds.results() == {}
+    assert rounds.pending() == [0, 3]
+    evaluator = run.role("evaluation-0")
+    evaluator.kill()
+    run.wait_for_successor(evaluator, "evaluation-0")
+    run.kill_whole()
+    hold.unlink()
+    kept = rounds.pending()
+    assert kept[:2] == [0, 3]
+
+    again = launch(resume=run.run_dir)
+    assert again.end(120.0) == 0, again.output.read_text()
+    lines = again.assert_all_steps_are_done(8)
+    assert list(rounds.results()) == [0, 3, 6, 8] and rounds.pending() == []
+    assert len(rounds.results_file.read_text().splitlines()) == 4
+    for version in (0, 3, 6, 8):
+        samples = read_samples(rounds.responses(version))
+        assert len(samples) == 16
+        assert {sample.versions for sample in samples} == {(version, version)}
+    told = {line["eval/version"]: line[MEAN] for line in lines if "eval/version" in line}
+    assert lines[-1]["eval/version"] == 8
+    assert told == {v: rounds.results()[v].metrics[MEAN] for v in told}
+    for version in (6, 8):
+        assert_as_offline(run.run_dir, version)
+
+    page = write_report(run.run_dir).read_text()
+    assert f'data-key="{MEAN}"' in page
+    assert f'<data value="{told[8]}">' in page
+    assert page.count('data-key="eval/') == len({k for k in rounds.results()[8].metrics if "stderr" not in k})
+
+
+@pytest.mark.slow
+def test_an_inline_run_scores_its_versions_and_trains_the_same(
+    make_config, tiny_folder, tmp_path, one_thread
+):
+    def run(name, *more):
+        config = make_config(
+            *("run.mode=inline", "run.steps=4", "data.held_out_rows=4", f"run.dir={tmp_path / name}"), *more
+        )
+        result = asyncrl.run(config, progress=False)
+        newest = Checkpoints(RunDir(result.run_dir).checkpoints).all()[0]
+        return result.run_dir, newest.state().weights_hash
+
+    rows = [{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(3)]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = [
+        {"path": str(tiny_folder / "prompts.jsonl"), "name": "same"},
+        {"path": str(tmp_path / "others.jsonl")},
+    ]
+    evaluation = {"every_steps": 3, "sets": sets, "temperature": 0}
+    best = ("checkpoint.best_of=eval/others/response_tokens/mean", "checkpoint.keep_best=1")
+    # All checkpoints of the others, since inline runs come to rest for each.
+    every = "checkpoint.every_steps=1"
+    folder, trained = run(
+        "scored", f"evaluation={json.dumps(evaluation)}", *best, every, "checkpoint.keep_last=1"
+    )
+    _, alone = run("alone", every)
+    assert trained == alone
+    rounds = Rounds(RunDir(folder).evaluation)
+    results = rounds.results()
+    assert list(results) == [0, 3, 4]
+    samples = read_samples(rounds.responses(3))
+    assert len(samples) == 64 + 3  # greedy: one each
+    assert_as_offline(folder, 4)
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line.get("eval/version") for line in lines] == [0, None, 3, 4]
+    assert all(line["eval/same/failed_prompts"] == 0 for line in lines if "eval/version" in line)
+    assert {c.step for c in Checkpoints(RunDir(folder).checkpoints).all()} == {3, 4}
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_scores_as_offline(make_config):
+    own = ["rollout.engine=vllm", "data.held_out_rows=6", "evaluation.every_steps=2", "run.steps=2"]
+    result = asyncrl.run(make_config(*own, "rollout.group_size=2"), progress=False)
+    assert list(Rounds(RunDir(result.run_dir).evaluation).results()) == [0, 2]
+    assert_as_offline(result.run_dir, 2)

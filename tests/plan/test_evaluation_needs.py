@@ -1,0 +1,31 @@
+"""What evaluation needs is said before a run starts."""
+
+import pytest
+
+from asyncrl.errors import ConfigError
+from asyncrl.plan.checks.settings import evaluation
+from asyncrl.plan.preflight import plan
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("rollout.engine=paced", "trainer.backend=paced"),
+        ("rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.http.weights_dir=/dev/shm/x"),
+    ],
+)
+def test_an_engine_that_cannot_keep_a_version_is_refused(make_config, own):
+    config = make_config("evaluation.every_steps=2", "data.held_out_rows=4", *own)
+    with pytest.raises(ConfigError, match=r"by an engine of its own, .* has none; use .*`asyncrl eval`"):
+        evaluation(config)
+
+
+def test_a_set_that_is_not_there_and_prompts_that_the_rewards_cannot_score_are_told(make_config, tmp_path):
+    (tmp_path / "set.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "right.py").write_text("def right(completions, answer): ...\n")
+    own = ["evaluation.every_steps=2", f"reward.functions=[{{function: '{tmp_path / 'right.py'}:right'}}]"]
+    config = make_config(*own, "evaluation.sets=[{path: nowhere.jsonl}]")
+    missing = plan(config, gpus=0).missing
+    assert "evaluation.sets.0.path=nowhere.jsonl: there is no such file" in " ".join(map(str, missing))
+    with pytest.raises(ConfigError, match="it needs the column `answer`, which usable row 0"):
+        plan(make_config(*own, f"evaluation.sets=[{{path: '{tmp_path / 'set.jsonl'}'}}]"), gpus=0)
