@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from asyncrl.states import State, doing
+from asyncrl.trace import ended
+
 OTHER = "other"
 """The phase outside all named phases."""
+PHASES: Mapping[str, State] = {
+    "wait": "wait_data",
+    "train": "forward_backward",
+    "publish": "publish",
+    "checkpoint": "checkpoint",
+    OTHER: "other",
+}
+"""Of a training step's wall clock, which they add up to; and the trainer's state in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +82,23 @@ class TimeShares:
         self._phases_ns[ended] = self._phases_ns.get(ended, 0) + now_ns - self._since_ns
         self._since_ns, self._phase = now_ns, name
         return ended
+
+
+class StepClock(TimeShares):
+    """Of the trainer's steps, whose `PHASES` are states of its role, too."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with super().phase(name), doing(PHASES[name]):
+            yield
+
+    def metrics(self, step: int, trained_tokens: float) -> dict[str, float]:
+        """Of a step, which the time since the last lap was, and in which so many tokens were trained on."""
+        spent = self.lap()
+        ended("step", f"step {step}", spent.total_s)
+        return {
+            **{f"time/{phase}_s": spent.seconds(phase) for phase in PHASES},
+            "time/step_s": spent.total_s,
+            "idle/trainer": spent.share("wait"),
+            "throughput/trained_tokens_per_s": trained_tokens / spent.total_s if spent.total_s else 0.0,
+        }

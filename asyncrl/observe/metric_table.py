@@ -163,8 +163,13 @@ budget/gpu_hours                      GPU hours  spent so far: GPUs held times w
 budget/eta_s                          s          expected duration of the remaining steps
 budget/expected_gpu_hours             GPU hours  expected cost of the whole run
 
+# Where every role's time goes
+> [States](#states) of each process. Those of a role add up to the wall clock between two looks at it.
+state/{role}/{state}_s  s  the role's time in a state since the line before
+
 # Engines and weights
 rollout/workers      workers   rollout workers that have reported
+rollout/lost/{role}  times     this worker was lost, since the coordinator started: it died, or was replaced
 rollout/running      requests  requests being decoded now
 rollout/waiting      requests  requests waiting for a slot now
 weights/publish_s*   s         time to publish the version

@@ -9,7 +9,7 @@ from asyncrl.observe.metrics import read_metrics
 
 ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
-    *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
+    *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers", "rollout/lost/{role}"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
     "episodes/computed_again_frac",
