@@ -151,11 +151,8 @@ class TrainingRun:
         if self._sample_writer is not None:
             self._sample_writer.write(batch)
         done = batch.step + 1
-        wall_s, times = (
-            time.monotonic() - self._started_s,
-            self._clock.metrics(done, metrics["trained_tokens"]),
-        )
-        line = {"step": done, "version": done, "wall_s": wall_s} | metrics | times
+        line = {"step": done, "version": done, "wall_s": time.monotonic() - self._started_s}
+        line |= metrics | self._clock.metrics(done, metrics["trained_tokens"])
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(line | dict(self.budget.metrics(done)) | told)

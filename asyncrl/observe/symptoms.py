@@ -21,9 +21,9 @@ WINDOW = 20
 """Where the time goes and what the data are like is judged by so many steps."""
 BLOCK = 10
 """Learning is judged by means over so many steps."""
-STARVED, BUSY = 0.9, 0.3
-"""A role starves that has waited for more than the one share of the time, while the other has for less than
-the other."""
+STARVED_TRAINER, STARVED_ROLLOUT, BUSY = 0.85, 0.93, 0.3
+"""A role starves that has waited for more than such a share of the time, while the other has for less than
+that."""
 WAITED_FOR_SCORES = 0.5
 STALE_SHARE, FEW_EFFECTIVE = 0.2, 0.3
 DEATHS = 3
@@ -178,7 +178,7 @@ class Symptoms:
 
 def starved_trainer(history: History, facts: RunFacts) -> str | None:
     trainer, rollout = history.share("idle/trainer"), history.share("idle/rollout")
-    if facts.takes_turns or not (trainer > STARVED and rollout < BUSY):
+    if facts.takes_turns or not (trainer > STARVED_TRAINER and rollout < BUSY):
         return None
     return (
         f"starved trainer: it waited for groups for {percent(trainer)} of the last {WINDOW} steps, while the "
@@ -189,7 +189,7 @@ def starved_trainer(history: History, facts: RunFacts) -> str | None:
 
 def starved_rollout(history: History, facts: RunFacts) -> str | None:
     trainer, rollout = history.share("idle/trainer"), history.share("idle/rollout")
-    if facts.takes_turns or not (rollout > STARVED and trainer < BUSY):
+    if facts.takes_turns or not (rollout > STARVED_ROLLOUT and trainer < BUSY):
         return None
     return (
         f"starved rollout: the engines had nothing to decode for {percent(rollout)} of the last {WINDOW} "
