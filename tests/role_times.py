@@ -8,8 +8,8 @@ SLACK_S = 2 * BEAT_S + 0.5
 
 
 def check_role_times(lines, **wanted):
-    """The states of each role since the first line add up to the time since then; and the roles have those that
-    are wanted among them (`rollout_0={"generate"}`)."""
+    """The states of each role since the first line add up to the time since then; the wanted ones are among
+    them (`rollout_0={"generate"}`)."""
     passed_s = lines[-1]["wall_s"] - lines[0]["wall_s"]
     for role, states in times(lines[1:]).items():
         assert abs(sum(states.values()) - passed_s) <= 0.01 * passed_s + SLACK_S, (role, states, passed_s)
