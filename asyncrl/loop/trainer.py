@@ -90,7 +90,7 @@ class TrainingRun:
         self._executor = executor
         self._overlap = overlap
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
-        self._clock = StepClock()
+        self._clock = StepClock.of(config, trainer)
         self.phase = self._clock.phase
         self._frontier = 0
         self._asked: asyncio.Task[Batch] | None = None
@@ -152,7 +152,7 @@ class TrainingRun:
             self._sample_writer.write(batch)
         done = batch.step + 1
         line = {"step": done, "version": done, "wall_s": time.monotonic() - self._started_s}
-        line |= metrics | self._clock.metrics(done, metrics["trained_tokens"])
+        line |= metrics | self._clock.metrics(batch, metrics)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(line | dict(self.budget.metrics(done)) | told)

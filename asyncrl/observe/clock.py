@@ -6,7 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
+from asyncrl.config import Config
+from asyncrl.core.records import Batch
+from asyncrl.observe.mfu import Trainer, Utilisation
 from asyncrl.states import State, doing
 from asyncrl.trace import ended
 
@@ -87,18 +91,32 @@ class TimeShares:
 class StepClock(TimeShares):
     """Of the trainer's steps, whose `PHASES` are states of its role, too."""
 
+    def __init__(self, utilisation: Utilisation | None = None) -> None:
+        super().__init__()
+        self._utilisation = utilisation
+
+    @classmethod
+    def of(cls, config: Config, trainer: Trainer) -> Self:
+        return cls(Utilisation.of(config, trainer))
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         with super().phase(name), doing(PHASES[name]):
             yield
 
-    def metrics(self, step: int, trained_tokens: float) -> dict[str, float]:
-        """Of a step, which the time since the last lap was, and in which so many tokens were trained on."""
-        spent = self.lap()
-        ended("step", f"step {step}", spent.total_s)
+    def metrics(self, batch: Batch, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Of a step, which the time since the last lap was. metrics: its others."""
+        spent, trained_tokens = self.lap(), metrics["trained_tokens"]
+        ended("step", f"step {batch.step + 1}", spent.total_s)
+        used: dict[str, float] = {}
+        if self._utilisation is not None:
+            lengths = [len(t.token_ids) for group in batch.groups for t in group.trajectories]
+            generated_per_s = metrics["throughput/generated_tokens_per_s"]
+            used = dict(self._utilisation.metrics(lengths, spent.total_s, generated_per_s))
         return {
             **{f"time/{phase}_s": spent.seconds(phase) for phase in PHASES},
             "time/step_s": spent.total_s,
             "idle/trainer": spent.share("wait"),
             "throughput/trained_tokens_per_s": trained_tokens / spent.total_s if spent.total_s else 0.0,
+            **used,
         }

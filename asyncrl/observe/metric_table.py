@@ -159,6 +159,8 @@ idle/trainer*                         share      part of the step in which the t
 idle/rollout*                         share      part of the step in which the engines had nothing to decode
 throughput/generated_tokens_per_s*    tokens/s   tokens sampled by all workers, over the step
 throughput/trained_tokens_per_s*      tokens/s   sampled tokens that were trained on, over the step
+mfu/trainer                           share      of the GPUs' peak: forward and backward pass, over the step
+mfu/rollout                           share      of the engines' peak: sampled tokens, without prompts
 budget/gpu_hours                      GPU hours  spent so far: GPUs held times wall-clock time
 budget/eta_s                          s          expected duration of the remaining steps
 budget/expected_gpu_hours             GPU hours  expected cost of the whole run
