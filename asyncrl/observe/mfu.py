@@ -1,5 +1,5 @@
-"""How much of their peak the trainer's and the engines' GPUs compute: model FLOP utilisation (Chowdhery et al.
-2022, arXiv 2204.02311, appendix B), from the tokens that there really were."""
+"""How much of their peak the trainer's and the engines' GPUs compute: model FLOP utilisation (Chowdhery et
+al. 2022, arXiv 2204.02311, appendix B), from the tokens that there really were."""
 
 from __future__ import annotations
 

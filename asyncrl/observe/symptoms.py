@@ -25,7 +25,7 @@ STARVED_TRAINER, STARVED_ROLLOUT, BUSY = 0.85, 0.93, 0.3
 """A role starves that has waited for more than such a share of the time, while the other has for less than
 that."""
 WAITED_FOR_SCORES = 0.5
-STALE_SHARE, FEW_EFFECTIVE = 0.2, 0.3
+STALE_SHARE, FEW_EFFECTIVE = 0.1, 0.3
 DEATHS = 3
 COLLAPSED, BLOWN_UP = 0.1, 2.0
 CLEARLY = 0.5
