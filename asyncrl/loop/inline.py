@@ -25,14 +25,13 @@ from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
 from asyncrl.loop.host import Host
 from asyncrl.loop.trainer import TrainingRun
-from asyncrl.observe.role_meter import RoleMeter
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
-from asyncrl.states import CLOCK, doing
+from asyncrl.states import doing
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.adapters import merging
 from asyncrl.weights.source import LocalWeights
@@ -65,7 +64,6 @@ class InlineLink:
         """Leases of groups that are being sampled."""
         self._finished: list[tuple[RolloutTask, Group | AttemptFailed]] = []
         self._drops = Drops()
-        self._roles = RoleMeter()
         self._at_door: dict[tuple[int, int, int], asyncio.Future[None]] = {}
         """Requests that will enter the engine together, in their order and not in that of their arrival."""
         rollout.enter = self._wait_at_door
@@ -143,8 +141,7 @@ class InlineLink:
         self._host.meter.report(WORKER, self._engine.stats())
         self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
         self._host.meter.rewards(self._rollout.drain_metrics())
-        states = self._roles.states(WORKER, 0, CLOCK.seconds())
-        return self._host.metrics() | states | {"weights/publish_s": time.monotonic() - started_s}
+        return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
     # ---- the schedule --------------------------------------------------------------------------------------
 
@@ -232,7 +229,6 @@ class InlineLink:
 
 async def run_inline(config: Config, run_dir: RunDir) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
-    CLOCK.begin()
     with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             trainer = make_trainer(config)

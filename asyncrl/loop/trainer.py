@@ -90,7 +90,7 @@ class TrainingRun:
         self._executor = executor
         self._overlap = overlap
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
-        self._clock = StepClock.of(config, trainer)
+        self._clock = StepClock(config, trainer)
         self.phase = self._clock.phase
         self._frontier = 0
         self._asked: asyncio.Task[Batch] | None = None
@@ -102,7 +102,7 @@ class TrainingRun:
         the body everything is saved."""
         done = await self._restore()
         self._frontier = await self._link.begin(done)
-        self._symptoms = Symptoms.of_run(self._config, is_new=done == 0)
+        self._symptoms = Symptoms.of_run(self._config, self._run_dir.path, done)
         await self.publish(done)
         self._clock.lap()
         self._saver.start_clock()

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.observe.mfu import Trainer, Utilisation
-from asyncrl.states import State, doing
+from asyncrl.observe.role_meter import RoleMeter
+from asyncrl.roles import RANK_0
+from asyncrl.states import CLOCK, State, doing
 from asyncrl.trace import ended
 
 OTHER = "other"
@@ -91,13 +92,13 @@ class TimeShares:
 class StepClock(TimeShares):
     """Of the trainer's steps, whose `PHASES` are states of its role, too."""
 
-    def __init__(self, utilisation: Utilisation | None = None) -> None:
+    def __init__(self, config: Config, trainer: Trainer) -> None:
         super().__init__()
-        self._utilisation = utilisation
-
-    @classmethod
-    def of(cls, config: Config, trainer: Trainer) -> Self:
-        return cls(Utilisation.of(config, trainer))
+        self._utilisation = Utilisation.of(config, trainer)
+        self._states, self._role = RoleMeter(), RANK_0
+        if config.run.in_one_process:  # which other roles' processes do when they start
+            self._role = config.run.mode
+            CLOCK.begin()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -108,11 +109,11 @@ class StepClock(TimeShares):
         """Of a step, which the time since the last lap was. metrics: its others."""
         spent, trained_tokens = self.lap(), metrics["trained_tokens"]
         ended("step", f"step {batch.step + 1}", spent.total_s)
-        used: dict[str, float] = {}
+        used = self._states.states(self._role, 0, CLOCK.seconds())
         if self._utilisation is not None:
             lengths = [len(t.token_ids) for group in batch.groups for t in group.trajectories]
             generated_per_s = metrics["throughput/generated_tokens_per_s"]
-            used = dict(self._utilisation.metrics(lengths, spent.total_s, generated_per_s))
+            used |= self._utilisation.metrics(lengths, spent.total_s, generated_per_s)
         return {
             **{f"time/{phase}_s": spent.seconds(phase) for phase in PHASES},
             "time/step_s": spent.total_s,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Protocol, cast
 
-from asyncrl.roles import Role
+from asyncrl.roles import RANK_0, Role
 from asyncrl.states import STATES, State
 from asyncrl.units import percent
 
@@ -30,7 +30,7 @@ class Reading(Protocol):
 
 class RoleMeter:
     """A role's process may be replaced by another, whose clock begins anew; what the last one did after its
-    last reading is not known.
+    last reading is not known. The trainer itself says where its time went, to the moment.
 
     before: readings of what others have counted already.
     """
@@ -44,10 +44,11 @@ class RoleMeter:
         found: dict[str, float] = {}
         for role, reading in readings.items():
             found[f"memory/{role}_rss_bytes"] = reading.rss_bytes
-            found |= self.states(role, reading.pid, reading.states_s)
+            found |= self.states(role, reading.pid, reading.states_s) if role != RANK_0 else {}
         return found
 
     def states(self, role: str, pid: int, states_s: Mapping[str, float]) -> dict[str, float]:
+        """Those of one role."""
         before_pid, before_s = self._last.get(role, (pid, {}))
         self._last[role] = pid, states_s
         new_s = {

@@ -1,4 +1,4 @@
-"""Describes what is wrong with a run, as far as its metrics show, and which setting to change. Pure."""
+"""Describes what is wrong with a run, as far as its metrics show, and which setting to change."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 from asyncrl.config import Config
+from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.observe.role_meter import by_kind, times
 from asyncrl.roles import ROLLOUT
 from asyncrl.units import number, percent
@@ -19,7 +21,7 @@ FIRST_RESPONSES = 100
 STEPS_WITHOUT_SIGNAL = 10
 WINDOW = 20
 """Where the time goes and what the data are like is judged by so many steps."""
-BLOCK = 10
+BLOCK = 5
 """Learning is judged by means over so many steps."""
 STARVED_TRAINER, STARVED_ROLLOUT, BUSY = 0.85, 0.93, 0.3
 """A role starves that has waited for more than such a share of the time, while the other has for less than
@@ -118,10 +120,17 @@ class Symptoms:
         """The steps since each symptom was last there, of those that were told."""
 
     @classmethod
-    def of_run(cls, config: Config, *, is_new: bool) -> Self:
+    def of_run(cls, config: Config, run_dir: Path, done: int) -> Self:
+        """Of a run that goes on after so many steps: it knows what it was like before, and what was told."""
         rollout = config.rollout
         responses = config.trainer.batch_groups * rollout.group_size
-        return cls(responses, rollout.max_new_tokens, is_new=is_new, facts=RunFacts.of(config))
+        symptoms = cls(responses, rollout.max_new_tokens, is_new=done == 0, facts=RunFacts.of(config))
+        lines = [line for line in read_metrics(run_dir / FILE_NAME) if line["step"] <= done] if done else []
+        for i, line in enumerate(lines):
+            symptoms._history.add(line)
+            if i >= len(lines) - WINDOW:
+                list(symptoms._by_rules())
+        return symptoms
 
     def of(self, metrics: Row) -> list[str]:
         """The symptoms that are new in this step."""

@@ -13,19 +13,17 @@ class Reading:
 
 
 def test_what_was_spent_between_two_readings_and_all_of_a_new_process():
-    meter = RoleMeter({"trainer-0": Reading(1, {"start": 2.0})})  # counted by the coordinator before this one
-    first = meter.metrics(
-        {"trainer-0": Reading(1, {"start": 2.0, "publish": 1.5}), "rollout-0": Reading(2, {})}
-    )
-    assert first == {
-        "memory/trainer-0_rss_bytes": 7,
-        "memory/rollout-0_rss_bytes": 7,
-        "state/trainer-0/publish_s": 1.5,
+    meter = RoleMeter({"rollout-0": Reading(1, {"start": 2.0})})  # counted by the coordinator before this one
+    readings = {
+        "rollout-0": Reading(1, {"start": 2.0, "swap": 1.5}),
+        "rollout-1": Reading(2),
+        "trainer-0": Reading(3, {"start": 1.0}),  # it says so itself
     }
-    second = meter.metrics({"trainer-0": Reading(1, {"start": 2.0, "publish": 1.5}), "rollout-0": Reading(2)})
-    assert not [key for key in second if key.startswith("state/")]
-    third = meter.metrics({"trainer-0": Reading(9, {"start": 3.0, "publish": 2.0})})  # another process
-    assert (third["state/trainer-0/start_s"], third["state/trainer-0/publish_s"]) == (3.0, 2.0)
+    memory = {f"memory/{role}_rss_bytes": 7 for role in readings}
+    assert meter.metrics(readings) == memory | {"state/rollout-0/swap_s": 1.5}
+    assert meter.metrics(readings) == memory
+    third = meter.metrics({"rollout-0": Reading(9, {"start": 3.0, "swap": 2.0})})  # another process
+    assert (third["state/rollout-0/start_s"], third["state/rollout-0/swap_s"]) == (3.0, 2.0)
 
 
 def test_all_lines_together_by_role_and_by_kind():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncrl import config as settings
 from asyncrl.observe.symptoms import WINDOW, RunFacts, Symptoms
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_runs.json").read_text())
@@ -99,6 +100,22 @@ def test_what_comes_again_is_told_again():
     assert [at for at, n in enumerate(told) if n] == [WINDOW - 1, len(told) - 4]  # 17 of 20 are ill
 
 
+def test_a_run_that_goes_on_knows_what_it_was_like_and_what_was_told(tmp_path, make_line):
+    tree = {
+        "model": {"path": "m"},
+        "data": {"path": "d.jsonl"},
+        "reward": {"functions": [{"function": "asyncrl.tiny.skill:exact_match"}]},
+    }
+    starved = {"idle/trainer": 0.99, "idle/rollout": 0.0}
+    starved["reward/mean"] = 0.5
+    lines = [make_line(step) | starved for step in range(1, 31)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    symptoms = Symptoms.of_run(settings.from_tree(tree), tmp_path, 25)
+    rows = [make_line(step, response_tokens__mean=60.0) | starved for step in range(26, 41)]
+    told = [text.partition(":")[0] for row in rows for text in symptoms.of(row)]
+    assert told == ["length blow-up"]  # since the first step; and nothing of the trainer, which was told
+
+
 def test_shares_are_of_the_time_and_not_of_the_steps():
     symptoms = Symptoms(40, 256)
     rows = WINDOW // 2 * [waiting(1.0, 0.0), waiting(0.0, 0.0) | {"time/step_s": 0.001}]
@@ -146,6 +163,6 @@ def test_a_hacked_reward_is_a_score_that_rises_while_a_rule_s_falls(judged, rule
     rows = [row(i, 0.2, 0.3) for i in range(1, 21)] + [row(i, 0.5, 0.5) for i in range(21, 41)]
     rows += [row(i, judged, ruled) for i in range(41, 51)]
     told = [text for each in rows for text in symptoms.of(each)]
-    assert [text.partition(":")[0] for text in told] == ["possible reward hacking, steps 21-50"] * is_told
+    assert [text.partition(":")[0] for text in told] == ["possible reward hacking, steps 21-45"] * is_told
     if told:
         assert "responses became 1.9 times as long, the score of `judge` rose (0.5 to 0.9) and" in told[0]
