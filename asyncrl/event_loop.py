@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import signal
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from asyncrl.states import doing
 
 T = TypeVar("T")
 START_TIMEOUT_S = 5.0
@@ -22,6 +25,17 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
     if _loop_is_running():
         return _run_in_thread(main)
     return asyncio.run(_terminable(main))
+
+
+def idle_is_waiting() -> asyncio.AbstractEventLoop:
+    """An event loop of a process that is in `wait_work` (`asyncrl.states`) while there is nothing to run."""
+    return asyncio.SelectorEventLoop(_IdleSelector())
+
+
+class _IdleSelector(selectors.DefaultSelector):
+    @doing("wait_work")
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(timeout)
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:

@@ -6,9 +6,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import msgspec
+
+from asyncrl.states import State, doing
+from asyncrl.trace import ended
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -25,18 +28,21 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def waiting(what: str, patience_s: float | None = None) -> Iterator[None]:
+def waiting(what: str, patience_s: float | None = None, *, state: State | None = None) -> Iterator[None]:
     """While the body runs, this process waits for `what`. Any thread or task may call this; waits may
     overlap.
 
-    patience_s: the longest wait, for something that is unavailable and may come back.
+    patience_s: the longest wait, for something that is unavailable and may come back. state: that this
+    process is in meanwhile.
     """
     number, now_s = next(_numbers), time.time()
     _open[number] = Wait(what, now_s, None if patience_s is None else now_s + patience_s)
     try:
-        yield
+        with nullcontext() if state is None else doing(state):
+            yield
     finally:
         del _open[number]
+        ended("wait", what, time.time() - now_s)
 
 
 def open_waits() -> list[Wait]:

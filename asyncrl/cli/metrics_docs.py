@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from asyncrl.observe.metric_table import GROUPS, OVERVIEW, MetricGroup
+from asyncrl.states import STATES
 
 _INTRODUCTION = """\
 # Metrics
@@ -20,11 +21,23 @@ TensorBoard opens on `0_overview`: {overview}.
 The metrics by the age of the tokens come last (`z_age/...`)."""
 
 
+_STATES = """
+## States
+
+What a role does in each. It may do several things at a time: a moment counts for the first of them in this
+order.
+
+| state | the role |
+|---|---|"""
+
+
 def render() -> str:
     """The reference as Markdown: a table for each group of metrics."""
     overview = ", ".join(f"`{key}`" for key in OVERVIEW)
     tables = (line for group in GROUPS for line in _table(group))
-    return "\n".join([_INTRODUCTION.replace("{overview}", overview), *tables]) + "\n"
+    states = (f"| `{state}` | {meaning} |" for state, meaning in STATES.items())
+    parts = [_INTRODUCTION.replace("{overview}", overview), *tables, _STATES, *states]
+    return "\n".join(parts) + "\n"
 
 
 def _table(group: MetricGroup) -> Iterator[str]:

@@ -16,6 +16,7 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.liveness.pulse import beating
 from asyncrl.roles import COORDINATOR, EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.states import doing
 from asyncrl.work import unhurried
 
 ENDPOINT_TIMEOUT_S = 60.0
@@ -30,7 +31,8 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
         roles = [role for of in role_sets(config) if of.name != EVALUATION for role in of.roles]
         service = CoordinatorService(config, run_dir, prompts, state, store, roles)
         run_dir.announce_endpoint(name, service.bind())
-        await service.run()
+        with doing("serve"):
+            await service.run()
 
 
 async def rollout(config: Config, path: Path, name: str) -> None:

@@ -20,15 +20,18 @@ from pathlib import Path
 
 from asyncrl import config as settings
 from asyncrl.affinity import pin
-from asyncrl.cluster.kinds import kind_of
+from asyncrl.cluster.kinds import kind_of, role_sets
 from asyncrl.config import Config
 from asyncrl.core.invariants import InvariantError
 from asyncrl.data.hub import with_folders
 from asyncrl.errors import AsyncRLError, RunFailed, is_no_room
+from asyncrl.event_loop import idle_is_waiting
 from asyncrl.lifeline import end_with, leave
 from asyncrl.liveness.status import tell_beginning
 from asyncrl.resolve import forget_own_path
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.states import CLOCK
+from asyncrl.trace import RUN_BYTES, recording
 from asyncrl.weights.source import WeightsError
 
 FATAL = "fatal: "
@@ -50,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--supervisor", type=int, required=True, metavar="PID")
     args = parser.parse_args(argv)
+    CLOCK.begin()
+    CLOCK.enter("start")  # until it has a pulse
     forget_own_path()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, RunDir(args.run_dir).stacks(args.name).open("a"), all_threads=True)
@@ -60,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     pin()  # before any thread is started
     end_with(args.supervisor)
     try:
-        asyncio.run(_until_terminated(args.name, args.run_dir))
+        # What only answers others has nothing to do while it waits for them.
+        loop = idle_is_waiting if kind_of(args.name).is_hub else None
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(_until_terminated(args.name, args.run_dir))
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - this process ends with it
@@ -74,7 +82,10 @@ async def _until_terminated(name: str, run_dir: Path) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await _entry(name)(_config(RunDir(run_dir)), run_dir, name)
+    config = _config(RunDir(run_dir))
+    roles = sum(len(of.roles) for of in role_sets(config))
+    with recording(RunDir(run_dir).spans if config.observe.trace else None, name, RUN_BYTES // roles):
+        await _entry(name)(config, run_dir, name)
 
 
 def _entry(role: str) -> Callable[[Config, Path, str], Awaitable[None]]:

@@ -17,7 +17,13 @@ from asyncrl.config.objective import (
 )
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
-from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
+from asyncrl.config.run import (
+    CheckpointConfig,
+    NetworkConfig,
+    ObserveConfig,
+    PlacementConfig,
+    RunConfig,
+)
 from asyncrl.config.sweep import SweepConfig
 from asyncrl.config.trainer import TrainerConfig
 from asyncrl.section import Section
@@ -94,6 +100,7 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     network: NetworkConfig = NetworkConfig()
+    observe: ObserveConfig = ObserveConfig()
     sweep: SweepConfig | None = None
     """What `asyncrl sweep` compares by this config; null is nothing."""
 

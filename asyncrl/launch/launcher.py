@@ -37,6 +37,7 @@ from asyncrl.plan import disk
 from asyncrl.plan.load import load
 from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.resources import Place, Placement
+from asyncrl.report.trace import write_trace
 from asyncrl.resolve import Function, importing, spec_of
 from asyncrl.roles import COORDINATOR, TRAINER
 from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
@@ -48,6 +49,7 @@ from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.section import with_values
+from asyncrl.trace import recording
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import find_transport
 
@@ -148,10 +150,20 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
             view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
             raise
         finally:
+            if config.observe.trace:
+                view.event(_trace(run_dir))
             view.stop()
     summary = summarise(run_dir.path)
     assert summary.checkpoint is not None or not backend_of(config).computes
     return RunResult(run_dir.path, summary.checkpoint, summary)
+
+
+def _trace(run_dir: RunDir) -> str:
+    """Write the run's trace, and say where. Nothing that is wrong with it makes a run fail."""
+    try:
+        return f"trace for https://ui.perfetto.dev: {write_trace(run_dir.path)}"
+    except (ConfigError, OSError) as error:
+        return f"no trace was written: {error}"
 
 
 def _resolve(
@@ -253,10 +265,12 @@ async def _run(
         if checked.config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.
             from asyncrl.evaluation.beside import evaluated
-            from asyncrl.loop.inline import run_inline
+            from asyncrl.loop.inline import WORKER, run_inline
 
             config = _on_devices(checked)
-            await _while_showing(run_inline(config, run_dir, partial(evaluated, config, run_dir)), view)
+            evaluations = partial(evaluated, config, run_dir)
+            with recording(run_dir.spans if config.observe.trace else None, WORKER):
+                await _while_showing(run_inline(config, run_dir, evaluations), view)
         else:
             with scratch_folder() as folder:
                 roles = _roles(checked, folder)

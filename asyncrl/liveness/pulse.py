@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from asyncrl.paths import replace_file
+from asyncrl.states import CLOCK
 from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work, longest_step_s
 
@@ -56,14 +57,17 @@ class Pulse(msgspec.Struct, frozen=True):
     """Progress of its computation; None while it does nothing that is counted."""
     unhurried: str | None = None
     """Long work without measurable progress."""
+    states_s: dict[str, float] = {}
+    """Seconds in each state since its start (`asyncrl.states`); they add up to its age."""
     at_s: float = 0.0
     """Wall-clock time of the last beat: the modification time of the file."""
 
 
 class Heart:
-    """Writes a role's pulse to `path`."""
+    """Writes a role's pulse to `path`, which has started with it."""
 
     def __init__(self, path: Path) -> None:
+        CLOCK.leave("start")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._rss_bytes = _rss_bytes()
@@ -91,6 +95,7 @@ class Heart:
             self.stall,
             current_work(),
             current_unhurried(),
+            dict(CLOCK.seconds()),
         )
         try:
             replace_file(self._path, msgspec.json.encode(pulse))

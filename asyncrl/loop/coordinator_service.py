@@ -18,6 +18,7 @@ from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
 from asyncrl.liveness.stall import StallWatch
 from asyncrl.loop.host import Host
+from asyncrl.observe.role_meter import RoleMeter
 from asyncrl.roles import COORDINATOR, RANK_0, ROLLOUT, SUPERVISOR, TRAINER, names
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
@@ -90,6 +91,7 @@ class CoordinatorService:
         self._stored: asyncio.Future[None] | None = None
         """Done when what has happened in this turn of the loop is stored; None while nothing has."""
         self._heart = Heart(run_dir.pulse(COORDINATOR))
+        self._roles = RoleMeter(self._pulses())
         self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
@@ -280,10 +282,11 @@ class CoordinatorService:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             for worker in list(self._workers.values()):
                 await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
-        memory = self._pulses()
+        # What the first publication since a start is answered, nobody writes down.
+        roles = {} if self._published is None else self._roles.metrics(self._pulses())
         answer = m.Published(
             self._host.metrics()
-            | {f"memory/{role}_rss_bytes": pulse.rss_bytes for role, pulse in memory.items()}
+            | roles
             | {
                 "rpc/refused": self._server.refused.total,
                 "rpc/refused_peers": self._server.refused_peers.total,

@@ -31,6 +31,7 @@ from asyncrl.rollout.make import start_rollout
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
+from asyncrl.states import doing
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.adapters import merging
 from asyncrl.weights.source import LocalWeights
@@ -194,7 +195,8 @@ class InlineLink(TrainerLink):
                 )
             # Scores and episodes come from other processes: no need to turn in circles while nothing but them
             # is missing.
-            await self._turn(SCORING_POLL_S if sampled or turn > OWN_TURNS else 0)
+            with doing("score"):
+                await self._turn(SCORING_POLL_S if sampled or turn > OWN_TURNS else 0)
         raise AssertionError("endless")
 
     async def _wait_at_door(self, key: tuple[int, int, int]) -> None:

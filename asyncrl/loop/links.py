@@ -62,7 +62,7 @@ class ZmqWorkerLink:
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
         request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken)
-        with waiting("groups to sample"):
+        with waiting("groups to sample", state="wait_work"):
             answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
         self._held |= {task.lease_id for task in answer.tasks}
         return None if answer.finished else answer.tasks

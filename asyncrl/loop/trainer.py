@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.data.tokenizer import load_tokenizer
-from asyncrl.observe.clock import OTHER, TimeShares
+from asyncrl.observe.clock import StepClock
 from asyncrl.observe.metrics import MetricsWriter
 from asyncrl.observe.samples import SamplesWriter
 from asyncrl.observe.symptoms import Symptoms
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-PHASES = ("wait", "train", "publish", "checkpoint", OTHER)
-"""Of a step's wall clock; they add up to it."""
 
 
 class TrainerLink(Protocol):
@@ -100,8 +98,8 @@ class TrainingRun:
         self._executor = executor
         self._overlap = overlap
         self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
-        self._shares = TimeShares()
-        self.phase = self._shares.phase
+        self._clock = StepClock(config, trainer)
+        self.phase = self._clock.phase
         self._frontier = 0
         self._asked: asyncio.Task[Batch] | None = None
         """For the batch of the next step."""
@@ -112,10 +110,9 @@ class TrainingRun:
         the body everything is saved."""
         done = await self._restore()
         self._frontier = await self._link.begin(done)
-        rollout, groups = self._config.rollout, self._config.trainer.batch_groups
-        self._symptoms = Symptoms(groups * rollout.group_size, rollout.max_new_tokens, is_new=done == 0)
+        self._symptoms = Symptoms.of_run(self._config, self._run_dir.path, done)
         await self.publish(done)
-        self._shares.lap()
+        self._clock.lap()
         self._saver.start_clock()
         try:
             with MetricsWriter(self._run_dir.path, after_step=done) as writer, self._samples(done) as samples:
@@ -131,7 +128,7 @@ class TrainingRun:
 
     async def take(self, step: int) -> Batch:
         """The batch of a step. With `overlap`, the next is asked for at once."""
-        with self._shares.phase("wait"), waiting(f"the batch of step {step}"):
+        with self.phase("wait"), waiting(f"the batch of step {step}"):
             self._asked = self._asked or self._ask(step)
             batch = await self._asked
         # One step more than there are is never asked for: the coordinator would wait for it in vain.
@@ -162,7 +159,8 @@ class TrainingRun:
         if self._sample_writer is not None:
             self._sample_writer.write(batch)
         done = batch.step + 1
-        line = self._line(done, time.monotonic() - self._started_s, metrics)
+        line = {"step": done, "version": done, "wall_s": time.monotonic() - self._started_s}
+        line |= metrics | self._clock.metrics(batch, metrics)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(line | dict(self.budget.metrics(done)) | told)
@@ -200,7 +198,7 @@ class TrainingRun:
         return checkpoint.step
 
     async def _save(self, done: int, reward: float) -> None:
-        with self._shares.phase("checkpoint"):
+        with self.phase("checkpoint"):
             await self._link.come_to_rest()
             take = partial(self.compute, self.trainer.snapshot)
             await self._saver.save(done, reward, take, self.scale_rewards.state())
@@ -209,17 +207,3 @@ class TrainingRun:
 
     def _ask(self, step: int) -> asyncio.Task[Batch]:
         return asyncio.create_task(self._link.take(step), name=f"fetch the batch of step {step}")
-
-    def _line(self, step: int, wall_s: float, metrics: dict[str, float]) -> dict[str, float]:
-        spent = self._shares.lap()
-        trained = metrics["trained_tokens"]
-        return {
-            "step": step,
-            "version": step,
-            "wall_s": wall_s,
-            **metrics,
-            **{f"time/{phase}_s": spent.seconds(phase) for phase in PHASES},
-            "time/step_s": spent.total_s,
-            "idle/trainer": spent.share("wait"),
-            "throughput/trained_tokens_per_s": trained / spent.total_s if spent.total_s else 0.0,
-        }

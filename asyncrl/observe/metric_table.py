@@ -167,12 +167,19 @@ idle/trainer*                         share      part of the step in which the t
 idle/rollout*                         share      part of the step in which the engines had nothing to decode
 throughput/generated_tokens_per_s*    tokens/s   tokens sampled by all workers, over the step
 throughput/trained_tokens_per_s*      tokens/s   sampled tokens that were trained on, over the step
+mfu/trainer                           share      of the GPUs' peak: forward and backward pass, over the step
+mfu/rollout                           share      of the engines' peak: sampled tokens, without prompts
 budget/gpu_hours                      GPU hours  spent so far: GPUs held times wall-clock time
 budget/eta_s                          s          expected duration of the remaining steps
 budget/expected_gpu_hours             GPU hours  expected cost of the whole run
 
+# Where every role's time goes
+> [States](#states) of each process. Those of a role add up to the wall clock between two looks at it.
+state/{role}/{state}_s  s  the role's time in a state since the line before
+
 # Engines and weights
 rollout/workers      workers   rollout workers that have reported
+rollout/lost/{role}  times     this worker was lost, since the coordinator started: it died, or was replaced
 rollout/running      requests  requests being decoded now
 rollout/waiting      requests  requests waiting for a slot now
 weights/publish_s*   s         time to publish the version

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncrl.observe.progress import RunProgress
+from asyncrl.observe.role_meter import in_words
 from asyncrl.observe.sparkline import sparkline
-from asyncrl.roles import ROLLOUT, TRAINER
+from asyncrl.roles import REWARD, ROLLOUT, TRAINER
 from asyncrl.units import duration, milliseconds, number, percent
 
 LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
@@ -31,7 +32,7 @@ def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width:
     width = min(width, LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
-        parts += [_chart_table(progress, width), Text(), _ledger(progress)]
+        parts += [_chart_table(progress, width), Text(), _ledger(progress), *_times(progress)]
     status = list(_status(progress, now_s))
     if progress.steps and (status or events):
         parts.append(Text())
@@ -122,6 +123,12 @@ def _ledger(progress: RunProgress) -> RenderableType:
         text.append(number(count), "bold red" if state == "failed" and count else "bold")
         text.append(f" {state.replace('_', ' ')}", "dim")
     return text
+
+
+def _times(progress: RunProgress) -> Iterator[RenderableType]:
+    for kind, states in progress.times().items():
+        if kind in (TRAINER, ROLLOUT, REWARD):
+            yield _one_line(kind.ljust(LABEL_WIDTH), "dim").append(f" {in_words(states)}", "")
 
 
 def _status(progress: RunProgress, now_s: float) -> Iterator[RenderableType]:

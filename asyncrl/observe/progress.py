@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.observe.role_meter import Times, by_kind, times
+
 CHARTED_KEYS = (
     "reward/mean",
     "throughput/generated_tokens_per_s",
@@ -41,11 +43,13 @@ class RunProgress:
     last_line_s: float = math.nan
     """When it was read."""
     series: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in CHARTED_KEYS})
+    _lines: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS + 1))
     """Step and wall-clock time of the last lines."""
 
     def add(self, line: Mapping[str, Any], now_s: float) -> None:
         self.last, self.last_line_s = line, now_s
+        self._lines.append(line)
         self._recent.append((int(line["step"]), float(line["wall_s"])))
         for key, values in self.series.items():
             values.append(self.number(key))
@@ -63,6 +67,10 @@ class RunProgress:
     def is_under_way(self) -> bool:
         """Whether steps follow each other, so that a status adds nothing."""
         return self.begun_with < self.steps < self.total_steps
+
+    def times(self) -> Times:
+        """Where the time of each kind of role went, in the last steps."""
+        return by_kind(times(self._lines))
 
     def number(self, key: str) -> float:
         """A number of the newest line; NaN if it has none of that name."""

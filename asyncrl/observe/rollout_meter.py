@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ class RolloutMeter:
     _busy_s: float = 0.0
     _updates: dict[str, UpdateReport] = field(default_factory=dict)
     _rewards: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
+    _lost: Counter[str] = field(default_factory=Counter)
     _last: tuple[float, int, float] | None = None
 
     def report(self, worker: str, stats: EngineStats) -> None:
@@ -51,7 +52,8 @@ class RolloutMeter:
             self._rewards[name][1] += count
 
     def lost(self, worker: str) -> None:
-        self._workers.pop(worker, None)
+        if self._workers.pop(worker, None) is not None:
+            self._lost[worker] += 1
         self._updates.pop(worker, None)
 
     def metrics(self) -> dict[str, float]:
@@ -76,4 +78,5 @@ class RolloutMeter:
             "weights/pause_s": sum(pauses) / len(pauses),
             "weights/pause_max_s": max(pauses),
             "weights/stage_s": max((update.stage_s for update in self._updates.values()), default=0.0),
+            **{f"rollout/lost/{worker}": times for worker, times in self._lost.items()},
         } | rewards

@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
+from asyncrl.observe.role_meter import Times, by_kind, in_words, times
+from asyncrl.roles import REWARD, ROLLOUT, TRAINER
 from asyncrl.units import duration, format_bytes, number, percent
 
 FIRST_STEPS, LAST_STEPS = 3, 5
 """The first and the last reward are means over this many steps."""
+SHOWN_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class Summary:
     dropped_groups: int
     failed_groups: int
     in_flight_groups: int
+    useful_frac: float
+    """Share of the sampled tokens that were trained on, of those that came to an end."""
+    times: Times
+    """Where the time of every role went."""
+    warnings: Sequence[tuple[int, str]]
+    """What the metrics showed to be wrong, and at which step."""
     checkpoint_s: float
     """Time that the training waited for checkpoints."""
     checkpoints: int
@@ -94,6 +103,9 @@ def summary_of(run_dir: Path, lines: Sequence[Mapping[str, Any]]) -> Summary:
         dropped_groups=last["ledger/dropped_groups"],
         failed_groups=last["ledger/failed_groups"],
         in_flight_groups=last["ledger/in_flight_groups"],
+        useful_frac=_useful(last),
+        times=times(lines),
+        warnings=[(line["step"], text) for line in lines for text in line.get("warnings") or ()],
         checkpoint_s=math.fsum(line.get("time/checkpoint_s", 0.0) for line in lines),
         checkpoints=len(kept),
         checkpoint_bytes=sum(f.stat().st_size for path in kept for f in path.rglob("*") if f.is_file()),
@@ -115,6 +127,10 @@ def print_summary(
     console = console or Console()
     for label, text in (*rows(summary), *more):
         console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
+    for step, text in summary.warnings[:SHOWN_WARNINGS]:
+        console.print(Text.assemble((f"{'warning':19}", "yellow"), f"step {step:,}: {text}"), soft_wrap=True)
+    if (others := len(summary.warnings) - SHOWN_WARNINGS) > 0:
+        console.print(Text.assemble((f"{'':19}", "dim"), f"and {others:,} more warnings, in the report"))
 
 
 def rows(s: Summary) -> Iterator[tuple[str, str]]:
@@ -128,6 +144,11 @@ def rows(s: Summary) -> Iterator[tuple[str, str]]:
     yield "tokens per second", rates
     yield "staleness", f"mean {number(s.staleness_mean, 2)}, max {number(s.staleness_max)}"
     yield "idle", f"trainer {percent(s.idle_trainer)}, rollout {percent(s.idle_rollout)}"
+    for kind, states in by_kind(s.times).items():
+        if kind in (TRAINER, ROLLOUT, REWARD):
+            yield f"{kind} time", in_words(states)
+    if not math.isnan(s.useful_frac):
+        yield "useful tokens", f"{percent(s.useful_frac)} of those that came to an end were trained on"
     yield "groups", f"{s.generated_groups:,} admitted: {fates}, {s.in_flight_groups:,} in flight at the end"
     if s.checkpoints:
         paused = (
@@ -137,6 +158,11 @@ def rows(s: Summary) -> Iterator[tuple[str, str]]:
     yield "run directory", str(s.run_dir)
     yield "model", str(s.checkpoint) if s.checkpoint else "no checkpoint was saved"
     yield "curves", s.board_command
+
+
+def _useful(line: Mapping[str, Any]) -> float:
+    ended = [line.get(f"ledger/{fate}_tokens", 0) for fate in ("trained", "masked", "dropped", "failed")]
+    return ended[0] / sum(ended) if sum(ended) else math.nan
 
 
 def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:

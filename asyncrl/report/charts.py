@@ -25,7 +25,7 @@ OVERVIEW = (
 """Patterns of the metrics that are shown at first, in this order."""
 AGES = ("tokens", "kl", "ess", "ratio_mean", "clip_frac", "entropy")
 """Metrics by token age, in the order in which they are shown."""
-ELSEWHERE = re.compile(r"step|version|wall_s|schedule/total_steps|age/.+|eval/.+")
+ELSEWHERE = re.compile(r"step|version|wall_s|schedule/total_steps|(age|state)/.+|eval/.+")
 """What has no chart over steps, or no chart at all."""
 UNKNOWN = "Metrics of another version"
 MINUTES_UP_TO_S = 3 * 3600

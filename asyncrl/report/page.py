@@ -14,11 +14,13 @@ from markupsafe import Markup
 
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import METRICS
+from asyncrl.observe.role_meter import named
 from asyncrl.observe.samples import Sample, printable
 from asyncrl.observe.summary import rows
 from asyncrl.paths import replace_file
 from asyncrl.report import charts
 from asyncrl.report.run import Run, read_run
+from asyncrl.states import STATES, State
 from asyncrl.units import duration, number, percent
 
 NAME = "report.html"
@@ -26,6 +28,10 @@ FATES = ("trained", "masked", "dropped", "left_out", "failed", "in_flight")
 """Of tokens and groups; `ledger/FATE_tokens` and `ledger/FATE_groups` of the books, where they have it."""
 SPENT = ("train", "wait", "publish", "checkpoint", "other")
 """What the trainer's time is spent on: `time/SPENT_s`, which add up to `time/step_s`."""
+COLOURED: Sequence[State] = (
+    *("generate", "forward_backward", "optimizer", "prefill", "publish", "score", "checkpoint", "swap"),
+)
+"""States with a colour of their own; in the others a role waits, or does little."""
 SAMPLED_STEPS = 3
 """Responses are shown of so many steps, from the first to the last."""
 MOST_CHARACTERS = 6000
@@ -80,6 +86,7 @@ def render(runs: Sequence[Run], now: float) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
+    environment.filters |= {"state": named}
     environment.filters |= {"figure": figure, "percent": percent, "number": number, "middle_out": middle_out}
     return environment.get_template("page.html.jinja").render(
         runs=runs,
@@ -95,6 +102,8 @@ def render(runs: Sequence[Run], now: float) -> str:
         fates=[fates(run.books) for run in runs],
         reasons=[list(_reasons(run)) for run in runs],
         spent=[spent(run) for run in runs],
+        colours=dict(zip(COLOURED, range(len(COLOURED)), strict=True)),
+        meanings=STATES,
         samples=[chosen(run.samples) for run in runs],
         duration=duration,
     )

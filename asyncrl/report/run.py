@@ -15,6 +15,7 @@ from asyncrl.config import load, yaml_tree
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import REQUIRED_KEYS
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.observe.role_meter import Times, times
 from asyncrl.observe.samples import Sample, read_samples
 from asyncrl.observe.summary import Summary, summary_of
 from asyncrl.paths import user_path
@@ -44,6 +45,8 @@ class Run:
     config_text: str
     books: Mapping[str, float]
     failures: Mapping[str, int]
+    times: Times
+    """Of every role."""
     samples: Sequence[Sample]
     evaluation: Sequence[Result]
     total_steps: int | None
@@ -98,6 +101,7 @@ def read_run(path: Path, name: str) -> Run:
         config_text=run.config.read_text("utf-8") if run.config.is_file() else "",
         books=books,
         failures=failures,
+        times=times(lines),
         samples=_samples(run.path),
         evaluation=[*Rounds(run.evaluation).results().values()],
         total_steps=total_steps,

@@ -14,6 +14,7 @@ from asyncrl.reward.processes.pool import RewardPool
 from asyncrl.reward.route import scoring_parts
 from asyncrl.reward.score import Message, PartValues, ResponseReward, RewardError, ScoreRequest
 from asyncrl.reward.shaping import soft_overlong
+from asyncrl.states import doing
 
 
 class RewardModel(Protocol):
@@ -78,10 +79,11 @@ class Rewards:
         if not names:
             return {}
         read = {} if answer is None else dict.fromkeys(self._read_answers, answer)
-        answers = await asyncio.gather(
-            *(self._models[name].score(prompt, read.get(name, response)) for name in names),
-            return_exceptions=True,
-        )
+        with doing("wait_scores"):
+            answers = await asyncio.gather(
+                *(self._models[name].score(prompt, read.get(name, response)) for name in names),
+                return_exceptions=True,
+            )
         scores = {}
         for name, answer in zip(names, answers, strict=True):
             if isinstance(answer, BaseException):

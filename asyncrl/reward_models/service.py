@@ -14,6 +14,8 @@ from asyncrl.errors import AsyncRLError
 from asyncrl.reward.batching import choose_pairs
 from asyncrl.reward.score import Message
 from asyncrl.reward.template import UnreadablePairError
+from asyncrl.states import doing
+from asyncrl.waits import waiting
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint, Keys
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
@@ -71,28 +73,32 @@ class RewardModelService:
             token_ids = self._scorer.tokens(request.prompt, request.response)
         except UnreadablePairError as error:
             raise RpcError(str(error)) from None
-        waiting = _Waiting(token_ids, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        pair = _Waiting(token_ids, asyncio.get_running_loop().create_future())
+        self._waiting.append(pair)
         self._arrived.set()
-        return await waiting.scored, ()
+        return await pair.scored, ()
 
     async def _score_what_waits(self) -> None:
         executor = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         try:
             with working("batches of responses"):
                 while True:
-                    await self._arrived.wait()
+                    with waiting("responses to score", state="wait_work"):
+                        await self._arrived.wait()
                     await self._score(self._next_batch(), executor)
                     did_one()
         finally:
             executor.shutdown(wait=False)  # a forward pass that hangs must not hold up the end
 
     async def _score(self, batch: Sequence[_Waiting], executor: Executor) -> None:
-        pairs = [waiting.token_ids for waiting in batch]
+        pairs = [pair.token_ids for pair in batch]
         started_s = time.monotonic()
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                scores = await asyncio.get_running_loop().run_in_executor(executor, self._scorer.score, pairs)
+                with doing("score"):
+                    scores = await asyncio.get_running_loop().run_in_executor(
+                        executor, self._scorer.score, pairs
+                    )
         except TimeoutError:
             raise RewardModelHung(
                 f"reward model `{self._config.label}`: a forward pass over {len(pairs)} responses, the "
@@ -100,15 +106,15 @@ class RewardModelService:
                 f"{self._config.timeout_s:g}"
             ) from None
         scoring_s = time.monotonic() - started_s
-        for waiting, score in zip(batch, scores, strict=True):
-            waiting.scored.set_result(m.PairScore(score, scoring_s))
+        for pair, score in zip(batch, scores, strict=True):
+            pair.scored.set_result(m.PairScore(score, scoring_s))
 
     def _next_batch(self) -> list[_Waiting]:
         """Take the next batch out of what waits."""
-        lengths = [len(waiting.token_ids) for waiting in self._waiting]
+        lengths = [len(pair.token_ids) for pair in self._waiting]
         chosen = set(choose_pairs(lengths, self._config.batch_tokens))
-        batch = [waiting for i, waiting in enumerate(self._waiting) if i in chosen]
-        self._waiting = [waiting for i, waiting in enumerate(self._waiting) if i not in chosen]
+        batch = [pair for i, pair in enumerate(self._waiting) if i in chosen]
+        self._waiting = [pair for i, pair in enumerate(self._waiting) if i not in chosen]
         if not self._waiting:
             self._arrived.clear()
         return batch

@@ -124,7 +124,7 @@ class GroupRollout:
         counts = None if choice is None else choice.race(task.group_size, sessions, sampling)
         self._sessions[task.lease_id] = sessions
         try:
-            with waiting(f"the responses of group {task.group_id}"):
+            with waiting(f"the responses of group {task.group_id}", state="wait_episodes"):
                 async with asyncio.TaskGroup() as running:
                     sampling += [running.create_task(self._sample(task, each, counts)) for each in sessions]
         finally:
@@ -272,7 +272,7 @@ class GroupRollout:
         )
         scored: list[ResponseReward] = []
         if open_ones:
-            with waiting(f"the rewards of group {task.group_id}"):
+            with waiting(f"the rewards of group {task.group_id}", state="wait_scores"):
                 scored = await self.rewards.score(request, [response.model_scores for response in open_ones])
         given = iter(scored)
         return [next(given) if r.earned is None else self.rewards.of_episode(r.earned) for r in responses]

@@ -23,6 +23,7 @@ from asyncrl.rollout.chat import ChatFormat, Turn
 from asyncrl.rollout.engines.base import Engine, GenerationRequest, TokenChunk
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.transcript import Completion, Transcript
+from asyncrl.trace import in_engine
 from asyncrl.waits import Stopwatch
 
 BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
@@ -293,13 +294,14 @@ class Session:
         cut: int | None = None
         self._under_way.add(name)
         try:
-            async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling)):
-                self.sampled_tokens += len(chunk.token_ids)
-                chunks.append(chunk)
-                if on_chunk is not None and cut is None:
-                    on_chunk(chunk)
-                if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
-                    self._engine.abort(name)
+            with in_engine(name, task.purpose, chunks):
+                async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling)):
+                    self.sampled_tokens += len(chunk.token_ids)
+                    chunks.append(chunk)
+                    if on_chunk is not None and cut is None:
+                        on_chunk(chunk)
+                    if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
+                        self._engine.abort(name)
             completion = Completion.of(chunks)
         except ValueError:  # the engine refuses the request: its episode's failure, not the engine's
             raise

@@ -46,6 +46,9 @@ class RunDir:
     """What the run uses (`asyncrl.runfiles.budget.Usage`)."""
     checkpoints = Under("checkpoints")
     logs = Under("logs")
+    spans = Under(".trace")
+    """The folder of what roles have recorded (`asyncrl.trace`)."""
+    trace = Under("trace.json.gz")
     pulses = Under(".pulse")
     """The folder of the roles' pulses (`asyncrl.liveness.pulse`), each under the role's name."""
     beginnings = Under(".beginning")

@@ -21,6 +21,7 @@ from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Save
 from asyncrl.core.cursor import Mix, PromptCursor, Sampler
 from asyncrl.core.ledger import GroupState, Ledger
 from asyncrl.core.records import GroupSummary
+from asyncrl.states import doing
 
 P = TypeVar("P")
 
@@ -75,6 +76,7 @@ class LedgerStore(Generic[P]):
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
 
+    @doing("store")
     def save(self, coordinator: Coordinator[P]) -> None:
         """Store everything that has changed since the last call. Durable when it returns."""
         changes = coordinator.drain_changes()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import RunFailed
+from asyncrl.states import doing
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes, Stateful
@@ -114,6 +115,7 @@ class TorchLearner:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    @doing("optimizer")
     @torch.no_grad()
     def update(self, lr: float, training_step: int) -> Update:
         masters = [master for master in self._masters.values() if master.grad is not None]

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from role_times import check_role_times
 from vllm_servers import VllmServer
 
 import asyncrl
@@ -174,6 +175,7 @@ def test_a_run_on_two_servers_trains_within_its_bound(run_config, servers, tmp_p
         # The sampler's logprobs are the trainer's: a ratio of the same version is 1 but for float rounding.
         if line["staleness/max"] == 0:
             assert line["ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+    check_role_times(lines, rollout_0={"generate", "swap"})
     for server in servers:
         assert server.ask("/weight_info")["weight_version"].startswith("asyncrl-"), "it took no weights"
         assert server.ask("/is_paused") == {"is_paused": False}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from launched import LONG_S
+from role_times import check_role_times
 from transformers import AutoModelForCausalLM
 
 import asyncrl
@@ -31,6 +32,8 @@ def test_a_run_on_two_ranks_trains_publishes_and_saves(make_config, assert_nothi
     result = asyncrl.run(config, progress=False)
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert len(lines) == 4
+    own = {"forward_backward", "optimizer", "publish"}
+    check_role_times(lines, trainer_0=own, trainer_1=own | {"wait_orders"})
     assert lines[-1]["ledger/trained_groups"] == 64
     assert all(line["skipped_updates"] == line["critic/skipped_updates"] == 0 for line in lines)
     # The engines sampled from the very weights that the ranks published: at age 0 both agree.

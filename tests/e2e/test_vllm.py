@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from launched import LONG_S, command
+from role_times import check_role_times
 
 import asyncrl
 from asyncrl.liveness.pulse import read_pulse
@@ -30,6 +31,7 @@ def test_a_run_on_vllm_trains_within_its_bound(make_config, assert_nothing_left)
         # The sampler's logprobs are the trainer's: a ratio of the same version is 1 but for float rounding.
         if line["staleness/max"] == 0:
             assert line["ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+    check_role_times(lines, rollout_0={"generate", "swap"})
     assert_nothing_left(result.run_dir)
 
 

@@ -18,6 +18,7 @@ from asyncrl.rollout.engines.http.dispatcher import Dispatcher
 from asyncrl.rollout.engines.http.server import Server, ServerSettings
 from asyncrl.rollout.engines.http.weights_dir import Staged, WeightsDir
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+from asyncrl.states import doing
 from asyncrl.weights.canary import CanaryError
 from asyncrl.weights.manifest import Manifest
 from asyncrl.weights.source import WeightSource
@@ -122,7 +123,8 @@ class Fleet:
         wanted = [server for server in self.servers if server.up] or self.servers
         # Not to be given up half-way, whoever waits for it.
         swaps = [self._spawn(self._swap(server), f"{_SWAP} {server.url}") for server in wanted]
-        pauses_s = await asyncio.shield(asyncio.gather(*swaps))
+        with doing("swap"):
+            pauses_s = await asyncio.shield(asyncio.gather(*swaps))
         await self._await_a_server()
         self.version = source.version
         if before is not None:

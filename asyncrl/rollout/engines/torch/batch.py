@@ -21,6 +21,7 @@ from asyncrl.rollout.engines.torch.probe import exact_decoder
 from asyncrl.rollout.engines.torch.sampling import SamplingBatch, kept_sets, processed, sample
 from asyncrl.rollout.engines.torch.slots import Slots
 from asyncrl.rollout.engines.torch.weights import LiveWeights
+from asyncrl.states import doing
 
 Finished = tuple[GenerationRequest, TokenChunk]
 
@@ -124,6 +125,7 @@ class ContinuousBatch:
         self.generated_tokens += slots.active
         return [slots.finish(int(row)) for row in done]
 
+    @doing("swap")
     def swap(self, staged: Mapping[str, Tensor], version: int) -> float:
         """Exchange the weights for tensors that `weights.stage` returned. Returns the seconds it took (with
         `recompute`, the running rows' keys and values under the new weights included)."""
@@ -166,6 +168,7 @@ class ContinuousBatch:
         self._copy(plan.shares)
         self._sampling = None
 
+    @doing("prefill")
     def _fill(self, rows: list[int], count: int) -> None:
         """Compute keys and values of the last `count` tokens of each row, the very last apart, or of as many
         as there are."""

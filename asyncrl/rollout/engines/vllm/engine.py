@@ -17,6 +17,7 @@ from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.generation import Generation, new_salt, score
 from asyncrl.rollout.engines.vllm.notices import in_shared_memory
+from asyncrl.states import doing
 from asyncrl.weights.canary import Alarm, CanaryError
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.source import WeightsError, WeightSource
@@ -111,7 +112,8 @@ class VllmEngine(StreamingEngine):
                 await self._stage(notice)
                 stage_s = time.perf_counter() - started
                 # Not to be given up half-way, whoever waits for it.
-                pause_s = await asyncio.shield(asyncio.ensure_future(self._swap(notice)))
+                with doing("swap"):
+                    pause_s = await asyncio.shield(asyncio.ensure_future(self._swap(notice)))
                 if not self._held:
                     await self._prove()
             return UpdateReport(source.version, stage_s, pause_s)

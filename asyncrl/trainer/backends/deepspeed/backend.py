@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.states import doing
 from asyncrl.trainer.backends.deepspeed.group import Order, RankGroup, RestoreOrder, TrainOrder
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
@@ -64,14 +65,23 @@ class DeepSpeedTrainer:
                 case RestoreOrder():
                     self._load(open_saved(order.folder, self._parts))
                 case Order.SNAPSHOT:
-                    self._snapshots.follow()
-                case Order.GATHER:
-                    for _ in self._gathered.parts():
-                        pass
-                case Order.SCORE_CANARY:
-                    make_canary(self._model, self._canary_ids)
+                    self._follow_snapshot()
+                case Order.GATHER | Order.SCORE_CANARY:
+                    self._follow_publication(order)
         self._snapshots.close()
         self._group.close()
+
+    @doing("checkpoint")
+    def _follow_snapshot(self) -> None:
+        self._snapshots.follow()
+
+    @doing("publish")
+    def _follow_publication(self, order: Order) -> None:
+        if order is Order.SCORE_CANARY:
+            make_canary(self._model, self._canary_ids)
+            return
+        for _ in self._gathered.parts():
+            pass
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         # What is wrong with a batch is found before the others take part in it.
@@ -80,6 +90,7 @@ class DeepSpeedTrainer:
         self._group.tell(order)
         return dict(batch_metrics(batch, flat)) | self._train(order)
 
+    @doing("forward_backward")
     def _train(self, order: TrainOrder) -> dict[str, float]:
         return self._step.train(order.batch, order.step, order.total_steps)
 

@@ -114,7 +114,7 @@ class RankGroup:
 
     def next_order(self) -> Order | TrainOrder | RestoreOrder:
         """On every other rank: the next order of rank 0."""
-        with waiting("the next order of rank 0"):
+        with waiting("the next order of rank 0", state="wait_orders"):
             kind, number, total_steps = self._broadcast(torch.zeros(3, dtype=torch.int64)).tolist()
         match kind:
             case Order.TRAIN:

@@ -12,6 +12,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 from asyncrl.config import Config
+from asyncrl.states import doing
 from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers, what_starts
 from asyncrl.trainer.backends.deepspeed.pieces import gathered, optimizer_states, set_whole
@@ -70,6 +71,7 @@ class DeepSpeedLearner:
         # The shares are to add up, and ZeRO 3 takes the mean over the ranks.
         self._engine.backward(loss * self._engine.dp_world_size if self._engine.gradient_average else loss)
 
+    @doing("optimizer")
     def update(self, lr: float, training_step: int) -> Update:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr

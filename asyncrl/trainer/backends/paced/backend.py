@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.states import doing
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
 from asyncrl.trainer.state import FOLDER, RestoreError
@@ -61,7 +62,7 @@ class PacedRanks:
     def begin(self, *, step: bool) -> bool:
         """Whether a step begins, by what rank 0 says; else it is the end."""
         order = torch.tensor([float(step)])
-        with waiting("the next order of rank 0"):
+        with waiting("the next order of rank 0", state="wait_orders"):
             dist.broadcast(order, 0)
         return bool(order)
 
@@ -71,8 +72,9 @@ class PacedRanks:
 
     def follow(self) -> None:
         while self.begin(step=False):
-            time.sleep(self._step_s)
-            self.end()
+            with doing("forward_backward"):
+                time.sleep(self._step_s)
+                self.end()
         self.close()
 
     def close(self) -> None:
