@@ -8,6 +8,7 @@ from pydantic import Field
 
 from asyncrl.config.data import DataConfig, SftConfig
 from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
+from asyncrl.config.observe import ObserveConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
@@ -83,6 +84,7 @@ class Config(Section):
     placement: PlacementConfig = PlacementConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     network: NetworkConfig = NetworkConfig()
+    observe: ObserveConfig = ObserveConfig()
     sweep: SweepConfig | None = None
     """What `asyncrl sweep` compares by this config; null is nothing."""
 
