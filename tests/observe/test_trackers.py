@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 import subprocess
 import sys
 import textwrap
@@ -219,18 +220,31 @@ def test_wandb_offline(tmp_path, make_line, monkeypatch, capsys):
 def wandb_rows(path):
     """(step, row) of each record of a history."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
+    rows = []
+    for data in wandb_records(path.read_bytes()):
+        record = Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            row = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-            rows.append((row["_step"], row))
+            row = {
+                item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item
+            }
+            rows.append((record.history.step.num, row))
     return rows
+
+
+def wandb_records(content, header=7, block=32768):
+    """Of a file in the form of LevelDB's log."""
+    at, parts = header, b""
+    while at < len(content):
+        if (left := block - at % block) < header:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        parts += content[at + header : at + header + length]
+        at += header + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 @pytest.mark.slow
