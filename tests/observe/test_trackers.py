@@ -213,8 +213,8 @@ def test_wandb_offline(tmp_path, make_line, monkeypatch, capsys):
         (3, make_line(3)["reward/mean"])
     ]
     _, row = wandb_rows(first)[0]
-    assert row["histograms/reward"]["_type"] == "histogram"
-    assert row["samples"]["_type"] == "table-file"
+    assert row["histograms/reward._type"] == "histogram"
+    assert row["samples._type"] == "table-file"
 
 
 def wandb_rows(path):
@@ -225,9 +225,8 @@ def wandb_rows(path):
     for data in wandb_records(path.read_bytes()):
         record = Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
-            row = {
-                item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item
-            }
+            items = record.history.item
+            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
             rows.append((record.history.step.num, row))
     return rows
 
