@@ -87,16 +87,17 @@ class Run:
 
     @property
     def evaluations(self) -> Table:
-        """A row for each evaluation: the step, the set of prompts, and what was measured; NaN for what was
+        """A row for each evaluation: the version, the set of prompts, and what was measured; NaN for what was
         not."""
         found: dict[tuple[int, str], dict[str, float]] = {}
         for line in lines_of(self._run):
+            version = line.get("eval/version", line["version"])
             for key, value in line.items():
                 if match := re.fullmatch("eval/([^/]+)/(.+)", key):
-                    found.setdefault((line["step"], match[1]), {})[match[2]] = value
+                    found.setdefault((version, match[1]), {})[match[2]] = value
         names = list(dict.fromkeys(name for row in found.values() for name in row))
         rows = [(*of, *(row.get(name, math.nan) for name in names)) for of, row in found.items()]
-        return _table(("step", "set", *names), rows)
+        return _table(("version", "set", *names), rows)
 
     def _record(self) -> RunRecord:
         return read_run(self.path, self.path.name)

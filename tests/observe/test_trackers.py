@@ -76,10 +76,12 @@ def test_tensorboard_has_numbers_histograms_texts_and_settings(run, make_line, t
     rewards = Histogram.of([0.0, 0.5, 0.5, 1.0])
     changes = {"ess": float("nan"), "note": "text", "reward/histogram": rewards, "warnings": ["too hot"]}
     ages = {"age/0/tokens": 30.0, "age/2/tokens": 10.0}
-    write(tmp_path, [make_line(step) | changes | ages for step in (1, 2)])
+    scored = {"eval/version": 1, "eval/math/reward/mean": 0.25}
+    write(tmp_path, [make_line(1) | changes | ages, make_line(2) | changes | ages | scored])
     followed(run, TensorBoard(run)).close()
     found = board(tmp_path)
-    shown = {tag for tag in found.Tags()["scalars"] if not tag.startswith(("0_overview/", "z_age/"))}
+    shown = {tag for tag in found.Tags()["scalars"] if not tag.startswith(("0_overview/", "z_age/", "eval/"))}
+    assert [(e.step, e.value) for e in found.Scalars("eval/math/reward/mean")] == [(1, 0.25)]
     assert shown == set(REQUIRED_KEYS) - {"step", "ess"}
     assert [(e.step, e.value) for e in found.Scalars("staleness/mean")] == [(1, 1.25), (2, 1.25)]
     assert set(found.Tags()["histograms"]) == {"histograms/reward", "histograms/token_age"}

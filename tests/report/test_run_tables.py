@@ -18,7 +18,7 @@ SAMPLE |= {"tokens": 3, "finish": "stop", "versions": [0, 1], "prompt": "p", "re
 
 @pytest.fixture
 def run(make_run, make_line):
-    measured = {"eval/math/mean": 0.5, "eval/math/pass_at/4": 0.75, "eval/code/mean": 0.25}
+    measured = {"eval/version": 1, "eval/math/mean": 0.5, "eval/math/pass_at/4": 0.75, "eval/code/mean": 0.25}
     histogram = {"reward/histogram": {"edges": [0.0, 0.5, 1.0], "counts": [3, 1]}}
     lines = [make_line(1) | histogram, make_line(2, warnings=["too hot"]) | measured]
     folder = make_run(lines=lines)
@@ -41,6 +41,7 @@ def test_metrics_samples_and_evaluations_are_columns(run, make_line):
     assert (samples["finish"], samples["reward/right"]) == (["stop"] * 2, [0.5, None])
     evaluations = run.evaluations
     assert (evaluations["set"], evaluations["mean"]) == (["math", "code"], [0.5, 0.25])
+    assert evaluations["version"] == [1, 1]
     assert evaluations["pass_at/4"][0] == 0.75
     assert math.isnan(evaluations["pass_at/4"][1])
     assert repr(run).endswith("not finished: 2 of 40 steps are done")

@@ -12,7 +12,8 @@ from asyncrl.observe.trackers.texts import SAMPLE_COLUMNS, sample_row
 
 
 class Service:
-    """A history that only grows: steps that a run repeats keep what was written first.
+    """A history that only grows: steps that a run repeats keep what was written first, but the last one,
+    which may get more.
 
     library: what has `Histogram` and `Table`. run: what was started there.
     """
@@ -27,7 +28,7 @@ class Service:
 
     def write(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            if step.step > self._last_step:
+            if step.step >= self._last_step:
                 self._run.log(dict(self._values(step)), step=step.step)
 
     def close(self) -> None:

@@ -41,6 +41,8 @@ class TensorBoard:
         assert self._file is not None
         for step in steps:
             self._add(Event(summary=Summary(value=_values(step)), step=step.step))
+            if scored := list(_scored(step)):
+                self._add(Event(summary=Summary(value=scored), step=int(step.scalars["eval/version"])))
         self._file.flush()
 
     def close(self) -> None:
@@ -55,13 +57,26 @@ class TensorBoard:
 
 def _values(step: Step) -> Iterator[Summary.Value]:
     for key, value in step.scalars.items():
-        yield from (Summary.Value(tag=tag, simple_value=value) for tag in board_tags(key))
+        if not _is_scored(key):
+            yield from (Summary.Value(tag=tag, simple_value=value) for tag in board_tags(key))
     for name, histogram in step.histograms.items():
         yield Summary.Value(tag=f"histograms/{name}", histo=_histogram(histogram))
     for sample in step.samples:
         yield _text(f"samples/{sample.chosen[0]}", as_markdown(sample))
     if step.warnings:
         yield _text("warnings", printable("\n\n".join(step.warnings)))
+
+
+def _is_scored(key: str) -> bool:
+    return key.startswith("eval/")
+
+
+def _scored(step: Step) -> Iterator[Summary.Value]:
+    """What held-out prompts have given: it is of a version, which may be older than the step."""
+    if "eval/version" in step.scalars:
+        for key, value in step.scalars.items():
+            if _is_scored(key):
+                yield Summary.Value(tag=key, simple_value=value)
 
 
 def _histogram(histogram: Histogram) -> HistogramProto:
