@@ -176,6 +176,7 @@ class ScreenView(PanelView):
         self._samples = LineTail(run_dir / SAMPLES)
         self._last_sample: bytes | None = None
         self._shows_sample = False
+        self._hint = f"{SAMPLE_KEY}: the last sample"
         self._live = Live(console=console, auto_refresh=False)
 
     def start(self) -> None:
@@ -191,14 +192,14 @@ class ScreenView(PanelView):
         super().tick(now_s)
 
     def stop(self, now_s: float) -> None:
-        self._shows_sample = False
+        self._shows_sample, self._hint = False, ""
         super().stop(now_s)
         self._live.stop()
         self._keys.__exit__()
 
     def _put(self, now_s: float) -> None:
         width, height = self._console.size
-        panel = run_panel(self._progress, self._events, now_s, width)
+        panel = run_panel(self._progress, self._events, now_s, width, self._hint)
         if self._shows_sample:
             used = len(self._console.render_lines(panel, pad=False))
             self._live.update(Group(panel, self._sample_panel(min(width, PANEL_WIDTH), height - used - 1)))

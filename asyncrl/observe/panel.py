@@ -30,9 +30,11 @@ PROMPT_LINES = 3
 """Of a sample's prompt, its last ones."""
 
 
-def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
+def run_panel(
+    progress: RunProgress, events: Sequence[str], now_s: float, width: int, hint: str = ""
+) -> RenderableType:
     """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
-    bottom."""
+    bottom, and a `hint` in its frame."""
     width = min(width, PANEL_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
@@ -46,6 +48,8 @@ def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width:
         Group(*parts),
         title=Text.assemble(("AsyncRL", "bold"), (f"  {progress.name}", "dim")),
         title_align="left",
+        subtitle=Text(hint, "dim") if hint else None,
+        subtitle_align="right",
         border_style="cyan",
         width=width,
     )
