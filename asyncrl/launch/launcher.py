@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,8 @@ async def _run(
     checked: Checked, run_dir: RunDir, view: LiveView | Silence, fork_server: ForkServer | None
 ) -> None:
     config = checked.config
-    trackers = tracked(config.observe.factories, told_of(config, run_dir), view.event)
+    told = partial(told_of, config, run_dir)
+    trackers = tracked(config.observe.factories, run_dir.path, told, view.event)
     async with metered(run_dir.usage), trackers:
         if config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.

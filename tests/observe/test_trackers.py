@@ -173,7 +173,7 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
     messages = []
 
     async def go_on():
-        async with tracked({"own": f"{tmp_path / 'own.py'}:{name}"}, run, messages.append):
+        async with tracked({"own": f"{tmp_path / 'own.py'}:{name}"}, tmp_path, lambda: run, messages.append):
             write(tmp_path, map(make_line, (1, 2)))
 
     asyncio.run(go_on())

@@ -24,8 +24,8 @@ from asyncrl.observe.trackers.follow import FOLDER
 from asyncrl.resolve import OWN_PATH
 
 LOOK_S = 0.2
-END_S = 20.0
-"""What a tracker may take at the end of a run to write what is left."""
+END_S, TOLD_S = 30.0, 3.0
+"""What a tracker may take at the end of a run to write what is left, and when it is told that it does."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -93,34 +93,43 @@ class TrackerProcess:
 
     def failure(self) -> str | None:
         """What has ended it, if it has failed."""
-        if not self._process.poll():
-            return None
-        lines = self.log.read_text("utf-8", "replace").splitlines()
-        return lines[-1] if lines else f"status {self._process.returncode}"
+        status = self._process.poll()
+        if status == 1:  # it has said why
+            with suppress(OSError, IndexError):
+                return self.log.read_text("utf-8", "replace").splitlines()[-1]
+        return f"status {status}" if status else None
 
 
 @asynccontextmanager
 async def tracked(
-    trackers: Mapping[str, str], run: TrackedRun, tell: Callable[[str], None]
+    trackers: Mapping[str, str], run_dir: Path, told_of: Callable[[], TrackedRun], tell: Callable[[str], None]
 ) -> AsyncIterator[None]:
     """Bring what the body writes to trackers, from the first finished step on. trackers: what makes each, by
     its name. tell: is told, once, of one that has failed."""
+    waiting = dict(trackers)
     running: list[TrackerProcess] = []
 
+    def give_up(tracker: str, why: object) -> None:
+        again = f"asyncrl track {shlex.quote(str(run_dir))} --to {shlex.quote(tracker)}"
+        tell(f"the tracker {tracker} is given up: {why}; to bring it the rest: {again}")
+
     def look() -> None:
-        if not running and (run.folder / FILE_NAME).exists():
-            running.extend(TrackerProcess(*each, run) for each in trackers.items())
-        for process in [process for process in running if process.has_ended and process not in told]:
-            told.append(process)
+        while waiting and (run_dir / FILE_NAME).exists():
+            tracker, factory = waiting.popitem()
+            try:
+                running.append(TrackerProcess(tracker, factory, told_of()))
+            except OSError as error:
+                give_up(tracker, error)
+        for process in [process for process in running if process.has_ended]:
+            running.remove(process)
             if (why := process.failure()) is not None:
-                tell(f"{_lost(process, run)}: {why} (see {process.log})")
+                give_up(process.tracker, f"{why} (see {process.log})")
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             look()
 
-    told: list[TrackerProcess] = []
     watching = asyncio.create_task(watch())
     try:
         yield
@@ -128,21 +137,23 @@ async def tracked(
         watching.cancel()
         try:
             look()
-            await _ended(running, time.monotonic() + END_S)
+            await _ended(running, tell)
             look()
         finally:
-            for process in [process for process in running if not process.has_ended]:
-                tell(f"{_lost(process, run)}: it was not done {END_S:.0f} s after the end of the run")
+            for process in running:
+                give_up(process.tracker, f"it was not done {END_S:.0f} s after the end of the run")
                 process.kill()
 
 
-async def _ended(running: Sequence[TrackerProcess], deadline_s: float) -> None:
+async def _ended(running: Sequence[TrackerProcess], tell: Callable[[str], None]) -> None:
+    """Let all write what is left. Returns after `END_S` at the latest."""
     for process in running:
         process.end()
-    while not all(process.has_ended for process in running) and time.monotonic() < deadline_s:
+    began_s, is_told = time.monotonic(), False
+    while (late := [process.tracker for process in running if not process.has_ended]) and (
+        waited_s := time.monotonic() - began_s
+    ) < END_S:
+        if waited_s > TOLD_S and not is_told:
+            is_told = True
+            tell(f"the run has ended; {', '.join(late)} may take {END_S:.0f} s to write the rest")
         await asyncio.sleep(LOOK_S / 10)
-
-
-def _lost(process: TrackerProcess, run: TrackedRun) -> str:
-    again = f"asyncrl track {shlex.quote(run.path)} --to {shlex.quote(process.tracker)}"
-    return f"the run goes on without the tracker {process.tracker} (later: {again})"

@@ -19,7 +19,6 @@ from asyncrl.data.tokenise import AddedTokens
 from asyncrl.decoders.facts import ModelFacts
 from asyncrl.decoders.linear_layers import choose_layers
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.observe.prometheus import check_port
 from asyncrl.packages import need
 from asyncrl.paths import nearest_folder
 from asyncrl.plan.facts.model import find_policy
@@ -62,6 +61,8 @@ def trackers(config: Config) -> None:
 def metrics_port(config: Config) -> None:
     """The newest numbers can be served where they should."""
     if config.observe.metrics_port:
+        from asyncrl.observe.prometheus import check_port
+
         check_port(config.observe.metrics_port)
 
 
