@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from asyncrl.observe.samples import Sample, read_samples
     from asyncrl.observe.summary import Summary, summarise
     from asyncrl.report.page import write_report
+    from asyncrl.report.tables import Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Evaluation",
+    "Run",
     "RunFailed",
     "RunResult",
     "Sample",
@@ -42,6 +44,7 @@ _HOME = {
     "asyncrl.observe.samples": ("Sample", "read_samples"),
     "asyncrl.observe.summary": ("Summary", "summarise"),
     "asyncrl.report.page": ("write_report",),
+    "asyncrl.report.tables": ("Run",),
     "asyncrl.evaluation.evaluate": ("Evaluation", "evaluate_model"),
     "asyncrl.launch.launcher": ("RunResult", "resume", "run"),
 }

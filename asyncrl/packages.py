@@ -14,8 +14,11 @@ _EXTRAS = {
     "jsonschema": "schema",
     "math_verify": "math",
     "reasoning_gym": "reasoning-gym",
+    "pyarrow": "data",
     "renderers": "agents",
+    "trackio": "trackio",
     "verifiers": "verifiers",
+    "wandb": "wandb",
 }
 """The extra that installs a package, by its import name."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -44,6 +44,15 @@ def _replaced(node: Any, path: list[str], value: Any) -> Any:
     if isinstance(node, list):
         return [_replaced(item, rest, value) if i == int(first) else item for i, item in enumerate(node)]
     return node.model_copy(update={first: _replaced(getattr(node, first), rest, value)})
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def section_of(annotation: Any) -> type[Section] | None:

@@ -44,6 +44,7 @@ def make_config(tiny_folder, tmp_path):
             "trainer": {"batch_groups": 4, "lr": 1e-3},
             "reward": {"functions": [{"function": f"{tiny_folder / 'rewards.py'}:letter_share"}]},
             "staleness": {"max_staleness": 2},
+            "observe": {"trackers": []},
         }
         path = tmp_path / "config.yaml"
         path.write_text(json.dumps(tree))

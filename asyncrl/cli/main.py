@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import configs, evaluate, merge, replay, report, samples, sweep, trace, train_reward
+from asyncrl.cli import configs, evaluate, merge, replay, report, samples, sweep, trace, track, train_reward
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_parser(commands)
     samples.add_parser(commands)
     trace.add_parser(commands)
+    track.add_parser(commands)
     pairs = commands.add_parser(
         "tiny-pairs",
         help="write preference pairs for the tiny model's task",

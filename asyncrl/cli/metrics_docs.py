@@ -13,9 +13,9 @@ _INTRODUCTION = """\
 <!-- Written by `asyncrl metrics-docs` from asyncrl/observe/metric_table.py. Do not edit: change it there. -->
 
 `metrics.jsonl` in a run directory has one line of JSON for every training step. TensorBoard
-(`tensorboard --logdir runs`) shows the same numbers as curves. A number that is not finite is null. Names in
-**bold** are in every line; the others appear where they apply to the run. A part in braces stands for a
-name that differs from run to run.
+(`tensorboard --logdir runs`) shows the same numbers as curves. A number that is not finite is null; a
+histogram has `edges` and the `counts` between them. Names in **bold** are in every line; the others appear
+where they apply to the run. A part in braces stands for a name that differs from run to run.
 
 TensorBoard opens on `0_overview`: {overview}.
 The metrics by the age of the tokens come last (`z_age/...`)."""

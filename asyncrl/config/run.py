@@ -117,12 +117,6 @@ class NetworkConfig(Section):
     ::). null takes the address itself."""
 
 
-class ObserveConfig(Section):
-    trace: bool = False
-    """Record what every process does, for https://ui.perfetto.dev: written to `trace.json.gz` in the run
-    directory at the end of the run, and by `asyncrl trace RUN_DIR` at any time (docs/operations.md)."""
-
-
 class CheckpointConfig(Section):
     every_steps: int | None = Field(None, ge=0)
     """Save everything that the run needs to go on every so many steps, and at its end; 0: at the end only.

@@ -15,15 +15,10 @@ from asyncrl.config.objective import (
     ReplayConfig,
     TeacherConfig,
 )
+from asyncrl.config.observe import ObserveConfig
 from asyncrl.config.reward import RewardConfig
 from asyncrl.config.rollout import RolloutConfig
-from asyncrl.config.run import (
-    CheckpointConfig,
-    NetworkConfig,
-    ObserveConfig,
-    PlacementConfig,
-    RunConfig,
-)
+from asyncrl.config.run import CheckpointConfig, NetworkConfig, PlacementConfig, RunConfig
 from asyncrl.config.sweep import SweepConfig
 from asyncrl.config.trainer import TrainerConfig
 from asyncrl.section import Section

@@ -32,6 +32,8 @@ from asyncrl.launch.checked import Checked, check, lacks
 from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
+from asyncrl.observe.trackers.base import TrackedRun
+from asyncrl.observe.trackers.start import tracked, tracked_run
 from asyncrl.paths import user_path
 from asyncrl.plan import disk
 from asyncrl.plan.load import load
@@ -48,7 +50,7 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
-from asyncrl.section import with_values
+from asyncrl.section import flat, with_values
 from asyncrl.trace import recording
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import find_transport
@@ -144,7 +146,11 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
         try:
             for event in (*news, *checked.warnings):
                 view.event(event)
-            with _no_weights_left(config), _no_versions_left(checked.config, run_dir):
+            with (
+                _no_weights_left(config),
+                _no_versions_left(config, run_dir),
+                _metrics_served(config, run_dir, view),
+            ):
                 run_to_end(_run(checked, run_dir, view, fork_server))
         except KeyboardInterrupt:
             view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
@@ -261,8 +267,11 @@ def _make_new(path: Path) -> Path:
 async def _run(
     checked: Checked, run_dir: RunDir, view: LiveView | Silence, fork_server: ForkServer | None
 ) -> None:
-    async with metered(run_dir.usage):
-        if checked.config.run.in_one_process:
+    config = checked.config
+    told = partial(told_of, config, run_dir)
+    trackers = tracked(config.observe.factories, run_dir.path, told, view.event)
+    async with metered(run_dir.usage), trackers:
+        if config.run.in_one_process:
             # Imported here because it imports the trainer and the engine, which only this mode needs here.
             from asyncrl.evaluation.beside import evaluated
             from asyncrl.loop.inline import WORKER, run_inline
@@ -276,9 +285,9 @@ async def _run(
                 roles = _roles(checked, folder)
                 if fork_server is not None and all(role.fresh for role in roles if role.name != COORDINATOR):
                     fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
-                make_host = find_host(checked.config.run.role_host)
+                make_host = find_host(config.run.role_host)
                 host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
-                await Supervisor(run_dir, host, roles, checked.config.run, view).run()
+                await Supervisor(run_dir, host, roles, config.run, view).run()
 
 
 def _on_devices(checked: Checked) -> Config:
@@ -349,6 +358,25 @@ async def _while_showing(run: Awaitable[None], view: LiveView | Silence) -> None
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def told_of(config: Config, run_dir: RunDir) -> TrackedRun:
+    """What trackers are told of a run."""
+    changed = config.model_dump(mode="json", exclude_defaults=True)
+    return tracked_run(run_dir.path, config.observe.project, dict(flat(changed)))
+
+
+@contextmanager
+def _metrics_served(config: Config, run_dir: RunDir, view: LiveView | Silence) -> Iterator[None]:
+    """The newest numbers for Prometheus, where the config wants them."""
+    if config.observe.metrics_port is None:
+        yield
+        return
+    from asyncrl.observe.prometheus import serving_metrics
+
+    with serving_metrics(run_dir.path, run_dir.path.name, config.observe.metrics_port) as url:
+        view.event(f"the newest numbers for Prometheus: {url}")
+        yield
 
 
 @contextmanager

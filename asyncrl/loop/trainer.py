@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,8 +17,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.observe.clock import StepClock
-from asyncrl.observe.metrics import MetricsWriter
-from asyncrl.observe.samples import SamplesWriter
+from asyncrl.observe.step_writer import StepWriter
 from asyncrl.observe.symptoms import Symptoms
 from asyncrl.reward.statistics import RewardScaler
 from asyncrl.rollout.engines.spec import engine_of
@@ -115,9 +114,8 @@ class TrainingRun:
         self._clock.lap()
         self._saver.start_clock()
         try:
-            with MetricsWriter(self._run_dir.path, after_step=done) as writer, self._samples(done) as samples:
-                self._writer, self._sample_writer = writer, samples
-                self._started_s = time.monotonic() - writer.last_wall_s
+            with StepWriter(self._run_dir.path, self._decode(), after_step=done) as self._writer:
+                self._started_s = time.monotonic() - self._writer.last_wall_s
                 yield done
                 await self._saver.finish()
         finally:
@@ -156,14 +154,12 @@ class TrainingRun:
 
     async def record(self, batch: Batch, metrics: dict[str, float]) -> None:
         """Write what there is to say of a step, which ends here."""
-        if self._sample_writer is not None:
-            self._sample_writer.write(batch)
         done = batch.step + 1
         line = {"step": done, "version": done, "wall_s": time.monotonic() - self._started_s}
         line |= metrics | self._clock.metrics(batch, metrics)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
-        self._writer.write(line | dict(self.budget.metrics(done)) | told)
+        self._writer.write(batch, line | dict(self.budget.metrics(done)) | told)
         if done == self.steps or self._link.ends_because is not None:
             self._writer.amend(await self._link.conclude())
 
@@ -178,13 +174,12 @@ class TrainingRun:
             if self._saver.last_step != done:
                 await self._save(done, math.nan)
 
-    def _samples(self, done: int) -> AbstractContextManager[SamplesWriter | None]:
-        """None where nothing computes, and so nobody writes."""
+    def _decode(self) -> Callable[..., str] | None:
+        """From token ids to text; None where nothing computes, and so nobody writes."""
         # A backend that computes nothing goes with no engine that does.
         if not backend_of(self._config).computes or not engine_of(self._config).samples:
-            return nullcontext()
-        tokenizer = load_tokenizer(self._config.model)
-        return SamplesWriter(self._run_dir.path, tokenizer.decode, after_step=done)
+            return None
+        return load_tokenizer(self._config.model).decode
 
     async def _restore(self) -> int:
         """Go on from the newest checkpoint; its step, or 0."""

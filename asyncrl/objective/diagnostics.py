@@ -26,6 +26,8 @@ BINS_PER_DECADE = 16
 """So a quantile of |log w| is known within a factor of 10^(1/32), 7.5%."""
 _BINS_PER_SIGN = 8 * BINS_PER_DECADE  # up to |log w| = 100
 _BINS = 2 * _BINS_PER_SIGN + 1
+QUANTILES = (1, 10, 25, 50, 75, 90, 99)
+"""Of w, in percent."""
 COLUMNS = len(_SUMS) + 2 + len(_MAXIMA) + _BINS
 """Columns of `Diagnostics.table`: plain sums, the logarithms of Σw and Σw², maxima, histogram of log w."""
 _LOGS = slice(len(_SUMS), len(_SUMS) + 2)
@@ -55,7 +57,7 @@ def token_stats(row: Tensor) -> dict[str, float]:
         "ess": _exp(2 * log_sum_w - log_sum_w2 - math.log(tokens)),
         "ratio_mean": _exp(log_sum_w - math.log(tokens)),
         "ratio_max": _exp(log_most),
-        **{f"ratio_p{percent:02}": _ratio_quantile(row, percent / 100) for percent in (1, 50, 99)},
+        **{f"ratio_p{percent:02}": _ratio_quantile(row, percent / 100) for percent in QUANTILES},
         "second_moment": sums["square"] / tokens,
         "abs_log_ratio": sums["absolute"] / tokens,
         "max_abs_log_ratio": max(0.0, most),
@@ -79,9 +81,7 @@ _OF_ALL = {
     "ess": "ess",
     "ratio/mean": "ratio_mean",
     "ratio/max": "ratio_max",
-    "ratio/p01": "ratio_p01",
-    "ratio/p50": "ratio_p50",
-    "ratio/p99": "ratio_p99",
+    **{f"ratio/p{percent:02}": f"ratio_p{percent:02}" for percent in QUANTILES},
     "log_ratio/second_moment": "second_moment",
     "kl/behavior": "kl",
     "clip_frac": "clip_frac",

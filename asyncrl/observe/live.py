@@ -10,20 +10,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, Protocol
+from typing import ParamSpec, Protocol, TextIO
 
-from rich.console import Console
+import msgspec
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
+from asyncrl.observe.keys import Keys
 from asyncrl.observe.metrics import FILE_NAME, MetricsTail
-from asyncrl.observe.panel import run_panel
+from asyncrl.observe.notebook import NOTEBOOK_WIDTH, as_html, display_in_notebook
+from asyncrl.observe.panel import PANEL_WIDTH, run_panel, sample_panel
 from asyncrl.observe.progress import RunProgress
+from asyncrl.observe.samples import FILE_NAME as SAMPLES
+from asyncrl.observe.samples import Sample
+from asyncrl.observe.tail import LineTail
 from asyncrl.units import duration, number, percent
 
 P = ParamSpec("P")
 
-REFRESH_S = 0.25
 SHOWN_EVENTS = 4
+SAMPLE_KEY = "s"
 PLAIN_STEPS = 25
 """Without a terminal, about this many lines report the steps of a run."""
 PLAIN_STATUS_S = 5.0
@@ -52,7 +59,8 @@ class LiveView:
     Besides numbers it shows the `warnings` of the metrics (a list of strings) and events. If the output goes
     away (a closed pipe, a lost terminal), it falls silent: watching a run never ends it.
 
-    console: the output; standard output by default. now_s: a monotonic clock.
+    console: the output; standard output, or the cell of a notebook, by default. now_s: a monotonic clock.
+    keys: the terminal whose keys it reads; standard input by default.
     """
 
     def __init__(
@@ -62,13 +70,21 @@ class LiveView:
         max_staleness: int,
         console: Console | None = None,
         now_s: Callable[[], float] = time.monotonic,
+        keys: TextIO | None = None,
     ) -> None:
+        notebook = display_in_notebook() if console is None else None
         console = console or Console()
         self._encoding = console.encoding
         self._now_s = now_s
         self._tail = MetricsTail(Path(run_dir) / FILE_NAME)
         self._progress = RunProgress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
-        self._view: _View = (ScreenView if _is_screen(console) else LinesView)(console, self._progress)
+        self._view: _View
+        if notebook is not None:
+            self._view = NotebookView(notebook, self._progress)
+        elif _is_screen(console):
+            self._view = ScreenView(console, self._progress, Path(run_dir), Keys(keys))
+        else:
+            self._view = LinesView(console, self._progress)
         self._silent = False
 
     def start(self) -> None:
@@ -116,18 +132,17 @@ class LiveView:
         return text.encode(self._encoding, "replace").decode(self._encoding)
 
 
-class ScreenView:
-    """A panel that redraws itself in place."""
+class PanelView:
+    """A panel that is drawn again and again."""
 
-    def __init__(self, console: Console, progress: RunProgress) -> None:
-        self._console = console
+    refresh_s = 0.25
+
+    def __init__(self, progress: RunProgress) -> None:
         self._progress = progress
         self._events: deque[str] = deque(maxlen=SHOWN_EVENTS)
-        self._live = Live(console=console, auto_refresh=False)
         self._drawn_s = -math.inf
 
     def start(self) -> None:
-        self._live.start()
         self._draw(self._progress.started_s)
 
     def step(self, now_s: float) -> None:
@@ -137,17 +152,85 @@ class ScreenView:
         self._events.append(f"{duration(now_s - self._progress.started_s)}  {text}")
 
     def tick(self, now_s: float) -> None:
-        if now_s - self._drawn_s >= REFRESH_S:
+        if now_s - self._drawn_s >= self.refresh_s:
             self._draw(now_s)
 
     def stop(self, now_s: float) -> None:
         self._draw(now_s)
-        self._live.stop()
 
     def _draw(self, now_s: float) -> None:
         self._drawn_s = now_s
-        panel = run_panel(self._progress, self._events, now_s, self._console.width)
-        self._live.update(panel, refresh=True)
+        self._put(now_s)
+
+    def _put(self, now_s: float) -> None:
+        raise NotImplementedError
+
+
+class ScreenView(PanelView):
+    """On a terminal, redrawn in place. By a key the last sample is shown below."""
+
+    def __init__(self, console: Console, progress: RunProgress, run_dir: Path, keys: Keys) -> None:
+        super().__init__(progress)
+        self._console = console
+        self._keys = keys
+        self._samples = LineTail(run_dir / SAMPLES)
+        self._last_sample: bytes | None = None
+        self._shows_sample = False
+        self._hint = f"{SAMPLE_KEY}: the last sample"
+        self._live = Live(console=console, auto_refresh=False)
+
+    def start(self) -> None:
+        self._keys.__enter__()
+        self._live.start()
+        super().start()
+
+    def tick(self, now_s: float) -> None:
+        while (key := self._keys.poll()) is not None:
+            if key == SAMPLE_KEY:
+                self._shows_sample = not self._shows_sample
+                self._drawn_s = -math.inf
+        super().tick(now_s)
+
+    def stop(self, now_s: float) -> None:
+        self._shows_sample, self._hint = False, ""
+        super().stop(now_s)
+        self._live.stop()
+        self._keys.__exit__()
+
+    def _put(self, now_s: float) -> None:
+        width, height = self._console.size
+        panel = run_panel(self._progress, self._events, now_s, width, self._hint)
+        if self._shows_sample:
+            used = len(self._console.render_lines(panel, pad=False))
+            self._live.update(Group(panel, self._sample_panel(min(width, PANEL_WIDTH), height - used - 1)))
+        else:
+            self._live.update(panel)
+        self._live.refresh()
+
+    def _sample_panel(self, width: int, height: int) -> RenderableType:
+        if lines := self._samples.poll():
+            self._last_sample = lines[-1]
+        if self._last_sample is None:
+            return Text("no sample is kept yet", "dim")
+        return sample_panel(msgspec.json.decode(self._last_sample, type=Sample), width, height)
+
+
+class NotebookView(PanelView):
+    """In the output of a notebook's cell, replaced in place."""
+
+    refresh_s = 1.0
+
+    def __init__(self, display: Callable[[str], Callable[[str], None]], progress: RunProgress) -> None:
+        super().__init__(progress)
+        self._display = display
+        self._update: Callable[[str], None] | None = None
+
+    def _put(self, now_s: float) -> None:
+        html = as_html(run_panel(self._progress, self._events, now_s, NOTEBOOK_WIDTH), NOTEBOOK_WIDTH)
+        if self._update is None:
+            self._update = self._display(html)
+        else:
+            self._update(html)
 
 
 class LinesView:

@@ -57,6 +57,7 @@ reward/{part}/std            -  standard deviation of that part
 reward/{part}/running_mean   -  mean over all batches so far, for a part with `standardise`
 reward/{part}/running_std    -  standard deviation over all batches so far: the part is divided by it
 reward_of/{dataset}/mean     -  mean reward of the responses handed in to prompts of one dataset (`data.mix`)
+reward/histogram             -  rewards of the step's responses: counts between edges
 reward_log/{name}            -  mean of what a reward function logged under this name
 reward_time/{who}/wait_s     s  mean time that a group waited for the functions, or a response for a model
 reward_time/{who}/score_s    s  mean time that scoring it took
@@ -72,6 +73,7 @@ judge/{judge}/cost               -          what they cost by `prices`, where th
 # Responses
 response_tokens/mean*         tokens  mean number of sampled tokens in a response, all its segments together
 response_tokens/max           tokens  the same for the longest response
+response_tokens/histogram     tokens  lengths of the step's responses: counts between edges
 truncated_frac                share   responses that were cut off at `rollout.max_new_tokens`
 segments/mean                 -       mean number of segments of a response, where some have several
 segments/split_frac/{reason}  share   those split by the chat template (`template`) or the program (`history`)
@@ -145,7 +147,11 @@ ess/sequence                 share  the same over whole responses, w the product
 ratio/mean*                  -      mean of w; near 1 as long as the log-probabilities are right
 ratio/max                    -      largest w
 ratio/p01                    -      1% quantile of w (all quantiles are within 7.5% of log w)
+ratio/p10                    -      10% quantile of w
+ratio/p25                    -      25% quantile of w
 ratio/p50                    -      median of w
+ratio/p75                    -      75% quantile of w
+ratio/p90                    -      90% quantile of w
 ratio/p99                    -      99% quantile of w
 log_ratio/second_moment      -      mean of (log w)²: what `m2po` bounds
 kl/behavior*                 nats   estimated KL divergence per token of the policy from the one that sampled
@@ -255,6 +261,9 @@ def _groups() -> Iterator[MetricGroup]:
 
 GROUPS: Sequence[MetricGroup] = tuple(_groups())
 METRICS: Mapping[str, Metric] = {metric.name: metric for group in GROUPS for metric in group.metrics}
+
+BOARD_NAME = "tensorboard"
+"""The folder of TensorBoard's files in a run directory."""
 
 REQUIRED_KEYS: Sequence[str] = tuple(metric.name for metric in METRICS.values() if metric.is_always)
 """The keys that every line of `metrics.jsonl` has. A line may have more; TensorBoard gets all numbers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,13 +13,14 @@ import msgspec
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError
-from asyncrl.observe.metric_table import REQUIRED_KEYS, board_tags
+from asyncrl.observe.histogram import Histogram
+from asyncrl.observe.metric_table import REQUIRED_KEYS
+from asyncrl.observe.tail import LineTail
 from asyncrl.paths import replace_file
 
 FILE_NAME = "metrics.jsonl"
-BOARD_NAME = "tensorboard"
 
-Value = float | int | str | list[str] | None
+Value = float | int | str | list[str] | Histogram | None
 
 
 class MetricsError(AsyncRLError, ValueError):
@@ -28,32 +28,25 @@ class MetricsError(AsyncRLError, ValueError):
 
 
 class MetricsWriter(AbstractContextManager["MetricsWriter"]):
-    """Appends to `metrics.jsonl` in the run directory and mirrors its numbers to `tensorboard/`.
+    """Appends to `metrics.jsonl` in the run directory.
 
     When `write` returns, the operating system has the line: killing the process loses none.
 
     after_step: the step that the run continues from. On opening, later lines are removed, and so is one that
-    a crash cut short; TensorBoard drops its later points.
+    a crash cut short.
     """
 
     def __init__(self, run_dir: str | Path, after_step: int = 0) -> None:
         self._path = path = Path(run_dir) / FILE_NAME
-        kept = _cut_after(path, after_step)
+        kept = cut_after(path, after_step)
         self.last_wall_s: float = kept["wall_s"] if kept is not None else 0.0
         """`wall_s` of the last line that was kept: the time that the run has already taken."""
         self._file = path.open("ab")
-        # Imported here because it imports torch, which readers of metrics do not need.
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = after_step + 1 if kept is not None else None
-        self._board = SummaryWriter(str(Path(run_dir) / BOARD_NAME), flush_secs=10, purge_step=purge_step)
-        self._summary = Summary
         self._last_step = after_step
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one step. Values are numbers (including numpy's and tensors of one element), strings or
-        lists of strings; numbers that are not finite are written as null.
+        """Append one step. Values are numbers (including numpy's and tensors of one element), strings, lists
+        of strings or histograms; numbers that are not finite are written as null.
 
         Raises `MetricsError` if a required key is missing or the step does not increase, and `InvariantError`
         if the ledger does not close.
@@ -64,7 +57,6 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._file.write(msgspec.json.encode(values) + b"\n")
         self._file.flush()
         self._last_step, self._last = step, values
-        self._show(values, step)
 
     def amend(self, more: Mapping[str, Any]) -> None:
         """Add to the line of the last step what has become known of it."""
@@ -75,22 +67,9 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         self._file.close()
         replace_file(self._path, before + msgspec.json.encode(self._last | values) + b"\n")
         self._file = self._path.open("ab")
-        self._show(values, self._last_step)
-
-    def _show(self, values: Mapping[str, Value], step: int) -> None:
-        """In TensorBoard, what was scored at the version that it is of."""
-        shown = ((k, v) for k, v in values.items() if k != "step" and isinstance(v, int | float))
-        points: dict[int, list[dict[str, Any]]] = {step: []}
-        for key, value in shown:
-            at = values["eval/version"] if key.startswith("eval/") else step
-            points.setdefault(at, []).extend({"tag": t, "simple_value": value} for t in board_tags(key))
-        # All in one event: an event for each would take longer than some training steps.
-        for at, of_step in points.items():
-            self._board.file_writer.add_summary(self._summary(value=of_step), at)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -101,40 +80,29 @@ class MetricsTail:
     restarted trainer replaces the file by a shorter one, steps that were read before are not read again."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._file_id = 0
-        self._offset = 0
-        self._lines = 0
+        self._tail = LineTail(Path(path))
         self._last_step = 0
 
     def poll(self) -> list[dict[str, Any]]:
         """The lines completed since the last poll, with null as NaN. Raises `MetricsError` for a line that is
         not a JSON object."""
-        try:
-            with self._path.open("rb") as file:
-                if (file_id := os.fstat(file.fileno()).st_ino) != self._file_id:
-                    self._file_id, self._offset, self._lines = file_id, 0, 0
-                file.seek(self._offset)
-                new, _, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return []
-        if not new:
-            return []
-        self._offset += len(new) + 1
-        lines = [self._parse(line) for line in new.split(b"\n")]
+        new = self._tail.poll()
+        first = self._tail.lines - len(new) + 1
+        lines = [parse_line(line, self._tail.path, number) for number, line in enumerate(new, first)]
         fresh = [line for line in lines if line.get("step", math.inf) > self._last_step]
         self._last_step = max((line["step"] for line in fresh if "step" in line), default=self._last_step)
         return fresh
 
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        self._lines += 1
-        try:
-            values = msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise MetricsError(
-                f"{self._path}, line {self._lines}, is not a line of metrics: {error}"
-            ) from None
+
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Line `number` of the file `path`, with null as NaN. Raises `MetricsError` if it is no JSON object."""
+    try:
+        values = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise MetricsError(f"{path}, line {number}, is not a line of metrics: {error}") from None
+    if None in values.values():
         return {key: math.nan if value is None else value for key, value in values.items()}
+    return values
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -151,11 +119,11 @@ def _plain(key: str, value: Any) -> Value:
     """A value for JSON."""
     if hasattr(value, "item"):  # numpy scalars, tensors
         value = value.item()
-    if isinstance(value, numbers.Integral):  # includes bool: TensorBoard and readers need a number
+    if isinstance(value, numbers.Integral):  # includes bool: readers need a number
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, str | Histogram):
         return value
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return list(value)
@@ -183,8 +151,9 @@ def _check_line(values: Mapping[str, Value], last_step: int) -> int:
     return step
 
 
-def _cut_after(path: Path, step: int) -> dict[str, Any] | None:
-    """Keep the whole lines of the steps up to `step`; returns the last of them."""
+def cut_after(path: Path, step: int) -> dict[str, Any] | None:
+    """Keep the whole lines of a file of JSON lines that are of the steps up to `step`; returns the last of
+    them."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,6 +14,8 @@ from rich.text import Text
 
 from asyncrl.observe.progress import RunProgress
 from asyncrl.observe.role_meter import in_words
+from asyncrl.observe.sample_text import VERSION, Colours, as_text
+from asyncrl.observe.samples import Sample, printable
 from asyncrl.observe.sparkline import sparkline
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER
 from asyncrl.units import duration, milliseconds, number, percent
@@ -22,14 +24,19 @@ LABEL_WIDTH, VALUE_WIDTH, NOTE_WIDTH = 12, 13, 22
 FRAME_WIDTH = 10
 """Borders and padding of the panel, and gaps between the columns."""
 MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 72
+PANEL_WIDTH = LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_HZ = 4
+PROMPT_LINES = 3
+"""Of a sample's prompt, its last ones."""
 
 
-def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width: int) -> RenderableType:
+def run_panel(
+    progress: RunProgress, events: Sequence[str], now_s: float, width: int, hint: str = ""
+) -> RenderableType:
     """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
-    bottom."""
-    width = min(width, LABEL_WIDTH + VALUE_WIDTH + NOTE_WIDTH + FRAME_WIDTH + MAX_CHART_WIDTH)
+    bottom, and a `hint` in its frame."""
+    width = min(width, PANEL_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
         parts += [_chart_table(progress, width), Text(), _ledger(progress), *_times(progress)]
@@ -42,8 +49,24 @@ def run_panel(progress: RunProgress, events: Sequence[str], now_s: float, width:
         Group(*parts),
         title=Text.assemble(("AsyncRL", "bold"), (f"  {progress.name}", "dim")),
         title_align="left",
+        subtitle=Text(hint, "dim") if hint else None,
+        subtitle_align="right",
         border_style="cyan",
         width=width,
+    )
+
+
+def sample_panel(sample: Sample, width: int, height: int) -> RenderableType:
+    """A response and the end of its prompt in so many lines at most."""
+    inner, room = width - 4, max(1, height - 3)
+    console = Console(width=inner)
+    text = as_text(sample, Colours(VERSION))
+    prompt_lines = len(Text(printable(sample.prompt)).wrap(console, inner))
+    lines = text.wrap(console, inner)[max(0, prompt_lines - PROMPT_LINES) :]
+    facts = _one_line(printable(sample.facts()), "")
+    title = Text(printable(sample.heading()), "bold")
+    return Panel(
+        Group(facts, *lines[:room]), title=title, title_align="left", border_style="dim", width=width
     )
 
 

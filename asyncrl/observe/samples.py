@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
+from asyncrl.observe.metrics import cut_after
 
 FILE_NAME = "samples.jsonl"
+KINDS = ("best", "worst", "longest", "first", "random")
+"""Why a response may be chosen."""
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -23,7 +27,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """The training step, counting from 1 as in `metrics.jsonl`; in an evaluation the version, 0 where that is
     not of a run."""
     chosen: list[str]
-    """Why it was chosen: the `best`, `worst`, `longest` or `first` response of its batch."""
+    """Why it was chosen: some of `KINDS`, as the best response of its batch, and so on."""
     group: int
     row: int
     """Index of the prompt among the usable rows of the dataset."""
@@ -38,6 +42,13 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """Includes special tokens, as they were sampled."""
     model: str = ""
     """The evaluated model."""
+    spans: list[tuple[int, int]] = []
+    """The response in pieces: how many characters the policy version sampled, or `NOT_SAMPLED` (a tool's
+    answer, a user's turn)."""
+    segment: int = 0
+    """Number of the segment, where the response was split into several; each is a sample."""
+    turn_parts: dict[str, list[float]] = {}
+    """Where the reward was earned by turns: of each part, what each trained turn has earned."""
 
     @classmethod
     def of(
@@ -53,6 +64,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
         versions = trajectory.token_versions()
         sampled = versions[versions != NOT_SAMPLED]
         begins = int(np.argmax(trajectory.loss_mask))
+        response = decode(trajectory.token_ids[begins:].tolist())
         return cls(
             step=step,
             chosen=chosen,
@@ -64,9 +76,34 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
             finish=trajectory.finish_reason,
             versions=(int(sampled.min()), int(sampled.max())),
             prompt=decode(trajectory.token_ids[:begins].tolist()),
-            response=decode(trajectory.token_ids[begins:].tolist()),
+            response=response,
             model=model,
+            spans=list(_spans(trajectory.token_ids[begins:], versions[begins:], response, decode)),
+            segment=trajectory.segment,
+            turn_parts={name: list(values) for name, values in trajectory.turn_parts.items()},
         )
+
+    def heading(self) -> str:
+        """Whose response it is, and why it was chosen."""
+        chosen = f", {' and '.join(self.chosen)}" if self.chosen else ""
+        return (
+            f"{self.model or f'step {self.step}'}{chosen}{f', segment {self.segment}' * bool(self.segment)}"
+        )
+
+    def facts(self) -> str:
+        """In one line: what it has earned, and where it comes from."""
+        parts = "".join(f", {name} {value:.3g}" for name, value in self.parts.items())
+        oldest, newest = self.versions
+        versions = f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}"
+        tokens = f"{self.tokens} tokens ({self.finish})"
+        return f"reward {self.reward:.3g}{parts}; {tokens} of {versions}; row {self.row}"
+
+    def pieces(self) -> Iterator[tuple[str, int]]:
+        """The response in pieces of one version each, as `spans` says."""
+        at = 0
+        for length, version in self.spans or [(len(self.response), self.versions[1])]:
+            yield self.response[at : at + length], version
+            at += length
 
     def line(self) -> bytes:
         """A line of the file."""
@@ -79,20 +116,39 @@ def is_kept(step: int) -> bool:
     return step % 10 ** max(0, int(math.log10(max(1, step))) - 1) == 0
 
 
-def choose(groups: Iterable[Group]) -> Iterator[tuple[list[str], Group, Trajectory]]:
-    """The best, worst, longest and first response; each once, with all reasons why it was chosen."""
-    everything = [(group, t) for group in groups for t in group.trajectories]
-    picks: Mapping[str, Callable[[tuple[Group, Trajectory]], float]] = {
-        "best": lambda pair: -pair[1].reward,
-        "worst": lambda pair: pair[1].reward,
-        "longest": lambda pair: -pair[1].sampled_tokens,
-        "first": lambda pair: 0,
-    }
+def choose(groups: Iterable[Group], seed: int = 0) -> Iterator[tuple[list[str], Group, Trajectory]]:
+    """The best, worst, longest and first response and a random one, by `seed`: the segments of each, once,
+    with all reasons why it was chosen."""
+    everything = [(group, member) for group in groups for member in group.members()]
+    at_random = int(np.random.default_rng(seed).integers(len(everything)))
+    orders: Sequence[Callable[[int, Sequence[Trajectory]], float]] = (
+        lambda _, member: -member[0].reward,
+        lambda _, member: member[0].reward,
+        lambda _, member: -sum(t.sampled_tokens for t in member),
+        lambda _, member: 0,
+        lambda place, _: place != at_random,
+    )
     places = {
-        why: min(range(len(everything)), key=lambda i: order(everything[i])) for why, order in picks.items()
+        why: min(range(len(everything)), key=lambda i: order(i, everything[i][1]))
+        for why, order in zip(KINDS, orders, strict=True)
     }
     for place in dict.fromkeys(places.values()):
-        yield [why for why, at in places.items() if at == place], *everything[place]
+        group, member = everything[place]
+        for trajectory in member:
+            yield [why for why, at in places.items() if at == place], group, trajectory
+
+
+def _spans(
+    ids: NDArray[np.int32], versions: NDArray[np.int32], text: str, decode: Callable[[Sequence[int]], str]
+) -> Iterator[tuple[int, int]]:
+    """`Sample.spans` of tokens whose text is `text`. A character whose bytes are of two spans belongs to the
+    first."""
+    ends = [*(np.flatnonzero(np.diff(versions)) + 1).tolist(), len(ids)]
+    before = 0
+    for end in ends:
+        until = len(text) if end == len(ids) else min(len(text), max(before, len(decode(ids[:end].tolist()))))
+        yield until - before, int(versions[end - 1])
+        before = until
 
 
 class SamplesWriter(AbstractContextManager["SamplesWriter"]):
@@ -104,9 +160,7 @@ class SamplesWriter(AbstractContextManager["SamplesWriter"]):
 
     def __init__(self, run_dir: Path, decode: Callable[[Sequence[int]], str], after_step: int = 0) -> None:
         path = run_dir / FILE_NAME
-        if path.exists():
-            kept = [sample for sample in read_samples(run_dir) if sample.step <= after_step]
-            path.write_bytes(b"".join(sample.line() for sample in kept))
+        cut_after(path, after_step)
         self._file = path.open("ab")
         self._decode = decode
 
@@ -115,7 +169,7 @@ class SamplesWriter(AbstractContextManager["SamplesWriter"]):
         step = batch.step + 1
         if not is_kept(step):
             return
-        for chosen, group, trajectory in choose(batch.groups):
+        for chosen, group, trajectory in choose(batch.groups, seed=step):
             self._file.write(Sample.of(step, chosen, group, trajectory, self._decode).line())
         self._file.flush()
 
@@ -139,9 +193,33 @@ def read_samples(path: Path) -> list[Sample]:
     return found
 
 
+def as_table(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """One column for each field, and for each part of the reward `reward/PART`; None where a sample has no
+    such part."""
+    fields = ("step", "group", "row", "reward", "tokens", "segment", "model", "prompt", "response", "chosen")
+    return {
+        **{name: [getattr(sample, name) for sample in samples] for name in fields},
+        "finish": [sample.finish.value for sample in samples],
+        "oldest_version": [sample.versions[0] for sample in samples],
+        "newest_version": [sample.versions[1] for sample in samples],
+        **{
+            f"reward/{part}": [sample.parts.get(part) for sample in samples]
+            for part in sorted({part for sample in samples for part in sample.parts})
+        },
+    }
+
+
 def printable(text: str) -> str:
     """The text without characters that would move a terminal's cursor, change its colours or turn the
     direction of what follows."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text without its middle, if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"

@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from asyncrl.observe.metrics import BOARD_NAME, FILE_NAME, MetricsError, read_metrics
+from asyncrl.observe.metric_table import BOARD_NAME
+from asyncrl.observe.metrics import FILE_NAME, MetricsError, read_metrics
 from asyncrl.observe.role_meter import Times, by_kind, in_words, times
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER
 from asyncrl.units import duration, format_bytes, number, percent
@@ -157,7 +158,8 @@ def rows(s: Summary) -> Iterator[tuple[str, str]]:
         yield "checkpoints", f"{s.checkpoints} kept, {format_bytes(s.checkpoint_bytes)}; {paused}"
     yield "run directory", str(s.run_dir)
     yield "model", str(s.checkpoint) if s.checkpoint else "no checkpoint was saved"
-    yield "curves", s.board_command
+    if (s.run_dir / BOARD_NAME).is_dir():
+        yield "curves", s.board_command
 
 
 def _useful(line: Mapping[str, Any]) -> float:

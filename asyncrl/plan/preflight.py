@@ -159,8 +159,10 @@ def _independent(
         findings.of(lambda: engine_of(config).check_machine(config))
         findings.of(lambda: disk.shared_memory_is_writable(config))
         findings.of(lambda: checks.network(config))
+        findings.of(lambda: checks.metrics_port(config))
     findings.of(lambda: checks.role_host(config))
     findings.of(lambda: checks.transport(config))
+    findings.of(lambda: checks.trackers(config))
     # Without it no process can be asked to import them.
     has_temporary_folder = findings.of(disk.temporary_folder)
     functions = functions or (look_at_functions(config) if has_temporary_folder else Found())

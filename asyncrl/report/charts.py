@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncrl.observe.metric_table import GROUPS, METRICS, named
 from asyncrl.report.chart import Chart, Curve, draw
-from asyncrl.report.run import Run
+from asyncrl.report.run import RunRecord
 
 POINTS, FEWEST_POINTS = 1200, 24
 """Points of a chart, shared by its runs; of a run at least so many."""
@@ -31,14 +31,14 @@ UNKNOWN = "Metrics of another version"
 MINUTES_UP_TO_S = 3 * 3600
 
 
-def overview(runs: Sequence[Run]) -> list[Chart]:
+def overview(runs: Sequence[RunRecord]) -> list[Chart]:
     """The charts to see first."""
     charts = [by_step(runs, key) for key in _overview_keys(runs)]
     charts.insert(1, by_time(runs, "reward/mean"))
     return [chart for chart in charts if chart]
 
 
-def others(runs: Sequence[Run]) -> dict[str, list[Chart]]:
+def others(runs: Sequence[RunRecord]) -> dict[str, list[Chart]]:
     """A chart of every other metric, by the title of its group in the table of metrics."""
     shown = {*_overview_keys(runs)}
     places = {metric.name: group.title for group in GROUPS for metric in group.metrics}
@@ -50,7 +50,7 @@ def others(runs: Sequence[Run]) -> dict[str, list[Chart]]:
     return {title: charts for title, charts in found.items() if charts}
 
 
-def by_step(runs: Sequence[Run], key: str) -> Chart | None:
+def by_step(runs: Sequence[RunRecord], key: str) -> Chart | None:
     """A metric over the training steps."""
     curves = [
         _curve(place, run, key, run.columns["step"]) for place, run in enumerate(runs) if _has(run, key)
@@ -58,7 +58,7 @@ def by_step(runs: Sequence[Run], key: str) -> Chart | None:
     return _chart(curves, key, "training step", len(runs), _edges(key, _keys(runs))[2])
 
 
-def by_time(runs: Sequence[Run], key: str) -> Chart | None:
+def by_time(runs: Sequence[RunRecord], key: str) -> Chart | None:
     """A metric over wall-clock time."""
     having = [(place, run) for place, run in enumerate(runs) if _has(run, key) and _has(run, "wall_s")]
     longest_s = max((run.columns["wall_s"][-1] for _, run in having), default=0.0)
@@ -68,7 +68,7 @@ def by_time(runs: Sequence[Run], key: str) -> Chart | None:
     return _chart(curves, key, name, len(runs), _edges(key, _keys(runs))[2], suffix=", over time")
 
 
-def by_version(runs: Sequence[Run]) -> list[Chart]:
+def by_version(runs: Sequence[RunRecord]) -> list[Chart]:
     """What was scored on held-out prompts."""
     keys = dict.fromkeys(key for run in runs for result in run.evaluation for key in result.metrics)
     charts = []
@@ -79,7 +79,7 @@ def by_version(runs: Sequence[Run]) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def _scored(place: int, run: Run, key: str) -> Curve:
+def _scored(place: int, run: RunRecord, key: str) -> Curve:
     error, having = f"{key.removesuffix('mean')}stderr", [r for r in run.evaluation if key in r.metrics]
     x = np.array([result.version for result in having], dtype=np.float64)
     y = np.array([result.metrics[key] for result in having], dtype=np.float64)
@@ -87,7 +87,7 @@ def _scored(place: int, run: Run, key: str) -> Curve:
     return Curve(place, run.name, x, y, y - errors, y + errors, bars=True)
 
 
-def by_age(runs: Sequence[Run]) -> list[Chart]:
+def by_age(runs: Sequence[RunRecord]) -> list[Chart]:
     """What the tokens of each age were like: means over all steps, weighted by their tokens."""
     charts = []
     for what in AGES:
@@ -108,13 +108,13 @@ def by_age(runs: Sequence[Run]) -> list[Chart]:
     return charts
 
 
-def ages(run: Run) -> list[int]:
+def ages(run: RunRecord) -> list[int]:
     """That its trained tokens had, in versions."""
     found = (re.fullmatch(r"age/(\d+)/tokens", key) for key in run.columns)
     return sorted(int(match[1]) for match in found if match)
 
 
-def _age_curve(place: int, run: Run, what: str) -> Curve | None:
+def _age_curve(place: int, run: RunRecord, what: str) -> Curve | None:
     at = ages(run)
     if not at:
         return None
@@ -154,7 +154,7 @@ def _chart(
     )
 
 
-def _curve(place: int, run: Run, key: str, x: np.ndarray) -> Curve:
+def _curve(place: int, run: RunRecord, key: str, x: np.ndarray) -> Curve:
     low, high, _ = _edges(key, run.columns)
     y = run.columns[key]
     if high.endswith("/std"):
@@ -176,16 +176,16 @@ def _edges(key: str, there: Container[str]) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _has(run: Run, key: str) -> bool:
+def _has(run: RunRecord, key: str) -> bool:
     return key in run.columns
 
 
-def _keys(runs: Sequence[Run]) -> dict[str, None]:
+def _keys(runs: Sequence[RunRecord]) -> dict[str, None]:
     """Of all runs, each once."""
     return dict.fromkeys(key for run in runs for key in run.columns)
 
 
-def _overview_keys(runs: Sequence[Run]) -> list[str]:
+def _overview_keys(runs: Sequence[RunRecord]) -> list[str]:
     keys = _keys(runs)
     return list(dict.fromkeys(key for like in OVERVIEW for key in keys if re.fullmatch(like, key)))
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from markupsafe import Markup
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import METRICS
 from asyncrl.observe.role_meter import named
-from asyncrl.observe.samples import Sample, printable
+from asyncrl.observe.samples import Sample, printable, shortened
 from asyncrl.observe.summary import rows
 from asyncrl.paths import replace_file
 from asyncrl.report import charts
-from asyncrl.report.run import Run, read_run
+from asyncrl.report.run import RunRecord, read_run
 from asyncrl.states import STATES, State
 from asyncrl.units import duration, number, percent
 
@@ -76,7 +77,7 @@ def names(folders: Sequence[Path]) -> list[str]:
     return [f"{'/'.join(each[-1:])} ({i})" for i, each in enumerate(parts, 1)]
 
 
-def render(runs: Sequence[Run], now: float) -> str:
+def render(runs: Sequence[RunRecord], now: float) -> str:
     """The page, at the time `now` in seconds since the epoch."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -86,8 +87,8 @@ def render(runs: Sequence[Run], now: float) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {"state": named}
-    environment.filters |= {"figure": figure, "percent": percent, "number": number, "middle_out": middle_out}
+    environment.filters |= {"figure": figure, "percent": percent, "number": number, "state": named}
+    environment.filters["middle_out"] = partial(shortened, most=MOST_CHARACTERS)
     return environment.get_template("page.html.jinja").render(
         runs=runs,
         written=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
@@ -116,14 +117,6 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def middle_out(text: str) -> str:
-    """The text without its middle, if it is long."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    half = MOST_CHARACTERS // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half:,} characters ...]\n{text[-half:]}"
-
-
 def fates(books: Mapping[str, float]) -> list[Share]:
     """Where every token went, as shares of what was sampled."""
     tokens = {fate: books.get(f"ledger/{fate}_tokens", 0.0) for fate in FATES}
@@ -148,7 +141,7 @@ def fates(books: Mapping[str, float]) -> list[Share]:
     ]
 
 
-def spent(run: Run) -> list[Share]:
+def spent(run: RunRecord) -> list[Share]:
     """Where the trainer's time went, as shares of all steps."""
     sums = {what: float(np.nansum(run.columns.get(f"time/{what}_s", 0.0))) for what in SPENT}
     total = sum(sums.values())
@@ -170,7 +163,7 @@ def chosen(samples: Sequence[Sample]) -> list[Sample]:
     return sorted(found, key=lambda sample: -sample.step)
 
 
-def _reasons(run: Run) -> Iterator[tuple[str, str, float]]:
+def _reasons(run: RunRecord) -> Iterator[tuple[str, str, float]]:
     """(fate, reason, groups), the most frequent first."""
     dropped = "ledger/dropped/"
     found = [("dropped", k.removeprefix(dropped), n) for k, n in run.books.items() if k.startswith(dropped)]

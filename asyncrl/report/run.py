@@ -6,6 +6,7 @@ import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from asyncrl.runfiles.budget import METER_S, Usage
 from asyncrl.runfiles.evaluation import Result, Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import read_ledger
+from asyncrl.section import flat
 
 QUIET_S = 3 * METER_S
 """A run that says that it lives no more often than this has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunRecord:
     """columns: float64[steps] of each metric that is a number; NaN in steps without it. warnings: (step,
     text). settings: those that differ from their defaults, by dotted key. books: as in a line of metrics, and
     `ledger/left_out_tokens`, which are among the dropped ones. failures: failed groups by reason.
@@ -77,24 +79,18 @@ class Run:
             yield "read its responses", f"asyncrl samples {path}"
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> RunRecord:
     """name: what it is called beside other runs. Raises `ConfigError` for a folder that is no run's, and
     `MetricsError` for a line of metrics that is none."""
-    run = RunDir(user_path(path, f"{path}"))
-    metrics = run.path / FILE_NAME
-    if not run.config.is_file() and not metrics.is_file():
-        what = (
-            "the folder has neither config.yaml nor metrics.jsonl" if run.path.is_dir() else "no such folder"
-        )
-        raise ConfigError(f"{path}: no run: {what}; name the folder of a run")
-    lines = read_metrics(metrics) if metrics.is_file() else []
+    run = find_run(path)
+    lines = lines_of(run)
     has_all = bool(lines) and all(key in lines[-1] for key in REQUIRED_KEYS)
     books, failures = _books(run.ledger, lines)
     settings, total_steps = _settings(run.config)
-    return Run(
+    return RunRecord(
         path=run.path,
         name=name,
-        columns=_columns(lines),
+        columns=columns_of(lines),
         warnings=[(line["step"], text) for line in lines for text in _texts(line.get("warnings"))],
         summary=summary_of(run.path, lines) if has_all else None,
         settings=settings,
@@ -102,23 +98,38 @@ def read_run(path: Path, name: str) -> Run:
         books=books,
         failures=failures,
         times=times(lines),
-        samples=_samples(run.path),
+        samples=samples_of(run),
         evaluation=[*Rounds(run.evaluation).results().values()],
         total_steps=total_steps,
         seen_at=_seen_at(run.usage),
     )
 
 
-def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    keys: dict[str, Any] = {}
-    for line in lines:
-        keys.update(line)
-    columns = {key: [line.get(key, np.nan) for line in lines] for key in keys}
-    return {
-        key: np.array(column, dtype=np.float64)
-        for key, column in columns.items()
-        if {*map(type, column)} <= {int, float}
-    }
+def find_run(path: Path) -> RunDir:
+    """Raises `ConfigError` for a folder that is no run's."""
+    run = RunDir(user_path(path, f"{path}"))
+    if not run.config.is_file() and not (run.path / FILE_NAME).is_file():
+        what = (
+            "the folder has neither config.yaml nor metrics.jsonl" if run.path.is_dir() else "no such folder"
+        )
+        raise ConfigError(f"{path}: no run: {what}; name the folder of a run")
+    return run
+
+
+def lines_of(run: RunDir) -> list[dict[str, Any]]:
+    """Of its metrics; none where no step has ended yet."""
+    path = run.path / FILE_NAME
+    return read_metrics(path) if path.is_file() else []
+
+
+def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """float64[lines] of each metric that is a number; NaN in lines without it."""
+    others = {k for line in lines for k, value in line.items() if type(value) not in (int, float)}
+    keys = [key for key in dict.fromkeys(chain.from_iterable(lines)) if key not in others]
+    # Line by line, as they lie in memory: a long run has millions of numbers.
+    numbers = (line.get(key, np.nan) for line in lines for key in keys)
+    table = np.fromiter(numbers, np.float64, len(lines) * len(keys)).reshape(len(lines), len(keys))
+    return dict(zip(keys, np.ascontiguousarray(table.T), strict=True))
 
 
 def _texts(value: Any) -> list[str]:
@@ -133,18 +144,14 @@ def _settings(path: Path) -> tuple[dict[str, str], int | None]:
     try:
         config = load(path)
     except ConfigError:
-        settings = dict(_flat(yaml_tree.read(path)))
+        settings = _texts_of(yaml_tree.read(path))
         steps = settings.get("run.steps", "")
         return settings, int(steps) if steps.isdecimal() else None
-    return dict(_flat(config.model_dump(mode="json", exclude_defaults=True))), config.run.steps
+    return _texts_of(config.model_dump(mode="json", exclude_defaults=True)), config.run.steps
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", yaml_tree.text(value)
+def _texts_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {key: yaml_tree.text(value) for key, value in flat(settings)}
 
 
 def _books(ledger: Path, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], Mapping[str, int]]:
@@ -159,9 +166,10 @@ def _books(ledger: Path, lines: Sequence[Mapping[str, Any]]) -> tuple[Mapping[st
     return {key: v for key, v in (lines[-1] if lines else {}).items() if key.startswith("ledger/")}, {}
 
 
-def _samples(path: Path) -> list[Sample]:
+def samples_of(run: RunDir) -> list[Sample]:
+    """Those that were kept so far."""
     try:
-        return read_samples(path)
+        return read_samples(run.path)
     except FileNotFoundError:
         return []
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -220,13 +220,34 @@ def read_ledger(path: Path) -> tuple[Ledger, int] | None:
     nothing in it yet. Raises `sqlite3.Error` for a file that cannot be read."""
     if not path.exists():
         return None
+    with _only_read(path) as db:
+        meta = _read_meta(db)
+        return (_books(db, meta), _left_out(db)) if meta else None
+
+
+def read_groups(path: Path) -> dict[str, list[Any]]:
+    """The table of all groups in a ledger file, which may be in use and is left as it is, by column: of
+    `tokens_by_version` {version: tokens}, of `rewards` those of the responses; None in both where a group is
+    not finished. Raises `sqlite3.Error` for a file that cannot be read, or is not there."""
+    with _only_read(path) as db:
+        rows = db.execute(f"select {', '.join(_COLUMNS)} from groups order by group_id").fetchall()
+    columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+    columns = columns or {name: [] for name in _COLUMNS}
+    for name, kind in {"tokens_by_version": dict[int, int], "rewards": list[float | None]}.items():
+        decode = msgspec.json.Decoder(kind).decode
+        columns[name] = [None if text is None else decode(text) for text in columns[name]]
+    return columns
+
+
+@contextmanager
+def _only_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """One state of a ledger file for all that is asked."""
     # A file without a log beside it is nobody's: opened like any other, it would be given one.
     is_in_use = path.with_name(f"{path.name}-wal").exists()
     mode = "ro" if is_in_use else "ro&immutable=1"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=10.0)) as db:
-        db.execute("begin")  # one state for all that is asked
-        meta = _read_meta(db)
-        return (_books(db, meta), _left_out(db)) if meta else None
+        db.execute("begin")
+        yield db
 
 
 def _read_meta(db: sqlite3.Connection) -> dict[str, Any]:

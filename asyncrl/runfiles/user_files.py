@@ -104,6 +104,7 @@ def with_absolute_paths(config: Config) -> Config:
         "objective.policy_loss": objective.policy_loss,
         "objective.advantage": objective.advantage,
     } | {f"reward.functions.{i}.function": named.function for i, named in enumerate(functions)}
+    own |= {f"observe.trackers.{i}": name for i, name in enumerate(config.observe.trackers)}
     own |= named_choices(config)
     if rollout.episode:
         own["rollout.episode"] = rollout.episode

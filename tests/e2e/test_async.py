@@ -26,7 +26,8 @@ def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
     make_config, assert_nothing_left, caplog, eta, on_stale, extra
 ):
     config = make_config(
-        f"staleness.max_staleness={eta}", f"staleness.on_stale={on_stale}", "checkpoint.every_steps=4", *extra
+        *(f"staleness.max_staleness={eta}", f"staleness.on_stale={on_stale}", "checkpoint.every_steps=4"),
+        *("observe.trackers=[tensorboard]", *extra),
     )
     result = asyncrl.run(config, progress=False)
     assert "no role is forked" not in caplog.text

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.objective.diagnostics import COLUMNS, Diagnostics
+from asyncrl.objective.diagnostics import COLUMNS, QUANTILES, Diagnostics
 
 AGES = 5
 
@@ -55,7 +55,7 @@ def reference(inputs, keep):
         "clip_frac": a["clipped"].mean(),
         "entropy": a["entropy"].mean(),
         "tokens": len(w),
-        **{f"p{p:02}": np.quantile(log_w, p / 100, method="inverted_cdf") for p in (1, 50, 99)},
+        **{f"p{p:02}": np.quantile(log_w, p / 100, method="inverted_cdf") for p in QUANTILES},
     }
 
 
@@ -88,7 +88,7 @@ def test_agrees_with_a_direct_reference_in_all_and_by_age():
         for ours, theirs in names[prefix].items():
             assert close(metrics[prefix + ours], expected[theirs]), prefix + ours
             seen.add(prefix + ours)
-        for p in (1, 50, 99):
+        for p in QUANTILES:
             name = f"ratio/p{p:02}" if not prefix else f"{prefix}ratio_p{p:02}"
             if name in metrics:
                 assert same_bin(metrics[name], expected[f"p{p:02}"]), name

@@ -178,7 +178,8 @@ class Terminal:
         tty.setraw(slave)
         termios.tcsetwinsize(slave, (24, 80))
         os.set_blocking(self._master, False)
-        self._file = os.fdopen(slave, "w", encoding=encoding)
+        self._modes = termios.tcgetattr(slave)
+        self._file = self.file = os.fdopen(slave, "w", encoding=encoding)
         self.console = Console(file=self._file, _environ={"TERM": "xterm-256color", "COLUMNS": "80"})
 
     def written(self) -> str:
@@ -189,6 +190,12 @@ class Terminal:
                 parts.append(os.read(self._master, 65536))
             except BlockingIOError:
                 return b"".join(parts).decode()
+
+    def press(self, key: str) -> None:
+        os.write(self._master, key.encode())
+
+    def has_its_modes(self) -> bool:
+        return termios.tcgetattr(self.file) == self._modes
 
     def hang_up(self) -> None:
         os.close(self._master)
@@ -247,6 +254,64 @@ def test_on_a_terminal_a_panel_shows_the_run(tmp_path, terminal, clock, append, 
     assert "no step has ended for 0:40: waiting for groups" in shown
     view.stop()
     assert terminal.written().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_a_key_shows_the_last_sample_and_takes_it_away(tmp_path, terminal, clock, append, make_line):
+    sample = {"step": 7, "chosen": ["best"], "group": 1, "row": 2, "reward": 0.5, "parts": {}, "tokens": 3}
+    sample |= {"finish": "stop", "versions": [0, 1], "prompt": "p\n" * 9, "response": "an answer\n" * 99}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    view = LiveView(tmp_path, 50, 4, terminal.console, clock, keys=terminal.file)
+    view.start()
+    append(make_line(1))
+    clock.now_s += 1
+    view.poll()
+    assert "an answer" not in terminal.written()
+    terminal.press("s")
+    view.poll()
+    shown = without_escapes(terminal.written())
+    assert "step 7, best" in shown and "an answer" in shown and "step 1/50" in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
+    terminal.press("s")
+    view.poll()
+    assert "an answer" not in terminal.written()
+    view.stop()
+    assert terminal.has_its_modes()
+
+
+IN_A_CELL = """
+import json
+from asyncrl.observe.live import LiveView
+view = LiveView({folder!r}, 50, 4, now_s=iter(range(0, 1000, 5)).__next__)
+view.start()
+view.event("<b>a worker died</b>")
+view.poll()
+view.stop()
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_has_a_panel_that_is_replaced(tmp_path, append, make_line):
+    pytest.importorskip("ipykernel")
+    from jupyter_client.manager import start_new_kernel
+
+    append(make_line(1))
+    manager, client = start_new_kernel(startup_timeout=120)
+    shown = []
+    try:
+        client.execute_interactive(
+            IN_A_CELL.format(folder=str(tmp_path)), timeout=120, output_hook=shown.append
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    kinds = [message["msg_type"] for message in shown if "display" in message["msg_type"]]
+    assert kinds[0] == "display_data" and {*kinds[1:]} == {"update_display_data"}
+    assert not [message for message in shown if message["msg_type"] in ("error", "stream")]
+    contents = [message["content"] for message in shown if "display" in message["msg_type"]]
+    assert len({content["transient"]["display_id"] for content in contents}) == 1
+    last = contents[-1]["data"]["text/html"]
+    assert "&lt;b&gt;a worker died&lt;/b&gt;" in last
+    assert "trained" in last
 
 
 def test_polling_often_draws_seldom(tmp_path, terminal, clock):

@@ -26,7 +26,13 @@ datasets, segments, episodes, rows that come again, a gateway, and judges, of wh
 def lines(make_config, one_thread, tiny_folder):
     """A run with all that a trainer can have."""
     config = make_config(
-        *("run.mode=inline", "run.steps=4", "staleness.max_staleness=1", "rollout.slots=8"),
+        *(
+            "run.mode=inline",
+            "observe.trackers=[tensorboard]",
+            "run.steps=4",
+            "staleness.max_staleness=1",
+            "rollout.slots=8",
+        ),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
         "replay={}",
         *("reward.functions.0.standardise=true", "data.curriculum={}", "data.hints.column=answer"),

@@ -8,7 +8,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncrl.core.invariants import InvariantError
 from asyncrl.observe.metric_table import REQUIRED_KEYS
@@ -92,16 +91,6 @@ def test_a_ledger_that_does_not_close_stops_the_run(tmp_path, make_line, part):
 def test_the_ledgers_counts_are_counts(tmp_path, make_line, count):
     with MetricsWriter(tmp_path) as writer, pytest.raises(MetricsError, match="invalid counts"):
         writer.write(make_line(1) | {"ledger/failed_groups": count})
-
-
-def test_numbers_are_mirrored_to_tensorboard(tmp_path, make_line):
-    with MetricsWriter(tmp_path) as writer:
-        for step in (1, 2):
-            writer.write(make_line(step, ess=float("nan"), note="text"))
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    shown = {tag for tag in board.Tags()["scalars"] if not tag.startswith("0_overview/")}
-    assert shown == set(REQUIRED_KEYS) - {"step", "ess"}
-    assert [(e.step, e.value) for e in board.Scalars("staleness/mean")] == [(1, 1.25), (2, 1.25)]
 
 
 def test_a_line_cut_short_is_not_read_and_is_removed_on_reopening(tmp_path, make_line):

@@ -1,11 +1,23 @@
 """Which responses are kept to be read, and what is shown of them."""
 
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+from collections import Counter
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from asyncrl.cli.main import main
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory, VersionSpan
-from asyncrl.observe.samples import FILE_NAME, SamplesWriter, is_kept, read_samples
+from asyncrl.observe.pager import Pager
+from asyncrl.observe.sample_text import Colours, as_text
+from asyncrl.observe.samples import FILE_NAME, Sample, SamplesWriter, choose, is_kept, read_samples
 
 
 def trajectory(reward, response, prompt="ab", version=3):
@@ -37,7 +49,13 @@ def test_the_best_the_worst_the_longest_and_the_first(tmp_path):
     with SamplesWriter(tmp_path, text) as writer:
         writer.write(batch())
     found = {sample.response: sample for sample in read_samples(tmp_path)}
-    assert {response: sample.chosen for response, sample in found.items()} == {
+    reasons = {response: sample.chosen for response, sample in found.items()}
+    assert sum("random" in chosen for chosen in reasons.values()) == 1
+    assert {
+        response: [why for why in chosen if why != "random"]
+        for response, chosen in reasons.items()
+        if chosen != ["random"]
+    } == {
         "best and longest": ["best", "longest"],
         "worst": ["worst"],
         "first": ["first"],
@@ -55,7 +73,8 @@ def test_a_resumed_run_writes_its_steps_once(tmp_path):
         file.write(b'{"step": 3, "cho')
     with SamplesWriter(tmp_path, text, after_step=2) as writer:
         writer.write(batch(2))
-    assert [sample.step for sample in read_samples(tmp_path)] == [1] * 3 + [2] * 3 + [3] * 3
+    kept = {step: len([*choose(batch(step - 1).groups, seed=step)]) for step in (1, 2, 3)}
+    assert list(Counter(sample.step for sample in read_samples(tmp_path)).items()) == [*kept.items()]
 
 
 def test_a_long_run_keeps_ever_fewer():
@@ -94,3 +113,151 @@ def test_what_is_not_there_is_told(options, message, run_dir, capsys):
         (run_dir / FILE_NAME).unlink()
     assert main(["samples", str(run_dir), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_turns_and_versions_are_spans_of_the_response(tmp_path):
+    """Two turns with what was shown between them, the second of two versions; é has two tokens."""
+    shown = trajectory(1.0, "yes|tool|é!", version=3)
+    ids = shown.token_ids
+    shown.loss_mask[2 + 3 : 2 + 9] = False
+    shown.versions = (VersionSpan(2, 3, 3), VersionSpan(11, 1, 3), VersionSpan(12, 2, 4))
+    shown.turn_parts = {"right": (0.25, 0.75)}
+    assert len(ids) == 14
+    decode = lambda ids: bytes(ids).decode(errors="replace")  # noqa: E731
+    sample = Sample.of(1, ["best"], Group(0, 0, [shown]), shown, decode)
+    assert [*sample.pieces()] == [("yes", 3), ("|tool|", -1), ("é", 3), ("!", 4)]
+    plain = as_text(sample, Colours()).plain
+    assert plain == "ab\n\n[turn 1, right 0.25]\nyes\n[shown]\n|tool|\n[turn 2, right 0.75]\né!"
+    by_version = as_text(sample, Colours("version"))
+    styles = {by_version.plain[s.start : s.end]: s.style for s in by_version.spans}
+    assert styles["yes"] == styles["é"] != styles["!"]
+    by_part = as_text(sample, Colours("right", {"right": (0.0, 1.0)}))
+    styles = {by_part.plain[s.start : s.end]: s.style for s in by_part.spans}
+    assert (styles["yes"], styles["!"]) == ("red", "green")
+
+
+def test_segments_of_a_chosen_response_are_kept_together(tmp_path):
+    first, second = trajectory(1.0, "one"), trajectory(1.0, "two")
+    second.segment = 1
+    with SamplesWriter(tmp_path, text) as writer:
+        writer.write(Batch(0, 0, 0, (Group(0, 0, [first, second, trajectory(0.0, "x")]),)))
+    best = [s for s in read_samples(tmp_path) if "best" in s.chosen]
+    assert [(s.response, s.segment) for s in best] == [("one", 0), ("two", 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "responses"),
+    [
+        (["--where", "reward<0.5", "--step", "1"], ["worst"]),
+        (["--where", "right>=0.5", "--where", "tokens<9", "--where", "step=2"], ["first"]),
+        (["--contains", "and longest"], ["best and longest"] * 2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_what_is_asked_for_is_exported(options, responses, ending, run_dir, tmp_path):
+    file = tmp_path / f"out.{ending}"
+    assert (
+        main(
+            [
+                "samples",
+                str(run_dir),
+                *options,
+                "--best" if "and" in options[1] else "--print",
+                "--export",
+                str(file),
+            ]
+        )
+        == 0
+    )
+    if ending == "jsonl":
+        found = [sample.response for sample in read_samples(file)]
+    else:
+        found = pytest.importorskip("pyarrow.parquet").read_table(file).to_pydict()["response"]
+    assert [response for response in found if response != "x"] == responses
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--where", "reward"], "write NAME, one of"),
+        (["--where", "reward<x"], "`x` is no number"),
+        (["--where", "lenght>1"], "there are step, reward"),
+        (["--where", "finish>1"], "compare it by = or !="),
+        (["--contains", "nowhere"], "none of its"),
+        (["--export", "x.csv"], ".jsonl or .parquet"),
+    ],
+)  # fmt: skip
+def test_wrong_wishes_are_told(options, message, run_dir, capsys):
+    assert main(["samples", str(run_dir), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def pages(run_dir, *keys, width=40, height=12):
+    samples = read_samples(run_dir)
+    pager = Pager(samples, width, height)
+    for key in keys:
+        pager.press(key)
+    console = Console(width=width, height=height, file=io.StringIO())
+    console.print(pager.screen(), end="")
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    return pager, lines
+
+
+def test_the_pager_goes_by_keys(run_dir):
+    pager, lines = pages(run_dir)
+    assert lines[0].startswith(pager.samples[0].heading())
+    assert pages(run_dir, "n")[0].place == 1
+    assert pages(run_dir, "n", "left", "left")[0].place == 0
+    later, _ = pages(run_dir, "]")
+    assert later.sample.step == 2
+    assert pages(run_dir, "]", "[")[0].sample.step == 1
+    worst, lines = pages(run_dir, "f", "f")
+    assert "worst" in worst.sample.chosen and "1/2 worst" in "".join(lines)
+    assert pages(run_dir, *"/firstX", "backspace", "enter")[0].sample.response == "first"
+    assert pages(run_dir, *"/q", "escape")[0].is_done is False
+    assert [pages(run_dir, *"c" * n)[0].colours.by for n in range(4)] == [
+        "version",
+        "reward",
+        "right",
+        "nothing",
+    ]
+    assert pages(run_dir, "q")[0].is_done
+
+
+def test_the_pager_scrolls_through_a_long_response(tmp_path):
+    words = " ".join(f"w{i}" for i in range(300))
+    with SamplesWriter(tmp_path, text) as writer:
+        writer.write(Batch(0, 0, 0, (Group(0, 0, [trajectory(1.0, words)]),)))
+    pager, lines = pages(tmp_path, "page down", "page down", "up")
+    assert pager.top == 2 * pager.room - 1
+    _, lines = pages(tmp_path, "G")
+    assert "w299" in "".join(lines)
+    assert pages(tmp_path, "G", "g")[0].top == 0
+    _, lines = pages(tmp_path, *"/w250", "enter")
+    assert "w250" in lines[3]
+
+
+@pytest.mark.slow
+def test_the_command_pages_on_a_terminal_and_leaves_it_as_it_was(run_dir):
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    before = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncrl.cli.main", "samples", str(run_dir)],
+        stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "screen-256color"},
+    )  # fmt: skip
+    shown = b""
+    for wanted, key in ((b"step 2", b"\x1b[D"), (b"step 1", b"q")):
+        while wanted not in shown:
+            assert select.select([master], [], [], 120)[0], shown
+            shown += os.read(master, 65536)
+        os.write(master, key)
+        shown = b""
+    while process.poll() is None and select.select([master], [], [], 60)[0]:
+        shown += os.read(master, 65536)
+    assert process.wait(60) == 0
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)

@@ -30,6 +30,7 @@ def run_dir(tmp_path, make_line):
         return make_line(step) | changes | (slow if step == 8 else {})
 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line(step)) + "\n" for step in range(1, 9)))
+    (tmp_path / "tensorboard").mkdir()
     return tmp_path
 
 

@@ -75,7 +75,6 @@ ROLES = (
     "asyncrl.rollout.engines.torch",
     "asyncrl.trainer.backends.torch.backend",
     "asyncrl.weights.shm.transport",
-    "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto",
     "transformers.processing_utils",
 )

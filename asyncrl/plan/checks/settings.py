@@ -26,6 +26,7 @@ from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.machine import Machine, visible_gpu
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
+from asyncrl.resolve import resolve
 from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import EngineSpec, engine_of
@@ -47,6 +48,23 @@ def role_host(config: Config) -> None:
 def transport(config: Config) -> None:
     """What is to carry the weights can be imported."""
     find_transport(config.weights.transport)
+
+
+def trackers(config: Config) -> None:
+    """What the run is to be shown by is installed, or can be imported."""
+    for name, factory in config.observe.factories.items():
+        if name == factory:
+            resolve(name, what="observe.trackers")
+        else:
+            need(name, f"observe.trackers: {name}", "leave it out")
+
+
+def metrics_port(config: Config) -> None:
+    """The newest numbers can be served where they should."""
+    if config.observe.metrics_port:
+        from asyncrl.observe.prometheus import check_port
+
+        check_port(config.observe.metrics_port)
 
 
 def reward_routes(config: Config, needs: Mapping[str, Sequence[str]], prompts: PromptSet) -> bool:
