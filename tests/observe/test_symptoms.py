@@ -69,7 +69,7 @@ SAYS = {
     "starved_rollout": ("starved rollout", "trainer.ranks"),
     "slow_reward": ("slow reward", "the longest for `functions`", "reward.workers"),
     "dying_worker": ("rollout-0 dies again and again", "logs/rollout-0.log", "rollout.slots"),
-    "stale_data": ("stale data", "8.0 versions old", "staleness.max_staleness=8"),
+    "stale_data": ("stale data", "6.2 versions old", "staleness.max_staleness=8"),
     "stale_data_dropped": ("stale data", "staleness.on_stale=wait"),
     "collapsed_entropy": ("collapsing entropy", "while the reward did not rise", "objective.entropy_coef"),
     "blown_up_length": ("length blow-up", "while the reward did not rise", "reward.overlong.buffer_tokens"),
