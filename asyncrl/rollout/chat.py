@@ -18,6 +18,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.data.values import Message
 from asyncrl.errors import ConfigError
 from asyncrl.packages import need
+from asyncrl.rollout.transcript import Completion
 
 if TYPE_CHECKING:
     from renderers.base import Renderer
@@ -32,15 +33,18 @@ AUTO, TEMPLATE = "auto", "template"
 class Turn:
     """An answer, and what it was an answer to.
 
-    prompt_ids: int32[P]. completion_ids: int32[N]. messages: the conversation up to and with the answer;
-    empty where it was asked for by tokens. reused: as of `TokenChunk`.
+    prompt_ids: int32[P]. messages: the conversation up to and with the answer; empty where it was asked for
+    by tokens.
     """
 
     prompt_ids: NDArray[np.int32]
-    completion_ids: NDArray[np.int32]
+    completion: Completion
     messages: Sequence[Message] = ()
     tools: Tools | None = None
-    reused: int | None = None
+
+    @property
+    def completion_ids(self) -> NDArray[np.int32]:
+        return self.completion.token_ids
 
     @property
     def token_ids(self) -> NDArray[np.int32]:

@@ -26,7 +26,6 @@ from asyncrl.rollout.transcript import Completion, Transcript
 from asyncrl.waits import Stopwatch
 
 BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
-OnChunk = Callable[[TokenChunk], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,6 @@ class Session:
         *,
         max_new_tokens: int | None = None,
         stop: Sequence[str | int] = (),
-        on_chunk: OnChunk | None = None,
         train: bool = True,
     ) -> Completion:
         """What follows `prompt_ids` (int32[P], P >= 1): up to `max_new_tokens` tokens, at most
@@ -124,25 +122,21 @@ class Session:
         the episode has had all its turns. May be called any number of times, also side by side; one that is
         cancelled is taken out of the engine, and not trained on.
 
-        stop: texts and token ids that end it, besides the model's own; they are part of it. on_chunk: gets
-        the tokens as they come. train: whether it is trained on. Raises `ValueError` for a prompt that the
-        engine cannot take, and the engine's errors, which fail the group whatever the caller makes of them.
+        stop: texts and token ids that end it, besides the model's own; they are part of it. train: whether it
+        is trained on. Raises `ValueError` for a prompt that the engine cannot take, and the engine's errors,
+        which fail the group whatever the caller makes of them.
         """
         ids = np.asarray(prompt_ids, np.int32)
-        completion, keep = await self.draft(ids, max_new_tokens, stop, on_chunk)
+        completion, keep = await self.draft(ids, max_new_tokens, stop)
         if train:
             keep()
         return completion
 
     async def draft(
-        self,
-        ids: NDArray[np.int32],
-        max_new_tokens: int | None,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Sequence[str | int]
     ) -> tuple[Completion, Callable[[], None]]:
         """As `generate`, with what has it trained on."""
-        number, completion = await self._sample(ids, max_new_tokens, stop, on_chunk)
+        number, completion = await self._sample(ids, max_new_tokens, stop)
         return completion, partial(self._record, number, ids, completion, self._why_anew(ids))
 
     async def chat(
@@ -152,7 +146,6 @@ class Session:
         *,
         max_new_tokens: int | None = None,
         stop: Sequence[str | int] = (),
-        on_chunk: OnChunk | None = None,
         train: bool = True,
     ) -> Reply:
         """The policy's answer to a conversation; `tools` as JSON schemas. The rest as `generate`.
@@ -161,7 +154,7 @@ class Session:
         template writes what was sampled in another way than it was."""
         chat = self._chat
         prompt_ids, why = self._prompt(messages, tools)
-        number, completion = await self._sample(prompt_ids, max_new_tokens, stop, on_chunk)
+        number, completion = await self._sample(prompt_ids, max_new_tokens, stop)
         message = chat.parse(completion.token_ids, prompt_ids, tools)
         for text in (s for s in stop if isinstance(s, str) and completion.finish_reason is FinishReason.STOP):
             message["content"] = message["content"].partition(text)[0]
@@ -237,11 +230,7 @@ class Session:
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def _sample(
-        self,
-        prompt_ids: NDArray[np.int32],
-        max_new_tokens: int | None,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, prompt_ids: NDArray[np.int32], max_new_tokens: int | None, stop: Sequence[str | int]
     ) -> tuple[int, Completion]:
         """The number of the request, and what it gave."""
         if self.ended:
@@ -262,7 +251,7 @@ class Session:
                 return number, Completion.nothing()
             if self._enter is not None:
                 await self._enter((self.task.lease_id, self.index, number))
-            return number, await self._ask(number, prompt_ids, limit, stop, on_chunk)
+            return number, await self._ask(number, prompt_ids, limit, stop)
         finally:
             self.waited.end()
             self.open_requests -= 1
@@ -271,12 +260,7 @@ class Session:
                 self._leave()
 
     async def _ask(
-        self,
-        number: int,
-        prompt_ids: NDArray[np.int32],
-        limit: int,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, number: int, prompt_ids: NDArray[np.int32], limit: int, stop: Sequence[str | int]
     ) -> Completion:
         """Of the engine."""
         task, first = self.task, self._first_request
@@ -292,12 +276,11 @@ class Session:
         chunks: list[TokenChunk] = []
         cut: int | None = None
         self._under_way.add(name)
+        since = self.answers[0].completion.versions[0].version if self.answers else None
         try:
-            async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling)):
+            async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling, since)):
                 self.sampled_tokens += len(chunk.token_ids)
                 chunks.append(chunk)
-                if on_chunk is not None and cut is None:
-                    on_chunk(chunk)
                 if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
                     self._engine.abort(name)
             completion = Completion.of(chunks)
@@ -378,7 +361,7 @@ class Session:
         segment.transcript.sampled(completion)
         segment.finish_reason = completion.finish_reason
         segment.turns.append((number - self._first_request, len(segment.transcript) - 1))
-        self.answers.append(Turn(prompt_ids, completion.token_ids, list(messages), tools, completion.reused))
+        self.answers.append(Turn(prompt_ids, completion, list(messages), tools))
 
     @property
     def _chat(self) -> ChatFormat:

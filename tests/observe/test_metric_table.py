@@ -12,7 +12,7 @@ ELSEWHERE = {
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
-    "episodes/computed_again_frac",
+    *("episodes/computed_again_frac", "episodes/computed_again_frac/{reason}"),
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
 }

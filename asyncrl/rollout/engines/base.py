@@ -44,6 +44,9 @@ class GenerationRequest:
     prompt_ids: NDArray[np.int32]
     """int32[P], P >= 1. What it has in common with earlier requests need not be computed again."""
     sampling: SamplingParams
+    since: int | None = None
+    """The version of its episode's first token, where it is a later turn: it may go on from what no older
+    weights have computed, by an engine that keeps what runs through an update; others from the live ones'."""
 
 
 @dataclass(frozen=True, slots=True)

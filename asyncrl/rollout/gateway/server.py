@@ -228,7 +228,7 @@ class Gateway:
                 reply = await session.chat(prompt, ask.tools or None, **how, train=False)
             else:
                 ids = self._ids(prompt)
-                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop, None)
+                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop)
                 message = {"role": "assistant", "content": self._text_of(completion.token_ids.tolist())}
                 reply = Reply(message, ids, completion, completion.finish_reason.value, keep)
         except ValueError as error:  # of the chat template
