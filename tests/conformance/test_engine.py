@@ -341,11 +341,11 @@ def test_a_next_turn_goes_on_through_updates_where_keys_are_kept(run, harness, m
 
     async def scenario() -> None:
         second = await turn(list(range(2, 52)), 16, 1)
-        await another(second)
+        await another(second[:60])
         await engine.update_weights(LocalWeights(2, models[2].state_dict()))
         third = await turn(second, 30, 3)
         await turn(third, 12, 3)
-        await another(third)
+        await another(third[:90])
 
     run(scenario())
     keys: list[int] = []
