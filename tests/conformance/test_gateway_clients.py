@@ -1,5 +1,5 @@
-"""Agents by their own clients, before every engine: what is recorded of their sessions is what the engine
-sampled, to the bit."""
+"""Agents by their own clients, before vLLM: what is recorded of their sessions is what the engine sampled, to
+the bit. Before the embedded engine: `tests/rollout/gateway`."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ async def of_verifiers(base_url, api_key, given_up):
     assert await adapter.episode(task, Model(None, base_url, api_key)) >= 0.5
 
 
-AGENTS = {of_openai: (5, 2), of_anthropic: (5, 2), of_verifiers: (2, 1)}
+AGENTS = {of_openai: (5, 2), of_anthropic: (5, 2), of_verifiers: (2, 2)}
 """Requests that each makes, and the most of them that are one trajectory."""
 
 
@@ -137,6 +137,7 @@ async def played(harness, engine, tokenizer, agent):
     return session, watched.chunks
 
 
+@pytest.mark.parametrize("harness", [pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True)
 @pytest.mark.parametrize("agent", AGENTS)
 def test_what_is_recorded_is_what_was_sampled(run, harness, make_model, tokenizer, agent, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "rollout" / "gateway")
