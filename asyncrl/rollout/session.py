@@ -26,6 +26,8 @@ from asyncrl.rollout.transcript import Completion, Transcript
 from asyncrl.waits import Stopwatch
 
 BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
+Stops = Sequence[str | int]
+Tell = Callable[[Sequence[int]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Session:
         prompt_ids: NDArray[np.int32] | Sequence[int],
         *,
         max_new_tokens: int | None = None,
-        stop: Sequence[str | int] = (),
+        stop: Stops = (),
         train: bool = True,
     ) -> Completion:
         """What follows `prompt_ids` (int32[P], P >= 1): up to `max_new_tokens` tokens, at most
@@ -133,10 +135,10 @@ class Session:
         return completion
 
     async def draft(
-        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Sequence[str | int]
+        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops
     ) -> tuple[Completion, Callable[[], None]]:
         """As `generate`, with what has it trained on."""
-        number, completion = await self._sample(ids, max_new_tokens, stop)
+        number, completion = await self._sample(ids, max_new_tokens, stop, None)
         return completion, partial(self._record, number, ids, completion, self._why_anew(ids))
 
     async def chat(
@@ -145,16 +147,19 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         max_new_tokens: int | None = None,
-        stop: Sequence[str | int] = (),
+        stop: Stops = (),
         train: bool = True,
+        tell: Callable[[NDArray[np.int32], Sequence[int]], None] | None = None,
     ) -> Reply:
-        """The policy's answer to a conversation; `tools` as JSON schemas. The rest as `generate`.
+        """The policy's answer to a conversation; `tools` as JSON schemas. tell: as of `GenerationRequest`,
+        with the prompt's tokens. The rest as `generate`.
 
         Where the messages continue an earlier conversation of this session, so do the tokens, unless the chat
         template writes what was sampled in another way than it was."""
-        chat = self._chat
+        chat = self.format
         prompt_ids, why = self._prompt(messages, tools)
-        number, completion = await self._sample(prompt_ids, max_new_tokens, stop)
+        told = None if tell is None else partial(tell, prompt_ids)
+        number, completion = await self._sample(prompt_ids, max_new_tokens, stop, told)
         message = chat.parse(completion.token_ids, prompt_ids, tools)
         for text in (s for s in stop if isinstance(s, str) and completion.finish_reason is FinishReason.STOP):
             message["content"] = message["content"].partition(text)[0]
@@ -163,14 +168,6 @@ class Session:
             keep()
         finish = "tool_calls" if message.get("tool_calls") else completion.finish_reason.value
         return Reply(message, prompt_ids, completion, finish, keep)
-
-    def tokens_of(self, text: str) -> list[int]:
-        """A text's token ids, without special tokens that its beginning or end would get."""
-        return self._chat.encode(text)
-
-    def text_of(self, token_ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """With special tokens."""
-        return self._chat.decode(token_ids)
 
     # ---- its ends ------------------------------------------------------------------------------------------
 
@@ -230,7 +227,7 @@ class Session:
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def _sample(
-        self, prompt_ids: NDArray[np.int32], max_new_tokens: int | None, stop: Sequence[str | int]
+        self, prompt_ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops, tell: Tell | None
     ) -> tuple[int, Completion]:
         """The number of the request, and what it gave."""
         if self.ended:
@@ -251,7 +248,7 @@ class Session:
                 return number, Completion.nothing()
             if self._enter is not None:
                 await self._enter((self.task.lease_id, self.index, number))
-            return number, await self._ask(number, prompt_ids, limit, stop)
+            return number, await self._ask(number, prompt_ids, limit, stop, tell)
         finally:
             self.waited.end()
             self.open_requests -= 1
@@ -260,7 +257,7 @@ class Session:
                 self._leave()
 
     async def _ask(
-        self, number: int, prompt_ids: NDArray[np.int32], limit: int, stop: Sequence[str | int]
+        self, number: int, prompt_ids: NDArray[np.int32], limit: int, stop: Stops, tell: Tell | None
     ) -> Completion:
         """Of the engine."""
         task, first = self.task, self._first_request
@@ -278,7 +275,8 @@ class Session:
         self._under_way.add(name)
         since = self.answers[0].completion.versions[0].version if self.answers else None
         try:
-            async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling, since)):
+            request = GenerationRequest(name, prompt_ids, sampling, since, tell)
+            async for chunk in self._engine.generate(request):
                 self.sampled_tokens += len(chunk.token_ids)
                 chunks.append(chunk)
                 if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
@@ -303,7 +301,7 @@ class Session:
         new = len(chunks[-1].token_ids) + 4 * max(map(len, texts))  # a character has up to four tokens
 
         def has(some: NDArray[np.int32]) -> bool:
-            shown = self.text_of(some)
+            shown = self.format.decode(some)
             return any(text in shown for text in texts)
 
         if not has(ids[-new:]) or not has(ids):
@@ -318,15 +316,15 @@ class Session:
         """The tokens of a conversation, and why they do not extend what was sampled, where they might."""
         before = [turn for turn in self.answers if turn.is_continued_by(messages, tools)]
         if not before:
-            ids = np.asarray(self._chat.render(messages, tools), np.int32)
+            ids = np.asarray(self.format.render(messages, tools), np.int32)
             anew = not any(message.get("role") == "assistant" for message in messages)
             return ids, None if anew else self._why_anew(ids)
         turn = max(before, key=lambda turn: len(turn.messages))
         new = messages[len(turn.messages) :]
-        extended = self._chat.extend(turn, new)
+        extended = self.format.extend(turn, new)
         if extended is not None:
             return np.asarray(extended, np.int32), None
-        return np.asarray(self._chat.render([*turn.messages, *new], tools), np.int32), "template"
+        return np.asarray(self.format.render([*turn.messages, *new], tools), np.int32), "template"
 
     def _why_anew(self, prompt_ids: NDArray[np.int32]) -> str | None:
         """Why a prompt extends nothing, where it might have: it neither follows a turn nor repeats its
@@ -364,7 +362,8 @@ class Session:
         self.answers.append(Turn(prompt_ids, completion, list(messages), tools))
 
     @property
-    def _chat(self) -> ChatFormat:
+    def format(self) -> ChatFormat:
+        """How conversations become tokens."""
         if self._format is None:
             raise RuntimeError("this rollout was made without a tokenizer")
         return self._format

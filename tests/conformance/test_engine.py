@@ -636,6 +636,23 @@ def test_a_failed_update_leaves_the_old_weights(run, harness, make_model, damage
     assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
 
 
+def test_tokens_are_told_as_they_are_sampled(run, harness, make_model):
+    """Where the engine can: those that there are have been told, and nothing else."""
+    engine, told = harness.make(make_model()), []
+    r = replace(request("r", 5, 60), tell=told.extend)
+
+    async def scenario() -> tuple[int, Output]:
+        stream = asyncio.ensure_future(collect(engine.generate(r)))
+        await harness.progress(engine, 5)
+        some = len(told)
+        await harness.progress(engine, sys.maxsize)
+        return some, await stream
+
+    some, output = run(scenario())
+    assert told == (output.ids if harness.tells else [])
+    assert (some >= 5) is harness.tells
+
+
 def test_run_drives_the_engine(run, harness, make_model):
     """Under `run`, requests come and go, weights change, and everything holds; then `close` ends what is
     open."""

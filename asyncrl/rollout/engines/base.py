@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,6 +47,8 @@ class GenerationRequest:
     since: int | None = None
     """The version of its episode's first token, where it is a later turn: it may go on from what no older
     weights have computed, by an engine that keeps what runs through an update; others from the live ones'."""
+    tell: Callable[[Sequence[int]], None] | None = None
+    """Called, in any thread, with tokens as they are sampled, before the stream has them; if engines can."""
 
 
 @dataclass(frozen=True, slots=True)

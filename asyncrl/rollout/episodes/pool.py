@@ -263,4 +263,4 @@ class Line:
         }
 
     async def _tokenise(self, text: str) -> list[int]:
-        return self.session.tokens_of(text)
+        return self.session.format.encode(text)

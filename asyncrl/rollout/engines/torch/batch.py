@@ -122,6 +122,9 @@ class ContinuousBatch:
             )
         done = slots.record(drawn, logprobs, self.version, kept)
         self.generated_tokens += slots.active
+        for request, token in zip(slots.requests, drawn.tolist(), strict=False):
+            if request is not None and request.tell is not None:
+                request.tell([token])
         return [slots.finish(int(row)) for row in done]
 
     def swap(self, staged: Mapping[str, Tensor], version: int) -> float:

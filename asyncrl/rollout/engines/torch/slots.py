@@ -76,15 +76,10 @@ class Slots:
         return np.where(same >= least, same, 0)
 
     def admit(
-        self,
-        row: int,
-        request: GenerationRequest,
-        stop_token_ids: tuple[int, ...],
-        reused: int = 0,
-        oldest: int = 0,
+        self, row: int, request: GenerationRequest, stops: tuple[int, ...], reused: int = 0, oldest: int = 0
     ) -> None:
-        """Put a request into a hole, or into the row `active`. reused: tokens that are not computed. oldest:
-        the oldest version by which its keys and values will be."""
+        """Put a request into a hole, or into the row `active`. stops: tokens that end it, besides its own.
+        reused: tokens that are not computed. oldest: version that has computed any."""
         sampling, prompt = request.sampling, len(request.prompt_ids)
         limit = prompt + sampling.max_new_tokens
         self._use(row)
@@ -100,11 +95,11 @@ class Slots:
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
         self._uniforms[row, prompt:limit] = uniforms(sampling.seed, sampling.max_new_tokens)
-        stops = sorted({*stop_token_ids, *sampling.stop_token_ids})
-        if (missing := len(stops) - self._stop.shape[1]) > 0:
+        ends = sorted({*stops, *sampling.stop_token_ids})
+        if (missing := len(ends) - self._stop.shape[1]) > 0:
             self._stop = np.pad(self._stop, ((0, 0), (0, missing)), constant_values=_NO_TOKEN)
         self._stop[row] = _NO_TOKEN
-        self._stop[row, : len(stops)] = stops
+        self._stop[row, : len(ends)] = ends
         if row < self.active:
             self.holes.remove(row)
         self.active = max(self.active, row + 1)

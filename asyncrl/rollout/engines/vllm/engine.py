@@ -292,7 +292,10 @@ class VllmEngine(StreamingEngine):
     def _submit(self, request: GenerationRequest) -> None:
         if not self._generations:
             self._last_progress_s = time.monotonic()
-        generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
+        generation = Generation(
+            *(self.llm, request, self._stop_ids(request), self._count, self._deliver),
+            may_tell=lambda: self._unproven is None,
+        )
         self._generations[request.request_id] = generation
         generation.start(self._salts.of(request))
 

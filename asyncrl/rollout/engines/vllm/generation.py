@@ -47,14 +47,17 @@ class Generation:
         stop_token_ids: list[int],
         count: Callable[[int], None],
         deliver: Deliver,
+        may_tell: Callable[[], bool],
     ) -> None:
         """`count` is told of new tokens as they are reported. `deliver` is called once, with the request's id
-        and its output, unless it is cancelled."""
+        and its output, unless it is cancelled. may_tell: whether anybody may hear of tokens by now."""
         self._llm = llm
         self.request = request
         self._stop_token_ids = stop_token_ids
         self._count = count
         self._deliver = deliver
+        self._may_tell = may_tell
+        self._told = 0
         self._id = ""
         self._task: asyncio.Task[None] | None = None
         self._abort_task: asyncio.Task[None] | None = None
@@ -147,6 +150,9 @@ class Generation:
             if self.request.sampling.cuts:
                 self._kept += kept_sets(completion, listed, model.get_vocab_size())
             self._count(len(completion.token_ids))
+            if self.request.tell is not None and self._may_tell():
+                self.request.tell(self._tokens[self._told :])
+                self._told = len(self._tokens)
         if done == 0:
             self._reused = output.num_cached_tokens
         self._spans += _spans(self._id, completion, done, len(self._tokens))
