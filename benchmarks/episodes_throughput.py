@@ -5,7 +5,8 @@ does it compute again? The real worker loop, engine and episode processes (`loop
 
 auto           as a run has it: a group is leased whenever the engine has room, whatever waits for tools, and
                as many contexts are kept as there are slots
-auto, updates  the same with new weights every 15 s, by which all that is kept is of no more use
+auto, updates  the same with new weights every 15 s, through which an episode's context is kept
+recompute      the same where new weights compute it anew (`rollout.kv_on_update`)
 half, none     half as many contexts kept beside the slots; none: only what lies in a slot that is free
 no reuse       every turn computes its whole prompt
 as slots       no more episodes at a time than slots, as where an episode holds its slot while a tool runs
@@ -21,7 +22,9 @@ processor seconds for 1,000 sampled tokens (tools, messages and all), and the mo
 
 Prediction: a turn takes 64 steps, 0.96 s, and a tool 0.75 s on average; so 1.8 times as many episodes as
 slots keep the engine busy, and it takes more, until requests wait. Auto has nothing idle, under 3% of its
-slots empty and 5% computed again; with updates 15%. None computes 85% again. As slots leaves 45% empty.
+slots empty and 5% computed again, with updates or without. Recompute: 30%, since an episode lives through two
+updates, and each makes its whole context be computed once more. None computes 85% again. As slots leaves 45%
+empty.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,12 +76,14 @@ class Case:
     kept: float = 1.0
     reuses: bool = True
     updates: bool = False
+    kv_on_update: Literal["keep", "recompute"] = "keep"
     episodes: float = 8.0
 
 
 CASES = {
     "auto": Case(),
     "auto, updates": Case(updates=True),
+    "recompute": Case(updates=True, kv_on_update="recompute"),
     "half": Case(kept=0.5),
     "none": Case(kept=0.0),
     "no reuse": Case(reuses=False),
@@ -142,7 +148,7 @@ class Watch:
         self._step, self._fill = batch.step, batch._decoder.fill
         batch.step, batch._decoder.fill = self._paced, self._counted  # type: ignore[method-assign]
         if not reuses:
-            batch._slots.found = lambda ids, whole: np.zeros_like(batch._slots.length)  # type: ignore[method-assign]
+            batch._slots.found = lambda ids, since: np.zeros_like(batch._slots.length)  # type: ignore[method-assign]
 
     def _paced(self) -> list:
         began_s = time.monotonic()
@@ -156,8 +162,8 @@ class Watch:
 
     def totals(self, sessions: list[Session]) -> np.ndarray:
         stats = self.engine.stats()
-        again = np.sum([computed_again(session.answers) for session in sessions], axis=0)
-        own = stats.busy_s, stats.generated_tokens, self.prefilled, *again
+        lost, _, of = np.sum([computed_again(each.answers, keeps=True) for each in sessions], axis=0)
+        own = stats.busy_s, stats.generated_tokens, self.prefilled, lost, of
         return np.array([time.monotonic(), time.process_time(), *own])
 
     async def empty_share(self, seconds: float) -> float:
@@ -171,7 +177,8 @@ class Watch:
 
 async def measure(name: str, slots: int, seconds: float, step_s: float) -> Result:
     case, model = CASES[name], make_model()
-    engine = TorchEngine(make_model(), capacity=slots, spare=int(case.kept * slots), max_length=LONGEST)
+    rows = {"capacity": slots, "spare": int(case.kept * slots), "max_length": LONGEST}
+    engine = TorchEngine(make_model(), kv_on_update=case.kv_on_update, **rows)
     watch = Watch(engine, step_s, reuses=case.reuses)
     program = f"{Path(__file__).parent / 'tool_episode.py'}:episode"
     pool = EpisodePool(program, str, processes=1, timeout_s=600.0)

@@ -54,8 +54,8 @@ class RolloutConfig(Section):
     kept_contexts: int | None = Field(None, ge=0)
     """Contexts of episodes that wait for something else than the model (a tool), kept beside those in the
     slots, so that the next turn computes only what is new. Each takes as much memory as a slot. null: as many
-    as `slots` with an `episode`, otherwise none. A vLLM that has its GPU to itself keeps what it has room
-    for."""
+    as `slots` with an `episode`, otherwise none. A vLLM that has its GPU to itself, or runs as somebody's
+    server, keeps what it has room for."""
     gateway: bool = False
     """Whether an episode's model also answers over HTTP (`model.base_url`, `model.api_key`), by the protocols
     of OpenAI and Anthropic, for agents that know nothing of the run (docs/agents.md). Listens at
@@ -74,8 +74,9 @@ class RolloutConfig(Section):
     """Token ids that end a response, besides the model's own end-of-sequence tokens."""
     kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep"
     """On a weight update, `keep` the running requests' keys and values (and recurrent states) of the old
-    weights, or `recompute` them in place. `resubmit` (vLLM only) recomputes by taking the requests back and
-    sending them again with the tokens so far."""
+    weights, and those of episodes between two turns, or `recompute` them in place (at the next turn).
+    `resubmit` (vLLM only) recomputes by taking the requests back and sending them again with the tokens so
+    far."""
     max_attempts: int = Field(3, ge=1)
     """Attempts at a group (after failed rewards or lost workers) before it is counted as failed."""
     max_restarts: int = Field(5, ge=0)

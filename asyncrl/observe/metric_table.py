@@ -80,7 +80,8 @@ segments/split_frac/{reason}  share   those split by the chat template (`templat
 
 # Episodes
 > With `rollout.episode`.
-episodes/computed_again_frac  share  of the prompts of later turns: computed before, and once more
+episodes/computed_again_frac           share  of the prompts of later turns: computed before, and once more
+episodes/computed_again_frac/{reason}  share  those not kept (`room`), or of older weights (`weights`)
 
 # The gateway
 > With `rollout.gateway`: shares of the requests that came over HTTP.

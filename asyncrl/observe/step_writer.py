@@ -35,6 +35,10 @@ class StepWriter(AbstractContextManager["StepWriter"]):
         # Last: who sees the line finds the samples.
         self._metrics.write(line)
 
+    def amend(self, more: Mapping[str, Any]) -> None:
+        """As of `MetricsWriter`."""
+        self._metrics.amend(more)
+
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
         if self._samples is not None:

@@ -18,6 +18,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.data.values import Message
 from asyncrl.errors import ConfigError
 from asyncrl.packages import need
+from asyncrl.rollout.transcript import Completion
 
 if TYPE_CHECKING:
     from renderers.base import Renderer
@@ -32,15 +33,18 @@ AUTO, TEMPLATE = "auto", "template"
 class Turn:
     """An answer, and what it was an answer to.
 
-    prompt_ids: int32[P]. completion_ids: int32[N]. messages: the conversation up to and with the answer;
-    empty where it was asked for by tokens. reused: as of `TokenChunk`.
+    prompt_ids: int32[P]. messages: the conversation up to and with the answer; empty where it was asked for
+    by tokens.
     """
 
     prompt_ids: NDArray[np.int32]
-    completion_ids: NDArray[np.int32]
+    completion: Completion
     messages: Sequence[Message] = ()
     tools: Tools | None = None
-    reused: int | None = None
+
+    @property
+    def completion_ids(self) -> NDArray[np.int32]:
+        return self.completion.token_ids
 
     @property
     def token_ids(self) -> NDArray[np.int32]:
@@ -85,6 +89,11 @@ class ChatFormat(Protocol):
         self, completion_ids: NDArray[np.int32], prompt_ids: NDArray[np.int32], tools: Tools | None
     ) -> Message:
         """The answer as an assistant's message."""
+
+    def settled(
+        self, completion_ids: Sequence[int], prompt_ids: NDArray[np.int32], tools: Tools | None
+    ) -> str:
+        """Of an answer that is being sampled, how its text begins, whatever may follow."""
 
 
 class _OfTokenizer:
@@ -159,6 +168,21 @@ class TemplateChat(_OfTokenizer):
                 text = _CALL.sub("", text).strip()
         return message | {"content": text}
 
+    def settled(
+        self, completion_ids: Sequence[int], prompt_ids: NDArray[np.int32], tools: Tools | None
+    ) -> str:
+        """Nothing as long as it may be reasoning, and nothing that may be a call's beginning, or white space
+        before one. Characters of several tokens wait for the last of them."""
+        text = self.decode(self._inner(np.asarray(completion_ids))).rstrip("\ufffd")
+        if "reasoning_content" in self._knows:
+            begun = text.lstrip()[: len("<think>")]
+            if "<think>".startswith(begun) or self._is_thinking(prompt_ids):
+                return ""
+        if not tools:
+            return text
+        text = before_any(text, ["<tool_call>"])
+        return "" if text[:1].isspace() else text.rstrip()
+
     def _inner(self, completion_ids: NDArray[np.int32]) -> list[int]:
         """Without the token that ended it."""
         ids: list[int] = completion_ids.tolist()
@@ -206,6 +230,12 @@ class RendererChat(_OfTokenizer):
         if extended is None or extended.token_ids[: len(before)] != before:
             return None
         return list(extended.token_ids)
+
+    def settled(
+        self, completion_ids: Sequence[int], prompt_ids: NDArray[np.int32], tools: Tools | None
+    ) -> str:
+        """Nothing: the package reads whole answers."""
+        return ""
 
     def parse(
         self, completion_ids: NDArray[np.int32], prompt_ids: NDArray[np.int32], tools: Tools | None
@@ -300,6 +330,14 @@ def _json(value: Any) -> Any:
         return json.loads(value)
     except (json.JSONDecodeError, RecursionError):
         return value
+
+
+def before_any(text: str, marks: Sequence[str]) -> str:
+    """A text up to the first of these, or up to what may become one."""
+    ends = [text.find(mark) for mark in marks if mark in text]
+    for mark in marks:
+        ends += [len(text) - n for n in range(1, len(mark)) if text.endswith(mark[:n])]
+    return text[: min(ends, default=len(text))]
 
 
 def _squashed(text: str) -> str:

@@ -27,7 +27,8 @@ from asyncrl.trace import in_engine
 from asyncrl.waits import Stopwatch
 
 BROKEN = (FinishReason.ABORT, FinishReason.ERROR)
-OnChunk = Callable[[TokenChunk], None]
+Stops = Sequence[str | int]
+Tell = Callable[[Sequence[int]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,7 @@ class Session:
         prompt_ids: NDArray[np.int32] | Sequence[int],
         *,
         max_new_tokens: int | None = None,
-        stop: Sequence[str | int] = (),
-        on_chunk: OnChunk | None = None,
+        stop: Stops = (),
         train: bool = True,
     ) -> Completion:
         """What follows `prompt_ids` (int32[P], P >= 1): up to `max_new_tokens` tokens, at most
@@ -125,25 +125,21 @@ class Session:
         the episode has had all its turns. May be called any number of times, also side by side; one that is
         cancelled is taken out of the engine, and not trained on.
 
-        stop: texts and token ids that end it, besides the model's own; they are part of it. on_chunk: gets
-        the tokens as they come. train: whether it is trained on. Raises `ValueError` for a prompt that the
-        engine cannot take, and the engine's errors, which fail the group whatever the caller makes of them.
+        stop: texts and token ids that end it, besides the model's own; they are part of it. train: whether it
+        is trained on. Raises `ValueError` for a prompt that the engine cannot take, and the engine's errors,
+        which fail the group whatever the caller makes of them.
         """
         ids = np.asarray(prompt_ids, np.int32)
-        completion, keep = await self.draft(ids, max_new_tokens, stop, on_chunk)
+        completion, keep = await self.draft(ids, max_new_tokens, stop)
         if train:
             keep()
         return completion
 
     async def draft(
-        self,
-        ids: NDArray[np.int32],
-        max_new_tokens: int | None,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops
     ) -> tuple[Completion, Callable[[], None]]:
         """As `generate`, with what has it trained on."""
-        number, completion = await self._sample(ids, max_new_tokens, stop, on_chunk)
+        number, completion = await self._sample(ids, max_new_tokens, stop, None)
         return completion, partial(self._record, number, ids, completion, self._why_anew(ids))
 
     async def chat(
@@ -152,17 +148,19 @@ class Session:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         max_new_tokens: int | None = None,
-        stop: Sequence[str | int] = (),
-        on_chunk: OnChunk | None = None,
+        stop: Stops = (),
         train: bool = True,
+        tell: Callable[[NDArray[np.int32], Sequence[int]], None] | None = None,
     ) -> Reply:
-        """The policy's answer to a conversation; `tools` as JSON schemas. The rest as `generate`.
+        """The policy's answer to a conversation; `tools` as JSON schemas. tell: as of `GenerationRequest`,
+        with the prompt's tokens. The rest as `generate`.
 
         Where the messages continue an earlier conversation of this session, so do the tokens, unless the chat
         template writes what was sampled in another way than it was."""
-        chat = self._chat
+        chat = self.format
         prompt_ids, why = self._prompt(messages, tools)
-        number, completion = await self._sample(prompt_ids, max_new_tokens, stop, on_chunk)
+        told = None if tell is None else partial(tell, prompt_ids)
+        number, completion = await self._sample(prompt_ids, max_new_tokens, stop, told)
         message = chat.parse(completion.token_ids, prompt_ids, tools)
         for text in (s for s in stop if isinstance(s, str) and completion.finish_reason is FinishReason.STOP):
             message["content"] = message["content"].partition(text)[0]
@@ -171,14 +169,6 @@ class Session:
             keep()
         finish = "tool_calls" if message.get("tool_calls") else completion.finish_reason.value
         return Reply(message, prompt_ids, completion, finish, keep)
-
-    def tokens_of(self, text: str) -> list[int]:
-        """A text's token ids, without special tokens that its beginning or end would get."""
-        return self._chat.encode(text)
-
-    def text_of(self, token_ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """With special tokens."""
-        return self._chat.decode(token_ids)
 
     # ---- its ends ------------------------------------------------------------------------------------------
 
@@ -238,11 +228,7 @@ class Session:
     # ---- requests ------------------------------------------------------------------------------------------
 
     async def _sample(
-        self,
-        prompt_ids: NDArray[np.int32],
-        max_new_tokens: int | None,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, prompt_ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops, tell: Tell | None
     ) -> tuple[int, Completion]:
         """The number of the request, and what it gave."""
         if self.ended:
@@ -263,7 +249,7 @@ class Session:
                 return number, Completion.nothing()
             if self._enter is not None:
                 await self._enter((self.task.lease_id, self.index, number))
-            return number, await self._ask(number, prompt_ids, limit, stop, on_chunk)
+            return number, await self._ask(number, prompt_ids, limit, stop, tell)
         finally:
             self.waited.end()
             self.open_requests -= 1
@@ -272,12 +258,7 @@ class Session:
                 self._leave()
 
     async def _ask(
-        self,
-        number: int,
-        prompt_ids: NDArray[np.int32],
-        limit: int,
-        stop: Sequence[str | int],
-        on_chunk: OnChunk | None,
+        self, number: int, prompt_ids: NDArray[np.int32], limit: int, stop: Stops, tell: Tell | None
     ) -> Completion:
         """Of the engine."""
         task, first = self.task, self._first_request
@@ -293,13 +274,13 @@ class Session:
         chunks: list[TokenChunk] = []
         cut: int | None = None
         self._under_way.add(name)
+        since = self.answers[0].completion.versions[0].version if self.answers else None
         try:
+            request = GenerationRequest(name, prompt_ids, sampling, since, tell)
             with in_engine(name, task.purpose, chunks):
-                async for chunk in self._engine.generate(GenerationRequest(name, prompt_ids, sampling)):
+                async for chunk in self._engine.generate(request):
                     self.sampled_tokens += len(chunk.token_ids)
                     chunks.append(chunk)
-                    if on_chunk is not None and cut is None:
-                        on_chunk(chunk)
                     if texts and cut is None and (cut := self._stopped_after(chunks, texts)) is not None:
                         self._engine.abort(name)
             completion = Completion.of(chunks)
@@ -322,7 +303,7 @@ class Session:
         new = len(chunks[-1].token_ids) + 4 * max(map(len, texts))  # a character has up to four tokens
 
         def has(some: NDArray[np.int32]) -> bool:
-            shown = self.text_of(some)
+            shown = self.format.decode(some)
             return any(text in shown for text in texts)
 
         if not has(ids[-new:]) or not has(ids):
@@ -337,15 +318,15 @@ class Session:
         """The tokens of a conversation, and why they do not extend what was sampled, where they might."""
         before = [turn for turn in self.answers if turn.is_continued_by(messages, tools)]
         if not before:
-            ids = np.asarray(self._chat.render(messages, tools), np.int32)
+            ids = np.asarray(self.format.render(messages, tools), np.int32)
             anew = not any(message.get("role") == "assistant" for message in messages)
             return ids, None if anew else self._why_anew(ids)
         turn = max(before, key=lambda turn: len(turn.messages))
         new = messages[len(turn.messages) :]
-        extended = self._chat.extend(turn, new)
+        extended = self.format.extend(turn, new)
         if extended is not None:
             return np.asarray(extended, np.int32), None
-        return np.asarray(self._chat.render([*turn.messages, *new], tools), np.int32), "template"
+        return np.asarray(self.format.render([*turn.messages, *new], tools), np.int32), "template"
 
     def _why_anew(self, prompt_ids: NDArray[np.int32]) -> str | None:
         """Why a prompt extends nothing, where it might have: it neither follows a turn nor repeats its
@@ -380,10 +361,11 @@ class Session:
         segment.transcript.sampled(completion)
         segment.finish_reason = completion.finish_reason
         segment.turns.append((number - self._first_request, len(segment.transcript) - 1))
-        self.answers.append(Turn(prompt_ids, completion.token_ids, list(messages), tools, completion.reused))
+        self.answers.append(Turn(prompt_ids, completion, list(messages), tools))
 
     @property
-    def _chat(self) -> ChatFormat:
+    def format(self) -> ChatFormat:
+        """How conversations become tokens."""
         if self._format is None:
             raise RuntimeError("this rollout was made without a tokenizer")
         return self._format

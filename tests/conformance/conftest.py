@@ -42,6 +42,8 @@ class Harness(Protocol):
     """Whether it tells what each token was sampled among."""
     reuses: bool | None
     """Whether it goes on from earlier requests' keys and values; None where it does not tell."""
+    tells: bool
+    """Whether it tells of tokens as they are sampled."""
 
     def make(
         self,
@@ -68,6 +70,7 @@ def qwen3_5(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 class TorchHarness:
     logprob_tolerance = 1e-4
+    tells = True
     tells_kept = True
     kv_on_update = ("keep", "recompute")
     engine = TorchEngine
@@ -120,7 +123,7 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
-    reuses = True
+    reuses = tells = True
     tells_kept = True
     kv_on_update = ("keep", "recompute", "resubmit")
 
@@ -194,7 +197,7 @@ class HttpHarness:
     logprob_tolerance = 1e-4
     hybrid = False
     reuses = True
-    tells_kept = False
+    tells = tells_kept = False
     kv_on_update = ("keep", "recompute")
 
     MAX_LENGTH = 128
@@ -285,7 +288,7 @@ def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
 class OwnHarness(TorchHarness):
     """Of a user's own engine."""
 
-    tells_kept = False
+    tells = tells_kept = False
     kv_on_update = ("recompute",)
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from engine_reference import Output, collect, processed_logprobs, recomputed, stitched
+from engine_reference import Output, collect, processed_logprobs, recomputed, stitched, versions_of_keys
 
 from asyncrl.config import ModelConfig
 from asyncrl.config.trainer import LoraConfig
@@ -316,6 +316,55 @@ def test_a_next_turn_goes_on_from_the_one_before_within_a_version(run, harness, 
         assert reused == [0] * 4
 
 
+def test_a_next_turn_goes_on_through_updates_where_keys_are_kept(run, harness, make_model, kv_on_update):
+    """Within its episode: each token's keys and values are those of the weights that computed it. What else
+    begins with the same tokens, asked before it or after, has them by the live weights alone."""
+    models = {v: make_model(seed=v) for v in range(4)}
+    engine = harness.make(models[0], kv_on_update=kv_on_update)
+    turns: list[tuple[GenerationRequest, Output]] = []
+    others: list[tuple[GenerationRequest, Output]] = []
+
+    async def turn(prompt: list[int], tokens: int, update: int) -> list[int]:
+        """With an update when some of its tokens are there, unless it is over by then."""
+        since = turns[0][1].versions[0] if turns else None
+        r = replace(request(f"turn {len(turns)}", prompt, tokens), since=since)
+        stream = asyncio.ensure_future(collect(engine.generate(r)))
+        await harness.progress(engine, 4)
+        await engine.update_weights(LocalWeights(update, models[update].state_dict()))
+        await harness.progress(engine, sys.maxsize)
+        turns.append((r, await stream))
+        return [*prompt, *turns[-1][1].ids, 5, 6, 7]
+
+    async def another(prompt: list[int]) -> None:
+        r = request(f"other {len(others)}", prompt, 5)
+        others.append((r, (await generate(harness, engine, [r]))[0]))
+
+    async def scenario() -> None:
+        second = await turn(list(range(2, 52)), 16, 1)
+        await another(second[:60])
+        await engine.update_weights(LocalWeights(2, models[2].state_dict()))
+        third = await turn(second, 30, 3)
+        await turn(third, 12, 3)
+        await another(third[:90])
+
+    run(scenario())
+    keys: list[int] = []
+    for (r, output), before in zip(turns, [None, *turns], strict=False):
+        if kv_on_update == "keep":
+            expected = stitched(models, r, output, keys)
+            keys = versions_of_keys(r, output, keys)
+            if harness.reuses and before is not None:
+                known = len(before[0].prompt_ids) + len(before[1].ids) - 1
+                assert known - 32 < output.reused <= known
+        else:
+            expected = recomputed(models, r, output)
+        assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
+    for r, output in others:
+        assert np.abs(output.logprobs - recomputed(models, r, output)).max() < harness.logprob_tolerance
+        assert kv_on_update != "keep" or not output.reused
+    assert [output.versions[0] for _, output in others] == [1, 3]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_traffic(run, harness, make_model, kv_on_update, seed):
     """Requests of few prompts arrive, end, are aborted and see weights change in any order; all exact."""
@@ -585,6 +634,23 @@ def test_a_failed_update_leaves_the_old_weights(run, harness, make_model, damage
     assert set(output.versions) == {0, 2}
     expected = EXPECTED[how](models, r, output)
     assert np.abs(output.logprobs - expected).max() < harness.logprob_tolerance
+
+
+def test_tokens_are_told_as_they_are_sampled(run, harness, make_model):
+    """Where the engine can: those that there are have been told, and nothing else."""
+    engine, told = harness.make(make_model()), []
+    r = replace(request("r", 5, 60), tell=told.extend)
+
+    async def scenario() -> tuple[int, Output]:
+        stream = asyncio.ensure_future(collect(engine.generate(r)))
+        await harness.progress(engine, 5)
+        some = len(told)
+        await harness.progress(engine, sys.maxsize)
+        return some, await stream
+
+    some, output = run(scenario())
+    assert told == (output.ids if harness.tells else [])
+    assert (some >= 5) is harness.tells
 
 
 def test_run_drives_the_engine(run, harness, make_model):

@@ -26,8 +26,8 @@ OWN = (
 @pytest.mark.parametrize("mode", ["inline", pytest.param("async", marks=pytest.mark.slow)])
 def test_a_run_by_a_users_own_engine(mode, make_config, tmp_path, monkeypatch):
     """It is named by a path from the working folder, which its processes do not share."""
-    for name in ("own_engine.py", "engine_reference.py"):
-        shutil.copy(FILE.with_name(name), tmp_path)
+    for file in (FILE, FILE.parents[1] / "engine_reference.py"):
+        shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     run = asyncrl.run(
         make_config(*OWN, "rollout.engine=./own_engine.py:SPEC", f"run.mode={mode}"), progress=False

@@ -12,8 +12,8 @@ ELSEWHERE = {
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers", "rollout/lost/{role}"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
-    *("episodes/computed_again_frac", "mfu/trainer", "mfu/rollout"),
-    *("replay/age", "replay/ratio"),
+    *("episodes/computed_again_frac", "episodes/computed_again_frac/{reason}"),
+    *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio"),
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +44,11 @@ class GenerationRequest:
     prompt_ids: NDArray[np.int32]
     """int32[P], P >= 1. What it has in common with earlier requests need not be computed again."""
     sampling: SamplingParams
+    since: int | None = None
+    """The version of its episode's first token, where it is a later turn: it may go on from what no older
+    weights have computed, by an engine that keeps what runs through an update; others from the live ones'."""
+    tell: Callable[[Sequence[int]], None] | None = None
+    """Called, in any thread, with tokens as they are sampled, before the stream has them; if engines can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,5 +20,6 @@ def make_episodes(config: Config, text_of: ResponseText, longest_prompt_tokens: 
         *(rollout.episode, text_of),
         processes=rollout.episode_processes,
         timeout_s=rollout.episode_timeout_s,
+        keeps_contexts=rollout.kv_on_update == "keep",
         gateway=gateway,
     )

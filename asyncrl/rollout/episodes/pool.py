@@ -10,6 +10,8 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.child import ChildDied, RewardChild
@@ -44,7 +46,8 @@ class EpisodePool:
     text_of: what an episode reads of tokens. timeout_s: an episode may take so long beside its waits for the
     model; then it has failed. One that blocks its process' loop for as long has it killed: the others there
     are carried out again, in another process. So are all when a process dies, each then in one of its own, to
-    find out which it was. gateway: by which programs ask in an episode's name; started and closed with this.
+    find out which it was. keeps_contexts: as of `computed_again`. gateway: by which programs ask in an
+    episode's name; started and closed with this.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class EpisodePool:
         *,
         processes: int,
         timeout_s: float,
+        keeps_contexts: bool = True,
         gateway: Gateway | None = None,
     ) -> None:
         self._spec = spec
@@ -70,7 +74,8 @@ class EpisodePool:
         self._lines: dict[int, Line] = {}
         """Of the episodes in progress, by number."""
         self._closed = False
-        self._computed_again = 0, 0
+        self._keeps_contexts = keeps_contexts
+        self._computed_again = np.zeros(3)
         """As of `computed_again`, since `drain_metrics`."""
 
     async def start(self) -> None:
@@ -94,8 +99,9 @@ class EpisodePool:
 
     def drain_metrics(self) -> dict[str, tuple[float, int]]:
         """Sums and counts since the last call, with the gateway's."""
-        (again, tokens), self._computed_again = self._computed_again, (0, 0)
-        own = {"episodes/computed_again_frac": (float(again), tokens)} if tokens else {}
+        (lost, outdated, tokens), self._computed_again = self._computed_again.tolist(), np.zeros(3)
+        again = {"": lost + outdated, "/room": lost, "/weights": outdated} if tokens else {}
+        own = {f"episodes/computed_again_frac{why}": (n, int(tokens)) for why, n in again.items()}
         return own if self._gateway is None else own | self._gateway.drain_metrics()
 
     async def __call__(self, task: RolloutTask, session: Session) -> Earned:
@@ -122,14 +128,10 @@ class EpisodePool:
                 session.begin_again()
                 continue
             if isinstance(reply, wire.Played):
-                self._count(session)
+                self._computed_again += computed_again(session.answers, keeps=self._keeps_contexts)
                 return reply.earned
             assert isinstance(reply, wire.Raised)
             raise EpisodeError(reply.message.partition(":")[0], f"{reply.message}\n{reply.traceback}".strip())
-
-    def _count(self, session: Session) -> None:
-        (again, tokens), (more, of) = self._computed_again, computed_again(session.answers)
-        self._computed_again = again + more, tokens + of
 
     async def _play(self, task: RolloutTask, session: Session) -> wire.Reply:
         async with self._starting:
@@ -262,4 +264,4 @@ class Line:
         }
 
     async def _tokenise(self, text: str) -> list[int]:
-        return self.session.tokens_of(text)
+        return self.session.format.encode(text)

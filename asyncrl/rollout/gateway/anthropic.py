@@ -146,21 +146,38 @@ def _message(answer: Answer) -> Body:
     return {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "model": answer.model}
 
 
-def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
-    def told(kind: str, **data: Any) -> bytes:
-        return event({"type": kind, **data}, kind)
+def _told(kind: str, **data: Any) -> bytes:
+    return event({"type": kind, **data}, kind)
 
+
+def _begins(answer: Answer) -> bytes:
     used = {"input_tokens": answer.prompt_tokens, "output_tokens": 0}
     empty: Body = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": used}
-    yield told("message_start", message=_message(answer) | empty)
+    return _told("message_start", message=_message(answer) | empty)
+
+
+def piece(ask: Ask, answer: Answer, text: str) -> Iterator[bytes]:
+    """Text comes first: it follows no thinking, and calls follow it."""
+    first, delta = _streamed({"type": "text", "text": text})
+    if not answer.told:
+        yield _begins(answer)
+        yield _told("content_block_start", index=0, content_block=first)
+    yield _told("content_block_delta", index=0, delta=delta)
+
+
+def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
+    if not answer.told:
+        yield _begins(answer)
     for i, block in enumerate(_blocks(answer.replies[0])):
-        first, delta = _streamed(block)
-        yield told("content_block_start", index=i, content_block=first)
-        yield told("content_block_delta", index=i, delta=delta)
-        yield told("content_block_stop", index=i)
+        known = answer.told * (i == 0)
+        first, delta = _streamed(block | {"text": block["text"][known:]} if known else block)
+        if not known:
+            yield _told("content_block_start", index=i, content_block=first)
+        yield _told("content_block_delta", index=i, delta=delta)
+        yield _told("content_block_stop", index=i)
     end = _end(answer.replies[0])
-    yield told("message_delta", delta=end, usage={"output_tokens": answer.sampled_tokens})
-    yield told("message_stop")
+    yield _told("message_delta", delta=end, usage={"output_tokens": answer.sampled_tokens})
+    yield _told("message_stop")
 
 
 def _streamed(block: Body) -> tuple[Body, Body]:
@@ -179,4 +196,4 @@ def refusal(refused: Refused) -> Body:
     return {"type": "error", "error": {"type": kind, "message": str(refused)}}
 
 
-SERVICE = Service(parse, whole, events, refusal, ping=event({"type": "ping"}, "ping"))
+SERVICE = Service(parse, whole, events, refusal, ping=event({"type": "ping"}, "ping"), piece=piece)

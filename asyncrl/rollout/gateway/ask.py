@@ -102,6 +102,8 @@ class Answer:
     n: int
     replies: Sequence[Said]
     text_of: Callable[[int], str]
+    told: int = 0
+    """Of the first reply's text, how many characters the client has already."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -126,13 +128,16 @@ class Answer:
 class Service:
     """One protocol. parse: of a request's body, and of the conversations of earlier answers by their id.
     whole: the body of an answer that is not streamed. events: the server-sent events of one that is.
-    refusal: the body that says why. ping: an event that means nothing, while there is nothing to tell yet."""
+    refusal: the body that says why. ping: an event that means nothing, while there is nothing to tell yet.
+    piece: the events that tell a text after the `told` characters of one reply that is being sampled; None
+    where replies are told whole."""
 
     parse: Callable[[Body, Mapping[str, Messages]], Ask]
     whole: Callable[[Ask, Answer], Body]
     events: Callable[[Ask, Answer], Iterator[bytes]]
     refusal: Callable[[Refused], Body]
     ping: bytes = b": still sampling\n\n"
+    piece: Callable[[Ask, Answer, str], Iterator[bytes]] | None = None
 
 
 def event(data: Body | str, name: str | None = None) -> bytes:

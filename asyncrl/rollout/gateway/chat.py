@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -180,27 +181,36 @@ def _said(reply: Said) -> Body:
     return said
 
 
-def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
-    begins = head(answer, "chatcmpl", "chat.completion.chunk")
+def _chunk(ask: Ask, answer: Answer, index: int, delta: Body, **more: Any) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
     nothing_yet = {"usage": None} if ask.wants_usage else {}
+    return event(head(answer, "chatcmpl", "chat.completion.chunk") | {"choices": [choice]} | nothing_yet)
 
-    def chunk(index: int, delta: Body, **more: Any) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **more}
-        return event(begins | {"choices": [choice]} | nothing_yet)
 
+def piece(ask: Ask, answer: Answer, text: str) -> Iterator[bytes]:
+    if not answer.told:
+        yield _chunk(ask, answer, 0, {"role": "assistant", "content": ""})
+    yield _chunk(ask, answer, 0, {"content": text})
+
+
+def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
+    chunk = partial(_chunk, ask, answer)
     for i, reply in enumerate(answer.replies):
         said = _said(reply)
-        yield chunk(i, {"role": "assistant", "content": ""})
+        content = (said["content"] or "")[answer.told :]
+        if not answer.told:
+            yield chunk(i, {"role": "assistant", "content": ""})
         if "reasoning_content" in said:
             yield chunk(i, {"reasoning_content": said["reasoning_content"]})
-        if said["content"] or ask.wants_logprobs:
+        if content or ask.wants_logprobs:
             logprobs = {"content": list(answer.logprobs(reply))} if ask.wants_logprobs else None
-            yield chunk(i, {"content": said["content"] or ""}, logprobs=logprobs)
+            yield chunk(i, {"content": content}, logprobs=logprobs)
         for k, call in enumerate(said.get("tool_calls", ())):
             yield chunk(i, {"tool_calls": [{"index": k, **call}]})
         ids = {"token_ids": reply.completion.token_ids.tolist()} if ask.wants_ids else {}
         yield chunk(i, {}, finish_reason=reply.finish_reason, **ids)
     if ask.wants_usage:
+        begins = head(answer, "chatcmpl", "chat.completion.chunk")
         yield event(begins | {"choices": [], "usage": usage(answer)})
     yield event("[DONE]")
 
@@ -211,4 +221,4 @@ def refusal(refused: Refused) -> Body:
     return {"error": told}
 
 
-SERVICE = Service(parse, whole, events, refusal)
+SERVICE = Service(parse, whole, events, refusal, piece=piece)

@@ -25,9 +25,12 @@ from asyncrl.data.tokenise import tokenise
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.gateway import anthropic, chat, completions, responses, tokens
 from asyncrl.rollout.gateway.ask import Answer, Ask, Messages, Prompt, Refused, Said, Service, event
+from asyncrl.rollout.gateway.speech import Speech
 from asyncrl.rollout.gateway.visit import Visit, name_of
 from asyncrl.rollout.session import BROKEN, Reply, Session
+from asyncrl.rollout.transcript import Completion
 
+Tell = Callable[[NDArray[np.int32], Sequence[int]], None]
 log = logging.getLogger(__name__)
 
 SERVICES: dict[str, Service] = {
@@ -182,15 +185,23 @@ class Gateway:
         if (earlier := visit.earlier(name, request.headers)) is not None:
             return await _deliver(service, request, *earlier)
         visit.begin(name)
-        replying = asyncio.ensure_future(self._replies(visit, ask))
+        speech = Speech(
+            lambda ids, prompt_ids: visit.session.format.settled(ids, prompt_ids, ask.tools or None), ask.stop
+        )
+        may_tell = ask.stream and service.piece is not None and ask.n == len(ask.prompts) == 1
+        replying = asyncio.ensure_future(self._replies(visit, ask, speech.tell if may_tell else None))
+        replying.add_done_callback(speech.end)
+        answer = Answer(uuid.uuid4().hex, int(time.time()), ask.model, ask.n, [], self._token_text)
         response: web.StreamResponse | None = None
         try:
-            while ask.stream and not (await asyncio.wait([replying], timeout=PING_S))[0]:
-                response = response or await _streaming(request)
-                await response.write(service.ping)
+            while ask.stream and not replying.done():
+                changed = await speech.change(PING_S)
+                for told in _sign_of_life(service, ask, answer, speech) if changed else (service.ping,):
+                    response = response or await _streaming(request)
+                    await response.write(told)
             replies = await replying
-            answer = self._answer(visit, ask, replies)
-            response = await _deliver(service, request, ask, answer, response)
+            answer = self._answer(visit, ask, replies, answer)
+            response = await _deliver(service, request, ask, _unheard(answer, speech), response)
             for reply in replies:  # only now: what was lost on the way, the program has not seen
                 reply.keep()
             visit.delivered(name, ask, answer)
@@ -206,12 +217,14 @@ class Gateway:
 
     # ---- its tokens ----------------------------------------------------------------------------------------
 
-    async def _replies(self, visit: Visit, ask: Ask) -> list[Reply]:
+    async def _replies(self, visit: Visit, ask: Ask, tell: Tell | None) -> list[Reply]:
         """Raises `Refused`."""
         each = [prompt for prompt in ask.prompts for _ in range(ask.n)]
         try:
             async with asyncio.TaskGroup() as group:
-                replying = [group.create_task(self._reply(visit.session, ask, prompt)) for prompt in each]
+                replying = [
+                    group.create_task(self._reply(visit.session, ask, prompt, tell)) for prompt in each
+                ]
         except* Refused as several:
             raise several.exceptions[0] from None
         replies = [reply.result() for reply in replying]
@@ -221,14 +234,14 @@ class Gateway:
             raise Refused(why, param="messages", code="context_length_exceeded")
         return replies
 
-    async def _reply(self, session: Session, ask: Ask, prompt: Prompt) -> Reply:
+    async def _reply(self, session: Session, ask: Ask, prompt: Prompt, tell: Tell | None) -> Reply:
         how: dict[str, Any] = {"max_new_tokens": ask.max_new_tokens, "stop": ask.stop}
         try:
             if _is_conversation(prompt):
-                reply = await session.chat(prompt, ask.tools or None, **how, train=False)
+                reply = await session.chat(prompt, ask.tools or None, **how, train=False, tell=tell)
             else:
                 ids = self._ids(prompt)
-                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop, None)
+                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop)
                 message = {"role": "assistant", "content": self._text_of(completion.token_ids.tolist())}
                 reply = Reply(message, ids, completion, completion.finish_reason.value, keep)
         except ValueError as error:  # of the chat template
@@ -251,12 +264,11 @@ class Gateway:
             raise Refused(f"token ids {ids.min()} .. {ids.max()} are not all in 0 .. {n - 1}")
         return ids.astype(np.int32)
 
-    def _answer(self, visit: Visit, ask: Ask, replies: Sequence[Reply]) -> Answer:
+    def _answer(self, visit: Visit, ask: Ask, replies: Sequence[Reply], begun: Answer) -> Answer:
         said = [self._as_said(visit, ask, reply) for reply in replies]
-        number = uuid.uuid4().hex
         if ask.stored is not None:
-            visit.past[f"resp_{number}"] = [*ask.stored, said[0].message]
-        return Answer(number, int(time.time()), ask.model, ask.n, said, self._token_text)
+            visit.past[f"resp_{begun.id}"] = [*ask.stored, said[0].message]
+        return replace(begun, replies=said)
 
     def _token_text(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))
@@ -311,6 +323,22 @@ async def _streaming(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     return response
+
+
+def _sign_of_life(service: Service, ask: Ask, answer: Answer, speech: Speech) -> Iterator[bytes]:
+    """More of the reply's text, where there is any that will stay."""
+    told, text = len(speech.said), speech.news()
+    if text and service.piece is not None:
+        so_far = Said({}, speech.prompt_ids, Completion.nothing(), "")
+        yield from service.piece(ask, replace(answer, replies=[so_far], told=told), text)
+
+
+def _unheard(answer: Answer, speech: Speech) -> Answer:
+    """Raises `Refused` where the client has heard something else."""
+    text = answer.replies[0].message.get("content") or ""
+    if not text.startswith(speech.said):
+        raise _broken("the reply has come out in other words than its beginning was told in")
+    return replace(answer, told=len(speech.said))
 
 
 async def _deliver(

@@ -8,24 +8,31 @@ from asyncrl.rollout.engines.torch.prefill import plan_prefill
 from asyncrl.rollout.engines.torch.slots import Slots, version_spans
 
 
-def request(*prompt: int, new_tokens: int = 4, name: str = "r") -> GenerationRequest:
-    return GenerationRequest(name, np.asarray(prompt, np.int32), SamplingParams(new_tokens))
+def request(
+    *prompt: int, new_tokens: int = 4, name: str = "r", since: int | None = None
+) -> GenerationRequest:
+    return GenerationRequest(name, np.asarray(prompt, np.int32), SamplingParams(new_tokens), since)
 
 
-def plan_of(waiting, places, *, rows=6, held=(), budget=100):
-    """held: (row, prompt, output) of what has ended, in that order; other rows have never been used."""
+def plan_of(waiting, places, *, rows=6, held=(), budget=100, version=0):
+    """held: (row, prompt, output) of what has ended, in that order, and the oldest version that has computed
+    it if not 0; other rows have never been used."""
     slots = Slots(rows, 64)
-    for row, prompt, output in held:
+    for row, prompt, output, *oldest in held:
         slots.active = row
-        slots.admit(row, request(*prompt, new_tokens=max(len(output), 1)), ())
+        slots.admit(row, request(*prompt, new_tokens=max(len(output), 1)), (), 0, *oldest)
         slots.tokens[row, len(prompt) : len(prompt) + len(output)] = output
         slots.length[row] += len(output)
     spare = [row for row, *_ in held if row not in places]
-    return plan_prefill(waiting, places, spare, slots.found, slots.last_used, budget)
+    return plan_prefill(waiting, places, spare, slots, version, budget)
 
 
 def rows_of(plan) -> list[int]:
     return [row for row, *_ in plan.placed]
+
+
+def known(plan) -> list[int]:
+    return [known for *_, known, _ in plan.placed]
 
 
 def filled(plan) -> list[list[int]]:
@@ -39,7 +46,7 @@ def test_equal_prompts_are_filled_once():
     assert filled(plan) == [[0, 2], []]
     assert plan.shares == [(0, 1, 2), (0, 3, 2)]
     assert plan.copies == []
-    assert [known for *_, known in plan.placed] == [0, 2, 0, 2]
+    assert known(plan) == [0, 2, 0, 2]
 
 
 def test_a_resident_prompt_is_copied_or_left_in_place():
@@ -79,7 +86,7 @@ def test_a_next_turn_computes_what_its_row_does_not_hold():
     """The last sampled token has no keys and values yet."""
     held = [(0, [1, 2, 3], [4, 5]), (4, [7, 8, 9], [1])]
     plan = plan_of([request(1, 2, 3, 4, 5, 6, 7, 8), request(7, 8, 9, 2, 2)], [0, 1], held=held)
-    assert [known for *_, known in plan.placed] == [4, 3]
+    assert known(plan) == [4, 3]
     assert filled(plan) == [[], [0, 1]]
     assert plan.fills[1].tokens == 3
     assert plan.copies == [(4, 1, 3)]
@@ -88,9 +95,27 @@ def test_a_next_turn_computes_what_its_row_does_not_hold():
 def test_a_prompt_goes_on_only_from_a_row_whose_own_prompt_it_begins_with():
     """Or that begins with it. What is told to all alike is not worth a copy."""
     held = [(0, [1, 2, 3, 4], [5, 6])]
-    assert [known for *_, known in plan_of([request(1, 2, 3, 9, 9)], [1], held=held).placed] == [0]
-    assert [known for *_, known in plan_of([request(1, 2, 3, 4, 9)], [1], held=held).placed] == [4]
-    assert [known for *_, known in plan_of([request(1, 2, 3)], [1], held=held).placed] == [2]
+    assert known(plan_of([request(1, 2, 3, 9, 9)], [1], held=held)) == [0]
+    assert known(plan_of([request(1, 2, 3, 4, 9)], [1], held=held)) == [4]
+    assert known(plan_of([request(1, 2, 3)], [1], held=held)) == [2]
+
+
+def test_only_what_is_no_older_than_its_episode_is_gone_on_from():
+    """And what goes on from it is as old, for all that come after."""
+    held = [(0, [1, 2, 3], [4, 5], 2), (1, [1, 2, 3], [4, 5], 3)]
+    turns = [request(1, 2, 3, 4, 5, 9, since=since) for since in (2, 3, 4, None)]
+    plans = [plan_of([turn], [4], held=held, version=4) for turn in turns]
+    assert [plan.placed[0][2:] for plan in plans] == [(4, 2), (4, 3), (0, 4), (0, 4)]
+
+
+def test_equal_prompts_of_other_ages_are_filled_apart():
+    """A new episode's has nothing of what an older one goes on from, wherever it stands in the queue."""
+    old, new = request(1, 2, 3, 4, 5, 9, since=2), request(1, 2, 3, 4, 5, 9)
+    for waiting in ([old, new, old, new], [new, old, new, old]):
+        plan = plan_of(waiting, [2, 3, 4, 5], held=[(0, [1, 2, 3], [4, 5], 2)], version=4)
+        assert known(plan) == [4 if r is old else 0 for r in waiting[:2]] + [5, 5]
+        assert plan.shares == [(2, 4, 5), (3, 5, 5)]
+        assert [oldest for *_, oldest in plan.placed] == [2 if r is old else 4 for r in waiting]
 
 
 def test_what_is_in_the_way_changes_places_with_what_is_used():

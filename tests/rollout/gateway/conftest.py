@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_reference import bits, turns
 
 from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.chat import TemplateChat
@@ -169,21 +169,10 @@ class Recorded:
         for session in self.sessions:
             name = f"{session.task.lease_id}/{session.index}"
             names = [name, *(f"{name}/{number}" for number in range(1, session.turns))]
-            sampled = Counter(_bits(whole[n].token_ids, whole[n].logprobs) for n in names if n in whole)
-            turns = Counter(turn for t in session.trajectories() for turn in _turns(t))
-            assert turns <= sampled
-            assert session.turns - given_up <= turns.total() <= session.turns
-
-
-def _turns(trajectory):
-    """What was sampled in it, a turn each: at least the template stands between two."""
-    edges = np.flatnonzero(np.diff(trajectory.loss_mask.astype(int), prepend=0, append=0))
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
-        yield _bits(trajectory.token_ids[start:end], trajectory.behavior_logprobs[start:end])
-
-
-def _bits(token_ids, logprobs):
-    return token_ids.astype(np.int32).tobytes(), logprobs.astype(np.float32).tobytes()
+            sampled = Counter(bits(whole[n].token_ids, whole[n].logprobs) for n in names if n in whole)
+            trained = Counter(bits(*turn) for t in session.trajectories() for turn in turns(t))
+            assert trained <= sampled
+            assert session.turns - given_up <= trained.total() <= session.turns
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_a_session_is_whoever_has_its_key_and_only_until_it_is_over(serve):
                 await openai.AsyncOpenAI(base_url=url, api_key="sk-other").chat.completions.create(**BODY)
             client, _ = clients(served)
             other = type(served.session)(
-                served.session.task, 1, served.engine, seed=3, chat=served.session._chat
+                served.session.task, 1, served.engine, seed=3, chat=served.session.format
             )
             with served.gateway.serving(other):
                 theirs = openai.AsyncOpenAI(base_url=other.door[0], api_key=other.door[1])

@@ -36,8 +36,8 @@ class HttpEngine(StreamingEngine):
     capacity: requests on all servers together.
     max_length: longest prompt plus output, in tokens.
     group_size: requests with equal prompts that come together.
-    kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
-        Prompts are never shared across versions in either case.
+    kv_on_update: on a weight update, `keep` keys and values, for the running requests and for later turns of
+        their episodes, or `recompute` the running ones'. Other prompts are never shared across versions.
     stop_token_ids: end every request, besides its own.
     """
 

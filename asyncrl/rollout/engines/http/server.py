@@ -20,6 +20,7 @@ from asyncrl.rollout.engines.http.facts import Needs, room
 from asyncrl.rollout.engines.http.job import Job
 from asyncrl.rollout.engines.http.probe import inspect
 from asyncrl.rollout.engines.http.weights_dir import Staged
+from asyncrl.rollout.engines.vllm.salts import Salts
 from asyncrl.weights.canary import Canary, CanaryError
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Server:
         self._commands = asyncio.Lock()
         self._jobs: set[Job] = set()
         self._room = 1
+        self._salts = Salts(f"{settings.identity.name}-", keeps=settings.kv_on_update == "keep")
         self._version: int | None = None
         self._held = False
         self._unproven: Canary | None = None
@@ -110,9 +112,8 @@ class Server:
         self._jobs.add(job)
         job.server_id = f"{self._settings.identity.name}-{next(_serial)}"
         job.output = wire.Output()
-        salt = self._settings.identity.salt(self._version)
         job.task = asyncio.create_task(
-            self._carry_out(job, salt), name=f"request {job.server_id} on {self.url}"
+            self._carry_out(job, self._salts.of(job.request)), name=f"request {job.server_id} on {self.url}"
         )
 
     async def abort(self, job: Job) -> None:
@@ -209,6 +210,7 @@ class Server:
         await self._client.load_weights(str(staged.folder))
         await self._client.set_weight_label(self._settings.identity.label(staged.version))
         self._version = staged.version
+        self._salts.load(staged.version)
         self._unproven = staged.canary
         if staged.canary is None:
             self._proven.set()
@@ -293,6 +295,7 @@ class Server:
         self.up = self.open = False
         self.trouble, self.refuses = trouble, refuses
         self._version = None
+        self._salts.forget()  # somebody else may have loaded weights, or have started it anew
         self._owner.lost(self._take(list(self._jobs)), failed=True)
 
     def close(self) -> None:

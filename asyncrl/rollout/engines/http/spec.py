@@ -118,6 +118,11 @@ class Http(OfVllm):
                 f"{config.weights.ack_timeout_s:g}: one slow server would end the run; raise "
                 "weights.ack_timeout_s"
             )
+        if config.rollout.kept_contexts is not None:
+            yield (
+                f"rollout.kept_contexts={config.rollout.kept_contexts}: with rollout.engine=http the servers "
+                "keep what they have room for, by their own options; leave it null"
+            )
         if config.rollout.workers > 1:
             yield (
                 f"rollout.workers={config.rollout.workers}: with rollout.engine=http one worker drives all "

@@ -44,10 +44,6 @@ class Identity:
             raise WireError(f"its tokens are stamped {label!r}: its weights are not those of this run")
         return int(version)
 
-    def salt(self, version: int) -> str:
-        """Requests share cached prefixes only where their salts are equal."""
-        return f"{self.name}-v{version}"
-
 
 class Span(msgspec.Struct):
     """Output tokens `start .. end` were sampled by the weights labelled `version`."""

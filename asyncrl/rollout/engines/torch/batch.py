@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,9 +33,8 @@ class ContinuousBatch:
     all tokens but the last. So a token is stamped with the weights that are live in its own step, whatever
     filled its cache.
 
-    What has ended stays in its row, as long as the row is not needed and the weights are the same: a request
-    whose prompt begins with it (the next turn of an episode) computes only the rest. spare: rows for that
-    beside those that decode.
+    What has ended stays in its row for as long as the row is not needed: a request whose prompt begins with
+    it (the next turn of an episode) computes only the rest. spare: rows for that beside those that decode.
     """
 
     def __init__(
@@ -58,7 +57,8 @@ class ContinuousBatch:
         self.generated_tokens = 0
         self.weights = LiveWeights(model, in_place=cuda_graphs)
         self._decoder = exact_decoder(model, capacity + spare, max_length, cuda_graphs=cuda_graphs)
-        self._slots = Slots(capacity + spare * self._decoder.keeps_prefixes, max_length)
+        keeps_prefixes = self._decoder.keeps_prefixes
+        self._slots = Slots(capacity + spare * keeps_prefixes, max_length, keeps_prefixes=keeps_prefixes)
         self._waiting: deque[GenerationRequest] = deque()
         self._sampling: SamplingBatch | None = None
         self._recompute = kv_on_update == "recompute"
@@ -123,6 +123,9 @@ class ContinuousBatch:
             )
         done = slots.record(drawn, logprobs, self.version, kept)
         self.generated_tokens += slots.active
+        for request, token in zip(slots.requests, drawn.tolist(), strict=False):
+            if request is not None and request.tell is not None:
+                request.tell([token])
         return [slots.finish(int(row)) for row in done]
 
     @doing("swap")
@@ -131,11 +134,11 @@ class ContinuousBatch:
         `recompute`, the running rows' keys and values under the new weights included)."""
         started = time.perf_counter()
         self.weights.adopt(staged)
-        self.version = version
         self._close_holes()
-        recomputed = self._slots.active if self._recompute else 0
-        self._slots.last_used[recomputed:] = 0
-        if recomputed:
+        if self._recompute or version <= self.version:  # one that comes again may be another to the bit
+            self._slots.last_used[self._slots.active * self._recompute :] = 0
+        self.version = version
+        if self._recompute:
             self._refill()
         if self._decoder.device.type == "cuda":
             torch.cuda.synchronize(self._decoder.device)
@@ -153,41 +156,41 @@ class ContinuousBatch:
             self._waiting,
             [*sorted(slots.holes), *range(slots.active, self.capacity)],
             range(self.capacity, len(slots.length)),
-            partial(slots.found, whole=not self._decoder.keeps_prefixes),
-            slots.last_used,
+            slots,
+            self.version,
             self._prefill_tokens,
         )
         self._copy([*plan.copies, *((row, to, int(slots.length[row])) for row, to in plan.kept)])
         slots.move(plan.kept)
-        for row, request, reused in plan.placed:
+        for row, request, *known in plan.placed:
             self._waiting.popleft()
-            slots.admit(row, request, self._stop_token_ids, reused)
+            slots.admit(row, request, self._stop_token_ids, *known)
         for fill in plan.fills:
-            if fill.rows:
-                self._fill(fill.rows, fill.tokens)
+            if (rows := np.asarray(fill.rows, np.int64)).size:
+                slots.reused[rows] = np.minimum(slots.reused[rows], self.max_length - fill.tokens)
+                self._fill(rows, fill.tokens, slots.reused[rows])
         self._copy(plan.shares)
         self._sampling = None
 
     @doing("prefill")
-    def _fill(self, rows: list[int], count: int) -> None:
-        """Compute keys and values of the last `count` tokens of each row, the very last apart, or of as many
-        as there are."""
-        lengths = self._slots.length[rows] - 1
-        starts = np.maximum(lengths - count, 0)
+    def _fill(self, rows: NDArray[np.int64], count: int, starts: NDArray[np.int64]) -> None:
+        """Compute keys and values of `count` tokens of each row from `starts` on, or of as many as there are,
+        the very last apart."""
+        self._slots.filled[rows] = lengths = self._slots.length[rows] - 1
         # What lies past a row's length is another request's leftover: any valid id will do as padding.
-        tokens = self._slots.tokens[np.asarray(rows)[:, None], starts[:, None] + np.arange(count)]
-        self._decoder.fill(np.asarray(rows), tokens, lengths)
-        self._slots.filled[rows] = lengths
+        tokens = self._slots.tokens[rows[:, None], starts[:, None] + np.arange(count)]
+        self._decoder.fill(rows, tokens, np.where(starts > 0, starts + count, lengths))
 
     def _refill(self) -> None:
         """Recompute the running rows' keys and values, within the prefill budget per forward."""
+        self._slots.oldest[: self._slots.active] = self.version
         lengths = self._slots.length[: self._slots.active] - 1
-        order = [int(row) for row in lengths.argsort(kind="stable") if lengths[row] > 0]
-        while order:
+        order = lengths.argsort(kind="stable")[(lengths == 0).sum() :]
+        while len(order):
             count = 1
             while count < len(order) and (count + 1) * lengths[order[count]] <= self._prefill_tokens:
                 count += 1
-            self._fill(order[:count], int(lengths[order[count - 1]]))
+            self._fill(order[:count], int(lengths[order[count - 1]]), np.zeros(count, np.int64))
             order = order[count:]
 
     def _copy(self, pairs: list[tuple[int, int, int]]) -> None:

@@ -37,8 +37,8 @@ class TorchEngine(StreamingEngine):
     spare: sequences whose keys and values are kept for requests that go on from them, beside those that
         decode; allocated up front as well.
     max_length: longest prompt plus output, in tokens.
-    kv_on_update: on a weight update, `keep` the running requests' keys and values or `recompute` them.
-        Nothing is reused across versions in either case.
+    kv_on_update: on a weight update, `keep` keys and values, for the running requests and for later turns of
+        their episodes, or `recompute` the running ones'. Others reuse nothing of older weights.
     stop_token_ids: end every request, besides its own.
     prefill_tokens: prompt tokens (padding included) that are computed between two decode steps, unless one
         prompt alone is longer.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asyncrl.rollout.engines.base import GenerationRequest
+from asyncrl.rollout.engines.torch.slots import Slots
 
 
 @dataclass(slots=True)
@@ -31,9 +32,9 @@ class Fill:
 class Prefill:
     """The work before the next decode step, in this order: `copies` (all at once), `fills`, `shares`."""
 
-    placed: list[tuple[int, GenerationRequest, int]] = field(default_factory=list)
-    """Rows, their new requests, and how many of each prompt's tokens are not computed, in order of
-    admission."""
+    placed: list[tuple[int, GenerationRequest, int, int]] = field(default_factory=list)
+    """Rows, their new requests, how many of each prompt's tokens are not computed, and the oldest version
+    that has computed any, in order of admission."""
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     """(source row, target row, tokens): the prompt's beginning lies in the source row already."""
     kept: list[tuple[int, int]] = field(default_factory=list)
@@ -48,8 +49,8 @@ def plan_prefill(
     waiting: Iterable[GenerationRequest],
     places: Sequence[int],
     spare: Iterable[int],
-    found: Callable[[NDArray[np.int32]], NDArray[np.int64]],
-    last_used: NDArray[np.int64],
+    slots: Slots,
+    version: int,
     budget_tokens: int,
 ) -> Prefill:
     """Place waiting requests, first come first served, into the rows `places`.
@@ -60,19 +61,18 @@ def plan_prefill(
     the next decode step. What was computed in a place is kept, for as long as nothing else is used in its
     stead.
 
-    spare: other rows without a request. found: how many tokens of a prompt each row holds, int64[R].
-    last_used: when what each row holds was last used, int64[R]; 0 where it is of no use.
+    spare: other rows without a request. slots: what the rows hold. version: of the live weights.
     """
     plan = Prefill()
     holds = {row: row for row in (*places, *spare)}  # of rows that are free by then, what they hold: whose
-    filled: dict[bytes, int] = {}
+    filled: dict[tuple[int, bytes], int] = {}
     for place, request in zip(places, waiting, strict=False):
         tokens = len(request.prompt_ids) - 1
-        key = request.prompt_ids[:tokens].astype(np.int32).tobytes()
-        rows = found(request.prompt_ids)
+        rows = slots.found(request.prompt_ids, version if request.since is None else request.since)
         source = int(rows.argmax())
         reused = known = int(rows[source])
-        missing = tokens - known
+        missing, oldest = tokens - known, int(slots.oldest[source]) if known else version
+        key = oldest, request.prompt_ids[:tokens].astype(np.int32).tobytes()
         if missing and key in filled:
             plan.shares.append((filled[key], place, tokens))
             reused, known = tokens, 0
@@ -84,9 +84,9 @@ def plan_prefill(
             filled[key] = place
         if known and source != place:
             plan.copies.append((source, place, known))
-        _make_place(holds, place, source if known else None, last_used)
-        plan.placed.append((place, request, reused))
-    plan.kept = [(held, row) for row, held in holds.items() if held != row and last_used[held]]
+        _make_place(holds, place, source if known else None, slots.last_used)
+        plan.placed.append((place, request, reused, oldest))
+    plan.kept = [(held, row) for row, held in holds.items() if held != row and slots.last_used[held]]
     return plan
 
 

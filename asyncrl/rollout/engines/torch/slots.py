@@ -24,14 +24,17 @@ class Slots:
     and output, `length` int64[S] how many of them; logprobs float32[S, T] and versions int32[S, T] stand
     beside the sampled ones."""
 
-    def __init__(self, slots: int, max_length: int) -> None:
+    def __init__(self, slots: int, max_length: int, *, keeps_prefixes: bool = True) -> None:
+        """keeps_prefixes: as of `Decoder`."""
         self.active = 0
         self.holes: list[int] = []
         """Rows below `active` whose request has ended."""
         self.filled = np.zeros(slots, np.int64)
         """How many tokens had their keys and values computed, or copied, before the decoding."""
         self.last_used = np.zeros(slots, np.int64)
-        """By a clock of its own; 0 where not all of a row's keys and values are by the live weights."""
+        """By a clock of its own; 0 where what a row holds is of no use to anybody."""
+        self.oldest = np.zeros(slots, np.int64)
+        """The oldest version that has computed any of a row's keys and values."""
         self._clock = 0
         self.requests: list[GenerationRequest | None] = [None] * slots
         self.tokens = np.zeros((slots, max_length), np.int64)
@@ -43,22 +46,24 @@ class Slots:
         self._versions = np.zeros((slots, max_length), np.int32)
         self._uniforms = np.zeros((slots, max_length), np.float64)
         self._limit = np.zeros(slots, np.int64)
-        self._reused = np.zeros(slots, np.int64)
+        self.reused = np.zeros(slots, np.int64)
+        """Of each prompt, tokens that are not computed."""
         self._shortest = np.zeros(slots, np.int64)
         """Tokens that there are, prompt included, before one may end the request."""
         self._kept: list[dict[int, NDArray[np.int32]]] = [{} for _ in range(slots)]
         """The kept sets of each row's tokens, by their positions, but for whole ones."""
         self._stop = np.full((slots, 1), _NO_TOKEN, np.int64)
         self._rows = np.arange(slots)
+        self._keeps_prefixes = keeps_prefixes
 
-    def found(self, prompt_ids: NDArray[np.int32], *, whole: bool = False) -> NDArray[np.int64]:
-        """How many of a prompt's tokens, the last apart, have keys and values in each row that are of use.
-        That is so where the row's own prompt begins with them, or they with it. `whole`: only where that
-        ends as they do."""
+    def found(self, prompt_ids: NDArray[np.int32], since: int) -> NDArray[np.int64]:
+        """How many of a prompt's tokens, the last apart, have keys and values in each row that are of use: by
+        weights of `since` or later, and where the row's own prompt begins with them, or they with it (where
+        no prefix is kept, only where that ends as they do)."""
         tokens = len(prompt_ids) - 1
         least = np.minimum(self.filled + 1, tokens)
-        of_use = (self.last_used > 0) & (least < self.length)
-        if whole:
+        of_use = (self.last_used > 0) & (self.oldest >= since) & (least < self.length)
+        if not self._keeps_prefixes:
             of_use &= self.filled == tokens
         # The end of what must agree tells most rows apart, whatever all prompts begin with.
         ends = np.maximum(least[:, None] - _TELLING, 0)
@@ -71,13 +76,14 @@ class Slots:
         return np.where(same >= least, same, 0)
 
     def admit(
-        self, row: int, request: GenerationRequest, stop_token_ids: tuple[int, ...], reused: int = 0
+        self, row: int, request: GenerationRequest, stops: tuple[int, ...], reused: int = 0, oldest: int = 0
     ) -> None:
-        """Put a request into a hole, or into the row `active`. reused: tokens that are not computed."""
+        """Put a request into a hole, or into the row `active`. stops: tokens that end it, besides its own.
+        reused: tokens that are not computed. oldest: version that has computed any."""
         sampling, prompt = request.sampling, len(request.prompt_ids)
         limit = prompt + sampling.max_new_tokens
         self._use(row)
-        self._reused[row] = reused
+        self.reused[row], self.oldest[row] = reused, oldest
         self.filled[row] = prompt - 1
         self.requests[row] = request
         self.tokens[row, :prompt] = request.prompt_ids
@@ -89,11 +95,11 @@ class Slots:
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
         self._uniforms[row, prompt:limit] = uniforms(sampling.seed, sampling.max_new_tokens)
-        stops = sorted({*stop_token_ids, *sampling.stop_token_ids})
-        if (missing := len(stops) - self._stop.shape[1]) > 0:
+        ends = sorted({*stops, *sampling.stop_token_ids})
+        if (missing := len(ends) - self._stop.shape[1]) > 0:
             self._stop = np.pad(self._stop, ((0, 0), (0, missing)), constant_values=_NO_TOKEN)
         self._stop[row] = _NO_TOKEN
-        self._stop[row, : len(stops)] = stops
+        self._stop[row, : len(ends)] = ends
         if row < self.active:
             self.holes.remove(row)
         self.active = max(self.active, row + 1)
@@ -152,7 +158,7 @@ class Slots:
             logprobs=self._logprobs[row, span].copy(),
             versions=version_spans(self._versions[row, span]),
             finish_reason=reason,
-            reused=int(self._reused[row]),
+            reused=int(self.reused[row]),
             kept=KeptSets.of([kept.get(t, whole) for t in range(span.start, span.stop)]) if kept else None,
         )
 

@@ -15,8 +15,9 @@ import msgspec
 from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationRequest, TokenChunk, UpdateReport
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
-from asyncrl.rollout.engines.vllm.generation import Generation, new_salt, score
+from asyncrl.rollout.engines.vllm.generation import Generation, score
 from asyncrl.rollout.engines.vllm.notices import in_shared_memory
+from asyncrl.rollout.engines.vllm.salts import Salts
 from asyncrl.states import doing
 from asyncrl.weights.canary import Alarm, CanaryError
 from asyncrl.weights.manifest import WeightNotice
@@ -44,8 +45,9 @@ class VllmEngine(StreamingEngine):
     llm: started by `launch`.
     expected: what a weight version must look like.
     capacity, max_length: as `llm` was started with.
-    kv_on_update: on a weight update, `keep` the running requests' keys and values, `recompute` them in place,
-        or abort and `resubmit` the requests with the tokens so far. Prompts are never shared across versions.
+    kv_on_update: on a weight update, `keep` keys and values, for the running requests and for later turns of
+        their episodes; `recompute` the running ones' in place; or abort and `resubmit` the requests with the
+        tokens so far. Other prompts are never shared across versions.
     stop_token_ids: end every request, besides its own.
     answer_timeout_s: longest wait for vLLM to answer, or to end a decode step, before it is taken for hung.
     """
@@ -71,7 +73,8 @@ class VllmEngine(StreamingEngine):
         self._expected = expected
         self._kv_on_update = kv_on_update
         self._version = 0
-        self._salt = new_salt(0)
+        self._salts = Salts("", keeps=kv_on_update == "keep")
+        self._salts.load(0)
         self._answer_timeout_s = answer_timeout_s
         self._generations: dict[str, Generation] = {}
         self._updating = asyncio.Lock()
@@ -180,7 +183,8 @@ class VllmEngine(StreamingEngine):
             raise self._break(f"update to version {version} failed half-way: {error}") from error
         self._refuse_wrong(version, proofs)
         await self._answer(self.llm.update_weight_version(str(version)), "to take the version's number")
-        self._version, self._salt = version, new_salt(version)
+        self._version = version
+        self._salts.load(version)
         self._unproven = notice if notice.canary is not None else None
         if self._kv_on_update != "recompute":
             await self._start_again()
@@ -198,7 +202,7 @@ class VllmEngine(StreamingEngine):
         """Requests that were interrupted; and those without a token, which belong to the old version's prefix
         cache (see `Generation`), though the new weights will compute them."""
         for generation in list(self._generations.values()):
-            await generation.start_again(self._salt)
+            await generation.start_again(self._salts.of(generation.request))
 
     def _refuse_wrong(self, version: int, proofs: Sequence[Mapping[str, list[str]]]) -> None:
         """proofs: what each rank has found (see `WeightReceiver.asyncrl_load`)."""
@@ -290,9 +294,12 @@ class VllmEngine(StreamingEngine):
     def _submit(self, request: GenerationRequest) -> None:
         if not self._generations:
             self._last_progress_s = time.monotonic()
-        generation = Generation(self.llm, request, self._stop_ids(request), self._count, self._deliver)
+        generation = Generation(
+            *(self.llm, request, self._stop_ids(request), self._count, self._deliver),
+            may_tell=lambda: self._unproven is None,
+        )
         self._generations[request.request_id] = generation
-        generation.start(self._salt)
+        generation.start(self._salts.of(request))
 
     def _has_requests(self) -> bool:
         return bool(self._generations)

@@ -32,9 +32,9 @@ _serial = itertools.count()
 class Generation:
     """Runs a request and delivers its output as one chunk.
 
-    A prompt's blocks in vLLM's prefix cache are keyed by the load of weights that the request was started
-    under (the cache salt). A request that is started under one and computed under the next would therefore
-    meet the old weights' keys and values: as long as it has no token, it is stopped and started again.
+    A prompt's blocks in vLLM's prefix cache are keyed by a load of weights (the cache salt, see `Salts`). A
+    request that is started under one and computed under the next would therefore meet the old weights' keys
+    and values: as long as it has no token, it is stopped and started again.
 
     One that vLLM aborts unasked, as it does when the engine makes it abort all that it has, goes on with its
     next start: as a new request to vLLM, whose prompt is the request's own and the tokens so far.
@@ -47,14 +47,17 @@ class Generation:
         stop_token_ids: list[int],
         count: Callable[[int], None],
         deliver: Deliver,
+        may_tell: Callable[[], bool],
     ) -> None:
         """`count` is told of new tokens as they are reported. `deliver` is called once, with the request's id
-        and its output, unless it is cancelled."""
+        and its output, unless it is cancelled. may_tell: whether anybody may hear of tokens by now."""
         self._llm = llm
-        self._request = request
+        self.request = request
         self._stop_token_ids = stop_token_ids
         self._count = count
         self._deliver = deliver
+        self._may_tell = may_tell
+        self._told = 0
         self._id = ""
         self._task: asyncio.Task[None] | None = None
         self._abort_task: asyncio.Task[None] | None = None
@@ -74,9 +77,9 @@ class Generation:
         return not self._task.done() and len(self._tokens) > self._done_before
 
     def start(self, salt: str) -> None:
-        """Start it, or let it go on, under the engine's present weights, whose `new_salt` this is."""
+        """Start it, or let it go on, under the engine's present weights."""
         # Ids of our own: one that was cancelled may still be on its way out of vLLM.
-        self._id = f"{self._request.request_id}#{next(_serial)}"
+        self._id = f"{self.request.request_id}#{next(_serial)}"
         self._done_before = len(self._tokens)
         self._task = asyncio.create_task(self._run(salt), name=f"request {self._id}")
 
@@ -97,7 +100,7 @@ class Generation:
     def abort(self) -> None:
         """End it early; what there is gets delivered."""
         if self._abort_task is None:
-            self._abort_task = asyncio.create_task(self._abort(), name=f"abort {self._request.request_id}")
+            self._abort_task = asyncio.create_task(self._abort(), name=f"abort {self.request.request_id}")
 
     async def _abort(self) -> None:
         # vLLM forgets to abort what it has not yet heard of, and it may be between two starts.
@@ -116,7 +119,7 @@ class Generation:
         await cancelled(self._task)
 
     async def _run(self, salt: str) -> None:
-        request_id = self._request.request_id
+        request_id = self.request.request_id
         try:
             reason = await self._generate(salt)
             if reason is FinishReason.ABORT and self._abort_task is None:
@@ -133,20 +136,23 @@ class Generation:
         """Add what vLLM generates to what there is."""
         done = self._done_before
         prompt = {
-            "prompt_token_ids": [*self._request.prompt_ids.tolist(), *self._tokens],
+            "prompt_token_ids": [*self.request.prompt_ids.tolist(), *self._tokens],
             "cache_salt": salt,
         }
         model = self._llm.model_config
-        listed = 0 if model.return_sampling_mask else listed_logprobs(self._request, model.get_vocab_size())
-        params = sampling_params(self._request, self._stop_token_ids, done, listed)
+        listed = 0 if model.return_sampling_mask else listed_logprobs(self.request, model.get_vocab_size())
+        params = sampling_params(self.request, self._stop_token_ids, done, listed)
         async for output in self._llm.generate(prompt, params, self._id):
             completion = output.outputs[0]
             self._tokens += completion.token_ids
             logprobs = completion.logprobs
             self._logprobs += [logprobs.logprobs[i] for i in logprobs.start_indices]
-            if self._request.sampling.cuts:
+            if self.request.sampling.cuts:
                 self._kept += kept_sets(completion, listed, model.get_vocab_size())
             self._count(len(completion.token_ids))
+            if self.request.tell is not None and self._may_tell():
+                self.request.tell(self._tokens[self._told :])
+                self._told = len(self._tokens)
         if done == 0:
             self._reused = output.num_cached_tokens
         self._spans += _spans(self._id, completion, done, len(self._tokens))
@@ -167,17 +173,12 @@ class Generation:
         )
 
     def _kept_sets(self) -> KeptSets | None:
-        sampling, tokens = self._request.sampling, len(self._tokens)
+        sampling, tokens = self.request.sampling, len(self._tokens)
         if not sampling.cuts:
             return KeptSets.without(self._stop_token_ids, sampling.min_new_tokens, tokens)
         if len(self._kept) != tokens:
             raise EngineError(f"request {self._id!r}: {len(self._kept)} kept sets for {tokens} tokens")
         return KeptSets.of(self._kept)
-
-
-def new_salt(version: int) -> str:
-    """Of a load of weights: a version may come a second time, and not be the same to the bit."""
-    return f"v{version}#{next(_serial)}"
 
 
 async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:

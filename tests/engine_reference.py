@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from asyncrl.core.records import FinishReason
+from asyncrl.core.records import FinishReason, Trajectory
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams, TokenChunk
 
 
@@ -48,6 +48,18 @@ async def collect(stream: AsyncIterator[TokenChunk]) -> Output:
         chunks[-1].finish_reason,
         chunks[-1].reused,
     )
+
+
+def turns(trajectory: Trajectory) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and logprobs of what was sampled in it, a turn each: at least the template stands between two."""
+    edges = np.flatnonzero(np.diff(trajectory.loss_mask.astype(int), prepend=0, append=0))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        yield trajectory.token_ids[start:end], trajectory.behavior_logprobs[start:end]
+
+
+def bits(token_ids: np.ndarray, logprobs: np.ndarray) -> tuple[bytes, bytes]:
+    """Equal for what is equal to the bit."""
+    return token_ids.astype(np.int32).tobytes(), logprobs.astype(np.float32).tobytes()
 
 
 def processed_logprobs(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
@@ -88,16 +100,32 @@ def recomputed(
 
 
 @torch.no_grad()
-def stitched(models: Mapping[int, PreTrainedModel], request: GenerationRequest, output: Output) -> np.ndarray:
+def stitched(
+    models: Mapping[int, PreTrainedModel],
+    request: GenerationRequest,
+    output: Output,
+    keys: Sequence[int] = (),
+) -> np.ndarray:
     """Logprob of each output token, one forward of one token at a time over a plain growing cache: what it
-    keeps stays that of the weights that were live when the token went through."""
-    cache = DynamicCache(config=models[output.versions[0]].config)
-    *before, last = request.prompt_ids.tolist()
-    if before:
-        models[output.versions[0]](torch.tensor([before]), past_key_values=cache, use_cache=True)
+    keeps stays that of the weights that were live when the token went through. keys: as of `versions_of_keys`
+    of the turn before, for those that were reused of it."""
+    ids = [*request.prompt_ids.tolist(), *output.ids]
+    versions = versions_of_keys(request, output, keys)
+    start = next((i for i, v in enumerate(versions) if v != versions[0]), len(versions))
+    start = min(start, len(request.prompt_ids) - 1)
+    cache = DynamicCache(config=models[versions[0]].config)
+    if start:
+        models[versions[0]](torch.tensor([ids[:start]]), past_key_values=cache, use_cache=True)
     logprobs = []
-    for token, version in zip(output.ids, output.versions, strict=True):
-        logits = models[version](torch.tensor([[last]]), past_key_values=cache, use_cache=True).logits
-        logprobs.append(processed_logprobs(logits[0, -1].numpy(), request.sampling)[token])
-        last = token
+    for i in range(start, len(versions)):
+        logits = models[versions[i]](torch.tensor([[ids[i]]]), past_key_values=cache, use_cache=True).logits
+        if i >= len(request.prompt_ids) - 1:
+            logprobs.append(processed_logprobs(logits[0, -1].numpy(), request.sampling)[ids[i + 1]])
     return np.array(logprobs)
+
+
+def versions_of_keys(request: GenerationRequest, output: Output, keys: Sequence[int] = ()) -> list[int]:
+    """Of all tokens but the last, the version that has computed its keys and values: that of the token that
+    was sampled by them first. keys: of the turn before."""
+    reused = min(output.reused or 0, len(keys))
+    return [*keys[:reused], *[output.versions[0]] * (len(request.prompt_ids) - reused), *output.versions[1:]]
