@@ -1,43 +1,51 @@
-"""Processes that are forked from one that has imported what they need, as importing torch, transformers and
-DeepSpeed takes a core for six seconds. It is started with the first of them, and ends with the tests."""
+"""Ranks in processes of their own, forked as `forked_server` says."""
 
-import multiprocessing
+import json
 import os
-import traceback
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
+import pickle
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-_context = multiprocessing.get_context("forkserver")
-_IMPORTED = [
-    "deepspeed",
-    "transformers.models.qwen3.modeling_qwen3",
-    "asyncrl.trainer.make",
-    "asyncrl.trainer.backends.deepspeed.learner",
-]
+import forked_server
+from forked_server import Forked
 
 
-def fork(function, *arguments, log: Path) -> BaseProcess:
-    """`function(*arguments)` of a module that the tests can import, in a process that writes to `log`."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Of the process that forks: DeepSpeed looks for its device when it is imported.
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        _context.set_forkserver_preload(_IMPORTED)
-        forkserver.ensure_running()
-    process = _context.Process(target=_written_to, args=(log, function, arguments), daemon=True)
-    process.start()
-    return process
-
-
-def _written_to(log: Path, function, arguments) -> None:
-    with log.open("w") as output:
-        for fd in (1, 2):
-            os.dup2(output.fileno(), fd)
+def run_ranks(function, *arguments, logs: Sequence[Path], deadline_s: float) -> None:
+    """`function(rank, *arguments)` of a module that the tests can import, in as many processes as there are
+    logs to write to. All must end well in time."""
+    ranks: list[Forked] = []
     try:
-        function(*arguments)
-    except BaseException:
-        traceback.print_exc()
-        raise
+        for rank, log in enumerate(logs):
+            ranks.append(_fork(function, rank, *arguments, log=log))
+        deadline, statuses = time.monotonic() + deadline_s, [None]
+        while None in statuses:
+            time.sleep(0.02)
+            statuses = [rank.poll() for rank in ranks]
+            assert not any(statuses), _tails(logs)
+            assert time.monotonic() < deadline, _tails(logs)
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+                rank.wait()
+
+
+def _fork(function, *arguments, log: Path) -> Forked:
+    what = [json.dumps(sys.path), pickle.dumps((function, arguments)).hex()]
+    with log.open("w") as output, Path(os.devnull).open("rb") as nothing:
+        return forked_server.fork(__name__, what, (nothing.fileno(), *[output.fileno()] * 2))
+
+
+def main(arguments: list[str]) -> int:
+    """In the forked process."""
+    path, what = arguments
+    sys.path[:] = json.loads(path)
+    function, own = pickle.loads(bytes.fromhex(what))
+    function(*own)
+    return 0
+
+
+def _tails(logs: Sequence[Path]) -> str:
+    return "\n".join(f"{log.name}:\n{log.read_text()[-5000:]}" for log in logs)

@@ -65,6 +65,9 @@ def _shares_with_its_module(item):
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     config = node.config
+    for named in config.args:  # of the workers, nobody would hear what pytest says of it
+        if not (config.invocation_params.dir / named.partition("::")[0]).exists():
+            raise pytest.UsageError(f"file or directory not found: {named}")
     if _file not in config.stash:
         with tempfile.NamedTemporaryFile(prefix=FILE, delete=False) as file:
             config.stash[_file] = Path(file.name)

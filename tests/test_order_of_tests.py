@@ -45,21 +45,32 @@ def test_sharing(i, shared): ...
 ORDER = ("test_of_vllm", "test_long", "test_model", "test_short")
 
 
+def run_pytest(folder, *arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "schedule", "-n", "3", "-q", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_a_path_that_does_not_exist_is_told(tmp_path):
+    done = run_pytest(tmp_path, "test_none.py::test")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr == "ERROR: file or directory not found: test_none.py::test\n\n"
+
+
 @pytest.mark.slow
 def test_tests_of_vllm_share_a_worker_as_do_those_of_a_file_and_the_long_ones_come_first(tmp_path):
     for name in "abcd":
         (tmp_path / f"test_{name}.py").write_text(TESTS)
     (tmp_path / "test_e.py").write_text(TESTS.partition("@pytest.mark")[0] + SHARING)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  vllm: x\n  slow: x\n")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "schedule", "-n", "3", "-q"],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_pytest(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == len({test for _, test in told}) == 4 * 7 + 3

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from asyncrl.cluster.hosts.fork_server import ForkServer
+from asyncrl.cluster.hosts.local import end_of
 from asyncrl.resolve import OWN_PATH
 
 STOP_GRACE_S = 30.0
@@ -19,18 +24,36 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_
 """Defaults; each run then sets its own number."""
 
 
+MODULE = "asyncrl.sweep.lane_process"
+
+
+class _Process(NamedTuple):
+    pid: int
+    ended: asyncio.Task[int]
+    answers: asyncio.StreamReader
+    requests: asyncio.StreamWriter
+
+
 class Lane:
     """A process that runs cells one at a time. It ends with the `with` block, together with its cell.
 
     environment: variables in addition to ours. gpus: for each run; None leaves it to the run. thins: keep no
-    more of a finished cell than its figures.
+    more of a finished cell than its figures. fork_server: forks the process; without one it imports for
+    itself.
     """
 
-    def __init__(self, environment: Mapping[str, str], gpus: int | None, thins: bool = False) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        gpus: int | None,
+        thins: bool = False,
+        fork_server: ForkServer | None = None,
+    ) -> None:
         self._environment = environment
         self._options = [] if gpus is None else ["--gpus", str(gpus)]
         self._options += ["--thin"] * thins
-        self._process: asyncio.subprocess.Process | None = None
+        self._fork_server = fork_server
+        self._process: _Process | None = None
 
     async def __aenter__(self) -> Lane:
         return self
@@ -42,10 +65,8 @@ class Lane:
         """Exit status of the run, whose output goes to `output`; None if the lane has died with it."""
         if self._process is None:
             self._process = await self._start()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{config}\n{output}\n".encode())
-        answer = await self._process.stdout.readline()
+        self._process.requests.write(f"{config}\n{output}\n".encode())
+        answer = await self._process.answers.readline()
         if not answer:
             await self.stop()
             return None
@@ -56,20 +77,29 @@ class Lane:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_GRACE_S + LANE_GRACE_S)
-        except TimeoutError:
-            process.kill()
-            await asyncio.wait_for(process.wait(), LANE_GRACE_S)
+        process.requests.close()
+        done, _ = await asyncio.wait([process.ended], timeout=STOP_GRACE_S + LANE_GRACE_S)
+        if not done:
+            os.kill(process.pid, signal.SIGKILL)
+            await asyncio.wait_for(process.ended, LANE_GRACE_S)
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "asyncrl.sweep.lane_process", *self._options),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+    async def _start(self) -> _Process:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            answers, requests = await asyncio.open_connection(sock=ours)
             # Cells that run side by side must keep to their threads, even while they start.
-            env={**os.environ, **OWN_PATH, **ONE_THREAD, **self._environment},
-            start_new_session=True,  # we pass Ctrl-C on ourselves
-        )
+            environment = {**os.environ, **ONE_THREAD, **self._environment}
+            pid = None
+            if self._fork_server is not None:
+                files = theirs.fileno(), theirs.fileno(), 2
+                pid = await self._fork_server.fork(MODULE, self._options, environment, files)
+            if pid is not None:
+                return _Process(pid, asyncio.create_task(end_of(pid)), answers, requests)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", MODULE, *self._options),
+                stdin=theirs,
+                stdout=theirs,
+                env=environment | OWN_PATH,
+                start_new_session=True,  # we pass Ctrl-C on ourselves
+            )
+            return _Process(process.pid, asyncio.create_task(process.wait()), answers, requests)

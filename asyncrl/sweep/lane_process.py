@@ -5,8 +5,9 @@
 For each cell it reads two lines of standard input, the paths of the cell's config and of its output, and
 writes the cell's exit status as a line of standard output. When its input ends, it stops the current cell.
 
-Importing torch and transformers takes longer than a short run, so a lane does it once. It computes nothing
-itself, because a fork keeps only one of a process's threads.
+Importing torch and transformers takes longer than a short run, so a sweep does it once, and its lanes are
+forked from the process that has. A lane computes nothing itself, because a fork keeps only one of a process's
+threads.
 """
 
 from __future__ import annotations

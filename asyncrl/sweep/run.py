@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from asyncrl.cluster.hosts.fork_server import ForkServer
 from asyncrl.config import Config, dump
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME
@@ -31,12 +32,13 @@ async def run_cells(
     gpus: int | None,
     progress: SweepProgress,
     thins: bool = False,
+    fork_server: ForkServer | None = None,
 ) -> None:
     """Run cells, one at a time in each lane, until none waits. A failed cell does not stop the others.
 
     waiting: the cells that have not ended, in their order; what it returns may depend on the results of those
     that have. lanes: the environment variables of each lane's processes, in addition to ours. thins: keep no
-    more of a finished cell than its figures.
+    more of a finished cell than its figures. fork_server: forks the lanes.
     """
     started: set[Cell] = set()
     running: set[Cell] = set()
@@ -54,7 +56,7 @@ async def run_cells(
                 await ended.wait()  # what runs is watched: it ends
 
     async def run_lane(environment: Mapping[str, str]) -> None:
-        async with Lane(environment, gpus, thins) as lane:
+        async with Lane(environment, gpus, thins, fork_server) as lane:
             while (cell := await next_cell()) is not None:
                 progress.started(cell)
                 problem = await _run_cell(cell, folder, lane)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl import config as settings
+from asyncrl.cluster.hosts import fork_server
 from asyncrl.errors import ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
@@ -97,7 +98,9 @@ def run_sweep(sweep: Sweep) -> SweepResult:
 
         try:
             if waiting:
-                run_to_end(run_cells(still_waiting, folder, lanes, sweep.gpus, progress, design.thins))
+                with fork_server.started() as server:
+                    gpus, thins = sweep.gpus, design.thins
+                    run_to_end(run_cells(still_waiting, folder, lanes, gpus, progress, thins, server))
         finally:
             result = results.collect(design)
     return result

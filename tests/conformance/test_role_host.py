@@ -217,15 +217,20 @@ def test_a_forked_role_looks_like_one_that_was_started(run_dir, fork_server):
 
 @pytest.mark.slow
 def test_without_its_fork_server_a_host_goes_on(run_dir, caplog):
-    """Roles live on, and others are started in a Python of their own."""
+    """Roles live on, and others are started in a Python of their own. Before, two are forked at once by one
+    that still imports."""
 
     async def body():
         server = ForkServer()
         host = LocalHost(run_dir, server)
-        forked = await host.start(COORDINATOR)
+        rollout = RoleSpec("rollout-0", {})
+        forked, beside = await asyncio.gather(host.start(COORDINATOR), host.start(rollout))
+        assert "no role is forked" not in caplog.text
+        beside.kill()
+        await beside.ended
         await up(forked)
         server._process.kill()
-        other = await host.start(RoleSpec("rollout-0", {}))
+        other = await host.start(rollout)
         assert "no role is forked any more" in caplog.text
         assert not forked.ended.done()
         forked.ask_to_end()

@@ -2,11 +2,10 @@
 
 import json
 import math
-import time
 
 import pytest
 import zero_rank
-from forked import fork
+from forked import run_ranks
 from zero_rank import LARGEST, PARAMETERS, RANKS
 
 from asyncrl.config import dump, from_tree
@@ -50,16 +49,7 @@ def counted(tmp_path_factory):
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(dump(config))
     logs = [folder / f"{rank}.log" for rank in range(RANKS)]
-    processes = [fork(zero_rank.main, rank, paths, log=log) for rank, log in enumerate(logs)]
-    try:
-        deadline = time.monotonic() + DEADLINE_S
-        for process, log in zip(processes, logs, strict=True):
-            process.join(max(1.0, deadline - time.monotonic()))
-            assert process.exitcode == 0, log.read_text()[-5000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    run_ranks(zero_rank.main, paths, logs=logs, deadline_s=DEADLINE_S)
     return {
         path.stem: [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(RANKS)]
         for path in paths

@@ -11,10 +11,12 @@ import psutil
 import pytest
 import yaml
 from forked_server import start as start_command
+from launched import command
 
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.sweep import Sweep, plot, run_sweep
+from asyncrl.sweep.lane import MODULE
 from asyncrl.sweep.sweep import make_design
 
 pytestmark = pytest.mark.slow
@@ -96,24 +98,24 @@ def test_a_failed_cell_stops_no_other_and_is_the_only_one_that_is_tried_again(st
 
 
 def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, sweep_config, tmp_path):
-    arguments = ("--grid=run.steps=1,80", "--last=1", "--jobs=2")
+    arguments = ("--grid=run.steps=1,40", "--last=1", "--jobs=2")
     sweep = start(*arguments)
     sweep.wait_for_steps("steps=1_", 1)
-    sweep.wait_for_steps("steps=80_", 1)
+    sweep.wait_for_steps("steps=40_", 1)
     family = sweep.family()
     os.kill(sweep.process.pid, signal.SIGINT)
     assert sweep.wait() == 130, sweep.printed.read_text()
     assert psutil.wait_procs(family, timeout=1.0)[1] == []
     assert "run the same command again to continue" in sweep.printed.read_text()
-    (long,) = sweep.out.glob("cells/steps=80_*")
+    (long,) = sweep.out.glob("cells/steps=40_*")
     assert not (long / "finished").exists()
 
     before = written(sweep.out)
-    again = Sweep(sweep_config, grid=["run.steps=1,80"], out=sweep.out, last=1)
+    again = Sweep(sweep_config, grid=["run.steps=1,40"], out=sweep.out, last=1)
     result = run_sweep(again)
     assert not result.failed
     assert [row.missing for row in result.rows] == [0, 0]
-    assert len(read_metrics(long / "metrics.jsonl")) == 80
+    assert len(read_metrics(long / "metrics.jsonl")) == 40
     once = [name for name, at in written(sweep.out).items() if at == before[name]]
     assert all("steps=1_" in name for name in once)
 
@@ -125,7 +127,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, 
 def test_the_death_of_a_cell_s_parent_costs_no_more_than_that_cell(start):
     sweep = start("--grid=run.steps=5000,1", "--last=1")
     sweep.wait_for_steps("steps=5000_", 1)
-    (lane,) = psutil.Process(sweep.process.pid).children()
+    (lane,) = (p for p in psutil.Process(sweep.process.pid).children() if MODULE in command(p))
     (cell,) = lane.children()
     lane.kill()
     assert sweep.wait() == 1

@@ -2,8 +2,6 @@
 with which every other goes on."""
 
 import json
-import time
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import gradient_rank
@@ -11,7 +9,7 @@ import pytest
 import rank
 import torch
 from families import tiny
-from forked import fork
+from forked import run_ranks
 from safetensors.torch import load_file
 from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM
@@ -55,31 +53,14 @@ def train(config, path: Path, first: int, last: int, folder: Path | None = None)
     if config.trainer.backend == "torch":
         rank.main(0, path, first, last, folder)
     else:
-        run_ranks(rank.main, config.trainer.ranks, path, first, last, folder)
+        in_ranks(rank.main, config.trainer.ranks, path, first, last, folder)
     return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text())
 
 
-def run_ranks(main, ranks: int, path: Path, *arguments) -> None:
+def in_ranks(main, ranks: int, path: Path, *arguments) -> None:
     """`main(number, path, *arguments)` in each of so many processes."""
     logs = [path.with_suffix(f".{number}.log") for number in range(ranks)]
-    processes = []
-    try:
-        for number, log in enumerate(logs):
-            processes.append(fork(main, number, path, *arguments, log=log))
-        ends = {process.sentinel for process in processes}
-        deadline = time.monotonic() + DEADLINE_S
-        while ends:
-            ends.difference_update(wait(ends, max(0.0, deadline - time.monotonic())))
-            assert not any(process.exitcode for process in processes), tails(logs)
-            assert not ends or time.monotonic() < deadline, tails(logs)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def tails(logs):
-    return "\n".join(f"{log.name}:\n{log.read_text()[-5000:]}" for log in logs)
+    run_ranks(main, path, *arguments, logs=logs, deadline_s=DEADLINE_S)
 
 
 @pytest.fixture
@@ -190,7 +171,7 @@ def test_invariant_5_in_bfloat16_neither_ranks_nor_stages_round_a_gradient(make,
         section = {"zero_stage": int(name[0]), **settings}
         config = make("bfloat16", ranks=2, mini_batches=1, micro_batch_tokens=16, deepspeed=section)
         (tmp_path / f"{name}.yaml").write_text(dump(config))
-    run_ranks(gradient_rank.main, 2, tmp_path / "gradients")
+    in_ranks(gradient_rank.main, 2, tmp_path / "gradients")
     for name in STAGES:
         found = load_file(tmp_path / f"{name}.safetensors")
         error = max(relative_error(found, expected, part) for part in ("policy", "critic"))
@@ -235,7 +216,7 @@ def test_invariant_5_what_looks_at_the_whole_batch_sees_it_on_every_rank(
         zero = {"zero_stage": 3 if name == "teacher-exact" else 0}
         trainer |= {"backend": "deepspeed", "ranks": 2, "deepspeed": zero}
         (tmp_path / f"{name}.yaml").write_text(dump(make_config(path, trainer=trainer, **of_one)))
-    run_ranks(gradient_rank.main, 2, tmp_path / "gradients")
+    in_ranks(gradient_rank.main, 2, tmp_path / "gradients")
     for name, gradient in expected.items():
         found = load_file(tmp_path / f"{name}.safetensors")
         assert relative_error(found, gradient, "policy") < 1e-5, name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from batches import make_batch
-from forked import fork
+from forked import run_ranks
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.core.records import Batch, FinishReason, Group, VersionSpan
@@ -246,14 +246,7 @@ def take_part(rank, folder):
 def test_ranks_get_the_segments_and_turns_that_rank_0_has(tmp_path):
     assert [flat.turns is None for flat in flat_batches()] == [True, True, False]
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    processes = [fork(take_part, rank, tmp_path, log=log) for rank, log in enumerate(logs)]
-    try:
-        for process, log in zip(processes, logs, strict=True):
-            process.join(120)
-            assert process.exitcode == 0, log.read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(take_part, tmp_path, logs=logs, deadline_s=120.0)
 
 
 def test_metrics_count_a_member_once_and_tell_why_it_was_split():

@@ -114,6 +114,8 @@ class ForkServer:
         self._is_closed = False
         self._imports = 0
         """Sets of modules that it is still importing."""
+        self._hearing = asyncio.Lock()
+        """Held by whoever waits for it to have imported them: each answer comes but once."""
         self.load(modules)
 
     def _started(self, channel: socket.socket) -> subprocess.Popen[bytes]:
@@ -156,7 +158,8 @@ class ForkServer:
             return None
         encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
         try:
-            await self._until_ready()
+            async with self._hearing:
+                await self._until_ready()
             return self._fork(Fork(module, list(arguments), encoded, str(Path.cwd())), files)
         except (OSError, TimeoutError, ValueError, subprocess.TimeoutExpired) as error:
             log.warning("no role is forked any more, each imports for itself: %s", error or "no answer")
@@ -225,6 +228,17 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
         else:
             server = server or _start(ROLES)
             yield server
+    finally:
+        if server is not None:
+            server.close()
+
+
+@contextmanager
+def started() -> Iterator[ForkServer | None]:
+    """One for processes that run several runs, one after the other, where it can be started."""
+    server = _start(ROLES)
+    try:
+        yield server
     finally:
         if server is not None:
             server.close()
