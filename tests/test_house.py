@@ -39,7 +39,7 @@ LAYERS = (
     {"wire"},
     {"runfiles"},
     {"report"},
-    {"liveness", "reward_models"},
+    {"liveness", "reward_models", "transfer"},
     {"loop"},
     {"cluster", "evaluation"},
     {"plan"},
