@@ -246,14 +246,34 @@ def test_its_memory_grows_with_the_versions(spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [OWN, APART], ids=["own", "tcp-apart"])
-def test_a_whole_run_over_a_transport_of_the_users_own(make_config, assert_nothing_left, spec):
-    result = asyncrl.run(make_config(f"weights.transport={spec}", "run.steps=3"), progress=False)
+def test_a_whole_run_over_a_transport_of_the_users_own(make_config, assert_nothing_left):
+    result = asyncrl.run(make_config(f"weights.transport={OWN}", "run.steps=3"), progress=False)
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert len(lines) == 3
-    assert all("weights/sent_bytes" in line for line in lines) == (spec == APART)
     assert not (result.run_dir / "weights").exists()
     assert_nothing_left(result.run_dir)
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_several_hosts_sends_what_has_changed(make_config, assert_nothing_left):
+    real = ("model.dtype=bfloat16", "trainer.lr=1e-6")
+    config = make_config(f"weights.transport={APART}", "run.steps=4", *real)
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert [line["version"] for line in lines] == [1, 2, 3, 4]
+    assert all("weights/sent_bytes" in line for line in lines)
+    assert 0 < lines[-1]["weights/changed_frac"] < 0.1
+    assert lines[-1]["weights/delta_frac"] < 0.1
+    assert_nothing_left(result.run_dir)
+
+
+def test_auto_is_tcp_where_other_hosts_may_come(make_config):
+    assert make_config().transport == "shm"
+    assert make_config("network.bind=10.0.0.1").transport == "tcp"
+    assert (
+        make_config("network.bind=0.0.0.0", "network.advertise=node", f"weights.transport={OWN}").transport
+        == OWN
+    )
 
 
 def test_a_transport_that_is_not_there_is_refused(make_config):
