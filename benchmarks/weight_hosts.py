@@ -11,8 +11,8 @@ limits every link (`tc`, both ways; `none`: as fast as the kernel copies). It ne
   delta   the same of a version that differs in 1% of its values
 With `--pull-s` the trainer's link is pulled for so long when half of the first version is through.
 
-Prediction: `one` moves at least 0.6 of what iperf3 does where a core encrypts faster than the link carries (at
-some 500 MB/s), and `all` sends no more from the trainer's host than `one`. `delta` sends less than 5% of it.
+Prediction: `one` moves at least 0.6 of what iperf3 does where the link is slower than a core, which encrypts
+some 500 MB/s. `all` sends no more from the trainer's host than `one`. `delta` sends less than 5% of it.
 """
 
 from __future__ import annotations

@@ -131,14 +131,14 @@ class Fetcher:
         base = None if self._latest is None else self._in_buffer[self._latest]
         have = None if base is None else base.identity
         request = m.Locate(self._host, self._serving.peer, have, notice.identity, lost)
-        while isinstance(answer := (await source.request(request, timeout_s=LOCATE_S))[0], m.NotYet):
+        while not isinstance(route := (await source.request(request, timeout_s=LOCATE_S))[0], m.Route):
             self._progressed()  # the delta is being made
         n_bytes = notice.here.manifest.n_bytes
-        fits = all(size <= n_bytes if name.is_delta else size == n_bytes for name, size in answer.pieces)
-        has_base = base is not None or not answer.pieces[0][0].is_delta
-        if not (fits and has_base and answer.pieces[-1][0].identity == notice.identity):
+        fits = all(size <= n_bytes if name.is_delta else size == n_bytes for name, size in route.pieces)
+        has_base = base is not None or not route.pieces[0][0].is_delta
+        if not (fits and has_base and route.pieces[-1][0].identity == notice.identity):
             raise WeightsError(f"{notice.source.address} knows no way to version {notice.here.version}")
-        return answer
+        return route
 
     async def _take(self, route: m.Route, notice: TcpNotice, source: RpcClient, relay: m.Peer | None) -> None:
         for name, size in route.pieces:
@@ -150,7 +150,7 @@ class Fetcher:
                 await self._pull(name, piece, source, relay)
                 base = self._memory[self._latest]
                 memory = self._occupy(target, whole, len(base))
-                await asyncio.to_thread(delta.apply, piece.memory, base, memory, blocks.spare_threads())
+                await asyncio.to_thread(delta.apply, piece.memory.data, base, memory, blocks.spare_threads())
             else:
                 memory = self._occupy(target, whole, size)
                 piece = self._shelf.pieces.get(name) or Piece(memory, is_here=False)

@@ -81,7 +81,7 @@ def difference(base: Bytes, target: Bytes, word_bytes: int, threads: int = 1) ->
     return Delta(encoded, sum(n for _, n in found) / math.ceil(len(base) / word_bytes))
 
 
-def apply(encoded: bytes | bytearray | Bytes, base: Bytes, target: Bytes, threads: int = 1) -> None:
+def apply(encoded: bytes | memoryview, base: Bytes, target: Bytes, threads: int = 1) -> None:
     """Write into `target` the payload that a difference to `base` was taken of (uint8[N] both, which do not
     overlap). Raises `WeightsError` for one that is damaged, or of payloads of another size."""
     starts = range(0, len(base), BLOCK_BYTES)
