@@ -175,8 +175,7 @@ class Fetcher:
         memory, spans = self._memory[self._latest], [e.span for e in notice.here.manifest.entries]
         found = await asyncio.to_thread(blocks.digests, memory, spans, blocks.spare_threads())
         if found != notice.here.checksums:
-            for name in self._in_buffer:
-                self._shelf.pieces.pop(name, None)  # type: ignore[arg-type]
+            self._shelf.pieces.clear()
             self._in_buffer, self._latest, self._held = [None] * BUFFERS, None, {}
             return False
         self._held[notice.identity] = self._latest

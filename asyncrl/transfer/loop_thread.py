@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _CLOSE_S = 5.0
+"""Longest wait for anything that is to end; what does not ends with the process."""
 
 
 class LoopThread:
@@ -27,6 +29,15 @@ class LoopThread:
         """Wait for its end, which is its own to bring about in time."""
         return self.start(coroutine).result()
 
+    def end_with(self, last: Coroutine[Any, Any, None]) -> None:
+        """Run what closes things, and close."""
+        if not self.is_running:
+            last.close()
+            return
+        with suppress(TimeoutError):
+            self.start(last).result(_CLOSE_S)
+        self.close()
+
     @property
     def is_running(self) -> bool:
         """Whether it has not been closed."""
@@ -35,7 +46,8 @@ class LoopThread:
     def close(self) -> None:
         """Cancel what is left, and end the thread."""
         if self.is_running:
-            self.start(_cancel_others()).result(_CLOSE_S)
+            with suppress(TimeoutError):
+                self.start(_cancel_others()).result(_CLOSE_S)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CLOSE_S)
         if not self.is_running:

@@ -71,11 +71,12 @@ class Receiver:
 
     def close(self) -> None:
         atexit.unregister(self.close)
-        if self._fetcher is not None:
-            self._loop.run(self._fetcher.close())
-            self._seat.leave()
-            self._fetcher = None
-        self._loop.close()
+        if self._fetcher is None:
+            self._loop.close()
+            return
+        self._loop.end_with(self._fetcher.close())
+        self._seat.leave()
+        self._fetcher = None
 
     async def _make_fetcher(self) -> Fetcher:
         return Fetcher(self._prefix, self._seat, self._host, self._run, lambda: self._newest)

@@ -87,9 +87,7 @@ class Source:
 
     def close(self) -> None:
         self._maker.shutdown()
-        if self._loop.is_running:
-            self._loop.run(self._serving.close())
-        self._loop.close()
+        self._loop.end_with(self._serving.close())
         self._shm.close()
 
     # ---- in the loop -----------------------------------------------------------------------------------
