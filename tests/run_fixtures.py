@@ -17,7 +17,7 @@ from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import PREFIX
-from asyncrl.weights.shm.segment import segment_path
+from asyncrl.weights.shm.segment import shared_folder
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -69,7 +69,7 @@ def assert_nothing_left(tmp_path_factory, monkeypatch):
         processes = psutil.process_iter(["cmdline"])
         assert [p for p in processes if str(run_dir) in " ".join(p.info["cmdline"] or [])] == []
         prefix = RunDir(run_dir).weights_prefix
-        assert not any(segment_path(prefix, buffer).exists() for buffer in (0, 1))
+        assert list(shared_folder().glob(f"{prefix}*")) == []
         assert [p for p in temporary.iterdir() if not (killed and p.name.startswith(PREFIX))] == []
 
     return check

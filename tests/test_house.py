@@ -40,7 +40,7 @@ LAYERS = (
     {"wire"},
     {"runfiles"},
     {"report"},
-    {"liveness", "reward_models"},
+    {"liveness", "reward_models", "transfer"},
     {"loop"},
     {"evaluation"},
     {"cluster"},

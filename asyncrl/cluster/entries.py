@@ -51,7 +51,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
-    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
     transport = engine_end(transport, config)
     spare_the_collector()
     async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
@@ -115,7 +115,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
             return await loop.run_in_executor(executor, follower.follow)
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
-    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
     spare_the_collector()
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal
 
 from pydantic import Field
@@ -57,9 +58,11 @@ class StalenessConfig(Section):
 
 
 class WeightsConfig(Section):
-    transport: str = "shm"
-    """How weight versions get from the trainer to the engines. `shm`: through this host's shared memory. Or
-    your own, `package.module:name` or `path/file.py:name` (`asyncrl.weights.transport`)."""
+    transport: str = "auto"
+    """How weight versions get from the trainer to the engines. `shm`: through this host's shared memory.
+    `tcp`: to other hosts, to each once, as what has changed where that is less, and there through its shared
+    memory. `auto`: `shm` where `network.bind` is a loopback address, else `tcp`. Or your own,
+    `package.module:name` or `path/file.py:name` (`asyncrl.weights.transport`)."""
     ack_timeout_s: float = Field(120.0, gt=0)
     """Longest wait for an engine to take a weight version, before it counts as a stall (`run.on_stall`)."""
     canary: bool = True
@@ -98,6 +101,13 @@ class Config(Section):
     observe: ObserveConfig = ObserveConfig()
     sweep: SweepConfig | None = None
     """What `asyncrl sweep` compares by this config; null is nothing."""
+
+    @property
+    def transport(self) -> str:
+        """`weights.transport`, decided where it is `auto`: nobody elsewhere reaches a loopback address."""
+        if self.weights.transport != "auto":
+            return self.weights.transport
+        return "shm" if ipaddress.ip_address(self.network.bind).is_loopback else "tcp"
 
     @property
     def frozen(self) -> dict[str, ReferenceConfig | TeacherConfig]:

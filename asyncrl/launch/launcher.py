@@ -391,7 +391,7 @@ def _no_weights_left(config: Config) -> Iterator[None]:
 @contextmanager
 def _no_versions_left(config: Config, run_dir: RunDir) -> Iterator[None]:
     """Remove what the trainer has published, even if it was killed."""
-    transport = find_transport(config.weights.transport)(run_dir.weights_prefix, run_dir.path)
+    transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
     transport.sweep()
     try:
         yield

@@ -165,7 +165,8 @@ class ZmqTrainerLink(TrainerLink):
         started_s = time.monotonic()
         notice = None if weights is None else await self._share(version, weights, canary)
         answer, _ = await self._client.request(m.Publish(version, notice), timeout_s=self._answer_timeout_s)
-        return answer.metrics | {"weights/publish_s": time.monotonic() - started_s}
+        told = getattr(self._transport, "metrics", dict)()
+        return answer.metrics | told | {"weights/publish_s": time.monotonic() - started_s}
 
     async def _share(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         """Put the weights where the engines find them; the notice that says where."""

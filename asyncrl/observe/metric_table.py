@@ -194,6 +194,12 @@ weights/pause_s*     s         pause of an engine for its last weight update, me
 weights/pause_max_s  s         longest of these pauses
 weights/stage_s      s         time to stage the weights while decoding goes on, of the slowest engine
 
+# Weights to other hosts
+> With `weights.transport: tcp`; the last two where something has been compared since the step before.
+weights/sent_bytes    bytes  sent from the trainer's host since the step before
+weights/changed_frac  share  of its values that a version has changed, compared with the one before it
+weights/delta_frac    share  size of the difference, compressed, beside the whole version
+
 # The ledger
 > The parts add up to what was generated, in every line.
 ledger/generated_groups*  groups  groups admitted since the run started

@@ -25,6 +25,7 @@ from asyncrl.runfiles.resume import check_settings
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
 from asyncrl.weights.shm.segment import shared_folder
+from asyncrl.weights.transport import TRANSPORTS
 
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.db")
 """Files whose presence shows that a folder holds a run."""
@@ -98,7 +99,7 @@ def temporary_folder() -> bool:
 
 
 def _shares_memory(config: Config) -> bool:
-    return not config.run.in_one_process and config.weights.transport == "shm"
+    return not config.run.in_one_process and config.transport in TRANSPORTS
 
 
 def shared_memory_is_writable(config: Config) -> None:

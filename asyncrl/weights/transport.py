@@ -25,12 +25,17 @@ class Transport(Protocol):
         Blocking, one thread at a time; the weights do not change meanwhile. Raises `WeightsError` where there
         is no room."""
 
+    def metrics(self) -> dict[str, float]:
+        """The trainer's end: what there is to tell since the last call, by the names of metrics. Your own
+        need not have it."""
+
     def close(self) -> None:
         """The trainer's end: take away what it has published. Engines that are reading finish undisturbed, or
         get a `WeightsError`."""
 
     def source(self, notice: bytes) -> WeightSource:
-        """An engine's end: what a notice tells of. Reads nothing yet."""
+        """An engine's end: what a notice tells of, which is in force from now on. Waits for
+        nothing."""
 
     def is_gone(self, notice: bytes) -> bool:
         """An engine's end: whether the version of a notice is gone with the trainer that published it, and
@@ -46,8 +51,11 @@ class Transport(Protocol):
         own."""
 
 
-TRANSPORTS = {"shm": "asyncrl.weights.shm.transport:SharedMemory"}
-"""By their names in `weights.transport`."""
+TRANSPORTS = {
+    "shm": "asyncrl.weights.shm.transport:SharedMemory",
+    "tcp": "asyncrl.transfer.transport:Tcp",
+}
+"""By their names in `weights.transport`. Both leave the versions in shared memory."""
 
 
 def find_transport(spec: str) -> Callable[[str, Path], Transport]:

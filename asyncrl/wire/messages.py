@@ -172,6 +172,45 @@ class WorkerLost(WireMessage):
     worker: Text
 
 
+# ---- from host to host, about weights (`asyncrl.transfer`) -------------------------------------------------
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Where weights are to be had. Its clients have the keys of the run."""
+
+    address: Text
+    server_public: Text
+
+
+class PieceId(msgspec.Struct, frozen=True):
+    """The payload of a weight version, or its difference to the one before it."""
+
+    version: Count
+    identity: Text
+    """Made of its digests: a trainer that was started again may give a version another content."""
+    is_delta: bool
+
+
+class Locate(WireMessage, frozen=True):
+    """Ask the trainer's host for the way to a version. Answered by `Route`, or by `NotYet`."""
+
+    host: Text
+    relay: Peer | None
+    """Where this host will pass on what it gets; None only asks."""
+    have: Text | None
+    """Identity of the version that it has."""
+    want: Text
+    lost: Text | None
+    """Address of a relay that did not answer."""
+
+
+class FetchChunk(WireMessage, frozen=True):
+    """Answered by `Chunk`, or by `NotYet` where it has not arrived itself."""
+
+    piece: PieceId
+    number: Count
+
+
 # ---- answers -----------------------------------------------------------------------------------------------
 
 
@@ -213,6 +252,25 @@ class PairScore(WireMessage):
     """Seconds that the forward pass took, of the whole batch that it was in."""
 
 
+class Route(WireMessage):
+    """The pieces that make the version, in order, each with its size in bytes, and the host to get them from;
+    None is the one that was asked."""
+
+    pieces: list[tuple[PieceId, Count]]
+    relay: Peer | None
+
+
+class Chunk(WireMessage):
+    """Its bytes follow as a frame."""
+
+
+class NotYet(WireMessage):
+    """Ask again."""
+
+    is_coming: bool
+    """Whether it is on its way to whoever was asked."""
+
+
 class Done(WireMessage):
     pass
 
@@ -246,5 +304,9 @@ Request = (
     | Checkpointed
     | AwaitApplied
     | WorkerLost
+    | Locate
+    | FetchChunk
 )
-Answer = Welcome | Begun | Leases | TakenBatch | Published | PairScore | Done | Refused
+Answer = (
+    Welcome | Begun | Leases | TakenBatch | Published | PairScore | Route | Chunk | NotYet | Done | Refused
+)

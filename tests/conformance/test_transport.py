@@ -1,31 +1,45 @@
 """What every transport of weights promises, held against those that there are and a user's own."""
 
+import hashlib
 import json
+import os
 import shutil
+import threading
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 import asyncrl
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.roles import COORDINATOR
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.transfer import fetcher
+from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.source import LocalWeights, WeightsError
 from asyncrl.weights.transport import TRANSPORTS, find_transport
+from asyncrl.wire.keys import Endpoint, Keys
 
 
 class FolderSource:
-    def __init__(self, path, version, canary):
-        self.path, self.version, self.canary = path, version, canary
+    def __init__(self, path, digest, version, canary):
+        self.path, self.digest, self.version, self.canary = path, digest, version, canary
 
     def tensors(self):
         try:
-            return load_file(self.path)
+            content = Path(self.path).read_bytes()
         except FileNotFoundError as error:
             raise WeightsError(f"{self.path} is gone") from error
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise WeightsError(f"{self.path} is damaged")
+        return load(content)
 
 
 class Folder:
@@ -42,19 +56,21 @@ class Folder:
         save_file({name: tensor.clone().contiguous() for name, tensor in weights.parts()}, path)
         (self.folder / f"{version - self.keeps}.safetensors").unlink(missing_ok=True)
         canary = None if canary is None else asdict(canary)
-        return json.dumps([str(path), version, canary]).encode()
+        return json.dumps(
+            [str(path), hashlib.sha256(path.read_bytes()).hexdigest(), version, canary]
+        ).encode()
 
     def close(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def source(self, notice):
-        path, version, canary = json.loads(notice)
+        path, digest, version, canary = json.loads(notice)
         canary = (
             None
             if canary is None
             else Canary(**{k: v if k == "dtype" else tuple(v) for k, v in canary.items()})
         )
-        return FolderSource(path, version, canary)
+        return FolderSource(path, digest, version, canary)
 
     def is_gone(self, notice):
         return not Path(json.loads(notice)[0]).exists()
@@ -67,22 +83,42 @@ class Folder:
         return 0
 
 
-OWN = f"{__file__}:Folder"
-WHICH = pytest.mark.parametrize("spec", [*TRANSPORTS, OWN], ids=[*TRANSPORTS, "own"])
+class Apart(Tcp):
+    """Each end on a host of its own, as it seems to them."""
+
+    def __init__(self, name, folder):
+        super().__init__(name, folder)
+        self._host = uuid.uuid4().hex[:12]
+
+
+def file_of(notice):
+    """Where the trainer's end has put the version."""
+    if notice.startswith(b"["):
+        return Path(json.loads(notice)[0])
+    told = msgspec.msgpack.decode(notice)
+    return Path(told.get("here", told)["segment"])
+
+
+OWN, APART = f"{__file__}:Folder", f"{__file__}:Apart"
+WHICH = pytest.mark.parametrize("spec", [*TRANSPORTS, APART, OWN], ids=[*TRANSPORTS, "tcp-apart", "own"])
 
 
 @pytest.fixture
-def ends(tmp_path):
+def ends(tmp_path, monkeypatch):
     """`ends(spec)`: a trainer's end and an engine's, of one run."""
+    monkeypatch.setattr(fetcher, "LOCATE_S", 2.0)
+    name = f"asyncrl-conformance-{os.getpid()}"
+    RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
     made = []
 
     def make(spec):
-        made.extend(find_transport(spec)("asyncrl-conformance-test", tmp_path) for _ in range(2))
+        made.extend(find_transport(spec)(name, tmp_path) for _ in range(2))
         return made[-2:]
 
     yield make
     for end in made:
         end.close()
+    assert not list(Path("/dev/shm").glob(f"{name}*"))
 
 
 def weights(version):
@@ -153,9 +189,60 @@ def test_with_the_trainer_its_versions_go(ends, spec, end):
 
 
 @WHICH
+def test_a_damaged_version_is_refused_and_the_next_one_taken(ends, spec):
+    trainer, engine = ends(spec)
+    assert_equal(engine.source(trainer.publish(0, weights(0), None)), 0)
+    notice = trainer.publish(1, weights(1), None)
+    with file_of(notice).open("r+b") as file:
+        last = file.read()[-1]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(WeightsError):
+        engine.source(notice).tensors()
+    assert_equal(engine.source(trainer.publish(2, weights(2), None)), 2)
+
+
+@WHICH
+def test_either_end_may_be_started_again(ends, spec):
+    trainer, engine = ends(spec)
+    assert_equal(engine.source(trainer.publish(7, weights(7), None)), 7)
+    trainer.close()
+    trainer, other_engine = ends(spec)
+    notice = trainer.publish(5, weights(105), None)  # from its checkpoint, and with other content
+    for end in (engine, other_engine):
+        found = end.source(notice).tensors()
+        assert torch.equal(found["embedding"], weights(105)["embedding"])
+    engine.close()
+    assert_equal(other_engine.source(trainer.publish(6, weights(6), None)), 6)
+
+
+@WHICH
+def test_two_hundred_versions_leave_no_more_behind_than_ten(ends, spec, tmp_path):
+    trainer, engine = ends(spec)
+    steady = torch.randn(200_000).bfloat16()
+
+    def use():
+        files = [*Path("/dev/shm").glob(f"*{os.getpid()}*"), *tmp_path.rglob("*")]
+        process = psutil.Process()
+        return len(files), process.num_fds(), threading.active_count(), process.memory_info().rss
+
+    for version in range(200):
+        steady[version] += 1
+        tensors = {"steady": steady, "version": torch.tensor(version)}
+        source = engine.source(trainer.publish(version, WholeWeights(tensors), None))
+        found = source.tensors()
+        assert int(found["version"]) == version and torch.equal(found["steady"], steady)
+        if version == 9:
+            before = use()
+    files, descriptors, threads, rss_bytes = (after - then for after, then in zip(use(), before, strict=True))
+    assert (files, threads) == (0, 0) and descriptors <= 2
+    assert rss_bytes < 100 * steady.nbytes
+
+
+@WHICH
 def test_its_memory_grows_with_the_versions(spec):
     host_bytes = find_transport(spec).host_bytes
-    assert 0 == host_bytes(0) <= host_bytes(10) <= 10 * find_transport(spec).keeps
+    assert 0 == host_bytes(0) <= host_bytes(10) <= 10 * (find_transport(spec).keeps + 1)
 
 
 @pytest.mark.slow
@@ -165,6 +252,28 @@ def test_a_whole_run_over_a_transport_of_the_users_own(make_config, assert_nothi
     assert len(lines) == 3
     assert not (result.run_dir / "weights").exists()
     assert_nothing_left(result.run_dir)
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_several_hosts_sends_what_has_changed(make_config, assert_nothing_left):
+    real = ("model.dtype=bfloat16", "trainer.lr=1e-6")
+    config = make_config(f"weights.transport={APART}", "run.steps=4", *real)
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert [line["version"] for line in lines] == [1, 2, 3, 4]
+    assert all("weights/sent_bytes" in line for line in lines)
+    assert 0 < lines[-1]["weights/changed_frac"] < 0.1
+    assert lines[-1]["weights/delta_frac"] < 0.1
+    assert_nothing_left(result.run_dir)
+
+
+def test_auto_is_tcp_where_other_hosts_may_come(make_config):
+    assert make_config().transport == "shm"
+    assert make_config("network.bind=10.0.0.1").transport == "tcp"
+    assert (
+        make_config("network.bind=0.0.0.0", "network.advertise=node", f"weights.transport={OWN}").transport
+        == OWN
+    )
 
 
 def test_a_transport_that_is_not_there_is_refused(make_config):

@@ -16,10 +16,11 @@ ELSEWHERE = {
     *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio"),
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
+    *("weights/sent_bytes", "weights/changed_frac", "weights/delta_frac"),  # tests/transfer
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
-datasets, segments, episodes, rows that come again, a gateway, and judges, of which
-`tests/e2e/test_judge.py` has a run."""
+datasets, segments, episodes, rows that come again, a gateway, judges, of which `tests/e2e/test_judge.py`
+has a run, and other hosts."""
 
 
 @pytest.fixture

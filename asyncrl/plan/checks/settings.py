@@ -47,7 +47,7 @@ def role_host(config: Config) -> None:
 
 def transport(config: Config) -> None:
     """What is to carry the weights can be imported."""
-    find_transport(config.weights.transport)
+    find_transport(config.transport)
 
 
 def trackers(config: Config) -> None:

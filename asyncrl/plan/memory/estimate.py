@@ -77,7 +77,7 @@ def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
     if not backend_of(config).computes:
         return 0
     published = trained_parameters(config, model) * DTYPE_BYTES[config.model.dtype]
-    n_bytes = transport_bytes(config.weights.transport, published)
+    n_bytes = transport_bytes(config.transport, published)
     if config.trainer.lora is not None and engine_of(config).starts_processes:
         n_bytes += config.rollout.workers * weights_bytes(config, model)  # merged, for the engine's processes
     return n_bytes

@@ -31,6 +31,11 @@ class ShmWeights:
         self.notice = notice
         self._threads = threads or torch.get_num_threads()
 
+    def in_memory(self) -> WeightNotice:
+        """The notice of the version once it lies in this host's shared memory. Blocking; raises
+        `WeightsError`."""
+        return self.notice
+
     def tensors(self) -> Mapping[str, Tensor]:
         """Private, verified copies on the CPU, all in one allocation.
 
@@ -43,14 +48,15 @@ class ShmWeights:
                 f"the notice of weight version {self.version} has {announced} checksums for {expected} "
                 "tensors"
             )
+        segment = Path(self.in_memory().segment)
         private = _private_bytes(self.notice.manifest.n_bytes)
-        self._verify(self._copy_into(private))
+        self._verify(self._copy_into(private, segment))
         return self.notice.manifest.views(private)
 
-    def _copy_into(self, private: Tensor) -> tuple[int, ...]:
+    def _copy_into(self, private: Tensor, segment: Path) -> tuple[int, ...]:
         """Returns the digests of what was read. The mapping goes with the last array that looks into it:
         here, even when the caller raises and its frame lives on in a traceback."""
-        mapped = attach(Path(self.notice.segment), len(private))
+        mapped = attach(segment, len(private))
         source = np.frombuffer(mapped, dtype=np.uint8)
         spans = [entry.span for entry in self.notice.manifest.entries]
         return blocks.copy(source, private.numpy(), spans, self._threads)

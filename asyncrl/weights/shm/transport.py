@@ -38,6 +38,9 @@ class SharedMemory:
     def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         return msgspec.msgpack.encode(self._publisher.publish(version, weights, canary))
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self._publisher.close()
 

@@ -19,7 +19,7 @@ async def in_shared_memory(source: WeightSource) -> AsyncIterator[WeightNotice]:
     """The notice of a version in shared memory: its own where it lies there whole, else of a copy that goes
     with the context."""
     if isinstance(source, ShmWeights):
-        yield source.notice
+        yield await asyncio.to_thread(source.in_memory)
         return
     publisher = ShmPublisher(f"asyncrl-engine-{uuid.uuid4().hex[:12]}")
 

@@ -1,0 +1,20 @@
+"""A weight version of another host, as an engine takes it."""
+
+from __future__ import annotations
+
+from asyncrl.transfer.notice import TcpNotice
+from asyncrl.transfer.receiver import Receiver
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.shm.subscriber import ShmWeights
+
+
+class FetchedWeights(ShmWeights):
+    """Fetched once it is asked for, if it is not there already."""
+
+    def __init__(self, notice: TcpNotice, receiver: Receiver) -> None:
+        super().__init__(notice.here)
+        self._told = notice
+        self._receiver = receiver
+
+    def in_memory(self) -> WeightNotice:
+        return self._receiver.fetch(self._told)

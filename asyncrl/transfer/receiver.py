@@ -1,0 +1,82 @@
+"""The engines' end on another host than the trainer's: one of its processes fetches, all read what it got."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from dataclasses import replace
+
+from asyncrl.transfer.fetcher import GIVE_UP_S, Fetcher, is_gone
+from asyncrl.transfer.loop_thread import LoopThread
+from asyncrl.transfer.notice import TcpNotice
+from asyncrl.transfer.seat import Seat
+from asyncrl.waits import waiting
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.shm.segment import segment_path, sweep_abandoned
+from asyncrl.weights.source import WeightsError
+from asyncrl.wire.keys import Endpoint
+
+_POLL_S = 0.02
+
+
+class Receiver:
+    """In each process of the host.
+
+    prefix: begins the names of this host's shared memory, the same in all its processes.
+    """
+
+    def __init__(self, prefix: str, host: str, run: Endpoint) -> None:
+        self._prefix = prefix
+        self._host = host
+        self._run = run
+        self._seat = Seat(prefix)
+        self._loop = LoopThread("weights receiver")
+        self._fetcher: Fetcher | None = None
+        self._newest: TcpNotice | None = None
+        atexit.register(self.close)
+
+    def hear(self, notice: TcpNotice) -> None:
+        """This is the notice in force. Whoever fetches begins at once: others may wait for it."""
+        self._newest = notice
+        if self._fetcher is not None:
+            self._loop.start(self._fetcher.fetch(notice))
+
+    def fetch(self, notice: TcpNotice) -> WeightNotice:
+        """The notice of a version once it lies in this host's memory. Blocking; raises `WeightsError`."""
+        progress, since_s = -1, time.monotonic()
+        what = f"weight version {notice.here.version} from {notice.source.address}"
+        with waiting(what):
+            while self._fetcher is None:
+                held = self._seat.read()
+                if (buffer := held.buffers.get(notice.identity)) is not None:
+                    return replace(notice.here, segment=str(segment_path(self._prefix, buffer)))
+                if self._seat.take():
+                    sweep_abandoned(f"{self._prefix.partition('-')[0]}-")  # no launcher does it here
+                    self._fetcher = self._loop.run(self._make_fetcher())
+                    break
+                if held.arrived_chunks != progress:
+                    progress, since_s = held.arrived_chunks, time.monotonic()
+                if (newest := self._newest) is not None and newest.source != notice.source:
+                    raise WeightsError(f"{what}: another trainer has taken its place")
+                if time.monotonic() - since_s > GIVE_UP_S:
+                    raise WeightsError(
+                        f"{what}: the process of this host that fetches it has got nothing for "
+                        f"{GIVE_UP_S:.0f} s"
+                    )
+                time.sleep(_POLL_S)
+            return self._loop.run(self._fetcher.fetch(notice))
+
+    def is_gone(self, notice: TcpNotice) -> bool:
+        return self._loop.run(is_gone(self._run, self._host, notice))
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        if self._fetcher is None:
+            self._loop.close()
+            return
+        self._loop.end_with(self._fetcher.close())
+        self._seat.leave()
+        self._fetcher = None
+
+    async def _make_fetcher(self) -> Fetcher:
+        return Fetcher(self._prefix, self._seat, self._host, self._run, lambda: self._newest)

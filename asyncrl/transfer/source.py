@@ -1,0 +1,166 @@
+"""The trainer's end: versions in this host's shared memory, from which other hosts fetch them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asyncrl.transfer.loop_thread import LoopThread
+from asyncrl.transfer.notice import TcpNotice, identity
+from asyncrl.transfer.serving import Serving
+from asyncrl.transfer.shelf import NOT_YET_S, Piece, Shelf
+from asyncrl.weights.blocks import spare_threads
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.delta import LARGEST_SHARE, difference, word_bytes
+from asyncrl.weights.digest import Bytes
+from asyncrl.weights.manifest import WeightNotice
+from asyncrl.weights.published import PublishedWeights
+from asyncrl.weights.shm.publisher import ShmPublisher
+from asyncrl.weights.shm.segment import BUFFERS, attach
+from asyncrl.wire import messages as m
+from asyncrl.wire.keys import Endpoint
+from asyncrl.wire.rpc import Frames, RpcError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """One whose payload is in shared memory."""
+
+    notice: WeightNotice
+    name: m.PieceId
+    payload: Bytes
+
+
+class Source:
+    """Publishes as `ShmPublisher` does, and serves other hosts beside it. They form a chain, in the order in
+    which they came: the first fetches from here, each of the others from the one before it."""
+
+    def __init__(self, name: str, host: str, run: Endpoint) -> None:
+        self._shm = ShmPublisher(name)
+        self._host = host
+        self._versions: list[_Version] = []
+        self._bases: dict[m.PieceId, str] = {}
+        """Of each delta on the shelf, in order: the identity of what it is to be applied to."""
+        self._chain: dict[str, tuple[m.Peer, int]] = {}
+        """Of each other host: where it passes on what it gets, and the version that it last asked for."""
+        self._making: Future[None] | None = None
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="weights delta")
+        self._changed_frac: float | None = None
+        self._delta_frac: float | None = None
+        self._told_bytes = 0
+        self._loop = LoopThread("weights source")
+        self._shelf, self._serving = self._loop.run(self._serve(run))
+
+    async def _serve(self, run: Endpoint) -> tuple[Shelf, Serving]:
+        return Shelf(), Serving(run, self._answer)
+
+    def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> TcpNotice:
+        """Blocking. Raises `WeightsError`."""
+        if self._making is not None:
+            self._making.result()  # reads the memory that is written now
+        notice = self._shm.publish(version, weights, canary)
+        payload = np.frombuffer(attach(Path(notice.segment), notice.manifest.n_bytes), np.uint8)
+        name = m.PieceId(version, identity(notice), is_delta=False)
+        self._loop.run(self._announce(_Version(notice, name, payload)))
+        return TcpNotice(notice, self._host, self._serving.peer, name.identity)
+
+    def metrics(self) -> dict[str, float]:
+        """Of what has been sent since the last call."""
+        sent_bytes = self._shelf.sent_bytes
+        told = {
+            "weights/sent_bytes": sent_bytes - self._told_bytes,
+            "weights/changed_frac": self._changed_frac,
+            "weights/delta_frac": self._delta_frac,
+        }
+        self._told_bytes, self._changed_frac, self._delta_frac = sent_bytes, None, None
+        return {name: value for name, value in told.items() if value is not None}
+
+    def close(self) -> None:
+        self._maker.shutdown()
+        self._loop.end_with(self._serving.close())
+        self._shm.close()
+
+    # ---- in the loop -----------------------------------------------------------------------------------
+
+    async def _announce(self, version: _Version) -> None:
+        """The memory of the version before the last one has been written over."""
+        for old in self._versions:
+            if old.notice.segment == version.notice.segment:
+                self._shelf.pieces.pop(old.name, None)
+        kept = [v for v in self._versions if v.notice.segment != version.notice.segment]
+        self._versions = [*kept, version]
+        # Every live engine has the version before the last one: who has not even asked for it has left.
+        self._chain = {
+            h: (p, v) for h, (p, v) in self._chain.items() if v >= version.notice.version - BUFFERS
+        }
+        self._shelf.complete = version.notice.version
+        self._shelf.put(version.name, Piece(version.payload, is_here=True))
+        if self._chain and kept:
+            self._making = self._maker.submit(self._make_delta, kept[-1], version)
+
+    async def _answer(self, request: Any) -> tuple[m.Answer, Frames]:
+        match request:
+            case m.FetchChunk():
+                return await self._shelf.serve(request)
+            case m.Locate():
+                return await self._locate(request), ()
+        raise RpcError(f"{type(request).__name__} is not for a source of weights")
+
+    async def _locate(self, request: m.Locate) -> m.Answer:
+        wanted = next((v for v in self._versions if v.name.identity == request.want), None)
+        if wanted is None or not Path(wanted.notice.segment).exists():
+            raise RpcError("the version is gone; a newer one takes its place")
+        for host, (peer, _) in list(self._chain.items()):
+            if peer.address == request.lost:
+                log.warning("%s was asked for weights and did not answer", peer.address)
+                del self._chain[host]
+        if request.relay is not None:
+            self._chain[request.host] = request.relay, wanted.notice.version  # keeps its place
+        if self._making is not None and not self._making.done():
+            await asyncio.wait([asyncio.wrap_future(self._making)], timeout=NOT_YET_S)
+            if not self._making.done():
+                return m.NotYet(is_coming=True)
+        before = list(itertools.takewhile(lambda host: host != request.host, self._chain))
+        relay = self._chain[before[-1]][0] if before and request.relay is not None else None
+        names = self._deltas_between(request.have, wanted) or [wanted.name]
+        return m.Route([(name, len(self._shelf.pieces[name].memory)) for name in names], relay)
+
+    def _deltas_between(self, have: str | None, wanted: _Version) -> list[m.PieceId]:
+        """None at all where they do not lead from the one to the other, or are larger than the whole."""
+        found: list[m.PieceId] = []
+        at, n_bytes = wanted.name.identity, 0
+        for name in reversed(self._bases):
+            if name.identity == at and at != have:
+                found.append(name)
+                at, n_bytes = self._bases[name], n_bytes + len(self._shelf.pieces[name].memory)
+        return found[::-1] if at == have and n_bytes < len(wanted.payload) else []
+
+    # ---- in the maker's thread -------------------------------------------------------------------------
+
+    def _make_delta(self, base: _Version, target: _Version) -> None:
+        size = word_bytes(target.notice.manifest)
+        delta = difference(base.payload, target.payload, size, spare_threads())
+        if delta is not None:
+            self._changed_frac = delta.changed_frac
+            self._delta_frac = len(delta.encoded) / len(target.payload)
+            name = msgspec.structs.replace(target.name, is_delta=True)
+            self._loop.run(self._keep(name, base.name.identity, delta.encoded))
+
+    async def _keep(self, name: m.PieceId, base: str, encoded: bytes) -> None:
+        """The newest deltas stay, as many as are together no larger than the largest one may be."""
+        self._shelf.put(name, Piece(np.frombuffer(encoded, np.uint8), is_here=True))
+        self._bases[name] = base
+        room = LARGEST_SHARE * len(self._versions[-1].payload)
+        while sum(len(self._shelf.pieces[n].memory) for n in self._bases) > room:
+            oldest = next(iter(self._bases))
+            del self._bases[oldest], self._shelf.pieces[oldest]

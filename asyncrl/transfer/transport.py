@@ -1,0 +1,101 @@
+"""Weight versions over TCP: from the trainer's host to every other, once to each, and there through shared
+memory. Only what publishes or reads them imports torch."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from asyncrl.roles import COORDINATOR
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.transfer.notice import TcpNotice, this_host
+from asyncrl.weights.canary import Canary
+from asyncrl.weights.delta import LARGEST_SHARE
+from asyncrl.weights.published import PublishedWeights
+from asyncrl.weights.shm.segment import BUFFERS, shared_folder
+from asyncrl.weights.shm.transport import SharedMemory
+from asyncrl.weights.source import WeightsError
+from asyncrl.wire.keys import Endpoint
+
+if TYPE_CHECKING:
+    from asyncrl.transfer.receiver import Receiver
+    from asyncrl.transfer.source import Source
+    from asyncrl.weights.shm.subscriber import ShmWeights
+
+
+class Tcp:
+    """A `Transport`. Engines on the trainer's host read what it has put into shared memory there.
+
+    folder: where the coordinator's endpoint is, with the keys of the run.
+    """
+
+    keeps = BUFFERS
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._folder = folder
+        self._host = this_host()
+
+    def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
+        return msgspec.msgpack.encode(self._source.publish(version, weights, canary))
+
+    def metrics(self) -> dict[str, float]:
+        return self._source.metrics() if "_source" in self.__dict__ else {}
+
+    def close(self) -> None:
+        for end in ("_source", "_receiver"):
+            if end in self.__dict__:
+                getattr(self, end).close()
+
+    def source(self, notice: bytes) -> ShmWeights:
+        from asyncrl.transfer.fetched import FetchedWeights
+        from asyncrl.weights.shm.subscriber import ShmWeights
+
+        told = _decoded(notice)
+        if told.host == self._host:
+            return ShmWeights(told.here)
+        self._receiver.hear(told)
+        return FetchedWeights(told, self._receiver)
+
+    def is_gone(self, notice: bytes) -> bool:
+        told = _decoded(notice)
+        if told.host == self._host:
+            return not Path(told.here.segment).exists()
+        return self._receiver.is_gone(told)
+
+    def sweep(self) -> None:
+        """This host's. Others' goes with the processes there, or, where one was killed, with the next run."""
+        for path in shared_folder().glob(f"{self._name}-*"):
+            path.unlink(missing_ok=True)
+        SharedMemory(self._name, self._folder).sweep()
+
+    @staticmethod
+    def host_bytes(version_bytes: int) -> int:
+        """The versions, and the newest deltas."""
+        return BUFFERS * version_bytes + int(LARGEST_SHARE * version_bytes)
+
+    @cached_property
+    def _source(self) -> Source:
+        from asyncrl.transfer.source import Source
+
+        return Source(self._name, self._host, self._run)
+
+    @cached_property
+    def _receiver(self) -> Receiver:
+        from asyncrl.transfer.receiver import Receiver
+
+        return Receiver(f"{self._name}-{self._host}", self._host, self._run)
+
+    @property
+    def _run(self) -> Endpoint:
+        endpoint = RunDir(self._folder).endpoint(COORDINATOR)
+        if endpoint is None:
+            raise WeightsError(f"{self._folder}: the coordinator of the run does not listen")
+        return endpoint
+
+
+def _decoded(notice: bytes) -> TcpNotice:
+    return msgspec.msgpack.decode(notice, type=TcpNotice)

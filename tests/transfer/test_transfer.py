@@ -1,0 +1,230 @@
+"""Weight versions from the trainer's host to others, all of them in one process."""
+
+import asyncio
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from tcp_proxy import Proxy
+
+from asyncrl.roles import COORDINATOR
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.transfer import fetcher, serving
+from asyncrl.transfer.fetcher import is_gone
+from asyncrl.transfer.notice import TcpNotice
+from asyncrl.transfer.shelf import CHUNK_BYTES
+from asyncrl.transfer.transport import Tcp
+from asyncrl.weights.published import WholeWeights
+from asyncrl.weights.source import WeightsError
+from asyncrl.wire.keys import Endpoint, Keys
+
+N_VALUES = 16 * CHUNK_BYTES // 2
+N_BYTES = 16 * CHUNK_BYTES
+FEW = 1 << 16
+"""Bytes: more than a delta of a few values takes, and far less than the whole."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    endpoint = Endpoint.of("tcp://127.0.0.1:1", Keys.new())
+    RunDir(tmp_path).announce_endpoint(COORDINATOR, endpoint)
+    return endpoint
+
+
+@pytest.fixture
+def end(tmp_path, run):
+    """`end(host)`: the end of the transport in a process of that host."""
+    name, made = f"asyncrl-transfer-{os.getpid()}", []
+
+    def make(host):
+        made.append(Tcp(name, tmp_path))
+        made[-1]._host = host
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    assert not list(Path("/dev/shm").glob(f"{name}*"))
+
+
+class Weights:
+    """Of which each version differs in a few from the one before."""
+
+    def __init__(self, seed=0):
+        self.values = torch.randn(N_VALUES, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+    def publish(self, trainer, version, changed=10):
+        self.values = self.values.clone()
+        start = 1000 * version
+        self.values[start : start + changed] += 1
+        return trainer.publish(version, WholeWeights({"w": self.values}), None)
+
+    def assert_read(self, end, notice):
+        assert torch.equal(end.source(notice).tensors()["w"], self.values)
+
+
+def sent(trainer):
+    return trainer.metrics()["weights/sent_bytes"]
+
+
+def with_source(notice, address):
+    told = msgspec.msgpack.decode(notice, type=TcpNotice)
+    source = msgspec.structs.replace(told.source, address=address)
+    return msgspec.msgpack.encode(msgspec.structs.replace(told, source=source))
+
+
+def test_four_hosts_cost_the_trainers_link_no_more_than_one(end):
+    trainer, hosts, weights = end("trainer"), [end(f"host-{i}") for i in range(4)], Weights()
+    with ThreadPoolExecutor(4) as pool:
+        for version in range(3):
+            notice = weights.publish(trainer, version)
+            list(pool.map(lambda host: weights.assert_read(host, notice), hosts))  # noqa: B023
+            assert sent(trainer) == N_BYTES if version == 0 else 0 < sent(trainer) < FEW
+
+
+def test_what_has_changed_is_told(end):
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    weights.assert_read(host, weights.publish(trainer, 0))
+    assert trainer.metrics() == {"weights/sent_bytes": N_BYTES}
+    weights.assert_read(host, weights.publish(trainer, 1, changed=N_VALUES // 1000))
+    told = trainer.metrics()
+    assert told["weights/changed_frac"] == pytest.approx(0.001, rel=0.01)
+    assert told["weights/sent_bytes"] == pytest.approx(told["weights/delta_frac"] * N_BYTES)
+
+
+def test_engines_of_the_trainers_host_read_its_memory(end):
+    trainer, engine, weights = end("trainer"), end("trainer"), Weights()
+    weights.assert_read(engine, weights.publish(trainer, 0))
+    assert sent(trainer) == 0
+
+
+def test_of_a_host_one_process_fetches_and_when_it_ends_another(end):
+    trainer, first, second, weights = end("trainer"), end("host"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    weights.assert_read(first, notice)
+    weights.assert_read(second, notice)
+    assert sent(trainer) == N_BYTES
+    notice = weights.publish(trainer, 1)
+    second.source(notice)  # hears of it, and has nothing to fetch with
+    first.source(notice)  # fetches, whether its own engine asks or not
+    weights.assert_read(second, notice)
+    first.close()
+    weights.assert_read(second, weights.publish(trainer, 2))
+    assert sent(trainer) > N_BYTES
+
+
+def test_who_missed_versions_gets_what_has_changed_since(end):
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    weights.assert_read(host, weights.publish(trainer, 0))
+    sent(trainer)
+    for version in range(1, 3):
+        notice = weights.publish(trainer, version)
+    weights.assert_read(host, notice)
+    assert sent(trainer) < FEW
+
+
+def test_who_missed_too_much_gets_the_whole(end):
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    weights.assert_read(host, weights.publish(trainer, 0))
+    sent(trainer)
+    for version in range(1, 6):
+        notice = weights.publish(trainer, version, changed=N_VALUES // 8)
+    weights.assert_read(host, notice)
+    assert sent(trainer) == N_BYTES
+
+
+def test_what_changes_wholly_is_sent_whole(end):
+    trainer, host = end("trainer"), end("host")
+    for version in range(3):
+        weights = Weights(seed=version)
+        weights.assert_read(host, weights.publish(trainer, version))
+        assert sent(trainer) == N_BYTES
+
+
+def test_a_broken_connection_goes_on_at_the_chunk_that_is_missing(end, monkeypatch):
+    monkeypatch.setattr(fetcher, "CREDITS", 2)
+    monkeypatch.setattr(fetcher, "STALL_S", 0.5)
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    proxy = Proxy(msgspec.msgpack.decode(notice, type=TcpNotice).source.address, cut_after=N_BYTES // 2)
+    weights.assert_read(host, with_source(notice, proxy.address))
+    proxy.close()
+    assert proxy.cuts == 1 and proxy.connections >= 2
+    assert sent(trainer) <= N_BYTES + 2 * 2 * CHUNK_BYTES
+
+
+def test_a_relay_that_dies_in_the_middle_is_done_without(end, monkeypatch):
+    monkeypatch.setattr(fetcher, "STALL_S", 0.5)
+    trainer, relay, host, weights = end("trainer"), end("relay"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    weights.assert_read(relay, notice)
+    shelf = relay._receiver._fetcher._shelf
+    serve, dead = shelf.serve, threading.Event()
+
+    async def die(request):
+        if request.number >= 8:
+            dead.set()
+            await asyncio.Event().wait()
+        return await serve(request)
+
+    monkeypatch.setattr(shelf, "serve", die)
+    weights.assert_read(host, notice)
+    assert dead.is_set()
+    assert N_BYTES < sent(trainer) < 2 * N_BYTES  # only what the relay had not given
+    weights.assert_read(host, weights.publish(trainer, 1))
+
+
+def test_a_trainer_that_ended_is_told_from_a_broken_link(end, monkeypatch):
+    monkeypatch.setattr(fetcher, "LOCATE_S", 0.5)
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    trainer.close()
+    with pytest.raises(WeightsError, match="its trainer has ended"):
+        host.source(notice).tensors()
+    assert host.is_gone(notice)
+
+
+def test_another_trainer_ends_the_wait_for_the_one_before(end, monkeypatch):
+    monkeypatch.setattr(fetcher, "LOCATE_S", 0.5)
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    # It takes connections, and answers nothing.
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = pool.submit(host.source(with_source(notice, address)).tensors)
+        newer = host.source(notice)
+        with pytest.raises(WeightsError, match="another trainer has taken its place"):
+            waiting.result(timeout=60)
+        assert torch.equal(newer.tensors()["w"], weights.values)
+
+
+def test_nobody_gets_in_without_the_keys_of_the_run(end, run, monkeypatch):
+    monkeypatch.setattr(fetcher, "LOCATE_S", 1.0)
+    trainer, weights = end("trainer"), Weights()
+    notice = msgspec.msgpack.decode(weights.publish(trainer, 0), type=TcpNotice)
+    others = Endpoint.of(run.address, Keys.new())
+    assert not asyncio.run(is_gone(run, "host", notice))
+    assert asyncio.run(is_gone(others, "host", notice))
+
+
+@pytest.mark.parametrize(
+    ("towards", "own"),
+    [
+        ("tcp://127.0.0.1:5", ("127.0.0.1", "127.0.0.1")),
+        ("tcp://localhost:5", ("127.0.0.1", "127.0.0.1")),
+        ("tcp://[::1]:5", ("::1", "::1")),
+    ],
+)
+def test_who_is_reached_by_loopback_listens_there_alone(towards, own):
+    assert serving.own_address(towards) == own
+
+
+def test_a_host_that_knows_itself_by_name_listens_for_others(monkeypatch):
+    found = serving.socket.getaddrinfo("127.0.1.1", 5, type=serving.socket.SOCK_DGRAM)
+    monkeypatch.setattr(serving.socket, "getaddrinfo", lambda *_, **__: found)
+    assert serving.own_address("tcp://node-1:5") == ("0.0.0.0", "node-1")
