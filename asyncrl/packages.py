@@ -13,6 +13,7 @@ _EXTRAS = {
     "gymnasium": "gymnasium",
     "jsonschema": "schema",
     "math_verify": "math",
+    "ray": "ray",
     "reasoning_gym": "reasoning-gym",
     "renderers": "agents",
     "verifiers": "verifiers",
