@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.errors import ConfigError
+from asyncrl.resolve import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,13 @@ class Site:
             )
 
 
+SITES = {"ray": "asyncrl.cluster.remote.ray:ray_site", "slurm": "asyncrl.cluster.remote.slurm:slurm_site"}
+"""By the names that `run.role_host` knows their hosts by."""
+
+
 def site_of(role_host: str) -> Site | None:
     """None where it names no cluster. Raises `ConfigError` where that is not there."""
-    if role_host == "ray":
-        from asyncrl.cluster.remote.ray import ray_site
-
-        return ray_site()
-    if role_host == "slurm":
-        from asyncrl.cluster.remote.slurm import slurm_site
-
-        return slurm_site()
-    return None
+    if role_host not in SITES:
+        return None
+    site: Site = resolve(SITES[role_host])()
+    return site
