@@ -43,6 +43,7 @@ class Placement:
     """Of all that compute."""
     idle_gpus: int = 0
     """GPUs that were asked for and that nothing uses."""
+    nodes: int = 1
     gpus_each: int = 0
     """Of each node, which has the GPUs that come after those of the node before."""
 
@@ -110,7 +111,8 @@ def assign(config: Config, asked: int | None, available: int, nodes: int = 1) ->
     if usable:
         _refuse_too_few(config, needs, asked, usable)
     each = usable // nodes
-    placement = Placement(tuple(_places(needs, usable, are_shared(config, usable), nodes)), gpus_each=each)
+    places = tuple(_places(needs, usable, are_shared(config, usable), nodes))
+    placement = Placement(places, nodes=nodes, gpus_each=each)
     if placement.used_gpus and placement.used_gpus[-1] >= usable:
         raise ConfigError(
             f"rollout.tensor_parallel_size={config.rollout.tensor_parallel_size}: an engine stays on one "
