@@ -7,7 +7,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -29,7 +28,6 @@ def ray_host(run_dir: RunDir) -> RemoteHost:
     return RemoteHost(run_dir, RayStarter(), load(run_dir.config).network)
 
 
-@cache
 def _connected() -> Any:
     """The package, connected to the cluster that `RAY_ADDRESS` or this machine's Ray names; else to a new one
     on this machine alone."""
