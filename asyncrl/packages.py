@@ -13,6 +13,7 @@ _EXTRAS = {
     "gymnasium": "gymnasium",
     "jsonschema": "schema",
     "math_verify": "math",
+    "ray": "ray",
     "reasoning_gym": "reasoning-gym",
     "pyarrow": "data",
     "renderers": "agents",

@@ -18,6 +18,9 @@ RANK_0 = f"{TRAINER}-0"
 SUPERVISOR = "supervisor"
 """Who starts them."""
 
+AGENT = "agent"
+"""Who runs one of them on another host for the supervisor."""
+
 
 @dataclass(frozen=True, slots=True)
 class Role:

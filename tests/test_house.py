@@ -21,6 +21,7 @@ LAYERS = (
             "lifeline",
             "packages",
             "paths",
+            "rendezvous",
             "resolve",
             "roles",
             "scratch",

@@ -84,7 +84,10 @@ def _processes(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield f"{p.count} × {p.role}" if p.count > 1 else p.role, _threads(p), _where(p)
     machine = plan.machine
     here = f"{machine.cores} cores, {format_bytes(machine.memory_bytes)}"
-    yield "this machine", here, _gpu_count(plan.gpus_here)
+    nodes, each = plan.placement.nodes, plan.placement.gpus_each
+    yield "this machine" if nodes == 1 else f"{nodes} like this one", here, _gpu_count(plan.gpus_here)
+    if nodes > 1 and each:
+        yield "nodes", f"{nodes} of {_gpu_count(each)}", f"node 0 has GPU 0 to {each - 1}, and so on"
     if plan.is_elsewhere:
         yield "planned for", "", f"{_gpu_count(machine.gpus)} of {format_bytes(machine.gpu_bytes[0])}"
 

@@ -15,7 +15,17 @@ from asyncrl.errors import AsyncRLError, ConfigError
 
 EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 130
 
-_FLAGS = ("--config", "--resume", "--gpus", "--dry-run", "--verbose", "--version", "--help")
+_FLAGS = (
+    "--config",
+    "--resume",
+    "--gpus",
+    "--cluster",
+    "--nodes",
+    "--dry-run",
+    "--verbose",
+    "--version",
+    "--help",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +50,11 @@ def _launch(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         from asyncrl.cli.dry_run import show
         from asyncrl.plan.load import load
+        from asyncrl.plan.machine import Nodes
         from asyncrl.plan.preflight import plan
 
         config = load(arguments.config, arguments.overrides)
-        show(plan(config, arguments.gpus), verbose=arguments.verbose)
+        show(plan(config, arguments.gpus, Nodes(arguments.nodes or 1)), verbose=arguments.verbose)
         return
     from asyncrl.cluster.hosts.fork_server import started_ahead
 
@@ -54,9 +65,10 @@ def _launch(arguments: argparse.Namespace) -> None:
         from asyncrl.plan.load import load
 
         if arguments.resume is None:
-            result = run(load(arguments.config, arguments.overrides, lacks), gpus=arguments.gpus)
+            config = load(arguments.config, arguments.overrides, lacks)
+            result = run(config, gpus=arguments.gpus, nodes=arguments.nodes)
         else:
-            result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus)
+            result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus, nodes=arguments.nodes)
         more = [*_scores(result.run_dir), ("report", _report(result.run_dir))]
         print_summary(result.summary, more=more)
 
@@ -115,6 +127,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="use N GPUs, 0 for the CPU only (default: as many as are available and useful)",
     )
     parser.add_argument(
+        "--cluster",
+        choices=("local", "ray", "slurm"),
+        help="where processes start (default: as run.role_host says): on this machine, on the Ray cluster "
+        "that RAY_ADDRESS or this machine's Ray names, or in this allocation of SLURM",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="use N nodes of the cluster, with as many GPUs each (default: as many nodes as --gpus takes)",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything, show the plan and what this machine lacks, download and start nothing; with "
@@ -130,6 +154,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("; ".join(_advice(text) for text in unknown))
     if arguments.resume is not None and arguments.dry_run:
         parser.error("--dry-run needs a config: write --config RUN_DIR/config.yaml")
+    if arguments.cluster is not None:
+        arguments.overrides = [*arguments.overrides, f"run.role_host={arguments.cluster}"]
     if arguments.verbose and not arguments.dry_run:
         parser.error("--verbose needs --dry-run")
     for text in arguments.overrides:

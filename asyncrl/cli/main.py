@@ -10,7 +10,19 @@ from functools import partial
 from pathlib import Path
 
 from asyncrl import __version__
-from asyncrl.cli import configs, evaluate, merge, replay, report, samples, sweep, trace, track, train_reward
+from asyncrl.cli import (
+    configs,
+    evaluate,
+    join,
+    merge,
+    replay,
+    report,
+    samples,
+    sweep,
+    trace,
+    track,
+    train_reward,
+)
 from asyncrl.errors import AsyncRLError, ConfigError
 
 
@@ -67,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     configs.add_parser(commands)
     evaluate.add_parser(commands)
+    join.add_parser(commands)
     merge.add_parser(commands)
     replay.add_parser(commands)
     report.add_parser(commands)

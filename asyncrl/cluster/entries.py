@@ -8,8 +8,10 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asyncrl.affinity import use_torch_threads
+from asyncrl.cluster.hosts.processes import DRAIN
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
@@ -18,6 +20,10 @@ from asyncrl.roles import COORDINATOR, EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.states import doing
 from asyncrl.work import unhurried
+
+if TYPE_CHECKING:
+    from asyncrl.loop.links import ZmqWorkerLink
+    from asyncrl.rollout.task import RolloutTask
 
 ENDPOINT_TIMEOUT_S = 60.0
 
@@ -58,11 +64,28 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
         client.on_notice = link.on_notice
         await link.hello()
-        work = asyncio.create_task(roll_out(group_rollout, link), name="work")
+        working = UntilDrained(link)
+        asyncio.get_running_loop().add_signal_handler(DRAIN, working.drain)
+        work = asyncio.create_task(roll_out(group_rollout, working), name="work")
         reports = link.reports(group_rollout.drain_metrics)
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
         await _while_serving(work, services)
+
+
+class UntilDrained:
+    """A worker's link that gives it no more work once it is to leave (a guest, whose host is wanted back)."""
+
+    def __init__(self, link: ZmqWorkerLink) -> None:
+        self._link = link
+        self._is_drained = False
+        self.submit, self.fail = link.submit, link.fail
+
+    async def lease(self, limit: int) -> list[RolloutTask] | None:
+        return None if self._is_drained else await self._link.lease(limit)
+
+    def drain(self) -> None:
+        self._is_drained = True
 
 
 async def reward(config: Config, path: Path, name: str) -> None:

@@ -7,9 +7,9 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.cluster.hosts.base import RoleHandle, RoleHost, RoleSpec
 from asyncrl.cluster.kinds import RoleKind, kind_of
@@ -25,6 +25,9 @@ from asyncrl.units import format_bytes
 from asyncrl.waits import Wait
 from asyncrl.wire import messages as m
 from asyncrl.wire.rpc import RpcClient, RpcError
+
+if TYPE_CHECKING:
+    from asyncrl.cluster.remote.desk import RemoteRole
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,13 @@ class View(Protocol):
         """Something happened."""
 
 
+class Guests(Protocol):
+    """Where workers come unasked (`cluster.remote.desk.Desk`)."""
+
+    def arrived(self) -> Sequence[tuple[str, RemoteRole]]:
+        """Those that have come since the last call, each after where it comes from."""
+
+
 @dataclass(slots=True)
 class _Unit:
     """What is started together: a role, or all of a kind that are one unit."""
@@ -57,6 +67,8 @@ class _Unit:
     specs: list[RoleSpec] = field(default_factory=list)
     due_s: float | None = None
     """When it is to be started again (`time.monotonic`), if it is dead."""
+    is_guest: bool = False
+    """It has come unasked, and may go as it likes."""
 
     @property
     def names(self) -> list[str]:
@@ -92,6 +104,7 @@ class Supervisor:
     specs: list[RoleSpec]
     run_config: RunConfig
     view: View
+    guests: Guests | None = None
     _roles: dict[str, _Running] = field(default_factory=dict)
     _been_up: set[str] = field(default_factory=set)
     """Roles that have had a pulse in this run."""
@@ -126,6 +139,10 @@ class Supervisor:
                 if self._roles.get(role.name) is role and await self._ended(role):
                     return
             await self._look_after_pulses()
+            for origin, handle in self.guests.arrived() if self.guests is not None else ():
+                unit = _Unit(kind_of(handle.spec.name), Restarts(0), [handle.spec], is_guest=True)
+                self._roles[handle.spec.name] = _Running(unit, handle.spec.name, handle)
+                self.view.event(f"{handle.spec.name} joins {origin}")
             for unit in units:
                 if unit.due_s is not None and time.monotonic() >= unit.due_s:
                     await self._start(unit)
@@ -135,6 +152,10 @@ class Supervisor:
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""
         name, unit, status = role.name, role.unit, role.status
+        if unit.is_guest:
+            self.view.event(f"{name} has left: it {role.condemned or how_it_ended(status)}")
+            await self._clear_away(unit)
+            return False
         if status == 0 and unit.kind.may_finish:
             del self._roles[name]
             return name == RANK_0

@@ -21,6 +21,9 @@ class RolloutConfig(Section):
     """Settings of an engine of your own, by its spec's `settings`."""
     workers: int = Field(1, ge=1)
     """Rollout worker processes, each with an engine of its own."""
+    guests: int = Field(0, ge=0)
+    """Most workers that may join the run and leave it while it goes on (`asyncrl join`, docs/cluster.md),
+    beside its own."""
     slots: int = Field(64, ge=1)
     """Requests that decode at the same time, per worker (with `http`, on all servers together)."""
     group_size: int = Field(8, ge=1)

@@ -54,7 +54,8 @@ class RunConfig(Section):
     """`async`: several processes. `inline`: the same components in one process, on a deterministic
     schedule."""
     role_host: str = "local"
-    """What starts the processes of an `async` run. `local`: this machine. Or your own, called with the run's
+    """What starts the processes of an `async` run. `local`: this machine. `ray`, `slurm`: the nodes of a
+    cluster (`asyncrl-launch --cluster`, docs/cluster.md). Or your own, called with the run's
     `RunDir`: `package.module:name` or `path/file.py:name` (`asyncrl.cluster.hosts.base`)."""
     steps: int = Field(100, ge=1)
     """Training steps (weight versions published after the initial one)."""

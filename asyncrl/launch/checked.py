@@ -28,6 +28,8 @@ from asyncrl.errors import AsyncRLError, ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.lifeline import die_with
 from asyncrl.plan import disk, preflight
+from asyncrl.plan.machine import Nodes
+from asyncrl.plan.preflight import ONE_NODE
 from asyncrl.plan.resources import Placement
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions
@@ -61,6 +63,7 @@ class Question(msgspec.Struct, frozen=True):
     config: Config
     gpus: int | None
     functions: Found | None = None
+    nodes: Nodes = Nodes()
     is_rest: bool = False
     """Other settings are wrong, and what these lack is asked for, in lines: `preflight.lacks`."""
 
@@ -75,27 +78,29 @@ def lacks(config: Config) -> list[str]:
     return preflight.lacks(config)
 
 
-def check(config: Config, gpus: int | None, fork_server: ForkServer | None) -> Checked:
+def check(
+    config: Config, gpus: int | None, fork_server: ForkServer | None, nodes: Nodes = ONE_NODE
+) -> Checked:
     """`preflight`, in a process of its own if there is a fork server for it. Raises `ConfigError`."""
     if fork_server is not None and fork_server.can_check:
         functions = None
         with suppress(ConfigError):  # `preflight` tells of it
             disk.temporary_folder()
             functions = look_at_functions(config)  # while the fork server imports
-        answer = run_to_end(_answer(fork_server, _encoded(Question(config, gpus, functions))))
+        answer = run_to_end(_answer(fork_server, _encoded(Question(config, gpus, functions, nodes))))
         if answer is not None:
             found = msgspec.msgpack.decode(answer, type=Checked | Refused, dec_hook=_decoded)
             if isinstance(found, Refused):
                 raise ConfigError(found.why)
             return found
-    return _check(Question(config, gpus))
+    return _check(Question(config, gpus, nodes=nodes))
 
 
 def _check(asked: Question) -> Checked:
     with _sparing_the_cores():
         if asked.is_rest:
             raise ConfigError("\n".join(preflight.lacks(asked.config)))
-        plan = preflight.preflight(asked.config, asked.gpus, asked.functions)
+        plan = preflight.preflight(asked.config, asked.gpus, asked.functions, asked.nodes)
     assert plan.prompts is not None
     prompts, folders = plan.prompts.encoded(), dict(plan.folders)
     held_out = b"" if plan.held_out is None else plan.held_out.encoded()

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any
 
 from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES, listed
-from asyncrl.cluster.hosts.base import RoleSpec, find_host
+from asyncrl.cluster.hosts.base import RoleSpec, find_host, visible_gpu
 from asyncrl.cluster.hosts.fork_server import ForkServer, forking
 from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.kinds import role_sets
@@ -29,6 +29,7 @@ from asyncrl.data.hub import with_folders
 from asyncrl.errors import ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.launch.checked import Checked, check, lacks
+from asyncrl.launch.nodes import guests_desk, spread
 from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
 from asyncrl.observe.summary import Summary, summarise
@@ -37,7 +38,6 @@ from asyncrl.observe.trackers.start import tracked, tracked_run
 from asyncrl.paths import user_path
 from asyncrl.plan import disk
 from asyncrl.plan.load import load
-from asyncrl.plan.machine import visible_gpu
 from asyncrl.plan.resources import Place, Placement
 from asyncrl.report.trace import write_trace
 from asyncrl.resolve import Function, importing, spec_of
@@ -75,13 +75,15 @@ def run(
     *,
     reward: Function | str | Sequence[Function | str] = (),
     gpus: int | None = None,
+    nodes: int | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Run to the end and return the results.
 
     config: a `Config`, a nested mapping, or the path of a YAML file. overrides: `key.sub=value`, as on the
     command line. reward: reward functions that replace the config's: functions defined in a file, or their
-    names. gpus: how many to use; None uses what is available. progress: show the live view (plain lines if
+    names. gpus: how many to use; None uses what is available. nodes: of the cluster that `run.role_host`
+    names, if it does; None uses as many as it takes. progress: show the live view (plain lines if
     stdout is not a terminal).
 
     Raises `ConfigError` before anything is started, `RunFailed` if the run cannot continue, and
@@ -92,11 +94,16 @@ def run(
             f"{source} starts a run when it is imported for its functions, so every import would start "
             'another; put the call under `if __name__ == "__main__":`'
         )
-    return _run_resolved(_resolve(config, overrides, reward), gpus, progress)
+    return _run_resolved(_resolve(config, overrides, reward), gpus, nodes, progress)
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), *, gpus: int | None = None, progress: bool = True
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    progress: bool = True,
 ) -> RunResult:
     """Continue the interrupted run in `run_dir` from its newest intact checkpoint, with its own settings and
     `overrides`. Otherwise as `run`. If all steps of the run are done, nothing is started."""
@@ -115,7 +122,7 @@ def resume(
                 f"raise run.steps, for example run.steps={2 * config.run.steps}"
             )
         return RunResult(run.path, newest.model, summarise(run.path))
-    return _run_resolved(config, gpus, progress)
+    return _run_resolved(config, gpus, nodes, progress)
 
 
 def _has_done_all(config: Config, run: RunDir) -> bool:
@@ -131,11 +138,12 @@ def _no_such_run(path: Path) -> str:
     return f"--resume {path}: no such run: {what}; name the folder of a run{there}"
 
 
-def _run_resolved(config: Config, gpus: int | None, progress: bool) -> RunResult:
+def _run_resolved(config: Config, gpus: int | None, nodes: int | None, progress: bool) -> RunResult:
     if progress:
         print("checking settings, model and data ...", flush=True)
+    config, on = spread(config, gpus, nodes)
     with forking(config) as fork_server:
-        return _run_checked(check(config, gpus, fork_server), progress, fork_server)
+        return _run_checked(check(config, gpus, fork_server, on), progress, fork_server)
 
 
 def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | None) -> RunResult:
@@ -287,7 +295,9 @@ async def _run(
                     fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
                 make_host = find_host(config.run.role_host)
                 host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
-                await Supervisor(run_dir, host, roles, config.run, view).run()
+                holding = getattr(host, "holding", lambda _: nullcontext())
+                async with holding(roles), guests_desk(host, run_dir, config, roles) as guests:
+                    await Supervisor(run_dir, host, roles, config.run, view, guests).run()
 
 
 def _on_devices(checked: Checked) -> Config:
@@ -305,6 +315,7 @@ def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
     placement = checked.placement
     environments = {place.role: _environment(place, placement) for place in placement.places}
     on_gpus = {place.role for place in placement.places if place.gpus}
+    on_node = {p.role: {"node": p.node, "gpus": placement.gpus_on_node(p)} for p in placement.places}
     common = {"TMPDIR": str(temporary)}
     return [
         RoleSpec(
@@ -313,6 +324,7 @@ def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
             of.max_restarts,
             # CUDA that any library has touched does not outlive a fork.
             fresh=of.must_be_fresh or role in on_gpus,
+            **on_node.get(role, {}),
         )
         for of in role_sets(checked.config)
         for role in of.roles
@@ -329,7 +341,7 @@ def _environment(place: Place, placement: Placement) -> dict[str, str]:
         # Waiting threads must not spin: the trainer and the engines share the cores.
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(visible_gpu, place.gpus)),
+        "CUDA_VISIBLE_DEVICES": "" if place.node else ",".join(map(visible_gpu, place.gpus)),
         # Only the trainer's own ranks may reach its ranks.
         "GLOO_SOCKET_IFNAME": _LOOPBACK,
         "NCCL_SOCKET_IFNAME": _LOOPBACK,

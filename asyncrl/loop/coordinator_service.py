@@ -82,7 +82,7 @@ class CoordinatorService:
         self._store = store
         self._server = RpcServer(self.handle)
         self._senders = {
-            ROLLOUT: set(names(ROLLOUT, config.rollout.workers)),
+            ROLLOUT: set(names(ROLLOUT, config.rollout.workers + config.rollout.guests)),
             TRAINER: {RANK_0},
             SUPERVISOR: {SUPERVISOR},
         }

@@ -16,6 +16,15 @@ PLANNED_GPU_BYTES = 80 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """Equal machines that a run is spread over."""
+
+    count: int = 1
+    gpus_each: int | None = None
+    """None: as many as there are here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What this process may use of the machine."""
 
@@ -32,6 +41,20 @@ class Machine:
     @property
     def gpus(self) -> int:
         return len(self.gpu_bytes)
+
+    def over(self, nodes: Nodes) -> Machine:
+        """So many machines like this one, as one. Nothing is known of the others' cores but their number."""
+        if nodes == Nodes():
+            return self
+        each = self.gpus if nodes.gpus_each is None else nodes.gpus_each
+        like = (self.gpu_bytes or (PLANNED_GPU_BYTES,))[0]
+        return replace(
+            self,
+            cores=self.cores * nodes.count,
+            memory_bytes=self.memory_bytes * nodes.count,
+            gpu_bytes=(like,) * each * nodes.count,
+            own_cores=(),
+        )
 
     def with_planned_gpus(self, gpus: int) -> Machine:
         """This machine as if it had so many GPUs of 80 GB, and cores of which nothing is known but their
@@ -57,9 +80,3 @@ def probe() -> Machine:
         shared_memory_bytes=psutil.disk_usage(str(shared_folder())).free if on_linux else None,
         own_cores=allowed if cores >= len(allowed) else (),
     )
-
-
-def visible_gpu(index: int) -> str:
-    """The name in `CUDA_VISIBLE_DEVICES` of the GPU that is this process's number `index`."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[index] if visible else str(index)

@@ -21,7 +21,7 @@ from asyncrl.plan.facts.model import NotFetchedError
 from asyncrl.plan.facts.models import KnownModels, look_for_models
 from asyncrl.plan.facts.reward import check_pairs
 from asyncrl.plan.findings import Findings
-from asyncrl.plan.machine import Machine, probe
+from asyncrl.plan.machine import Machine, Nodes, probe
 from asyncrl.plan.outline import Outline, outline
 from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus, with_own_cores
 from asyncrl.reward.judges.judge import check as check_judge
@@ -34,6 +34,8 @@ from asyncrl.trainer.lessons.endpoint import check as check_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+ONE_NODE = Nodes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +66,33 @@ class Plan:
     """Of the models of the hub, by their names (`hub.with_folders`), where they have been fetched."""
 
 
-def preflight(config: Config, gpus: int | None = None, functions: Found | None = None) -> Plan:
+def preflight(
+    config: Config, gpus: int | None = None, functions: Found | None = None, nodes: Nodes = ONE_NODE
+) -> Plan:
     """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
     weights, starts and writes nothing.
 
     `gpus`: how many GPUs to use, None for as many as are of use. `functions`: what has been found of those
-    that the config names, if somebody has looked already. Raises `ConfigError` with all that the
+    that the config names, if somebody has looked already. `nodes`: machines like this one to spread the run
+    over. Raises `ConfigError` with all that the
     checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
     most five lines.
     """
-    found = _look(config, gpus, probe(), functions, needs_all=True)
+    found = _look(config, gpus, probe().over(nodes), functions, nodes, needs_all=True)
     return replace(found, config=with_absolute_paths(found.config))
 
 
-def plan(config: Config, gpus: int | None = None) -> Plan:
+def plan(config: Config, gpus: int | None = None, nodes: Nodes = ONE_NODE) -> Plan:
     """As `preflight`, but what is not on this machine is listed instead of refused, and nothing is fetched.
 
     `gpus` may be more than there are, and None takes as many as the config cannot do without: the plan is
     then for a machine that has them, of 80 GB each.
     """
-    machine = probe()
-    return _look(config, _gpus_to_plan(config, gpus, machine.gpus), machine, None, needs_all=False)
+    machine = probe().over(nodes)
+    wanted = _gpus_to_plan(config, gpus, machine.gpus)
+    if gpus is None and wanted is not None:
+        wanted = -(-wanted // nodes.count) * nodes.count
+    return _look(config, wanted, machine, None, nodes, needs_all=False)
 
 
 def lacks(config: Config) -> list[str]:
@@ -109,7 +117,7 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 
 
 def _look(
-    config: Config, gpus: int | None, here: Machine, functions: Found | None, *, needs_all: bool
+    config: Config, gpus: int | None, here: Machine, functions: Found | None, nodes: Nodes, *, needs_all: bool
 ) -> Plan:
     """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
     missing is refused, or fetched."""
@@ -118,7 +126,7 @@ def _look(
     machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
     if is_elsewhere:
         findings.missing.append(too_few_gpus(gpus or 0, here.gpus))
-    placement = findings.of(lambda: assign(config, gpus, machine.gpus))
+    placement = findings.of(lambda: assign(config, gpus, machine.gpus, nodes.count))
     if placement is not None:
         placement = with_own_cores(config, placement, machine.own_cores)
         findings.of(partial(checks.engine, config, placement))

@@ -12,6 +12,7 @@ from asyncrl.cluster.kinds import RoleSet, role_sets, set_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.plan.gpu_needs import are_shared, gpus_needed, remedies
+from asyncrl.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,13 @@ class Place:
     """Its name."""
     device: Literal["cpu", "cuda"]
     gpus: tuple[int, ...]
-    """Indices of its GPUs among the visible ones; none on the CPU."""
+    """Indices of its GPUs among the visible ones of all nodes; none on the CPU."""
     threads: int
     """CPU threads that it computes with."""
     cores: tuple[int, ...] = ()
     """Those that it stays on, and nobody else does; none: the system's choice."""
+    node: int = 0
+    """The first is the launcher's own."""
 
     @property
     def kind(self) -> str:
@@ -40,6 +43,9 @@ class Placement:
     """Of all that compute."""
     idle_gpus: int = 0
     """GPUs that were asked for and that nothing uses."""
+    nodes: int = 1
+    gpus_each: int = 0
+    """Of each node, which has the GPUs that come after those of the node before."""
 
     def of(self, kind: str) -> tuple[Place, ...]:
         """The places of one kind, such as `rollout`."""
@@ -59,6 +65,10 @@ class Placement:
         """GPUs that the run holds."""
         return len(self.used_gpus) + self.idle_gpus
 
+    def gpus_on_node(self, place: Place) -> tuple[int, ...]:
+        """Indices of its GPUs among those of its node."""
+        return tuple(gpu - place.node * self.gpus_each for gpu in place.gpus)
+
     def on(self, gpu: int) -> tuple[Place, ...]:
         """Who computes on a GPU."""
         return tuple(place for place in self.places if gpu in place.gpus)
@@ -68,12 +78,13 @@ class Placement:
         return any(len(self.on(gpu)) > 1 for gpu in self.used_gpus)
 
 
-def assign(config: Config, asked: int | None, available: int) -> Placement:
+def assign(config: Config, asked: int | None, available: int, nodes: int = 1) -> Placement:
     """Give every role that computes its device: each its own GPUs, or GPUs that trainer and engines share
     (`placement.colocate`) or a reward model shares with somebody (`share_gpu_with`).
 
-    `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are. Raises
-    `ConfigError` when that cannot be.
+    `asked` is the number of GPUs to use (None: as many as are of use), `available` how many there are, on
+    `nodes` machines with as many each. An engine never spans two of them, and roles without a GPU are dealt
+    out to all. Raises `ConfigError` when that cannot be.
     """
     needs = [of for of in role_sets(config) if of.threads]
     usable = _usable(asked, available)
@@ -92,9 +103,22 @@ def assign(config: Config, asked: int | None, available: int) -> Placement:
         )
     if not usable:
         needs = [replace(need, device="cpu") for need in needs]
+    if usable % nodes:
+        raise ConfigError(
+            f"--nodes {nodes} --gpus {usable}: every node has as many GPUs as the others; use "
+            f"--gpus {usable - usable % nodes} or --gpus {usable - usable % nodes + nodes}"
+        )
     if usable:
         _refuse_too_few(config, needs, asked, usable)
-    placement = Placement(tuple(_places(needs, usable, are_shared(config, usable))))
+    each = usable // nodes
+    places = tuple(_places(needs, usable, are_shared(config, usable), nodes))
+    placement = Placement(places, nodes=nodes, gpus_each=each)
+    if placement.used_gpus and placement.used_gpus[-1] >= usable:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={config.rollout.tensor_parallel_size}: an engine stays on one "
+            f"node, and {nodes} nodes of {_count(each)} have no room for all of them; use a size that "
+            f"divides {each}, or more nodes"
+        )
     return replace(placement, idle_gpus=max(0, (asked or 0) - placement.gpus))
 
 
@@ -142,12 +166,14 @@ def _refuse_too_few(config: Config, needs: Sequence[RoleSet], asked: int | None,
     raise ConfigError(f"{what}, and {there}; {', or '.join([*remedies(config, usable), more])}")
 
 
-def _places(needs: Sequence[RoleSet], usable: int, shared: bool) -> Iterator[Place]:
+def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> Iterator[Place]:
+    each = max(1, usable // nodes)
     placed: dict[str, tuple[int, ...]] = {}
     for need in needs:
         used = {gpu for gpus in placed.values() for gpu in gpus}
         # A single GPU is everybody's.
-        free = repeat(0) if usable == 1 else count(0 if shared and need.kind.in_loop else len(used))
+        first = 0 if shared and need.kind.in_loop else max(used, default=-1) + 1
+        free = repeat(0) if usable == 1 else count(first)
         for role in need.roles:
             if need.device == "cpu":
                 gpus: tuple[int, ...] = ()
@@ -160,8 +186,11 @@ def _places(needs: Sequence[RoleSet], usable: int, shared: bool) -> Iterator[Pla
                     )
             else:
                 gpus = tuple(islice(free, need.gpus_each))
+                while gpus[0] // each != gpus[-1] // each:  # of two nodes
+                    gpus = (*gpus[1:], next(free))
             placed[role] = gpus
-            yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads)
+            node = gpus[0] // each if gpus else Role.parse(role).index % nodes
+            yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads, node=node)
 
 
 def _count(gpus: int) -> str:

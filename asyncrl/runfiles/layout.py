@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import msgspec
 
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.paths import Under
+from asyncrl.roles import COORDINATOR, REWARD
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -55,6 +56,10 @@ class RunDir:
     """The folder of what roles do before they have a pulse (`asyncrl.liveness.status`)."""
     rendezvous = Under(".ranks")
     """Where the trainer's ranks find each other."""
+    join = Under("join")
+    """By what is in it, workers on other hosts join the run (`cluster.remote.call.address_of`)."""
+    origin = Under(".origin")
+    """Of the copy that a role has on another host (`cluster.remote`): the path of the run's own directory."""
     _keys = Under(".keys")
 
     def log(self, role: str) -> Path:
@@ -73,12 +78,39 @@ class RunDir:
     @property
     def weights_prefix(self) -> str:
         """Names the run's shared memory; the same for the same run directory."""
-        digest = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6)
+        path = self.origin.read_text() if self.origin.exists() else str(self.path.resolve())
+        digest = hashlib.blake2b(path.encode(), digest_size=6)
         return SHARED_MEMORY_PREFIX + digest.hexdigest()
 
     def held(self) -> AbstractContextManager[None]:
         """Keep other runs out of this directory. Raises `ConfigError` if one is using it."""
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
+
+    def files_to_send(self) -> dict[str, Path]:
+        """What a role on another host needs before it starts, by the names of the files."""
+        files = (self.config, self.model_folders, self.prompts, self._keys)
+        return {file.name: file for file in files}
+
+    def files_of(self, role: str) -> dict[str, Path]:
+        """The small files that a role writes for other processes, by their names here: each whole, again and
+        again."""
+        return self._named(self.pulse(role), self.beginning(role), self._endpoint(role))
+
+    def texts_of(self, role: str) -> dict[str, Path]:
+        """Those that grow."""
+        return self._named(self.log(role), self.stacks(role))
+
+    def _named(self, *paths: Path) -> dict[str, Path]:
+        return {str(path.relative_to(self.path)): path for path in paths}
+
+    def meeting_points(self) -> dict[str, bytes]:
+        """Where processes listen now, by the names of the files that say so."""
+        kinds = (COORDINATOR, f"{REWARD}-*", self.rendezvous.name[1:])
+        found = {}
+        for file in (file for kind in kinds for file in self.path.glob(f".{kind}") if file.suffix != ".new"):
+            with suppress(FileNotFoundError):  # it has just gone
+                found[file.name] = file.read_bytes()
+        return found
 
     def make_keys(self) -> None:
         """Create the keys of this start of the run; those of an earlier one are no longer accepted."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from asyncrl import config as settings
 from asyncrl.cluster.hosts import fork_server
+from asyncrl.cluster.hosts.base import visible_gpu
 from asyncrl.errors import ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.paths import user_path
-from asyncrl.plan.machine import probe, visible_gpu
+from asyncrl.plan.machine import probe
 from asyncrl.plan.preflight import preflight
 from asyncrl.sweep import plot
 from asyncrl.sweep.comparison import Comparison

@@ -3,14 +3,14 @@ refused."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
 from asyncrl.bounded import Count
 from asyncrl.core.records import Purpose
-from asyncrl.roles import ROLLOUT, SUPERVISOR, TRAINER
+from asyncrl.roles import AGENT, ROLLOUT, SUPERVISOR, TRAINER
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 
@@ -211,6 +211,42 @@ class FetchChunk(WireMessage, frozen=True):
     number: Count
 
 
+# ---- from an agent, which runs a role on another host, to the supervisor -----------------------------------
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """What has come at the end of a file."""
+
+    start: Count
+    """Bytes before it."""
+    content: bytes
+
+
+class FromAgent(WireMessage, frozen=True):
+    SENDER = AGENT
+
+
+class Enlist(FromAgent):
+    """An agent is ready. Answered by `Posting`, whose frames are the files that its role needs."""
+
+    host: Text
+
+
+class RoleNews(FromAgent):
+    """What there is new of an agent's role. Answered by `Orders`."""
+
+    done: Count
+    """Orders that have been carried out."""
+    pid: Count | None
+    """None where it could not be started."""
+    files: dict[str, bytes]
+    """The small files that it has written since the last news, by their names in a run directory."""
+    tails: dict[str, Tail]
+    """The same of its log and its stacks."""
+    status: int | None
+    """Its exit status, once it has ended and all the rest has been told."""
+
+
 # ---- answers -----------------------------------------------------------------------------------------------
 
 
@@ -271,6 +307,28 @@ class NotYet(WireMessage):
     """Whether it is on its way to whoever was asked."""
 
 
+class Posting(WireMessage):
+    """What an agent is to run."""
+
+    role: str
+    run_dir: str
+    """As the supervisor's host knows it."""
+    folder: str
+    """To work in, if it is there."""
+    env: dict[str, str]
+    gpus: list[int] | None
+    """Of those that the agent may use; None: `env` says all."""
+    files: list[str]
+    """The name of each frame's file; one that comes again goes on."""
+
+
+class Orders(WireMessage):
+    orders: list[Literal["ask_to_end", "kill", "dump_stacks"]]
+    """Methods of a `RoleHandle`, those that the agent does not know of yet."""
+    files: dict[str, bytes]
+    """Where the run's other processes listen, now, by the names of files in a run directory."""
+
+
 class Done(WireMessage):
     pass
 
@@ -306,7 +364,21 @@ Request = (
     | WorkerLost
     | Locate
     | FetchChunk
+    | Enlist
+    | RoleNews
 )
 Answer = (
-    Welcome | Begun | Leases | TakenBatch | Published | PairScore | Route | Chunk | NotYet | Done | Refused
+    Welcome
+    | Begun
+    | Leases
+    | TakenBatch
+    | Published
+    | PairScore
+    | Route
+    | Chunk
+    | NotYet
+    | Posting
+    | Orders
+    | Done
+    | Refused
 )

@@ -58,7 +58,7 @@ def test_a_config_file_that_is_not_there(tmp_path, capsys):
     ],
 )
 def test_the_exit_status_tells_how_a_run_ended(raised, status, words, run_files, capsys, monkeypatch):
-    def run(config, *, gpus):
+    def run(config, *, gpus, nodes):
         raise raised
 
     monkeypatch.setattr(launcher, "run", run)
@@ -69,17 +69,19 @@ def test_the_exit_status_tells_how_a_run_ended(raised, status, words, run_files,
 def test_settings_and_gpus_reach_the_run(run_files, monkeypatch):
     seen = {}
 
-    def run(config, *, gpus):
+    def run(config, *, gpus, nodes):
         seen.update(seed=config.run.seed, steps=config.run.steps, gpus=gpus)
+        seen.update(nodes=nodes, role_host=config.run.role_host)
         raise RunFailed("enough")
 
     monkeypatch.setattr(launcher, "run", run)
-    launch.main(["run.seed=5", "--config", "run.yaml", "run.steps=3", "--gpus", "0", "run.seed=7"])
-    assert seen == {"seed": 7, "steps": 3, "gpus": 0}
+    there = ["--gpus", "0", "--nodes", "3", "--cluster", "slurm"]
+    launch.main(["run.seed=5", "--config", "run.yaml", "run.steps=3", *there, "run.seed=7"])
+    assert seen == {"seed": 7, "steps": 3, "gpus": 0, "nodes": 3, "role_host": "slurm"}
 
 
 def test_a_defect_of_asyncrl_keeps_its_traceback(run_files, monkeypatch):
-    def run(config, *, gpus):
+    def run(config, *, gpus, nodes):
         raise ZeroDivisionError
 
     monkeypatch.setattr(launcher, "run", run)

@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
 import asyncrl
-from asyncrl.cluster.hosts.base import HOSTS, RoleSpec, find_host
+from asyncrl.cluster.hosts.base import RoleSpec, find_host
 from asyncrl.cluster.hosts.fork_server import ForkServer
 from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.hosts.processes import ROLE_TAG, kill_tagged
-from asyncrl.config import dump, from_tree
+from asyncrl.cluster.remote.call import CALL
+from asyncrl.cluster.remote.host import RemoteHost
+from asyncrl.config import NetworkConfig, dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.liveness.pulse import read_pulse
 from asyncrl.observe.metrics import read_metrics
@@ -83,7 +86,7 @@ OWN = f"{__file__}:PlainHost"
 def run_dir(tmp_path):
     """With all that the role of the coordinator needs."""
     run_dir = RunDir(tmp_path)
-    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    tree = {"model": {"path": "./m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
     run_dir.config.write_text(dump(from_tree(tree)))
     run_dir.model_folders.write_text("{}")
     PromptSet((Prompt(0, "p", np.array([1], np.int32), {}),)).save(run_dir.prompts)
@@ -103,16 +106,41 @@ def fork_server():
     server.close()
 
 
-@pytest.fixture(params=[*HOSTS, OWN, "forking"], ids=[*HOSTS, "own", "forking"])
+class Programs:
+    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
+
+    @asynccontextmanager
+    async def holding(self, specs):
+        yield
+
+    async def run(self, spec, call):
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
+        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
+        agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
+        try:
+            await agent.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                agent.kill()
+
+
+@pytest.fixture(params=["local", OWN, "forking", "agents"], ids=["local", "own", "forking", "agents"])
 def with_host(request, run_dir):
     """`with_host(body)`: awaits `body` of a host of the run."""
+
+    async def hold(host, body):
+        holding = getattr(host, "holding", lambda _: nullcontext())
+        async with holding([COORDINATOR]):
+            await asyncio.wait_for(body(host), LONG_S)
 
     def run(body):
         if request.param == "forking":
             host = LocalHost(run_dir, request.getfixturevalue("fork_server"))
+        elif request.param == "agents":
+            host = RemoteHost(run_dir, Programs(), NetworkConfig(), home=())
         else:
             host = find_host(request.param)(run_dir)
-        asyncio.run(asyncio.wait_for(body(host), LONG_S))
+        asyncio.run(hold(host, body))
 
     return run
 

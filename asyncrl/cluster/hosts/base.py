@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,11 @@ class RoleSpec:
     """How often it is started again after a death, within any hour (`asyncrl.liveness.restarts`)."""
     fresh: bool = False
     """It needs a Python of its own, and cannot be forked from one that has imported torch already."""
+    node: int = 0
+    """Which of the run's nodes it is for; the first is the launcher's own."""
+    gpus: tuple[int, ...] = ()
+    """Indices of its GPUs among those that the run may use on that node. On the launcher's, `env` names
+    them."""
 
 
 class RoleHandle(Protocol):
@@ -48,7 +54,11 @@ class RoleHandle(Protocol):
 
 
 class RoleHost(Protocol):
-    """Starts roles. Every implementation passes `tests/conformance/test_role_host.py`."""
+    """Starts roles. Every implementation passes `tests/conformance/test_role_host.py`.
+
+    It may have a method `holding(specs)` that returns an asynchronous context manager: what it holds for all
+    roles of a run, from before the first start until after the last end.
+    """
 
     async def start(self, spec: RoleSpec) -> RoleHandle:
         """Raises `OSError` where it cannot be started at all."""
@@ -57,10 +67,20 @@ class RoleHost(Protocol):
         """End whatever roles of these names have started and left behind, in sessions of its own too."""
 
 
-HOSTS = {"local": "asyncrl.cluster.hosts.local:LocalHost"}
+HOSTS = {
+    "local": "asyncrl.cluster.hosts.local:LocalHost",
+    "ray": "asyncrl.cluster.remote.ray:ray_host",
+    "slurm": "asyncrl.cluster.remote.slurm:slurm_host",
+}
 """Those that there are, by the names that `run.role_host` knows them by."""
 
 
 def find_host(spec: str) -> Callable[[RunDir], RoleHost]:
     """One of `HOSTS`, or the user's own. Raises `ConfigError` for one that cannot be imported."""
     return resolve(HOSTS.get(spec, spec), what="run.role_host")
+
+
+def visible_gpu(index: int) -> str:
+    """The name in `CUDA_VISIBLE_DEVICES` of the GPU that is this process's number `index`."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)

@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncrl.cluster.hosts.base import RoleSpec
 from asyncrl.cluster.hosts.fork_server import ForkServer
-from asyncrl.cluster.hosts.processes import ROLE_TAG, kill_tagged, signal_group
+from asyncrl.cluster.hosts.processes import DRAIN, ROLE_TAG, kill_tagged, signal_group
 from asyncrl.liveness.pulse import Pulse, read_pulse
 from asyncrl.resolve import OWN_PATH
 from asyncrl.runfiles.layout import RunDir
@@ -32,12 +32,12 @@ class LocalRole:
         self.ended: asyncio.Future[int] = asyncio.create_task(end, name=f"end of {name}")
         self._run_dir = run_dir
         self._name = name
-        self._pid = pid
+        self.pid = pid
         self._log_start = log_start
 
     def pulse(self) -> Pulse | None:
         pulse = read_pulse(self._run_dir.pulse(self._name))
-        return pulse if pulse is not None and pulse.pid == self._pid else None
+        return pulse if pulse is not None and pulse.pid == self.pid else None
 
     def log(self) -> list[str]:
         with self._run_dir.log(self._name).open("rb") as file:
@@ -45,16 +45,21 @@ class LocalRole:
             return file.read().decode(errors="replace").splitlines()
 
     def ask_to_end(self) -> None:
-        signal_group(self._pid, signal.SIGTERM)
+        signal_group(self.pid, signal.SIGTERM)
+
+    def drain(self) -> None:
+        """Ask a rollout worker to hand in what it is at, and take nothing more."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, DRAIN)
 
     def kill(self) -> None:
-        signal_group(self._pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
 
     def dump_stacks(self) -> None:
         with self._run_dir.stacks(self._name).open("a") as file:
-            file.write(f"---- {self._name}, process {self._pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(f"---- {self._name}, process {self.pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGUSR1)
+            os.kill(self.pid, signal.SIGUSR1)
 
 
 class LocalHost:

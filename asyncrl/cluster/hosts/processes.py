@@ -13,6 +13,9 @@ ROLE_TAG = "ASYNCRL_ROLE"
 """Environment variable by which all that a role has started, and that its own processes have started, is
 known."""
 
+DRAIN = signal.SIGUSR2
+"""Asks a rollout worker to hand in what it is at, and take nothing more."""
+
 
 def signal_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process and to all that it has started in its own session."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from asyncrl.cluster.hosts.base import find_host
+from asyncrl.cluster.hosts.base import find_host, visible_gpu
 from asyncrl.config import Config, RewardJudgeConfig
 from asyncrl.curriculum.own import GIVEN, named_choices
 from asyncrl.data.prompts import PromptSet
@@ -23,7 +23,7 @@ from asyncrl.packages import need
 from asyncrl.paths import nearest_folder
 from asyncrl.plan.facts.model import find_policy
 from asyncrl.plan.facts.models import KnownModels
-from asyncrl.plan.machine import Machine, visible_gpu
+from asyncrl.plan.machine import Machine
 from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.resolve import resolve
@@ -276,7 +276,7 @@ def trainer(config: Config) -> None:
 
 def visible_gpus(config: Config, placement: Placement) -> None:
     """The trainer's backend can compute on its GPUs."""
-    names = [visible_gpu(gpu) for place in placement.of(TRAINER) for gpu in place.gpus]
+    names = [visible_gpu(gpu) for place in placement.of(TRAINER) if not place.node for gpu in place.gpus]
     backend_of(config).check_gpus(names)
 
 

@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.rendezvous import open_store
 from asyncrl.states import doing
 from asyncrl.trainer.backends.deepspeed.group import Order, RankGroup, RestoreOrder, TrainOrder
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
@@ -48,7 +49,7 @@ class DeepSpeedTrainer:
         shelf, ranks = Shelf(), config.trainer.ranks
         self._snapshots = RankSnapshots(
             lambda: HeldState(self._parts, shelf, self._folder.dtypes, rank, ranks),
-            dist.PrefixStore("snapshots", dist.FileStore(str(rendezvous), ranks)),
+            dist.PrefixStore("snapshots", open_store(rendezvous, rank, ranks)),
             rank,
             ranks,
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asyncrl.core.kept import KeptSets
+from asyncrl.rendezvous import open_store
 from asyncrl.trainer.packing.batch import FlatBatch
 from asyncrl.trainer.ranks import check_device
 from asyncrl.waits import waiting
@@ -78,7 +79,7 @@ class RankGroup:
         # DeepSpeed reads these. A process sees one GPU, so that every thread's current device, which NCCL
         # takes for barriers, is that.
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK="0")
-        store = dist.FileStore(str(rendezvous), size)
+        store = open_store(rendezvous, rank, size)
         with waiting("the other ranks of the trainer to load their models"):
             store.set(f"rank {rank}", "here")
             store.wait([f"rank {other}" for other in range(size)], timedelta(seconds=start_timeout_s))

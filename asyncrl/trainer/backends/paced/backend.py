@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
+from asyncrl.rendezvous import open_store
 from asyncrl.states import doing
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import check_staleness, flatten
@@ -52,7 +53,7 @@ class PacedRanks:
     def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
         self._step_s = config.trainer.paced.step_s
         self._rank, size = rank, config.trainer.ranks
-        store = dist.FileStore(str(rendezvous), size)
+        store = open_store(rendezvous, rank, size)
         with waiting("the other ranks of the trainer"):
             store.set(f"rank {rank}", "here")
             store.wait([f"rank {other}" for other in range(size)], timedelta(seconds=config.run.start_s))

@@ -1,0 +1,70 @@
+"""Runs that do not stay on one machine: what a cluster has for them, and workers that join."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from asyncrl.affinity import OWN_CORES
+from asyncrl.cluster.hosts.base import RoleHost, RoleSpec
+from asyncrl.cluster.remote.desk import Desk
+from asyncrl.cluster.remote.site import Site, site_of
+from asyncrl.config import Config
+from asyncrl.errors import ConfigError
+from asyncrl.plan.machine import Nodes
+from asyncrl.roles import ROLLOUT, names
+from asyncrl.runfiles.layout import RunDir
+from asyncrl.section import with_values
+
+
+def spread(config: Config, gpus: int | None, nodes: int | None) -> tuple[Config, Nodes]:
+    """The nodes that a run takes of its cluster, and its settings there. Raises `ConfigError` where it names
+    none, or there is none, or it has too little."""
+    site = None if config.run.in_one_process else site_of(config.run.role_host)
+    if site is None:
+        if (nodes or 1) > 1:
+            raise ConfigError(
+                f"--nodes {nodes}: run.role_host={config.run.role_host} starts processes on this machine "
+                "alone; add --cluster ray or --cluster slurm"
+            )
+        return config, Nodes()
+    on = nodes_of(site, gpus, nodes)
+    if on.count > 1 and ipaddress.ip_address(config.network.bind).is_loopback:
+        config = with_values(config, {"network.bind": site.address})
+    return config, on
+
+
+def nodes_of(site: Site, gpus: int | None, nodes: int | None) -> Nodes:
+    """The fewest nodes that have so many GPUs; without either number, all. Raises `ConfigError`."""
+    count = nodes or (len(site.gpus) if gpus is None else max(1, -(-gpus // max(1, *site.gpus))))
+    if nodes is not None and nodes < 1:
+        raise ConfigError(f"--nodes {nodes}: it should be 1 or more")
+    each = -(-(gpus or 0) // count) if gpus is not None else site.gpus[min(count, len(site.gpus)) - 1]
+    asked = {"--nodes": nodes, "--gpus": gpus}
+    site.check(count, each, " ".join(f"{name} {n}" for name, n in asked.items() if n is not None))
+    return Nodes(count, each)
+
+
+@asynccontextmanager
+async def guests_desk(
+    host: RoleHost, run_dir: RunDir, config: Config, roles: Sequence[RoleSpec]
+) -> AsyncIterator[Desk | None]:
+    """Where workers join the run while the body runs; None where none may."""
+    workers, guests = config.rollout.workers, config.rollout.guests
+    if not guests:
+        yield None
+        return
+    desk: Desk = getattr(host, "desk", None) or Desk(run_dir, config.network)
+    alike = next(role for role in roles if role.name in names(ROLLOUT, 1))
+    # Its own host has other cores and GPUs, and knows which of them a guest may use.
+    env = {
+        name: value for name, value in alike.env.items() if name not in (OWN_CORES, "CUDA_VISIBLE_DEVICES")
+    }
+    guest = replace(alike, env=env, node=0, gpus=())
+    desk.guests = [replace(guest, name=name) for name in names(ROLLOUT, workers + guests)[workers:]]
+    try:
+        yield desk
+    finally:
+        await desk.close()

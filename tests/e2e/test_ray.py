@@ -1,0 +1,72 @@
+"""The quickstart on a Ray cluster of two nodes, of which much is killed."""
+
+import os
+import statistics
+import sys
+
+import psutil
+import pytest
+from launched import LONG_S, Launched
+
+from asyncrl import config as settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 70
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """The cluster, of two raylets, and the second of them. Either has room for the run."""
+    pytest.importorskip("ray", reason="Ray is not installed (`pip install 'asyncrl[ray]'` installs it)")
+    from ray.cluster_utils import Cluster
+
+    # Its processes do not inherit a path that only this process has set.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster, second
+    cluster.shutdown()
+
+
+def role(name):
+    """Its process, below which actor it may be; None while there is none."""
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline()[2:4] == ["asyncrl.cluster.role", name]:
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def deaths(run):
+    return run.output.read_text().count(" was killed by SIGKILL; starting it again")
+
+
+def test_the_quickstart_learns_on_ray_whatever_dies(nodes, warmed_up_model, tmp_path, assert_nothing_left):
+    cluster, second = nodes
+    model = warmed_up_model
+    overrides = [f"model.path={model}", f"data.path={model / 'prompts.jsonl'}", f"run.dir={tmp_path / 'run'}"]
+    overrides += [f"run.steps={STEPS}", "rollout.workers=2", "run.role_host=ray"]
+    run = Launched(settings.load("quickstart.yaml", overrides), tmp_path, assert_nothing_left, typed=True)
+    try:
+        run.wait_for_steps(3)
+        worker = role("rollout-1")
+        actor = worker.parent()
+        assert "_Agent.carry_out" in actor.cmdline()[0], "an actor runs it"
+        actor.kill()
+        run.wait(lambda: deaths(run) == 1, "the death of an actor's process")
+        run.wait(lambda: (found := role("rollout-1")) and found.pid != worker.pid, "its successor")
+        run.wait(lambda: not worker.is_running(), "the end of what it had started")
+        run.wait(lambda: (run.run_dir / ".pulse" / "rollout-1").exists(), "a pulse from there")
+        cluster.remove_node(second, allow_graceful=False)
+        run.wait(lambda: deaths(run) == 2, "the death of a raylet")
+        assert run.end(3 * LONG_S) == 0
+    finally:
+        if run.process.poll() is None:
+            run.kill_whole()
+    lines = run.assert_all_steps_are_done(STEPS, batch_groups=16)
+    rewards = [line["reward/mean"] for line in lines]
+    assert statistics.mean(rewards[:3]) <= 0.45
+    assert statistics.mean(rewards[-5:]) >= 0.8

@@ -1,0 +1,141 @@
+"""Runs over several nodes: who computes where, what a cluster must have, and how others reach a run."""
+
+import pytest
+import zmq
+
+from asyncrl.cluster.remote.call import GUEST, Call, address_of, own_address
+from asyncrl.cluster.remote.site import Site
+from asyncrl.config import from_tree
+from asyncrl.errors import ConfigError
+from asyncrl.launch.nodes import nodes_of, spread
+from asyncrl.plan.machine import PLANNED_GPU_BYTES, Machine, Nodes
+from asyncrl.plan.resources import assign
+from asyncrl.wire.keys import Endpoint, Keys
+
+CLUSTER = Site((8, 8, 8, 4), "10.0.0.5")
+
+
+def config(**sections):
+    return from_tree(
+        {
+            "model": {"path": "./m"},
+            "data": {"path": "d"},
+            "reward": {"functions": [{"function": "a:b"}]},
+            **sections,
+        }
+    )
+
+
+def rows(placement):
+    return {p.role: (p.node, placement.gpus_on_node(p)) for p in placement.places}
+
+
+def test_ranks_and_engines_are_laid_out_over_nodes():
+    """The worked example of docs/cluster.md: 4 nodes of 8 GPUs."""
+    run = config(
+        trainer={"ranks": 8, "backend": "deepspeed"},
+        rollout={"workers": 6, "tensor_parallel_size": 4, "engine": "vllm"},
+    )
+    found = rows(assign(run, 32, 32, nodes=4))
+    assert [found[f"trainer-{i}"] for i in range(8)] == [(0, (i,)) for i in range(8)]
+    assert [found[f"rollout-{i}"] for i in (0, 1, 2, 5)] == [
+        (1, (0, 1, 2, 3)),
+        (1, (4, 5, 6, 7)),
+        (2, (0, 1, 2, 3)),
+        (3, (4, 5, 6, 7)),
+    ]
+
+
+def test_an_engine_never_spans_two_nodes():
+    run = config(
+        trainer={"ranks": 3, "backend": "deepspeed"},
+        rollout={"workers": 2, "tensor_parallel_size": 2, "engine": "vllm"},
+    )
+    found = rows(assign(run, None, 8, nodes=2))
+    assert found["trainer-2"] == (0, (2,))
+    assert (found["rollout-0"], found["rollout-1"]) == (
+        (1, (0, 1)),
+        (1, (2, 3)),
+    )  # GPU 3 of node 0 stays idle
+    run.rollout.tensor_parallel_size = 3  # 15 GPUs in all, and there are 16; but 2 are over on each node
+    run.rollout.workers = 4
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=3: an engine stays on one node.*divides 8"):
+        assign(run, None, 16, nodes=2)
+
+
+def test_without_gpus_roles_are_dealt_out_and_what_writes_the_files_stays():
+    found = rows(assign(config(rollout={"workers": 3}), None, 0, nodes=2))
+    assert found == {
+        "trainer-0": (0, ()),
+        "rollout-0": (0, ()),
+        "rollout-1": (1, ()),
+        "rollout-2": (0, ()),
+    }
+
+
+def test_gpus_are_the_same_number_on_every_node():
+    with pytest.raises(ConfigError, match=r"--nodes 4 --gpus 30: .* use --gpus 28 or --gpus 32"):
+        assign(config(), 30, 32, nodes=4)
+
+
+def test_several_machines_are_planned_as_one():
+    here = Machine(16, 1000, (80, 80), 500, own_cores=(0, 1))
+    assert here.over(Nodes()) is here
+    assert here.over(Nodes(4)) == Machine(64, 4000, (80,) * 8, 500)
+    assert Machine(16, 1000, (), None).over(Nodes(2, 3)).gpu_bytes == (PLANNED_GPU_BYTES,) * 6
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "want"),
+    [
+        (None, None, Nodes(4, 4)),  # the fourth node has no more
+        (None, 3, Nodes(3, 8)),
+        (16, None, Nodes(2, 8)),
+        (12, 3, Nodes(3, 4)),
+        (0, 2, Nodes(2, 0)),
+        (0, None, Nodes(1, 0)),
+    ],
+)
+def test_as_many_nodes_as_it_takes(gpus, nodes, want):
+    assert nodes_of(CLUSTER, gpus, nodes) == want
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "words"),
+    [
+        (None, 5, "--nodes 5: 5 nodes with 4 GPUs each are wanted, and the cluster has 4 nodes"),
+        (32, 4, r"--nodes 4 --gpus 32: .*GPUs of each: 8, 8, 8, 4\); ask for fewer, or add --dry-run"),
+        (64, None, "--gpus 64: 8 nodes"),
+        (None, 0, "--nodes 0: it should be 1 or more"),
+    ],
+)
+def test_too_few_nodes_or_gpus_are_refused_with_what_there_are(gpus, nodes, words):
+    with pytest.raises(ConfigError, match=words):
+        nodes_of(CLUSTER, gpus, nodes)
+
+
+def test_more_nodes_than_this_machine_need_a_cluster(monkeypatch):
+    assert spread(config(), None, None) == (config(), Nodes())
+    with pytest.raises(ConfigError, match=r"--nodes 2: run.role_host=local .* add --cluster ray or"):
+        spread(config(), None, 2)
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    with pytest.raises(ConfigError, match=r"this is no allocation of SLURM; start it by `sbatch"):
+        spread(config(run={"role_host": "slurm"}), None, 2)
+
+
+def test_an_address_of_a_run_holds_all_that_a_guest_needs(tmp_path):
+    keys = Keys.new()
+    endpoint = Endpoint.of("tcp://[::1]:7000", keys)
+    (tmp_path / "join").write_text(address_of(endpoint) + "\n")
+    for address in (address_of(endpoint), str(tmp_path / "join")):
+        call = Call.of_guest(address)
+        assert call.endpoint == endpoint
+        assert zmq.curve_public(call.endpoint.client_secret.encode()).decode() == endpoint.client_public
+        assert call.ticket.startswith(GUEST)
+    assert own_address(endpoint) == "::1"
+
+
+@pytest.mark.parametrize("address", ["nowhere/join", "tcp://10.0.0.5:7000", "tcp://10.0.0.5:7000#AAAA"])
+def test_what_is_no_address_of_a_run_is_refused(address):
+    with pytest.raises(ConfigError, match=r"no address of a run|keys after its `#` are not whole"):
+        Call.of_guest(address)
