@@ -237,7 +237,10 @@ class RpcClient:
                     raise TimeoutError
                 if now_s >= send_s:
                     self._check_receiving()
-                    await self._socket.send_multipart([request_id.to_bytes(_ID_BYTES), *parts], copy=False)
+                    async with asyncio.timeout(deadline_s - now_s):  # a server that shut it out takes nothing
+                        await self._socket.send_multipart(
+                            [request_id.to_bytes(_ID_BYTES), *parts], copy=False
+                        )
                     send_s = math.inf if queued else now_s + RESEND_S
                 await asyncio.wait([future], timeout=min(deadline_s, send_s) - now_s)
             answer, out = future.result()
