@@ -1,20 +1,27 @@
-"""A command of ours in a process forked from one that has imported what a run needs. The fork server of its
-run is forked from it in turn; all else is the command's own."""
+"""A command of ours, or a script, in a process forked from one that has imported what a run needs. The fork
+server of its run is forked from it in turn; all else is its own."""
 
 import importlib
 import os
+import runpy
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
-from forked_server import Forked
+from forked_server import FORK_VLLM, Forked
 
 from asyncrl.cluster.hosts import fork_server
+from asyncrl.rollout.engines.vllm.spec import SPEC
 
 
 class OwnFork(fork_server.ForkServer):
     """Of a process that has imported everything, and has one thread: a fork of it."""
 
-    def _started(self, channel: socket.socket) -> Forked:
+    def _started(self, channel: socket.socket) -> Forked | subprocess.Popen[bytes]:
+        if len([*Path("/proc/self/task").iterdir()]) > 1:  # a script may have started others
+            return super()._started(channel)
         if child := os.fork():
             return Forked(child)
         try:
@@ -29,9 +36,15 @@ class OwnFork(fork_server.ForkServer):
 
 
 def main(arguments: list[str]) -> int:
-    """arguments: the command's module, and its own."""
+    """arguments: the command's module or the path of a script, and its own."""
     # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     fork_server.ForkServer = OwnFork
-    module, *own = arguments
+    if FORK_VLLM in os.environ:
+        SPEC.starts_processes = False
+    module, *own = sys.argv[:] = arguments
+    if "/" in module:
+        sys.path.insert(0, str(Path(module).parent))
+        runpy.run_path(module, run_name="__main__")
+        return 0
     return importlib.import_module(module).main(own)

@@ -1,5 +1,6 @@
-"""Commands and fork servers of the tests' runs, forked from one process that has imported what a run needs,
-as that takes a core for four seconds. It is started with the first of them, and ends with the tests.
+"""Commands, scripts, servers and fork servers of the tests, forked from one process that has imported what
+they need: that takes a core four seconds for a run, and five more for vLLM. It is started with the first of
+them, and ends with the tests.
 """
 
 import functools
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -18,6 +20,16 @@ import pytest
 from asyncrl.cluster.hosts import fork_server
 from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer
 from asyncrl.event_loop import run_to_end
+
+VLLM = (
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.model_executor.models.qwen3",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+)
+"""What an engine of vLLM and its server use."""
+FORK_VLLM = "ASYNCRL_TEST_FORK_VLLM"
+"""Environment variable: whether workers of vLLM are forked, which must be fresh processes otherwise."""
 
 
 class Forked(psutil.Process):
@@ -31,26 +43,46 @@ class Forked(psutil.Process):
 
 
 def start(
-    module: str, *arguments: str, output: TextIO | BinaryIO, typed: bool = False
+    module: str,
+    *arguments: str,
+    output: TextIO | BinaryIO,
+    typed: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Forked | subprocess.Popen[bytes]:
-    """`python -m module arguments`, a command of ours. It is forked, unless it is to be as `typed`."""
+    """`python -m module arguments`, a command of ours, or `python module arguments` if it is the path of a
+    script. It is forked, unless it is to be as `typed`. environment: in addition to this process's."""
+    whole = {**os.environ, **(environment or {})}
     if typed or sys.platform != "linux":
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *([] if "/" in module else ["-m"]), module, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=whole,
+            start_new_session=True,
             # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     with Path(os.devnull).open("rb") as nothing:
-        return fork("forked_command", [module, *arguments], nothing.fileno(), output.fileno())
+        return fork("forked_command", [module, *arguments], (nothing.fileno(), *[output.fileno()] * 2), whole)
 
 
-def fork(module: str, arguments: list[str], stdin: int, output: int) -> Forked:
-    """`python -m module arguments`, of a module that the tests can import and whose `main` takes them."""
-    pid = run_to_end(_imported().fork(module, arguments, os.environ, (stdin, output, output)))
+def fork(
+    module: str,
+    arguments: list[str],
+    files: tuple[int, int, int],
+    environment: Mapping[str, str] = os.environ,
+) -> Forked:
+    """`python -m module arguments`, of a module that the tests can import and whose `main` takes them, with
+    this standard input, output and error."""
+    pid = run_to_end(_imported().fork(module, arguments, environment, files))
     assert pid is not None, "it could not be forked"
     return Forked(pid)
+
+
+@functools.cache
+def import_vllm() -> None:
+    """For all that is forked from now on."""
+    _imported().load(VLLM)
 
 
 @functools.cache
@@ -58,6 +90,7 @@ def _imported() -> ForkServer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for its device when it is imported
+        patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")  # vLLM looks for it when it is imported
         ranks = ("asyncrl.trainer.backends.deepspeed.learner",) if find_spec("deepspeed") else ()
         return ForkServer((*ROLES, *ranks, "forked_command"))
 
@@ -67,7 +100,7 @@ class ForkedServer(ForkServer):
 
     def _started(self, channel: socket.socket) -> Forked:
         with Path(os.devnull).open("r+b") as nothing:
-            return fork(__name__, [], channel.fileno(), nothing.fileno())
+            return fork(__name__, [], (channel.fileno(), nothing.fileno(), nothing.fileno()))
 
 
 def main(arguments: list[str]) -> int:

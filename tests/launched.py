@@ -23,6 +23,13 @@ def command(process):
         return []
 
 
+def engine_cores(worker):
+    """The processes in which a worker's vLLM computes. Where it is forked it cannot give them their name."""
+    own = command(worker)
+    children = ((p, command(p)) for p in worker.children(recursive=True))
+    return [p for p, words in children if "EngineCore" in " ".join(words) or words == own]
+
+
 class Launched:
     """`asyncrl-launch` on a config, or on a run directory to go on with (under other settings where
     `overrides` say so), in a process of its own: a forked one, unless it is to be `typed`."""

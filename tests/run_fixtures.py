@@ -5,9 +5,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import forked_server
 import psutil
 import pytest
-from forked_server import ForkedServer
+from forked_server import ForkedServer, start
 from launched import Launched
 
 from asyncrl import config as settings
@@ -71,6 +72,38 @@ def assert_nothing_left(tmp_path_factory, monkeypatch):
         assert [p for p in temporary.iterdir() if not (killed and p.name.startswith(PREFIX))] == []
 
     return check
+
+
+@pytest.fixture(scope="session")
+def import_vllm():
+    """What is forked from now on finds vLLM imported."""
+    forked_server.import_vllm()
+
+
+@pytest.fixture
+def fork_vllm(import_vllm, monkeypatch):
+    """Workers of vLLM are forked like other roles, and find it imported."""
+    monkeypatch.setenv(forked_server.FORK_VLLM, "1")
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """`run_script(path, *arguments)`: what a script prints that ends well. It is forked from a process that
+    has imported what it needs, unless it is to be as `typed`."""
+
+    def run(path, *arguments, typed=False):
+        printed = tmp_path / "printed.txt"
+        with printed.open("w") as output:
+            arguments, one_thread = map(str, arguments), {"OMP_NUM_THREADS": "1"}
+            process = start(str(path), *arguments, output=output, typed=typed, environment=one_thread)
+        try:
+            assert process.wait(280) == 0, printed.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+        return printed.read_text()
+
+    return run
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """The benchmark runs and reports every method; what it measures is not judged here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +8,15 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engine_throughput.py"
 
 
-def run_benchmark(out: Path, *args: str) -> tuple[list[dict], str]:
-    """Its results and what it printed: a process of its own, as a user starts it."""
-    ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "--new-tokens", "8", "--repeats", "2", "--out", str(out), *args],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(out.read_text())["results"], ended.stdout
+@pytest.fixture
+def run_benchmark(run_script):
+    """Its results and what it printed."""
+
+    def run(out: Path, *args: str) -> tuple[list[dict], str]:
+        printed = run_script(SCRIPT, "--new-tokens", 8, "--repeats", 2, "--out", out, *args)
+        return json.loads(out.read_text())["results"], printed
+
+    return run
 
 
 def methods(results: list[dict]) -> list[tuple[int, str, str]]:
@@ -30,7 +25,7 @@ def methods(results: list[dict]) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.slow
-def test_it_measures_every_method_of_the_embedded_engine(tmp_path):
+def test_it_measures_every_method_of_the_embedded_engine(run_benchmark, tmp_path):
     results, printed = run_benchmark(tmp_path / "results" / "out.json", "--engines=torch", "--slots=2,3")
     assert methods(results) == [
         (slots, lengths, method)
@@ -49,6 +44,6 @@ def test_it_measures_every_method_of_the_embedded_engine(tmp_path):
 
 
 @pytest.mark.vllm
-def test_it_measures_vllm_beside_its_bare_engine(tmp_path):
+def test_it_measures_vllm_beside_its_bare_engine(run_benchmark, import_vllm, tmp_path):
     results, _ = run_benchmark(tmp_path / "out.json", "--engines=vllm", "--slots=2")
     assert methods(results) == [(2, "equal", "vllm"), (2, "equal", "bare vllm")]

@@ -1,9 +1,6 @@
 """The benchmark runs and reports every case that computes; what it measures is not judged here."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +9,12 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loop_throughput.py"
 
 
 @pytest.mark.slow
-def test_it_measures_the_loop_and_its_parts_alone(tiny_folder, tmp_path):
+def test_it_measures_the_loop_and_its_parts_alone(run_script, tiny_folder, tmp_path):
     out = tmp_path / "out.json"
-    ended = subprocess.run(
-        [
-            *(sys.executable, str(SCRIPT), "--cases", "computed", "--repeats", "1", "--steps", "2"),
-            *("--runs", "asynchronous", "--model", str(tiny_folder), "--out", str(out)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    run_script(
+        *(SCRIPT, "--cases", "computed", "--repeats", 1, "--steps", 2),
+        *("--runs", "asynchronous", "--model", tiny_folder, "--out", out),
     )
-    assert ended.returncode == 0, ended.stderr
     step_s = json.loads(out.read_text())["step_s"]
     kinds = ("generation alone", "training alone", "ideal", "asynchronous")
     assert list(step_s) == [f"computed/{kind}" for kind in kinds]

@@ -111,7 +111,8 @@ def test_an_agent_is_trained_unchanged(tiny_folder, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_trains_and_reads_and_evaluates(run_script):
-    printed = run_script(EXAMPLES / "from_python" / "train.py", "run.steps=4", "data.held_out_rows=8")
+    script = EXAMPLES / "from_python" / "train.py"
+    printed = run_script(script, "run.steps=4", "data.held_out_rows=8", typed=True)
     assert "step 1, reward 1: '" in printed
     assert re.search(r"0\.\d\d before, \d\.\d\d after", printed)
 

@@ -69,7 +69,7 @@ def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_fold
     """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
-    server = VllmServer(tiny_folder, tmp_path / "vllm.log", "--max-num-seqs", "16", chats=True)
+    server = VllmServer(tiny_folder, tmp_path / "vllm.log", "--max-num-seqs", "16", chats=True, typed=True)
     try:
         server.wait()
         judge = {

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from launched import command
+from launched import command, engine_cores
 
 from asyncrl.plan.machine import probe
 
@@ -41,12 +41,12 @@ def test_engine_and_trainer_keep_to_their_cores_and_nobody_else_has_to(launch):
 
 
 @pytest.mark.vllm
-def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch):
+def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch, fork_vllm):
     run = launch("placement.pin_cores=auto", "rollout.engine=vllm", "run.steps=100000")
     run.wait_for_steps(1)
-    children = run.role("rollout-0").children(recursive=True)
-    rewards = [p for p in children if "asyncrl.reward.processes.process" in command(p)]
-    engines = [p for p in children if "EngineCore" in " ".join(command(p))]
+    worker = run.role("rollout-0")
+    rewards = [p for p in worker.children() if "asyncrl.reward.processes.process" in command(p)]
+    engines = engine_cores(worker)
     assert (len(rewards), len(engines)) == (1, 1)
     assert cores_of(*engines) == SECOND
     assert cores_of(*rewards) == CORES

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from launched import LONG_S, command
+from launched import LONG_S, engine_cores
 
 import asyncrl
 from asyncrl.liveness.pulse import read_pulse
@@ -50,7 +50,7 @@ def reward(completions, **_):
 """
 
 
-def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, tmp_path):
+def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, fork_vllm, tmp_path):
     """The run waits for the new one: it would be over before that is up."""
     (tmp_path / "waits.py").write_text(REWARD_THAT_WAITS)
     run = launch(
@@ -83,7 +83,7 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, tmp_path):
     assert "rollout-0 was killed by SIGKILL; starting it again" in run.output.read_text()
 
 
-def test_an_engine_that_hangs_is_replaced(launch):
+def test_an_engine_that_hangs_is_replaced(launch, fork_vllm):
     """The worker's own loop lives: it is the worker that notices."""
     run = launch("rollout.engine=vllm", "rollout.vllm.answer_timeout_s=5", "run.steps=60", "trainer.lr=1e-5")
     run.wait_for_steps(3)
@@ -100,10 +100,6 @@ def test_an_engine_that_hangs_is_replaced(launch):
 
 def engine_core(run, worker):
     """The process in which vLLM computes. (The first steps may all be another worker's.)"""
-
-    def found():
-        return [p for p in worker.children(recursive=True) if "EngineCore" in " ".join(command(p))]
-
-    run.wait(found, "the worker's engine")
-    (only,) = found()
+    run.wait(lambda: engine_cores(worker), "the worker's engine")
+    (only,) = engine_cores(worker)
     return only
