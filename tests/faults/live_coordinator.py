@@ -44,6 +44,8 @@ def _empty(type_):
             return cls(**{field.name: _empty(field.type) for field in fields})
         case inspect.IntType() | inspect.FloatType():
             return 0
+        case inspect.BoolType():
+            return False
         case inspect.StrType():
             return ""
         case inspect.EnumType(cls=cls):
