@@ -33,9 +33,10 @@ def role(name):
     """Its process, below which actor it may be; None while there is none."""
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[2:4] == ["asyncrl.cluster.role", name]:
+            is_role = process.cmdline()[2:4] == ["asyncrl.cluster.role", name]
+            if is_role and process.parent().cmdline()[0].startswith("ray::"):  # not of another test's run
                 return process
-        except psutil.Error:
+        except (psutil.Error, AttributeError, IndexError):  # it, or its parent, has just ended
             continue
     return None
 
