@@ -33,9 +33,10 @@ def role(name):
     """Its process, below which actor it may be; None while there is none."""
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[2:4] == ["asyncrl.cluster.role", name]:
+            is_role = process.cmdline()[2:4] == ["asyncrl.cluster.role", name]
+            if is_role and process.parent().cmdline()[0].startswith("ray::"):  # not of another test's run
                 return process
-        except psutil.Error:
+        except (psutil.Error, AttributeError, IndexError):  # it, or its parent, has just ended
             continue
     return None
 
@@ -56,12 +57,12 @@ def test_the_quickstart_learns_on_ray_whatever_dies(nodes, warmed_up_model, tmp_
         actor = worker.parent()
         assert "_Agent.carry_out" in actor.cmdline()[0], "an actor runs it"
         actor.kill()
-        run.wait(lambda: deaths(run) == 1, "the death of an actor's process")
+        run.wait(lambda: deaths(run) >= 1, "the death of an actor's process")
         run.wait(lambda: (found := role("rollout-1")) and found.pid != worker.pid, "its successor")
         run.wait(lambda: not worker.is_running(), "the end of what it had started")
         run.wait(lambda: (run.run_dir / ".pulse" / "rollout-1").exists(), "a pulse from there")
         cluster.remove_node(second, allow_graceful=False)
-        run.wait(lambda: deaths(run) == 2, "the death of a raylet")
+        run.wait(lambda: deaths(run) >= 2, "the death of a raylet")
         assert run.end(3 * LONG_S) == 0
     finally:
         if run.process.poll() is None:
