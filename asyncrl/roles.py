@@ -9,7 +9,7 @@ COORDINATOR, TRAINER, ROLLOUT, REWARD, JUDGE = "coordinator", "trainer", "rollou
 EVALUATION = "evaluation"
 """The kinds; what there is to know of each: `asyncrl.cluster.kinds`."""
 
-ENGINES = (ROLLOUT, EVALUATION)
+ENGINES = (ROLLOUT, EVALUATION, JUDGE)
 """Kinds whose processes each have an engine."""
 
 RANK_0 = f"{TRAINER}-0"

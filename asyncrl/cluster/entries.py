@@ -44,7 +44,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
-    from asyncrl.reward_models.initial import with_initial_judges
+    from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.adapters import engine_end
@@ -53,7 +53,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
-    config = await with_initial_judges(config, run_dir)
+    unjudged, config = config, await with_initial_judges(config, run_dir)
     models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
@@ -70,6 +70,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         reports = link.reports(group_rollout.drain_metrics)
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
+        services += [while_it_stays(config, run_dir)] if config is not unjudged else []
         await _while_serving(work, services)
 
 

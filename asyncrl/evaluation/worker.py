@@ -13,6 +13,7 @@ from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
 from asyncrl.liveness.pulse import beating
+from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
 from asyncrl.reward_models.link import reward_links
 from asyncrl.roles import Role
 from asyncrl.rollout.engines.spec import engine_device
@@ -33,15 +34,18 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
     """The process `name`: carries out its share of the rounds for ever, one after the other. Its engine keeps
     a version until the round is done, so that no token is of another one, and nobody waits for it
     meanwhile."""
-    assert config.evaluation is not None
     run_dir = RunDir(path)
     if engine_device(config) == "cpu":
         os.nice(NICENESS)
+    unjudged, config = config, await with_initial_judges(config, run_dir)
     rounds, models = Rounds(run_dir.evaluation), reward_links(config, run_dir, name)
+    assert config.evaluation is not None
     every, workers, number = config.evaluation.every_steps, config.evaluation.workers, Role.parse(name).index
     async with asyncio.TaskGroup() as services:
         for model in models.values():
             services.create_task(model.follow())
+        if config is not unjudged:
+            services.create_task(while_it_stays(config, run_dir))
         async with (
             evaluating(config, PromptSet.load(rounds.prompts), models) as evaluator,
             beating(run_dir.pulse(name)),

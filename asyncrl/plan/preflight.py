@@ -222,8 +222,6 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     findings.of(lambda: checks.kept_sets(config, models.policy))
     if tokenizer is not None:
         findings.of(partial(thinking_of, config.reward, tokenizer))
-    if tokenizer is not None and config.teacher is not None and scene.needs_all:
-        findings.of(partial(check_teacher, config.teacher, tokenizer))
     demonstrations = None if config.sft is None else config.sft.data(config.data)
     if tokenizer is not None and demonstrations is not None and (fetches or not is_on_hub(demonstrations)):
         from asyncrl.data.demonstrations import load_demonstrations  # imports transformers
@@ -237,6 +235,9 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         prompts, held_out, rows = _prompts(config, tokenizer, findings)
     elif scene.independent.has_rows and not scene.needs_all:
         findings.missing.append(_unread(config))
+    if tokenizer is not None and config.teacher is not None and scene.needs_all:
+        context = None if prompts is None else config.rollout.context_tokens(prompts.longest_tokens)
+        findings.of(partial(check_teacher, config.teacher, tokenizer, context))
     if prompts is not None:
         longest = prompts.longest_tokens
         mean = sum(len(row.prompt_ids) for row in prompts) / len(prompts)
@@ -246,6 +247,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         if tokenizer is not None:
             findings.of(partial(checks.reference_answers, config, prompts, tokenizer))
         findings.of(partial(checks.prompts_fit, config, models.policy, prompts))
+        findings.of(partial(checks.initial_judge_fits, config, models.policy, prompts))
         if scene.needs_all:
             findings.of(partial(checks.servers, config, prompts))
     if held_out is not None:

@@ -14,7 +14,7 @@ import msgspec
 
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.paths import Under
-from asyncrl.roles import COORDINATOR, REWARD
+from asyncrl.roles import COORDINATOR, JUDGE, REWARD
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -86,10 +86,12 @@ class RunDir:
         """Keep other runs out of this directory. Raises `ConfigError` if one is using it."""
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
 
-    def files_to_send(self) -> dict[str, Path]:
-        """What a role on another host needs before it starts, by the names of the files."""
+    def files_to_send(self, role: str) -> dict[str, Path]:
+        """What a role on another host needs before it starts, by the names of the files: where it listened
+        before, too, if the others expect it there."""
         files = (self.config, self.model_folders, self.prompts, self._keys)
-        return {file.name: file for file in files}
+        before = [] if self.endpoint(role) is None else [self._endpoint(role)]
+        return {file.name: file for file in (*files, *before)}
 
     def files_of(self, role: str) -> dict[str, Path]:
         """The small files that a role writes for other processes, by their names here: each whole, again and
@@ -105,7 +107,7 @@ class RunDir:
 
     def meeting_points(self) -> dict[str, bytes]:
         """Where processes listen now, by the names of the files that say so."""
-        kinds = (COORDINATOR, f"{REWARD}-*", self.rendezvous.name[1:])
+        kinds = (COORDINATOR, f"{REWARD}-*", f"{JUDGE}-*", self.rendezvous.name[1:])
         found = {}
         for file in (file for kind in kinds for file in self.path.glob(f".{kind}") if file.suffix != ".new"):
             with suppress(FileNotFoundError):  # it has just gone

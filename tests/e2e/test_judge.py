@@ -9,6 +9,8 @@ from vllm_servers import VllmServer
 import asyncrl
 from asyncrl.observe.metric_table import METRICS, named
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.runfiles.evaluation import Rounds
+from asyncrl.runfiles.layout import RunDir
 
 pytest.importorskip("aiohttp")
 
@@ -66,8 +68,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.mark.slow
 def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, launch, tmp_path, monkeypatch):
-    """A proxy that others are reached by is none of its business, and its death costs no group. Every reply
-    has a mark: the tiny model says letters, if anything."""
+    """Evaluation beside it, too. A proxy that others are reached by is none of its business, and its death
+    costs no group. Every reply has a mark: the tiny model says letters, if anything."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     (tmp_path / "mark.jinja").write_text("{{ prompt }} {{ response }} A mark:")
@@ -77,9 +79,12 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
         "reply_pattern": f"([{LETTERS}]|(?<![{LETTERS}])$)",
         "scale": [0, 26],
         "marks": {"": 0, **{letter: i + 1 for i, letter in enumerate(LETTERS)}},
-        "body": {"max_tokens": 4},
+        "body": {"max_tokens": 12, "temperature": 1},
     }
-    config = make_config("run.steps=10", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]")
+    config = make_config(
+        *("run.steps=10", "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]"),
+        *("evaluation={every_steps: 10, samples: 1}", "data.held_out_rows=4"),
+    )
     run = launch(config=config)
     run.wait_for_steps(2)
     first = run.role("judge-0")
@@ -90,6 +95,8 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
     lines = read_metrics(run.run_dir / "metrics.jsonl")
     assert len(lines) == 10 and lines[-1]["ledger/failed_groups"] == 0
     assert sum(line.get("judge/initial/requests", 0) for line in lines) > 0
+    assert "the run goes on without it" not in run.output.read_text()
+    assert list(Rounds(RunDir(run.run_dir).evaluation).results()) == [0, 10]
     marks = [s.parts["initial"] for s in asyncrl.read_samples(run.run_dir)]
     assert len(set(marks)) > 1 and all(round(mark * 26, 6) in range(27) for mark in marks)
 

@@ -443,6 +443,17 @@ def test_every_missing_model_is_reported_after_what_to_do_in_few_lines(run):
     assert "reward.models.3.path=no/such/one-3: there is no folder" in lines[4]
 
 
+def test_a_question_to_the_initial_policy_that_it_cannot_read(run):
+    def judged(**judge):
+        return {"functions": [], "judges": [{"model": "initial", "body": {"max_tokens": 8}, **judge}]}
+
+    message = refusal(run(reward=judged()))  # the model has 2048 positions
+    assert "reward.judges with model=initial" in message and "over the 2048 positions" in message
+    assert "asks=score" in message
+    message = refusal(run(reward=judged(), rollout={"engine": "paced"}, trainer={"backend": "paced"}))
+    assert "reward.judges.0.model=initial: rollout.engine=paced computes no initial model" in message
+
+
 def test_prompts_that_a_reward_model_cannot_read(run, make_reward_model):
     key = "reward.models.0.path=judge"
     make_reward_model("judge")

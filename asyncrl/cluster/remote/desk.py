@@ -172,7 +172,7 @@ class Desk:
 
     def _posting(self, spec: RoleSpec) -> tuple[m.Posting, Frames]:
         names, frames = [], []
-        for name, path in self._run_dir.files_to_send().items():
+        for name, path in self._run_dir.files_to_send(spec.name).items():
             content = path.read_bytes()
             for start in range(0, len(content), FRAME_BYTES):
                 names.append(name)

@@ -12,6 +12,7 @@ import zmq
 
 from asyncrl.cluster.hosts.base import find_host, visible_gpu
 from asyncrl.config import Config, RewardJudgeConfig
+from asyncrl.config.reward import INITIAL
 from asyncrl.curriculum.own import GIVEN, named_choices
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, read_rows, told
@@ -28,6 +29,7 @@ from asyncrl.plan.outline import Outline
 from asyncrl.plan.resources import Placement
 from asyncrl.resolve import resolve
 from asyncrl.reward.route import RouteError, scoring_parts
+from asyncrl.reward_models.initial import judge_config
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import EngineSpec, engine_of
 from asyncrl.specs import those
@@ -282,10 +284,26 @@ def visible_gpus(config: Config, placement: Placement) -> None:
 
 def initial_judge(config: Config, judge: RewardJudgeConfig, key: str) -> None:
     """The run's engine can be the judge."""
-    if judge.is_initial and not engine_of(config).computes_here:
+    if judge.is_initial and not engine_of(config).may_stay_initial:
+        able = those(EngineSpec, lambda spec: spec.may_stay_initial)
         raise ConfigError(
-            f"{key}={judge.model}: rollout.engine={config.rollout.engine} computes no model in a process of "
-            "the run; serve the model beside the run, and name its server (url)"
+            f"{key}={judge.model}: rollout.engine={config.rollout.engine} computes no initial model in a "
+            f"process of the run; use {able}, or serve the model beside the run, and name its server (url)"
+        )
+
+
+def initial_judge_fits(config: Config, model: ModelFacts | None, prompts: PromptSet) -> None:
+    """The model knows every position of the longest question that it may be asked as a judge."""
+    if model is None or model.max_positions is None or not any(j.is_initial for j in config.reward.judges):
+        return
+    own, question = judge_config(config, prompts.longest_tokens)
+    if (context := own.rollout.context_tokens(question)) > model.max_positions:
+        raise ConfigError(
+            f"reward.judges with model={INITIAL}: a question of the longest prompt and full responses has up "
+            f"to {question} tokens, which with a reply of {own.rollout.max_new_tokens} makes {context}, over "
+            f"the {model.max_positions} positions of the model {config.model.path}; lower "
+            "rollout.max_new_tokens or the judges' body.max_tokens, show them fewer responses (asks=score or "
+            "pairs), or serve another judge beside the run (url)"
         )
 
 

@@ -104,17 +104,15 @@ def estimate_memory(
     for kind in ENGINES:
         if not placement.of(kind):
             continue
-        card = _card(placement, kind, gpu_bytes)
-        if (parts := engine_of(config).memory(config, models.policy, longest_tokens, card)) is not None:
+        card, own, tokens = _card(placement, kind, gpu_bytes), config, longest_tokens
+        if kind == JUDGE:
+            own, question = judge_config(config, longest_prompt_tokens)
+            tokens = own.rollout.context_tokens(question)
+        if (parts := engine_of(config).memory(own, models.policy, tokens, card)) is not None:
             here, in_host = parts
-            if config.trainer.lora is not None and models.policy is not None:
+            if config.trainer.lora is not None and models.policy is not None and kind != JUDGE:
                 in_host = in_host | {"base of the adapter": weights_bytes(config, models.policy)}
             entries.append(Memory(kind, here, in_host))
-    if any(judge.is_initial for judge in config.reward.judges):
-        own, question = judge_config(config, longest_prompt_tokens)
-        tokens, card = own.rollout.context_tokens(question), _card(placement, JUDGE, gpu_bytes)
-        if (parts := engine_of(config).memory(own, models.policy, tokens, card)) is not None:
-            entries.append(Memory(JUDGE, *parts))
     roles = names(REWARD, len(models.reward))
     for role, model, facts in zip(roles, config.reward.models, models.reward, strict=False):
         if facts is not None:

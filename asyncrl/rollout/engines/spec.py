@@ -79,12 +79,15 @@ class EngineSpec(Spec):
     """Whether it can do `rollout.kv_on_update=resubmit`."""
     tells_kept = False
     """Whether it tells what each token was sampled among under top-p and top-k."""
+    may_stay_initial = False
+    """Whether its engines begin with the model's own weights where `READS_WEIGHTS` is set."""
     scores_canary = False
     """Whether it proves by the canary of a weight version that it computes with it as the trainer does. One
     that computes with the very tensors that it is given has nothing to prove."""
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool) -> Engine:
-        """Its weights are not worth sampling from before the first update. Called in the main thread.
+        """Its weights are not worth sampling from before the first update (but see `may_stay_initial`).
+        Called in the main thread.
 
         shares_gpu: whether others compute on its GPUs.
         """

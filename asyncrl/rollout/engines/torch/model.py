@@ -1,13 +1,15 @@
-"""The engine's model: the structure of a Hugging Face decoder, without its weights."""
+"""The engine's model: the structure of a Hugging Face decoder, mostly without its weights."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from asyncrl.rollout.engines.spec import READS_WEIGHTS
 from asyncrl.rollout.engines.torch.decoder import UnsupportedModelError
 from asyncrl.weights.loaded_dtypes import as_loaded
 
@@ -17,20 +19,22 @@ if TYPE_CHECKING:
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model that `config.path` describes, in `config.dtype` on `device`, with random weights: the real
-    ones come with the first weight version. Raises `UnsupportedModelError` for what the engine cannot run."""
+    ones come with the first weight version, unless there will be none (`READS_WEIGHTS`). Raises
+    `UnsupportedModelError` for what the engine cannot run."""
     structure = _read_config(config)
     if structure.is_encoder_decoder:
         raise UnsupportedModelError(
             f"model.path={config.path}: {structure.model_type} is an encoder-decoder; the engine runs "
             "decoder-only models"
         )
+    how: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    how["trust_remote_code"] = config.trust_remote_code
     try:
+        if READS_WEIGHTS in os.environ:
+            model = AutoModelForCausalLM.from_pretrained(config.path, **how).to(device)
+            return cast(PreTrainedModel, model.eval())
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(
-                structure,
-                dtype=getattr(torch, config.dtype),
-                trust_remote_code=config.trust_remote_code,
-            )
+            model = AutoModelForCausalLM.from_config(structure, **how)
     except ValueError as error:  # transformers: not a causal LM
         raise UnsupportedModelError(f"model.path={config.path}: {_first_sentence(error)}") from error
     as_loaded(model)

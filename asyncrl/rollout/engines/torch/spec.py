@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Torch(EngineSpec):
     is_stepped = True
     tells_kept = True
+    may_stay_initial = True
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> TorchEngine:
         from asyncrl.data.stops import stop_token_ids

@@ -56,6 +56,7 @@ class Vllm(OfVllm):
     starts_processes = True
     splits_models = True
     resubmits = True
+    may_stay_initial = True
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool) -> VllmEngine:
         """Starts vLLM and waits until it is up."""
