@@ -26,6 +26,7 @@ from asyncrl.rollout.gateway.ask import (
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ONE_TOKEN = "only the log-probability of the sampled token is known"
+_NO_GRAMMAR = "sampling under a grammar would not be sampling from the policy"
 _FREE = "the policy samples freely; only `auto` and `none` can be promised"
 UNSUPPORTED = {
     "audio": "the model writes text only",
@@ -35,6 +36,7 @@ UNSUPPORTED = {
     "prediction": "not supported",
     "web_search_options": "not supported",
     "top_logprobs": _ONE_TOKEN,
+    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice"), _NO_GRAMMAR),
 }
 
 
@@ -103,10 +105,7 @@ def stops(stop: str | list[str], where: str = "stop") -> tuple[str, ...]:
 
 def check_format(wanted: Any, where: str) -> None:
     if wanted and (not isinstance(wanted, dict) or wanted.get("type", "text") != "text"):
-        raise Refused(
-            f"{where}: only `text`: sampling under a grammar would not be sampling from the policy",
-            param=where,
-        )
+        raise Refused(f"{where}: only `text`: {_NO_GRAMMAR}", param=where)
 
 
 def tools_of(tools: Messages, choice: str | dict[str, Any]) -> Messages:

@@ -45,12 +45,17 @@ def test_each_request_is_sampled_as_it_asks_by_weights_that_stay(make_model, tok
             greedy = await asyncio.gather(*(ask(temperature=0) for _ in range(3)))
             sampled = await asyncio.gather(*(ask(temperature=1) for _ in range(3)))
             short, refused = await ask(temperature=0, max_tokens=2), await ask("sk-wrong")
+            off = await ask(temperature=0, top_k=-1)
+            long = [{"role": "user", "content": "4+1?" * CONTEXT}]
+            asked = [{"temperature": -1}, {"top_p": 0}, {"top_k": 1.5}, {"messages": long}]
+            asked += [{"structured_outputs": {"regex": "[0-9]"}}]
+            wrong = await asyncio.gather(*(ask(**body) for body in asked))
         await gateway.close()
         await engine.close()
         await asyncio.gather(driving, return_exceptions=True)
-        return greedy, sampled, short, refused
+        return greedy, sampled, short, refused, off, wrong
 
-    greedy, sampled, short, refused = asyncio.run(main())
+    greedy, sampled, short, refused, off, wrong = asyncio.run(main())
     ids = chat.render([message], None)
     prompt = len(ids)
     with torch.inference_mode():
@@ -61,7 +66,11 @@ def test_each_request_is_sampled_as_it_asks_by_weights_that_stay(make_model, tok
     def texts(answers):
         return [answer["choices"][0]["message"]["content"] for _, answer in answers]
 
-    assert texts(greedy) == [expected] * 3
+    assert texts([*greedy, off]) == [expected] * 4
     assert len(set(texts(sampled))) > 1, "each has a seed of its own"
     assert short[1]["usage"]["completion_tokens"] == 2
     assert refused[0] == 401
+    assert [status for status, _ in wrong] == [400] * 5
+    params = [answer["error"]["param"] for _, answer in wrong]
+    assert params == ["temperature", "top_p", "top_k", "messages", "structured_outputs"]
+    assert f"the context holds no more than {CONTEXT}" in wrong[3][1]["error"]["message"]
