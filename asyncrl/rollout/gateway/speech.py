@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from asyncrl.rollout.chat import before_any
 
+FINENESS = 64
+"""Text is told by the token up to so many, and later with each such part more of them: all of it is decoded
+anew each time."""
 Settled = Callable[[Sequence[int], NDArray[np.int32]], str]
 """How an answer begins, whatever may follow: of its tokens so far, after a prompt."""
 
@@ -28,6 +31,8 @@ class Speech:
         self._settled = settled
         self._stops = stops
         self._ids: list[int] = []
+        self._due = 1
+        """At how many of them more is told."""
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -50,8 +55,9 @@ class Speech:
 
     def news(self) -> str:
         """More of the text, as told from now on."""
-        if not self._ids:
+        if len(self._ids) < self._due:
             return ""
+        self._due = len(self._ids) + 1 + len(self._ids) // FINENESS
         text = before_any(self._settled(self._ids, self.prompt_ids), self._stops)
         new = text[len(self.said) :] if text.startswith(self.said) else ""
         self.said += new

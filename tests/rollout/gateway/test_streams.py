@@ -8,6 +8,7 @@ import pytest
 from test_services import clients
 
 from asyncrl.rollout.chat import TemplateChat, before_any
+from asyncrl.rollout.gateway.speech import Speech
 
 pytest.importorskip("openai")
 pytest.importorskip("anthropic")
@@ -83,6 +84,26 @@ def test_text_is_told_token_by_token_and_recorded_as_it_was_sampled(serve, lesso
             assert logprobs in (None, recorded.tolist())
 
     asyncio.run(run())
+
+
+def test_a_long_reply_is_not_decoded_anew_with_every_token():
+    decoded = []
+
+    def settled(ids, prompt_ids):
+        decoded.append(len(ids))
+        return "x" * len(ids)
+
+    async def run():
+        speech = Speech(settled, ())
+        for _ in range(8192):
+            speech.tell(np.asarray([1]), [2])
+            await speech.change(1.0)
+            speech.news()
+        return speech.said
+
+    said = asyncio.run(run())
+    assert decoded[:64] == list(range(1, 65)) and sum(decoded) < 100 * 8192
+    assert len(said) > 0.98 * 8192
 
 
 def test_a_text_that_ends_the_reply_is_never_told(serve, lesson):
