@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 @dataclass
 class TeacherServer:
-    """fails: what it answers to a request in the place of scores, by how many came before it."""
+    """fails: what it answers to a request in the place of scores, by how many came before it.
+    max_model_len: longest sequence that it says it reads."""
 
     model: Path
     fails: Callable[[int], tuple[int, str] | None] = lambda count: None
+    max_model_len: int | None = None
     keys: list[str | None] = field(default_factory=list)
     scored: list[list[int]] = field(default_factory=list)
     url: str = ""
@@ -34,7 +36,7 @@ class TeacherServer:
 
     def _answer(self, path: str, body: dict) -> tuple[int, object]:
         if path == "/v1/models":
-            return 200, {"data": [{"id": "wise"}]}
+            return 200, {"data": [{"id": "wise", "max_model_len": self.max_model_len}]}
         if path == "/tokenize":
             ids = self._tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])
             return 200, {"tokens": ids["input_ids"]}

@@ -77,10 +77,15 @@ def test_one_that_refuses_is_not_asked_again(config_of, paths, batch):
     assert len(server.keys) == 2, "which model it has, and the one question"
 
 
-def test_its_tokens_must_be_the_policys(config_of, paths, tiny_folder):
+def test_its_tokens_must_be_the_policys_and_its_context_long_enough(config_of, paths, tiny_folder):
     with teacher_server.serving(paths[1]) as server:
         config = config_of(endpoint=server.url)
-        check(config.teacher, load_tokenizer(config.model))
+        check(config.teacher, load_tokenizer(config.model), 10**6)
+    with teacher_server.serving(paths[1], max_model_len=64) as server:
+        config = config_of(endpoint=server.url)
+        check(config.teacher, load_tokenizer(config.model), 63)
+        with pytest.raises(ConfigError, match=r"reads 63 tokens at most .* --max-model-len 65"):
+            check(config.teacher, load_tokenizer(config.model), 64)
     with teacher_server.serving(tiny_folder) as server:
         config = config_of(endpoint=server.url)
         with pytest.raises(ConfigError, match=r"its tokenizer is another: a text of"):

@@ -44,6 +44,8 @@ class EndpointError(Exception):
 
 class _Model(msgspec.Struct):
     id: str
+    max_model_len: int | None = None
+    """Longest sequence that it reads, and what it is to say after it; vLLM tells."""
 
 
 class _Models(msgspec.Struct):
@@ -74,7 +76,8 @@ class Endpoint:
         self.url = config.endpoint.rstrip("/")
         self._config = config
         self._concurrency = concurrency
-        self._model: str | None = None
+        self.model: _Model | None = None
+        """Known once it has been asked anything."""
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Of each sequence's tokens but the first, log q given those before, at temperature 1. Runs an event
@@ -125,12 +128,12 @@ class Endpoint:
 
     async def score(self, session: aiohttp.ClientSession, ids: Sequence[int]) -> list[float]:
         """As `scores`, of one sequence, once. Raises `EndpointError`, and the errors of the network."""
-        if self._model is None:
+        if self.model is None:
             models = await self._ask(session, "GET", f"{self.url}/models", _Models)
             if not models.data:
                 raise EndpointError(f"{self.url}/models lists no model")
-            self._model = models.data[0].id
-        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0}
+            self.model = models.data[0]
+        body = {"model": self.model.id, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0}
         answer = await self._ask(session, "POST", f"{self.url}/completions", _Completion, body)
         given = answer.choices[0].prompt_logprobs if answer.choices else None
         try:
@@ -142,8 +145,9 @@ class Endpoint:
             ) from None
 
     async def tokens(self, session: aiohttp.ClientSession, text: str) -> list[int]:
-        """A text's token ids, by its tokenizer."""
-        body = {"model": self._model, "prompt": text, "add_special_tokens": False}
+        """A text's token ids, by its tokenizer; of one that has been asked before."""
+        assert self.model is not None
+        body = {"model": self.model.id, "prompt": text, "add_special_tokens": False}
         url = f"{self.url.removesuffix('/v1')}/tokenize"
         return (await self._ask(session, "POST", url, _Tokens, body)).tokens
 
@@ -184,9 +188,12 @@ class Endpoint:
         )
 
 
-def check(config: TeacherConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def check(
+    config: TeacherConfig, tokenizer: PreTrainedTokenizerBase, context_tokens: int | None = None
+) -> None:
     """Ask the endpoint, where there is one, once for all that a run will. Raises `ConfigError` where it does
-    not answer, or its tokens are others than the policy's."""
+    not answer, its tokens are others than the policy's, or it does not read `context_tokens` of them, a
+    prompt and a response of the run."""
     if config.endpoint is None:
         return
     name, key = config.api_key_env, f"teacher.endpoint={config.endpoint}"
@@ -219,4 +226,11 @@ def check(config: TeacherConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         raise ConfigError(
             f"{key}: its tokenizer is another: a text of {len(own):,} tokens of the policy's has "
             f"{len(theirs):,} there, or others; name a model of the same family"
+        )
+    longest = None if endpoint.model is None else endpoint.model.max_model_len
+    if longest is not None and context_tokens is not None and context_tokens >= longest:
+        raise ConfigError(
+            f"{key}: its server reads {longest - 1} tokens at most (max_model_len={longest}), and a prompt "
+            f"with its response has up to {context_tokens}; start it with --max-model-len "
+            f"{context_tokens + 1}, or lower rollout.max_new_tokens or rollout.max_sequence_tokens"
         )
