@@ -66,7 +66,10 @@ class Lane:
         if self._process is None:
             self._process = await self._start()
         self._process.requests.write(f"{config}\n{output}\n".encode())
-        answer = await self._process.answers.readline()
+        try:
+            answer = await self._process.answers.readline()
+        except ConnectionError:  # it has died without having read all of this
+            answer = b""
         if not answer:
             await self.stop()
             return None

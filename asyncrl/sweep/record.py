@@ -87,8 +87,11 @@ def held_out_reward(config: Config, model: Path | None) -> float:
 
 
 def is_scored(config: Config) -> bool:
-    """Whether a run has final weights that its held-out rows say something of."""
-    return bool(config.data.held_out_rows) and engine_of(config).samples and backend_of(config).computes
+    """Whether a run has final weights that its held-out rows say something of, and what scores them is there
+    without the run."""
+    has_judges = not any(judge.is_initial for judge in config.reward.judges)
+    held_out = bool(config.data.held_out_rows) and engine_of(config).samples
+    return held_out and has_judges and backend_of(config).computes
 
 
 def used_cpu_s() -> float:

@@ -47,6 +47,13 @@ def test_a_run_without_weights_that_mean_something_is_finished_unscored(sweep_co
     assert folder.is_finished(cell)
 
 
+def test_what_only_the_run_itself_judges_is_not_scored_after_it(sweep_config):
+    own = ["run.mode=async", "data.held_out_rows=4"]
+    (served,) = make_cells(sweep_config, [], 1, [*own, "reward.judges=[{model: a, url: 'http://h:1/v1'}]"])
+    (initial,) = make_cells(sweep_config, [], 1, [*own, "reward.judges=[{model: initial}]"])
+    assert record.is_scored(served.config) and not record.is_scored(initial.config)
+
+
 @pytest.mark.slow
 def test_what_was_trained_and_could_not_be_scored_is_not_trained_again(sweep_config, tmp_path, monkeypatch):
     folder = SweepFolder(tmp_path / "out")

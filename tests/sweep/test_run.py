@@ -10,8 +10,8 @@ import pytest
 
 from asyncrl.config import load
 from asyncrl.errors import ConfigError
-from asyncrl.sweep import lane_process, run
-from asyncrl.sweep.lane import ONE_THREAD
+from asyncrl.sweep import lane, lane_process, run
+from asyncrl.sweep.lane import ONE_THREAD, Lane
 from asyncrl.sweep.sweep import make_lanes
 
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
@@ -34,14 +34,26 @@ def test_a_cell_is_stopped_even_if_it_is_deaf(monkeypatch):
         assert not psutil.pid_exists(cell.pid)
 
 
+def test_a_lane_that_dies_before_it_has_read_its_orders_is_told_as_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(lane, "MODULE", "asyncrl.there_is_no_such_module")
+
+    async def main():
+        async with Lane({}, None) as one:
+            return await asyncio.wait_for(one.run(tmp_path / "config", tmp_path / "output"), 60)
+
+    assert asyncio.run(main()) is None
+
+
 FORKABLE = """
-import psutil, torch
+import importlib, psutil, torch
 
 def refuse(*args, **kwargs):
     raise AssertionError("what has looked for GPUs cannot use them after a fork")
 
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = torch.cuda._lazy_init = refuse
-import asyncrl.loop.inline
+from asyncrl.cluster.hosts.fork_server import ROLES
+for module in ROLES:
+    importlib.import_module(module)
 assert psutil.Process().num_threads() == 1
 """
 
