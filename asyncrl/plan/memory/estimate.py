@@ -105,7 +105,7 @@ def estimate_memory(
         if not placement.of(kind):
             continue
         card, own, tokens = _card(placement, kind, gpu_bytes), config, longest_tokens
-        if kind == JUDGE:
+        if kind == JUDGE and any(judge.is_initial for judge in config.reward.judges):
             own, question = judge_config(config, longest_prompt_tokens)
             tokens = own.rollout.context_tokens(question)
         if (parts := engine_of(config).memory(own, models.policy, tokens, card)) is not None:
