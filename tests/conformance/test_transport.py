@@ -235,7 +235,8 @@ def test_two_hundred_versions_leave_no_more_behind_than_ten(ends, spec, tmp_path
         if version == 9:
             before = use()
     files, descriptors, threads, rss_bytes = (after - then for after, then in zip(use(), before, strict=True))
-    assert (files, threads) == (0, 0) and descriptors <= 2
+    assert files == 0 and descriptors <= 2
+    assert threads <= 2  # a pool has as many as were ever busy at a time
     assert rss_bytes < 100 * steady.nbytes
 
 
@@ -262,8 +263,9 @@ def test_a_whole_run_on_several_hosts_sends_what_has_changed(make_config, assert
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert [line["version"] for line in lines] == [1, 2, 3, 4]
     assert all("weights/sent_bytes" in line for line in lines)
-    assert 0 < lines[-1]["weights/changed_frac"] < 0.1
-    assert lines[-1]["weights/delta_frac"] < 0.1
+    for name in ("weights/changed_frac", "weights/delta_frac"):  # known once the next version comes, at the latest
+        shares = [line[name] for line in lines if name in line]
+        assert shares and all(0 < share < 0.1 for share in shares)
     assert_nothing_left(result.run_dir)
 
 
