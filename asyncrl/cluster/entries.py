@@ -58,10 +58,10 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
     transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
-    transport = engine_end(transport, config)
+    versions = engine_end(transport, config)
     spare_the_collector()
     async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
-        link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
+        link = ZmqWorkerLink(client, name, group_rollout.engine, versions, answer_timeout_s(config))
         client.on_notice = link.on_notice
         await link.hello()
         working = UntilDrained(link)
@@ -70,7 +70,10 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         reports = link.reports(group_rollout.drain_metrics)
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
-        await _while_serving(work, services)
+        try:
+            await _while_serving(work, services)
+        finally:
+            getattr(transport, "leave", lambda: None)()
 
 
 class UntilDrained:

@@ -90,6 +90,11 @@ class Apart(Tcp):
         super().__init__(name, folder)
         self._host = uuid.uuid4().hex[:12]
 
+    def sweep(self):
+        left = Path("/dev/shm").glob(f"{self._name}-*")
+        (self._folder / "left").write_text(" ".join(path.name for path in left))
+        super().sweep()
+
 
 def file_of(notice):
     """Where the trainer's end has put the version."""
@@ -268,6 +273,7 @@ def test_a_whole_run_on_several_hosts_sends_what_has_changed(make_config, assert
         "weights/delta_frac",
     ):  # of the version before, if this one's is not made yet
         assert 0 < max(line[name] for line in lines if name in line) < 0.1
+    assert not (result.run_dir / "left").read_text(), "on another host nobody sweeps after it"
     assert_nothing_left(result.run_dir)
 
 
