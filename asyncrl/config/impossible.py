@@ -107,6 +107,7 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_lora(c)
     yield from impossible_evaluation(c)
     yield from _impossible_network(c.network)
+    yield from _impossible_guests(c)
     yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
     yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
 
@@ -228,6 +229,21 @@ def _impossible_network(network: NetworkConfig) -> Iterator[str]:
         yield (
             f"network.bind={network.bind} listens on every address of this machine, and other hosts must be "
             "told one of them; set network.advertise to a name or address that they reach"
+        )
+
+
+def _impossible_guests(c: Config) -> Iterator[str]:
+    if not (guests := c.rollout.guests):
+        return
+    if c.run.in_one_process:
+        yield (
+            f"rollout.guests={guests}: workers join a run of several processes, and run.mode={c.run.mode} "
+            "has one; use run.mode=async, or leave it out"
+        )
+    if c.weights.transport == "shm" and not ipaddress.ip_address(c.network.bind).is_loopback:
+        yield (
+            f"rollout.guests={guests}: workers may join from other hosts (network.bind={c.network.bind}), "
+            "which weights.transport=shm does not reach; use weights.transport=tcp, or leave it out"
         )
 
 

@@ -469,6 +469,12 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "use reference.where=loss",
         ),
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
+        (["rollout.guests=1", "run.mode=inline"], "run.mode=inline has one", "use run.mode=async"),
+        (
+            ["rollout.guests=1", "network.bind=10.0.0.1", "weights.transport=shm"],
+            "which weights.transport=shm does not reach",
+            "use weights.transport=tcp",
+        ),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
             "objective.behavior_cap=3.0 is a setting of "
