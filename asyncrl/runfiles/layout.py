@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from asyncrl import trace
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.paths import Under
-from asyncrl.roles import COORDINATOR, REWARD
+from asyncrl.roles import COORDINATOR, JUDGE, REWARD
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -86,9 +87,11 @@ class RunDir:
         """Keep other runs out of this directory. Raises `ConfigError` if one is using it."""
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
 
-    def files_to_send(self) -> dict[str, Path]:
+    def files_to_send(self, role: str) -> dict[str, Path]:
         """What a role on another host needs before it starts, by the names of the files."""
-        files = (self.config, self.model_folders, self.prompts, self._keys)
+        files = [self.config, self.model_folders, self.prompts, self._keys]
+        if (before := self._endpoint(role)).exists():  # where the others look for it
+            files.append(before)
         return {file.name: file for file in files}
 
     def files_of(self, role: str) -> dict[str, Path]:
@@ -96,16 +99,17 @@ class RunDir:
         again."""
         return self._named(self.pulse(role), self.beginning(role), self._endpoint(role))
 
-    def texts_of(self, role: str) -> dict[str, Path]:
-        """Those that grow."""
-        return self._named(self.log(role), self.stacks(role))
+    def texts_of(self, role: str, spans: Iterable[int]) -> dict[str, Path]:
+        """Those that grow. spans: the parts of its trace."""
+        parts = (trace.part(self.spans, role, number) for number in spans)
+        return self._named(self.log(role), self.stacks(role), *parts)
 
     def _named(self, *paths: Path) -> dict[str, Path]:
         return {str(path.relative_to(self.path)): path for path in paths}
 
     def meeting_points(self) -> dict[str, bytes]:
         """Where processes listen now, by the names of the files that say so."""
-        kinds = (COORDINATOR, f"{REWARD}-*", self.rendezvous.name[1:])
+        kinds = (COORDINATOR, f"{REWARD}-*", f"{JUDGE}-*", self.rendezvous.name[1:])
         found = {}
         for file in (file for kind in kinds for file in self.path.glob(f".{kind}") if file.suffix != ".new"):
             with suppress(FileNotFoundError):  # it has just gone
