@@ -108,15 +108,18 @@ async def reward(config: Config, path: Path, name: str) -> None:
 
 async def judge(config: Config, path: Path, name: str) -> None:
     from asyncrl.reward_models.initial import start_initial
+    from asyncrl.runfiles.evaluation import Rounds
 
     run_dir = RunDir(path)
-    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    files = [run_dir.prompts, Rounds(run_dir.evaluation).prompts]  # both are judged
+    longest = max(PromptSet.load(file).longest_tokens for file in files if file.exists())
     with unhurried("loading the initial model"):
         gateway = await start_initial(config, run_dir, name, longest)
     spare_the_collector()
     async with beating(run_dir.pulse(name)):
         try:
-            await gateway.engine.run()
+            with doing("wait_work"):  # but for what it is asked
+                await gateway.engine.run()
         finally:
             await gateway.close()
             await gateway.engine.close()

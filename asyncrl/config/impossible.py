@@ -449,8 +449,7 @@ def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> It
         yield f"{key}.rubric: no criterion has a positive weight, so there is nothing to gain; give one such"
     if judge.asks != "pairs" and judge.opponents is not None:
         yield f"{key}.opponents is for {key}.asks=pairs, and it is {judge.asks}; leave it out"
-    is_compared = judge.asks == "group" or (judge.asks == "pairs" and judge.reference_column is None)
-    if is_compared and group_size == 1:
+    if judge.compares and group_size == 1:
         yield (
             f"{key}.asks={judge.asks} compares the responses of a group, and rollout.group_size=1; use "
             "rollout.group_size >= 2"

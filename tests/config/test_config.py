@@ -606,6 +606,22 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (
             [
+                *("evaluation.every_steps=5", "data.held_out_rows=9", "reward.functions=[]"),
+                "teacher.path=t",
+            ],
+            "evaluation.every_steps=5: nothing scores a response",
+            "of weight 0 where they are not to be learnt from",
+        ),
+        (
+            [
+                *("evaluation={every_steps: 5, temperature: 0}", "data.held_out_rows=9"),
+                "reward.judges=[{url: 'http://a:1/v1', model: m, asks: group}]",
+            ],
+            "one response to each prompt, and reward.judges.0.asks=group compares",
+            "use evaluation.samples=2",
+        ),
+        (
+            [
                 *("evaluation.every_steps=5", "data.held_out_rows=9", "checkpoint.keep_best=1"),
                 "checkpoint.best_of=eval/gsm8k/reward/mean",
             ],
