@@ -89,9 +89,7 @@ class Recorder:
         path = part(self._folder, self._role, self._number)
         self._file = path.open("ab", buffering=0)
         self._written = 0
-        for number in part_numbers(self._folder, self._role):
-            if 0 < number <= self._number - KEPT_PARTS + 1:
-                part(self._folder, self._role, number).unlink(missing_ok=True)
+        forget_parts(self._folder, self._role, self._number)
 
 
 def part(folder: Path, role: str, number: int) -> Path:
@@ -101,6 +99,13 @@ def part(folder: Path, role: str, number: int) -> Path:
 def part_numbers(folder: Path, role: str) -> list[int]:
     """Of the parts that are there, in order."""
     return sorted(int(path.name.split(".")[-2]) for path in folder.glob(f"{role}.*.jsonl"))
+
+
+def forget_parts(folder: Path, role: str, newest: int) -> None:
+    """Those between the first and the last."""
+    for number in part_numbers(folder, role):
+        if 0 < number <= newest - KEPT_PARTS + 1:
+            part(folder, role, number).unlink(missing_ok=True)
 
 
 _recorder: Recorder | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 
 GRACE_S = 60.0
 
@@ -36,8 +37,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(arguments: argparse.Namespace) -> int:
     from asyncrl.cluster.remote.agent import serve
     from asyncrl.cluster.remote.call import Call
+    from asyncrl.wire.rpc import RpcError, RpcRefused
 
     call = Call.of_guest(arguments.address)
     print(f"joining the run at {call.endpoint.address}; Ctrl-C leaves it", flush=True)
-    status = asyncio.run(serve(call, drain_s=arguments.grace))
-    return 0 if status in (0, 128 + signal.SIGTERM) else 1
+    try:
+        status = asyncio.run(serve(call, drain_s=arguments.grace))
+    except RpcRefused:
+        raise
+    except RpcError as error:
+        raise RpcError(
+            f"no run answers at {call.endpoint.address}: {error}; see that this machine reaches it (the "
+            "run's network.bind, firewalls), and that the file `join` is of the run's latest start"
+        ) from None
+    if status in (0, 128 + signal.SIGTERM):
+        return 0
+    print(f"asyncrl join: the worker has ended with status {status}", file=sys.stderr)
+    return 1

@@ -58,10 +58,10 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
     transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
-    transport = engine_end(transport, config)
+    versions = engine_end(transport, config)
     spare_the_collector()
     async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
-        link = ZmqWorkerLink(client, name, group_rollout.engine, transport, answer_timeout_s(config))
+        link = ZmqWorkerLink(client, name, group_rollout.engine, versions, answer_timeout_s(config))
         client.on_notice = link.on_notice
         await link.hello()
         working = UntilDrained(link)
@@ -71,7 +71,10 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
         services += [while_it_stays(config, run_dir)] if config is not unjudged else []
-        await _while_serving(work, services)
+        try:
+            await _while_serving(work, services)
+        finally:
+            getattr(transport, "leave", lambda: None)()
 
 
 class UntilDrained:
@@ -106,15 +109,18 @@ async def reward(config: Config, path: Path, name: str) -> None:
 
 async def judge(config: Config, path: Path, name: str) -> None:
     from asyncrl.reward_models.initial import start_initial
+    from asyncrl.runfiles.evaluation import Rounds
 
     run_dir = RunDir(path)
-    longest = PromptSet.load(run_dir.prompts).longest_tokens
+    files = [run_dir.prompts, Rounds(run_dir.evaluation).prompts]  # both are judged
+    longest = max(PromptSet.load(file).longest_tokens for file in files if file.exists())
     with unhurried("loading the initial model"):
         gateway = await start_initial(config, run_dir, name, longest)
     spare_the_collector()
     async with beating(run_dir.pulse(name)):
         try:
-            await gateway.engine.run()
+            with doing("wait_work"):  # but for what it is asked
+                await gateway.engine.run()
         finally:
             await gateway.close()
             await gateway.engine.close()

@@ -40,8 +40,12 @@ class EvaluationConfig(Section):
         found._mix_key = "evaluation.sets"
         return found
 
+    def responses(self, rollout: RolloutConfig) -> int:
+        """To each prompt."""
+        temperature = rollout.temperature if self.temperature is None else self.temperature
+        return self.samples or (rollout.group_size if temperature else 1)
+
     def rollout(self, rollout: RolloutConfig) -> dict[str, float | int | None]:
         """What is other than in training, by the keys of the settings."""
         temperature = rollout.temperature if self.temperature is None else self.temperature
-        samples = self.samples or (rollout.group_size if temperature else 1)
-        return {"rollout.temperature": temperature, "rollout.group_size": samples}
+        return {"rollout.temperature": temperature, "rollout.group_size": self.responses(rollout)}

@@ -107,6 +107,7 @@ def impossible(c: Config) -> Iterator[str]:
     yield from _impossible_lora(c)
     yield from impossible_evaluation(c)
     yield from _impossible_network(c.network)
+    yield from _impossible_guests(c)
     yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
     yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
 
@@ -228,6 +229,21 @@ def _impossible_network(network: NetworkConfig) -> Iterator[str]:
         yield (
             f"network.bind={network.bind} listens on every address of this machine, and other hosts must be "
             "told one of them; set network.advertise to a name or address that they reach"
+        )
+
+
+def _impossible_guests(c: Config) -> Iterator[str]:
+    if not (guests := c.rollout.guests):
+        return
+    if c.run.in_one_process:
+        yield (
+            f"rollout.guests={guests}: workers join a run of several processes, and run.mode={c.run.mode} "
+            "has one; use run.mode=async, or leave it out"
+        )
+    if c.weights.transport == "shm" and not ipaddress.ip_address(c.network.bind).is_loopback:
+        yield (
+            f"rollout.guests={guests}: workers may join from other hosts (network.bind={c.network.bind}), "
+            "which weights.transport=shm does not reach; use weights.transport=tcp, or leave it out"
         )
 
 
@@ -433,8 +449,7 @@ def _impossible_judge(key: str, judge: RewardJudgeConfig, group_size: int) -> It
         yield f"{key}.rubric: no criterion has a positive weight, so there is nothing to gain; give one such"
     if judge.asks != "pairs" and judge.opponents is not None:
         yield f"{key}.opponents is for {key}.asks=pairs, and it is {judge.asks}; leave it out"
-    is_compared = judge.asks == "group" or (judge.asks == "pairs" and judge.reference_column is None)
-    if is_compared and group_size == 1:
+    if judge.compares and group_size == 1:
         yield (
             f"{key}.asks={judge.asks} compares the responses of a group, and rollout.group_size=1; use "
             "rollout.group_size >= 2"

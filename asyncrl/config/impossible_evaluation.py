@@ -25,6 +25,11 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             f"evaluation.every_steps={evaluation.every_steps}: there is nothing to score; name datasets "
             "(evaluation.sets), or hold rows out (data.held_out_rows)"
         )
+    if not c.reward.scoring and c.rollout.episode is None:
+        yield (
+            f"evaluation.every_steps={evaluation.every_steps}: nothing scores a response, so every score "
+            "would be 0; give reward.functions, of weight 0 where they are not to be learnt from"
+        )
     for name, count in Counter(each.label for each in evaluation.sets).items():
         if count > 1:
             yield (
@@ -36,6 +41,12 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             f"evaluation.temperature=0 samples the same response {evaluation.samples} times; use "
             "evaluation.samples=1"
         )
+    for i, judge in enumerate(c.reward.judges):
+        if judge.compares and evaluation.responses(c.rollout) == 1:
+            yield (
+                f"evaluation samples one response to each prompt, and reward.judges.{i}.asks={judge.asks} "
+                "compares those of a group; use evaluation.samples=2 or more, and a temperature above 0"
+            )
     if c.run.in_one_process and evaluation.workers > 1:
         yield f"run.mode={c.run.mode} scores in its one process; use evaluation.workers=1"
     if evaluation.patience is not None and best_of is None:

@@ -162,6 +162,11 @@ class RewardJudgeConfig(RewardPartConfig):
         return self.url is None
 
     @property
+    def compares(self) -> bool:
+        """Whether it is shown the responses of a group beside each other."""
+        return self.asks == "group" or (self.asks == "pairs" and self.reference_column is None)
+
+    @property
     def shown_responses(self) -> int | None:
         """How many responses a question holds at most; None for all of a group."""
         return None if self.asks == "group" else 2 if self.asks == "pairs" or self.reference_column else 1

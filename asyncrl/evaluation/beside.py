@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.roles import EVALUATION, Role
 from asyncrl.runfiles.evaluation import Result, Rounds, checkpoints_of
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.units import format_bytes
 from asyncrl.waits import waiting
 from asyncrl.work import unhurried
 
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 
 VERSION = "eval/version"
 POLL_S = 0.1
+ROOM = 8
+"""Versions for which the disk has room at least where one is kept: a checkpoint, with an optimizer's state in
+float32, takes almost as much, and without it the run ends."""
 
 
 class EvaluatedLink(TrainerLink):
@@ -107,7 +112,6 @@ class EvaluatedLink(TrainerLink):
         as something moves."""
         self._keep(self._version)
         await self._carry_out_here()
-        await self._have_kept()
         await self.rounds_done()
         return await self._link.conclude() | self._news(newest=True)
 
@@ -119,7 +123,19 @@ class EvaluatedLink(TrainerLink):
         copy = asyncio.get_running_loop().run_in_executor(self._executor, self._copied)
 
         async def write() -> None:
-            await asyncio.to_thread(self._rounds.keep, version, await copy)
+            weights = await copy
+            size = sum(tensor.nbytes for tensor in weights.values())
+            if (free := shutil.disk_usage(self._run_dir.path).free) < ROOM * size:
+                log.warning(
+                    "version %d is not evaluated: the weights of %d versions wait for that in %s, and the "
+                    "disk has %s left; raise evaluation.every_steps or evaluation.workers, or make room",
+                    version,
+                    len(self._rounds.pending()),
+                    self._rounds.path,
+                    format_bytes(free),
+                )
+                return
+            await asyncio.to_thread(self._rounds.keep, version, weights)
 
         self._keeping = asyncio.create_task(write(), name=f"keep version {version}")
 
@@ -143,7 +159,8 @@ class EvaluatedLink(TrainerLink):
         """The figures of a round that have not been told, the oldest first."""
         if (size := self._rounds.results_bytes) != self._read_bytes:
             self._results, self._read_bytes = self._rounds.results(), size
-        results = self._results
+        # One that goes on from a checkpoint has scored versions that are still to come again.
+        results = {version: result for version, result in self._results.items() if version <= self._version}
         metric, patience = self._config.checkpoint.best_of, self._evaluation.patience
         values = [r.metrics[metric] for r in results.values() if metric in r.metrics]
         if patience is not None and has_no_rise(values, patience):
@@ -157,13 +174,14 @@ class EvaluatedLink(TrainerLink):
         return {VERSION: version, **results[version].metrics}
 
     async def rounds_done(self) -> None:
-        """Wait for what is still being scored, unless nothing moves any more."""
+        """Wait for what is still to be scored, unless nothing moves any more."""
         run, moved_s, seen, what = (
             self._config.run,
             time.monotonic(),
             None,
             "the evaluation of the last versions",
         )
+        await self._have_kept()
         with unhurried(f"waiting for {what}"), waiting(what):
             while pending := self._rounds.pending():
                 pulses = read_pulses(self._run_dir.pulses)

@@ -53,7 +53,7 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
             gc.collect()
             gc.freeze()  # as `cluster.entries.spare_the_collector`
             while True:
-                with waiting("a version to evaluate"):
+                with waiting("a version to evaluate", state="wait_work"):
                     while not (own := [v for v in rounds.pending() if v // every % workers == number]):
                         await asyncio.sleep(POLL_S)
                 await carry_out(evaluator, rounds, own[0])

@@ -112,7 +112,9 @@ def resume(
         raise ConfigError(_no_such_run(run.path))
     again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
     config = load(run.config, again, lacks)
-    is_done = _has_done_all(config, run) and not (config.evaluation and Rounds(run.evaluation).pending())
+    rounds = Rounds(run.evaluation)
+    is_scored = config.evaluation is None or (rounds.is_known(config.run.steps) and not rounds.pending())
+    is_done = _has_done_all(config, run) and is_scored
     newest = Checkpoints(run.checkpoints).newest_whole() if is_done else None
     if newest is not None and newest.step >= config.run.steps:
         check_settings(config, run)

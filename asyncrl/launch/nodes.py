@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import psutil
+
 from asyncrl.affinity import OWN_CORES
 from asyncrl.cluster.hosts.base import RoleHost, RoleSpec
 from asyncrl.cluster.remote.desk import Desk
@@ -31,14 +33,23 @@ def spread(config: Config, gpus: int | None, nodes: int | None) -> tuple[Config,
             )
         return config, Nodes()
     on = nodes_of(site, gpus, nodes)
-    if on.count > 1 and ipaddress.ip_address(config.network.bind).is_loopback:
+    if on.count > 1 and not _reaches_others(config.network.bind):
         config = with_values(config, {"network.bind": site.address})
     return config, on
 
 
+def _reaches_others(bind: str) -> bool:
+    """Not an address of the machine on which the run was started before, either."""
+    address = ipaddress.ip_address(bind)
+    here = {a.address for has in psutil.net_if_addrs().values() for a in has}
+    return address.is_unspecified or (not address.is_loopback and bind in here)
+
+
 def nodes_of(site: Site, gpus: int | None, nodes: int | None) -> Nodes:
-    """The fewest nodes that have so many GPUs; without either number, all. Raises `ConfigError`."""
-    count = nodes or (len(site.gpus) if gpus is None else max(1, -(-gpus // max(1, *site.gpus))))
+    """The fewest nodes that have so many GPUs; without either number, all that have any, where one has.
+    Raises `ConfigError`."""
+    able = [n for n in site.gpus if n] or site.gpus
+    count = nodes or (len(able) if gpus is None else max(1, -(-gpus // max(1, *able))))
     if nodes is not None and nodes < 1:
         raise ConfigError(f"--nodes {nodes}: it should be 1 or more")
     each = -(-(gpus or 0) // count) if gpus is not None else site.gpus[min(count, len(site.gpus)) - 1]

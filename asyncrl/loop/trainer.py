@@ -160,8 +160,8 @@ class TrainingRun:
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(batch, line | dict(self.budget.metrics(done)) | told)
-        if done == self.steps or self._link.ends_because is not None:
-            self._writer.amend(await self._link.conclude())
+        if done == self.steps:
+            await self._conclude()
 
     @property
     def ends_because(self) -> str | None:
@@ -173,6 +173,10 @@ class TrainingRun:
             log.warning("%s: the run ends after %d of %d steps", self.ends_because, done, self.steps)
             if self._saver.last_step != done:
                 await self._save(done, math.nan)
+            await self._conclude()  # which may take long
+
+    async def _conclude(self) -> None:
+        self._writer.amend(await self._link.conclude())
 
     def _decode(self) -> Callable[..., str] | None:
         """From token ids to text; None where nothing computes, and so nobody writes."""

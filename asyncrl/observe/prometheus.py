@@ -44,7 +44,6 @@ def serving_metrics(run_dir: Path, name: str, port: int) -> Iterator[str]:
             pass
 
     with _bound(port, Handler) as server:
-        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         try:
@@ -59,9 +58,14 @@ def check_port(port: int) -> None:
     _bound(port, BaseHTTPRequestHandler).server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Somebody has hung up, or got no answer: no matter for the terminal that shows the run."""
+
+
 def _bound(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except OSError as error:
         raise ConfigError(
             f"observe.metrics_port={port}: this machine cannot listen there ({error.strerror}); name another "

@@ -13,7 +13,7 @@ from typing import Any, Self
 from asyncrl.config import Config
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 from asyncrl.observe.role_meter import by_kind, times
-from asyncrl.roles import ROLLOUT
+from asyncrl.roles import ROLLOUT, Role
 from asyncrl.units import number, percent
 
 FIRST_RESPONSES = 100
@@ -44,6 +44,7 @@ class RunFacts:
 
     takes_turns: sampling and training wait for each other by the settings. judged, rules: names of the parts
     of the reward that a model gives, and that a function gives. learns_by_reward: nothing else teaches.
+    workers: of the run itself; those with higher numbers are guests, which leave as they like. None: all are.
     """
 
     takes_turns: bool = False
@@ -51,6 +52,7 @@ class RunFacts:
     judged: Sequence[str] = ()
     rules: Sequence[str] = ()
     learns_by_reward: bool = True
+    workers: int | None = None
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -61,6 +63,7 @@ class RunFacts:
             judged=[part.label for part in (*reward.models, *reward.judges)],
             rules=[part.label for part in reward.functions],
             learns_by_reward=not config.learns_without_rewards and config.sft is None,
+            workers=config.rollout.workers,
         )
 
 
@@ -250,13 +253,17 @@ def stale_data(history: History, facts: RunFacts) -> str | None:
 
 def dying_worker(history: History, facts: RunFacts) -> str | None:
     prefix = "rollout/lost/"
-    lost = {key: history.grown(key) for key in history.last[-1] if key.startswith(prefix)}
-    worst = max(lost, key=lambda key: lost[key], default=None)
-    if worst is None or lost[worst] < DEATHS:
+    roles = (key.removeprefix(prefix) for key in history.last[-1] if key.startswith(prefix))
+    lost = {
+        role: history.grown(f"{prefix}{role}")
+        for role in roles
+        if facts.workers is None or Role.parse(role).index < facts.workers
+    }
+    role = max(lost, key=lambda role: lost[role], default=None)
+    if role is None or lost[role] < DEATHS:
         return None
-    role = worst.removeprefix(prefix)
     return (
-        f"{role} dies again and again: {lost[worst]:.0f} times within the last {WINDOW} steps; "
+        f"{role} dies again and again: {lost[role]:.0f} times within the last {WINDOW} steps; "
         f"logs/{role}.log says why. Where memory ran out, lower rollout.slots or rollout.max_new_tokens; at "
         "most rollout.max_restarts times an hour it is started again"
     )

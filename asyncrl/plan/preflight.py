@@ -98,7 +98,9 @@ def plan(config: Config, gpus: int | None = None, nodes: Nodes = ONE_NODE) -> Pl
 def lacks(config: Config) -> list[str]:
     """What these settings lack, as far as it can be told where others are wrong."""
     findings = Findings()
-    if _independent(config, findings, None, is_elsewhere=False).has_rows and not is_on_hub(config.data):
+    if _independent(config, findings, None, ONE_NODE, is_elsewhere=False).has_rows and not is_on_hub(
+        config.data
+    ):
         findings.of(partial(count_rows, config.data))
     if (trained := findings.of(lambda: with_trained_models(config))) is not None:
         look_for_models(trained, findings)
@@ -134,7 +136,7 @@ def _look(
         findings.of(partial(checks.budget, config, placement))
         if not is_elsewhere:
             findings.of(partial(checks.visible_gpus, config, placement))
-    independent = _independent(config, findings, functions, is_elsewhere=is_elsewhere)
+    independent = _independent(config, findings, functions, nodes, is_elsewhere=is_elsewhere)
     trained = findings.of(lambda: with_trained_models(config))
     if trained is None:
         findings.refuse(missing_too=False)
@@ -160,7 +162,7 @@ class _Independent:
 
 
 def _independent(
-    config: Config, findings: Findings, functions: Found | None, *, is_elsewhere: bool
+    config: Config, findings: Findings, functions: Found | None, nodes: Nodes, *, is_elsewhere: bool
 ) -> _Independent:
     if not is_elsewhere:
         findings.of(lambda: disk.run_dir(config))
@@ -169,7 +171,7 @@ def _independent(
         findings.of(lambda: checks.network(config))
         findings.of(lambda: checks.metrics_port(config))
     findings.of(lambda: checks.role_host(config))
-    findings.of(lambda: checks.transport(config))
+    findings.of(lambda: checks.transport(config, nodes.count))
     findings.of(lambda: checks.trackers(config))
     # Without it no process can be asked to import them.
     has_temporary_folder = findings.of(disk.temporary_folder)

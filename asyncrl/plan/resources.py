@@ -186,7 +186,8 @@ def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> 
                     )
             else:
                 gpus = tuple(islice(free, need.gpus_each))
-                while gpus[0] // each != gpus[-1] // each:  # of two nodes
+                # Of two nodes; behind the last one there is nothing to be found.
+                while gpus[0] // each != gpus[-1] // each and gpus[-1] < usable:
                     gpus = (*gpus[1:], next(free))
             placed[role] = gpus
             node = gpus[0] // each if gpus else Role.parse(role).index % nodes

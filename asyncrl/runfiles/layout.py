@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from asyncrl import trace
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.paths import Under
 from asyncrl.roles import COORDINATOR, JUDGE, REWARD
@@ -87,20 +88,21 @@ class RunDir:
         return held(self.path, f"run.dir={self.path}: another run is using this directory; name another one")
 
     def files_to_send(self, role: str) -> dict[str, Path]:
-        """What a role on another host needs before it starts, by the names of the files: where it listened
-        before, too, if the others expect it there."""
-        files = (self.config, self.model_folders, self.prompts, self._keys)
-        before = [] if self.endpoint(role) is None else [self._endpoint(role)]
-        return {file.name: file for file in (*files, *before)}
+        """What a role on another host needs before it starts, by the names of the files."""
+        files = [self.config, self.model_folders, self.prompts, self._keys]
+        if (before := self._endpoint(role)).exists():  # where the others look for it
+            files.append(before)
+        return {file.name: file for file in files}
 
     def files_of(self, role: str) -> dict[str, Path]:
         """The small files that a role writes for other processes, by their names here: each whole, again and
         again."""
         return self._named(self.pulse(role), self.beginning(role), self._endpoint(role))
 
-    def texts_of(self, role: str) -> dict[str, Path]:
-        """Those that grow."""
-        return self._named(self.log(role), self.stacks(role))
+    def texts_of(self, role: str, spans: Iterable[int]) -> dict[str, Path]:
+        """Those that grow. spans: the parts of its trace."""
+        parts = (trace.part(self.spans, role, number) for number in spans)
+        return self._named(self.log(role), self.stacks(role), *parts)
 
     def _named(self, *paths: Path) -> dict[str, Path]:
         return {str(path.relative_to(self.path)): path for path in paths}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import time
 from dataclasses import replace
 
@@ -33,7 +32,6 @@ class Receiver:
         self._loop = LoopThread("weights receiver")
         self._fetcher: Fetcher | None = None
         self._newest: TcpNotice | None = None
-        atexit.register(self.close)
 
     def hear(self, notice: TcpNotice) -> None:
         """This is the notice in force. Whoever fetches begins at once: others may wait for it."""
@@ -70,7 +68,6 @@ class Receiver:
         return self._loop.run(is_gone(self._run, self._host, notice))
 
     def close(self) -> None:
-        atexit.unregister(self.close)
         if self._fetcher is None:
             self._loop.close()
             return

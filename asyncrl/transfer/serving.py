@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import zmq
 
 from asyncrl.event_loop import cancelled
 from asyncrl.wire import messages as m
+from asyncrl.wire.addresses import own_address
 from asyncrl.wire.keys import Endpoint, Keys
 from asyncrl.wire.rpc import Frames, RpcServer
 
@@ -40,21 +38,6 @@ class Serving:
         with suppress(Exception):  # told already
             await cancelled(self._task)
         self._server.close()
-
-
-def own_address(towards: str) -> tuple[str, str]:
-    """The IP address at which this host is to listen, and the name by which others reach it: that of its way
-    to `tcp://HOST:PORT`, whence they come, too."""
-    parts = urlsplit(towards)
-    host, port = parts.hostname or "", parts.port
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)  # sends nothing
-        own = str(probe.getsockname()[0])
-    if ipaddress.ip_address(own.partition("%")[0]).is_loopback and host not in (own, "localhost"):
-        # This host knows itself by that name, under an address that no other reaches.
-        return ("::" if family == socket.AF_INET6 else "0.0.0.0"), host
-    return own, own
 
 
 def _tell(task: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@ memory. Only what publishes or reads them imports torch."""
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,9 +47,13 @@ class Tcp:
         return self._source.metrics() if "_source" in self.__dict__ else {}
 
     def close(self) -> None:
-        for end in ("_source", "_receiver"):
-            if end in self.__dict__:
-                getattr(self, end).close()
+        if "_source" in self.__dict__:
+            self._source.close()
+        self.leave()
+
+    def leave(self) -> None:
+        if "_receiver" in self.__dict__:
+            self._receiver.close()
 
     def source(self, notice: bytes) -> ShmWeights:
         from asyncrl.transfer.fetched import FetchedWeights
@@ -67,7 +72,8 @@ class Tcp:
         return self._receiver.is_gone(told)
 
     def sweep(self) -> None:
-        """This host's. Others' goes with the processes there, or, where one was killed, with the next run."""
+        """This host's. Others' goes as the processes there leave, or, where one was killed, with the next
+        run."""
         for path in shared_folder().glob(f"{self._name}-*"):
             path.unlink(missing_ok=True)
         SharedMemory(self._name, self._folder).sweep()
@@ -87,7 +93,10 @@ class Tcp:
     def _receiver(self) -> Receiver:
         from asyncrl.transfer.receiver import Receiver
 
-        return Receiver(f"{self._name}-{self._host}", self._host, self._run)
+        # What a start of the run before this one has left there, or still has there, is none of ours.
+        run = self._run
+        of_start = hashlib.blake2b(run.server_public.encode(), digest_size=4).hexdigest()
+        return Receiver(f"{self._name}-{self._host}-{of_start}", self._host, run)
 
     @property
     def _run(self) -> Endpoint:

@@ -37,6 +37,9 @@ class Transport(Protocol):
         """An engine's end: what a notice tells of, which is in force from now on. Waits for
         nothing."""
 
+    def leave(self) -> None:
+        """An engine's end: take away what it has put on its host. Your own need not have it."""
+
     def is_gone(self, notice: bytes) -> bool:
         """An engine's end: whether the version of a notice is gone with the trainer that published it, and
         the next trainer's is to come."""

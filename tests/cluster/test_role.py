@@ -23,14 +23,16 @@ from asyncrl.trainer.learner import NonFiniteGradientError
         (NonFiniteGradientError("diverged"), role.PAST_HELP),
     ],
 )
-def test_the_exit_status_tells_whether_to_start_it_again(monkeypatch, tmp_path, capsys, error, status):
+def test_the_exit_status_tells_whether_to_start_it_again(
+    monkeypatch, make_config, tmp_path, capsys, error, status
+):
     async def fail(config, path, name):
         raise error
 
     RunDir(tmp_path).logs.mkdir()
     monkeypatch.setattr(role, "end_with", lambda supervisor: None)
     monkeypatch.setattr(role.faulthandler, "enable", lambda: None)  # it wants a real stderr
-    monkeypatch.setattr(role, "_config", lambda run_dir: None)
+    monkeypatch.setattr(role, "_config", lambda run_dir: make_config())
     monkeypatch.setattr(role, "_entry", lambda name: fail)
     assert role.main(["rollout-0", "--run-dir", str(tmp_path), "--supervisor", "1"]) == status
     assert role.FATAL in capsys.readouterr().err

@@ -469,6 +469,12 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "use reference.where=loss",
         ),
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
+        (["rollout.guests=1", "run.mode=inline"], "run.mode=inline has one", "use run.mode=async"),
+        (
+            ["rollout.guests=1", "network.bind=10.0.0.1", "weights.transport=shm"],
+            "which weights.transport=shm does not reach",
+            "use weights.transport=tcp",
+        ),
         (
             ["objective.policy_loss=ppo", "objective.behavior_cap=3"],
             "objective.behavior_cap=3.0 is a setting of "
@@ -597,6 +603,22 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             ["evaluation={every_steps: 5, patience: 2}", "data.held_out_rows=9"],
             "evaluation.patience=2 waits for a metric to rise, and none is named",
             "set checkpoint.best_of and checkpoint.keep_best=1",
+        ),
+        (
+            [
+                *("evaluation.every_steps=5", "data.held_out_rows=9", "reward.functions=[]"),
+                "teacher.path=t",
+            ],
+            "evaluation.every_steps=5: nothing scores a response",
+            "of weight 0 where they are not to be learnt from",
+        ),
+        (
+            [
+                *("evaluation={every_steps: 5, temperature: 0}", "data.held_out_rows=9"),
+                "reward.judges=[{url: 'http://a:1/v1', model: m, asks: group}]",
+            ],
+            "one response to each prompt, and reward.judges.0.asks=group compares",
+            "use evaluation.samples=2",
         ),
         (
             [

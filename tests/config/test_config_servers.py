@@ -43,6 +43,7 @@ def test_other_engines_need_no_servers():
         ("rollout.http.weights_dir=weights", "weights_dir=weights: name a folder, by its absolute path"),
         ("rollout.http.load_timeout_s=120", "raise weights.ack_timeout_s"),
         ("rollout.workers=2", "one worker drives all servers; use rollout.workers=1"),
+        ("rollout.guests=2", "one worker drives all servers; use rollout.guests=0"),
         ("rollout.kept_contexts=8", "the servers keep what they have room for"),
         ("run.mode=inline", "use rollout.engine=torch, or run.mode=async"),
         ("rollout.tensor_parallel_size=2", "only rollout.engine=vllm splits a model"),

@@ -14,6 +14,7 @@ from asyncrl.evaluation.sets import held_out
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.observe.samples import read_samples
 from asyncrl.report.page import write_report
+from asyncrl.runfiles.budget import Budget
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.evaluation import Rounds
 from asyncrl.runfiles.layout import RunDir
@@ -138,6 +139,27 @@ def test_an_inline_run_scores_its_versions_and_trains_the_same(
     assert [line.get("eval/version") for line in lines] == [0, None, 3, 4]
     assert all(line["eval/same/failed_prompts"] == 0 for line in lines if "eval/version" in line)
     assert {c.step for c in Checkpoints(RunDir(folder).checkpoints).all()} == {3, 4}
+
+
+@pytest.mark.slow
+def test_the_last_version_is_scored_whichever_it_becomes_and_whatever_is_lost(
+    make_config, monkeypatch, one_thread
+):
+    spent = property(lambda budget: "all is spent" if len(budget._steps_s) == 2 else None)
+    monkeypatch.setattr(Budget, "why_spent", spent)
+    own = "run.mode=inline", "run.steps=4", "data.held_out_rows=4", "evaluation.every_steps=4"
+    run_dir = asyncrl.run(make_config(*own), progress=False).run_dir
+    rounds = Rounds(RunDir(run_dir).evaluation)
+    assert list(rounds.results()) == [0, 2]
+    assert_as_offline(run_dir, 2)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    assert [line.get("eval/version") for line in lines] == [0, 2]
+    assert lines[0]["state/inline/evaluate_s"] > 0, "version 0 was scored before the first step"
+
+    rounds.results_file.write_bytes(rounds.results_file.read_bytes().splitlines(keepends=True)[0])
+    assert list(rounds.results()) == [0]
+    asyncrl.resume(run_dir, ["run.steps=2"], progress=False)
+    assert list(rounds.results()) == [0, 2]
 
 
 @pytest.mark.vllm

@@ -56,7 +56,8 @@ def test_states_add_up_and_the_trace_shows_them(seen):
     for role, (first, last) in pulses.items():
         before_s, after_s = (sum(pulse.states_s.values()) for pulse in (first, last))
         assert after_s - before_s == pytest.approx(last.at_s - first.at_s, rel=0.01, abs=0.02), role
-        assert sum(times(lines)[role].values()) <= after_s + 0.001  # each moment once
+        if role != "trainer-0":  # its own clock is read for each step, between two pulses: see below
+            assert sum(times(lines)[role].values()) <= after_s + 0.001  # each moment once
     for line in lines[1:]:
         of_trainer_s = sum(times([line])["trainer-0"].values())
         assert of_trainer_s == pytest.approx(line["time/step_s"], rel=0.01, abs=0.002)

@@ -78,6 +78,7 @@ def pretended(programs, tmp_path, monkeypatch):
         "SLURM_JOB_NODELIST": "two",
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": "rl",
+        "SLURMD_NODENAME": "localhost",
     }
     for name, value in job.items():
         monkeypatch.setenv(name, value)

@@ -1,15 +1,20 @@
 """Runs over several nodes: who computes where, what a cluster must have, and how others reach a run."""
 
+import os
+
 import pytest
 import zmq
 
-from asyncrl.cluster.remote.call import GUEST, Call, address_of, own_address
+from asyncrl.cluster.remote import slurm
+from asyncrl.cluster.remote.call import GUEST, Call, address_of, with_ways_to_ranks
 from asyncrl.cluster.remote.site import Site
 from asyncrl.config import from_tree
 from asyncrl.errors import ConfigError
 from asyncrl.launch.nodes import nodes_of, spread
+from asyncrl.plan.checks import settings
 from asyncrl.plan.machine import PLANNED_GPU_BYTES, Machine, Nodes
 from asyncrl.plan.resources import assign
+from asyncrl.rendezvous import STORE_HOST
 from asyncrl.wire.keys import Endpoint, Keys
 
 CLUSTER = Site((8, 8, 8, 4), "10.0.0.5")
@@ -61,6 +66,9 @@ def test_an_engine_never_spans_two_nodes():
     run.rollout.workers = 4
     with pytest.raises(ConfigError, match=r"tensor_parallel_size=3: an engine stays on one node.*divides 8"):
         assign(run, None, 16, nodes=2)
+    run.rollout.tensor_parallel_size, run.rollout.workers = 4, 1  # 7 GPUs of 8, and a node has 2
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=4: an engine stays on one node.*divides 2"):
+        assign(run, 8, 8, nodes=4)
 
 
 def test_without_gpus_roles_are_dealt_out_and_what_writes_the_files_stays():
@@ -114,6 +122,64 @@ def test_too_few_nodes_or_gpus_are_refused_with_what_there_are(gpus, nodes, word
         nodes_of(CLUSTER, gpus, nodes)
 
 
+def test_the_launchers_own_node_computes_too():
+    headless = Site((8, 8, 8, 0), "10.0.0.5", here=0)
+    assert nodes_of(headless, 0, None) == Nodes(1, 0)
+    for gpus, nodes in (None, None), (8, None), (16, 2):
+        with pytest.raises(ConfigError, match=r"8 GPUs on each node .* the launcher's own, .* has 0; start"):
+            nodes_of(headless, gpus, nodes)
+
+
+def test_the_memory_of_one_machine_is_refused_on_several():
+    run = config(weights={"transport": "shm"})
+    settings.transport(run, 1)
+    with pytest.raises(ConfigError, match=r"weights.transport=shm .* 2 nodes; use weights.transport=tcp"):
+        settings.transport(run, 2)
+    settings.transport(config(), 2)
+
+
+def test_a_run_that_goes_on_elsewhere_listens_there(monkeypatch):
+    monkeypatch.setattr("asyncrl.launch.nodes.site_of", lambda _: CLUSTER)
+    for bind in "127.0.0.1", "192.0.2.7":  # of documentation: nobody's
+        found, _ = spread(config(network={"bind": bind}), None, 2)
+        assert found.network.bind == CLUSTER.address
+    wildcard = {"bind": "0.0.0.0", "advertise": "node-0"}
+    assert spread(config(network=wildcard), None, 2)[0].network.bind == "0.0.0.0"
+
+
+@pytest.fixture
+def allocation(tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf '%s\\n' a b c\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "[a-c]")
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+
+
+def test_the_launchers_node_comes_first(allocation, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "b")
+    assert slurm.allocated() == ["b", "a", "c"]
+
+
+def test_a_launcher_beside_its_allocation_is_refused(allocation):
+    with pytest.raises(ConfigError, match=r"none of the allocation's \(a, b, c\); start it by `sbatch"):
+        slurm.allocated()
+
+
+def test_ranks_meet_by_the_interface_of_their_address(monkeypatch):
+    names = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    planned = dict.fromkeys(names, "lo") | {"A": "a"}
+    assert with_ways_to_ranks(planned, "127.0.0.1") == planned | {STORE_HOST: "127.0.0.1"}
+    # A name under which a host knows only itself says nothing of its interfaces.
+    assert with_ways_to_ranks(planned, "localhost") == {"A": "a", STORE_HOST: "localhost"}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "^docker")
+    found = with_ways_to_ranks(planned, "127.0.0.1")
+    assert [found[name] for name in names] == ["lo", "^docker"]
+
+
 def test_more_nodes_than_this_machine_need_a_cluster(monkeypatch):
     assert spread(config(), None, None) == (config(), Nodes())
     with pytest.raises(ConfigError, match=r"--nodes 2: run.role_host=local .* add --cluster ray or"):
@@ -132,7 +198,6 @@ def test_an_address_of_a_run_holds_all_that_a_guest_needs(tmp_path):
         assert call.endpoint == endpoint
         assert zmq.curve_public(call.endpoint.client_secret.encode()).decode() == endpoint.client_public
         assert call.ticket.startswith(GUEST)
-    assert own_address(endpoint) == "::1"
 
 
 @pytest.mark.parametrize("address", ["nowhere/join", "tcp://10.0.0.5:7000", "tcp://10.0.0.5:7000#AAAA"])

@@ -64,6 +64,19 @@ def test_a_healthy_run_shows_nothing(name):
     assert list(replayed(RECORDED["healthy"][name])) == []
 
 
+def test_guests_leave_as_they_like():
+    ill = RECORDED["ill"]["dying_worker"]
+    columns = {key.replace("rollout-0", "rollout-2"): column for key, column in ill["columns"].items()}
+
+    def told(workers):
+        facts = ill["facts"] | {"workers": workers}
+        run = ill | {"columns": columns, "facts": facts}
+        return [text for _, text in replayed(run) if "again and again" in text]
+
+    assert told(2) == []
+    assert len(told(3)) == 1
+
+
 SAYS = {
     "starved_trainer": ("starved trainer", "rollout.workers"),
     "starved_rollout": ("starved rollout", "trainer.ranks"),

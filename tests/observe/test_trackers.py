@@ -107,6 +107,23 @@ def test_a_run_that_went_back_has_each_step_once_as_it_was_at_last(run, make_lin
     assert points == [(step, 0.25 if step <= 4 else 0.75) for step in range(1, 10)]
 
 
+def test_the_first_step_is_there_once_when_more_becomes_known_of_it(run, make_line, tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
+    tracker = TensorBoard(run)
+    following = Following(tmp_path, marks_of(tmp_path, "tensorboard"), tracker)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(make_line(1))
+        assert following.poll()
+        writer.amend({"eval/version": 1, "eval/math/reward/mean": 0.25})
+        assert following.poll()
+    tracker.close()
+    found = board(tmp_path)
+    assert [(e.step, e.value) for e in found.Scalars("eval/math/reward/mean")] == [(1, 0.25)]
+    assert len(found.Scalars("staleness/mean")) == 1
+    (text,) = found.Tensors("samples/best")
+    assert b"yes" in text.tensor_proto.string_val[0]
+
+
 def test_what_a_tracker_has_is_not_brought_again(run, make_line, tmp_path, monkeypatch):
     monkeypatch.setattr(follow, "MOST_BYTES", 1000)  # about two lines
     write(tmp_path, map(make_line, range(1, 6)))

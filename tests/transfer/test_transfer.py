@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,13 +15,14 @@ from tcp_proxy import Proxy
 
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.transfer import fetcher, serving
+from asyncrl.transfer import fetcher, source
 from asyncrl.transfer.fetcher import is_gone
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.shelf import CHUNK_BYTES
 from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.source import WeightsError
+from asyncrl.wire import addresses
 from asyncrl.wire.keys import Endpoint, Keys
 
 N_VALUES = 16 * CHUNK_BYTES // 2
@@ -189,6 +191,26 @@ def test_a_trainer_that_ended_is_told_from_a_broken_link(end, monkeypatch):
     assert host.is_gone(notice)
 
 
+def test_a_damaged_delta_gives_way_to_the_whole(end, monkeypatch):
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    weights.assert_read(host, weights.publish(trainer, 0))
+    sent(trainer)
+    whole = source.difference
+    monkeypatch.setattr(source, "difference", lambda *a: replace(d := whole(*a), encoded=d.encoded[:-9]))
+    weights.assert_read(host, weights.publish(trainer, 1))
+    assert N_BYTES < sent(trainer) < N_BYTES + FEW
+
+
+def test_a_start_of_the_run_does_not_wait_for_what_is_left_of_the_one_before(end, run, tmp_path):
+    """Its processes on other hosts live for a while after its launcher was killed."""
+    before, weights = end("host"), Weights()
+    weights.assert_read(before, weights.publish(end("trainer"), 0))
+    RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of(run.address, Keys.new()))
+    trainer, host = end("trainer"), end("host")
+    weights.assert_read(host, weights.publish(trainer, 1))
+    assert before._receiver._fetcher is not None
+
+
 def test_another_trainer_ends_the_wait_for_the_one_before(end, monkeypatch):
     monkeypatch.setattr(fetcher, "LOCATE_S", 0.5)
     trainer, host, weights = end("trainer"), end("host"), Weights()
@@ -221,10 +243,10 @@ def test_nobody_gets_in_without_the_keys_of_the_run(end, run, monkeypatch):
     ],
 )
 def test_who_is_reached_by_loopback_listens_there_alone(towards, own):
-    assert serving.own_address(towards) == own
+    assert addresses.own_address(towards) == own
 
 
 def test_a_host_that_knows_itself_by_name_listens_for_others(monkeypatch):
-    found = serving.socket.getaddrinfo("127.0.1.1", 5, type=serving.socket.SOCK_DGRAM)
-    monkeypatch.setattr(serving.socket, "getaddrinfo", lambda *_, **__: found)
-    assert serving.own_address("tcp://node-1:5") == ("0.0.0.0", "node-1")
+    found = addresses.socket.getaddrinfo("127.0.1.1", 5, type=addresses.socket.SOCK_DGRAM)
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: found)
+    assert addresses.own_address("tcp://node-1:5") == ("0.0.0.0", "node-1")

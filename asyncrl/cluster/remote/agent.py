@@ -23,16 +23,18 @@ from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES
 from asyncrl.cluster.hosts.base import RoleSpec, visible_gpu
 from asyncrl.cluster.hosts.local import LocalHost, LocalRole
-from asyncrl.cluster.remote.call import CALL, Call, own_address, ways_to_ranks
+from asyncrl.cluster.remote.call import CALL, Call, with_ways_to_ranks
 from asyncrl.cluster.role import FATAL
 from asyncrl.config import Config
 from asyncrl.data import hub
 from asyncrl.errors import AsyncRLError, ConfigError
-from asyncrl.roles import TRAINER, Role
+from asyncrl.roles import EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import scratch_folder
 from asyncrl.section import with_values
+from asyncrl.trace import part_numbers
 from asyncrl.wire import messages as m
+from asyncrl.wire.addresses import own_address
 from asyncrl.wire.keys import write_private
 from asyncrl.wire.rpc import RpcClient, RpcError
 
@@ -42,8 +44,15 @@ ENLIST_S = 120.0
 """Longest wait for the supervisor's first answer."""
 LOST_S = 300.0
 """An agent that has not heard of its supervisor for so long ends its role."""
+LAST_LINES = 5
 MAX_TAIL_BYTES = 1 << 20
 """Of a log, in one piece of news."""
+SHARED = {
+    TRAINER: ("checkpoints", "the trainer's ranks find the run's checkpoints", "the trainer"),
+    EVALUATION: ("evaluation", "evaluating processes find the versions to score", "them"),
+}
+"""Folders of the run, as `RunDir` calls them, that roles of a kind read and write where they are; what for,
+and whose nodes."""
 
 
 async def serve(call: Call, *, drain_s: float | None = None) -> int:
@@ -54,13 +63,18 @@ async def serve(call: Call, *, drain_s: float | None = None) -> int:
     second time it ends at once. None where such signals are somebody else's.
     """
     async with RpcClient(call.endpoint, call.ticket) as desk:
-        posting, files = await desk.request(m.Enlist(socket.gethostname()), timeout_s=ENLIST_S)
+        posting, files = await desk.request(
+            # Once: its answer may take longer than what is not answered is asked again after.
+            m.Enlist(socket.gethostname()),
+            timeout_s=ENLIST_S,
+            queued=True,
+        )
         with scratch_folder() as folder:
             own, role = OwnFolder(folder, posting.role), None
             host = LocalHost(own.run_dir)
             try:
                 try:
-                    spec = await asyncio.to_thread(own.fill, posting, files, own_address(call.endpoint))
+                    spec = await asyncio.to_thread(own.fill, posting, files, call.endpoint.address)
                     role = await host.start(spec)
                 except (AsyncRLError, OSError) as error:
                     own.run_dir.log(posting.role).write_text(f"{FATAL}on {socket.gethostname()}: {error}\n")
@@ -68,12 +82,21 @@ async def serve(call: Call, *, drain_s: float | None = None) -> int:
                 else:
                     with _leaving(role, drain_s):
                         status = await _follow(desk, role, own)
+                if status > 0 and status != 128 + signal.SIGTERM:
+                    _say_why(own.run_dir.log(posting.role))
                 await desk.request(own.news(role, 0, status), timeout_s=LOST_S)
                 return status
             finally:
                 if role is not None:
                     role.kill()
                 host.clear_away([posting.role])
+
+
+def _say_why(log: Path) -> None:
+    """The last words of a role, for whoever looks at this process: its log goes elsewhere."""
+    lines = log.read_text(errors="replace").splitlines()
+    fatal = [line for line in lines if line.startswith(FATAL)]
+    print(*(fatal or lines[-LAST_LINES:]), sep="\n", file=sys.stderr)
 
 
 async def _follow(desk: RpcClient, role: LocalRole, own: OwnFolder) -> int:
@@ -134,9 +157,8 @@ class OwnFolder:
         for path in (self.run_dir.logs, self._temporary):
             path.mkdir(parents=True)
 
-    def fill(self, posting: m.Posting, files: Sequence[bytes], address: str) -> RoleSpec:
-        """address: by which this host and the supervisor's reach each other. Raises `ConfigError` and
-        `OSError`."""
+    def fill(self, posting: m.Posting, files: Sequence[bytes], supervisor: str) -> RoleSpec:
+        """supervisor: its address. Raises `ConfigError` and `OSError`."""
         if Path(posting.folder).is_dir():
             os.chdir(posting.folder)
         for name, content in zip(posting.files, files, strict=True):
@@ -144,18 +166,20 @@ class OwnFolder:
                 file.write(content)
         run_dir, origin = self.run_dir, RunDir(Path(posting.run_dir))
         run_dir.origin.write_text(posting.run_dir)
-        if Role.parse(posting.role).kind == TRAINER:
+        if (kind := Role.parse(posting.role).kind) in SHARED:
+            folder, what, whose = SHARED[kind]
             if not origin.path.is_dir():
                 raise ConfigError(
-                    f"there is no folder {origin.path}, in which the trainer's ranks find the run's "
-                    "checkpoints; put run.dir (or run.root) on storage that all nodes of the trainer share"
+                    f"there is no folder {origin.path}, in which {what}; put run.dir (or run.root) on "
+                    f"storage that all nodes of {whose} share with the launcher's"
                 )
-            run_dir.checkpoints.symlink_to(origin.checkpoints)
+            getattr(run_dir, folder).symlink_to(getattr(origin, folder))
         config = settings.load(run_dir.config)
         run_dir.model_folders.write_text(json.dumps(_folders(config, run_dir)))
-        own = with_values(config, {"network.bind": address, "network.advertise": None})
-        run_dir.config.write_text(settings.dump(own))
-        environment = {**posting.env, "TMPDIR": str(self._temporary)} | ways_to_ranks(address)
+        bind, name = own_address(supervisor)
+        own = {"network.bind": bind, "network.advertise": name, "weights.transport": config.transport}
+        run_dir.config.write_text(settings.dump(with_values(config, own)))
+        environment = with_ways_to_ranks(posting.env, name) | {"TMPDIR": str(self._temporary)}
         environment.pop(OWN_CORES, None)  # of another machine
         if posting.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible_gpu, posting.gpus))
@@ -170,7 +194,8 @@ class OwnFolder:
                 if written != self._seen.get(name):
                     files[name], self._found[name] = file.read(), written
         tails = {}
-        for name, path in self.run_dir.texts_of(self._role).items():
+        spans = part_numbers(self.run_dir.spans, self._role)
+        for name, path in self.run_dir.texts_of(self._role, spans).items():
             with suppress(FileNotFoundError), path.open("rb") as file:
                 start = self._told.get(name, 0)
                 file.seek(start)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +25,8 @@ CALL = "ASYNCRL_CALL"
 GUEST = "guest-"
 """Begins the tickets of those who come unasked."""
 _SCHEME = "tcp://"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Environment variables: of the network between ranks; what the user has said counts."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -60,21 +64,20 @@ def address_of(endpoint: Endpoint) -> str:
     return f"{endpoint.address}#{base64.urlsafe_b64encode(keys).decode().rstrip('=')}"
 
 
-def own_address(towards: Endpoint) -> str:
-    """The address of this host by which it and that one reach each other."""
-    return address_towards(towards.address.removeprefix(_SCHEME).rpartition(":")[0].strip("[]"), towards.port)
+def with_ways_to_ranks(env: Mapping[str, str], address: str) -> dict[str, str]:
+    """The environment of a role on this host, which others reach by that address or name: a trainer's rank
+    there meets those on other hosts."""
+    here = {a.address: name for name, has in psutil.net_if_addrs().items() for a in has}
+    found = here.get(address) or here.get(_numeric(address))
+    chosen = {name: value for name in _INTERFACES if (value := os.environ.get(name) or found)}
+    others = {name: value for name, value in env.items() if name not in _INTERFACES}
+    return others | chosen | {STORE_HOST: address}
 
 
-def address_towards(host: str, port: int) -> str:
-    [(family, _, _, _, where), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(where)  # sends nothing
-        return str(probe.getsockname()[0])
-
-
-def ways_to_ranks(address: str) -> dict[str, str]:
-    """The environment in which a trainer's rank meets those on other hosts, by this address of its own."""
-    of = (name for name, has in psutil.net_if_addrs().items() if address in (a.address for a in has))
-    found = os.environ.get("NCCL_SOCKET_IFNAME") or next(of, None)
-    interface = {} if found is None else {"GLOO_SOCKET_IFNAME": found, "NCCL_SOCKET_IFNAME": found}
-    return {STORE_HOST: address, **interface}
+def _numeric(name: str) -> str:
+    """Empty where this host does not know it, or knows only itself by it."""
+    try:
+        found = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return ""
+    return "" if ipaddress.ip_address(found.partition("%")[0]).is_loopback else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from asyncrl.cluster.remote.call import GUEST, Call, address_of
 from asyncrl.config import NetworkConfig
 from asyncrl.liveness.pulse import Pulse, read_pulse
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.trace import forget_parts
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint, write_private
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
@@ -72,16 +74,21 @@ class RemoteRole:
     def hear(self, news: m.RoleNews) -> list[str]:
         """Returns the orders that its agent has not carried out."""
         self._pid = news.pid
-        places = self._run_dir.files_of(self.spec.name) | self._run_dir.texts_of(self.spec.name)
+        role, run_dir = self.spec.name, self._run_dir
+        spans = [int(found[1]) for name in news.tails if (found := re.search(r"\.(\d{1,9})\.jsonl$", name))]
+        places = run_dir.files_of(role) | run_dir.texts_of(role, spans)
         try:
             for name, content in news.files.items():
                 places[name].parent.mkdir(exist_ok=True)
                 write_private(places[name], content)
             for name, tail in news.tails.items():
                 if tail.start == self._heard.get(name, 0):
+                    places[name].parent.mkdir(exist_ok=True)
                     with places[name].open("ab") as file:
                         file.write(tail.content)
                     self._heard[name] = tail.start + len(tail.content)
+            if spans:
+                forget_parts(run_dir.spans, role, max(spans))
         except KeyError as error:
             raise RpcError(f"{self.spec.name} has no file {error}") from None
         except OSError as error:  # the role goes on; what its log lacks then is in no other place
@@ -147,9 +154,9 @@ class Desk:
         role = self._roles.get(ticket)
         if role is None and ticket.startswith(GUEST) and isinstance(request, m.Enlist):
             role = self._received(ticket, request.host)
-        if role is not None and isinstance(request, m.RoleNews) and request.status is not None:
-            role.end(request.status)  # it may say so again
-        elif role is None or role.ended.done():
+        if role is None or role.ended.done():
+            if role is not None and isinstance(request, m.RoleNews) and request.status is not None:
+                return m.Orders([], {}), ()  # it has said so, or its successor is there
             raise RpcError("nobody waits for this agent any more: its role has another, or the run has ended")
         match request:
             case m.Enlist():

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from asyncrl.cluster.hosts.base import RoleHandle, RoleSpec
 from asyncrl.cluster.hosts.local import LocalHost
-from asyncrl.cluster.remote.call import Call, ways_to_ranks
+from asyncrl.cluster.remote.call import Call, with_ways_to_ranks
 from asyncrl.cluster.remote.desk import Desk, RemoteRole
 from asyncrl.config import NetworkConfig
 from asyncrl.roles import COORDINATOR, RANK_0
@@ -70,8 +70,8 @@ class RemoteHost:
 
     async def start(self, spec: RoleSpec) -> RoleHandle:
         if spec.name in self._home:
-            reached = ways_to_ranks(self._network.advertise or self._network.bind)
-            env = {**spec.env, **reached, **await self._starter.home_env(spec)}
+            env = with_ways_to_ranks(spec.env, self._network.advertise or self._network.bind)
+            env |= await self._starter.home_env(spec)
             return await self._local.start(replace(spec, env=env))
         call, role = self.desk.call(spec, f"{spec.name}.{secrets.token_hex(8)}")
         agent = asyncio.create_task(self._follow(role, call), name=f"agent of {spec.name}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -16,12 +19,14 @@ from asyncrl.cluster.remote.call import Call
 from asyncrl.cluster.remote.host import RemoteHost
 from asyncrl.cluster.remote.site import Site
 from asyncrl.config import load
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.packages import need
 from asyncrl.runfiles.layout import RunDir
 
 PLACE_S = 60.0
 """Longest wait for the placement group: the nodes are there, but others may hold what it needs."""
+PLACE_AGAIN_S = 1.0
+"""After an actor that has not come up."""
 
 
 def ray_host(run_dir: RunDir) -> RemoteHost:
@@ -48,8 +53,11 @@ def _connected() -> Any:
 def ray_site() -> Site:
     """The nodes that there are now."""
     ray = _connected()
-    gpus = sorted((int(n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]), reverse=True)
-    return Site(tuple(gpus), ray.util.get_node_ip_address())
+    own = ray.util.get_node_ip_address()
+    nodes = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+    gpus = {name: int(n["Resources"].get("GPU", 0)) for name, n in nodes.items()}
+    on_own = [gpus[name] for name, n in nodes.items() if n["NodeManagerAddress"] == own]
+    return Site(tuple(sorted(gpus.values(), reverse=True)), own, max(on_own, default=0))
 
 
 class _Agent:
@@ -78,6 +86,7 @@ class RayStarter:
         self._holders: dict[int, Any] = {}
         self._gpus: dict[int, int] = {}
         """How many are held on each node."""
+        self._finding = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
     @asynccontextmanager
     async def holding(self, specs: Sequence[RoleSpec]) -> AsyncIterator[None]:
@@ -98,14 +107,20 @@ class RayStarter:
 
     async def run(self, spec: RoleSpec, call: Call) -> None:
         gpus = await self._gpus_on(spec.node)
-        actor = self._actor(spec.node, name=call.ticket).remote()
+        actor = await self._up(spec.node, spec.name)
         try:
             await actor.carry_out.remote(msgspec.json.encode(call), gpus)
         finally:
             self._ray.kill(actor)
 
     async def home_env(self, spec: RoleSpec) -> dict[str, str]:
-        names = await self._gpus_on(spec.node)
+        try:
+            async with asyncio.timeout(PLACE_S):
+                names = await self._gpus_on(spec.node)
+        except TimeoutError:
+            raise RunFailed(
+                f"Ray has not given this node the GPUs of its bundle for {PLACE_S:.0f} s"
+            ) from None
         return {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu] for gpu in spec.gpus)} if names else {}
 
     async def _placed(self, bundles: list[dict[str, float]]) -> None:
@@ -119,10 +134,28 @@ class RayStarter:
         """Held there by an actor, which is another one where the node has been lost and replaced."""
         if not self._gpus[node]:
             return []
-        with suppress(KeyError, self._ray.exceptions.RayActorError):
+        async with self._finding[node]:
+            with suppress(KeyError, self._ray.exceptions.RayActorError):
+                return list(await self._holders[node].gpus.remote())
+            self._holders[node] = await self._up(node, "gpus", num_gpus=self._gpus[node])
             return list(await self._holders[node].gpus.remote())
-        self._holders[node] = self._actor(node, num_gpus=self._gpus[node]).remote()
-        return list(await self._holders[node].gpus.remote())
+
+    async def _up(self, node: int, name: str, **options: Any) -> Any:
+        """An actor that runs there. Until Ray has noticed that a node is dead, it places actors on it."""
+        deadline_s = time.monotonic() + PLACE_S
+        while True:
+            actor = self._actor(node, name=f"{name}.{secrets.token_hex(4)}", **options).remote()
+            try:
+                await actor.gpus.remote()
+            except self._ray.exceptions.RayActorError as error:
+                if error.actor_init_failed or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(PLACE_AGAIN_S)
+            except asyncio.CancelledError:
+                self._ray.kill(actor)
+                raise
+            else:
+                return actor
 
     def _actor(self, node: int, **options: Any) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

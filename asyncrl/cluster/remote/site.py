@@ -14,6 +14,8 @@ class Site:
     """Of each node, the most first."""
     address: str
     """By which the other nodes reach this one."""
+    here: int | None = None
+    """GPUs of this node, where the trainer's first rank computes; None: as many as the others have."""
 
     def check(self, nodes: int, gpus_each: int, asked: str) -> None:
         """Raises `ConfigError` unless it has so many nodes with so many GPUs. asked: by which arguments."""
@@ -23,6 +25,12 @@ class Site:
                 f"{asked}: {nodes} nodes with {gpus_each} GPUs each are wanted, and the cluster has "
                 f"{len(self.gpus)} node{'s' * (len(self.gpus) != 1)} (GPUs of each: {with_gpus}); ask for "
                 "fewer, or add --dry-run to plan for them"
+            )
+        if self.here is not None and self.here < gpus_each:
+            raise ConfigError(
+                f"{asked or 'the cluster'}: {gpus_each} GPUs on each node are wanted, and the launcher's "
+                f"own, where the trainer computes, has {self.here}; start it on another node, or ask for "
+                "fewer by --gpus"
             )
 
 

@@ -13,17 +13,19 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from asyncrl.cluster.hosts.base import RoleSpec
-from asyncrl.cluster.remote.call import CALL, Call, address_towards
+from asyncrl.cluster.remote.call import CALL, Call
 from asyncrl.cluster.remote.host import RemoteHost
 from asyncrl.cluster.remote.site import Site
 from asyncrl.config import load
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.resolve import OWN_PATH
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.wire.addresses import own_address
 
 STEP_END_S = 5.0
 """For a step that is told to end; then `srun` is killed, and SLURM ends the step."""
 LIST_S = 30.0
+_BY_SBATCH = "start it by `sbatch launch/slurm.sbatch`, or by `srun --overlap` within `salloc`"
 _STEP = (
     "srun",
     "--nodes=1",
@@ -40,24 +42,30 @@ def slurm_host(run_dir: RunDir) -> RemoteHost:
 def slurm_site() -> Site:
     nodes = allocated()
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-    return Site((gpus,) * len(nodes), address_towards(nodes[-1], 1) if len(nodes) > 1 else "127.0.0.1")
+    address, _ = own_address(f"tcp://{nodes[-1]}:1") if len(nodes) > 1 else ("127.0.0.1", "")
+    return Site((gpus,) * len(nodes), address)
 
 
 def allocated() -> list[str]:
     """The names of the allocation's nodes, this one first. Raises `ConfigError` outside of one."""
     names = os.environ.get("SLURM_JOB_NODELIST")
     if not names:
-        raise ConfigError(
-            "run.role_host=slurm: this is no allocation of SLURM; start it by `sbatch launch/slurm.sbatch`, "
-            "or within `salloc --nodes=N`"
-        )
+        raise ConfigError(f"run.role_host=slurm: this is no allocation of SLURM; {_BY_SBATCH}")
     command = ["scontrol", "show", "hostnames", names]
     try:
-        return subprocess.run(
+        nodes = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=LIST_S
         ).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"run.role_host=slurm: {' '.join(command)}: {error}") from None
+    own = os.environ.get("SLURMD_NODENAME")  # none where `salloc` leaves its user
+    if own not in nodes:
+        raise ConfigError(
+            "run.role_host=slurm: the launcher's node computes, too, and this one is none of the "
+            f"allocation's ({', '.join(nodes)}); {_BY_SBATCH}"
+        )
+    nodes.remove(own)
+    return [own, *nodes]
 
 
 class SlurmStarter:

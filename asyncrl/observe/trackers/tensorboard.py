@@ -31,10 +31,10 @@ class TensorBoard:
     def begin(self, after_step: int, last_step: int) -> None:
         self.close()
         self._file = EventFileWriter(str(self._run.folder / BOARD_NAME))
-        if after_step:  # later points of earlier files are dropped
+        if last_step:  # later points of earlier files are dropped
             start = SessionLog(status=SessionLog.START)
             self._add(Event(session_log=start, step=after_step + 1))
-        else:
+        if not after_step:
             self._add(Event(summary=hparams_pb(self._run.settings, self._run.id), step=0))
 
     def write(self, steps: Sequence[Step]) -> None:

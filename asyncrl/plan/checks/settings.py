@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,9 +48,14 @@ def role_host(config: Config) -> None:
     find_host(config.run.role_host)
 
 
-def transport(config: Config) -> None:
-    """What is to carry the weights can be imported."""
+def transport(config: Config, nodes: int) -> None:
+    """What is to carry the weights can be imported, and gets to every node."""
     find_transport(config.transport)
+    if nodes > 1 and config.weights.transport == "shm":
+        raise ConfigError(
+            f"weights.transport=shm is the memory of one machine, and the run is spread over {nodes} nodes; "
+            "use weights.transport=tcp, or leave it out"
+        )
 
 
 def trackers(config: Config) -> None:
@@ -388,6 +394,12 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             f"{config.rollout.truncation} renormalises what is sampled from over tokens that "
             f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
             "ratios come out low even on policy"
+        )
+    if config.rollout.guests and ipaddress.ip_address(config.network.bind).is_loopback:
+        yield (
+            f"rollout.guests={config.rollout.guests}: network.bind={config.network.bind} is reached by no "
+            "other machine, so workers can join from this one alone; set network.bind to an address that "
+            "others reach"
         )
     objective, reference = config.objective, config.reference
     if objective.advantage == "grpo" and reference is not None and reference.where == "reward":

@@ -49,6 +49,8 @@ class SharedMemory:
 
         return ShmWeights(_decoded(notice))
 
+    def leave(self) -> None: ...
+
     def is_gone(self, notice: bytes) -> bool:
         return not Path(_decoded(notice).segment).exists()
 

@@ -123,11 +123,12 @@ class Http(OfVllm):
                 f"rollout.kept_contexts={config.rollout.kept_contexts}: with rollout.engine=http the servers "
                 "keep what they have room for, by their own options; leave it null"
             )
-        if config.rollout.workers > 1:
-            yield (
-                f"rollout.workers={config.rollout.workers}: with rollout.engine=http one worker drives all "
-                "servers; use rollout.workers=1"
-            )
+        for key, count, one in ("workers", config.rollout.workers, 1), ("guests", config.rollout.guests, 0):
+            if count > one:
+                yield (
+                    f"rollout.{key}={count}: with rollout.engine=http one worker drives all servers; use "
+                    f"rollout.{key}={one}"
+                )
 
 
 SPEC = Http()
