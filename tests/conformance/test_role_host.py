@@ -6,19 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 
-import msgspec
 import numpy as np
 import psutil
 import pytest
+from agent_programs import Programs
 
 import asyncrl
 from asyncrl.cluster.hosts.base import RoleSpec, find_host
 from asyncrl.cluster.hosts.fork_server import ForkServer
 from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.hosts.processes import ROLE_TAG, kill_tagged
-from asyncrl.cluster.remote.call import CALL
 from asyncrl.cluster.remote.host import RemoteHost
 from asyncrl.config import NetworkConfig, dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
@@ -104,24 +103,6 @@ def fork_server():
     assert not server._imports, "no role was forked: it did not come up"
     assert not server._is_closed, "it was given up"
     server.close()
-
-
-class Programs:
-    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
-
-    @asynccontextmanager
-    async def holding(self, specs):
-        yield
-
-    async def run(self, spec, call):
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
-        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
-        agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
-        try:
-            await agent.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                agent.kill()
 
 
 @pytest.fixture(params=["local", OWN, "forking", "agents"], ids=["local", "own", "forking", "agents"])

@@ -1,44 +1,17 @@
 """A whole run whose roles are away from its directory, as on other hosts: what they need of it reaches them,
 and what they write comes back."""
 
-import asyncio
 import gzip
-import os
-import subprocess
-import sys
-from contextlib import asynccontextmanager, suppress
 
-import msgspec
 import pytest
+from agent_programs import Programs
 
 import asyncrl
-from asyncrl.cluster.remote.call import CALL
 from asyncrl.cluster.remote.host import RemoteHost
 from asyncrl.config import load
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.runfiles.evaluation import Rounds
 from asyncrl.runfiles.layout import RunDir
-
-
-class Programs:
-    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
-
-    @asynccontextmanager
-    async def holding(self, specs):
-        yield
-
-    async def home_env(self, spec):
-        return {}
-
-    async def run(self, spec, call):
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
-        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
-        agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
-        try:
-            await agent.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                agent.kill()
 
 
 def by_agents(run_dir):

@@ -1,0 +1,32 @@
+"""Agents of roles without Ray or SLURM."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+
+from asyncrl.cluster.remote.call import CALL
+
+
+class Programs:
+    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
+
+    @asynccontextmanager
+    async def holding(self, specs):
+        yield
+
+    async def home_env(self, spec):
+        return {}
+
+    async def run(self, spec, call):
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
+        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
+        agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
+        try:
+            await agent.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                agent.kill()
