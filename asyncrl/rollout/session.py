@@ -191,9 +191,9 @@ class Session:
         """The episode will be carried out anew: what it has sampled is counted, and not trained on."""
         if self._requests > self._first_request:
             self.open_requests += 1
+        self._give_up()
         self._first_request = self._requests
         self._segments, self.answers = [], []
-        self._give_up()
 
     def trajectories(self, earned: Mapping[str, Sequence[float]] | None = None) -> list[Trajectory]:
         """What was sampled, as segments, in the order in which they began; all share the member's reward.
@@ -221,7 +221,10 @@ class Session:
         return self._requests - self._first_request
 
     def _give_up(self) -> None:
-        for request_id in list(self._under_way):
+        # All of them, since nobody goes on from what those have left that have ended. What a single one has
+        # left begins with the prompt of its group.
+        given_up = range(self._first_request, self._requests) if self.turns > 1 else ()
+        for request_id in {*self._under_way, *map(self._name, given_up)}:
             self._engine.abort(request_id)
         self._changed()
 
@@ -269,7 +272,7 @@ class Session:
             seed=sampling_seed(self._seed, task.group_id, task.attempt, self.index, number),
             stop_token_ids=(*task.sampling.stop_token_ids, *(s for s in stop if isinstance(s, int))),
         )
-        name = f"{task.lease_id}/{self.index}" + (f"/{number}" if number else "")
+        name = self._name(number)
         texts = [text for text in stop if isinstance(text, str)]
         chunks: list[TokenChunk] = []
         cut: int | None = None
@@ -296,6 +299,9 @@ class Session:
         if completion.finish_reason in BROKEN and not self.ended and first == self._first_request:
             self.broken = completion.finish_reason
         return completion
+
+    def _name(self, number: int) -> str:
+        return f"{self.task.lease_id}/{self.index}" + (f"/{number}" if number else "")
 
     def _stopped_after(self, chunks: Sequence[TokenChunk], texts: Sequence[str]) -> int | None:
         """After how many of the tokens so far one of the texts is there; looked for in what is new."""

@@ -151,6 +151,17 @@ def test_two_turns_are_one_exact_trajectory_with_what_was_shown_masked(carry_out
     assert flat.loss_mask.sum() == sum(t.sampled_tokens for t in group.trajectories)
 
 
+@pytest.mark.parametrize("turns", [1, 2])
+def test_what_an_episode_of_many_turns_has_left_makes_place_first(carry_out, turns, monkeypatch):
+    """Of one turn it begins with the prompt of its group, whose other members may yet need it."""
+    given_up = []
+    abort = TorchEngine.abort
+    monkeypatch.setattr(TorchEngine, "abort", lambda self, name: (given_up.append(name), abort(self, name)))
+    carry_out(single_turn if turns == 1 else two_turns)
+    names = {f"{TASK.lease_id}/{i}{turn}" for i in range(GROUP) for turn in ("", "/1")}
+    assert (given_up == []) if turns == 1 else (set(given_up) == names)
+
+
 def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
     door = asyncio.Event()
 

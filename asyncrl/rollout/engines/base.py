@@ -111,8 +111,8 @@ class Engine(Protocol):
         length)."""
 
     def abort(self, request_id: str) -> None:
-        """End a request early: its stream ends with what it has and `FinishReason.ABORT`. Unknown ids are
-        ignored."""
+        """End a request early: its stream ends with what it has and `FinishReason.ABORT`. Of one that
+        has ended: no other will go on from what it has left. Unknown ids are ignored."""
 
     async def update_weights(self, source: WeightSource) -> UpdateReport:
         """Swap to `source`'s version between two decode steps. Requests are neither aborted nor restarted.

@@ -157,6 +157,27 @@ def test_what_an_update_has_passed_through_is_never_gone_on_from(make_qwen3):
     assert asyncio.run(scenario()) == (0, 3 + 6 + 1 + 3 - 1)
 
 
+@pytest.mark.parametrize("is_given_up", [True, False])
+def test_what_nobody_goes_on_from_makes_place_first(make_qwen3, is_given_up):
+    """Two contexts have room, and a third comes: the older of them goes, or the one that is given up."""
+    engine = TorchEngine(make_qwen3(), capacity=1, spare=1, max_length=64)
+
+    async def one(name, prompt):
+        stream = engine.generate(request(name, prompt, 3))
+        await finish(engine)
+        return await anext(stream)
+
+    async def scenario():
+        kept = await one("kept", [5, 6, 7])
+        await one("over", [8, 9, 10])
+        if is_given_up:
+            engine.abort("over")
+        await one("new", [11, 12, 13])
+        return (await one("kept/1", [5, 6, 7, *kept.token_ids, 9])).reused
+
+    assert asyncio.run(scenario()) == (3 + 3 - 1 if is_given_up else 0)
+
+
 def test_what_it_forgets_leaves_no_trace(make_qwen3):
     """To the bit: as an interrupted `inline` run goes on."""
 

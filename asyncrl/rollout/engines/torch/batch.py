@@ -86,7 +86,8 @@ class ContinuousBatch:
         self._waiting.append(request)
 
     def abort(self, request_id: str) -> Finished | None:
-        """End a waiting or running request; None when there is no such request."""
+        """End a waiting or running request; None when there is no such request. What one that has ended has
+        left is the first to make place."""
         for i, request in enumerate(self._waiting):
             if request.request_id == request_id:
                 del self._waiting[i]
@@ -94,7 +95,10 @@ class ContinuousBatch:
                     np.empty(0, np.int32), np.empty(0, np.float32), (), FinishReason.ABORT
                 )
         row = self._slots.find(request_id)
-        return None if row is None else self._slots.finish(row, FinishReason.ABORT)
+        if row is None:
+            self._slots.yield_place(request_id)
+            return None
+        return self._slots.finish(row, FinishReason.ABORT)
 
     def step(self) -> list[Finished]:
         """Refill the empty rows, then decode one token in every running row. Returns the requests that

@@ -94,7 +94,7 @@ class TorchEngine(StreamingEngine):
         self._do(STEP, self._batch.step)
 
     def abort(self, request_id: str) -> None:
-        if request_id in self._streams:
+        if self._broken is None:
             self._do("abort", lambda: [end] if (end := self._batch.abort(request_id)) else [])
 
     async def update_weights(self, source: WeightSource) -> UpdateReport:

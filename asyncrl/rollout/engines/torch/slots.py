@@ -35,7 +35,9 @@ class Slots:
         """By a clock of its own; 0 where what a row holds is of no use to anybody."""
         self.oldest = np.zeros(slots, np.int64)
         """The oldest version that has computed any of a row's keys and values."""
-        self._clock = 0
+        self._clock = 1
+        self._left = [""] * slots
+        """The request whose end left what a row holds."""
         self.requests: list[GenerationRequest | None] = [None] * slots
         self.tokens = np.zeros((slots, max_length), np.int64)
         self.length = np.zeros(slots, np.int64)
@@ -148,7 +150,7 @@ class Slots:
         if reason is None:
             stopped = self.tokens[row, span.stop - 1] in self._stop[row]
             reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-        self.requests[row] = None
+        self.requests[row], self._left[row] = None, request.request_id
         self.holes.append(row)
         if self.last_used[row]:
             self._use(row)
@@ -161,6 +163,12 @@ class Slots:
             reused=int(self.reused[row]),
             kept=KeptSets.of([kept.get(t, whole) for t in range(span.start, span.stop)]) if kept else None,
         )
+
+    def yield_place(self, request_id: str) -> None:
+        """Nobody will go on from what an ended request has left: it is the first to make place."""
+        for row, left in enumerate(self._left):
+            if left == request_id and self.requests[row] is None and self.last_used[row]:
+                self.last_used[row] = 1
 
     @property
     def running(self) -> int:
@@ -192,7 +200,7 @@ class Slots:
         for held in vars(self).values():
             if isinstance(held, np.ndarray) and held is not self._rows:
                 held[targets] = held[sources]
-        for of_rows in (self.requests, self._kept):
+        for of_rows in (self.requests, self._left, self._kept):
             for target, one in zip(targets, [of_rows[source] for source in sources], strict=True):
                 of_rows[target] = one
 
