@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from asyncrl.config import Config
+from asyncrl.config import Config, DataConfig
 from asyncrl.curriculum.hints import with_hints
 from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ONE_NODE = Nodes()
+LoadPrompts = Callable[[DataConfig, "PreTrainedTokenizerBase"], PromptSet]
+"""As `load_prompts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +69,21 @@ class Plan:
 
 
 def preflight(
-    config: Config, gpus: int | None = None, functions: Found | None = None, nodes: Nodes = ONE_NODE
+    config: Config,
+    gpus: int | None = None,
+    functions: Found | None = None,
+    nodes: Nodes = ONE_NODE,
+    load: LoadPrompts = load_prompts,
 ) -> Plan:
     """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
     weights, starts and writes nothing.
 
     `gpus`: how many GPUs to use, None for as many as are of use. `functions`: what has been found of those
     that the config names, if somebody has looked already. `nodes`: machines like this one to spread the run
-    over. Raises `ConfigError` with all that the
-    checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
-    most five lines.
+    over. `load`: reads prompts. Raises `ConfigError` with all that the checks found wrong, each with its key,
+    value and remedy; with what is only missing on this machine, in at most five lines.
     """
-    found = _look(config, gpus, probe().over(nodes), functions, nodes, needs_all=True)
+    found = _look(config, gpus, probe().over(nodes), functions, nodes, needs_all=True, load=load)
     return replace(found, config=with_absolute_paths(found.config))
 
 
@@ -119,7 +124,14 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 
 
 def _look(
-    config: Config, gpus: int | None, here: Machine, functions: Found | None, nodes: Nodes, *, needs_all: bool
+    config: Config,
+    gpus: int | None,
+    here: Machine,
+    functions: Found | None,
+    nodes: Nodes,
+    *,
+    needs_all: bool,
+    load: LoadPrompts = load_prompts,
 ) -> Plan:
     """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
     missing is refused, or fetched."""
@@ -140,7 +152,7 @@ def _look(
     trained = findings.of(lambda: with_trained_models(config))
     if trained is None:
         findings.refuse(missing_too=False)
-    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
+    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all, load)
     known = _known(scene, findings, fetches=False)
     to_fetch = needs_all and (findings.forget(NotFetchedError) or _reads_hub(config))
     findings.refuse(missing_too=needs_all)
@@ -197,6 +209,7 @@ class _Scene:
     independent: _Independent
     is_elsewhere: bool
     needs_all: bool
+    load: LoadPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +247,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
     prompts = held_out = rows = longest = mean = None
     if scene.independent.has_rows and (fetches or not _reads_hub(config)):
-        prompts, held_out, rows = _prompts(config, tokenizer, findings)
+        prompts, held_out, rows = _prompts(scene, tokenizer, findings)
     elif scene.independent.has_rows and not scene.needs_all:
         findings.missing.append(_unread(config))
     if tokenizer is not None and config.teacher is not None and scene.needs_all:
@@ -331,17 +344,18 @@ def _reads_hub(config: Config) -> bool:
 
 
 def _prompts(
-    config: Config, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
+    scene: _Scene, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
 ) -> tuple[PromptSet | None, PromptSet | None, int | None]:
     """The prompts to train on and those to evaluate on, if they can be tokenised, and how many the former
     are, if the rows can be read."""
+    config = scene.config
     if tokenizer is None:
         return None, None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
-    prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
+    prompts = findings.of(lambda: scene.load(config.data, tokenizer))
     if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
         return None, None, None
     trained, held_out = prompts.split(config.data.held_out_rows)
     scored = None if config.evaluation is None else held_out
     if (sets := config.scored_sets) is not None:
-        scored = findings.of(lambda: load_prompts(sets, tokenizer))
+        scored = findings.of(lambda: scene.load(sets, tokenizer))
     return findings.of(lambda: with_hints(trained, config.data, tokenizer)), scored, len(trained)
