@@ -135,7 +135,7 @@ class Coordinator(Generic[P]):
         """The highest version that there has been. It is above `version` while a trainer that went back to a
         checkpoint trains the same batches again; engines may have it all along."""
         self.leases_given = 0
-        """Leases of every purpose are numbered from 0: no number comes twice, also after a restart."""
+        """Leases are numbered from 0: no number comes twice, also after a restart."""
         self.steps_taken = 0
         """Batches handed to the trainer."""
         self.group_tokens = 0.0

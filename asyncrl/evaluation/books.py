@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from asyncrl.core.records import GroupSummary, Lease, Purpose, Submission
+from asyncrl.core.records import GroupSummary, Lease, Submission
 
 P = TypeVar("P")
 """A finished group's payload: opaque here."""
@@ -38,7 +38,7 @@ class EvaluationBooks(Generic[P]):
     """Leases the prompts of the rounds that are due, and keeps what comes back.
 
     rows: held-out prompts. every: a round is due at each version that is a multiple. next_lease_id: numbers
-    leases (`Coordinator.next_lease_id`).
+    leases.
     """
 
     def __init__(self, rows: int, every: int, max_attempts: int, next_lease_id: Callable[[], int]) -> None:
@@ -69,7 +69,7 @@ class EvaluationBooks(Generic[P]):
             version = engine_version if one.version is None else one.version
             while one.due <= version == engine_version and one.to_lease and len(leases) < limit:
                 row, attempt = one.to_lease.pop(0)
-                lease = Lease(self._next_lease_id(), row, row, attempt, Purpose.EVAL)
+                lease = Lease(self._next_lease_id(), row, row, attempt)
                 one.version, self._leased[lease.lease_id] = version, (worker, one, lease)
                 leases.append(lease)
         return leases

@@ -4,30 +4,27 @@ held-out prompts."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import cast
 
 from asyncrl.config import Config
 from asyncrl.config.evaluation import EvaluationConfig
-from asyncrl.core.coordinator import Coordinator
-from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.records import Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
 from asyncrl.evaluation.books import EvaluationBooks
+from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.loop.algorithm import roll_out
-from asyncrl.loop.host import Host, LeasesFor
-from asyncrl.loop.inline import InlineLink
+from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.rewards import RewardModel
 from asyncrl.rollout.engines.base import SteppedEngine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
-from asyncrl.rollout.task import RolloutTask, sampling_of
-from asyncrl.runfiles.state import loop_settings
+from asyncrl.rollout.task import RolloutTask
 from asyncrl.section import with_values
 from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
@@ -38,7 +35,7 @@ WORKER = "evaluation"
 
 
 class Evaluator:
-    """Samples responses to the prompts and scores them, on leases of a run without training steps.
+    """Samples responses to the prompts and scores them.
 
     merge: as of `merging`, for versions that are adapters.
     """
@@ -55,21 +52,18 @@ class Evaluator:
     async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
         """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
         that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
-        changed, settings = asyncio.Event(), replace(loop_settings(self._config), total_steps=0)
-        coordinator: Coordinator[WireGroup] = Coordinator(settings, PromptCursor(1, 0))
+        changed, rollout = asyncio.Event(), self._config.rollout
         books: EvaluationBooks[WireGroup] = EvaluationBooks(
-            len(self._prompts), 1, settings.max_attempts, coordinator.next_lease_id
+            len(self._prompts), 1, rollout.max_attempts, itertools.count().__next__
         )
-        rollout = self._config.rollout
-        leases = LeasesFor(books, self._prompts.rows, rollout.group_size, sampling_of(rollout))
-        host = Host(self._config, (), coordinator, None, evaluation=leases, happened=changed.set)
+        host = EvaluationHost(books, self._prompts.rows, rollout, changed.set)
         books.published(source.version)
         whole = self._merge(source)
         if self._config.run.in_one_process:
             engine = cast(SteppedEngine, self._rollout.engine)
             engine.forget()
             engine.swap(whole.tensors(), whole.version)
-            link = InlineLink(self._config, host, self._rollout)
+            link = Schedule(self._config, host, self._rollout)
             async with link.working():
                 await link.roll_out()
         else:
@@ -133,7 +127,7 @@ async def evaluating(
 class _Link:
     """The worker's, to a host in this process."""
 
-    def __init__(self, host: Host, changed: asyncio.Event, version: int, gives_up: bool) -> None:
+    def __init__(self, host: EvaluationHost, changed: asyncio.Event, version: int, gives_up: bool) -> None:
         self._host = host
         self._changed = changed
         self._version = version
@@ -148,10 +142,12 @@ class _Link:
         return leased
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
-        self._host.submit(task, group.summary(), encode_group(group, task.lease_id, task.purpose))
+        told = (task.group_id, task.lease_id, task.row)
+        self._host.submit(*told, group.summary(), encode_group(group, task.lease_id))
         did_one()
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
-        again = self._host.fail(task, failure.reason, failure.detail, failure.sampled_tokens)
+        told = (failure.reason, failure.detail, failure.sampled_tokens)
+        again = self._host.fail(task.group_id, task.lease_id, *told)
         if not again and not self._gives_up:
             raise failure

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 from test_coordinator import Loop
 
-from asyncrl.core.records import GroupSummary, Purpose, Submission
+from asyncrl.core.records import GroupSummary, Submission
 from asyncrl.evaluation.books import EvaluationBooks
 
 HELD_OUT = 4
@@ -42,7 +42,6 @@ class LoopWithEvaluation(Loop):
         assert not numbers & (self.numbers | self.leases.keys() | self.eval_leases.keys())
         self.numbers |= numbers
         for lease in leased:
-            assert lease.purpose is Purpose.EVAL
             self.eval_leases[lease.lease_id] = (worker, lease, version)
 
     @precondition(lambda self: self.eval_leases)
