@@ -232,11 +232,6 @@ class Coordinator(Generic[P]):
         """What a worker has leased and not handed in."""
         return [_lease_of(e) for e in self._of((GroupState.LEASED, worker))]
 
-    def next_lease_id(self) -> int:
-        """Number another lease, of whatever purpose."""
-        self.leases_given += 1
-        return self.leases_given - 1
-
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
         queued = self.ledger.groups[GroupState.QUEUED]
@@ -382,7 +377,7 @@ class Coordinator(Generic[P]):
             state=GroupState.LEASED,
             admitted_version=version,
             attempt=0,
-            lease_id=self.next_lease_id(),
+            lease_id=self._next_lease_id(),
             worker=worker,
         )
         self._add(entry)
@@ -390,8 +385,12 @@ class Coordinator(Generic[P]):
         self.ledger.admit()
         return _lease_of(entry)
 
+    def _next_lease_id(self) -> int:
+        self.leases_given += 1
+        return self.leases_given - 1
+
     def _lease_again(self, entry: GroupEntry, worker: str, version: int) -> Lease:
-        lease_id = self.next_lease_id()
+        lease_id = self._next_lease_id()
         self._move(entry, GroupState.LEASED, lease_id=lease_id, worker=worker, admitted_version=version)
         return _lease_of(entry)
 

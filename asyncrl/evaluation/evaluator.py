@@ -4,7 +4,6 @@ held-out prompts."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import cast
@@ -15,7 +14,6 @@ from asyncrl.core.records import Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
-from asyncrl.evaluation.books import EvaluationBooks
 from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.inline import Schedule
@@ -28,7 +26,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.section import with_values
 from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
-from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+from asyncrl.wire.codec import decode_group, encode_group
 from asyncrl.work import did_one, working
 
 WORKER = "evaluation"
@@ -52,12 +50,8 @@ class Evaluator:
     async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
         """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
         that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
-        changed, rollout = asyncio.Event(), self._config.rollout
-        books: EvaluationBooks[WireGroup] = EvaluationBooks(
-            len(self._prompts), 1, rollout.max_attempts, itertools.count().__next__
-        )
-        host = EvaluationHost(books, self._prompts.rows, rollout, changed.set)
-        books.published(source.version)
+        changed = asyncio.Event()
+        host = EvaluationHost(source.version, self._prompts.rows, self._config.rollout, changed.set)
         whole = self._merge(source)
         if self._config.run.in_one_process:
             engine = cast(SteppedEngine, self._rollout.engine)
@@ -70,10 +64,9 @@ class Evaluator:
             await self._rollout.engine.update_weights(whole)
             with working(f"prompts of version {source.version}", len(self._prompts)):
                 await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
-        (only,) = books.rounds
-        if only.failed and not gives_up:
-            raise AttemptFailed("failed", next(iter(only.failed.values())), 0)
-        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(only.groups.items())}
+        if host.failed and not gives_up:
+            raise AttemptFailed("failed", next(iter(host.failed.values())), 0)
+        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(host.groups.items())}
 
     def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
         """Of what `measure` gave, by their names in `metrics.jsonl`."""
