@@ -17,7 +17,6 @@ CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
-    ("objective", "value.py"),
     *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
     *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
 )
