@@ -56,7 +56,7 @@ PURE = {"core", "objective"}
 PURE_IMPORTS = {*sys.stdlib_module_names, "numpy", "torch", "asyncrl"}
 
 LONGEST_FUNCTION = 80
-LONGEST_NARROW_PATH = 11_800
+LONGEST_NARROW_PATH = 11_500
 
 
 def modules():
