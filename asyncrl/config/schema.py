@@ -129,6 +129,11 @@ class Config(Section):
         }
         return {key for key, section in sections.items() if section is not None}
 
+    @property
+    def may_have_lessons(self) -> bool:
+        """Whether `trainer.lessons` is asked for any: some have no section, but settings of other ones."""
+        return bool(self.lessons or self.objective.entropy_coef or self.rollout.choose != "first")
+
     def needs_checkpoint(self, version: int) -> bool:
         """Whether there must be one, whatever the interval: at the end, and of what is compared."""
         compared = self.evaluation is not None and self.checkpoint.best_of is not None

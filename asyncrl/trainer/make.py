@@ -85,14 +85,14 @@ def make_training(
 
         averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
     lessons: list[Lesson] = []
-    if config.lessons:
+    if config.may_have_lessons:
         from asyncrl.trainer.lessons.make import load_lessons, make_lessons
 
         base = None if models.adapters is None else models.adapters.base(ranks)
         lessons = load_lessons(config, ranks, base)
     together = [models.policy, models.critic, *(lesson.model for lesson in lessons)]
     packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
-    if config.lessons:
+    if config.may_have_lessons:
         lessons += make_lessons(config, policy, packing, ranks)
     step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
