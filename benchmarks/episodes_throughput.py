@@ -51,11 +51,11 @@ from asyncrl.loop.algorithm import roll_out
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.episodes.pool import EpisodePool
 from asyncrl.rollout.episodes.program import Earned
 from asyncrl.rollout.episodes.reuse import computed_again
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.weights.source import LocalWeights
 
@@ -160,7 +160,7 @@ class Watch:
         self.prefilled += int(np.minimum(lengths, tokens.shape[1]).sum())
         self._fill(rows, tokens, lengths)
 
-    def totals(self, sessions: list[Session]) -> np.ndarray:
+    def totals(self, sessions: list[Conversation]) -> np.ndarray:
         stats = self.engine.stats()
         lost, _, of = np.sum([computed_again(each.answers, keeps=True) for each in sessions], axis=0)
         own = stats.busy_s, stats.generated_tokens, self.prefilled, lost, of
@@ -183,9 +183,9 @@ async def measure(name: str, slots: int, seconds: float, step_s: float) -> Resul
     program = f"{Path(__file__).parent / 'tool_episode.py'}:episode"
     pool = EpisodePool(program, str, processes=1, timeout_s=600.0)
     await pool.start()
-    link, sessions = Link(int(case.episodes * slots)), list[Session]()
+    link, sessions = Link(int(case.episodes * slots)), list[Conversation]()
 
-    async def play(task: RolloutTask, session: Session) -> Earned:
+    async def play(task: RolloutTask, session: Conversation) -> Earned:
         sessions.append(session)
         return await pool(task, session)
 
@@ -194,6 +194,7 @@ async def measure(name: str, slots: int, seconds: float, step_s: float) -> Resul
         seed=0,
         group_size=GROUP_SIZE,
         episode=play,
+        session=Conversation,
         context_tokens=LONGEST,
         end_episodes=pool.close,
     )

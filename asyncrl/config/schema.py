@@ -116,6 +116,24 @@ class Config(Section):
         sections = {"reference": self.reference, "teacher": teacher}
         return {name: section for name, section in sections.items() if section is not None}
 
+    @property
+    def lessons(self) -> set[str]:
+        """Of the sections of what a policy may learn from beside its samples (`trainer.lessons`), those that
+        there are, by their keys."""
+        sections = {
+            "reference": self.reference,
+            "teacher": self.teacher,
+            "reward.likelihood": self.reward.likelihood,
+            "sft": self.sft,
+            "replay": self.replay,
+        }
+        return {key for key, section in sections.items() if section is not None}
+
+    @property
+    def may_have_lessons(self) -> bool:
+        """Whether `trainer.lessons` is asked for any: some have no section, but settings of other ones."""
+        return bool(self.lessons or self.objective.entropy_coef or self.rollout.choose != "first")
+
     def needs_checkpoint(self, version: int) -> bool:
         """Whether there must be one, whatever the interval: at the end, and of what is compared."""
         compared = self.evaluation is not None and self.checkpoint.best_of is not None

@@ -135,7 +135,7 @@ class Coordinator(Generic[P]):
         """The highest version that there has been. It is above `version` while a trainer that went back to a
         checkpoint trains the same batches again; engines may have it all along."""
         self.leases_given = 0
-        """Leases of every purpose are numbered from 0: no number comes twice, also after a restart."""
+        """Leases are numbered from 0: no number comes twice, also after a restart."""
         self.steps_taken = 0
         """Batches handed to the trainer."""
         self.group_tokens = 0.0
@@ -231,11 +231,6 @@ class Coordinator(Generic[P]):
     def leases_of(self, worker: str) -> list[Lease]:
         """What a worker has leased and not handed in."""
         return [_lease_of(e) for e in self._of((GroupState.LEASED, worker))]
-
-    def next_lease_id(self) -> int:
-        """Number another lease, of whatever purpose."""
-        self.leases_given += 1
-        return self.leases_given - 1
 
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
@@ -382,7 +377,7 @@ class Coordinator(Generic[P]):
             state=GroupState.LEASED,
             admitted_version=version,
             attempt=0,
-            lease_id=self.next_lease_id(),
+            lease_id=self._next_lease_id(),
             worker=worker,
         )
         self._add(entry)
@@ -390,8 +385,12 @@ class Coordinator(Generic[P]):
         self.ledger.admit()
         return _lease_of(entry)
 
+    def _next_lease_id(self) -> int:
+        self.leases_given += 1
+        return self.leases_given - 1
+
     def _lease_again(self, entry: GroupEntry, worker: str, version: int) -> Lease:
-        lease_id = self.next_lease_id()
+        lease_id = self._next_lease_id()
         self._move(entry, GroupState.LEASED, lease_id=lease_id, worker=worker, admitted_version=version)
         return _lease_of(entry)
 

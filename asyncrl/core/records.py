@@ -24,22 +24,20 @@ class Purpose(StrEnum):
 
     TRAIN = "train"
     EVAL = "eval"
-    """To measure a version by held-out prompts: it passes the ledger by (`evaluation/books.py`)."""
+    """To measure a version by held-out prompts (`evaluation`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A group handed to a worker. (`group_id`, `attempt`) seed its sampling.
 
-    lease_id: no number comes twice, whatever the purpose, also after a restart of the coordinator. row: among
-    the prompts of its purpose.
+    lease_id: no number comes twice, also after a restart of the coordinator. row: of the prompt.
     """
 
     lease_id: int
     group_id: int
     row: int
     attempt: int
-    purpose: Purpose = Purpose.TRAIN
 
 
 class Submission(StrEnum):

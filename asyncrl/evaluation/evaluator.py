@@ -6,39 +6,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import cast
 
 from asyncrl.config import Config
 from asyncrl.config.evaluation import EvaluationConfig
-from asyncrl.core.coordinator import Coordinator
-from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.records import Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
-from asyncrl.evaluation.books import EvaluationBooks
+from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.loop.algorithm import roll_out
-from asyncrl.loop.host import Host, LeasesFor
-from asyncrl.loop.inline import InlineLink
+from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.rewards import RewardModel
 from asyncrl.rollout.engines.base import SteppedEngine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
-from asyncrl.rollout.task import RolloutTask, sampling_of
-from asyncrl.runfiles.state import loop_settings
+from asyncrl.rollout.task import RolloutTask
 from asyncrl.section import with_values
 from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
-from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+from asyncrl.wire.codec import decode_group, encode_group
 from asyncrl.work import did_one, working
 
 WORKER = "evaluation"
 
 
 class Evaluator:
-    """Samples responses to the prompts and scores them, on leases of a run without training steps.
+    """Samples responses to the prompts and scores them.
 
     merge: as of `merging`, for versions that are adapters.
     """
@@ -55,31 +50,23 @@ class Evaluator:
     async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
         """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
         that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
-        changed, settings = asyncio.Event(), replace(loop_settings(self._config), total_steps=0)
-        coordinator: Coordinator[WireGroup] = Coordinator(settings, PromptCursor(1, 0))
-        books: EvaluationBooks[WireGroup] = EvaluationBooks(
-            len(self._prompts), 1, settings.max_attempts, coordinator.next_lease_id
-        )
-        rollout = self._config.rollout
-        leases = LeasesFor(books, self._prompts.rows, rollout.group_size, sampling_of(rollout))
-        host = Host(self._config, (), coordinator, None, evaluation=leases, happened=changed.set)
-        books.published(source.version)
+        changed = asyncio.Event()
+        host = EvaluationHost(source.version, self._prompts.rows, self._config.rollout, changed.set)
         whole = self._merge(source)
         if self._config.run.in_one_process:
             engine = cast(SteppedEngine, self._rollout.engine)
             engine.forget()
             engine.swap(whole.tensors(), whole.version)
-            link = InlineLink(self._config, host, self._rollout)
+            link = Schedule(self._config, host, self._rollout)
             async with link.working():
                 await link.roll_out()
         else:
             await self._rollout.engine.update_weights(whole)
             with working(f"prompts of version {source.version}", len(self._prompts)):
                 await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
-        (only,) = books.rounds
-        if only.failed and not gives_up:
-            raise AttemptFailed("failed", next(iter(only.failed.values())), 0)
-        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(only.groups.items())}
+        if host.failed and not gives_up:
+            raise AttemptFailed("failed", next(iter(host.failed.values())), 0)
+        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(host.groups.items())}
 
     def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
         """Of what `measure` gave, by their names in `metrics.jsonl`."""
@@ -133,7 +120,7 @@ async def evaluating(
 class _Link:
     """The worker's, to a host in this process."""
 
-    def __init__(self, host: Host, changed: asyncio.Event, version: int, gives_up: bool) -> None:
+    def __init__(self, host: EvaluationHost, changed: asyncio.Event, version: int, gives_up: bool) -> None:
         self._host = host
         self._changed = changed
         self._version = version
@@ -148,10 +135,12 @@ class _Link:
         return leased
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
-        self._host.submit(task, group.summary(), encode_group(group, task.lease_id, task.purpose))
+        told = (task.group_id, task.lease_id, task.row)
+        self._host.submit(*told, group.summary(), encode_group(group, task.lease_id))
         did_one()
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
-        again = self._host.fail(task, failure.reason, failure.detail, failure.sampled_tokens)
+        told = (failure.reason, failure.detail, failure.sampled_tokens)
+        again = self._host.fail(task.group_id, task.lease_id, *told)
         if not again and not self._gives_up:
             raise failure

@@ -138,7 +138,9 @@ class CoordinatorService:
                 self._host.meter.report(name, request.stats)
                 self._submit(request.header, frames)
             case m.Fail():
-                self._fail(request)
+                self._stalls.failed(request.group_id)
+                told = (request.reason, request.detail, request.sampled_tokens)
+                self._host.fail(request.group_id, request.lease_id, *told)
             case m.WorkerReport():
                 return self._report(name, request), ()
             case m.Hello():
@@ -229,9 +231,9 @@ class CoordinatorService:
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
             group = decode_header(header)
-            check_group(group, frames, _or_refuse(self._host.group_size, group.purpose))
+            check_group(group, frames, self._config.rollout.group_size)
             payload, summary = WireGroup(header, tuple(frames)), group.summary()
-            became = self._host.submit(group, summary, payload)
+            became = self._host.submit(group.group_id, group.lease_id, group.row, summary, payload)
         except m.Malformed as error:
             raise RpcError(f"not a group to train on: {error}") from None
         except InvariantError as error:
@@ -241,11 +243,6 @@ class CoordinatorService:
             raise RpcError(str(error)) from None
         if became is not Submission.SETTLED:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
-
-    def _fail(self, request: m.Fail) -> None:
-        _or_refuse(self._host.group_size, request.purpose)  # whether there are such leases
-        self._stalls.failed(request.group_id)
-        self._host.fail(request, request.reason, request.detail, request.sampled_tokens)
 
     def _lost(self, name: str) -> None:
         self._workers.pop(name, None)

@@ -23,7 +23,7 @@ from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
-from asyncrl.loop.host import Host
+from asyncrl.loop.host import Host, Leases
 from asyncrl.loop.trainer import TrainerLink, TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
@@ -51,16 +51,15 @@ Beside = Callable[["TrainerLink", "Trainer"], AbstractAsyncContextManager["Train
 """What goes on beside the training: it is given the trainer's link, and gives another one."""
 
 
-class InlineLink(TrainerLink):
-    """The links of worker and trainer to a coordinator in their own process. What the worker asks for and
-    hands in waits for its turn in the schedule."""
+class Schedule:
+    """The worker's link to a host in its own process. What the worker asks for and hands in, and what its
+    episodes ask of the engine, waits for its turn."""
 
-    def __init__(self, config: Config, host: Host, rollout: GroupRollout) -> None:
+    def __init__(self, config: Config, leases: Leases, rollout: GroupRollout) -> None:
         self._config = config
-        self._host = host
-        self._engine = cast(SteppedEngine, rollout.engine)
-        self._merge = merging(config)
+        self._leases = leases
         self._rollout = rollout
+        self._engine = cast(SteppedEngine, rollout.engine)
         self._asking: asyncio.Future[list[RolloutTask] | None] | None = None
         """The worker's, when it has asked for groups."""
         self._leased: set[int] = set()
@@ -94,38 +93,9 @@ class InlineLink(TrainerLink):
 
     fail = submit
 
-    # ---- the trainer's -------------------------------------------------------------------------------------
-
-    async def begin(self, version: int) -> int:
-        return self._host.begin(version)
-
-    async def take(self, step: int) -> Batch:
-        """Roll out until the step has its batch."""
-        run, tokens = self._config.run, -1
-        began_s = moved_s = time.monotonic()
-        self._drops = Drops()
-        while (taken := self._host.take(step)) is None:
-            now_s = time.monotonic()
-            if self._drops.lasted_s(now_s) > run.stall_s:
-                waited = f"step {step} has waited for its batch for {now_s - began_s:.0f} s"
-                raise RunFailed(f"{self._drops.cause()} So {waited} (run.stall_s={run.stall_s:g})")
-            if (generated := self._engine.stats().generated_tokens) != tokens:
-                tokens, moved_s = generated, now_s
-            if now_s - moved_s > run.stall_s or now_s - began_s > run.longest_step_s:
-                raise RunFailed(
-                    f"step {step} has waited for its batch for {now_s - began_s:.0f} s, and no token was "
-                    f"generated for {now_s - moved_s:.0f} s (run.stall_s={run.stall_s:g}); the ledger: "
-                    f"{self._host.coordinator.ledger.metrics()}"
-                )
-            await self._lease()
-            scored_s = await self._decode()
-            began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
-        groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
-        return Batch(taken.step, taken.version, taken.oldest_version, groups)
-
     async def roll_out(self) -> None:
-        """All that will be leased: for a host of evaluation alone."""
-        while not self._host.finished:
+        """All that will be leased."""
+        while not self._leases.finished:
             await self._lease()
             await self._decode()
 
@@ -135,22 +105,6 @@ class InlineLink(TrainerLink):
         while self._leased:
             await self._decode()
         self._engine.forget()
-
-    async def checkpointed(self, oldest: int) -> None:
-        self._host.checkpointed(oldest)
-
-    async def publish(
-        self, version: int, weights: Mapping[str, Tensor] | None, canary: Canary | None
-    ) -> dict[str, float]:
-        started_s = time.monotonic()
-        assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
-        whole = self._merge(LocalWeights(version, weights)).tensors()
-        pause_s = self._engine.swap(whole, version)
-        self._host.publish(version)
-        self._host.meter.report(WORKER, self._engine.stats())
-        self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
-        self._host.meter.rewards(self._rollout.drain_metrics())
-        return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
     # ---- the schedule --------------------------------------------------------------------------------------
 
@@ -169,7 +123,7 @@ class InlineLink(TrainerLink):
             return
         while self._asking is None:
             await self._turn()
-        if leased := self._host.lease(WORKER, self._engine.stats().version, self._rollout.room):
+        if leased := self._leases.lease(WORKER, self._engine.stats().version, self._rollout.room):
             self._leased |= {task.lease_id for task in leased}
             self._asking.set_result(leased)
             self._asking = None
@@ -222,18 +176,71 @@ class InlineLink(TrainerLink):
 
     def _deliver(self) -> None:
         """Hand in the finished groups, in the order of their admission."""
-        self._finished.sort(key=lambda finished: (finished[0].purpose, finished[0].group_id))
+        self._finished.sort(key=lambda finished: finished[0].group_id)
         for task, outcome in self._finished:
             if isinstance(outcome, AttemptFailed):
-                self._host.fail(task, outcome.reason, outcome.detail, outcome.sampled_tokens)
+                told = (outcome.reason, outcome.detail, outcome.sampled_tokens)
+                self._leases.fail(task.group_id, task.lease_id, *told)
                 continue
-            summary = outcome.summary()
-            became = self._host.submit(task, summary, encode_group(outcome, task.lease_id, task.purpose))
+            summary, payload = outcome.summary(), encode_group(outcome, task.lease_id)
+            became = self._leases.submit(task.group_id, task.lease_id, task.row, summary, payload)
             if became is Submission.DROPPED:
                 self._drops.add(summary, time.monotonic())
             else:
                 self._drops = Drops()
         self._finished.clear()
+
+
+class InlineLink(Schedule, TrainerLink):
+    """The links of worker and trainer to a coordinator in their own process."""
+
+    def __init__(self, config: Config, host: Host, rollout: GroupRollout) -> None:
+        super().__init__(config, host, rollout)
+        self._host = host
+        self._merge = merging(config)
+
+    async def begin(self, version: int) -> int:
+        return self._host.begin(version)
+
+    async def take(self, step: int) -> Batch:
+        """Roll out until the step has its batch."""
+        run, tokens = self._config.run, -1
+        began_s = moved_s = time.monotonic()
+        self._drops = Drops()
+        while (taken := self._host.take(step)) is None:
+            now_s = time.monotonic()
+            if self._drops.lasted_s(now_s) > run.stall_s:
+                waited = f"step {step} has waited for its batch for {now_s - began_s:.0f} s"
+                raise RunFailed(f"{self._drops.cause()} So {waited} (run.stall_s={run.stall_s:g})")
+            if (generated := self._engine.stats().generated_tokens) != tokens:
+                tokens, moved_s = generated, now_s
+            if now_s - moved_s > run.stall_s or now_s - began_s > run.longest_step_s:
+                raise RunFailed(
+                    f"step {step} has waited for its batch for {now_s - began_s:.0f} s, and no token was "
+                    f"generated for {now_s - moved_s:.0f} s (run.stall_s={run.stall_s:g}); the ledger: "
+                    f"{self._host.coordinator.ledger.metrics()}"
+                )
+            await self._lease()
+            scored_s = await self._decode()
+            began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
+        groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
+        return Batch(taken.step, taken.version, taken.oldest_version, groups)
+
+    async def checkpointed(self, oldest: int) -> None:
+        self._host.checkpointed(oldest)
+
+    async def publish(
+        self, version: int, weights: Mapping[str, Tensor] | None, canary: Canary | None
+    ) -> dict[str, float]:
+        started_s = time.monotonic()
+        assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
+        whole = self._merge(LocalWeights(version, weights)).tensors()
+        pause_s = self._engine.swap(whole, version)
+        self._host.publish(version)
+        self._host.meter.report(WORKER, self._engine.stats())
+        self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
+        self._host.meter.rewards(self._rollout.drain_metrics())
+        return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
 
 
 async def run_inline(config: Config, run_dir: RunDir, beside: Beside) -> None:

@@ -68,14 +68,14 @@ class ZmqWorkerLink:
         return None if answer.finished else answer.tasks
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
-        wire = encode_group(group, task.lease_id, task.purpose)
+        wire = encode_group(group, task.lease_id)
         request = m.Submit(wire.header, self._engine.stats())
         await self._client.request(request, wire.frames, timeout_s=self._answer_timeout_s)
         self._held.discard(task.lease_id)
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
         told = (failure.reason, failure.detail[:MAX_DETAIL_CHARS], failure.sampled_tokens)
-        await self._ask(m.Fail(task.purpose, task.group_id, task.lease_id, *told))
+        await self._ask(m.Fail(task.group_id, task.lease_id, *told))
         self._held.discard(task.lease_id)
 
     async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:

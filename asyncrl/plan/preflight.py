@@ -30,7 +30,6 @@ from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions, with_absolute_paths
-from asyncrl.trainer.lessons.endpoint import check as check_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -251,6 +250,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
     elif scene.independent.has_rows and not scene.needs_all:
         findings.missing.append(_unread(config))
     if tokenizer is not None and config.teacher is not None and scene.needs_all:
+        from asyncrl.trainer.lessons.endpoint import check as check_teacher
+
         context = None if prompts is None else config.rollout.context_tokens(prompts.longest_tokens)
         findings.of(partial(check_teacher, config.teacher, tokenizer, context))
     if prompts is not None:

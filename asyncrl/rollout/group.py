@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
 from asyncrl.curriculum.choices import Choice
@@ -14,13 +15,14 @@ from asyncrl.curriculum.hints import as_trained
 from asyncrl.reward.likelihood import Notes
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ResponseReward, RewardError, ScoreRequest
-from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.episode import Episode, single_turn
-from asyncrl.rollout.episodes.program import EPISODE, Earned, checked_earned
 from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.waits import waiting
+
+if TYPE_CHECKING:
+    from asyncrl.rollout.episodes.program import Earned
 
 
 class AttemptFailed(Exception):  # noqa: N818 - an attempt fails; the group may be tried again
@@ -73,8 +75,9 @@ class GroupRollout:
     text_of: what rewards read of a response's token ids. answer_of: of a prompt's and a response's, what
     follows its thinking, where rewards read that. group_size: episodes of the groups that `room` counts.
     choice: makes groups of as many; None where all of a lease belong to it.
-    context_tokens, max_turns, chat: as of `Session`. end_episodes: by `aclose`. episode_metrics: sums and
-    counts since its last call. note: what the trainer is told of a member's last trajectory besides.
+    session: makes those that the episodes are given, with the arguments of a `Session`. context_tokens: as
+    there. end_episodes: by `aclose`. episode_metrics: sums and counts since its last call. note: what the
+    trainer is told of a member's last trajectory besides.
     """
 
     def __init__(
@@ -88,9 +91,8 @@ class GroupRollout:
         group_size: int,
         choice: Choice | None = None,
         episode: Episode = single_turn,
+        session: Callable[..., Session] = Session,
         context_tokens: int | None = None,
-        max_turns: int | None = None,
-        chat: ChatFormat | None = None,
         end_episodes: Callable[[], Awaitable[None]] | None = None,
         episode_metrics: Callable[[], dict[str, tuple[float, int]]] = dict,
         note: Notes = lambda columns, trajectory: {},
@@ -103,9 +105,8 @@ class GroupRollout:
         self._group_size = group_size
         self._choice = choice
         self._episode = episode
+        self._new_session = session
         self._context_tokens = context_tokens
-        self._max_turns = max_turns
-        self._chat = chat
         self._end_episodes = end_episodes
         self._episode_metrics = episode_metrics
         self._note = note
@@ -168,12 +169,10 @@ class GroupRollout:
         return GroupProgress(generating, elsewhere)
 
     def _session(self, task: RolloutTask, index: int) -> Session:
-        return Session(
+        return self._new_session(
             *(task, index, self.engine),
             seed=self._seed,
             context_tokens=self._context_tokens,
-            max_turns=self._max_turns,
-            chat=self._chat,
             enter=self.enter,
             changed=self._freed.set,
         )
@@ -258,7 +257,8 @@ class GroupRollout:
             raise error
         open_ones = [response for response in responses if response.earned is None]
         if open_ones and not self.rewards.parts and self.rewards.required:
-            raise RewardError(EPISODE, "it returned no reward, and the run has nothing else that scores", 1)
+            why = "it returned no reward, and the run has nothing else that scores"
+            raise RewardError("episode", why, 1)
         request = ScoreRequest(
             prompt=task.prompt,
             completions=[response.text for response in open_ones],
@@ -284,6 +284,10 @@ def _checked(earned: Earned, session: Session) -> dict[str, list[float]] | None:
         return None
     if not session.trajectories():
         raise ValueError("the policy sampled nothing in it that could be trained on")
+    if earned is None:
+        return None
+    from asyncrl.rollout.episodes.program import checked_earned  # which a single turn has no need of
+
     return checked_earned(earned, session.turns)
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from asyncrl.config import Config
 from asyncrl.curriculum.choices import make_choice
 from asyncrl.reward.likelihood import reference_notes
 from asyncrl.reward.rewards import RewardModel, Rewards
 from asyncrl.reward.text import response_text
-from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.engines.spec import make_engine
-from asyncrl.rollout.episode import single_turn
-from asyncrl.rollout.episodes.make import make_episodes
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.work import unhurried
 
@@ -42,8 +40,11 @@ async def start_rollout(
             workers=config.rollout.workers,
             required=not config.learns_without_rewards,
         )
-        text_of = response_text(config)
-        episodes = make_episodes(config, text_of, longest_prompt_tokens)
+        text_of, episodes, of_episodes = response_text(config), None, dict[str, Any]()
+        if config.rollout.episode is not None:
+            from asyncrl.rollout.episodes.make import make_episodes
+
+            episodes, of_episodes = make_episodes(config, text_of, longest_prompt_tokens)
         rollout = GroupRollout(
             engine,
             rewards,
@@ -52,13 +53,9 @@ async def start_rollout(
             seed=config.run.seed,
             group_size=config.rollout.sampled,
             choice=make_choice(config.rollout),
-            episode=single_turn if episodes is None else episodes,
             context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
-            max_turns=config.rollout.episode_turns,
-            chat=None if episodes is None else make_chat(config),
-            end_episodes=None if episodes is None else episodes.close,
             note=reference_notes(config),
-            episode_metrics=dict if episodes is None else episodes.drain_metrics,
+            **of_episodes,
         )
         failing.push_async_callback(rewards.close)
         with unhurried("starting the reward functions"):

@@ -21,9 +21,7 @@ class Prefixes:
     Source: PrefixRL, Setlur et al. 2026 (arXiv 2601.18795).
     """
 
-    def __init__(
-        self, config: Config, prompts: Sequence[Prompt], store: LedgerStore[WireGroup] | None
-    ) -> None:
+    def __init__(self, config: Config, prompts: Sequence[Prompt], store: LedgerStore[WireGroup]) -> None:
         assert config.data.hints is not None
         self._hints = config.data.hints
         self._seed = config.run.seed
@@ -34,7 +32,7 @@ class Prefixes:
     def begun(self, prompt: Prompt, group_id: int) -> Prompt:
         """The prompt with what this group's responses begin with: a share of the response that is known,
         which the group's number draws, and never all of it."""
-        if prompt.hint_of is None or self._store is None:
+        if prompt.hint_of is None:
             return prompt
         whole = self._store.success_of(prompt.hint_of) if prompt.prefix_ids is None else prompt.prefix_ids
         if whole is None:
@@ -45,7 +43,7 @@ class Prefixes:
     def finished(self, row: int, summary: GroupSummary, payload: WireGroup) -> None:
         """A group of a row was handed in."""
         above = self._hints.success_above
-        if self._hints.column is not None or self._store is None or max(summary.rewards) <= above:
+        if self._hints.column is not None or max(summary.rewards) <= above:
             return
         prompt = self._prompts[row]
         group = decode_group(payload.header, payload.frames)
@@ -55,7 +53,7 @@ class Prefixes:
 
 
 def make_prefixes(
-    config: Config, prompts: Sequence[Prompt], store: LedgerStore[WireGroup] | None
+    config: Config, prompts: Sequence[Prompt], store: LedgerStore[WireGroup]
 ) -> Prefixes | None:
     """None where none are given."""
     hints = config.data.hints

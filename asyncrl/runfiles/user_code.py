@@ -19,7 +19,6 @@ from asyncrl.lifeline import die_with
 from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
 from asyncrl.reward.functions import needed_columns
-from asyncrl.rollout.episodes.program import load_program
 from asyncrl.scratch import scratch_folder
 
 LIMIT_S = 120.0
@@ -109,6 +108,8 @@ def look_here(wanted: Wanted) -> Found:
             function = resolve(spec, what="reward function")
             needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.episode is not None:
+        from asyncrl.rollout.episodes.program import load_program
+
         with noting():
             load_program(wanted.episode)
             files[wanted.episode] = file_of(resolve(wanted.episode, what="rollout.episode"))

@@ -112,16 +112,9 @@ class BackendSpec(Spec):
                 f"run.mode={run.mode} computes in one process, and {chosen} {self.why_not_inline}; use "
                 f"{those(BackendSpec, lambda spec: not spec.why_not_inline)}, or run.mode=async"
             )
-        for key, section in {
-            "critic": config.critic,
-            "reward.likelihood": config.reward.likelihood,
-            "sft": config.sft,
-            "replay": config.replay,
-            "trainer.lora": trainer.lora,
-            "reference": config.reference,
-            "teacher": config.teacher,
-        }.items():
-            if section is not None and not self.computes:
+        if not self.computes:
+            others = {"critic": config.critic, "trainer.lora": trainer.lora}
+            for key in sorted(config.lessons | {key for key, one in others.items() if one is not None}):
                 yield f"{key}: {chosen} computes nothing; leave the section out"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,12 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.config import Config
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic.bootstrap import make_bootstrap
-from asyncrl.trainer.critic.model import Critic, load_critic
-from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
-from asyncrl.trainer.lessons.make import load_lessons, make_lessons
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy, load_policy, published
 from asyncrl.trainer.packing.mini_batch import Packing
@@ -32,6 +28,7 @@ from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.trainer.averaged import AveragedPolicy
+    from asyncrl.trainer.critic.model import Critic
     from asyncrl.trainer.lora.make import Adapters
 
 
@@ -59,6 +56,8 @@ def load_models(config: Config) -> Models:
     tokenizer = load_tokenizer(config.model)
     critic = None
     if config.critic is not None:
+        from asyncrl.trainer.critic.model import load_critic
+
         with unhurried("loading the critic"):
             critic = load_critic(config)
     if config.trainer.lora is None:
@@ -85,10 +84,16 @@ def make_training(
         from asyncrl.trainer.averaged import AveragedPolicy
 
         averaged = AveragedPolicy(models.policy, config.objective.ewma_decay)
-    lessons = load_lessons(config, ranks, None if models.adapters is None else models.adapters.base(ranks))
+    lessons: list[Lesson] = []
+    if config.may_have_lessons:
+        from asyncrl.trainer.lessons.make import load_lessons, make_lessons
+
+        base = None if models.adapters is None else models.adapters.base(ranks)
+        lessons = load_lessons(config, ranks, base)
     together = [models.policy, models.critic, *(lesson.model for lesson in lessons)]
     packing = common_packing([m for m in together if m is not None], config.trainer.micro_batch_tokens)
-    lessons += make_lessons(config, policy, packing, ranks)
+    if config.may_have_lessons:
+        lessons += make_lessons(config, policy, packing, ranks)
     step = make_step(config, policy, packing, ranks, critic=critic, lessons=lessons, averaged=averaged)
     parts: dict[str, Stateful | None] = {"policy": policy, "critic": critic, "average": averaged}
     kept = {name: part for lesson in lessons for name, part in lesson.parts.items()}
@@ -123,13 +128,8 @@ def make_step(
         lessons=lessons,
         mask_truncated=config.objective.mask_truncated,
     )
-    if critic is None or config.critic is None:
+    if critic is None:
         return step
-    update = CriticUpdate(critic, ranks, config.critic)
-    return replace(
-        step,
-        lr=replace(step.lr, frozen_steps=config.critic.warmup_steps),
-        critic=update,
-        critic_lr=replace(step.lr, peak=config.critic.lr),
-        bootstrapped=make_bootstrap(config, update, packing, ranks),
-    )
+    from asyncrl.trainer.critic.make import with_critic
+
+    return with_critic(step, critic, config)

@@ -15,7 +15,6 @@ from asyncrl.objective.make import make_policy_objective
 from asyncrl.objective.normalise import aggregate
 from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
 from asyncrl.objective.proximal import WITHOUT_PASS
-from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.objective.step_size import ess_share, ess_sums, sequence_sums, vcpo_lr_scale
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.lesson import Lesson
@@ -114,6 +113,7 @@ class PolicyUpdate:
         share = self._config.entropy_share
         if share is None:
             return advantages
+        from asyncrl.objective.rejection import most_uncertain  # which few runs need
 
         def entropies(micro: MicroBatch) -> Tensor:
             return self.policy(micro, tokens.ids[micro.token_index])[1]
@@ -162,6 +162,8 @@ class PolicyUpdate:
         """(losses: float32[N], without gradient: bool[N]) by the objective, less what is rejected."""
         config, (loss, clipped) = self._config, self._loss(tokens)
         if config.reject is not None:
+            from asyncrl.objective.rejection import rejected  # which few runs need
+
             lost = rejected(
                 tokens, config.reject, config.reject_above, config.reject_below, config.reject_only_negative
             )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from asyncrl.core.records import Batch
 from asyncrl.trainer.advantages import AdvantageEstimator
-from asyncrl.trainer.critic.update import CriticUpdate
 from asyncrl.trainer.lesson import Lesson, summed
 from asyncrl.trainer.metrics import advantage_metrics, batch_metrics
 from asyncrl.trainer.packing.batch import (
@@ -25,6 +25,9 @@ from asyncrl.trainer.packing.mini_batch import MiniBatch, Packing, mini_batch
 from asyncrl.trainer.policy_update import PolicyUpdate
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.schedule import Schedule
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.critic.update import CriticUpdate
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from asyncrl.core.records import (
     Group,
     GroupSummary,
     LeftOut,
-    Purpose,
     Trajectory,
     VersionSpan,
 )
@@ -53,8 +52,6 @@ class GroupHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     lease_id: Count
     row: Count
     trajectories: list[TrajectoryHeader]
-    purpose: Purpose = Purpose.TRAIN
-    """Of its lease."""
     left_out_tokens: Count = 0
     left_out_rewards: list[float] = []
 
@@ -137,7 +134,7 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
         raise Malformed(f"{where} left out responses with the rewards {header.left_out_rewards}")
 
 
-def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) -> WireGroup:
+def encode_group(group: Group, lease_id: int) -> WireGroup:
     ts = group.trajectories
     header = GroupHeader(
         group.group_id,
@@ -154,7 +151,6 @@ def encode_group(group: Group, lease_id: int, purpose: Purpose = Purpose.TRAIN) 
             )
             for t in ts
         ],
-        purpose,
         group.left_out.tokens,
         list(group.left_out.rewards),
     )

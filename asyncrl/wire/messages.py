@@ -9,7 +9,6 @@ import msgspec
 from msgspec import Meta
 
 from asyncrl.bounded import Count
-from asyncrl.core.records import Purpose
 from asyncrl.roles import AGENT, ROLLOUT, SUPERVISOR, TRAINER
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
@@ -80,8 +79,6 @@ class Submit(FromWorker):
 class Fail(FromWorker):
     """An attempt at a group is given up. Answered by `Done`."""
 
-    purpose: Purpose
-    """Of its lease."""
     group_id: Count
     lease_id: Count
     reason: Text

@@ -9,8 +9,8 @@ from engine_reference import Output, recomputed
 
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.gateway.server import Gateway
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
@@ -28,7 +28,7 @@ async def asked(harness, engine):
             yield chunk
 
     engine.generate = noted
-    session = Session(TASK, 0, engine, seed=3, context_tokens=128)
+    session = Conversation(TASK, 0, engine, seed=3, context_tokens=128)
     letters = "".join
     gateway = Gateway(
         *("tiny", byte_tokenizer(128), lambda ids: letters(map(chr, ids))),

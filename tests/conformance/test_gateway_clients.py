@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from asyncrl.core.records import FinishReason
 from asyncrl.rollout.chat import TemplateChat
 from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.episodes.program import Model, Task
 from asyncrl.rollout.gateway.server import Gateway
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.transcript import Completion
 
@@ -100,7 +100,7 @@ async def played(harness, engine, tokenizer, agent):
     """The session of an agent, and what the engine has sampled for it."""
     end = tokenizer.eos_token_id
     watched, (requests, _) = Watched(engine), AGENTS[agent]
-    session = Session(
+    session = Conversation(
         RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(16)),
         *(0, engine),
         seed=3,

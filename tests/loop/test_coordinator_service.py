@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncrl.config import from_tree
-from asyncrl.core.records import FinishReason, Group, Purpose, Trajectory, VersionSpan
+from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.loop.coordinator_service import CoordinatorService
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
@@ -16,7 +16,7 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.wire import messages as m
 from asyncrl.wire.codec import encode_group
-from asyncrl.wire.rpc import RpcClient, RpcRefused
+from asyncrl.wire.rpc import RpcClient
 
 STATS = EngineStats(0, 0, 0, 100, 1.0)
 NOTICE = b"notice of version 0"
@@ -70,7 +70,7 @@ class Peer:
         answer = await self.ask(m.LeaseRequest(limit, 5.0, list(held), 0))
         return [task.lease_id for task in answer.tasks]
 
-    async def submit(self, group_id, lease_id, purpose=Purpose.TRAIN):
+    async def submit(self, group_id, lease_id):
         def trajectory(reward):
             return Trajectory(
                 np.array([1, 2, 3], np.int32),
@@ -81,7 +81,7 @@ class Peer:
                 reward=reward,
             )
 
-        wire = encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id, purpose)
+        wire = encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
         return await self.ask(m.Submit(wire.header, STATS), wire.frames)
 
 
@@ -186,22 +186,6 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
     asyncio.run(main())
 
 
-def test_what_is_sampled_for_nothing_that_the_run_does_is_refused(run_dir):
-    async def main():
-        async with begun(run_dir) as (state, _, worker):
-            (lease,) = await worker.lease()
-            for request in (
-                worker.submit(0, lease, Purpose.EVAL),
-                worker.ask(m.Fail(Purpose.EVAL, 0, lease, "broken", "in full", 3)),
-            ):
-                with pytest.raises(RpcRefused, match="this run leases nothing for eval"):
-                    await request
-            assert state.ledger.metrics()["buffer/leased_groups"] == 1
-            assert await worker.submit(0, lease) == m.Done()
-
-    asyncio.run(main())
-
-
 def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):
     async def main(service):
         async def generated_s(request):
@@ -244,7 +228,7 @@ def test_events_of_one_turn_are_stored_together_and_answered_only_then(run_dir):
             await service.handle(name.encode(), request, ())
 
         async def settle(task):
-            request = m.Fail(Purpose.TRAIN, task.group_id, task.lease_id, "broken", "in full", 3)
+            request = m.Fail(task.group_id, task.lease_id, "broken", "in full", 3)
             await service.handle(b"rollout-0", request, ())
             with open_state(config, run_dir) as (_, _, restored):
                 assert task.lease_id not in {lease.lease_id for lease in restored.leases_of("rollout-0")}

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import EngineError, SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episode import single_turn
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.episodes.pool import EpisodePool, Line
 from asyncrl.rollout.episodes.program import load_program
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.trainer.packing.batch import flatten
 
@@ -63,6 +64,7 @@ def carry_out(make_qwen3):
         *,
         task=TASK,
         chat=None,
+        max_turns=None,
         rewards=None,
         models=None,
         max_tokens=TURN,
@@ -89,8 +91,8 @@ def carry_out(make_qwen3):
                 seed=3,
                 group_size=GROUP,
                 episode=pool or episode,
+                session=partial(Conversation, chat=chat, max_turns=max_turns),
                 context_tokens=CONTEXT,
-                chat=chat,
                 end_episodes=pool and pool.close,
                 **settings,
             )
@@ -559,7 +561,7 @@ def test_an_episode_at_fault_costs_an_attempt_and_leaves_nothing(
 def test_a_second_run_of_an_episode_has_no_more_time_for_what_the_first_has_waited(monkeypatch):
     now_s = 0.0
     monkeypatch.setattr("asyncrl.waits.time.monotonic", lambda: now_s)
-    session = Session(TASK, 0, None, seed=0)
+    session = Conversation(TASK, 0, None, seed=0)
     session.waited.begin()
     now_s = 100.0
     session.waited.end()

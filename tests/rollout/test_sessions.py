@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.rollout.chat import RendererChat, TemplateChat
 from asyncrl.rollout.engines.base import SamplingParams, TokenChunk
-from asyncrl.rollout.session import Session
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
@@ -147,7 +147,7 @@ def test_every_trained_token_was_sampled_in_the_context_that_is_trained_on(
         rng = random.Random(seed)
         engine = Ventriloquist(model)
         task = RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(64))
-        session = Session(task, 0, engine, seed=0, chat=chat)
+        session = Conversation(task, 0, engine, seed=0, chat=chat)
         asyncio.run(converse(rng, session, engine, family, tokenizer, end))
         trajectories = session.trajectories()
         recorded = []

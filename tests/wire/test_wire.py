@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from asyncrl.core.kept import KeptSets
-from asyncrl.core.records import FinishReason, Group, LeftOut, Purpose, Trajectory, VersionSpan
+from asyncrl.core.records import FinishReason, Group, LeftOut, Trajectory, VersionSpan
 from asyncrl.wire.codec import WireGroup, check_group, decode_group, decode_header, encode_group
 from asyncrl.wire.messages import Malformed
 
@@ -28,10 +28,10 @@ def a_group():
 
 def test_a_group_survives_the_wire_and_the_file():
     group = a_group()
-    wire = WireGroup.from_bytes(encode_group(group, 11, Purpose.EVAL).to_bytes())
+    wire = WireGroup.from_bytes(encode_group(group, 11).to_bytes())
     back = decode_group(wire.header, wire.frames)
     header = decode_header(wire.header)
-    assert (back.group_id, back.row, header.lease_id, header.purpose) == (7, 2, 11, Purpose.EVAL)
+    assert (back.group_id, back.row, header.lease_id) == (7, 2, 11)
     for sent, got in zip(group.trajectories, back.trajectories, strict=True):
         for name in ("token_ids", "loss_mask", "behavior_logprobs"):
             np.testing.assert_array_equal(getattr(sent, name), getattr(got, name))

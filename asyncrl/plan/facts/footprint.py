@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engines.torch.row_decoder import cache_name
+from asyncrl.decoders.forward import cache_name
 
 
 @torch.inference_mode()
@@ -20,6 +20,7 @@ def kept_values(shell: PreTrainedModel) -> tuple[int, int]:
     shell.eval()
     shell.set_experts_implementation("batched_mm")  # the others look at values
     name = cache_name(shell)
+    assert name is not None, "it takes no cache"
     held = []
     for length in (1, 2):
         ids = torch.zeros(1, length, dtype=torch.long, device="meta")

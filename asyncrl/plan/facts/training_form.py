@@ -16,7 +16,6 @@ def training_form(found: FoundModel, config: Config, *, has_head: bool) -> Train
     """None where no twin can tell, so that the trainer finds out when it loads the model. has_head: whether
     the model's own output head is used. Raises `ConfigError` for a model that the trainer would refuse."""
     from asyncrl.decoders.twin import small_twin
-    from asyncrl.trainer.critic.model import make_critic
     from asyncrl.trainer.kernels.attention import choose_attention, load_with  # imports torch
     from asyncrl.trainer.models.checks import ModelError
     from asyncrl.trainer.models.policy import make_policy
@@ -34,6 +33,8 @@ def training_form(found: FoundModel, config: Config, *, has_head: bool) -> Train
     try:
         choose_attention(twin, setting)
         if not has_head:
+            from asyncrl.trainer.critic.model import make_critic
+
             return TrainingForm(make_critic(twin, config).unpacked, caps_logits=False)
         policy = make_policy(twin, config)
         return TrainingForm(policy.unpacked, policy.fused_head.shape.cap is not None)

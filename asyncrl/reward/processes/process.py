@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ from asyncrl.reward.processes import deadline, wire
 from asyncrl.reward.processes.outage import is_outage, retry_after_s
 from asyncrl.reward.processes.side_by_side import SideBySide
 from asyncrl.reward.score import checked_values
+
+T = TypeVar("T")
 
 MAX_TRACEBACK_CHARS = 8000
 DUMP_SHARE = 0.9
@@ -76,28 +78,16 @@ class CallLog:
 
 
 def main() -> None:
-    die_with(int(sys.argv[1]))
-    forget_own_path()
-    unpin()  # the engine's cores are reserved for the engine
-    faulthandler.enable()
-    requests, replies = take_pipes()
-    inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
     cancelled: set[int] = set()
 
-    def take(request: wire.Request) -> None:
+    def note(request: wire.Request) -> None:
         if isinstance(request, wire.Cancel):
             cancelled.add(request.number)
-        inbox.put(request)
 
-    threading.Thread(target=read_requests, args=(requests, take), daemon=True).start()
-    setup = inbox.get()
-    assert isinstance(setup, wire.Setup)
-    try:
-        functions = [function_of(function) for function in setup.functions]
-    except ConfigError as error:
-        send(replies, wire.SetupFailed(readable(str(error))))
-        inbox.get()  # the parent answers by killing this process
-        return
+    def functions_of(setup: wire.Setup) -> list[RewardFunction]:
+        return [function_of(function) for function in setup.functions]
+
+    functions, replies, inbox = begun(functions_of, note)
     is_async = [_is_async(function) for function in functions]
     send(replies, wire.Ready(is_async))
     with asyncio.Runner() as runner:
@@ -118,6 +108,32 @@ def main() -> None:
             reply = answer(functions[call.function], call, runner)
             faulthandler.cancel_dump_traceback_later()
             send(replies, reply)
+
+
+def begun(
+    make: Callable[[Any], T], note: Callable[[wire.Request], None] = lambda request: None
+) -> tuple[T, BinaryIO, queue.SimpleQueue[wire.Request]]:
+    """How a worker's child process begins: what `make` makes of its first message, where its replies go, and
+    the requests that follow, each of which is noted as it arrives. Where that raises a `ConfigError`, the
+    worker is told, and the process ends."""
+    die_with(int(sys.argv[1]))
+    forget_own_path()
+    unpin()  # the engine's cores are reserved for the engine
+    faulthandler.enable()
+    requests, replies = take_pipes()
+    inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
+
+    def take(request: wire.Request) -> None:
+        note(request)
+        inbox.put(request)
+
+    threading.Thread(target=read_requests, args=(requests, take), daemon=True).start()
+    try:
+        return make(inbox.get()), replies, inbox
+    except ConfigError as error:
+        send(replies, wire.SetupFailed(readable(str(error))))
+        inbox.get()  # the parent answers by killing this process
+        sys.exit()
 
 
 def function_of(named: wire.Function) -> RewardFunction:

@@ -17,9 +17,9 @@ from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.child import ChildDied, RewardChild
 from asyncrl.reward.processes.children import end
 from asyncrl.reward.processes.shared_child import Interrupted, SharedChild
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.episodes.program import Earned
 from asyncrl.rollout.episodes.reuse import computed_again
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class EpisodePool:
         own = {f"episodes/computed_again_frac{why}": (n, int(tokens)) for why, n in again.items()}
         return own if self._gateway is None else own | self._gateway.drain_metrics()
 
-    async def __call__(self, task: RolloutTask, session: Session) -> Earned:
+    async def __call__(self, task: RolloutTask, session: Conversation) -> Earned:
         """Raises `EpisodeError`."""
         alone = False
         while True:
@@ -133,14 +133,14 @@ class EpisodePool:
             assert isinstance(reply, wire.Raised)
             raise EpisodeError(reply.message.partition(":")[0], f"{reply.message}\n{reply.traceback}".strip())
 
-    async def _play(self, task: RolloutTask, session: Session) -> wire.Reply:
+    async def _play(self, task: RolloutTask, session: Conversation) -> wire.Reply:
         async with self._starting:
             self._shared = [child for child in self._shared if child.alive]
             if len(self._shared) < self._processes:
                 self._shared.append(await self._spawn())
         return await self._ask(min(self._shared, key=lambda child: child.calls), task, session)
 
-    async def _play_alone(self, task: RolloutTask, session: Session) -> wire.Reply:
+    async def _play_alone(self, task: RolloutTask, session: Conversation) -> wire.Reply:
         async with self._alone:
             child = await self._spawn()
             try:
@@ -148,12 +148,12 @@ class EpisodePool:
             finally:
                 child.kill()
 
-    async def _ask(self, child: SharedChild, task: RolloutTask, session: Session) -> wire.Reply:
+    async def _ask(self, child: SharedChild, task: RolloutTask, session: Conversation) -> wire.Reply:
         # A key of its own each time: what an episode that is carried out again has left behind has none.
         with nullcontext() if self._gateway is None else self._gateway.serving(session):
             return await self._ask_served(child, task, session)
 
-    async def _ask_served(self, child: SharedChild, task: RolloutTask, session: Session) -> wire.Reply:
+    async def _ask_served(self, child: SharedChild, task: RolloutTask, session: Conversation) -> wire.Reply:
         number = next(self._numbers)
         base_url, api_key = session.door or ("", "")
         shown = {
@@ -208,7 +208,10 @@ class Line:
     """The worker's end of an episode's way to the model. tell: sends an answer, or an error."""
 
     def __init__(
-        self, session: Session, text_of: Callable[[list[int]], str], tell: Callable[[int, Any, str], None]
+        self,
+        session: Conversation,
+        text_of: Callable[[list[int]], str],
+        tell: Callable[[int, Any, str], None],
     ) -> None:
         self.session = session
         self._text_of = text_of

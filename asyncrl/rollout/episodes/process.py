@@ -5,22 +5,14 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import itertools
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from asyncrl.affinity import unpin
-from asyncrl.errors import ConfigError
-from asyncrl.lifeline import die_with
-from asyncrl.resolve import forget_own_path
 from asyncrl.reward.processes import wire
-from asyncrl.reward.processes.process import raised, read_requests, readable, send, take_pipes
+from asyncrl.reward.processes.process import begun, raised, send
 from asyncrl.reward.processes.side_by_side import SideBySide
 from asyncrl.rollout.episodes.program import Model, Program, Task, checked_earned, load_program
 
@@ -92,21 +84,7 @@ class Stage:
 
 
 def main() -> None:
-    die_with(int(sys.argv[1]))
-    forget_own_path()
-    unpin()  # the engine's cores are reserved for the engine
-    faulthandler.enable()
-    requests, replies = take_pipes()
-    inbox: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
-    threading.Thread(target=read_requests, args=(requests, inbox.put), daemon=True).start()
-    setup = inbox.get()
-    assert isinstance(setup, wire.Program)
-    try:
-        program = load_program(setup.episode)
-    except ConfigError as error:
-        send(replies, wire.SetupFailed(readable(str(error))))
-        inbox.get()  # the parent answers by killing this process
-        return
+    program, replies, inbox = begun(lambda setup: load_program(setup.episode))
     send(replies, wire.Ready([True]))
     say = partial(send, replies)
     stage = Stage(program, say)

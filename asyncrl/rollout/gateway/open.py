@@ -12,10 +12,10 @@ from aiohttp import web
 from asyncrl.core.kept import MOST_LISTED
 from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import Engine, SamplingParams
+from asyncrl.rollout.episodes.conversation import Conversation, Reply
 from asyncrl.rollout.gateway.ask import Ask, Prompt, Refused, Service
 from asyncrl.rollout.gateway.server import Gateway, Tell
 from asyncrl.rollout.gateway.visit import Visit
-from asyncrl.rollout.session import Reply, Session
 from asyncrl.rollout.task import RolloutTask
 
 MOST_TEMPERATURE = 2.0
@@ -54,7 +54,9 @@ class OpenGateway(Gateway):
         number = next(self._numbers)
         task = RolloutTask(number, number, 0, 0, "", [], {}, 1, self._sampling)
         context = self._context_tokens
-        return Visit(Session(task, 0, self.engine, seed=self._seed, chat=self._chat, context_tokens=context))
+        return Visit(
+            Conversation(task, 0, self.engine, seed=self._seed, chat=self._chat, context_tokens=context)
+        )
 
     def _parsed(self, service: Service, content: bytes, visit: Visit) -> Ask:
         ask = super()._parsed(service, content, visit)
@@ -62,7 +64,7 @@ class OpenGateway(Gateway):
         visit.session.task = replace(task, sampling=replace(task.sampling, **_wanted(ask)))
         return ask
 
-    async def _reply(self, session: Session, ask: Ask, prompt: Prompt, tell: Tell | None) -> Reply:
+    async def _reply(self, session: Conversation, ask: Ask, prompt: Prompt, tell: Tell | None) -> Reply:
         reply = await super()._reply(session, ask, prompt, tell)
         if not len(reply.completion.token_ids):
             raise Refused(

@@ -23,11 +23,12 @@ from asyncrl.core.records import FinishReason
 from asyncrl.data.messages import UnusablePromptError
 from asyncrl.data.tokenise import tokenise
 from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.episodes.conversation import Conversation, Reply
 from asyncrl.rollout.gateway import anthropic, chat, completions, responses, tokens
 from asyncrl.rollout.gateway.ask import Answer, Ask, Messages, Prompt, Refused, Said, Service, event
 from asyncrl.rollout.gateway.speech import Speech
 from asyncrl.rollout.gateway.visit import Visit, name_of
-from asyncrl.rollout.session import BROKEN, Reply, Session
+from asyncrl.rollout.session import BROKEN
 from asyncrl.rollout.transcript import Completion
 
 Tell = Callable[[NDArray[np.int32], Sequence[int]], None]
@@ -105,7 +106,7 @@ class Gateway:
         await self._runner.cleanup()
 
     @contextmanager
-    def serving(self, session: Session) -> Iterator[None]:
+    def serving(self, session: Conversation) -> Iterator[None]:
         """Requests with the session's key, a new one, are its own; afterwards they are refused."""
         visit = Visit(session)
         self._visits[visit.key] = visit
@@ -234,7 +235,7 @@ class Gateway:
             raise Refused(why, param="messages", code="context_length_exceeded")
         return replies
 
-    async def _reply(self, session: Session, ask: Ask, prompt: Prompt, tell: Tell | None) -> Reply:
+    async def _reply(self, session: Conversation, ask: Ask, prompt: Prompt, tell: Tell | None) -> Reply:
         how: dict[str, Any] = {"max_new_tokens": ask.max_new_tokens, "stop": ask.stop}
         try:
             if _is_conversation(prompt):

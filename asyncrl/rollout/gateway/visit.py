@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.gateway.ask import Answer, Ask, Messages, Refused
-from asyncrl.rollout.session import Session
 
 RETRY_COUNT = "x-stainless-retry-count"
 """Header in which the clients of OpenAI and Anthropic count how often they have sent a request before."""
@@ -29,7 +29,7 @@ class Visit:
     twice in a trajectory for one that the program saw.
     """
 
-    session: Session
+    session: Conversation
     key: str = field(default_factory=lambda: f"sk-{secrets.token_urlsafe(24)}")
     past: dict[str, Messages] = field(default_factory=dict)
     """Conversations by the id of the answer that ends them, for requests that go on from there."""

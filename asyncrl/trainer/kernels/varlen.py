@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from asyncrl.decoders import varlen_cpu
 from asyncrl.errors import AsyncRLError
-from asyncrl.trainer.kernels import varlen_cpu
 from asyncrl.trainer.packing.pieces import Pieces, SharedPrompts, whole_rows
 
 NAME = "varlen"

@@ -19,7 +19,6 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
 from asyncrl.errors import AsyncRLError
-from asyncrl.trainer.packing.turns import turn_numbers, turn_rewards
 
 
 class BatchError(AsyncRLError, ValueError):
@@ -144,6 +143,11 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
     firsts = np.array([t.segment == 0 for t in trajectories])
     ends = truncated & np.append(firsts[1:], True)
     cut = np.logical_or.reduceat(truncated, np.flatnonzero(firsts))[np.cumsum(firsts) - 1]
+    of_turns = {}
+    if any(t.turns or t.turn_rewards for t in trajectories):
+        from asyncrl.trainer.packing.turns import turn_arrays  # of episodes
+
+        of_turns = turn_arrays(trajectories, ends & bootstraps)
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
         loss_mask=sampled & fresh & ~np.repeat(cut & mask_truncated, lengths),
@@ -156,8 +160,7 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
         sampled=sampled,
         kept=KeptSets.join((t.kept, n) for t, n in zip(trajectories, lengths, strict=True)),
         members=None if firsts.all() else np.cumsum(firsts) - 1,
-        turn_rewards=turn_rewards(trajectories, ends & bootstraps),
-        turns=turn_numbers(trajectories),
+        **of_turns,
     )
 
 

@@ -15,8 +15,8 @@ from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.chat import TemplateChat
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.gateway.server import Gateway
-from asyncrl.rollout.session import Session
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.rollout.transcript import Completion
 from asyncrl.tiny.tokenizer import byte_tokenizer
@@ -100,7 +100,7 @@ def lesson():
 class Served:
     engine: TorchEngine
     gateway: Gateway
-    session: Session
+    session: Conversation
     sampled: list = field(default_factory=list)
     """All that the engine has handed out: requests with their chunks."""
 
@@ -121,7 +121,7 @@ def serve(make_model, tokenizer, one_thread):
         params = SamplingParams(LONGEST, temperature, **sampling)
         task = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {}, 1, params)
         chat = TemplateChat(tokenizer, [end])
-        session = Session(task, 0, engine, seed=3, context_tokens=CONTEXT, chat=chat)
+        session = Conversation(task, 0, engine, seed=3, context_tokens=CONTEXT, chat=chat)
         text_of = ResponseText(tokenizer, {end})
         ends = frozenset([end])
         gateway = Gateway("tiny", tokenizer, text_of, context_tokens=CONTEXT, stop_ids=ends)
@@ -181,12 +181,12 @@ def recorded(monkeypatch):
     recorded, generate = Recorded(), TorchEngine.generate
 
     def session(*args, **named):
-        recorded.sessions.append(Session(*args, **named))
+        recorded.sessions.append(Conversation(*args, **named))
         return recorded.sessions[-1]
 
     def watched(engine, request):
         return _noted(request, generate(engine, request), recorded.sampled)
 
     monkeypatch.setattr(TorchEngine, "generate", watched)
-    monkeypatch.setattr("asyncrl.rollout.group.Session", session)
+    monkeypatch.setattr("asyncrl.rollout.episodes.make.Conversation", session)
     return recorded

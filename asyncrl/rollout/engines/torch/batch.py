@@ -74,10 +74,6 @@ class ContinuousBatch:
         return self._slots.running
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def idle(self) -> bool:
         return not self._waiting and self.running == 0
 

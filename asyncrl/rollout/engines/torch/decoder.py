@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from asyncrl.decoders.forward import accepted
 
 
 class UnsupportedModelError(ValueError):
@@ -47,11 +48,6 @@ class Decoder(ABC):
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy what the first `width` tokens of rows `sources` have left to rows `targets`, as if all at
         once."""
-
-
-def accepted(model: PreTrainedModel) -> frozenset[str]:
-    """The names of what the model's forward takes."""
-    return frozenset(inspect.signature(model.forward).parameters)
 
 
 def outgrown_window(model: PreTrainedModel, max_length: int) -> int:

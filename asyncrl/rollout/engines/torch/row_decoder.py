@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
+from asyncrl.decoders.forward import accepted, cache_name
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,12 @@ class RowDecoder(Decoder):
     def __init__(self, model: PreTrainedModel, slots: int, max_length: int) -> None:
         super().__init__(model, slots, max_length)
         self._takes_positions = "position_ids" in accepted(model)
-        self._cache_name = cache_name(model)
+        name = cache_name(model)
+        if name is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}.forward takes no cache, so that it cannot decode"
+            )
+        self._cache_name = name
         self._rows = [_Row()] * slots
 
     @torch.inference_mode()
@@ -89,11 +95,3 @@ class RowDecoder(Decoder):
             input_ids=ids, use_cache=True, **{self._cache_name: cache}, **positions, **self._last_only
         )
         return output.logits[:, -1], output[self._cache_name]
-
-
-def cache_name(model: PreTrainedModel) -> str:
-    """What the model calls its cache, as an argument and in its output."""
-    for name in ("past_key_values", "cache_params", "state"):
-        if name in accepted(model):
-            return name
-    raise UnsupportedModelError(f"{type(model).__name__}.forward takes no cache, so that it cannot decode")

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from asyncrl.decoders.forward import accepted
 from asyncrl.rollout.engines.torch.attention import use_slot_attention
 from asyncrl.rollout.engines.torch.cache import LayerShape, SlotCache
-from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError, accepted
+from asyncrl.rollout.engines.torch.decoder import Decoder, UnsupportedModelError
 
 WIDTH_STEP = 16
 """Attention reads the cache up to the longest row, rounded up to this: few distinct shapes, little waste."""

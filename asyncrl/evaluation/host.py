@@ -1,0 +1,86 @@
+"""One pass over held-out prompts: who samples which of them, and what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from asyncrl.config import RolloutConfig
+from asyncrl.core.records import GroupSummary, Lease, Purpose, Submission
+from asyncrl.data.prompts import Prompt
+from asyncrl.rollout.task import RolloutTask, sampling_of
+from asyncrl.wire.codec import WireGroup
+
+log = logging.getLogger(__name__)
+
+
+class EvaluationHost:
+    """Leases each of the prompts, all to be sampled by the weights of one version, and keeps what comes back.
+
+    For a worker it is what `loop.host.Host` is for those of a run: but what it leases holds no place of
+    admission and enters no batch, and all of it is lost with the process. happened: called when something was
+    handed in.
+    """
+
+    def __init__(
+        self, version: int, prompts: Sequence[Prompt], config: RolloutConfig, happened: Callable[[], None]
+    ) -> None:
+        self.groups: dict[int, WireGroup] = {}
+        """Finished ones, by row."""
+        self.failed: dict[int, str] = {}
+        """Why the last attempt at a prompt failed, by row."""
+        self._version = version
+        self._prompts = prompts
+        self._config = config
+        self._sampling = sampling_of(config)
+        self._happened = happened
+        self._to_lease = deque((row, 0) for row in range(len(prompts)))
+        """Row and attempt of the prompts that nobody has."""
+        self._leased: dict[int, Lease] = {}
+        """By number."""
+        self._numbers = itertools.count()
+
+    @property
+    def finished(self) -> bool:
+        """Every prompt is done."""
+        return not self._to_lease and not self._leased
+
+    def lease(self, worker: str, engine_version: int, limit: int) -> list[RolloutTask]:
+        """Up to `limit` prompts; none for an engine with other weights."""
+        tasks: list[RolloutTask] = []
+        while engine_version == self._version and self._to_lease and len(tasks) < limit:
+            row, attempt = self._to_lease.popleft()
+            lease = Lease(next(self._numbers), row, row, attempt)
+            self._leased[lease.lease_id] = lease
+            how = (self._config.group_size, self._sampling, Purpose.EVAL)
+            tasks.append(RolloutTask.of(lease, self._prompts[row], *how))
+        return tasks
+
+    def submit(
+        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: WireGroup
+    ) -> Submission:
+        """As `Coordinator.submit`. A group that other weights have sampled is dropped, and its prompt leased
+        again."""
+        if (lease := self._leased.pop(lease_id, None)) is None:
+            return Submission.SETTLED
+        if is_whole := summary.tokens_by_version.keys() == {self._version}:
+            self.groups[lease.row] = payload
+        else:
+            self._to_lease.append((lease.row, lease.attempt))
+        self._happened()
+        return Submission.ACCEPTED if is_whole else Submission.DROPPED
+
+    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool:
+        """As `Coordinator.fail`."""
+        if (lease := self._leased.pop(lease_id, None)) is None:
+            return False
+        if again := lease.attempt + 1 < self._config.max_attempts:
+            self._to_lease.append((lease.row, lease.attempt + 1))
+        else:
+            self.failed[lease.row] = detail or reason
+        then = "to be tried again" if again else "given up"
+        log.warning("prompt %d failed (%s): %s", lease.row, then, detail)
+        self._happened()
+        return again
