@@ -30,9 +30,9 @@ from asyncrl.work import unhurried
 
 
 def _without_extensions_for_inference() -> None:
-    """When DeepSpeed joins ranks on a CPU, it tries compilers out, which takes seconds, and on a machine's
-    first start compiles for half a minute: sums over ranks that only the tensor-parallel layers of its
-    inference call. Where it knows of no extension that is possible, it does neither."""
+    """When DeepSpeed joins ranks on a CPU, it loads sums over ranks that only the tensor-parallel layers of
+    its inference call, and compiles them for half a minute on a machine's first start. Where it knows of no
+    extension that is possible, it does neither."""
     deepspeed.ops.__compatible_ops__ = {}
 
 
