@@ -5,14 +5,14 @@ import decimal
 import sys
 
 import pytest
+from optional import optional
 
 from asyncrl.config import DataConfig
 from asyncrl.data.load import load_prompts
 from asyncrl.errors import ConfigError
 
-datasets = pytest.importorskip("datasets", reason="needs asyncrl[data]")
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+datasets = optional("datasets", reason="needs asyncrl[data]")
+pa, pq = optional("pyarrow"), optional("pyarrow.parquet")
 
 ROWS = [
     {
