@@ -239,8 +239,9 @@ class Coordinator(Generic[P]):
 
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
-        queued = self.ledger.groups[GroupState.QUEUED]
-        return queued + max(0, self._places(min(engine_version, self.frontier)))
+        version = min(engine_version, self.frontier)
+        queued = sum(states[GroupState.QUEUED] for v, states in self._admitted.items() if v <= version)
+        return queued + max(0, self._places(version))
 
     # ---- trainer -------------------------------------------------------------------------------------------
 

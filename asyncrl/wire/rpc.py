@@ -16,9 +16,10 @@ import asyncio
 import itertools
 import logging
 import math
+import resource
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +41,8 @@ MAX_FRAMES = 16
 """Of a request."""
 MAX_OPEN_REQUESTS = 10_000
 """That a server works on at the same time; more are refused."""
+OPEN_FILES = 1 << 16
+"""That a server's process may have, where the system lets it."""
 RESEND_S = 2.0
 """A request that is not answered is sent again after this time, and again."""
 
@@ -94,6 +97,7 @@ class RpcServer:
         advertise: the name by which they reach this host, when it is not `host` itself. port: where they
         expect this server; by default a free one. Raises `RpcError` when it is taken.
         """
+        _allow_many_peers()
         self._gate = Gate(self._context, self._socket, keys)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         if port is None:
@@ -117,6 +121,8 @@ class RpcServer:
             tasks.create_task(self._gate.watch(self.refused_peers))
             while True:
                 peer, *parts = await self._socket.recv_multipart()
+                if parts and (peer, parts[0]) in self._open:
+                    continue
                 try:
                     request_id, request, frames = _parse(parts)
                 except Malformed as error:
@@ -124,12 +130,13 @@ class RpcServer:
                     if parts and len(parts[0]) == _ID_BYTES and parts[0] != bytes(_ID_BYTES):
                         tasks.create_task(self._send(peer, parts[0], _encoded(Refused(str(error)), ())))
                     continue
-                if (peer, request_id) not in self._open:
-                    self._open.add((peer, request_id))
-                    tasks.create_task(self._answer(peer, request_id, request, frames))
+                self._open.add((peer, request_id))
+                tasks.create_task(self._answer(peer, request_id, request, frames))
 
-    async def notify(self, peer: bytes, notice: Any) -> None:
-        await self._send(peer, _NOTICE_ID.to_bytes(_ID_BYTES), _encoded(notice, ()))
+    async def notify(self, peers: Iterable[bytes], notice: Any) -> None:
+        parts = _encoded(notice, ())
+        for peer in peers:
+            await self._send(peer, _NOTICE_ID.to_bytes(_ID_BYTES), parts)
 
     def close(self) -> None:
         if self._gate is not None:
@@ -178,6 +185,14 @@ def _configured(socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES + _CRYPTO_BYTES)
     return socket
+
+
+def _allow_many_peers() -> None:
+    """Each peer is an open file. The usual soft limit, made for programs that call select(), is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _bracketed(host: str) -> str:
