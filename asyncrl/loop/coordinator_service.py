@@ -286,7 +286,7 @@ class CoordinatorService:
         if request.notice is not None:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
             peers = [worker.peer for worker in self._workers.values()]
-            await self._server.notify(peers, m.NewWeights(request.notice, self._notice_serial))
+            self._server.notify(peers, m.NewWeights(request.notice, self._notice_serial))
         # What the first publication since a start is answered, nobody writes down.
         roles = {} if self._published is None else self._roles.metrics(self._pulses())
         answer = m.Published(

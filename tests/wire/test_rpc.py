@@ -168,7 +168,7 @@ def test_notices_reach_the_client():
             heard = asyncio.get_running_loop().create_future()
             both.client.on_notice = heard.set_result
             await both.client.request(m.Hello("x", 1), timeout_s=10)
-            await both.server.notify(peers[:1], m.NewWeights(b"v1", 1))
+            both.server.notify(peers[:1], m.NewWeights(b"v1", 1))
             assert await asyncio.wait_for(heard, 10) == m.NewWeights(b"v1", 1)
 
     asyncio.run(main())
