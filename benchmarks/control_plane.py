@@ -75,7 +75,7 @@ GROUP_SIZE, PROMPT_TOKENS, PROMPTS = 8, 8, 4096
 LATE_SHARE, LATE_GROUPS = 1 / 16, 400
 STATS = EngineStats(0, 0, 0, 100, 1.0)
 LONG_TOKENS, LONG_BATCH = 4096, 64
-FLEET, FLEET_RANKS, FLEET_GROUP_S, FLEET_S = 4096, 1024, 8.0, 40.0
+FLEET, FLEET_RANKS, FLEET_GROUP_S, FLEET_S = 4096, 1024, 8.0, 30.0
 SCORED_GROUPS, SIDE_BY_SIDE, BUSY_S = 2000, 64, 0.015
 TIMEOUT_S = 120.0
 
@@ -381,8 +381,8 @@ class SimulatedFleet:
             tasks.create_task(follow())
             tasks.create_task(report())
             while True:
+                answer = await ask(m.LeaseRequest(1, POLL_S, [], version))
                 has = version
-                answer = await ask(m.LeaseRequest(1, POLL_S, [], has))
                 self._did["leases asked for"] += 1
                 for task in answer.tasks:
                     await asyncio.sleep(self._random.uniform(0.5, 1.5) * FLEET_GROUP_S)
