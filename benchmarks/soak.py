@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import asyncrl.tiny
+from asyncrl.lifeline import die_with
 from asyncrl.observe.metrics import FILE_NAME, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +84,12 @@ def soak(
     settings = [*overrides, f"run.dir={run_dir}", f"run.steps={10**9}"]
     command = [sys.executable, "-m", "asyncrl.cli.launch", "--config", str(config), *settings]
     with (run_dir.parent / "output.txt").open("w+") as output:
-        job = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        job = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(die_with, os.getpid()),  # roles end with it
+        )
         try:
             wait_for_steps(job, run_dir, output.name)
             looks, sizes = watch(job, run_dir, length_s, output.name)

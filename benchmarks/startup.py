@@ -36,9 +36,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from asyncrl.cluster.hosts.fork_server import NO_FORK
+from asyncrl.lifeline import die_with
 from asyncrl.liveness.pulse import read_pulse
 from asyncrl.runfiles.layout import RunDir
 
@@ -69,6 +71,7 @@ class Started:
                 stdout=file,
                 stderr=file,
                 env=os.environ | ENVIRONMENTS[method],
+                preexec_fn=partial(die_with, os.getpid()),  # roles end with it
             )
 
     def wait_for(self, what: str, is_over: Callable[[], object]) -> float:

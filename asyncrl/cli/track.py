@@ -42,9 +42,7 @@ def _track(arguments: argparse.Namespace) -> None:
     processes = [TrackerProcess(*each, run) for each in config.observe.factories.items()]
     for process in processes:
         process.end()
-    for process in processes:
-        process.wait()
-    failures = [f"{p.tracker}: {why} (see {p.log})" for p in processes if (why := p.failure()) is not None]
+    failures = [f"{p.tracker}: {why} (see {p.log})" for p in processes if (why := p.wait()) is not None]
     if failures:
         raise AsyncRLError("; ".join(failures))
     print(f"{run_dir.path}: brought to {', '.join(config.observe.trackers) or 'no tracker'}")

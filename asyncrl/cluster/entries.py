@@ -15,7 +15,7 @@ from asyncrl.cluster.hosts.processes import DRAIN
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
-from asyncrl.liveness.pulse import beating
+from asyncrl.liveness.pulse import beating, every_s
 from asyncrl.roles import COORDINATOR, EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.states import doing
@@ -43,7 +43,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.loop.algorithm import roll_out
-    from asyncrl.loop.links import ZmqWorkerLink, answer_timeout_s
+    from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
@@ -67,7 +67,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         working = UntilDrained(link)
         asyncio.get_running_loop().add_signal_handler(DRAIN, working.drain)
         work = asyncio.create_task(roll_out(group_rollout, working), name="work")
-        reports = link.reports(group_rollout.drain_metrics)
+        reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         services += [model.follow() for model in models.values()]
         services += [while_it_stays(config, run_dir)] if config is not unjudged else []

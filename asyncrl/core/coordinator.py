@@ -234,8 +234,9 @@ class Coordinator(Generic[P]):
 
     def open_places(self, engine_version: int) -> int:
         """Groups that a worker with such an engine could lease now, were it alone."""
-        queued = self.ledger.groups[GroupState.QUEUED]
-        return queued + max(0, self._places(min(engine_version, self.frontier)))
+        version = min(engine_version, self.frontier)
+        queued = sum(states[GroupState.QUEUED] for v, states in self._admitted.items() if v <= version)
+        return queued + max(0, self._places(version))
 
     # ---- trainer -------------------------------------------------------------------------------------------
 
@@ -471,9 +472,11 @@ class Coordinator(Generic[P]):
             return BatchChoice(batch=bound_to_it)
         if self._settings.fixed_lag is not None and not self._sampled_out(step):
             return BatchChoice(waits_for=tuple(e.group_id for e in self._unfinished()))
+        s, deadlines = self._settings, {v: self._deadline(v) for v in self._admitted}
         candidates = [
             Candidate(
-                e.group_id, self._deadline(e.admitted_version), e.state is GroupState.READY, e.sampled_tokens
+                *(e.group_id, deadlines[e.admitted_version], e.state is GroupState.READY),
+                tokens=e.sampled_tokens if s.batch_tokens else 0,
             )
             for e in self._live.values()
             if e.state is not GroupState.TAKEN
@@ -483,7 +486,7 @@ class Coordinator(Generic[P]):
             raise InvariantError(
                 1, f"groups {[c.group_id for c in late]} were not trained by their last step, {step}"
             )
-        return choose_batch(candidates, step, self._settings.batch_groups, self._settings.batch_tokens)
+        return choose_batch(candidates, step, s.batch_groups, s.batch_tokens)
 
     def _deadline(self, admitted_version: int) -> int:
         """Last step in which all tokens of such a group are fresh; where no group is waited for, any is."""

@@ -128,9 +128,11 @@ class Ledger:
         ):
             if self.groups[state] != sum(reasons.values()):
                 raise InvariantError(3, f"{self.groups[state]} groups {state}, by reason: {dict(reasons)}")
-        negative = {state: n for state, n in (self.groups | self.tokens).items() if n < 0}
-        if negative or self.masked_tokens > self.tokens[GroupState.TRAINED]:
-            raise InvariantError(3, f"counts out of range: {negative}, {self.masked_tokens} masked tokens")
+        lowest = min(min(counts.values(), default=0) for counts in (self.groups, self.tokens))
+        if lowest < 0 or self.masked_tokens > self.tokens[GroupState.TRAINED]:
+            raise InvariantError(
+                3, f"counts out of range: {self.groups}, {self.tokens}, {self.masked_tokens} masked tokens"
+            )
 
     def metrics(self) -> dict[str, int]:
         """The ledger's line in `metrics.jsonl`. Closes as generated = trained + dropped + failed + in flight

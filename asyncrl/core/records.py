@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -171,7 +171,7 @@ class GroupSummary:
 
     @classmethod
     def of(cls, trajectories: Sequence[Told], left_out: LeftOut) -> GroupSummary:
-        tokens: Counter[int] = Counter()
+        tokens: defaultdict[int, int] = defaultdict(int)
         for span in chain.from_iterable(t.versions for t in trajectories):
             tokens[span.version] += span.length
         return cls(dict(tokens), tuple(t.reward for t in trajectories if t.segment == 0), left_out)

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
+from typing import NamedTuple
 
 from asyncrl.core.invariants import InvariantError
 
@@ -25,8 +27,7 @@ def admission_limit(version: int, max_staleness: int, batch_groups: int) -> int:
     return (version + max_staleness + 1) * batch_groups
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A group in flight, as the choice of a batch sees it."""
 
     group_id: int
@@ -34,7 +35,7 @@ class Candidate:
     """Last training step in which all its tokens are fresh: its admission version + η."""
     ready: bool
     tokens: int = 0
-    """Sampled ones, of a group that is ready."""
+    """Sampled ones, of a group that is ready, where batches have a budget of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def choose_batch(
 
     batch_tokens: as soon as the batch has so many, it ends, unless what it left behind would not fit into
     the steps that follow."""
-    ordered = sorted(candidates, key=lambda c: (c.deadline, c.group_id))
+    ordered = sorted(candidates, key=attrgetter("deadline", "group_id"))
     ready = [c for c in ordered if c.ready]
     all_due, ready_due = Counter(c.deadline for c in ordered), Counter(c.deadline for c in ready)
     enough = batch_tokens is not None and sum(c.tokens for c in ready) >= batch_tokens

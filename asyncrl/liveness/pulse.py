@@ -27,6 +27,8 @@ BEAT_S = 0.5
 MEASURE_S = 5.0
 """Interval of memory measurements: to find its children, a role must scan all processes."""
 MAX_WAITS = 5
+MOST_PER_S = 1000
+"""Signs of life, of all roles of a kind together, that one process is to hear or to read."""
 LONGEST_LOOK_S = 2.0
 """At most this much of the time between two looks at a pulse counts: the observer may have been stopped,
 too."""
@@ -130,6 +132,11 @@ def read_pulses(folder: Path) -> dict[str, Pulse]:
     """The pulses of all roles that have one, by role."""
     found = {path.name: read_pulse(path) for path in sorted(folder.glob("*")) if path.suffix != ".new"}
     return {role: pulse for role, pulse in found.items() if pulse is not None}
+
+
+def every_s(least_s: float, roles: int) -> float:
+    """Seconds between two signs of life of each of so many roles, for whoever minds them all."""
+    return max(least_s, roles / MOST_PER_S)
 
 
 def patience(pulse: Pulse, now_s: float) -> Wait | None:

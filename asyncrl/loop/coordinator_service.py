@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator
@@ -15,7 +16,7 @@ from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import Submission
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
-from asyncrl.liveness.pulse import Heart, Pulse, read_pulses
+from asyncrl.liveness.pulse import Heart, Pulse, every_s, read_pulses
 from asyncrl.liveness.stall import StallWatch
 from asyncrl.loop.host import Host
 from asyncrl.observe.role_meter import RoleMeter
@@ -87,12 +88,16 @@ class CoordinatorService:
             SUPERVISOR: {SUPERVISOR},
         }
         self._workers: dict[str, _Worker] = {}
-        self._changed = asyncio.Event()
+        self._watching: dict[asyncio.Future[None], None] = {}
+        """Those who look again after every event."""
+        self._hungry: dict[asyncio.Future[None], _Worker] = {}
+        """The workers that wait for groups, in the order in which they came."""
         self._stored: asyncio.Future[None] | None = None
         """Done when what has happened in this turn of the loop is stored; None while nothing has."""
         self._heart = Heart(run_dir.pulse(COORDINATOR))
         self._roles = RoleMeter(self._pulses())
         self._stalls = StallWatch(config.run, coordinator, self._workers, roles, self._pulses)
+        self._look_s = every_s(STALL_POLL_S, len(roles))
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
@@ -198,7 +203,7 @@ class CoordinatorService:
         if version is not None and (worker.engine_version is None or worker.engine_version < version):
             worker.engine_version = version
             self._stalls.started()
-            self._wake()
+            self._happened()
 
     def _report(self, name: str, request: m.WorkerReport) -> m.Welcome:
         worker = self._workers[name]
@@ -224,7 +229,7 @@ class CoordinatorService:
                 return None
             return self._host.lease(name, worker.engine_version, request.limit) or None
 
-        granted = await self._until(tasks, request.wait_s) or []
+        granted = await self._until(tasks, request.wait_s, worker) or []
         self._stalls.leased(task.group_id for task in granted)
         return m.Leases(granted, self._host.finished)
 
@@ -277,8 +282,8 @@ class CoordinatorService:
         self._heart.stall = None
         if request.notice is not None:
             self._keep_notice(request.notice)  # after the version: no engine may have what the ledger has not
-            for worker in list(self._workers.values()):
-                await self._server.notify(worker.peer, m.NewWeights(request.notice, self._notice_serial))
+            peers = [worker.peer for worker in self._workers.values()]
+            self._server.notify(peers, m.NewWeights(request.notice, self._notice_serial))
         # What the first publication since a start is answered, nobody writes down.
         roles = {} if self._published is None else self._roles.metrics(self._pulses())
         answer = m.Published(
@@ -348,12 +353,27 @@ class CoordinatorService:
         self._wake()
 
     def _wake(self) -> None:
-        """Let everybody who waits look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Let those who wait look again, but of the workers only as many as may get groups: most events leave
+        nothing to lease, and with thousands of workers a look of each would cost far more than the event."""
+        bells = list(self._watching)
+        places = cache(self._coordinator.open_places)
+        most, is_over, fed = places(self._coordinator.frontier), self._host.finished, 0
+        for bell, worker in self._hungry.items():
+            has = worker.engine_version
+            if is_over or (has is not None and fed < places(has)):
+                bells.append(bell)
+                fed += 1
+            elif fed >= most:
+                break
+        for bell in bells:
+            if not bell.done():
+                bell.set_result(None)
 
-    async def _until(self, look: Callable[[], T | None], wait_s: float) -> T | None:
-        """What `look` gives once it is not None, looking again after every event; None after `wait_s`."""
+    async def _until(
+        self, look: Callable[[], T | None], wait_s: float, worker: _Worker | None = None
+    ) -> T | None:
+        """What `look` gives once it is not None, looking again after every event, or, for a worker that waits
+        for groups, where it may get some; None after `wait_s`."""
         deadline = time.monotonic() + wait_s
         while (found := look()) is None:
             left_s = deadline - time.monotonic()
@@ -362,15 +382,18 @@ class CoordinatorService:
             if self._stored is not None:  # by `look`, perhaps, and nobody else would hear that it failed
                 await asyncio.shield(self._stored)
                 continue
+            bell = asyncio.get_running_loop().create_future()
+            waiting: dict[Any, Any] = self._watching if worker is None else self._hungry
+            waiting[bell] = worker
             try:
-                await asyncio.wait_for(self._changed.wait(), left_s)
-            except TimeoutError:
-                return None
+                await asyncio.wait([bell], timeout=left_s)
+            finally:
+                del waiting[bell]
         return found
 
     async def _watch_for_stalls(self) -> None:
         while True:
-            await asyncio.sleep(STALL_POLL_S)
+            await asyncio.sleep(self._look_s)
             if (stall := self._stalls.look()) is not None:
                 log.warning("%s", stall.text)
                 self._heart.stall = stall  # for the supervisor to see

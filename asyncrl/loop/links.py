@@ -78,14 +78,16 @@ class ZmqWorkerLink:
         await self._ask(m.Fail(task.group_id, task.lease_id, *told))
         self._held.discard(task.lease_id)
 
-    async def reports(self, reward_metrics: Callable[[], dict[str, tuple[float, int]]]) -> None:
+    async def reports(
+        self, reward_metrics: Callable[[], dict[str, tuple[float, int]]], every_s: float = REPORT_S
+    ) -> None:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""
         for number in itertools.count(1):
             stats = self._engine.stats()
             self._welcomed(
                 await self._ask(m.WorkerReport(number, self._weights.taken, stats, reward_metrics()))
             )
-            await asyncio.sleep(REPORT_S)
+            await asyncio.sleep(every_s)
 
     async def follow_weights(self) -> None:
         """Give the engine every new version, skipping those that are out of date already."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -60,7 +61,9 @@ _FIELDS = (
 )
 """Columns that hold the field of `GroupEntry` with the same name."""
 _COLUMNS = (*_FIELDS, "state", "sampled_tokens", "tokens_by_version", "rewards")
-_INSERT = f"insert or replace into groups ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"
+_INSERT = f"insert or replace into groups ({', '.join(_COLUMNS)}) values ({', '.join('?' * len(_COLUMNS))})"
+_fields_of = attrgetter(*_FIELDS)
+_ENCODER = msgspec.json.Encoder()
 
 
 class LedgerStore(Generic[P]):
@@ -75,35 +78,33 @@ class LedgerStore(Generic[P]):
         # Survives the death of any process. A power cut can lose the last transactions, but never the file.
         self._db.execute("pragma synchronous = normal")
         self._db.executescript(_SCHEMA)
+        self._meta: dict[str, str] = {}
+        """As last written by this process."""
 
     @doing("store")
     def save(self, coordinator: Coordinator[P]) -> None:
         """Store everything that has changed since the last call. Durable when it returns."""
-        changes = coordinator.drain_changes()
+        changes, meta = coordinator.drain_changes(), _meta(coordinator)
+        finished = [(entry.group_id, of) for entry in changes.entries.values() if (of := entry.summary)]
+        left_out = [
+            (g, of.left_out.tokens, _json(of.left_out.rewards)) for g, of in finished if of.left_out.tokens
+        ]
+        forgotten = [(group_id,) for group_id, payload in changes.payloads.items() if payload is None]
+        kept = [(g, self._encode(payload)) for g, payload in changes.payloads.items() if payload is not None]
         self._db.execute("begin immediate")
         try:
             self._db.executemany(_INSERT, map(_to_row, changes.entries.values()))
-            self._db.executemany(
-                "insert or replace into left_out values (?, ?, ?)",
-                [
-                    (entry.group_id, summary.left_out.tokens, _json(summary.left_out.rewards))
-                    for entry in changes.entries.values()
-                    if (summary := entry.summary) is not None and summary.left_out.tokens
-                ],
-            )
-            for group_id, payload in changes.payloads.items():
-                if payload is None:
-                    self._db.execute("delete from payloads where group_id = ?", (group_id,))
-                else:
-                    self._db.execute(
-                        "insert or replace into payloads values (?, ?)", (group_id, self._encode(payload))
-                    )
-            self._db.executemany("insert or replace into meta values (?, ?)", _meta(coordinator).items())
+            self._db.executemany("insert or replace into left_out values (?, ?, ?)", left_out)
+            self._db.executemany("delete from payloads where group_id = ?", forgotten)
+            self._db.executemany("insert or replace into payloads values (?, ?)", kept)
+            news = [item for item in meta.items() if self._meta.get(item[0]) != item[1]]
+            self._db.executemany("insert or replace into meta values (?, ?)", news)
             self._db.execute("commit")
         except BaseException:
             if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._db.execute("rollback")
             raise
+        self._meta = meta
 
     def load(
         self,
@@ -295,17 +296,13 @@ def _meta(coordinator: Coordinator[P]) -> dict[str, str]:
 
 
 def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    return _ENCODER.encode(value).decode()
 
 
-def _to_row(entry: GroupEntry) -> dict[str, object]:
-    summary = entry.summary
-    return {name: getattr(entry, name) for name in _FIELDS} | {
-        "state": entry.state.value,
-        "sampled_tokens": entry.sampled_tokens,
-        "tokens_by_version": _json(summary.tokens_by_version) if summary else None,
-        "rewards": _json(summary.rewards) if summary else None,
-    }
+def _to_row(entry: GroupEntry) -> tuple[object, ...]:
+    """By `_COLUMNS`."""
+    told = (None, None) if (of := entry.summary) is None else (_json(of.tokens_by_version), _json(of.rewards))
+    return (*_fields_of(entry), entry.state.value, entry.sampled_tokens, *told)
 
 
 def _from_row(row: sqlite3.Row) -> GroupEntry:

@@ -104,9 +104,7 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
     versioned = np.zeros(len(mask), np.bool_)
     start = 0
     for i, t in enumerate(ts):
-        of_turns = dict(t.turn_rewards)
-        numbers = (t.reward, *t.reward_parts.values(), *of_turns.values(), *chain(*t.turn_parts.values()))
-        if not all(map(math.isfinite, numbers)):
+        if not all(map(math.isfinite, (t.reward, *t.reward_parts.values()))):
             raise Malformed(f"{where}: trajectory {i} has the reward {t.reward} of {t.reward_parts}")
         end = 0
         for span in t.versions:
@@ -114,11 +112,8 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
                 raise Malformed(f"{where}: trajectory {i} has no such versions as {t.versions[:10]}")
             end = span.start + span.length
             versioned[start + span.start : start + end] = True
-        if any(at >= t.n_tokens or not mask[start + at] for at in (*of_turns, *dict(t.turns).values())):
-            raise Malformed(f"{where}: trajectory {i} has rewards or turns at tokens that were not sampled")
-        sizes = {len(values) for values in t.turn_parts.values()}
-        if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
-            raise Malformed(f"{where}: trajectory {i} of {len(t.turns)} turns has the parts {t.turn_parts}")
+        if (t.turns or t.turn_rewards or t.turn_parts) and (problem := _of_turns(t, mask[start:])):
+            raise Malformed(f"{where}: trajectory {i} {problem}")
         if not 0 < end <= t.n_tokens:
             raise Malformed(f"{where}: trajectory {i} of {t.n_tokens} tokens has versions up to {end}")
         if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
@@ -132,6 +127,20 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
         raise Malformed(f"{where} has log-probabilities that are not finite")
     if not all(map(math.isfinite, header.left_out_rewards)):
         raise Malformed(f"{where} left out responses with the rewards {header.left_out_rewards}")
+
+
+def _of_turns(t: TrajectoryHeader, mask: NDArray[np.uint8]) -> str | None:
+    """Why these cannot be the turns of a trajectory whose loss mask (uint8) this begins with; None where they
+    can."""
+    of_turns = dict(t.turn_rewards)
+    if not all(map(math.isfinite, (*of_turns.values(), *chain(*t.turn_parts.values())))):
+        return f"has the rewards {t.turn_rewards} of its turns, with the parts {t.turn_parts}"
+    if any(at >= t.n_tokens or not mask[at] for at in (*of_turns, *dict(t.turns).values())):
+        return "has rewards or turns at tokens that were not sampled"
+    sizes = {len(values) for values in t.turn_parts.values()}
+    if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
+        return f"of {len(t.turns)} turns has the parts {t.turn_parts}"
+    return None
 
 
 def encode_group(group: Group, lease_id: int) -> WireGroup:

@@ -16,9 +16,11 @@ import asyncio
 import itertools
 import logging
 import math
+import resource
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -40,6 +42,8 @@ MAX_FRAMES = 16
 """Of a request."""
 MAX_OPEN_REQUESTS = 10_000
 """That a server works on at the same time; more are refused."""
+OPEN_FILES = 1 << 16
+"""That a server's process may have, where the system lets it."""
 RESEND_S = 2.0
 """A request that is not answered is sent again after this time, and again."""
 
@@ -76,6 +80,10 @@ class RpcServer:
         self._context = zmq.asyncio.Context()  # of its own: so is the gate
         _contexts.add(self._context)
         self._socket = _configured(self._context.socket(zmq.ROUTER))
+        self._direct = zmq.Socket.shadow(self._socket.underlying)
+        """The same without futures, which cost more than a small message itself."""
+        self._has_sent = False
+        """In this turn of the loop."""
         # A restarted worker comes back under its old name, perhaps before the dead connection is noticed.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._gate: Gate | None = None
@@ -94,6 +102,7 @@ class RpcServer:
         advertise: the name by which they reach this host, when it is not `host` itself. port: where they
         expect this server; by default a free one. Raises `RpcError` when it is taken.
         """
+        _allow_many_peers()
         self._gate = Gate(self._context, self._socket, keys)
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         if port is None:
@@ -116,26 +125,35 @@ class RpcServer:
             tasks.create_task(self._gate.guard())
             tasks.create_task(self._gate.watch(self.refused_peers))
             while True:
-                peer, *parts = await self._socket.recv_multipart()
-                try:
-                    request_id, request, frames = _parse(parts)
-                except Malformed as error:
-                    self.refused.count(f"from {peer!r}: {error}")
-                    if parts and len(parts[0]) == _ID_BYTES and parts[0] != bytes(_ID_BYTES):
-                        tasks.create_task(self._send(peer, parts[0], _encoded(Refused(str(error)), ())))
-                    continue
-                if (peer, request_id) not in self._open:
-                    self._open.add((peer, request_id))
-                    tasks.create_task(self._answer(peer, request_id, request, frames))
+                self._receive(await self._socket.recv_multipart(), tasks)
+                with suppress(zmq.Again):  # the rest of what has come
+                    while True:
+                        self._receive(self._direct.recv_multipart(zmq.NOBLOCK), tasks)
 
-    async def notify(self, peer: bytes, notice: Any) -> None:
-        await self._send(peer, _NOTICE_ID.to_bytes(_ID_BYTES), _encoded(notice, ()))
+    def notify(self, peers: Iterable[bytes], notice: Any) -> None:
+        parts = _encoded(notice, ())
+        for peer in peers:
+            self._send(peer, _NOTICE_ID.to_bytes(_ID_BYTES), parts)
 
     def close(self) -> None:
         if self._gate is not None:
             self._gate.close()
         self._context.destroy(linger=_CLOSE_LINGER_MS)
         _contexts.discard(self._context)
+
+    def _receive(self, message: Sequence[bytes], tasks: asyncio.TaskGroup) -> None:
+        peer, *parts = message
+        if parts and (peer, parts[0]) in self._open:
+            return
+        try:
+            request_id, request, frames = _parse(parts)
+        except Malformed as error:
+            self.refused.count(f"from {peer!r}: {error}")
+            if parts and len(parts[0]) == _ID_BYTES and parts[0] != bytes(_ID_BYTES):
+                self._send(peer, parts[0], _encoded(Refused(str(error)), ()))
+            return
+        self._open.add((peer, request_id))
+        tasks.create_task(self._answer(peer, request_id, request, frames))
 
     async def _answer(self, peer: bytes, request_id: bytes, request: Any, frames: Frames) -> None:
         try:
@@ -147,10 +165,20 @@ class RpcServer:
             parts = _encoded(Refused(str(error)), ())
         finally:
             self._open.discard((peer, request_id))
-        await self._send(peer, request_id, parts)
+        self._send(peer, request_id, parts)
 
-    async def _send(self, peer: bytes, request_id: bytes, parts: Sequence[bytes]) -> None:
-        await self._socket.send_multipart([peer, request_id, *parts], copy=False)
+    def _send(self, peer: bytes, request_id: bytes, parts: Sequence[bytes]) -> None:
+        """It never blocks: there is no limit to what waits to be sent."""
+        self._direct.send_multipart([peer, request_id, *parts], copy=False)
+        if not self._has_sent:
+            self._has_sent = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """Sending may swallow the signal that messages have come: have the other socket look for them."""
+        self._has_sent = False
+        if not self._socket.closed:
+            self._socket.get(zmq.EVENTS)
 
 
 def _parse(parts: Sequence[bytes]) -> tuple[bytes, Any, Frames]:
@@ -178,6 +206,14 @@ def _configured(socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES + _CRYPTO_BYTES)
     return socket
+
+
+def _allow_many_peers() -> None:
+    """Each peer is an open file. The usual soft limit, made for programs that call select(), is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _bracketed(host: str) -> str:

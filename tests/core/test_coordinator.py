@@ -14,7 +14,7 @@ from asyncrl.config.data import CurriculumConfig, DataConfig
 from asyncrl.core.coordinator import Coordinator, LoopSettings, Submission
 from asyncrl.core.cursor import PromptCursor
 from asyncrl.core.invariants import InvariantError
-from asyncrl.core.ledger import GroupState, TooManyFailures
+from asyncrl.core.ledger import GroupState, Ledger, TooManyFailures
 from asyncrl.core.records import GroupSummary, LeftOut
 from asyncrl.curriculum.filters import constant
 from asyncrl.curriculum.samplers import make_sampler
@@ -452,6 +452,24 @@ def test_lost_workers_cost_a_group_no_attempt():
         assert coordinator.worker_lost(f"w{i}") == [0]
     assert coordinator.ledger.failed_groups.total() == 0
     assert coordinator.ledger.returned_leases == 5
+
+
+def test_what_newer_weights_were_to_sample_is_no_place_for_older_ones():
+    coordinator = Coordinator(LoopSettings(2, 0, "wait", 10), PromptCursor(5, 0))
+    for lease in coordinator.lease("new", 0, 2):
+        coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 1}, (1.0,)), None)
+    assert coordinator.take(0) is not None
+    coordinator.published(1)
+    assert len(coordinator.lease("new", 1, 2)) == 2
+    coordinator.worker_lost("new")
+    assert [coordinator.open_places(version) for version in (0, 1, 2)] == [0, 2, 2]
+    assert coordinator.lease("old", 0, 2) == []
+
+
+def test_counts_below_zero_are_noticed_though_their_sum_is_right():
+    ledger = Ledger(tokens=Counter({GroupState.READY: 5, GroupState.TAKEN: -5}))
+    with pytest.raises(InvariantError, match="out of range"):
+        ledger.check()
 
 
 def test_too_many_failures_end_the_run_with_their_reasons():

@@ -203,6 +203,17 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
         assert f"asyncrl track {tmp_path} --to own" in message
 
 
+def test_whoever_waits_for_a_tracker_gives_it_up_once_it_stands_still(
+    make_line, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
+    monkeypatch.setattr(start, "STILL_S", 1.0)
+    folder = finished_run(tmp_path, make_line)
+    assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 1
+    assert "it has brought nothing for 1 s, and was ended" in capsys.readouterr().err
+    assert (tmp_path / "own.txt").read_text() == "1 2 "
+
+
 def test_a_name_that_is_none_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG + "observe: {trackers: [tensorbord]}\n")
     with pytest.raises(ConfigError, match=r"observe\.trackers.*did you mean `tensorboard`"):

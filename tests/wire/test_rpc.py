@@ -1,5 +1,6 @@
 import asyncio
 import math
+import resource
 
 import msgspec
 import pytest
@@ -168,7 +169,7 @@ def test_notices_reach_the_client():
             heard = asyncio.get_running_loop().create_future()
             both.client.on_notice = heard.set_result
             await both.client.request(m.Hello("x", 1), timeout_s=10)
-            await both.server.notify(peers[0], m.NewWeights(b"v1", 1))
+            both.server.notify(peers[:1], m.NewWeights(b"v1", 1))
             assert await asyncio.wait_for(heard, 10) == m.NewWeights(b"v1", 1)
 
     asyncio.run(main())
@@ -241,6 +242,20 @@ def test_open_requests_go_to_the_next_server_on_the_same_port(impatient):
         second.close()
 
     asyncio.run(main())
+
+
+def test_a_server_may_have_more_peers_than_the_usual_limit_of_open_files():
+    async def main():
+        async with serve(None):
+            return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usual = min(limits[1], 2048) // 2
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, limits[1]))
+        assert asyncio.run(main())[0] > usual
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_port_that_somebody_else_has_is_refused_clearly():

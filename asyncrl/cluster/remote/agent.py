@@ -23,11 +23,13 @@ from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES
 from asyncrl.cluster.hosts.base import RoleSpec, visible_gpu
 from asyncrl.cluster.hosts.local import LocalHost, LocalRole
+from asyncrl.cluster.kinds import role_sets
 from asyncrl.cluster.remote.call import CALL, Call, with_ways_to_ranks
 from asyncrl.cluster.role import FATAL
 from asyncrl.config import Config
 from asyncrl.data import hub
 from asyncrl.errors import AsyncRLError, ConfigError
+from asyncrl.liveness.pulse import every_s
 from asyncrl.roles import EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import scratch_folder
@@ -39,7 +41,7 @@ from asyncrl.wire.keys import write_private
 from asyncrl.wire.rpc import RpcClient, RpcError
 
 NEWS_S = 0.25
-"""Between two news of a role."""
+"""Between two news of a role, in a run of few."""
 ENLIST_S = 120.0
 """Longest wait for the supervisor's first answer."""
 LOST_S = 300.0
@@ -113,7 +115,7 @@ async def _follow(desk: RpcClient, role: LocalRole, own: OwnFolder) -> int:
         done += len(orders.orders)
         if has_ended and not own.news(role, done, None).tails:
             return role.ended.result()
-        await asyncio.wait([role.ended], timeout=NEWS_S)
+        await asyncio.wait([role.ended], timeout=own.news_s)
 
 
 @contextmanager
@@ -149,6 +151,7 @@ class OwnFolder:
         self.run_dir = RunDir(folder / "run")
         self._temporary = folder / "tmp"
         self._role = role
+        self.news_s = NEWS_S
         self._seen: dict[str, int] = {}
         """When each small file was written that has been told of."""
         self._told: dict[str, int] = {}
@@ -175,6 +178,7 @@ class OwnFolder:
                 )
             getattr(run_dir, folder).symlink_to(getattr(origin, folder))
         config = settings.load(run_dir.config)
+        self.news_s = every_s(NEWS_S, sum(len(of.roles) for of in role_sets(config)))
         run_dir.model_folders.write_text(json.dumps(_folders(config, run_dir)))
         bind, name = own_address(supervisor)
         own = {"network.bind": bind, "network.advertise": name, "weights.transport": config.transport}

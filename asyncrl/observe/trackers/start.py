@@ -24,6 +24,8 @@ from asyncrl.observe.trackers.follow import FOLDER
 from asyncrl.resolve import OWN_PATH
 
 LOOK_S = 0.2
+STILL_S = 300.0
+"""After which a tracker that neither has brought nor said anything is given up, where it is waited for."""
 END_S, TOLD_S = 30.0, 3.0
 """What a tracker may take at the end of a run to write what is left, and when it is told that it does."""
 
@@ -56,7 +58,8 @@ class TrackerProcess:
 
     def __init__(self, tracker: str, factory: str, run: TrackedRun) -> None:
         self.tracker = tracker
-        self.log = run.folder / "logs" / f"tracker-{marks_of(run.folder, tracker).name}.log"
+        self._marks = marks_of(run.folder, tracker)
+        self.log = run.folder / "logs" / f"tracker-{self._marks.name}.log"
         self.log.parent.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -82,9 +85,23 @@ class TrackerProcess:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def wait(self, timeout_s: float | None = None) -> None:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
+    def wait(self) -> str | None:
+        """Until it has ended, or has stood still for `STILL_S`, when it is killed. Returns what has gone
+        wrong, if anything has."""
+        moved, since_s = self._moved(), time.monotonic()
+        while not self.has_ended:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LOOK_S)
+            if (now := self._moved()) != moved:
+                moved, since_s = now, time.monotonic()
+            elif time.monotonic() - since_s > STILL_S and not self.has_ended:
+                self.kill()
+                return f"it has brought nothing for {STILL_S:.0f} s, and was ended"
+        return self.failure()
+
+    def _moved(self) -> list[int]:
+        """When it last brought something, and said something."""
+        return [path.stat().st_mtime_ns for path in (self._marks, self.log) if path.exists()]
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
