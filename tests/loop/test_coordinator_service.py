@@ -254,7 +254,7 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
 
         async def fail(task):
             told = (task.group_id, task.lease_id, "broken", "in full", 0)
-            await ask("rollout-0", m.Fail(Purpose.TRAIN, *told))
+            await ask("rollout-0", m.Fail(*told))
 
         def lease(name, *arguments, lease=service._host.lease):
             looks.append(name)
