@@ -23,7 +23,7 @@ class ValueHead(nn.Linear):
 
 class Critic(PackedModel):
     """V(s): the expected return after the tokens before a sampled one; with several `outputs`, what
-    `objective.value.HlGauss` makes it of.
+    `critic.loss.HlGauss` makes it of.
 
     The head starts at zero, so that the first values are all equal and the first advantages are no noise of
     an untrained head.

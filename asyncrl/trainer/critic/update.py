@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.config import CriticConfig
 from asyncrl.objective.normalise import token_mean
-from asyncrl.objective.value import NO_VALUES, HlGauss, ValueStats, ValueTerms, value_loss, value_stats
+from asyncrl.trainer.critic.loss import NO_VALUES, HlGauss, ValueStats, ValueTerms, value_loss, value_stats
 from asyncrl.trainer.learner import Learner, Update
 from asyncrl.trainer.packing.mini_batch import MiniBatch, count_micros, over_tokens
 from asyncrl.trainer.ranks import Ranks

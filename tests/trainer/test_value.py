@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncrl.objective.value import NO_VALUES, HlGauss, ValueStats, value_loss, value_stats
+from asyncrl.trainer.critic.loss import NO_VALUES, HlGauss, ValueStats, value_loss, value_stats
 
 
 def random_values(seed, n=80):
