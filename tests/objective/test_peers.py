@@ -30,7 +30,7 @@ from asyncrl.trainer.lessons.sft import rl_plus
 
 PEERS = {
     peer: json.loads((Path(__file__).parent / f"peers/values_{peer}.json").read_text())
-    for peer in ("verl", "trl", "areal", "authors")
+    for peer in ("verl", "trl", "areal", "ray", "authors")
 }
 T = inputs()
 MASK = T["mask"].flatten()
@@ -316,6 +316,13 @@ def test_gae_is_that_of_verl(case, settings):
     torch.testing.assert_close(whitened[MASK], peers("verl", case).flatten()[MASK], rtol=1e-6, atol=1e-7)
 
 
+def test_vtrace_is_that_of_rllib():
+    ratios = (T["prox"] - T["mu"]).exp().flatten()
+    advantages, targets = make_advantage("vtrace", {"gamma": 0.9, "rho_bar": 1.2})(steps(T["values"]), ratios)
+    torch.testing.assert_close(advantages.view_as(T["mask"]), peers("ray", "vtrace"), **NEAR)
+    torch.testing.assert_close(targets.view_as(T["mask"]), peers("ray", "vtrace/targets"), **NEAR)
+
+
 def test_the_deviation_of_the_batch_is_that_of_trl():
     """Its formula, `scale_rewards="batch"`, but for the 1e-4 that it adds."""
     found = make_advantage("lite_ppo", {"deviation": "sample"})(outcomes())
@@ -325,7 +332,7 @@ def test_the_deviation_of_the_batch_is_that_of_trl():
 def test_the_peers_are_named_with_their_versions():
     sources = [PEERS[peer]["source"] for peer in PEERS]
     authors = ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items())
-    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", authors]
+    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", "ray 2.60.0", authors]
     assert np.isfinite(
         [case["value"] for case in PEERS["verl"]["cases"].values() if "gradient" in case]
     ).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -56,31 +55,30 @@ class EntropyBonus(Lesson):
 
 
 class Control:
-    """Follows the entropy of the steps. `Stateful`: `count` says it all, twice the steps that c is up, and 1
-    more where it counts."""
+    """Follows the entropy of the steps. `Stateful`: `count` is 1 where the bonus counts."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self._config = config
+        self._weight = 0.0
         self.count = 0
 
     @property
     def coef(self) -> float:
-        ups, counts = divmod(self.count, 2)
-        return counts * min(ups * self._config.entropy_step, self._config.entropy_coef)
+        return self.count * self._weight
 
     def follow(self, entropy: float) -> None:
         """entropy: the mean of a step's tokens, in nats."""
-        assert self._config.entropy_target is not None
-        below = entropy < self._config.entropy_target
-        most = math.ceil(self._config.entropy_coef / self._config.entropy_step)
-        ups = min(max(self.count // 2 + (1 if below else -1), 0), most)
-        self.count = 2 * ups + below
+        config = self._config
+        assert config.entropy_target is not None
+        self.count = int(entropy < config.entropy_target)
+        moved = self._weight + (config.entropy_step if self.count else -config.entropy_step)
+        self._weight = min(max(moved, 0.0), config.entropy_coef)
 
     def shapes(self) -> Shapes:
         return {}
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        yield from ()
+        yield "value", "weight", torch.tensor(self._weight, dtype=torch.float64)
 
     def load(self, saved: SavedPart) -> None:
-        self.count = saved.count
+        self.count, self._weight = saved.count, saved("value", "weight").item()

@@ -6,6 +6,7 @@ Not a test: it runs where the peers are installed, each in an environment of its
     pip install verl==0.9.1     &&  python make_values.py verl
     pip install trl==1.16.0     &&  python make_values.py trl
     pip install areal==1.0.4    &&  python make_values.py areal
+    pip install ray==2.60.0     &&  python make_values.py ray
     python make_values.py authors    # in a folder with OWNER/NAME of `AUTHORS`, cloned from GitHub
 """
 
@@ -230,6 +231,34 @@ def of_areal() -> tuple[str, Cases]:
     return installed("areal"), cases
 
 
+def of_ray() -> tuple[str, Cases]:
+    """RLlib's V-trace, by its text: it asks for gymnasium and more."""
+    t, cases = inputs(), Cases()
+    found = importlib.util.find_spec("ray")
+    assert found is not None
+    assert found.origin is not None
+    text = (Path(found.origin).parent / "rllib/algorithms/impala/vtrace_torch.py").read_text()
+    scope = {
+        "torch": torch,
+        "convert_to_torch_tensor": lambda x, device: x,
+        "VTraceReturns": SimpleNamespace,
+    }
+    vtrace = only(text, scope, "from_importance_weights")
+    targets, advantages = torch.zeros(2, ROWS, COLUMNS, dtype=torch.float64)
+    for row, mask in enumerate(t["mask"]):
+        columns = (t["prox"] - t["mu"], t["values"], t["penalties"])
+        log_rhos, values, rewards = (x[row, mask][:, None] for x in columns)
+        rewards[-1] += t["rewards"][row]
+        discounts = torch.full_like(values, 0.9)
+        nothing = torch.zeros(1, dtype=torch.float64)
+        of_row = vtrace(log_rhos, discounts, rewards, values, nothing, 1.2, None)
+        targets[row, mask] = of_row.vs[:, 0]
+        advantages[row, mask] = (of_row.pg_advantages / log_rhos.exp())[:, 0]  # the token's own is the loss's
+    cases.add("vtrace", advantages)
+    cases.add("vtrace/targets", targets)
+    return installed("ray"), cases
+
+
 AUTHORS = {
     "nangongrui-ngr/NGRPO": ("e7a380415a64", "verl/trainer/ppo/core_algos.py"),
     "TianHongZXY/RLVR-Decomposed": ("a5d4e7c1df60", "verl/trainer/ppo/core_algos.py"),
@@ -381,6 +410,7 @@ PEERS: dict[str, Callable[[], tuple[str, Cases]]] = {
     "verl": of_verl,
     "trl": of_trl,
     "areal": of_areal,
+    "ray": of_ray,
     "authors": of_authors,
 }
 
