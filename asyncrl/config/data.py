@@ -105,11 +105,14 @@ class SftConfig(Section):
     """Column with the response: a text, or a list with the assistant's message."""
     coef: float = Field(1.0, gt=0)
     """Weight of their mean loss by token, beside that of the samples."""
-    choose: Literal["all", "failed"] = "all"
-    """`all`: one row after the other, shuffled anew in every epoch. `failed`: those with the prompt of a
-    group of the step in which no reward is above 0 (ReLIFT)."""
+    loss: Literal["likelihood", "rl_plus"] = "likelihood"
+    """`likelihood`: -log pi of each token. `rl_plus`: by their advantage over the samples, and the more the
+    less likely a token is (docs/objectives.md)."""
+    choose: Literal["all", "batch", "failed"] = "all"
+    """`all`: one row after the other, shuffled anew in every epoch. `batch`: those with the prompt of a group
+    of the step. `failed`: of such a group in which no reward is above 0 (ReLIFT)."""
     rows: int = Field(16, ge=1)
-    """Rows in a step; with `failed`, at most."""
+    """Rows in a step; with `batch` and `failed`, at most."""
     every_steps: int = Field(1, ge=1)
     """Only every so many-th training step has some."""
 

@@ -52,7 +52,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"{c.staleness.fixed_lag} has each version sample whole ones; leave one of them out"
         )
     yield from _impossible_data(c)
-    compares = c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo"}
+    compares = c.objective.advantage in COMPARE_WITHIN_GROUPS | {"pacs", "turn_grpo", "otb"}
     if c.rollout.group_size == 1 and compares and c.teacher is None:
         yield (
             f"rollout.group_size=1 leaves nothing to compare: `{c.objective.advantage}` advantages of a "
@@ -80,6 +80,7 @@ def impossible(c: Config) -> Iterator[str]:
             "another one; name it, such as run.dir=runs/mine"
         )
     yield from _impossible_choice(c)
+    yield from _impossible_baseline(c)
     if c.rollout.gateway and c.rollout.episode is None:
         yield "rollout.gateway=true lets an episode's model answer over HTTP; name one by rollout.episode"
     if (c.rollout.episode or "").startswith("asyncrl.rollout.adapters.verifiers:"):
@@ -128,6 +129,8 @@ def _impossible_by_spec(
 def _impossible_choice(c: Config) -> Iterator[str]:
     """`rollout.candidates` of which nothing is to be chosen, or not by this."""
     rollout = c.rollout
+    if rollout.choose == "greedy_baseline":
+        return
     if rollout.candidates is None:
         if rollout.choose != RolloutConfig().choose:
             yield (
@@ -148,6 +151,23 @@ def _impossible_choice(c: Config) -> Iterator[str]:
         )
     if rollout.choose == "max_variance" and rollout.group_size == 1:
         yield "rollout.choose=max_variance: a single response has no variance; use rollout.group_size >= 2"
+
+
+def _impossible_baseline(c: Config) -> Iterator[str]:
+    """A greedy response beside each group without an advantage that asks for it, or the other way round."""
+    key, advantage = "rollout.choose=greedy_baseline", f"objective.advantage={c.objective.advantage}"
+    if c.rollout.choose != "greedy_baseline":
+        if c.objective.advantage == "remax":
+            yield f"{advantage} compares with a greedy response to each prompt; set {key}, which samples one"
+        return
+    if c.objective.advantage != "remax" and not is_own(c.objective.advantage):
+        yield f"{key} samples the baseline of objective.advantage=remax, and {advantage}; set both or neither"
+    if c.rollout.candidates is not None:
+        yield f"rollout.candidates={c.rollout.candidates}: with {key} none is left out; leave this out"
+    if any(part.standardise for part in (*c.reward.scoring.values(), *c.reward.episode.values())):
+        yield f"{key}: its reward is not standardised with the others; leave `standardise` out of the parts"
+    if c.reward.likelihood is not None:
+        yield f"{key}: reward.likelihood is of what is trained on, and not of it; leave one of them out"
 
 
 def _impossible_reference(c: Config) -> Iterator[str]:
@@ -200,7 +220,7 @@ def _impossible_filter(c: Config) -> Iterator[str]:
     key, advantage = "objective.filter_constant_groups=true", c.objective.advantage
     if c.rollout.group_size == 1:
         yield f"{key}: every group of one (rollout.group_size=1) has equal rewards and would be dropped"
-    if not is_own(advantage) and advantage not in COMPARE_WITHIN_GROUPS:
+    if not is_own(advantage) and advantage not in COMPARE_WITHIN_GROUPS | {"otb"}:
         yield (
             f"{key}: objective.advantage={advantage} learns from groups of equal rewards, too, and they "
             "would be dropped; leave the filter out"
@@ -321,6 +341,14 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
             f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
             f"proximal policy; those that have: {having}"
         )
+    target, step = objective.entropy_target, objective.entropy_step
+    if target is not None and not objective.entropy_coef:
+        yield (
+            f"objective.entropy_target={target} moves the weight of the entropy bonus between 0 and "
+            "objective.entropy_coef, which is 0; set that, to 0.005 or so"
+        )
+    if target is None and step != ObjectiveConfig().entropy_step:
+        yield f"objective.entropy_step={step} is for objective.entropy_target, which is null; leave it out"
     for key, owner, needed in (("ewma_decay", "proximal", "ewma"), ("ess_base", "step_size", "vcpo")):
         value, chosen_value = getattr(objective, key), getattr(objective, owner)
         if chosen_value != needed and value != getattr(ObjectiveConfig(), key):

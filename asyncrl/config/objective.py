@@ -125,7 +125,12 @@ class ObjectiveConfig(Section):
     """Advantages by a critic (`gae`, `vtrace`, `turn_gae`) less their mean, over their deviation, in each
     batch."""
     entropy_coef: float = Field(0.0, ge=0)
-    """Weight of an entropy bonus."""
+    """Weight of an entropy bonus; with `entropy_target` the greatest."""
+    entropy_target: float | None = Field(None, gt=0)
+    """Entropy, in nats a token, below which the bonus counts: its weight then grows by `entropy_step` a step,
+    and shrinks while the entropy is above. null keeps the weight."""
+    entropy_step: float = Field(0.0001, gt=0)
+    """`entropy_target`: what the weight changes by in each step."""
     entropy_share: float | None = Field(None, gt=0, le=1)
     """Only this share of each mini-batch's tokens, those of the highest entropy, has an advantage; null is
     all."""
@@ -140,7 +145,7 @@ class ObjectiveConfig(Section):
     def of_responses(self) -> dict[str, str]:
         """Of these settings those that weigh a whole response by its ratios."""
         weighing = {
-            "policy_loss": ("topr", "vespo"),
+            "policy_loss": ("topr", "vespo", "a_lol"),
             "advantage": ("opob", "pacs"),
             "step_size": ("vcpo",),
             "behavior_level": ("sequence",),

@@ -31,11 +31,12 @@ class RolloutConfig(Section):
     candidates: int | None = Field(None, ge=2)
     """Responses sampled for each prompt, more than `group_size`, of which `choose` takes so many; null is no
     more."""
-    choose: Annotated[str, named(("first", "max_variance"))] = "first"
+    choose: Annotated[str, named(("first", "max_variance", "greedy_baseline"))] = "first"
     """`candidates`: which of them are trained on. `first`: those that are done first; the others are
     cancelled, which favours short responses. `max_variance`: those whose rewards have the greatest variance
     (PODS). Or your own, given `rewards`, `tokens`, `size` and columns of the row by name:
-    `package.module:function` or `path/file.py:function`."""
+    `package.module:function` or `path/file.py:function`. `greedy_baseline`, without `candidates`: one more is
+    sampled, at temperature 0, whose reward is the baseline of `objective.advantage: remax`."""
     max_new_tokens: int = Field(256, ge=1)
     """Most tokens that are sampled by one request: of a response, or of one turn of an episode."""
     min_new_tokens: int = Field(0, ge=0)
@@ -99,7 +100,7 @@ class RolloutConfig(Section):
     @property
     def sampled(self) -> int:
         """Responses sampled for each prompt."""
-        return self.candidates or self.group_size
+        return self.candidates or self.group_size + (self.choose == "greedy_baseline")
 
     @property
     def truncation(self) -> str:

@@ -52,11 +52,21 @@ class Choice:
     """Of the responses that are sampled for a group, names its members.
 
     first_done: as soon as enough of them are done, the others are cut short, and `choose` has no choice.
+    has_greedy: one, after the members, is sampled greedily, and no group is complete without it.
     """
 
-    def __init__(self, choose: Choose, *, first_done: bool = False) -> None:
+    def __init__(self, choose: Choose, *, first_done: bool = False, has_greedy: bool = False) -> None:
         self._choose = choose
         self._first_done = first_done
+        self._has_greedy = has_greedy
+
+    def enough(self, size: int) -> int:
+        """So many sound responses make a group of this size."""
+        return size + self._has_greedy
+
+    def is_greedy(self, size: int, index: int) -> bool:
+        """Whether the response of this index is to be sampled at temperature 0."""
+        return self._has_greedy and index == size
 
     def race(
         self, size: int, sessions: Sequence[Session], running: Sequence[asyncio.Task[Any]]
@@ -95,7 +105,7 @@ class Choice:
 def first(
     size: int, rewards: Sequence[float], tokens: Sequence[int], columns: Mapping[str, Any]
 ) -> list[int]:
-    """Those that were scored, as no others were."""
+    """Those that were scored, as no others were; or all but the last."""
     return list(range(size))
 
 
@@ -110,7 +120,11 @@ def max_variance(
     return [int(i) for i in best]
 
 
-CHOICES = {"first": Choice(first, first_done=True), "max_variance": Choice(max_variance)}
+CHOICES = {
+    "first": Choice(first, first_done=True),
+    "max_variance": Choice(max_variance),
+    "greedy_baseline": Choice(first, has_greedy=True),
+}
 """By the names that `rollout.choose` has for them."""
 
 
@@ -132,6 +146,6 @@ def own_choice(called: Own) -> Choose:
 
 def make_choice(rollout: RolloutConfig) -> Choice | None:
     """None where no more are sampled than a group has. Raises `ConfigError`."""
-    if rollout.candidates is None:
+    if rollout.sampled == rollout.group_size:
         return None
     return CHOICES.get(rollout.choose) or Choice(own_choice(own("rollout.choose", rollout.choose)))

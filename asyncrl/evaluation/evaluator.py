@@ -104,7 +104,8 @@ async def evaluating(
     What goes wrong in the engine ends the body, and is raised as an `ExceptionGroup`."""
     merge = merging(config)
     own = {} if config.evaluation is None else config.evaluation.rollout(config.rollout)
-    config = with_values(config, {"rollout.candidates": None, "trainer.lora": None, **own})
+    alone = {"rollout.candidates": None, "rollout.choose": "first", "trainer.lora": None}
+    config = with_values(config, {**alone, **own})
     longest = prompts.longest_tokens
     async with (
         aclosing(await start_rollout(config, longest, models, shares_gpu=shares_gpu)) as rollout,

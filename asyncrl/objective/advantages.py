@@ -23,7 +23,8 @@ class Outcomes:
 
     rewards: float[S]. group_ids: int[S], which group each belongs to, in any order and any group sizes.
     lengths: int[S], trained tokens of each. log_ratios: float[S], log pi_prox - log mu of each, summed over
-    its tokens; None where nothing asks for it.
+    its tokens; None where nothing asks for it. baselines: float[S], what a greedy response to the same prompt
+    has earned; None where none was sampled.
 
     Raises `ValueError` for other shapes, and for rewards that are not finite.
     """
@@ -32,6 +33,7 @@ class Outcomes:
     group_ids: Tensor
     lengths: Tensor
     log_ratios: Tensor | None = None
+    baselines: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.rewards, self.group_ids, self.lengths)]
@@ -105,6 +107,19 @@ def rloo(outcomes: Outcomes) -> Tensor:
     """
     groups = _Groups(outcomes)
     return groups.unless_constant(groups.less_others(groups.relative) * groups.unit)
+
+
+def remax(outcomes: Outcomes) -> Tensor:
+    """The baseline is what the policy earns on the prompt when it takes the likeliest token every time.
+
+        A_i = r_i - r of a greedy response to i's prompt
+
+    It depends on no sampled response. That response is not trained on.
+
+    Source: ReMax, Li et al. 2024 (arXiv 2310.10505).
+    """
+    assert outcomes.baselines is not None
+    return outcomes.rewards - outcomes.baselines
 
 
 def opo(outcomes: Outcomes) -> Tensor:

@@ -56,6 +56,9 @@ POLICY_LOSSES: Mapping[str, Entry] = {
     "cispo": _of("weighted:cispo", ("ratio_low", "ratio_high"), has_proximal=False),
     "topr": _of("weighted:topr", ("ratio_low", "ratio_high"), has_proximal=False),
     "vespo": _of("weighted:vespo", ("power_pos", "decay_pos", "power_neg", "decay_neg"), has_proximal=False),
+    "a_lol": _of(
+        "weighted:a_lol", ("ratio_low", "ratio_high"), aggregation="constant_length", has_proximal=False
+    ),
     "reinforce": _of("weighted:reinforce", has_proximal=False),
 }
 """Functions of `policy.PolicyTokens`."""
@@ -64,6 +67,7 @@ GROUP_ADVANTAGES: Mapping[str, Entry] = {
     "grpo": _of("advantages:grpo", ("deviation",)),
     "dr_grpo": _of("advantages:dr_grpo"),
     "rloo": _of("advantages:rloo"),
+    "remax": _of("advantages:remax"),
     "lite_ppo": _of("advantages:lite_ppo", ("deviation",)),
     "opo": _of("advantages:opo"),
     "opob": _of("advantages:opob", needs_ratios=True),
@@ -85,17 +89,22 @@ TOKEN_ADVANTAGES: Mapping[str, Entry] = {
 }
 """One advantage for each token, from a critic's values."""
 
+STEP_ADVANTAGES: Mapping[str, Entry] = {"otb": _of("otb:otb")}
+"""One advantage for each token, from the rewards of a group and how uncertain its tokens were."""
+
 TURN_ADVANTAGES: Mapping[str, Entry] = {
     "turn_gae": _of("turns:turn_gae", ("gamma", "lam")),
     "turn_grpo": _of("turns:turn_grpo", ("gamma", "deviation")),
 }
 """Functions of `turns.Turns`: one advantage for each turn of an episode."""
 
-ADVANTAGES = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES, **TURN_ADVANTAGES}
+ADVANTAGES = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES, **STEP_ADVANTAGES, **TURN_ADVANTAGES}
 
 BY_CRITIC = (*TOKEN_ADVANTAGES, "turn_gae")
 
-COMPARE_WITHIN_GROUPS = frozenset(GROUP_ADVANTAGES) - {"pacs", "ngrpo", "nsr", "psr", "reinforce_pp"}
+COMPARE_WITHIN_GROUPS = frozenset(GROUP_ADVANTAGES) - {
+    *("remax", "pacs", "ngrpo", "nsr", "psr", "reinforce_pp")
+}
 """Advantages that are 0 where a group's rewards are all equal, as in a group of one."""
 
 JUDGE_SUCCESS = frozenset({"pass_at_k", "pacs", "max_rl", "ngrpo", "nsr", "psr"})

@@ -33,6 +33,7 @@ class PolicyTokens:
     sequences: int64[N], a number for the sequence that each token belongs to.
     ages: int64[N], staleness in versions.
     kept: bool[N], the objective's `batch_mask` at these tokens; None for objectives that have none.
+    entropies: float[N], of the policy being trained at each token, with its gradient; None outside updates.
     """
 
     logprobs: Tensor
@@ -43,6 +44,7 @@ class PolicyTokens:
     sequences: Tensor
     ages: Tensor
     kept: Tensor | None = None
+    entropies: Tensor | None = None
 
     @property
     def known_advantages(self) -> Tensor:

@@ -1,5 +1,5 @@
 """Objectives with the gradient of c·A·log pi_theta: the advantage of each token, weighted by a ratio that
-carries no gradient. Nothing is clipped away: every token keeps a gradient."""
+carries no gradient, where nothing is clipped away for its ratio."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ def topr(tokens: PolicyTokens, *, ratio_low: float = 0.0, ratio_high: float = 1.
     tapered = whole.clamp(ratio_low, ratio_high).to(advantages.dtype)
     weight = torch.where(advantages > 0, 1.0, tapered)
     return PolicyTerms(-weight * advantages * score(tokens), torch.zeros_like(tokens.mask))
+
+
+def a_lol(tokens: PolicyTokens, *, ratio_low: float = 0.1, ratio_high: float = 1.9) -> PolicyTerms:
+    """A-LoL: only what did better than expected is learnt from, by the clipped ratio of the whole response.
+
+        R = product of r over the sequence
+        gradient of -c·A·log pi_theta,   c = sg(clip(R, ratio_low, ratio_high)) where A > 0, 0 elsewhere
+
+    Source: Baheti et al. 2024 (arXiv 2305.14718), whose bounds are 1 - 0.9 and 1 + 0.9.
+    """
+    whole = sequence_ratio(tokens.logprobs, tokens.behavior_logprobs, tokens, "sum")
+    gains = tokens.known_advantages.clamp(min=0)
+    loss = -whole.clamp(ratio_low, ratio_high).to(gains.dtype) * gains * score(tokens)
+    return PolicyTerms(loss, tokens.known_advantages < 0)
 
 
 def vespo(

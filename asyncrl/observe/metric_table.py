@@ -103,6 +103,7 @@ impossible_tokens     tokens   trained tokens left out since the policy gives th
 lr                    -        learning rate of the policy in this step
 clip_frac*            share    trained tokens whose gradient the objective set to 0
 entropy*              nats     mean entropy of the policy at the trained tokens
+entropy/coef          -        weight of the entropy bonus in this step (`objective.entropy_target`)
 adv/mean              -        mean advantage of the trained tokens
 adv/std               -        standard deviation of their advantages
 adv/zero_groups_frac  share    groups without a learning signal: all their advantages are 0

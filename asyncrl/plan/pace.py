@@ -14,7 +14,7 @@ from typing import Self
 
 from asyncrl.config import STEP_STALLS, Config
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
-from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES
+from asyncrl.objective.catalogue import ADVANTAGES, POLICY_LOSSES, STEP_ADVANTAGES
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.resources import Placement
@@ -336,9 +336,10 @@ def _passes(config: Config, models: KnownModels) -> Iterator[_Pass]:
         or objective.step_size == "vcpo"
     )
     masks = (loss is not None and loss.batch_mask is not None) + (objective.entropy_share is not None)
+    norms = objective.advantage in STEP_ADVANTAGES
     likelihood = config.reward.likelihood  # of texts that are about as long as the samples
     read = 0.0 if likelihood is None else 1.0 + (trained if likelihood.form == "product" else 0.0)
-    times = trained + start + masks + (objective.proximal == "ewma") + read
+    times = trained + start + masks + norms + (objective.proximal == "ewma") + read
     yield _Pass(models.policy, times, has_head=True)
     for name in config.frozen.keys() & models.frozen.keys():
         yield _Pass(models.frozen[name], 1.0, has_head=True)

@@ -6,7 +6,7 @@ import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
@@ -169,6 +169,8 @@ class GroupRollout:
         return GroupProgress(generating, elsewhere)
 
     def _session(self, task: RolloutTask, index: int) -> Session:
+        if self._choice is not None and self._choice.is_greedy(task.group_size, index):
+            task = replace(task, sampling=replace(task.sampling, temperature=0.0))
         return self._new_session(
             *(task, index, self.engine),
             seed=self._seed,
@@ -224,7 +226,7 @@ class GroupRollout:
         """The group with its rewards. Raises `AttemptFailed` when an episode or its reward has failed."""
         everybody, tokens = responses, sum(response.session.sampled_tokens for response in responses)
         sound = [r for r in responses if r.trajectories and r.failure is None and r.session.broken is None]
-        if len(sound) >= task.group_size:
+        if len(sound) >= (task.group_size if self._choice is None else self._choice.enough(task.group_size)):
             responses = sound
         for broken in (r.session.broken for r in responses if r.session.broken is not None):
             reason = f"a response ended with {broken}"

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from asyncrl.config import ObjectiveConfig
 from asyncrl.objective.advantages import Outcomes
-from asyncrl.objective.catalogue import ADVANTAGES, TOKEN_ADVANTAGES, TURN_ADVANTAGES, WHITENED_OVER_TOKENS
+from asyncrl.objective.catalogue import (
+    ADVANTAGES,
+    STEP_ADVANTAGES,
+    TOKEN_ADVANTAGES,
+    TURN_ADVANTAGES,
+    WHITENED_OVER_TOKENS,
+)
 from asyncrl.objective.gae import Steps, gae, whiten
 from asyncrl.objective.make import make_advantage
 from asyncrl.objective.policy import ratio
@@ -20,13 +26,16 @@ from asyncrl.trainer.packing.batch import FlatBatch, TokenBatch
 
 
 class AdvantageEstimator:
-    """`objective.advantage`, of whichever kind. needs_ratios: whether it asks for `start_logprobs`."""
+    """`objective.advantage`, of whichever kind. needs_ratios, needs_norms: whether it asks for
+    `start_logprobs`, and `score_norms`."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         name = config.advantage
         self.needs_ratios = name in ADVANTAGES and ADVANTAGES[name].needs_ratios
         self._estimate = make_advantage(name, config.settings_of(name))
-        self._of_tokens = self._from_values if name in TOKEN_ADVANTAGES else None
+        self.needs_norms = name in STEP_ADVANTAGES
+        of_tokens = {**dict.fromkeys(TOKEN_ADVANTAGES, self._from_values), "otb": self._from_norms}
+        self._of_tokens = of_tokens.get(name)
         if name in TURN_ADVANTAGES:
             from asyncrl.trainer.turns import by_turn  # which few runs need
 
@@ -72,20 +81,32 @@ class AdvantageEstimator:
     def _from_values(
         self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        rewards = torch.from_numpy(flat.rewards).to(tokens.ids.device)
-        if flat.turn_rewards is not None:
-            of_turns = torch.from_numpy(flat.turn_rewards).to(rewards.device)
-            rewards = torch.zeros_like(rewards)
-            token_rewards = of_turns if token_rewards is None else token_rewards + of_turns
-        steps = Steps(tokens.values, rewards, tokens.sequences, tokens.mask, token_rewards)
-        inputs = [steps]
+        inputs = [_steps(flat, tokens, tokens.values, token_rewards)]
         if self.needs_ratios:
             inputs.append(ratio(tokens.start_logprobs, tokens.behavior_logprobs, tokens.mask))
         return self._estimate(*inputs)
+
+    def _from_norms(
+        self, flat: FlatBatch, tokens: TokenBatch, token_rewards: Tensor | None
+    ) -> tuple[Tensor, None]:
+        norms = tokens.score_norms
+        group_ids = torch.from_numpy(flat.group_ids).to(tokens.ids.device)
+        return self._estimate(_steps(flat, tokens, norms, token_rewards), norms, group_ids), None
+
+
+def _steps(flat: FlatBatch, tokens: TokenBatch, values: Tensor | None, token_rewards: Tensor | None) -> Steps:
+    rewards = torch.from_numpy(flat.rewards).to(tokens.ids.device)
+    if flat.turn_rewards is not None:
+        of_turns = torch.from_numpy(flat.turn_rewards).to(rewards.device)
+        rewards = torch.zeros_like(rewards)
+        token_rewards = of_turns if token_rewards is None else token_rewards + of_turns
+    return Steps(values, rewards, tokens.sequences, tokens.mask, token_rewards)
 
 
 def _outcomes(flat: FlatBatch, rewards: Tensor) -> Outcomes:
     """rewards: float64[M], of each member."""
     firsts = flat.first_segments()
     lengths = np.add.reduceat(flat.loss_mask, flat.offsets[firsts], dtype=np.int64)
-    return Outcomes(rewards, torch.from_numpy(flat.group_ids[firsts]), torch.from_numpy(lengths))
+    baselines = None if flat.baselines is None else torch.from_numpy(flat.baselines[firsts])
+    group_ids = torch.from_numpy(flat.group_ids[firsts])
+    return Outcomes(rewards, group_ids, torch.from_numpy(lengths), baselines=baselines)

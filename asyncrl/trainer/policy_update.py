@@ -138,10 +138,8 @@ class PolicyUpdate:
             readings = [lesson.reading(micro) for lesson in self._lessons]
             logprobs, entropy, *read = self.policy(micro, tokens.ids[at], *readings)
             prox = self._proximal(micro, tokens, logprobs.detach())
-            here = _policy_tokens(tokens, at, logprobs, prox, advantages, kept=kept)
+            here = _policy_tokens(tokens, at, logprobs, prox, advantages, kept=kept, entropies=entropy)
             of_tokens, clipped = self._token_losses(here)
-            if self._config.entropy_coef:
-                of_tokens = of_tokens - self._config.entropy_coef * entropy
             for lesson, of_lesson in zip(self._lessons, read, strict=True):
                 if (further := lesson.loss(at, here, of_lesson)) is not None:
                     of_tokens = of_tokens + further
@@ -224,6 +222,7 @@ def _policy_tokens(
     inside: Tensor | None = None,
     *,
     kept: Tensor | None = None,
+    entropies: Tensor | None = None,
 ) -> PolicyTokens:
     """The batch's tokens `at` (int64[N]) with log pi_theta and log pi_prox, float32[N] each. advantages and
     kept are the batch's; inside: bool[N], where the mask applies, None for everywhere.
@@ -240,6 +239,7 @@ def _policy_tokens(
         sequences=tokens.sequences[at],
         ages=tokens.ages[at],
         kept=None if kept is None else kept[at],
+        entropies=entropies,
     )
 
 

@@ -111,11 +111,17 @@ class TrainStep:
             or any(lesson.needs_start for lesson in self.lessons)
         )
         start = self.policy.logprobs(minis, tokens.ids) if needs_start else None
+        norms = None
+        if self.advantages.needs_norms:
+            from asyncrl.trainer.lessons.score_norms import score_norms  # which few runs need
+
+            norms = score_norms(self.policy.policy, minis, tokens.ids, self.ranks)
         return replace(
             tokens,
             start_logprobs=start,
             prox_logprobs=self.policy.prox_logprobs(start),
             values=None if self.critic is None else self.critic.values(minis, len(tokens.ids)),
+            score_norms=norms,
         )
 
 

@@ -302,6 +302,7 @@ def test_a_dumped_config_reads_back_the_same(path, prompt, seed, lr, tmp_path_fa
     assert load(file) == config
 
 
+GREEDY = ["objective.advantage=remax", "rollout.choose=greedy_baseline"]
 OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.http.weights_dir=/dev/shm/w"]
 
 
@@ -344,6 +345,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             )
             for chosen, more in {
                 "policy_loss=vespo": [],
+                "policy_loss=a_lol": [],
                 "advantage=opob": [],
                 "behavior_level=sequence": [],
                 "reject=sum_k2": ["objective.reject_above=1"],
@@ -544,6 +546,36 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "2 parts called `right`",
             "a `name` of its own",
         ),
+        (
+            ["objective.advantage=remax"],
+            "compares with a greedy response",
+            "set rollout.choose=greedy_baseline",
+        ),
+        (
+            ["rollout.choose=greedy_baseline"],
+            "samples the baseline of objective.advantage=remax",
+            "set both or",
+        ),
+        *(
+            ([*GREEDY, wrong], message, remedy)
+            for wrong, message, remedy in (
+                ("rollout.candidates=9", "none is left out", "leave this out"),
+                (
+                    "reward.functions=[{function: 'a:b', standardise: group}]",
+                    "not standardised",
+                    "leave `stand",
+                ),
+                ("reward.likelihood={}", "is of what is trained on, and not of it", "leave one of them out"),
+                (
+                    "objective.filter_constant_groups=true",
+                    "learns from groups of equal rewards",
+                    "leave the fil",
+                ),
+            )
+        ),
+        (["objective.entropy_target=0.2"], "objective.entropy_coef, which is 0", "set that, to 0.005 or so"),
+        (["objective.entropy_step=0.01"], "is for objective.entropy_target, which is null", "leave it out"),
+        (["objective.advantage=otb", "rollout.group_size=1"], "leaves nothing to compare", "group_size >= 2"),
         (["objective.ewma_decay=0.5"], "is for objective.proximal=ewma", "leave it out"),
         (["objective.ess_base=0.5"], "is for objective.step_size=vcpo", "leave it out"),
         (["objective.reject=mean_k1"], "would reject nothing", "objective.reject_above (nats)"),

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,16 +61,19 @@ def carry_out(make_qwen3):
     """Runs one group of `SIZE`; gives it, all sampled tokens, and the calls of the judge."""
 
     def carry_out(choose, *, fails_on=(), episode=single_turn, purpose=Purpose.TRAIN):
+        candidates = None if choose == "greedy_baseline" else CANDIDATES
+        config = RolloutConfig(group_size=SIZE, candidates=candidates, choose=choose)
+
         async def run():
-            engine = TorchEngine(make_qwen3(vocab_size=16), capacity=CANDIDATES, max_length=64)
+            engine = TorchEngine(make_qwen3(vocab_size=16), capacity=config.sampled, max_length=64)
             judge, scoring = Judge(fails_on), RewardConfig.model_validate({"models": [{"path": "judge"}]})
             rollout = GroupRollout(
                 engine,
                 Rewards(scoring, {"judge": judge}, max_steps=1, max_tokens=LONGEST),
                 letters,
                 seed=3,
-                group_size=CANDIDATES,
-                choice=make_choice(RolloutConfig(group_size=SIZE, candidates=CANDIDATES, choose=choose)),
+                group_size=config.sampled,
+                choice=make_choice(config),
                 episode=episode,
             )
             driving = asyncio.create_task(engine.run())
@@ -153,6 +157,28 @@ def test_what_is_not_trained_on_has_no_candidates(carry_out):
     assert group.left_out.tokens == 0
 
 
+def test_a_greedy_response_is_scored_beside_the_group_and_left_out_of_it(carry_out, make_qwen3):
+    sampled = {}
+
+    async def seen(task, session):
+        sampled[session.index] = (await session.generate(task.prompt_ids)).token_ids.tolist()
+
+    group, tokens, scored = carry_out("greedy_baseline", episode=seen)
+    model, likeliest = make_qwen3(vocab_size=16), [5, 6]
+    while len(likeliest) < 2 + LONGEST and likeliest[-1] != 1:
+        likeliest.append(int(model(input_ids=torch.tensor([likeliest])).logits[0, -1].argmax()))
+    assert sampled[SIZE] == likeliest[2:]
+    assert all(sampled[i] != likeliest[2:] for i in range(SIZE))
+    assert lengths(group) == sorted(len(sampled[i]) for i in range(SIZE))
+    assert group.left_out.rewards == (group.left_out.tokens,) == (len(likeliest) - 2,)
+    assert (sum(lengths(group)) + group.left_out.tokens, scored) == (tokens, SIZE + 1)
+    for failing in (1, SIZE + 1):  # whichever it is, none can be done without
+        with pytest.raises(AttemptFailed, match="the score is nan"):
+            carry_out("greedy_baseline", fails_on=(failing,))
+    evaluated, _, _ = carry_out("greedy_baseline", purpose=Purpose.EVAL)
+    assert (len(evaluated.trajectories), evaluated.left_out.tokens) == (SIZE, 0)
+
+
 OWN = """
 def longest(rewards, tokens, size, level=None):
     return sorted(range(len(tokens)), key=lambda i: -tokens[i])[:size]
@@ -195,12 +221,22 @@ def test_a_choice_of_the_users_own_that_is_none_ends_the_run(carry_out, own, nam
         carry_out(own(name))
 
 
-def test_an_inline_run_with_candidates_repeats_and_its_books_close(make_config, one_thread, tmp_path):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["rollout.candidates=7", "data.curriculum={success_above: 0.1}"],
+        [
+            *("objective.advantage=remax", "rollout.choose=greedy_baseline"),
+            *("objective.entropy_target=0.5", "objective.entropy_coef=0.001"),
+        ],
+    ],
+)
+def test_an_inline_run_with_candidates_repeats_and_its_books_close(make_config, one_thread, tmp_path, chosen):
     ends = []
     for i in range(2):
         config = make_config(
             *("run.mode=inline", "run.steps=4", f"run.dir={tmp_path / str(i)}", "rollout.slots=10"),
-            *("rollout.candidates=7", "data.curriculum={success_above: 0.1}"),
+            *chosen,
         )
         ends.append(read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")[-1])
     first, second = ({k: v for k, v in end.items() if not k.startswith(("time", "wall"))} for end in ends)
@@ -216,7 +252,10 @@ def test_an_inline_run_with_candidates_repeats_and_its_books_close(make_config, 
     [
         (["rollout.candidates=4"], "of so many responses rollout.group_size=4 are chosen; use more"),
         (["rollout.choose=max_variance"], "has nothing to choose from; set rollout.candidates to more than"),
-        (["rollout.candidates=9", "rollout.choose=last"], "there are first, max_variance, and your own"),
+        (
+            ["rollout.candidates=9", "rollout.choose=last"],
+            "there are first, max_variance, greedy_baseline, and your",
+        ),
         (
             ["rollout.candidates=9", "run.mode=inline", "rollout.episode=a:b"],
             "which episode is done first hangs on how fast its process is",

@@ -28,6 +28,7 @@ def make_tokens(seed=0, *, sequences=12, spread=1.0, on_policy=False):
         sequences=torch.from_numpy(index),
         ages=torch.from_numpy(rng.integers(0, 4, n)),
         kept=torch.from_numpy(mask & (rng.random(n) < 0.8)),
+        entropies=torch.from_numpy(rng.exponential(1.0, n)),
     )
 
 

@@ -16,7 +16,7 @@ NAMES = sorted(GROUP_ADVANTAGES)
 WITHIN_GROUPS = sorted(COMPARE_WITHIN_GROUPS)
 
 
-def outcomes(rewards, group_ids=None, lengths=None, log_ratios=None):
+def outcomes(rewards, group_ids=None, lengths=None, log_ratios=None, baselines=None):
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     ones = torch.ones(len(rewards), dtype=torch.int64)
     return Outcomes(
@@ -24,6 +24,7 @@ def outcomes(rewards, group_ids=None, lengths=None, log_ratios=None):
         torch.zeros_like(ones) if group_ids is None else torch.as_tensor(group_ids),
         ones if lengths is None else torch.as_tensor(lengths),
         0.0 * rewards if log_ratios is None else torch.as_tensor(log_ratios),
+        0.0 * rewards if baselines is None else torch.as_tensor(baselines),
     )
 
 
@@ -83,11 +84,13 @@ REFERENCES = {
 }
 
 
-def reference(name, r, groups, lengths, settings, w):
+def reference(name, r, groups, lengths, settings, w, baselines):
     ddof = int(settings.get("deviation") == "sample")
     success = (r > settings.get("success_above", 0.5)).astype(float)
     if name == "psr":
         return success
+    if name == "remax":
+        return r - baselines
     if name == "nsr":
         weight = settings.get("positive_weight", 0.1)
         return np.where(r > settings.get("success_above", 0.5), weight, -1.0)
@@ -141,8 +144,9 @@ def test_agrees_with_its_formula_on_ragged_shuffled_groups(name, settings):
             rewards[groups == groups[0]] = rng.choice([0.0, 1.0, 0.1 + 0.2])
         lengths = rng.integers(1, 30, len(groups))
         log_w = rng.normal(0, 1, len(groups))
-        got = make_advantage(name, settings)(outcomes(rewards, groups, lengths, log_w))
-        expected = reference(name, rewards, groups, lengths, settings, np.exp(log_w))
+        baselines = np.cos(groups)
+        got = make_advantage(name, settings)(outcomes(rewards, groups, lengths, log_w, baselines))
+        expected = reference(name, rewards, groups, lengths, settings, np.exp(log_w), baselines)
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -294,6 +298,6 @@ def test_shapes_that_do_not_match_are_refused():
 
 def test_the_dtype_of_the_rewards_is_kept():
     for name in NAMES:
-        single = Outcomes(*map(torch.tensor, ([0.0, 1.0], [0, 0], [3, 4], [0.1, 0.2])))
+        single = Outcomes(*map(torch.tensor, ([0.0, 1.0], [0, 0], [3, 4], [0.1, 0.2], [0.5, 0.5])))
         assert make_advantage(name, {})(single).dtype == torch.float32, name
     assert dr_grpo(single).tolist() == [-0.5, 0.5]

@@ -78,7 +78,7 @@ def test_the_settings_of_a_batch_mask_reach_it(random_tokens):
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(
-        ConfigError, match=r"decoupled_ppq: unknown; choose one of cispo, clip_cov, decoupled_ppo"
+        ConfigError, match=r"decoupled_ppq: unknown; choose one of a_lol, cispo, clip_cov, decoupled_ppo"
     ):
         make_policy_objective("decoupled_ppq", {})
     with pytest.raises(ConfigError, match=r"objective.advantage=gap.*dr_grpo, gae, grpo"):

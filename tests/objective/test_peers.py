@@ -14,7 +14,7 @@ import pytest
 import torch
 from peers.make_values import AUTHORS, inputs
 
-from asyncrl.config import RewardConfig
+from asyncrl.config import ObjectiveConfig, RewardConfig
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
 from asyncrl.objective.advantages import Outcomes, dr_grpo, reinforce_pp
 from asyncrl.objective.gae import Steps, gae, whiten
@@ -25,10 +25,12 @@ from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
 from asyncrl.objective.proximal import loglinear
 from asyncrl.objective.rejection import most_uncertain, rejected
 from asyncrl.reward import statistics
+from asyncrl.trainer.lessons.entropy import Control
+from asyncrl.trainer.lessons.sft import rl_plus
 
 PEERS = {
     peer: json.loads((Path(__file__).parent / f"peers/values_{peer}.json").read_text())
-    for peer in ("verl", "trl", "areal", "authors")
+    for peer in ("verl", "trl", "areal", "ray", "authors")
 }
 T = inputs()
 MASK = T["mask"].flatten()
@@ -126,6 +128,30 @@ def test_topr_is_that_of_trinity_of_whole_responses():
     compare("topr", lambda x: topr(tokens(x)).loss, "constant_length", value=False, peer="authors")
 
 
+def test_a_lol_is_that_of_its_authors():
+    a_lol = make_policy_objective("a_lol", {}).loss
+    compare("a_lol", lambda x: a_lol(tokens(x)).loss, "constant_length", value=False, peer="authors")
+
+
+def test_demonstrations_of_rl_plus_have_its_authors_loss():
+    logprobs = T["logprobs"].flatten()[MASK].requires_grad_()
+    loss = rl_plus(logprobs, T["advantages"].flatten()[MASK]).mean()
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    torch.testing.assert_close(gradient, peers("authors", "rl_plus", "gradient").flatten()[MASK], **NEAR)
+    torch.testing.assert_close(loss.detach(), peers("authors", "rl_plus"), **NEAR)
+
+
+def test_the_weight_of_entropy_follows_a_target_as_its_authors_does():
+    control = Control(ObjectiveConfig(entropy_coef=0.0025, entropy_target=0.5, entropy_step=0.001))
+    found = []
+    for entropy in T["entropy"].flatten().tolist():
+        found.append(control.coef)
+        control.follow(entropy)
+    expected = peers("authors", "entropy_weights")
+    assert 0.0 < expected.max() == 0.0025 and (expected[1:] == 0).any()
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected)
+
+
 def test_the_squared_log_ratio_beside_reinforce_is_verls_dro():
     reinforce = make_policy_objective("reinforce", {}).loss
     compare(
@@ -212,6 +238,18 @@ def test_advantages_of_responses_are_those_of_verl(case, settings):
     torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), **NEAR)
 
 
+def test_remax_is_that_of_verl():
+    found = make_advantage("remax", {})(replace(outcomes(), baselines=T["baselines"]))
+    torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", "remax"), **NEAR)
+
+
+def test_the_baselines_of_tokens_are_those_of_verl():
+    """But for places that one response alone reaches, of which it makes another special case."""
+    norms = (1 - 2 * T["prox"].exp() + T["squares"]).flatten()
+    found = make_advantage("otb", {})(steps(T["values"]), norms, T["groups"])
+    torch.testing.assert_close(found.view_as(T["mask"]), peers("verl", "otb"), **NEAR)
+
+
 @pytest.mark.parametrize(
     ("case", "settings", "rewards"),
     [
@@ -278,6 +316,13 @@ def test_gae_is_that_of_verl(case, settings):
     torch.testing.assert_close(whitened[MASK], peers("verl", case).flatten()[MASK], rtol=1e-6, atol=1e-7)
 
 
+def test_vtrace_is_that_of_rllib():
+    ratios = (T["prox"] - T["mu"]).exp().flatten()
+    advantages, targets = make_advantage("vtrace", {"gamma": 0.9, "rho_bar": 1.2})(steps(T["values"]), ratios)
+    torch.testing.assert_close(advantages.view_as(T["mask"]), peers("ray", "vtrace"), **NEAR)
+    torch.testing.assert_close(targets.view_as(T["mask"]), peers("ray", "vtrace/targets"), **NEAR)
+
+
 def test_the_deviation_of_the_batch_is_that_of_trl():
     """Its formula, `scale_rewards="batch"`, but for the 1e-4 that it adds."""
     found = make_advantage("lite_ppo", {"deviation": "sample"})(outcomes())
@@ -287,7 +332,7 @@ def test_the_deviation_of_the_batch_is_that_of_trl():
 def test_the_peers_are_named_with_their_versions():
     sources = [PEERS[peer]["source"] for peer in PEERS]
     authors = ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items())
-    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", authors]
+    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", "ray 2.60.0", authors]
     assert np.isfinite(
         [case["value"] for case in PEERS["verl"]["cases"].values() if "gradient" in case]
     ).all()

@@ -139,6 +139,11 @@ def topr_reference(t, s, ratio_low=0.0, ratio_high=1.0):
     return weighted(1.0 if t.a > 0 else tapered, t.a)
 
 
+def a_lol_reference(t, s, ratio_low=0.1, ratio_high=1.9):
+    ratio = min(max(math.exp(s.sum_log_r), ratio_low), ratio_high)
+    return weighted(ratio if t.a > 0 else 0.0, t.a, t.a < 0)
+
+
 REFERENCES = {
     "ppo": ppo_reference,
     "decoupled_ppo": decoupled_reference,
@@ -155,6 +160,7 @@ REFERENCES = {
     "dppo_kl": dppo_kl_reference,
     "topr": topr_reference,
     "vespo": vespo_reference,
+    "a_lol": a_lol_reference,
     "reinforce": lambda t, s: weighted(1.0, t.a),
 }
 
@@ -180,6 +186,7 @@ SETTINGS = {
     "dppo": [{"prob_delta": 0.05, "ratio_high": 1.5}],
     "cispo": [{"ratio_low": 0.5, "ratio_high": 1.5}],
     "topr": [{"ratio_low": 0.1, "ratio_high": 2.0}],
+    "a_lol": [{"ratio_low": 0.6, "ratio_high": 1.2}],
 }
 CASES = [(name, settings) for name in NAMES for settings in [{}, *SETTINGS.get(name, [])]]
 
@@ -272,9 +279,10 @@ def test_on_policy_the_gradient_is_that_of_reinforce(name, random_tokens):
     tokens = dataclasses.replace(tokens, kept=tokens.mask)
     terms = make_policy_objective(name, {}).loss(tokens)
     terms.loss.sum().backward()
-    expected = torch.where(tokens.mask, -tokens.advantages, 0.0)
+    learnt = tokens.mask & (tokens.advantages > 0) if name == "a_lol" else tokens.mask
+    expected = torch.where(learnt, -tokens.advantages, 0.0)
     torch.testing.assert_close(tokens.logprobs.grad, expected, rtol=1e-12, atol=1e-12)
-    assert not terms.clipped.any()
+    assert torch.equal(terms.clipped, tokens.mask & ~learnt & (tokens.advantages != 0))
 
 
 @pytest.mark.parametrize("name", ["decoupled_ppo", "tis", "icepop"])

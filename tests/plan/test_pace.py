@@ -119,6 +119,7 @@ def test_training_counts_every_pass_over_every_token_that_is_computed():
         ("objective.policy_loss=m2po",): 4,
         ("trainer.mini_batches=2", "objective.policy_loss=clip_cov"): 5,
         ("objective.advantage=opob",): 4,
+        ("objective.advantage=otb",): 4,
         ("objective.entropy_share=0.2",): 4,
         ("objective.step_size=vcpo",): 4,
     }

@@ -189,6 +189,8 @@ OF_THE_WHOLE_BATCH = {
         "cov_share": 0.2,
         "mask_truncated": True,
         "entropy_share": 0.6,
+        "entropy_coef": 0.01,
+        "advantage": "otb",
     },
     "vcpo": {"step_size": "vcpo", "advantage": "opob", "policy_loss": "vespo", "log_ratio_coef": 0.3},
     "sequence": {"behavior_level": "sequence", "aggregation": "sequence_mean", "advantage": "lite_ppo"},

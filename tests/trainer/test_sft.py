@@ -87,17 +87,20 @@ def test_rows_that_cannot_be_learnt_from_are_named_or_left_out(config_of):
         load_demonstrations(short, load_tokenizer(short.model))
 
 
-def test_the_gradient_is_that_of_the_mean_loss_of_the_steps_rows(config_of, batch):
-    config = config_of({"coef": 0.5}, lr=1e-12, mini_batches=1)
+@pytest.mark.parametrize("loss", ["likelihood", "rl_plus"])
+def test_the_gradient_is_that_of_the_mean_loss_of_the_steps_rows(config_of, batch, loss):
+    config = config_of({"coef": 0.5, "loss": loss}, lr=1e-12, mini_batches=1)
     trainer = make_trainer(config)
     metrics = trainer.step(batch)
     model = AutoModelForCausalLM.from_pretrained(config.model.path)
     rows = rows_of(batch.step, 6, len(ROWS), config.run.seed)
     ids = torch.tensor([[20 + row, 40 + row, END] for row in rows])
     labels = torch.where(torch.arange(3) > 0, ids, -100)
-    loss = model(input_ids=ids, labels=labels).loss
-    (0.5 * loss).backward()
-    assert metrics["sft/loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    out = model(input_ids=ids, labels=labels)
+    p = out.logits[:, :-1].softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    weights = (1 - p.detach()).sqrt() * 2 * p / (p.detach() + (p.detach() + 1) / 2)
+    (0.5 * (out.loss if loss == "likelihood" else -weights.mean())).backward()
+    assert metrics["sft/loss"] == pytest.approx(float(out.loss.detach()), rel=1e-5)
     assert metrics["sft/tokens"] == 12
     learner = trainer._step.policy.policy
     for name, parameter in model.named_parameters():
@@ -156,10 +159,13 @@ def test_only_what_no_response_answers_is_demonstrated(config_of, batch, make_qw
     known = [Demonstration(ids.astype(np.int32), np.array([i, END], np.int32)) for i, ids in enumerate(rows)]
     found = Sft(lesson._policy, lesson._packing, lesson._ranks, lesson._config, known, seed=0)
     flat = trainer._step.flatten(batch)
-    assert [*found._of_failed(flat)] == [1, 2]
+    assert [row for row, _ in found._of_batch(flat)] == [1, 2]
+    every = lesson._config.model_copy(update={"choose": "batch"})
+    of_all = Sft(lesson._policy, lesson._packing, lesson._ranks, every, known, seed=0)
+    assert [*of_all._of_batch(flat)] == [(0, 1.5), (1, 1.75), (2, 1.75)]
     # Also where nothing of a response is trained on, whose beginning was certain.
     flat = replace(
         flat, loss_mask=np.zeros_like(flat.loss_mask), behavior_logprobs=0 * flat.behavior_logprobs
     )
-    assert [*found._of_failed(flat)] == [1, 2]
+    assert [row for row, _ in found._of_batch(flat)] == [1, 2]
     assert trainer.step(batch).get("sft/loss") is None  # its own rows are for other prompts

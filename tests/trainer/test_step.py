@@ -14,6 +14,7 @@ from asyncrl.core.records import NOT_SAMPLED
 from asyncrl.objective.advantages import Outcomes, grpo
 from asyncrl.objective.diagnostics import Diagnostics
 from asyncrl.trainer.learner import NonFiniteGradientError, TorchLearner
+from asyncrl.trainer.lessons.make import make_lessons
 from asyncrl.trainer.make import make_step as step_of
 from asyncrl.trainer.models.packed import common_packing
 from asyncrl.trainer.models.policy import Policy
@@ -45,7 +46,9 @@ def make_step(make_qwen3, make_config):
         policy.row_tokens = row_tokens or policy.row_tokens
         policy.shares_prefixes = sharing
         packing = common_packing([policy], config.trainer.micro_batch_tokens)
-        return model, step_of(config, TorchLearner(policy, config.trainer), packing)
+        learner = TorchLearner(policy, config.trainer)
+        lessons = make_lessons(config, learner, packing, OneRank(packing.device))
+        return model, step_of(config, learner, packing, lessons=lessons)
 
     return make
 

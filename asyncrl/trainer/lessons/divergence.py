@@ -46,7 +46,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         precise = torch.promote_types(hidden.dtype, torch.float32)
         result = torch.empty(len(hidden), dtype=precise, device=hidden.device)
         for chunk in chunks(len(hidden), ctx.chunk_tokens):
-            log_p = _log_probs(hidden, weight, bias, head, kept, chunk)
+            log_p = log_probs(hidden, weight, bias, head, kept, chunk)
             result[chunk] = log_p.exp().mul_(log_p.sub_(_other_log_probs(ctx, chunk, len(weight)))).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, result)
         return result
@@ -70,10 +70,10 @@ def _other_log_probs(ctx: Any, chunk: slice, vocabulary: int) -> Tensor:
     """float32[n, V]: log q."""
     head = ctx.other.head
     bias = None if head.bias is None else head.bias[:vocabulary]
-    return _log_probs(ctx.other.hidden, head.weight[:vocabulary], bias, head, ctx.kept, chunk)
+    return log_probs(ctx.other.hidden, head.weight[:vocabulary], bias, head, ctx.kept, chunk)
 
 
-def _log_probs(
+def log_probs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, head: FusedHead, kept: KeptSets | None, chunk: slice
 ) -> Tensor:
     """float32[n, V]: of a chunk of `hidden` states, by these rows of the head."""

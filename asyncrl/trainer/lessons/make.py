@@ -33,9 +33,17 @@ def load_lessons(config: Config, ranks: Ranks, base: FrozenPolicy | None = None)
 
 
 def make_lessons(config: Config, policy: Learner, packing: Packing, ranks: Ranks) -> list[Lesson]:
-    """Those in which the policy reads given text."""
+    """The others."""
     lessons: list[Lesson] = []
     objective = config.objective
+    if objective.entropy_coef:
+        from asyncrl.trainer.lessons.entropy import EntropyBonus
+
+        lessons.append(EntropyBonus(ranks, objective))
+    if config.rollout.choose == "greedy_baseline":
+        from asyncrl.trainer.lessons.baseline import GreedyBaseline
+
+        lessons.append(GreedyBaseline())
     chosen = make_policy_objective(objective.policy_loss, objective.settings_of(objective.policy_loss))
     aggregation = objective.aggregation or chosen.aggregation
     if config.reward.likelihood is not None:

@@ -27,7 +27,9 @@ class Sft(Lesson):
     Which rows a step has is a function of the step and of `run.seed`: all of them in an order of each epoch's
     own, so that a run that goes on from a checkpoint neither repeats nor skips one.
 
-    With `choose: failed` it is of the batch alone: the rows whose prompts no response has answered.
+    With `choose: batch` or `failed` it is of the batch alone: the rows of its prompts, or of those that no
+    response has answered. With `loss: rl_plus` that takes the place of -log pi_theta, by the advantage that
+    a demonstration of reward 1 has over its prompt's group (1 where the batch has none).
 
     Source: for the questions that fail, ReLIFT, Ma et al. 2025 (arXiv 2506.07527), which collects them for
     updates of their own; in one loss, CHORD, Zhang et al. 2025 (arXiv 2508.11408).
@@ -53,38 +55,63 @@ class Sft(Lesson):
         }
 
     def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
-        every, rows = self._config.every_steps, np.zeros(0, np.int64)
-        if (step + 1) % every == 0 and self._config.choose == "failed":
-            rows = np.array([*self._of_failed(flat)][: self._config.rows], np.int64)
+        every, chosen = self._config.every_steps, list[tuple[int, float]]()
+        if (step + 1) % every == 0 and self._config.choose != "all":
+            chosen = [*self._of_batch(flat)][: self._config.rows]
         elif (step + 1) % every == 0:
             rows = rows_of(step // every, self._config.rows, len(self._demonstrations), self._seed)
-        self._parts = iter(np.array_split(rows, len(minis)))
+            chosen = [(row, 1.0) for row in rows.tolist()]
+        parts = np.array_split(np.arange(len(chosen)), len(minis))
+        self._parts = iter([[chosen[i] for i in part] for part in parts])
         self._sums = torch.zeros(2, dtype=torch.float64)
         return flat
 
-    def _of_failed(self, flat: FlatBatch) -> Iterator[int]:
-        """Rows with the prompt of a group without a reward above 0."""
+    def _of_batch(self, flat: FlatBatch) -> Iterator[tuple[int, float]]:
+        """Rows with the prompt of a group (of one without a reward above 0, where these are asked for), and
+        what a reward of 1 is more than the group's mean."""
         for group in np.unique(flat.group_ids):
             [members] = np.nonzero(flat.group_ids == group)
-            row = self._by_prompt.get(prompt_of(flat, members[0]))
-            if row is not None and (flat.rewards[members] <= 0).all():
-                yield row
+            row, rewards = self._by_prompt.get(prompt_of(flat, members[0])), flat.rewards[members]
+            if row is not None and (self._config.choose == "batch" or (rewards <= 0).all()):
+                yield row, 1 - float(rewards.mean())
 
     def add_gradient(self, mini: MiniBatch) -> None:
-        rows = next(self._parts)
-        texts = text_batch([Text(*self._demonstrations[row], group_id=i) for i, row in enumerate(rows)])
+        chosen = next(self._parts)
+        texts = text_batch(
+            [Text(*self._demonstrations[row], group_id=i) for i, (row, _) in enumerate(chosen)]
+        )
         if texts is None:
             return
-        ids = torch.from_numpy(texts.token_ids).to(self._packing.device)
+        device = self._packing.device
+        ids, index = torch.from_numpy(texts.token_ids).to(device), texts.sequence_index().to(device)
+        advantages = torch.tensor([advantage for _, advantage in chosen], device=device)
         part = mini_batch(texts, np.arange(texts.sequences), self._packing, self._ranks, 1)
         for micro in part.micros():
-            logprobs: Tensor = self._policy(micro, ids[micro.token_index])[0]
-            self._policy.backward(-self._config.coef / part.totals.tokens * logprobs.sum())
+            at = micro.token_index
+            logprobs: Tensor = self._policy(micro, ids[at])[0]
+            is_plain = self._config.loss == "likelihood"
+            loss = -logprobs if is_plain else rl_plus(logprobs, advantages[index[at]])
+            self._policy.backward(self._config.coef / part.totals.tokens * loss.sum())
             self._sums += torch.tensor([-float(logprobs.detach().sum()), len(logprobs)], dtype=torch.float64)
 
     def metrics(self) -> dict[str, float]:
         loss, tokens = self._ranks.sum_on_host(self._sums.clone()).tolist()
         return {"sft/loss": loss / tokens, "sft/tokens": tokens} if tokens else {}
+
+
+def rl_plus(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """float[N]: the loss of demonstrated tokens, from log pi_theta and the advantage of each one's text,
+
+        loss = -A·sqrt(1 - pi)·2·pi_theta / (pi + omega),   pi = sg(pi_theta), omega = (pi + 1) / 2
+
+    omega stands for the policy that wrote them, of which nothing is known: half the policy itself, half one
+    that is sure of the token. pi is the policy as it is before the update.
+
+    Source: RL-PLUS, Dong et al. 2025 (arXiv 2508.00222); the root is that of its implementation.
+    """
+    before = logprobs.detach().exp()
+    ratios = 2 * logprobs.exp() / (before + (before + 1) / 2)
+    return -advantages * (1 - before).clamp(min=0).sqrt() * ratios
 
 
 def rows_of(turn: int, number: int, rows: int, seed: int) -> NDArray[np.int64]:

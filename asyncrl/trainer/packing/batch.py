@@ -60,6 +60,8 @@ class FlatBatch:
     the last sampled token."""
     turns: NDArray[np.int64] | None = None
     """int64[T]: which request of its member sampled each token that was; None where each member made one."""
+    baselines: NDArray[np.float64] | None = None
+    """float64[S]: what a greedy response to each one's prompt has earned; None where no advantage asks."""
 
     texts: FlatBatch | None = None
     """Sequences that nobody sampled, for the lesson that asks for them; None where none does."""
@@ -101,6 +103,7 @@ class TokenBatch:
     prox_logprobs: under the proximal policy; None too where that is the policy itself (in a step's only
     update), or made of what the token brings along.
     values: V before each token, of the critic as it is now.
+    score_norms: as of `objective.otb`.
     """
 
     ids: Tensor
@@ -111,6 +114,7 @@ class TokenBatch:
     start_logprobs: Tensor | None = None
     prox_logprobs: Tensor | None = None
     values: Tensor | None = None
+    score_norms: Tensor | None = None
 
     @classmethod
     def of(cls, flat: FlatBatch, device: torch.device) -> Self:

@@ -6,6 +6,7 @@ Not a test: it runs where the peers are installed, each in an environment of its
     pip install verl==0.9.1     &&  python make_values.py verl
     pip install trl==1.16.0     &&  python make_values.py trl
     pip install areal==1.0.4    &&  python make_values.py areal
+    pip install ray==2.60.0     &&  python make_values.py ray
     python make_values.py authors    # in a folder with OWNER/NAME of `AUTHORS`, cloned from GitHub
 """
 
@@ -58,7 +59,10 @@ def inputs() -> dict[str, Tensor]:
         "success": (rng.random(ROWS) < 0.4).astype(np.float64),
         "entropy": rng.exponential(1.0, mu.shape),
         "parts": rng.integers(0, 65, (ROWS, 2)) / 64,
+        "baselines": rng.random(3).repeat([3, 4, 5]),
     }
+    p = np.exp(prox)
+    arrays["squares"] = p**2 + (1 - p) ** 2 * rng.random(mu.shape)  # sum of squared probabilities
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -84,8 +88,10 @@ def installed(package: str) -> str:
 
 
 def only(text: str, scope: dict[str, Any], *names: str) -> Callable[..., Any]:
-    """The last of these functions of a module's text, without the rest of it and all that it imports."""
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    """The last of these functions (or classes) of a module's text, without the rest of it and all that it
+    imports."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
     for name in names:
         function = next(node for node in nodes if node.name == name)
         function.decorator_list = []
@@ -161,6 +167,11 @@ def of_verl() -> tuple[str, Cases]:
     cases.add("dr_grpo", algos.compute_grpo_outcome_advantage(*of_groups, norm_adv_by_std_in_grpo=False)[0])
     cases.add("rloo", algos.compute_rloo_outcome_advantage(rewards.clone(), mask, index)[0])
     cases.add("opo", algos.compute_opo_outcome_advantage(rewards.clone(), mask, index)[0])
+    remax = algos.compute_remax_outcome_advantage(rewards.clone(), t["baselines"], mask)[0]
+    cases.add("remax", remax * mask)  # which it leaves where the mask has holes
+    optimal = algos.compute_multi_turn_optimal_token_baseline_advantage
+    of_tokens = (with_penalties, mask, index, t["prox"], t["squares"])
+    cases.add("otb", optimal(*of_tokens, handle_zero_tail=False, epsilon=0.0)[0])
     whitened = algos.compute_reinforce_plus_plus_outcome_advantage
     cases.add("reinforce_pp", whitened(rewards.clone(), mask, config=Settings(gamma=1.0))[0])
     cases.add("reinforce_pp/penalties", whitened(with_penalties, mask, config=Settings(gamma=1.0))[0])
@@ -220,6 +231,34 @@ def of_areal() -> tuple[str, Cases]:
     return installed("areal"), cases
 
 
+def of_ray() -> tuple[str, Cases]:
+    """RLlib's V-trace, by its text: it asks for gymnasium and more."""
+    t, cases = inputs(), Cases()
+    found = importlib.util.find_spec("ray")
+    assert found is not None
+    assert found.origin is not None
+    text = (Path(found.origin).parent / "rllib/algorithms/impala/vtrace_torch.py").read_text()
+    scope = {
+        "torch": torch,
+        "convert_to_torch_tensor": lambda x, device: x,
+        "VTraceReturns": SimpleNamespace,
+    }
+    vtrace = only(text, scope, "from_importance_weights")
+    targets, advantages = torch.zeros(2, ROWS, COLUMNS, dtype=torch.float64)
+    for row, mask in enumerate(t["mask"]):
+        columns = (t["prox"] - t["mu"], t["values"], t["penalties"])
+        log_rhos, values, rewards = (x[row, mask][:, None] for x in columns)
+        rewards[-1] += t["rewards"][row]
+        discounts = torch.full_like(values, 0.9)
+        nothing = torch.zeros(1, dtype=torch.float64)
+        of_row = vtrace(log_rhos, discounts, rewards, values, nothing, 1.2, None)
+        targets[row, mask] = of_row.vs[:, 0]
+        advantages[row, mask] = (of_row.pg_advantages / log_rhos.exp())[:, 0]  # the token's own is the loss's
+    cases.add("vtrace", advantages)
+    cases.add("vtrace/targets", targets)
+    return installed("ray"), cases
+
+
 AUTHORS = {
     "nangongrui-ngr/NGRPO": ("e7a380415a64", "verl/trainer/ppo/core_algos.py"),
     "TianHongZXY/RLVR-Decomposed": ("a5d4e7c1df60", "verl/trainer/ppo/core_algos.py"),
@@ -229,9 +268,12 @@ AUTHORS = {
     "ritzz-ai/PACS": ("bbe1dc6afd8e", "src/pacs/pacs_core_algos.py"),
     "biuboomc/CANON": ("7d6f814fb71f", "verl/trainer/ppo/core_algos.py"),
     "yaochaorui/Trinity-RFT": ("90d65caf6387", "trinity/algorithm/policy_loss_fn/topr_policy_loss.py"),
+    "abaheti95/LoL-RL": ("9f8d81660bfa", "train_generation_task_with_off_policy_PG.py"),
+    "SkyworkAI/Skywork-OR1": ("64e96afa213a", "verl/trainer/ppo/core_algos.py"),
+    "YihongDong/RL-PLUS": ("eb4aa4d4e2d7", "rl_plus/verl/verl/recipe/rlplus_core_alg.py"),
 }
-"""Repositories with the commit and the file. All are the papers' authors', but for topr's: the last is a
-copy of Trinity-RFT's."""
+"""Repositories with the commit and the file. All are the papers' authors', but for topr's, which is a copy of
+Trinity-RFT's."""
 
 
 def of_authors() -> tuple[str, Cases]:
@@ -315,13 +357,60 @@ def of_authors() -> tuple[str, Cases]:
         return topr(trainer, pi, mu, torch.ones_like(pi), t["advantages"][:, :1])[0]
 
     cases.loss("topr", of_whole)
+    a_lol = _a_lol((Path("abaheti95/LoL-RL") / AUTHORS["abaheti95/LoL-RL"][1]).read_text())
+    cases.loss("a_lol", lambda x: a_lol(x, t["mu"], mask, t["advantages"][:, 0]))
+
+    means = SimpleNamespace(masked_mean=lambda x, at: (x * at).sum() / at.sum())
+    rl_plus = function("YihongDong/RL-PLUS", "compute_token_on_off_policy_loss", verl_F=means)
+    given = (t["advantages"], mask, 0.2, 0.2, t["mask"])
+    cases.loss(
+        "rl_plus",  # pi before the update is pi
+        lambda x: rl_plus(x.detach(), x, *given, off_policy_strategy="RL-PLUS")["pg_loss"],
+    )
+    control = function("SkyworkAI/Skywork-OR1", "EntController")(0.0, 0.0025, 0.0, 0.001, 0.5, True)
+    weights = []
+    for entropy in t["entropy"].flatten().tolist():
+        weights.append(control.value * control.entropy_loss_enabled)
+        control.update(entropy)
+    cases.add("entropy_weights", torch.tensor(weights))
     return ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items()), cases
+
+
+def _a_lol(text: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The loss of a response by its script, whose statements are in the midst of a loop."""
+    wanted = (
+        ("baseline_per_response_log_probs", "sum"),
+        ("per_response_log_probs", "sum"),
+        ("importance_sampling_ratio", "exp"),
+        ("importance_sampling_ratio", "clamp"),
+        ("per_response_loss_with_importance_sampling", "importance_sampling_ratio * "),
+        ("advantage", "clamp"),
+        ("per_response_loss", "* advantage"),
+    )
+    found = [ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assign)]
+    lines = [next(x for x in found if x.startswith(f"{name} = ") and what in x) for name, what in wanted]
+
+    def loss(logprobs: Tensor, mu: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+        scope = {
+            "torch": torch,
+            "args": SimpleNamespace(ppo_clip=0.9),
+            # It calls by this name the negative of it.
+            "per_token_log_probs": -logprobs,
+            "baseline_per_token_log_probs": -mu,
+            "response_mask": mask,
+            "advantage": advantages,
+        }
+        exec("\n".join(lines), scope)
+        return scope["per_response_loss"].mean()
+
+    return loss
 
 
 PEERS: dict[str, Callable[[], tuple[str, Cases]]] = {
     "verl": of_verl,
     "trl": of_trl,
     "areal": of_areal,
+    "ray": of_ray,
     "authors": of_authors,
 }
 

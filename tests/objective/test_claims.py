@@ -1,0 +1,176 @@
+"""More of what docs/objectives.md claims: of losses that weigh whole responses, of baselines, of how much a
+prompt weighs, of divergences."""
+
+import itertools
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from enumerated import (
+    END,
+    EVERYTHING,
+    LENGTHS,
+    RESPONSES,
+    SEEDS,
+    SEQUENCE,
+    TOKENS,
+    expected_return,
+    gradient,
+    gradients,
+    of_responses,
+    of_tokens,
+    probabilities,
+    scores,
+    sequence_kl,
+    world,
+)
+
+from asyncrl.objective.advantages import Outcomes
+from asyncrl.objective.gae import Steps
+from asyncrl.objective.kl import ESTIMATORS, kl_loss
+from asyncrl.objective.make import make_advantage
+from asyncrl.objective.policy import PolicyTokens, w_ratio
+from asyncrl.objective.step_size import ess_share, ess_sums
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_failures_push_as_far_as_the_policy_gives_them_and_without_bounds_gains_are_unbiased(seed):
+    w = world(seed, 0.65)
+    mu, rewards = probabilities(w.mu), w.rewards
+    parts = (rewards.clamp(min=0), rewards.clamp(max=0))
+    gains, losses = (gradient(w, (probabilities(w.pi) * part).sum()) for part in parts)
+    a_lol = mu @ gradients(w, "a_lol", ratio_low=0.0, ratio_high=torch.inf)
+    torch.testing.assert_close(a_lol, gains.flatten())
+    imitated = mu @ (scores(w) * rewards.clamp(min=0)[:, None])
+    topr = mu @ gradients(w, "topr", ratio_high=torch.inf)
+    torch.testing.assert_close(topr, imitated + losses.flatten())
+
+
+def test_the_sequences_ratio_grows_exponentially_in_length_and_the_others_do_not():
+    """The second moment, where every token comes from the same two distributions."""
+    moments = {level: [] for level in ("token", "geometric", "sequence")}
+    pi, mu = (torch.tensor(p, dtype=torch.float64).log() for p in ([0.7, 0.3], [0.5, 0.5]))
+    for length in range(2, 8):
+        tokens = torch.cartesian_prod(*[torch.arange(2)] * length)
+        index = torch.arange(len(tokens)).repeat_interleave(length)
+        log_pi, log_mu = pi[tokens].flatten(), mu[tokens].flatten()
+        here = PolicyTokens(log_pi, log_pi, log_mu, 0 * log_pi, index >= 0, index, index)
+        for level, found in moments.items():
+            w = w_ratio(here, level).view_as(tokens)[:, 0]
+            found.append(float(mu[tokens].sum(1).exp() @ w.square()))
+    once = float(mu.exp() @ (pi - mu).exp().square())
+    assert moments["sequence"] == pytest.approx([once**length for length in range(2, 8)])
+    assert moments["token"] == pytest.approx([once] * 6)
+    assert all(a > b for a, b in itertools.pairwise(moments["geometric"]))
+
+
+@pytest.mark.parametrize(("length", "sigma"), [(100, 0.05), (1000, 0.03), (4000, 0.02)])
+def test_noise_of_the_engine_costs_effective_sample_size_as_the_docs_say(length, sigma):
+    z = torch.tensor([NormalDist().inv_cdf((i + 0.5) / 200_001) for i in range(200_001)])
+    share = ess_share(ess_sums(sigma * math.sqrt(length) * z)[None])
+    assert share == pytest.approx(math.exp(-length * sigma**2), rel=0.02)
+
+
+def pull_of_a_prompt(name, rate, size=8, **settings):
+    """What the mean gradient is, as a multiple of that of the success rate: with right-or-wrong rewards
+    E[A·score] = (E[A | right] - E[A | wrong])·grad rate."""
+    right = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * size)
+    ids = torch.arange(len(right)).repeat_interleave(size)
+    rewards = right.flatten()
+    group = Outcomes(rewards, ids, torch.ones_like(ids), 0 * rewards, 0 * rewards + 0.3)
+    advantages = make_advantage(name, settings)(group).view_as(right)
+    p = torch.where(right > 0, rate, 1 - rate).prod(1)[:, None]
+    of_right, of_wrong = ((p * advantages * x).sum() / (p * x).sum() for x in (right, 1 - right))
+    return float(of_right - of_wrong)
+
+
+RATES = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
+
+
+def test_how_much_a_prompt_weighs_by_its_success_rate():
+    pulls = {
+        name: [pull_of_a_prompt(name, rate) for rate in RATES]
+        for name in ("grpo", "dr_grpo", "rloo", "remax", "psr", "max_rl", "pass_at_k")
+    }
+    for name, all_alike in (("dr_grpo", 7 / 8), ("rloo", 1.0), ("remax", 1.0), ("psr", 1.0)):
+        assert pulls[name] == pytest.approx([all_alike] * len(RATES)), name
+    assert pulls["grpo"] == pytest.approx(pulls["grpo"][::-1])
+    assert pulls["grpo"][0] > pulls["grpo"][1] > pulls["grpo"][2] > pulls["grpo"][3]
+    assert pulls["max_rl"] == pytest.approx([sum((1 - p) ** k for k in range(7)) for p in RATES])
+    of_hard, *_, of_easy = pulls["pass_at_k"]
+    assert of_easy < 1e-3 * of_hard, "what succeeds once in 4 tries anyway teaches something"
+    once = [pull_of_a_prompt("pass_at_k", rate, pass_k=1) for rate in RATES]
+    assert once == pytest.approx(pulls["grpo"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_was_sampled_long_ago_is_unbiased_by_its_whole_ratio_and_any_baseline(seed):
+    """As replayed successes would be, with the failures that were beside them."""
+    w = world(seed, 0.65)
+    of_whole = {"behavior_cap": torch.inf, "behavior_level": "sequence"}
+    each = gradients(w, "decoupled_ppo", (w.rewards - 0.4)[SEQUENCE], **of_whole)
+    torch.testing.assert_close(probabilities(w.mu) @ each, gradient(w, expected_return(w)).flatten())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("baseline", [-2.0, 0.0, 0.7])
+def test_a_greedy_responses_reward_is_an_unbiased_baseline_whatever_it_is(seed, baseline):
+    w = world(seed)
+    greedy = torch.full_like(w.rewards, baseline)
+    group = Outcomes(w.rewards, torch.zeros_like(LENGTHS), LENGTHS, baselines=greedy)
+    mean = probabilities(w.pi.detach()) @ (make_advantage("remax", {})(group)[:, None] * scores(w))
+    torch.testing.assert_close(mean, gradient(w, expected_return(w)).flatten())
+
+
+def test_the_baselines_of_places_are_unbiased_and_quieter_than_the_groups_mean():
+    """Of a group in which every response comes as often as the policy gives it, which ends with probability
+    1/2 at every token: the baselines are then those of the whole distribution."""
+    ends = torch.tensor([r[-1] == END for r in RESPONSES])
+    counts = torch.where(ends, 3, 1) * 6 ** (3 - LENGTHS)
+    at = torch.arange(len(RESPONSES)).repeat_interleave(counts)
+    index = torch.arange(len(at)).repeat_interleave(LENGTHS[at])
+    logits = torch.tensor([0.5, *[1 / 6] * (TOKENS - 1)], dtype=torch.float64).log()
+    found = []
+    for seed in SEEDS:
+        w = world(seed)
+        w = replace(w, theta=logits.expand_as(w.theta).clone().requires_grad_())
+        own = of_tokens(w.pi.detach()).exp()
+        norms = 1 - 2 * own + logits.exp().square().sum()
+        of_tokens_at = torch.cat([torch.nonzero(s == SEQUENCE)[:, 0] for s in at])
+        rewards, sampled = w.rewards[at], torch.ones_like(index) > 0
+        steps = Steps(norms[of_tokens_at], rewards, index, sampled)
+        advantages = make_advantage("otb", {})(steps, norms[of_tokens_at], torch.zeros_like(at))
+        firsts = torch.cat([torch.nonzero(at == s)[0] for s in range(len(RESPONSES))])
+        of_places = torch.cat([advantages[index == i] for i in firsts])
+        p, exact = probabilities(w.pi.detach())[:, None], gradient(w, expected_return(w)).flatten()
+        variances = []
+        for a in (of_places, (w.rewards - rewards.mean())[SEQUENCE]):
+            each = gradients(w, "reinforce", a)
+            torch.testing.assert_close((p * each).sum(0), exact)
+            variances.append(float((p * (each - exact).square()).sum()))
+        found.append(variances)
+    assert np.mean(found, axis=0)[0] < 0.95 * np.mean(found, axis=0)[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_estimates_of_the_kl_as_values_and_as_losses(seed):
+    w = world(seed)
+    w.ref = (0.5 * (w.theta.detach() + w.ref)).log_softmax(-1)
+    p = probabilities(w.pi.detach())
+    exact, d = sequence_kl(w).item(), of_tokens(w.ref - w.pi.detach())
+    spread, noise = {}, {}
+    for name, estimate in ESTIMATORS.items():
+        values = of_responses(estimate(d).value)
+        mean = float(p @ values)
+        spread[name] = float(p @ (values - mean).square())
+        assert (mean == pytest.approx(exact)) == (name != "k2"), name
+        assert (estimate(d).value.min() < 0) == (name == "k1"), name
+        logprobs = of_tokens(w.pi)
+        losses = of_responses(kl_loss(name, logprobs, of_tokens(w.ref), logprobs.detach(), EVERYTHING))
+        each = torch.stack([gradient(w, loss).flatten() for loss in losses])
+        noise[name] = float((p[:, None] * (each - p @ each).square()).sum())
+    assert spread["k1"] > max(spread["k2"], spread["k3"])
+    assert noise["k2"] < 0.5 * noise["k1"]
