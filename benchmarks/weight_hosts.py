@@ -54,7 +54,8 @@ class Trainer:
     def publish(self, version: int, changed: float) -> tuple[bytes, int]:
         """The notice, and the digest of the weights."""
         n = int(changed * len(self._values))
-        self._values[torch.randperm(len(self._values))[:n]] = torch.randn(n).bfloat16()
+        where = torch.randint(len(self._values), (n,)) if changed < 1 else slice(None)
+        self._values[where] = torch.randn(n).bfloat16()
         notice = self._transport.publish(version, WholeWeights({"w": self._values}), None)
         return notice, tensor_digest(self._values)
 
