@@ -1,7 +1,8 @@
 """Hosts that are network namespaces of this machine, each on a link of its own to a router.
 
 It needs root, and the commands `ip`, `tc`, `nsenter` and `unshare`. What a host has for itself: its network,
-its `/dev/shm`, and a folder that is there for no other host. Processes and all other files are the machine's.
+its `/dev/shm` and `/tmp/ray`, and a folder that is there for no other host. Processes and all other files are
+the machine's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+PRIVATE = Path("/dev/shm"), Path("/tmp/ray")
+"""Folders that every host has for itself."""
 NEEDED = "ip", "tc", "nsenter", "unshare"
 _START_S = 10.0
 _DELAYED = "delayed"
@@ -48,7 +51,9 @@ class Host:
         self.namespace = namespace
         self.address = address
         self.folder = folder
-        mounts = "".join(f"mount -t tmpfs none {path} && " for path in (Path("/dev/shm"), *hidden))
+        for path in PRIVATE:
+            path.mkdir(exist_ok=True)
+        mounts = "".join(f"mount -t tmpfs none {path} && " for path in (*PRIVATE, *hidden))
         self._keeper = subprocess.Popen(  # mounts last as long as a process that sees them
             [
                 *("ip", "netns", "exec", namespace, "unshare", "--mount", "--propagation", "private"),
@@ -64,6 +69,15 @@ class Host:
         """That runs a command there, in its folder."""
         there = "nsenter", f"--target={self._keeper.pid}", "--mount", "--net"
         return [*there, "env", f"--chdir={self.folder}", f"TMPDIR={self.folder}", *command]
+
+    def wait_for_port(self, address: str, port: str, timeout_s: float) -> None:
+        """Until somebody listens there, as seen from here."""
+        knock = f"exec 3<>/dev/tcp/{address}/{port}"
+        deadline_s = time.monotonic() + timeout_s
+        while subprocess.run(self.command("bash", "-c", knock), capture_output=True, timeout=60).returncode:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"nobody has listened at {address}:{port} within {timeout_s:.0f} s")
+            time.sleep(0.05)
 
     def enter(self) -> None:
         """Be a process of that host, from now on. For one of a single thread."""
@@ -168,7 +182,7 @@ class Network:
         with subprocess.Popen(there("iperf3", "-s", "-1"), stdout=subprocess.DEVNULL) as server:
             try:
                 deadline_s = time.monotonic() + _START_S
-                while ":5201" not in run(*there("ss", "-ltn")):
+                while ":5201" not in run(*there("ss", "-ltn")):  # it takes one connection: none to try it out
                     if time.monotonic() > deadline_s:
                         raise TimeoutError(f"iperf3 has not listened within {_START_S:.0f} s")
                     time.sleep(0.05)

@@ -3,9 +3,9 @@
     sudo python benchmarks/two_hosts.py [--cases near,far,disturbed] [--model FOLDER] [KEY=VALUE ...]
 
 Hosts are network namespaces (`hosts.py`), so that one machine does for both. The launcher runs on host 0 and
-places the roles as in an allocation of SLURM with two nodes; what `srun` would do, a script does that runs
-the agent on the other host. Guests are `asyncrl join` there. Everything between the two goes over one link,
-encrypted (CURVE). All cases are the quickstart.
+places the roles as in an allocation of SLURM with two nodes, where a script does what `srun` would: it runs
+the agent on the other host; or on a real Ray cluster of both (`--cluster ray`). Guests are `asyncrl join`
+there. Everything of ours between the two goes over one link, encrypted (CURVE). All cases are the quickstart.
   near       as it is, over a link that is as fast as the kernel copies
   far        as it is, over 100 Mbit/s (`--rate`) and 50 ms one way (`--latency-ms`)
   disturbed  the same link, without an end: it is pulled for 20 s (`--pull-s`), ten guests (`--guests`) join
@@ -29,8 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,40 +54,77 @@ case $node in
 {cases}
 esac
 """
+WAIT_FOR_NODES = """import ray, time
+ray.init("{}", log_to_driver=False, logging_level="ERROR")
+while len(ray.nodes()) < {}:
+    time.sleep(0.2)
+"""
 SCONTROL = """#!/bin/bash
 printf '%s\\n' {names}
 """
 
 
-def allocation(hosts: Sequence[Host], folder: Path) -> dict[str, str]:
-    """The environment of a job on the hosts, of which the first is this one."""
+@contextmanager
+def pretended_slurm(hosts: Sequence[Host]) -> Iterator[dict[str, str]]:
+    """The environment of a job on the hosts, of which the first is the launcher's."""
     runs = [f'{h.address}) exec {shlex.join(h.command())} "$@" ;;' for h in hosts]
     names = " ".join(h.address for h in hosts)
     programs = {"srun": SRUN.format(cases="\n".join(runs)), "scontrol": SCONTROL.format(names=names)}
     for name, text in programs.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    return {
-        "PATH": f"{folder}:{os.environ['PATH']}",
+        path = hosts[0].folder / name
+        path.write_text(text)
+        path.chmod(0o755)
+    yield {
+        "PATH": f"{hosts[0].folder}:{os.environ['PATH']}",
         "SLURM_JOB_NODELIST": names,
         "SLURMD_NODENAME": hosts[0].address,
     }
 
 
+@contextmanager
+def ray(hosts: Sequence[Host]) -> Iterator[dict[str, str]]:
+    """A cluster of them: a raylet each."""
+    head = f"{hosts[0].address}:6379"
+    with ExitStack() as stack:
+        for host in hosts:
+            role = ["--head", "--port=6379", "--include-dashboard=false"]
+            role = role if host is hosts[0] else [f"--address={head}"]
+            start = "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--disable-usage-stats"
+            raylet = subprocess.Popen(
+                host.command(sys.executable, *start, f"--node-ip-address={host.address}", *role),
+                stdout=subprocess.DEVNULL,
+            )
+            stack.callback(raylet.wait, LONG_S)
+            stack.callback(raylet.terminate)
+            if host is hosts[0]:
+                hosts[1].wait_for_port(*head.split(":"), LONG_S)
+        subprocess.run(
+            hosts[0].command(sys.executable, "-c", WAIT_FOR_NODES.format(head, len(hosts))),
+            check=True,
+            timeout=LONG_S,
+        )
+        yield {"RAY_ADDRESS": head}
+
+
+CLUSTERS = {"slurm": pretended_slurm, "ray": ray}
+
+
 class Run:
     """`asyncrl-launch` on a network's first host."""
 
-    def __init__(self, network: Network, folder: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, network: Network, folder: Path, environment: Mapping[str, str], arguments: Sequence[str]
+    ) -> None:
         self.network = network
         self.dir = RunDir(network.hosts[0].folder / "run")
         self._output = folder / "output.txt"
-        launch = "-m", "asyncrl.cli.launch", "--cluster", "slurm", "--nodes", "2", f"run.dir={self.dir.path}"
+        launch = "-m", "asyncrl.cli.launch", "--nodes", "2", f"run.dir={self.dir.path}"
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 network.hosts[0].command(sys.executable, *launch, *arguments),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **allocation(network.hosts, folder)},
+                env={**os.environ, **environment},
             )
 
     @property
@@ -163,7 +200,8 @@ class Run:
             raise RuntimeError(f"of {last['ledger/generated_groups']} groups there are {where}")
         if wrong := {step: trained.get(step) for step in range(len(lines)) if trained.get(step) != batch}:
             raise RuntimeError(f"steps of {batch} groups were trained on other numbers: {wrong}")
-        states = times(lines)["rollout-0"]
+        of_roles = times(lines)
+        states = of_roles["rollout-0"]
         idle_s = sum(s for state, s in states.items() if state.startswith("wait_"))
         return {
             "steps": len(lines),
@@ -172,18 +210,19 @@ class Run:
             "restarts": self.output.count("starting it again"),
             "step_s": statistics.median(line["time/step_s"] for line in lines),
             "idle_share": idle_s / (sum(states.values()) - states.get("start", 0.0)),
-            "states_s": states,
+            "states_s": {role: of_roles[role] for role in ("trainer-0", "rollout-0")},
             "link_bytes_a_step": self.network.sent_bytes(0) / len(lines),
         }
 
 
 @contextmanager
-def started(rate: str, latency_s: float, arguments: Sequence[str]) -> Iterator[Run]:
+def started(rate: str, latency_s: float, cluster: str, arguments: Sequence[str]) -> Iterator[Run]:
     with (
         tempfile.TemporaryDirectory() as name,
         Network(2, Path(name), rate, latency_s) as network,
+        CLUSTERS[cluster](network.hosts) as environment,
     ):
-        run = Run(network, Path(name), arguments)
+        run = Run(network, Path(name), environment, ["--cluster", cluster, *arguments])
         try:
             yield run
         finally:
@@ -193,7 +232,7 @@ def started(rate: str, latency_s: float, arguments: Sequence[str]) -> Iterator[R
 def measure(case: str, arguments: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     rate, latency_s = ("none", 0.0) if case == "near" else (options.rate, options.latency_ms / 1e3)
     disturbed = ["run.steps=1000000", "rollout.guests=1"] if case == "disturbed" else []
-    with started(rate, latency_s, [*arguments, *disturbed]) as run:
+    with started(rate, latency_s, options.cluster, [*arguments, *disturbed]) as run:
         if case == "disturbed":
             run.wait_for_steps(3)
             for number in range(options.guests):
@@ -213,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cluster", choices=CLUSTERS, default="slurm", help="that places the roles")
     parser.add_argument("--rate", default="100mbit", help="of the link, where it is far")
     parser.add_argument("--latency-ms", type=float, default=50.0, help="one way, where it is far")
     parser.add_argument("--pull-s", type=float, default=20.0, help="for how long the link is pulled")
@@ -238,7 +278,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{found['link_bytes_a_step'] / 1e6:.2f} MB a step left the first host",
                 flush=True,
             )
-    head = {"rate": options.rate, "latency_ms": options.latency_ms, "pull_s": options.pull_s}
+    head = {
+        "cluster": options.cluster,
+        "rate": options.rate,
+        "latency_ms": options.latency_ms,
+        "pull_s": options.pull_s,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({**head, "guests": options.guests, "results": results}, indent=1))
     print(f"wrote {options.out}")

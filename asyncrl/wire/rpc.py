@@ -202,6 +202,8 @@ class RpcClient:
         self._ids = itertools.count(_NOTICE_ID + 1 + secrets.randbits(63))
         self._open: dict[int, asyncio.Future[tuple[Any, list[memoryview]]]] = {}
         self._heard_s = -math.inf
+        self.round_trip_s = math.inf
+        """Of a request that is answered at once, as the last ones were."""
         self._receiver: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> RpcClient:
@@ -244,6 +246,7 @@ class RpcClient:
                     send_s = math.inf if queued else now_s + RESEND_S
                 await asyncio.wait([future], timeout=min(deadline_s, send_s) - now_s)
             answer, out = future.result()
+            self.round_trip_s = min(time.monotonic() - asked_s, 1.25 * self.round_trip_s)
         except TimeoutError:
             raise RpcError(
                 f"{self._name} waited {timeout_s:.0f} s for the answer to {type(request).__name__}"
