@@ -1,5 +1,5 @@
 """A run over two hosts that are network namespaces: across a slow link that is pulled, with a guest that
-comes and goes."""
+comes and goes. (That it learns there, `benchmarks/two_hosts.py` shows.)"""
 
 import json
 import subprocess
@@ -8,25 +8,25 @@ import sys
 import pytest
 from network_hosts import BENCHMARKS, needs_hosts
 
-SCRIPT = BENCHMARKS / "two_hosts.py"
+PACED = "rollout.engine=paced", "trainer.backend=paced", "trainer.paced.step_s=0.3"
 
 
 @pytest.mark.slow
 @needs_hosts
-def test_the_quickstart_learns_from_a_host_that_is_far_away(warmed_up_model, tmp_path):
+def test_a_run_over_two_hosts_loses_nothing_whatever_its_link_and_guests_do(tiny_folder, tmp_path):
     out = tmp_path / "out.json"
     ended = subprocess.run(
         [
-            *(sys.executable, str(SCRIPT), "--cases", "disturbed", "--model", str(warmed_up_model)),
-            *("--guests", "1", "--pull-s", "3", "--out", str(out)),
+            *(sys.executable, str(BENCHMARKS / "two_hosts.py"), "--cases", "disturbed"),
+            *("--model", str(tiny_folder), "--guests", "1", "--pull-s", "3", "--reward", "0"),
+            *("--out", str(out), *PACED),
         ],
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr  # it looks into the ledger itself
     [found] = json.loads(out.read_text())["results"]
-    assert found["first_reward"] <= 0.45
-    assert found["last_reward"] >= 0.85
     assert found["restarts"] == 0
+    assert found["steps"] > 5
     assert found["link_bytes_a_step"] > 0
