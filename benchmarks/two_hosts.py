@@ -264,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if problem := missing():
         parser.error(problem)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves no host behind
     with tempfile.TemporaryDirectory() as folder:
         model = (options.model or asyncrl.tiny.build(Path(folder) / "tiny")).resolve()
         arguments = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
