@@ -2,8 +2,8 @@
 
     sudo python benchmarks/weight_hosts.py [--hosts 4] [--mb 256] [--rate 1gbit] [--pull-s 0] [--out FILE]
 
-Hosts are network namespaces, each with a `/dev/shm` of its own, joined by a router over veth pairs; `--rate`
-limits every link (`tc`, both ways; `none`: as fast as the kernel copies). It needs root, `ip` and `tc`, and
+Hosts are network namespaces (`hosts.py`), each with a `/dev/shm` of its own, joined by a router over veth
+pairs; `--rate` limits every link (`tc`, both ways; `none`: as fast as the kernel copies). It needs root, and
 `iperf3` for the comparison.
   iperf3  one connection from the trainer's host to another
   one     a whole version to one host: fetched, proven and read
@@ -18,22 +18,22 @@ some 500 MB/s. `all` sends no more from the trainer's host than `one`. `delta` s
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from hosts import Host, Network, missing
 
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
@@ -44,92 +44,6 @@ from asyncrl.wire.keys import Endpoint, Keys
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "weight_hosts.json"
 ANSWER_TIMEOUT_S = 280.0
-_NEW_MOUNTS, _NEW_NETWORK, _PRIVATE = 0x20000, 0x40000000, 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
-
-
-def run(*command: str) -> str:
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if ended.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {ended.stderr.strip()}")
-    return ended.stdout
-
-
-class Network:
-    """Namespaces `PREFIX-0`, `PREFIX-1` ..., each on a link of its own to `PREFIX-router`."""
-
-    def __init__(self, n: int, rate: str) -> None:
-        self._prefix = f"weights-{os.getpid()}"
-        self._made: list[str] = []
-        self.router = self._namespace("router")
-        self.hosts = [self._namespace(str(i)) for i in range(n)]
-        run("ip", "netns", "exec", self.router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        for i, host in enumerate(self.hosts):
-            far, near = f"far{i}", "near"
-            ends = ((self.router, far, f"10.77.{i}.1"), (host, near, self.address(i)))
-            run(*f"ip link add {far} netns {self.router} type veth peer name {near} netns {host}".split())
-            for namespace, device, address in ends:
-                run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", device)
-                run("ip", "-n", namespace, "link", "set", device, "up")
-                run("ip", "-n", namespace, "link", "set", "lo", "up")
-                if rate != "none":
-                    limit = f"tc qdisc add dev {device} root tbf rate {rate} burst 256k latency 50ms"
-                    run("ip", "netns", "exec", namespace, *limit.split())
-            run("ip", "-n", host, "route", "add", "default", "via", f"10.77.{i}.1")
-
-    def _namespace(self, name: str) -> str:
-        self._made.append(f"{self._prefix}-{name}")
-        run("ip", "netns", "add", self._made[-1])
-        return self._made[-1]
-
-    @staticmethod
-    def address(host: int) -> str:
-        return f"10.77.{host}.2"
-
-    def sent_bytes(self, host: int) -> int:
-        """By its link, so far."""
-        told = run("ip", "-n", self.hosts[host], "-s", "-j", "link", "show", "dev", "near")
-        return json.loads(told)[0]["stats64"]["tx"]["bytes"]
-
-    def pull(self, host: int, seconds: float) -> None:
-        run("ip", "-n", self.router, "link", "set", f"far{host}", "down")
-        time.sleep(seconds)
-        run("ip", "-n", self.router, "link", "set", f"far{host}", "up")
-
-    def iperf3(self, seconds: int) -> float:
-        """Bytes a second from host 0 to host 1."""
-        serve = ["ip", "netns", "exec", self.hosts[1], "iperf3", "-s", "-1"]
-        with subprocess.Popen(serve, stdout=subprocess.DEVNULL) as server:
-            try:
-                for _ in range(100):
-                    listening = run("ip", "netns", "exec", self.hosts[1], "ss", "-ltn")
-                    if ":5201" in listening:
-                        break
-                    time.sleep(0.05)
-                told = run(
-                    *("ip", "netns", "exec", self.hosts[0], "iperf3", "-J"),
-                    *("-c", self.address(1), "-t", str(seconds)),
-                )
-            finally:
-                server.terminate()
-        return float(json.loads(told)["end"]["sum_received"]["bits_per_second"]) / 8
-
-    def close(self) -> None:
-        for name in self._made:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=60)
-
-
-def enter(namespace: str) -> None:
-    """Be a process of that host, from now on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/var/run/netns/{namespace}") as file:  # noqa: PTH123
-        for failed in (
-            libc.setns(file.fileno(), _NEW_NETWORK),
-            libc.unshare(_NEW_MOUNTS),
-            libc.mount(b"none", b"/", None, _PRIVATE, None),
-            libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, b""),
-        ):
-            if failed:
-                raise OSError(ctypes.get_errno(), f"entering {namespace} failed")
 
 
 class Trainer:
@@ -140,7 +54,8 @@ class Trainer:
     def publish(self, version: int, changed: float) -> tuple[bytes, int]:
         """The notice, and the digest of the weights."""
         n = int(changed * len(self._values))
-        self._values[torch.randperm(len(self._values))[:n]] = torch.randn(n).bfloat16()
+        where = torch.randint(len(self._values), (n,)) if changed < 1 else slice(None)
+        self._values[where] = torch.randn(n).bfloat16()
         notice = self._transport.publish(version, WholeWeights({"w": self._values}), None)
         return notice, tensor_digest(self._values)
 
@@ -152,20 +67,23 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self._transport = Tcp("asyncrl-hosts", folder)
 
-    def read(self, notice: bytes) -> tuple[float, int]:
-        """Seconds, and the digest of what came."""
+    def read(self, notice: bytes) -> float:
+        """Seconds that it took."""
         started_s = time.perf_counter()
-        values = self._transport.source(notice).tensors()["w"]
-        return time.perf_counter() - started_s, tensor_digest(values)
+        self._values = self._transport.source(notice).tensors()["w"]
+        return time.perf_counter() - started_s
+
+    def digest(self) -> int:
+        return tensor_digest(self._values)
 
 
 class Remote:
     """An object in a process of a host."""
 
-    def __init__(self, namespace: str, make: Callable[[], Any]) -> None:
+    def __init__(self, host: Host, make: Callable[[], Any]) -> None:
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_served, args=(namespace, make, theirs), daemon=True)
+        self.process = context.Process(target=_served, args=(host, make, theirs), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -180,13 +98,18 @@ class Remote:
             raise RuntimeError(error)
         return value
 
+    def cpu_s(self) -> float:
+        """Of a processor, so far."""
+        used = psutil.Process(self.process.pid).cpu_times()
+        return used.user + used.system
+
     def call(self, method: str, *arguments: object) -> Any:
         self.start(method, *arguments)
         return self.result()
 
 
-def _served(namespace: str, make: Callable[[], Any], connection: Connection) -> None:
-    enter(namespace)
+def _served(host: Host, make: Callable[[], Any], connection: Connection) -> None:
+    host.enter()
     thing = make()
     while True:
         method, arguments = connection.recv()
@@ -198,7 +121,9 @@ def _served(namespace: str, make: Callable[[], Any], connection: Connection) -> 
 
 @contextmanager
 def started(network: Network, folder: Path, n_bytes: int) -> Iterator[tuple[Remote, list[Remote]]]:
-    RunDir(folder).announce_endpoint(COORDINATOR, Endpoint.of(f"tcp://{network.address(0)}:1", Keys.new()))
+    RunDir(folder).announce_endpoint(
+        COORDINATOR, Endpoint.of(f"tcp://{network.hosts[0].address}:1", Keys.new())
+    )
     trainer = Remote(network.hosts[0], lambda: Trainer(folder, n_bytes))
     workers = [Remote(host, lambda: Worker(folder)) for host in network.hosts[1:]]
     try:
@@ -209,30 +134,31 @@ def started(network: Network, folder: Path, n_bytes: int) -> Iterator[tuple[Remo
             remote.process.join()
 
 
-def measure(network: Network, n_bytes: int, pull_s: float) -> list[dict[str, Any]]:
+def measure(network: Network, folder: Path, n_bytes: int, pull_s: float) -> list[dict[str, Any]]:
     results = []
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        trainer, workers = stack.enter_context(started(network, folder, n_bytes))
+    with started(network, folder, n_bytes) as (trainer, workers):
         for version, (what, readers, changed) in enumerate(
             (("one", workers[:1], 1.0), ("all", workers, 1.0), ("delta", workers, 0.01))
         ):
             notice, digest = trainer.call("publish", version, changed)
             before_bytes = network.sent_bytes(0)
+            before_cpu_s = sum(remote.cpu_s() for remote in (trainer, *readers))
             for worker in readers:
                 worker.start("read", notice)
             if pull_s and version == 0:
                 while network.sent_bytes(0) - before_bytes < n_bytes / 2:
                     time.sleep(0.02)
                 network.pull(0, pull_s)
-            read = [worker.result() for worker in readers]
+            seconds = max(worker.result() for worker in readers)
+            cpu_s = sum(remote.cpu_s() for remote in (trainer, *readers)) - before_cpu_s
             results.append(
                 {
                     "what": what,
                     "hosts": len(readers),
-                    "seconds": max(seconds for seconds, _ in read),
+                    "seconds": seconds,
+                    "cpu_s": cpu_s,
                     "link_bytes": network.sent_bytes(0) - before_bytes,
-                    "is_equal": all(found == digest for _, found in read),
+                    "is_equal": all(worker.call("digest") == digest for worker in readers),
                     "metrics": trainer.call("metrics"),
                 }
             )
@@ -249,16 +175,13 @@ def main() -> None:
     parser.add_argument("--pull-s", type=float, default=0.0)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="JSON file to write")
     args = parser.parse_args()
-    if os.geteuid() or not shutil.which("ip"):
-        parser.error("it makes network namespaces: that takes root, and the commands ip and tc")
+    if problem := missing():
+        parser.error(problem)
     torch.set_num_threads(1)
     n_bytes = args.mb * 10**6
-    network = Network(1 + args.hosts, args.rate)
-    try:
+    with tempfile.TemporaryDirectory() as name, Network(1 + args.hosts, Path(name), args.rate) as network:
         iperf3 = network.iperf3(5) if shutil.which("iperf3") else None
-        results = measure(network, n_bytes, args.pull_s)
-    finally:
-        network.close()
+        results = measure(network, Path(name), n_bytes, args.pull_s)
     if iperf3 is not None:
         print(f"iperf3: {iperf3 / 1e6:,.0f} MB/s")
     for r in results:
@@ -266,6 +189,7 @@ def main() -> None:
         share = f", {speed * 1e6 / iperf3:.2f} of iperf3" if iperf3 else ""
         print(
             f"{r['what']:6} {r['hosts']} host(s): {r['seconds']:.2f} s, {speed:,.0f} MB/s{share}; "
+            f"{r['cpu_s'] / n_bytes / r['hosts'] * 1e9:.2f} ms of a processor for a MB and host; "
             f"{r['link_bytes'] / n_bytes:.3f} of the version left the trainer's host"
         )
     head = {"n_bytes": n_bytes, "rate": args.rate, "cpus": os.cpu_count(), "iperf3_bytes_per_s": iperf3}

@@ -169,7 +169,10 @@ def _refuse_too_few(config: Config, needs: Sequence[RoleSet], asked: int | None,
 def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> Iterator[Place]:
     each = max(1, usable // nodes)
     placed: dict[str, tuple[int, ...]] = {}
+    ranks = sum(len(need.roles) for need in needs if need.kind.is_unit)
     for need in needs:
+        # Engines come after the ranks: of two nodes without GPUs, one trains and the other samples.
+        first_node = ranks if need.kind.holds_leases else 0
         used = {gpu for gpus in placed.values() for gpu in gpus}
         # A single GPU is everybody's.
         first = 0 if shared and need.kind.in_loop else max(used, default=-1) + 1
@@ -190,7 +193,7 @@ def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> 
                 while gpus[0] // each != gpus[-1] // each and gpus[-1] < usable:
                     gpus = (*gpus[1:], next(free))
             placed[role] = gpus
-            node = gpus[0] // each if gpus else Role.parse(role).index % nodes
+            node = gpus[0] // each if gpus else (first_node + Role.parse(role).index) % nodes
             yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads, node=node)
 
 

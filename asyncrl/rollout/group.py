@@ -112,6 +112,8 @@ class GroupRollout:
         self._note = note
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
+        self.ahead: Callable[[], int] = lambda: 0
+        """Groups that there is `room` for besides, since they come late (`cluster/ahead.py`)."""
         self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""
         self._freed = asyncio.Event()
@@ -150,10 +152,10 @@ class GroupRollout:
     @property
     def room(self) -> int:
         """Groups that the engine could take now: what waits for something else holds no slot. One waits at
-        its door, so that a slot is refilled in the very step in which it falls free."""
+        its door, so that a slot is refilled in the very step in which it falls free, and those `ahead`."""
         n = self._group_size
         taken = sum(self.progress(lease_id).generating for lease_id in self._sessions)
-        return (self.engine.capacity + n - taken) // n
+        return (self.engine.capacity + n - taken) // n + self.ahead()
 
     async def has_room(self) -> None:
         """Wait until there is room: a slot is refilled when its request ends, not when its group does."""

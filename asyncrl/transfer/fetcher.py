@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from asyncrl.transfer.connections import Connections
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.seat import Held, Seat
 from asyncrl.transfer.serving import Serving
@@ -53,7 +53,6 @@ class Fetcher:
     ) -> None:
         self._seat = seat
         self._host = host
-        self._run = run
         self._newest = newest
         self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
         self._memory: list[Bytes] = [np.empty(0, np.uint8)] * BUFFERS
@@ -68,6 +67,7 @@ class Fetcher:
         self._progress_s = 0.0
         self._turn = asyncio.Lock()
         self._shelf = Shelf()
+        self._connections = Connections(run, host)
         self._serving = Serving(run, self._answer)
 
     async def fetch(self, notice: TcpNotice) -> WeightNotice:
@@ -83,6 +83,7 @@ class Fetcher:
             return replace(notice.here, segment=str(self._paths[self._held[notice.identity]]))
 
     async def close(self) -> None:
+        await self._connections.close()
         await self._serving.close()
         for buffer, memory in enumerate(self._memory):
             if len(memory):
@@ -104,7 +105,7 @@ class Fetcher:
         what = f"weight version {notice.here.version} from {notice.source.address}"
         while True:
             try:
-                async with self._client(notice.source) as source:
+                async with self._connections.to(notice.source) as source:
                     route = await self._route(source, notice, lost)
                     await self._take(route, notice, source, route.relay if use_relays else None)
                 if await self._prove(notice):
@@ -198,7 +199,7 @@ class Fetcher:
         self._shelf.put(name, piece)
         if relay is not None:
             try:
-                async with self._client(relay) as client:
+                async with self._connections.to(relay) as client:
                     await self._chunks(name, piece, client)
             except RpcRefused:
                 pass  # it came by this version another way; the source has everything
@@ -236,9 +237,6 @@ class Fetcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _client(self, peer: m.Peer) -> RpcClient:
-        return _client(self._run, self._host, peer)
-
     def _progressed(self) -> None:
         self._progress_s = asyncio.get_running_loop().time()
 
@@ -248,17 +246,15 @@ class Fetcher:
 
 async def is_gone(run: Endpoint, host: str, notice: TcpNotice) -> bool:
     """Whether a trainer's end has nothing to say of a version."""
+    connections = Connections(run, host)
     try:
-        async with _client(run, host, notice.source) as source:
+        async with connections.to(notice.source) as source:
             await source.request(m.Locate(host, None, None, notice.identity, None), timeout_s=LOCATE_S)
     except RpcError:
         return True
+    finally:
+        await connections.close()
     return False
-
-
-def _client(run: Endpoint, host: str, peer: m.Peer) -> RpcClient:
-    endpoint = Endpoint(peer.address, peer.server_public, run.client_public, run.client_secret)
-    return RpcClient(endpoint, f"{host}-{os.getpid()}")
 
 
 async def _nobody_listens(address: str) -> bool:

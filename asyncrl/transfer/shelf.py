@@ -60,9 +60,9 @@ class Shelf:
                     await self._news.wait()
         except TimeoutError:
             return m.NotYet(request.piece.version <= self.coming), ()
-        chunk = piece.chunk(request.number).tobytes()
+        chunk = piece.chunk(request.number)
         self.sent_bytes += len(chunk)
-        return m.Chunk(), (chunk,)
+        return m.Chunk(), (chunk.data,)  # read as it is sent: what is written over meanwhile the proof finds
 
     def _find(self, request: m.FetchChunk) -> Piece | None:
         """None where it may still come."""

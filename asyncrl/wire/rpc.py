@@ -60,7 +60,7 @@ _CRYPTO_BYTES = 1024
 _contexts: set[zmq.asyncio.Context] = set()
 """Of servers that are not closed. One that was garbage-collected would block until its sockets are closed."""
 
-Frames = Sequence[bytes]
+Frames = Sequence[bytes | memoryview]
 
 
 class RpcError(AsyncRLError):
@@ -236,8 +236,10 @@ class RpcClient:
         self._socket.connect(endpoint.address)
         # Never those of another process that had this name before.
         self._ids = itertools.count(_NOTICE_ID + 1 + secrets.randbits(63))
-        self._open: dict[int, asyncio.Future[tuple[Any, list[bytes]]]] = {}
+        self._open: dict[int, asyncio.Future[tuple[Any, list[memoryview]]]] = {}
         self._heard_s = -math.inf
+        self.round_trip_s = math.inf
+        """Of a request that is answered at once, as the last ones were."""
         self._receiver: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> RpcClient:
@@ -253,9 +255,9 @@ class RpcClient:
 
     async def request(
         self, request: Any, frames: Frames = (), *, timeout_s: float, queued: bool = False
-    ) -> tuple[Any, list[bytes]]:
-        """Returns the answer and its frames. Raises `RpcRefused`, or `RpcError` when it does not come in
-        time.
+    ) -> tuple[Any, list[memoryview]]:
+        """Returns the answer and its frames, not copied. Raises `RpcRefused`, or `RpcError` when it does not
+        come in time.
 
         queued: the server answers one request after another, so the time runs anew from each of its answers,
         and the request is sent once: it may well be next but a thousand.
@@ -280,6 +282,7 @@ class RpcClient:
                     send_s = math.inf if queued else now_s + RESEND_S
                 await asyncio.wait([future], timeout=min(deadline_s, send_s) - now_s)
             answer, out = future.result()
+            self.round_trip_s = min(time.monotonic() - asked_s, 1.25 * self.round_trip_s)
         except TimeoutError:
             raise RpcError(
                 f"{self._name} waited {timeout_s:.0f} s for the answer to {type(request).__name__}"
@@ -304,18 +307,18 @@ class RpcClient:
     async def _receive(self) -> None:
         try:
             while True:
-                self._received(*await self._socket.recv_multipart())
+                self._received(*await self._socket.recv_multipart(copy=False))
         except BaseException as error:
             self.give_up(f"{self._name} receives no more: {error!r}")
             raise
 
-    def _received(self, head: bytes, body: bytes, *frames: bytes) -> None:
+    def _received(self, head: zmq.Frame, body: zmq.Frame, *frames: zmq.Frame) -> None:
         self._heard_s = time.monotonic()
-        request_id = int.from_bytes(head)
+        request_id = int.from_bytes(head.bytes)
         if request_id == _NOTICE_ID:
             if self.on_notice is not None:
-                self.on_notice(decode(_NOTICE, body))
+                self.on_notice(decode(_NOTICE, body.bytes))
             return
         future = self._open.get(request_id)
         if future is not None and not future.done():
-            future.set_result((decode(_ANSWER, body), list(frames)))
+            future.set_result((decode(_ANSWER, body.bytes), [frame.buffer for frame in frames]))

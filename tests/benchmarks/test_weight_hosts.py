@@ -2,28 +2,18 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from network_hosts import BENCHMARKS, needs_hosts
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "weight_hosts.py"
+SCRIPT = BENCHMARKS / "weight_hosts.py"
 N_BYTES = 30_000_000
 
 
-def can_make_hosts() -> bool:
-    if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
-        return False
-    name = f"asyncrl-try-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
-    subprocess.run(["ip", "netns", "del", name], capture_output=True)
-    return made
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not can_make_hosts(), reason="network namespaces take root, `ip` and `tc`")
+@needs_hosts
 def test_weights_arrive_over_a_link_that_was_pulled_and_leave_the_trainers_host_once(tmp_path):
     ended = subprocess.run(
         [

@@ -75,9 +75,9 @@ def test_without_gpus_roles_are_dealt_out_and_what_writes_the_files_stays():
     found = rows(assign(config(rollout={"workers": 3}), None, 0, nodes=2))
     assert found == {
         "trainer-0": (0, ()),
-        "rollout-0": (0, ()),
-        "rollout-1": (1, ()),
-        "rollout-2": (0, ()),
+        "rollout-0": (1, ()),
+        "rollout-1": (0, ()),
+        "rollout-2": (1, ()),
     }
 
 

@@ -15,7 +15,7 @@ from tcp_proxy import Proxy
 
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.transfer import fetcher, source
+from asyncrl.transfer import connections, fetcher, source
 from asyncrl.transfer.fetcher import is_gone
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.shelf import CHUNK_BYTES
@@ -158,6 +158,21 @@ def test_a_broken_connection_goes_on_at_the_chunk_that_is_missing(end, monkeypat
     proxy.close()
     assert proxy.cuts == 1 and proxy.connections >= 2
     assert sent(trainer) <= N_BYTES + 2 * 2 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize(("kept_s", "n_connections"), [(connections.KEPT_S, 1), (0.0, 3)])
+def test_a_connection_lasts_from_one_version_to_the_next_but_not_for_ever(
+    end, monkeypatch, kept_s, n_connections
+):
+    monkeypatch.setattr(connections, "KEPT_S", kept_s)
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    proxy = Proxy(msgspec.msgpack.decode(notice, type=TcpNotice).source.address)
+    weights.assert_read(host, with_source(notice, proxy.address))
+    for version in range(1, 3):
+        weights.assert_read(host, with_source(weights.publish(trainer, version), proxy.address))
+    proxy.close()
+    assert proxy.connections == n_connections
 
 
 def test_a_relay_that_dies_in_the_middle_is_done_without(end, monkeypatch):
