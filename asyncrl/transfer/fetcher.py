@@ -120,11 +120,7 @@ class Fetcher:
                 await self._go_on(notice, what, error)
 
     async def _go_on(self, notice: TcpNotice, what: str, error: RpcError) -> None:
-        """After a connection that was given up."""
-        if (newest := self._newest()) is not None and newest.source != notice.source:
-            raise WeightsError(f"{what}: another trainer has taken its place") from error
-        if await _nobody_listens(notice.source.address):
-            raise WeightsError(f"{what}: its trainer has ended") from error
+        await refuse_ended(notice, self._newest(), what, error)
         if (silence_s := asyncio.get_running_loop().time() - self._progress_s) > GIVE_UP_S:
             raise WeightsError(f"{what}: nothing has come for {silence_s:.0f} s ({error})") from error
 
@@ -237,7 +233,7 @@ class Fetcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _client(self, peer: m.Peer) -> RpcClient:
-        return _client(self._run, self._host, peer)
+        return client_of(self._run, f"{self._host}-{os.getpid()}", peer)
 
     def _progressed(self) -> None:
         self._progress_s = asyncio.get_running_loop().time()
@@ -249,16 +245,27 @@ class Fetcher:
 async def is_gone(run: Endpoint, host: str, notice: TcpNotice) -> bool:
     """Whether a trainer's end has nothing to say of a version."""
     try:
-        async with _client(run, host, notice.source) as source:
+        async with client_of(run, f"{host}-{os.getpid()}", notice.source) as source:
             await source.request(m.Locate(host, None, None, notice.identity, None), timeout_s=LOCATE_S)
     except RpcError:
         return True
     return False
 
 
-def _client(run: Endpoint, host: str, peer: m.Peer) -> RpcClient:
+async def refuse_ended(notice: TcpNotice, newest: TcpNotice | None, what: str, error: RpcError) -> None:
+    """After a connection that was given up: raise `WeightsError` where nothing more will come over another.
+
+    newest: the notice in force."""
+    if newest is not None and newest.source != notice.source:
+        raise WeightsError(f"{what}: another trainer has taken its place") from error
+    if await _nobody_listens(notice.source.address):
+        raise WeightsError(f"{what}: its trainer has ended") from error
+
+
+def client_of(run: Endpoint, name: str, peer: m.Peer) -> RpcClient:
+    """Of a peer with the run's keys."""
     endpoint = Endpoint(peer.address, peer.server_public, run.client_public, run.client_secret)
-    return RpcClient(endpoint, f"{host}-{os.getpid()}")
+    return RpcClient(endpoint, name)
 
 
 async def _nobody_listens(address: str) -> bool:

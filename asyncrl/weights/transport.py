@@ -57,8 +57,9 @@ class Transport(Protocol):
 TRANSPORTS = {
     "shm": "asyncrl.weights.shm.transport:SharedMemory",
     "tcp": "asyncrl.transfer.transport:Tcp",
+    "collective": "asyncrl.transfer.collective.transport:Collective",
 }
-"""By their names in `weights.transport`. Both leave the versions in shared memory."""
+"""By their names in `weights.transport`. All leave the versions in shared memory of the trainer's host."""
 
 
 def find_transport(spec: str) -> Callable[[str, Path], Transport]:

@@ -49,6 +49,10 @@ class ShmPublisher:
         path = self._paths[version % BUFFERS]
         return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)
 
+    def payload(self, version: int) -> Tensor:
+        """uint8[N], what has been published of it: valid until its buffer is written again."""
+        return over(self._maps[version % BUFFERS])
+
     def close(self) -> None:
         """Unlink the segments. Engines that are reading finish undisturbed; later ones get `WeightsError`."""
         self._closed = True
