@@ -43,6 +43,7 @@ STEPS = (
     Step("run-torch", "A run of 10 steps with the embedded engine", _from("run_steps", "run_torch")),
     Step("run-vllm", "A run of 10 steps with vLLM", _from("run_steps", "run_vllm")),
     Step("collectives", "Two GPUs: NCCL", _from("run_steps", "collectives"), gpus=2, deadline_s=300),
+    Step("broadcast", "Two GPUs: weights by broadcast", _from("weight_steps", "weight_broadcast"), gpus=2),
     Step(
         "ranks-2",
         "Two GPUs: two ranks, ZeRO 2, an engine on each",

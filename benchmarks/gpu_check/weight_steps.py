@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from check_step import Bench, NotThere
 from engine_pairs import make_requests
 from trainer_steps import config_of
 
 from asyncrl.errors import NotHereError
+from asyncrl.roles import COORDINATOR
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.trainer.backend import Trainer, make_trainer
+from asyncrl.transfer.collective.transport import Collective
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
+from asyncrl.wire.keys import Endpoint, Keys
 
 UPDATES = 20
 VERSIONS = 5
@@ -57,6 +64,47 @@ def weight_path(bench: Bench) -> None:
     # 8 GB of Qwen3-4B are to be out in two seconds.
     bench.found("publish: from the device, with checksums", "GB/s", *publish, predicted=(4, None))
     bench.found("stage: read and verified, in host memory", "GB/s", *read, predicted=(4, None))
+
+
+def weight_broadcast(bench: Bench) -> None:
+    """From the trainer's GPU to an engine's process on another: NCCL's there, gloo's on a CPU."""
+    trainer = make_trainer(config_of(bench))
+    folder = bench.scratch
+    RunDir(folder).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
+    here, there = mp.get_context("spawn").Pipe()
+    transport = Collective(f"asyncrl-gpu-check-{os.getpid()}", folder)
+    engine = mp.get_context("spawn").Process(target=_receive, args=(there, folder, os.getpid(), bench.device))
+    engine.start()
+    rates = []
+    try:
+        for version in range(VERSIONS):
+            weights = trainer.weights()
+            here.send(transport.publish(version, weights, None))
+            if not here.poll(300):
+                raise RuntimeError(f"the engine's process has not got version {version} in 300 s")
+            seconds, n_bytes, by_nccl = here.recv()
+            if bench.device == "cuda" and not by_nccl:
+                raise RuntimeError("it went by gloo, though each of the two has a GPU of its own")
+            rates.append(n_bytes / 1e9 / seconds)
+            change(trainer, version)
+    finally:
+        engine.kill()
+        engine.join()
+        transport.close()
+    # The first one includes the making of the group. Bus, network, bus, and digests by the CPU.
+    bench.found("received and verified, in host memory", "GB/s", *rates[1:], predicted=(4, None))
+
+
+def _receive(pipe: Connection, folder: Path, parent: int, device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(1)
+        torch.cuda.init()
+    engine = Collective(f"asyncrl-gpu-check-{parent}", folder)
+    while True:
+        source = engine.source(pipe.recv())
+        started = time.perf_counter()
+        n_bytes = sum(tensor.nbytes for tensor in source.tensors().values())
+        pipe.send((time.perf_counter() - started, n_bytes, engine.is_by_nccl))
 
 
 def vllm_updates(bench: Bench) -> None:

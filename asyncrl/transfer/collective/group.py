@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore
 
 from asyncrl.wire import messages as m
 
@@ -39,12 +40,12 @@ def told(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
-def serve_store(bind: str) -> dist.TCPStore:
+def serve_store(bind: str) -> TCPStore:
     """A store at a free port of the address `bind`, and no other, at which the members of a group meet."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     listening = socket.create_server((bind, 0), family=family)
     port = listening.getsockname()[1]
-    return dist.TCPStore(
+    return TCPStore(
         bind,
         port,
         is_master=True,
@@ -63,8 +64,9 @@ class Group:
     device: where the buckets lie that are broadcast. address: of this host, as the others reach it.
     """
 
-    def __init__(self, gathered: m.Gathered, device: torch.device, address: str, store: dist.Store) -> None:
+    def __init__(self, gathered: m.Gathered, device: torch.device, address: str, store: Store) -> None:
         self.name = gathered.group
+        self.is_by_nccl = gathered.on_gpus
         self._sends = gathered.rank == 0
         self._device = device if gathered.on_gpus else _CPU
         self.moved_s = time.monotonic()
@@ -82,7 +84,7 @@ class Group:
         """A receiver's end."""
         host, port = gathered.store
         waiting = timedelta(seconds=STALL_S)
-        store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=waiting)
+        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=waiting)
         return cls(gathered, device, address, store)
 
     def broadcast(self, payload: Tensor) -> None:
@@ -133,7 +135,7 @@ class Group:
         self.moved_s = time.monotonic()
 
 
-def _gloo(store: dist.Store, rank: int, size: int, address: str) -> Any:
+def _gloo(store: Store, rank: int, size: int, address: str) -> Any:
     options = dist.ProcessGroupGloo._Options()
     options._timeout = timedelta(seconds=STALL_S)
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
@@ -141,7 +143,7 @@ def _gloo(store: dist.Store, rank: int, size: int, address: str) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
-def _nccl(store: dist.Store, rank: int, size: int, address: str) -> Any:
+def _nccl(store: Store, rank: int, size: int, address: str) -> Any:
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=STALL_S)
     with _failing_in_the_waiting_thread():

@@ -65,6 +65,11 @@ class Member:
                         raise WeightsError(f"{what}: {TRIES} broadcasts have failed ({error})") from error
                     log.warning("%s: a broadcast has failed, and is asked for again: %s", what, error)
 
+    @property
+    def is_by_nccl(self) -> bool:
+        """Whether the group that it is in is."""
+        return self._group is not None and self._group.is_by_nccl
+
     def is_gone(self, notice: TcpNotice) -> bool:
         return self._loop.run(fetcher.is_gone(self._run, self._host, notice))
 

@@ -32,6 +32,11 @@ class Collective(Tcp):
     def _is_gone_there(self, told: TcpNotice) -> bool:
         return self._member.is_gone(told)
 
+    @property
+    def is_by_nccl(self) -> bool:
+        """Whether the last version that came here came by NCCL."""
+        return self._member.is_by_nccl
+
     def leave(self) -> None:
         if "_member" in self.__dict__:
             self._member.close()
