@@ -21,14 +21,15 @@ from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.trainer.backend import Trainer, make_trainer
-from asyncrl.transfer.collective.transport import Collective
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
+from asyncrl.weights.transport import find_transport
 from asyncrl.wire.keys import Endpoint, Keys
 
 UPDATES = 20
 VERSIONS = 5
 BINS = 8
+TAKE_S = 300
 NOISE = 1e-3
 """Of each update, beside a weight's own spread: as if many training steps lay between two versions."""
 
@@ -66,45 +67,52 @@ def weight_path(bench: Bench) -> None:
     bench.found("stage: read and verified, in host memory", "GB/s", *read, predicted=(4, None))
 
 
-def weight_broadcast(bench: Bench) -> None:
-    """From the trainer's GPU to an engine's process on another: NCCL's there, gloo's on a CPU."""
+def to_another_process(bench: Bench, way: str, gpu: int) -> None:
+    """From the trainer's GPU to an engine's process, on the same GPU or on another. Each version is proven
+    there by its digests."""
     trainer = make_trainer(config_of(bench))
-    folder = bench.scratch
-    RunDir(folder).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
-    here, there = mp.get_context("spawn").Pipe()
-    transport = Collective(f"asyncrl-gpu-check-{os.getpid()}", folder)
-    engine = mp.get_context("spawn").Process(target=_receive, args=(there, folder, os.getpid(), bench.device))
+    RunDir(bench.scratch).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
+    name, context = f"asyncrl-gpu-check-{os.getpid()}", mp.get_context("spawn")
+    transport = find_transport(way)(name, bench.scratch)
+    here, there = context.Pipe()
+    device = f"cuda:{gpu}" if bench.device == "cuda" else "cpu"
+    engine = context.Process(target=_take, args=(there, way, name, bench.scratch, device))
     engine.start()
-    rates = []
+    publish, take = [], []
     try:
         for version in range(VERSIONS):
             weights = trainer.weights()
+            started = time.perf_counter()
             here.send(transport.publish(version, weights, None))
-            if not here.poll(300):
-                raise RuntimeError(f"the engine's process has not got version {version} in 300 s")
-            seconds, n_bytes, by_nccl = here.recv()
-            if bench.device == "cuda" and not by_nccl:
-                raise RuntimeError("it went by gloo, though each of the two has a GPU of its own")
-            rates.append(n_bytes / 1e9 / seconds)
+            publish.append(time.perf_counter() - started)
+            if not here.poll(TAKE_S):
+                raise RuntimeError(f"the engine's process has not got version {version} in {TAKE_S} s")
+            gb, seconds, where = here.recv()
+            if bench.device == "cuda" and where not in (device, "by NCCL"):
+                raise RuntimeError(f"the version did not come from GPU to GPU: {where}")
+            take.append(seconds)
             change(trainer, version)
     finally:
         engine.kill()
         engine.join()
         transport.close()
-    # The first one includes the making of the group. Bus, network, bus, and digests by the CPU.
-    bench.found("received and verified, in host memory", "GB/s", *rates[1:], predicted=(4, None))
+    # The first one includes what is made once: buffers, the group.
+    bench.found("publish", "GB/s", *(gb / s for s in publish[1:]), predicted=(4, None))
+    bench.found("take, verified", "GB/s", *(gb / s for s in take[1:]), predicted=(4, None))
 
 
-def _receive(pipe: Connection, folder: Path, parent: int, device: str) -> None:
-    if device == "cuda":
-        torch.cuda.set_device(1)
+def _take(pipe: Connection, way: str, name: str, folder: Path, device: str) -> None:
+    if device != "cpu":
+        torch.cuda.set_device(device)
         torch.cuda.init()
-    engine = Collective(f"asyncrl-gpu-check-{parent}", folder)
+    engine = find_transport(way)(name, folder)
     while True:
         source = engine.source(pipe.recv())
         started = time.perf_counter()
-        n_bytes = sum(tensor.nbytes for tensor in source.tensors().values())
-        pipe.send((time.perf_counter() - started, n_bytes, engine.is_by_nccl))
+        tensors = source.tensors().values()
+        seconds, gb = time.perf_counter() - started, sum(t.nbytes for t in tensors) / 1e9
+        by_nccl = getattr(engine, "is_by_nccl", False)
+        pipe.send((gb, seconds, "by NCCL" if by_nccl else str(next(iter(tensors)).device)))
 
 
 def vllm_updates(bench: Bench) -> None:

