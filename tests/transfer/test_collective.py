@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import psutil
@@ -210,6 +212,22 @@ def test_nccl_is_for_members_with_a_gpu_each():
     assert conductor.on_gpus(["GPU-1", "GPU-2", "GPU-3"])
     assert not conductor.on_gpus(["GPU-1", "GPU-2", "GPU-1"])
     assert not conductor.on_gpus(["GPU-1", "cpu"])
+
+
+def test_two_buckets_of_a_gpu_in_turn_carry_the_whole(end, monkeypatch):
+    """A pretended GPU, whose memory is the host's and whose streams do everything at once."""
+    monkeypatch.setattr(conductor, "on_gpus", lambda devices: True)
+    monkeypatch.setattr(group, "_nccl", group._gloo)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: SimpleNamespace(synchronize=lambda: None))
+    for n_values in (3, BUCKET_BYTES // 2, 7 * BUCKET_BYTES // 2 + 5):  # up to eight buckets
+        values = torch.randint(-(2**15), 2**15, (n_values,), dtype=torch.int16)
+        trainer, engine = end(), end()
+        notice = trainer.publish(0, WholeWeights({"w": values}), None)
+        assert torch.equal(engine.source(notice).tensors()["w"], values)
+        assert engine.is_by_nccl
+        trainer.close()
 
 
 def test_a_ticket_takes_the_version_in_another_place(end):

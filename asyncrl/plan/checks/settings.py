@@ -58,6 +58,16 @@ def transport(config: Config, nodes: int) -> None:
         )
 
 
+def mapped_gpus(config: Config, placement: Placement) -> None:
+    """Every engine can map the memory of the trainer's GPU, where versions are to lie there."""
+    is_on_gpu = any(place.gpus for place in placement.of(TRAINER))
+    if config.transport == "ipc" and is_on_gpu and not all(place.gpus for place in placement.of(ROLLOUT)):
+        raise ConfigError(
+            f"weights.transport=ipc: versions lie on the trainer's GPU, and engines (rollout.engine="
+            f"{config.rollout.engine}) have none to map it for; use weights.transport=shm, or leave it out"
+        )
+
+
 def trackers(config: Config) -> None:
     """What the run is to be shown by is installed, or can be imported."""
     for name, factory in config.observe.factories.items():

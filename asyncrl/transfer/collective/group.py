@@ -90,12 +90,12 @@ class Group:
     def broadcast(self, payload: Tensor) -> None:
         """uint8[N] in the host's memory: rank 0's content comes to all. Blocking."""
         self.moved_s = time.monotonic()
-        if self._device.type == "cuda":
+        if self._buckets:
             with torch.cuda.device(self._device):
                 self._through_gpu(payload)
-            return
-        for part in payload.split(BUCKET_BYTES):
-            self._finish(self._start(part))
+        else:
+            for part in payload.split(BUCKET_BYTES):
+                self._finish(self._start(part))
 
     def close(self) -> None:
         """Break off whatever is on its way."""

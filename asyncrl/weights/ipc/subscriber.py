@@ -38,11 +38,13 @@ class IpcWeights(ShmWeights):
         self._lent: Tensor | None = None
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Private, verified copies; on the GPU that the calling thread computes on, where the version lies on
-        one."""
+        """Private, verified copies. Of a version on a GPU they lie on the one that this process computes on,
+        or, where it does not, in the host's memory."""
         if self._gpu is None:
             return super().tensors()
-        private = self._opened().clone()
+        is_on_gpu = torch.cuda.is_initialized()
+        lent = self._opened()
+        private = lent.clone() if is_on_gpu else lent.cpu()
         self._verify(self._digests(private))
         return self.notice.manifest.views(private)
 
