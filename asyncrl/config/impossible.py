@@ -260,10 +260,11 @@ def _impossible_guests(c: Config) -> Iterator[str]:
             f"rollout.guests={guests}: workers join a run of several processes, and run.mode={c.run.mode} "
             "has one; use run.mode=async, or leave it out"
         )
-    if c.weights.transport == "shm" and not ipaddress.ip_address(c.network.bind).is_loopback:
+    if c.weights_stay_here and not ipaddress.ip_address(c.network.bind).is_loopback:
         yield (
             f"rollout.guests={guests}: workers may join from other hosts (network.bind={c.network.bind}), "
-            "which weights.transport=shm does not reach; use weights.transport=tcp, or leave it out"
+            f"which weights.transport={c.weights.transport} does not reach; use weights.transport=tcp, or "
+            "leave it out"
         )
 
 

@@ -60,9 +60,12 @@ class StalenessConfig(Section):
 class WeightsConfig(Section):
     transport: str = "auto"
     """How weight versions get from the trainer to the engines. `shm`: through this host's shared memory.
-    `tcp`: to other hosts, to each once, as what has changed where that is less, and there through its shared
-    memory. `auto`: `shm` where `network.bind` is a loopback address, else `tcp`. Or your own,
-    `package.module:name` or `path/file.py:name` (`asyncrl.weights.transport`)."""
+    `ipc`: on one host from GPU to GPU, the trainer's keeping a copy of the version; without GPUs, through
+    shared memory. `tcp`: to other hosts, to each once, as what has changed where that is less, and there
+    through its shared memory. `collective`: broadcast to all engines at once, by NCCL where trainer and
+    engines have a GPU each, else by gloo; plain, so in a network of your own alone. `auto`: `shm` where
+    `network.bind` is a loopback address, else `tcp`. Or your own, `package.module:name` or
+    `path/file.py:name` (`asyncrl.weights.transport`)."""
     ack_timeout_s: float = Field(120.0, gt=0)
     """Longest wait for an engine to take a weight version, before it counts as a stall (`run.on_stall`)."""
     canary: bool = True
@@ -108,6 +111,11 @@ class Config(Section):
         if self.weights.transport != "auto":
             return self.weights.transport
         return "shm" if ipaddress.ip_address(self.network.bind).is_loopback else "tcp"
+
+    @property
+    def weights_stay_here(self) -> bool:
+        """Whether the transport that was asked for is for engines on the trainer's host alone."""
+        return self.weights.transport in ("shm", "ipc")
 
     @property
     def frozen(self) -> dict[str, ReferenceConfig | TeacherConfig]:

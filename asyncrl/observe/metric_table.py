@@ -196,7 +196,7 @@ weights/pause_max_s  s         longest of these pauses
 weights/stage_s      s         time to stage the weights while decoding goes on, of the slowest engine
 
 # Weights to other hosts
-> With `weights.transport: tcp`; the last two where something has been compared since the step before.
+> With `weights.transport: tcp`, the first with `collective`, too; the last two where there is something new.
 weights/sent_bytes    bytes  sent from the trainer's host since the step before
 weights/changed_frac  share  of its values that a version has changed, compared with the one before it
 weights/delta_frac    share  size of the difference, compressed, beside the whole version

@@ -121,11 +121,7 @@ class Fetcher:
                 await self._go_on(notice, what, error)
 
     async def _go_on(self, notice: TcpNotice, what: str, error: RpcError) -> None:
-        """After a connection that was given up."""
-        if (newest := self._newest()) is not None and newest.source != notice.source:
-            raise WeightsError(f"{what}: another trainer has taken its place") from error
-        if await _nobody_listens(notice.source.address):
-            raise WeightsError(f"{what}: its trainer has ended") from error
+        await refuse_ended(notice, self._newest(), what, error)
         if (silence_s := asyncio.get_running_loop().time() - self._progress_s) > GIVE_UP_S:
             raise WeightsError(f"{what}: nothing has come for {silence_s:.0f} s ({error})") from error
 
@@ -255,6 +251,16 @@ async def is_gone(run: Endpoint, host: str, notice: TcpNotice) -> bool:
     finally:
         await connections.close()
     return False
+
+
+async def refuse_ended(notice: TcpNotice, newest: TcpNotice | None, what: str, error: RpcError) -> None:
+    """After a connection that was given up: raise `WeightsError` where nothing more will come over another.
+
+    newest: the notice in force."""
+    if newest is not None and newest.source != notice.source:
+        raise WeightsError(f"{what}: another trainer has taken its place") from error
+    if await _nobody_listens(notice.source.address):
+        raise WeightsError(f"{what}: its trainer has ended") from error
 
 
 async def _nobody_listens(address: str) -> bool:

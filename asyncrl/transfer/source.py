@@ -24,7 +24,7 @@ from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
-from asyncrl.weights.shm.segment import BUFFERS, attach
+from asyncrl.weights.shm.segment import BUFFERS
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError
@@ -69,7 +69,7 @@ class Source:
         if self._making is not None:
             self._making.result()  # reads the memory that is written now
         notice = self._shm.publish(version, weights, canary)
-        payload = np.frombuffer(attach(Path(notice.segment), notice.manifest.n_bytes), np.uint8)
+        payload = self._shm.payload(version).numpy()
         name = m.PieceId(version, identity(notice), is_delta=False)
         self._loop.run(self._announce(_Version(notice, name, payload)))
         return TcpNotice(notice, self._host, self._serving.peer, name.identity)
@@ -87,8 +87,12 @@ class Source:
 
     def close(self) -> None:
         self._maker.shutdown()
-        self._loop.end_with(self._serving.close())
+        self._loop.end_with(self._end())
+        self._versions = []
         self._shm.close()
+
+    async def _end(self) -> None:
+        await self._serving.close()
 
     # ---- in the loop -----------------------------------------------------------------------------------
 
@@ -116,10 +120,14 @@ class Source:
                 return await self._locate(request), ()
         raise RpcError(f"{type(request).__name__} is not for a source of weights")
 
-    async def _locate(self, request: m.Locate) -> m.Answer:
-        wanted = next((v for v in self._versions if v.name.identity == request.want), None)
+    def _wanted(self, identity: str) -> _Version:
+        wanted = next((v for v in self._versions if v.name.identity == identity), None)
         if wanted is None or not Path(wanted.notice.segment).exists():
             raise RpcError("the version is gone; a newer one takes its place")
+        return wanted
+
+    async def _locate(self, request: m.Locate) -> m.Answer:
+        wanted = self._wanted(request.want)
         for host, (peer, _) in list(self._chain.items()):
             if peer.address == request.lost:
                 log.warning("%s was asked for weights and did not answer", peer.address)

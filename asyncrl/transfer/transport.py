@@ -59,16 +59,20 @@ class Tcp:
         from asyncrl.transfer.fetched import FetchedWeights
         from asyncrl.weights.shm.subscriber import ShmWeights
 
-        told = _decoded(notice)
+        told = decoded(notice)
         if told.host == self._host:
             return ShmWeights(told.here)
         self._receiver.hear(told)
         return FetchedWeights(told, self._receiver)
 
     def is_gone(self, notice: bytes) -> bool:
-        told = _decoded(notice)
+        told = decoded(notice)
         if told.host == self._host:
             return not Path(told.here.segment).exists()
+        return self._is_gone_there(told)
+
+    def _is_gone_there(self, told: TcpNotice) -> bool:
+        """With the trainer, from its host."""
         return self._receiver.is_gone(told)
 
     def sweep(self) -> None:
@@ -85,6 +89,9 @@ class Tcp:
 
     @cached_property
     def _source(self) -> Source:
+        return self._make_source()
+
+    def _make_source(self) -> Source:
         from asyncrl.transfer.source import Source
 
         return Source(self._name, self._host, self._run)
@@ -106,5 +113,5 @@ class Tcp:
         return endpoint
 
 
-def _decoded(notice: bytes) -> TcpNotice:
+def decoded(notice: bytes) -> TcpNotice:
     return msgspec.msgpack.decode(notice, type=TcpNotice)

@@ -147,7 +147,8 @@ class MergedWeights:
         self._base = base
 
     def tensors(self) -> Mapping[str, Tensor]:
-        return self._base.merged(self.version, self._adapter.tensors())
+        adapter = {name: tensor.cpu() for name, tensor in self._adapter.tensors().items()}
+        return self._base.merged(self.version, adapter)
 
 
 class MergingTransport:

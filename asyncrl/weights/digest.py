@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,6 +96,15 @@ def _multipliers(device: torch.device) -> tuple[Tensor, Tensor]:
     import torch
 
     return torch.from_numpy(_OF_WORD).to(device), torch.from_numpy(_OF_UPPER_HALF).to(device)
+
+
+def digests_of(sums: Mapping[str, Tensor], n_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Of tensors of so many bytes, by the sums that a device has computed: waits for it."""
+    import torch
+
+    there = torch.cat(list(sums.values())).cpu()
+    each = there.split([len(of) for of in sums.values()])
+    return {name: digest(of.numpy(), n_bytes[name]) for name, of in zip(sums, each, strict=True)}
 
 
 def digest(sums: Sums, n_bytes: int) -> int:

@@ -53,12 +53,18 @@ class Transport(Protocol):
         """Memory of the trainer's host that it takes for versions of this size, besides the processes'
         own."""
 
+    @staticmethod
+    def gpu_bytes(version_bytes: int) -> int:
+        """The same of the trainer's GPU. Your own need not have it."""
+
 
 TRANSPORTS = {
     "shm": "asyncrl.weights.shm.transport:SharedMemory",
+    "ipc": "asyncrl.weights.ipc.transport:Ipc",
     "tcp": "asyncrl.transfer.transport:Tcp",
+    "collective": "asyncrl.transfer.collective.transport:Collective",
 }
-"""By their names in `weights.transport`. Both leave the versions in shared memory."""
+"""By their names in `weights.transport`. All put something into the shared memory of the trainer's host."""
 
 
 def find_transport(spec: str) -> Callable[[str, Path], Transport]:
@@ -69,3 +75,8 @@ def find_transport(spec: str) -> Callable[[str, Path], Transport]:
 def transport_bytes(spec: str, version_bytes: int) -> int:
     """`host_bytes` of the transport that a config names."""
     return cast(Transport, find_transport(spec)).host_bytes(version_bytes)
+
+
+def transport_gpu_bytes(spec: str, version_bytes: int) -> int:
+    """The same of `gpu_bytes`."""
+    return getattr(find_transport(spec), "gpu_bytes", lambda _: 0)(version_bytes)

@@ -201,6 +201,22 @@ class Locate(WireMessage, frozen=True):
     """Address of a relay that did not answer."""
 
 
+class Join(WireMessage, frozen=True):
+    """Ask the trainer's host to be among those whom a version is broadcast to. Answered by `Gathered`, or by
+    `NotYet`."""
+
+    member: Text
+    """A process, on whichever host."""
+    device: Text
+    """The GPU that it computes on, by its UUID; or `cpu`."""
+    want: Text
+    """Identity of the version."""
+    attempt: Count
+    """Counts what the member asks for: one that it has failed to get is asked for anew."""
+    group: Text | None
+    """The group that it is in and that has not failed."""
+
+
 class FetchChunk(WireMessage, frozen=True):
     """Answered by `Chunk`, or by `NotYet` where it has not arrived itself."""
 
@@ -293,6 +309,19 @@ class Route(WireMessage):
     relay: Peer | None
 
 
+class Gathered(WireMessage):
+    """A broadcast begins, in the group of this name: the one that the member is in, or a new one, whose
+    members meet at a store."""
+
+    group: Text
+    store: tuple[Text, Count]
+    """Host and port."""
+    rank: Count
+    size: Count
+    on_gpus: bool
+    """By NCCL, else by gloo."""
+
+
 class Chunk(WireMessage):
     """Its bytes follow as a frame."""
 
@@ -360,6 +389,7 @@ Request = (
     | AwaitApplied
     | WorkerLost
     | Locate
+    | Join
     | FetchChunk
     | Enlist
     | RoleNews
@@ -372,6 +402,7 @@ Answer = (
     | Published
     | PairScore
     | Route
+    | Gathered
     | Chunk
     | NotYet
     | Posting

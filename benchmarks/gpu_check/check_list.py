@@ -8,7 +8,7 @@ from collections.abc import Callable
 from check_step import Bench, Step
 
 
-def _from(module: str, name: str, **settings: int) -> Callable[[Bench], None]:
+def _from(module: str, name: str, **settings: int | str) -> Callable[[Bench], None]:
     """A step's function. Its module imports torch and transformers, which only the step's own process
     needs."""
     return lambda bench: getattr(importlib.import_module(module), name)(bench, **settings)
@@ -39,10 +39,27 @@ STEPS = (
     Step("attention", "Attention kernels beside each other", _from("trainer_steps", "attention_kernels")),
     Step("fused", "Fused kernels, and without", _from("trainer_steps", "fused_kernels")),
     Step("weights", "The way of weights through shared memory", _from("weight_steps", "weight_path")),
+    Step(
+        "ipc",
+        "Weights from process to process on one GPU",
+        _from("weight_steps", "to_another_process", way="ipc", gpu=0),
+    ),
     Step("engine", "The embedded engine: kernels, CUDA graphs, swaps", _from("engine_pairs", "engine_pairs")),
     Step("run-torch", "A run of 10 steps with the embedded engine", _from("run_steps", "run_torch")),
     Step("run-vllm", "A run of 10 steps with vLLM", _from("run_steps", "run_vllm")),
     Step("collectives", "Two GPUs: NCCL", _from("run_steps", "collectives"), gpus=2, deadline_s=300),
+    Step(
+        "broadcast",
+        "Two GPUs: weights by broadcast",
+        _from("weight_steps", "to_another_process", way="collective", gpu=1),
+        gpus=2,
+    ),
+    Step(
+        "ipc-2",
+        "Two GPUs: weights from the one to the other",
+        _from("weight_steps", "to_another_process", way="ipc", gpu=1),
+        gpus=2,
+    ),
     Step(
         "ranks-2",
         "Two GPUs: two ranks, ZeRO 2, an engine on each",

@@ -5,23 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from check_step import Bench, NotThere
 from engine_pairs import make_requests
 from trainer_steps import config_of
 
 from asyncrl.errors import NotHereError
+from asyncrl.roles import COORDINATOR
 from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.engines.vllm.distribution import refuse_unsupported
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.trainer.backend import Trainer, make_trainer
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
+from asyncrl.weights.transport import find_transport
+from asyncrl.wire.keys import Endpoint, Keys
 
 UPDATES = 20
 VERSIONS = 5
 BINS = 8
+TAKE_S = 300
 NOISE = 1e-3
 """Of each update, beside a weight's own spread: as if many training steps lay between two versions."""
 
@@ -57,6 +65,54 @@ def weight_path(bench: Bench) -> None:
     # 8 GB of Qwen3-4B are to be out in two seconds.
     bench.found("publish: from the device, with checksums", "GB/s", *publish, predicted=(4, None))
     bench.found("stage: read and verified, in host memory", "GB/s", *read, predicted=(4, None))
+
+
+def to_another_process(bench: Bench, way: str, gpu: int) -> None:
+    """From the trainer's GPU to an engine's process, on the same GPU or on another. Each version is proven
+    there by its digests."""
+    trainer = make_trainer(config_of(bench))
+    RunDir(bench.scratch).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
+    name, context = f"asyncrl-gpu-check-{os.getpid()}", mp.get_context("spawn")
+    transport = find_transport(way)(name, bench.scratch)
+    here, there = context.Pipe()
+    device = f"cuda:{gpu}" if bench.device == "cuda" else "cpu"
+    engine = context.Process(target=_take, args=(there, way, name, bench.scratch, device))
+    engine.start()
+    publish, take = [], []
+    try:
+        for version in range(VERSIONS):
+            weights = trainer.weights()
+            started = time.perf_counter()
+            here.send(transport.publish(version, weights, None))
+            publish.append(time.perf_counter() - started)
+            if not here.poll(TAKE_S):
+                raise RuntimeError(f"the engine's process has not got version {version} in {TAKE_S} s")
+            gb, seconds, where = here.recv()
+            if bench.device == "cuda" and where not in (device, "by NCCL"):
+                raise RuntimeError(f"the version did not come from GPU to GPU: {where}")
+            take.append(seconds)
+            change(trainer, version)
+    finally:
+        engine.kill()
+        engine.join()
+        transport.close()
+    # The first one includes what is made once: buffers, the group.
+    bench.found("publish", "GB/s", *(gb / s for s in publish[1:]), predicted=(4, None))
+    bench.found("take, verified", "GB/s", *(gb / s for s in take[1:]), predicted=(4, None))
+
+
+def _take(pipe: Connection, way: str, name: str, folder: Path, device: str) -> None:
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        torch.cuda.init()
+    engine = find_transport(way)(name, folder)
+    while True:
+        source = engine.source(pipe.recv())
+        started = time.perf_counter()
+        tensors = source.tensors().values()
+        seconds, gb = time.perf_counter() - started, sum(t.nbytes for t in tensors) / 1e9
+        by_nccl = getattr(engine, "is_by_nccl", False)
+        pipe.send((gb, seconds, "by NCCL" if by_nccl else str(next(iter(tensors)).device)))
 
 
 def vllm_updates(bench: Bench) -> None:

@@ -45,11 +45,15 @@ def parts(monkeypatch):
 @pytest.mark.slow
 def test_steps_measure_and_compare_and_are_not_repeated(tmp_path):
     out = tmp_path / "results.json"
-    ended = check(*SMALL, "--out", out, "--steps", "memory-06b", "attention", "weights", "engine")
+    ended = check(
+        *SMALL, "--out", out, "--steps", "memory-06b", "attention", "weights", "broadcast", "engine"
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert numbers(out, "memory-06b")["the plan"] > 0
     assert numbers(out, "attention")["trained with sdpa"] > 0
     assert numbers(out, "weights")["publish: from the device, with checksums"] > 0
+    assert numbers(out, "ipc")["take, verified"] > 0
+    assert numbers(out, "broadcast")["take, verified"] > 0
     engine = numbers(out, "engine")
     for how in ("single kernels", "padded shapes"):
         assert engine[f"generated, {how}"] > 0

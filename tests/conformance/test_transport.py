@@ -252,6 +252,16 @@ def test_its_memory_grows_with_the_versions(spec):
 
 
 @pytest.mark.slow
+def test_a_whole_run_by_broadcast_with_two_workers(make_config, assert_nothing_left):
+    config = make_config("weights.transport=collective", "run.steps=3", "rollout.workers=2")
+    result = asyncrl.run(config, progress=False)
+    lines = read_metrics(result.run_dir / "metrics.jsonl")
+    assert [line["version"] for line in lines] == [1, 2, 3]
+    assert sum(line["weights/sent_bytes"] for line in lines) > 0
+    assert_nothing_left(result.run_dir)
+
+
+@pytest.mark.slow
 def test_a_whole_run_over_a_transport_of_the_users_own(make_config, assert_nothing_left):
     result = asyncrl.run(make_config(f"weights.transport={OWN}", "run.steps=3"), progress=False)
     lines = read_metrics(result.run_dir / "metrics.jsonl")

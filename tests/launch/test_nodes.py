@@ -130,10 +130,13 @@ def test_the_launchers_own_node_computes_too():
             nodes_of(headless, gpus, nodes)
 
 
-def test_the_memory_of_one_machine_is_refused_on_several():
-    run = config(weights={"transport": "shm"})
+@pytest.mark.parametrize("transport", ["shm", "ipc"])
+def test_the_memory_of_one_machine_is_refused_on_several(transport):
+    run = config(weights={"transport": transport})
     settings.transport(run, 1)
-    with pytest.raises(ConfigError, match=r"weights.transport=shm .* 2 nodes; use weights.transport=tcp"):
+    with pytest.raises(
+        ConfigError, match=rf"weights.transport={transport} .* 2 nodes; use weights.transport=tcp"
+    ):
         settings.transport(run, 2)
     settings.transport(config(), 2)
 

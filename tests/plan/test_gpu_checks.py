@@ -6,6 +6,7 @@ from asyncrl.config import from_tree
 from asyncrl.decoders.facts import LayerShape, ModelFacts
 from asyncrl.errors import ConfigError
 from asyncrl.plan.checks import gpu as gpu_checks
+from asyncrl.plan.checks.settings import mapped_gpus
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.outline import outline
 from asyncrl.plan.resources import assign
@@ -40,6 +41,16 @@ def planned(gpus, card_bytes=CARD, model=MODEL, **sections):
 
 def share(value):
     return {"vllm": {"gpu_memory_utilization": value}}
+
+
+def test_versions_on_the_trainers_gpu_are_refused_for_engines_on_the_cpu():
+    for transport, device in ("shm", "cpu"), ("ipc", "auto"):
+        config, placement, _ = planned(2, weights={"transport": transport}, rollout={"device": device})
+        mapped_gpus(config, placement)
+    config, placement, _ = planned(2, weights={"transport": "ipc"}, rollout={"device": "cpu"})
+    with pytest.raises(ConfigError, match=r"weights.transport=ipc: .*rollout.engine=vllm\) have none .*=shm"):
+        mapped_gpus(config, placement)
+    mapped_gpus(config, assign(config, 0, 0))
 
 
 def refusal(*arguments, **sections):

@@ -118,6 +118,14 @@ def test_what_lies_on_gpus_is_not_in_host_memory_and_what_passes_through_is():
     assert mixed.host_bytes == 8_000_000 + mixed.memory[0].total_bytes + snapshot + 3 * 4_000_000
 
 
+def test_the_trainers_gpu_keeps_the_version_that_engines_map():
+    settings = {"weights": {"transport": "ipc"}}
+    assert Estimate(gpus=4, **settings).parts["trainer"]["version for engines"] == 4_000_000
+    assert "version for engines" not in Estimate(**settings).parts["trainer"]
+    assert Estimate(**settings).parts["shared weights"] == {"two versions": 4_000_000}
+    assert "version for engines" not in Estimate(gpus=4).parts["trainer"]
+
+
 def test_who_shares_a_gpu_adds_up():
     e = Estimate(gpus=1)
     trainer, rollout, _ = e.memory

@@ -51,10 +51,20 @@ def role_host(config: Config) -> None:
 def transport(config: Config, nodes: int) -> None:
     """What is to carry the weights can be imported, and gets to every node."""
     find_transport(config.transport)
-    if nodes > 1 and config.weights.transport == "shm":
+    if nodes > 1 and config.weights_stay_here:
         raise ConfigError(
-            f"weights.transport=shm is the memory of one machine, and the run is spread over {nodes} nodes; "
-            "use weights.transport=tcp, or leave it out"
+            f"weights.transport={config.transport} is the memory of one machine, and the run is spread over "
+            f"{nodes} nodes; use weights.transport=tcp, or leave it out"
+        )
+
+
+def mapped_gpus(config: Config, placement: Placement) -> None:
+    """Every engine can map the memory of the trainer's GPU, where versions are to lie there."""
+    is_on_gpu = any(place.gpus for place in placement.of(TRAINER))
+    if config.transport == "ipc" and is_on_gpu and not all(place.gpus for place in placement.of(ROLLOUT)):
+        raise ConfigError(
+            f"weights.transport=ipc: versions lie on the trainer's GPU, and engines (rollout.engine="
+            f"{config.rollout.engine}) have none to map it for; use weights.transport=shm, or leave it out"
         )
 
 

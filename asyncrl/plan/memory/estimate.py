@@ -22,7 +22,7 @@ from asyncrl.reward_models.initial import judge_config
 from asyncrl.roles import ENGINES, JUDGE, REWARD, TRAINER, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
-from asyncrl.weights.transport import transport_bytes
+from asyncrl.weights.transport import transport_bytes, transport_gpu_bytes
 
 SHARED_WEIGHTS = "shared weights"
 """The `Memory.kind` of what the trainer publishes weight versions in."""
@@ -72,12 +72,16 @@ def weights_bytes(config: Config, model: ModelFacts) -> int:
     return model.parameters * DTYPE_BYTES[config.model.dtype]
 
 
+def published_bytes(config: Config, model: ModelFacts) -> int:
+    """What is published of a version."""
+    return trained_parameters(config, model) * DTYPE_BYTES[config.model.dtype]
+
+
 def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
     """What holds the newest versions on their way; next to nothing where nothing is computed."""
     if not backend_of(config).computes:
         return 0
-    published = trained_parameters(config, model) * DTYPE_BYTES[config.model.dtype]
-    n_bytes = transport_bytes(config.transport, published)
+    n_bytes = transport_bytes(config.transport, published_bytes(config, model))
     if config.trainer.lora is not None and engine_of(config).starts_processes:
         n_bytes += config.rollout.workers * weights_bytes(config, model)  # merged, for the engine's processes
     return n_bytes
@@ -99,8 +103,11 @@ def estimate_memory(
     trained += [models.critic] if config.critic is not None else []
     trained += [getattr(models, name) for name in config.frozen]
     if models.policy is not None and None not in trained:
-        parts = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
-        entries.append(Memory(TRAINER, *parts))
+        here, in_host = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
+        kept = transport_gpu_bytes(config.transport, published_bytes(config, models.policy))
+        if kept and TRAINER in on_gpu:
+            here = here | {"version for engines": kept}  # of rank 0
+        entries.append(Memory(TRAINER, here, in_host))
     for kind in ENGINES:
         if not placement.of(kind):
             continue

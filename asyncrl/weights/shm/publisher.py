@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.weights import blocks
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.digest import device_sums, digest
+from asyncrl.weights.digest import device_sums, digests_of
 from asyncrl.weights.manifest import Manifest, WeightNotice
 from asyncrl.weights.mapping import HostMap, over
 from asyncrl.weights.published import PublishedWeights
@@ -27,8 +27,8 @@ class ShmPublisher:
     threads: threads for the digests of weights on the CPU; by default those that torch has.
     """
 
-    def __init__(self, prefix: str, threads: int | None = None) -> None:
-        self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
+    def __init__(self, prefix: str, threads: int | None = None, *, buffers: int = BUFFERS) -> None:
+        self._paths = [segment_path(prefix, buffer) for buffer in range(buffers)]
         self._threads = threads or torch.get_num_threads()
         self._maps: dict[int, HostMap] = {}
         self._manifest: Manifest | None = None
@@ -44,10 +44,14 @@ class ShmPublisher:
         """
         started = time.perf_counter()
         manifest = self._checked(version, weights.manifest)
-        checksums = self._copy(manifest, weights.parts(), version % BUFFERS)
+        checksums = self._copy(manifest, weights.parts(), version % len(self._paths))
         self._manifest, self._version = manifest, version
-        path = self._paths[version % BUFFERS]
+        path = self._paths[version % len(self._paths)]
         return WeightNotice(version, str(path), manifest, checksums, time.perf_counter() - started, canary)
+
+    def payload(self, version: int) -> Tensor:
+        """uint8[N], what has been published of it: valid until its buffer is written again."""
+        return over(self._maps[version % len(self._paths)])
 
     def close(self) -> None:
         """Unlink the segments. Engines that are reading finish undisturbed; later ones get `WeightsError`."""
@@ -72,31 +76,30 @@ class ShmPublisher:
     @torch.no_grad()
     def _copy(self, manifest: Manifest, parts: Iterable[tuple[str, Tensor]], buffer: int) -> tuple[int, ...]:
         """Returns the tensors' digests. A GPU copies and digests by itself what lies on it."""
-        mapped = self._mapped(buffer, manifest.n_bytes)
-        payload = over(mapped)
+        payload = self._memory(buffer, manifest.n_bytes)
         views = manifest.views(payload)
         apart: dict[str, Tensor] = {}
         for name, tensor in parts:
             if computes_apart(tensor):
-                mapped.lock_pages()
+                if not computes_apart(payload):
+                    self._maps[buffer].lock_pages()
                 apart[name] = device_sums(tensor)
             views[name].copy_(tensor, non_blocking=True)
         here = {e.name: e.span for e in manifest.entries if e.name not in apart}
-        digests = blocks.digests(payload.numpy(), list(here.values()), self._threads)
-        found = dict(zip(here, digests, strict=True))
+        found: dict[str, int] = {}
+        if here:
+            digests = blocks.digests(payload.numpy(), list(here.values()), self._threads)
+            found |= zip(here, digests, strict=True)
         if apart:
             # This waits for the copies too, which were asked for before.
-            sums = torch.cat(list(apart.values())).cpu()
-            of_each = dict(zip(apart, sums.split([len(s) for s in apart.values()]), strict=True))
-            n_bytes = {e.name: e.n_bytes for e in manifest.entries}
-            found |= {name: digest(s.numpy(), n_bytes[name]) for name, s in of_each.items()}
+            found |= digests_of(apart, {e.name: e.n_bytes for e in manifest.entries})
         return tuple(found[e.name] for e in manifest.entries)
 
-    def _mapped(self, buffer: int, n_bytes: int) -> HostMap:
-        """The segment."""
+    def _memory(self, buffer: int, n_bytes: int) -> Tensor:
+        """uint8[N] of the segment."""
         if buffer not in self._maps:
             self._maps[buffer] = create(self._paths[buffer], n_bytes)
-        return self._maps[buffer]
+        return over(self._maps[buffer])
 
 
 def computes_apart(tensor: Tensor) -> bool:

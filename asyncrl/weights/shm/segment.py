@@ -69,9 +69,9 @@ def create(path: Path, n_bytes: int) -> HostMap:
         os.close(fd)
 
 
-def attach(path: Path, n_bytes: int) -> mmap.mmap:
-    """Map an existing segment read-only. Raises `WeightsError` when it is gone, smaller than `n_bytes`, or no
-    shared memory at all: the path comes from a message."""
+def attach(path: Path, n_bytes: int, access: int = mmap.ACCESS_READ) -> mmap.mmap:
+    """Map an existing segment, by default read-only. Raises `WeightsError` when it is gone, smaller than
+    `n_bytes`, or no shared memory at all: the path comes from a message."""
     if path.parent != shared_folder() or not path.name.rpartition("-")[2].isdigit():
         raise WeightsError(f"{path} names no shared memory of weights")
     try:
@@ -86,7 +86,7 @@ def attach(path: Path, n_bytes: int) -> mmap.mmap:
             raise WeightsError(
                 f"the shared memory {path} holds {size:,} bytes, not the announced {n_bytes:,}"
             )
-        return mmap.mmap(fd, n_bytes, access=mmap.ACCESS_READ)
+        return mmap.mmap(fd, n_bytes, access=access)
     finally:
         os.close(fd)
 

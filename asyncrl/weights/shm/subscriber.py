@@ -15,6 +15,7 @@ from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.mapping import HUGE_PAGES_FROM_BYTES, over, private_map
 from asyncrl.weights.shm.segment import attach
 from asyncrl.weights.source import WeightsError
+from asyncrl.weights.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ class ShmWeights:
         self.version = notice.version
         self.canary = notice.canary
         self.notice = notice
-        self._threads = threads or torch.get_num_threads()
+        self.ticket: Ticket | None = None
+        """By which other processes of the host are to take the version, where it does not come to lie in the
+        host's shared memory."""
+        self.threads = threads or torch.get_num_threads()
 
     def in_memory(self) -> WeightNotice:
         """The notice of the version once it lies in this host's shared memory. Blocking; raises
@@ -48,18 +52,24 @@ class ShmWeights:
                 f"the notice of weight version {self.version} has {announced} checksums for {expected} "
                 "tensors"
             )
-        segment = Path(self.in_memory().segment)
         private = _private_bytes(self.notice.manifest.n_bytes)
-        self._verify(self._copy_into(private, segment))
+        self._verify(self._fill(private, [entry.span for entry in self.notice.manifest.entries]))
         return self.notice.manifest.views(private)
 
-    def _copy_into(self, private: Tensor, segment: Path) -> tuple[int, ...]:
+    def borrowed(self) -> Mapping[str, Tensor]:
+        """As `tensors`, but not to be written to, nor kept beyond `give_back`: no copies, where the version
+        can be read as it lies there."""
+        return self.tensors()
+
+    def give_back(self) -> None:
+        """What was borrowed is of no more use. Raises `WeightsError` where it is no longer the version."""
+
+    def _fill(self, private: Tensor, spans: blocks.Spans) -> tuple[int, ...]:
         """Returns the digests of what was read. The mapping goes with the last array that looks into it:
         here, even when the caller raises and its frame lives on in a traceback."""
-        mapped = attach(segment, len(private))
+        mapped = attach(Path(self.in_memory().segment), len(private))
         source = np.frombuffer(mapped, dtype=np.uint8)
-        spans = [entry.span for entry in self.notice.manifest.entries]
-        return blocks.copy(source, private.numpy(), spans, self._threads)
+        return blocks.copy(source, private.numpy(), spans, self.threads)
 
     def _verify(self, arrived: tuple[int, ...]) -> None:
         entries, announced = self.notice.manifest.entries, self.notice.checksums

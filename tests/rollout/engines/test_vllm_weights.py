@@ -11,13 +11,17 @@ import pytest
 import torch
 from launched import command
 
+from asyncrl.roles import COORDINATOR
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.weights.canary import CanaryError, make_canary
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import LocalWeights, WeightsError
+from asyncrl.weights.transport import find_transport
+from asyncrl.wire.keys import Endpoint, Keys
 
 pytestmark = pytest.mark.vllm
 
@@ -175,6 +179,32 @@ def test_a_version_that_was_overwritten_is_refused_and_the_next_one_taken(start,
         finally:
             await engine.close()
             publisher.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("transport", ["collective", "ipc"])
+def test_vllms_workers_take_versions_from_the_transport_themselves(start, make_qwen3, tmp_path, transport):
+    RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
+    end = partial(find_transport(transport), f"asyncrl-test-{psutil.Process().pid}", tmp_path)
+    trainer, worker = end(), end()
+    models = [make_qwen3(seed=seed) for seed in range(3)]
+
+    async def scenario():
+        engine = start()
+        try:
+            for number, model in enumerate(models):
+                weights = WholeWeights(model.state_dict())
+                notice = trainer.publish(number, weights, make_canary(model))
+                await engine.update_weights(worker.source(notice))  # proves every tensor, and the canary
+            (chunk,) = await collect(engine.generate(request()))
+            assert [span.version for span in chunk.versions] == [2]
+            if transport == "collective":
+                assert worker._member._group is None, "the worker that has vLLM takes no part"
+        finally:
+            await engine.close()
+            worker.close()
+            trainer.close()
 
     run(scenario())
 

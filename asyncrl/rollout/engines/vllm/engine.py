@@ -16,7 +16,7 @@ from asyncrl.rollout.engines.base import EngineError, EngineStats, GenerationReq
 from asyncrl.rollout.engines.streams import StreamingEngine
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.rollout.engines.vllm.generation import Generation, score
-from asyncrl.rollout.engines.vllm.notices import in_shared_memory
+from asyncrl.rollout.engines.vllm.notices import Reachable, reachable
 from asyncrl.rollout.engines.vllm.salts import Salts
 from asyncrl.states import doing
 from asyncrl.weights.canary import Alarm, CanaryError
@@ -111,8 +111,9 @@ class VllmEngine(StreamingEngine):
         then."""
         async with self._updating:
             started = time.perf_counter()
-            async with in_shared_memory(source) as notice:
-                await self._stage(notice)
+            async with reachable(source) as version:
+                await self._stage(version)
+                notice = version.notice
                 stage_s = time.perf_counter() - started
                 # Not to be given up half-way, whoever waits for it.
                 with doing("swap"):
@@ -150,13 +151,14 @@ class VllmEngine(StreamingEngine):
 
     # ---- weights -------------------------------------------------------------------------------------------
 
-    async def _stage(self, notice: WeightNotice) -> None:
+    async def _stage(self, version: Reachable) -> None:
+        notice = version.notice
         self._expected.refuse_other(notice.manifest)
         if not self._begun:
             checkpoint = msgspec.msgpack.encode(self._expected.checkpoint)
             await self._call("asyncrl_begin", os.getpid(), checkpoint)
             self._begun = True
-        await self._call("asyncrl_stage", msgspec.msgpack.encode(notice))
+        await self._call("asyncrl_stage", msgspec.msgpack.encode(version))
         deadline = time.monotonic() + self._answer_timeout_s
         while True:
             states = await self._call("asyncrl_staged")

@@ -7,19 +7,36 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
 from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightSource
+from asyncrl.weights.ticket import Ticket
+
+
+class Reachable(msgspec.Struct, frozen=True):
+    """A version that lies in this host's shared memory, or that each process is to take for itself."""
+
+    notice: WeightNotice
+    ticket: Ticket | None = None
+
+    def source(self) -> ShmWeights:
+        """In any process of the host."""
+        source = ShmWeights(self.notice) if self.ticket is None else self.ticket.source()
+        assert isinstance(source, ShmWeights)
+        return source
 
 
 @asynccontextmanager
-async def in_shared_memory(source: WeightSource) -> AsyncIterator[WeightNotice]:
-    """The notice of a version in shared memory: its own where it lies there whole, else of a copy that goes
-    with the context."""
+async def reachable(source: WeightSource) -> AsyncIterator[Reachable]:
+    """A version as it lies in shared memory whole, or as its transport brings it to any process; else a copy
+    in shared memory that goes with the context."""
     if isinstance(source, ShmWeights):
-        yield await asyncio.to_thread(source.in_memory)
+        notice = source.notice if source.ticket else await asyncio.to_thread(source.in_memory)
+        yield Reachable(notice, source.ticket)
         return
     publisher = ShmPublisher(f"asyncrl-engine-{uuid.uuid4().hex[:12]}")
 
@@ -27,6 +44,6 @@ async def in_shared_memory(source: WeightSource) -> AsyncIterator[WeightNotice]:
         return publisher.publish(source.version, WholeWeights(source.tensors()), source.canary)
 
     try:
-        yield await asyncio.to_thread(copy)
+        yield Reachable(await asyncio.to_thread(copy))
     finally:
         publisher.close()

@@ -14,11 +14,10 @@ import torch
 
 from asyncrl.lifeline import die_with
 from asyncrl.rollout.engines.vllm import experts
+from asyncrl.rollout.engines.vllm.notices import Reachable
 from asyncrl.rollout.engines.vllm.proof import FIRST_PROBE_FLOPS, PROBE_FLOPS, Proof, prove
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.checkpoint_names import CheckpointTensor, as_checkpoint
-from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.shm.subscriber import ShmWeights
 from asyncrl.weights.source import WeightsError
 
 if TYPE_CHECKING:
@@ -26,22 +25,32 @@ if TYPE_CHECKING:
 
 
 class Staging(threading.Thread):
-    """Reads a version out of shared memory beside the decoding: copying and checksums release the GIL."""
+    """Reads a version out of shared memory, or receives it, beside the decoding: all that takes time releases
+    the GIL. `device`: the model's."""
 
-    def __init__(self, notice: WeightNotice) -> None:
+    def __init__(self, version: Reachable, device: torch.device) -> None:
         super().__init__(name="weights", daemon=True)
-        self.version = notice.version
+        self.version = version.notice.version
         self.tensors: Mapping[str, Tensor] = {}
         self.refusal: str | None = None
-        self._weights = ShmWeights(notice, staging_threads())
+        self._weights = version.source()
+        self._weights.threads = staging_threads()
+        self._device = device
 
     def run(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has its own
         try:
-            self.tensors = self._weights.tensors()
+            self.tensors = self._weights.borrowed()
         except WeightsError as error:
             self.refusal = str(error)
         except Exception as error:  # noqa: BLE001 - the engine hears of it, which this thread's end would hide
             self.refusal = f"{type(error).__name__}: {error}"
+
+    def give_back(self) -> None:
+        """What was read has been loaded. Raises `WeightsError` where it has changed meanwhile."""
+        self.tensors = {}
+        self._weights.give_back()
 
 
 def staging_threads() -> int:
@@ -65,9 +74,10 @@ class WeightReceiver:
             die_with(parent)
         self.asyncrl_checkpoint = msgspec.msgpack.decode(checkpoint, type=tuple[CheckpointTensor, ...])
 
-    def asyncrl_stage(self, notice: bytes) -> None:
-        """Begin to read the version of an encoded `WeightNotice`. What was staged before is forgotten."""
-        self.asyncrl_staging = Staging(msgspec.msgpack.decode(notice, type=WeightNotice))
+    def asyncrl_stage(self, version: bytes) -> None:
+        """Begin to read the version of an encoded `Reachable`. What was staged before is forgotten."""
+        device = next(self.model_runner.get_model().parameters()).device
+        self.asyncrl_staging = Staging(msgspec.msgpack.decode(version, type=Reachable), device)
         self.asyncrl_staging.start()
 
     def asyncrl_staged(self) -> dict[str, Any]:
@@ -94,6 +104,7 @@ class WeightReceiver:
             flops = PROBE_FLOPS if self.asyncrl_proven else FIRST_PROBE_FLOPS
             proof = prove(self.model_runner.get_model(), tensors, flops, seed=version)
             self.asyncrl_proven = True
+        staging.give_back()
         return {"wrong": proof.wrong, "unknown": proof.unknown}
 
     def asyncrl_apply(self, tensors: Mapping[str, Tensor]) -> None:
