@@ -190,7 +190,10 @@ def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> 
                 while gpus[0] // each != gpus[-1] // each and gpus[-1] < usable:
                     gpus = (*gpus[1:], next(free))
             placed[role] = gpus
-            node = gpus[0] // each if gpus else Role.parse(role).index % nodes
+            index = Role.parse(role).index
+            # Ranks talk to their neighbours.
+            in_turn = index * nodes // len(need.roles) if need.kind.is_unit else index % nodes
+            node = gpus[0] // each if gpus else in_turn
             yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads, node=node)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from asyncrl import config as settings
 from asyncrl.trainer.backend import backend_of, make_trainer
+from asyncrl.weights.adapters import BaseModel
 
 
 def main(rank: int, path: Path, first: int, last: int, folder: Path | None = None) -> None:
@@ -35,9 +36,10 @@ def main(rank: int, path: Path, first: int, last: int, folder: Path | None = Non
             metrics.append(trainer.step(dataclasses.replace(batch, groups=order(batch.groups, path))))
             written.result()
     write(trainer.snapshot(), path.with_suffix("") / f"step_{last}")
-    save_file(
-        {name: tensor.clone() for name, tensor in trainer.weights().parts()}, path.with_suffix(".safetensors")
-    )
+    weights = {name: tensor.clone() for name, tensor in trainer.weights().parts()}
+    if config.trainer.lora is not None:  # what engines merge is what is computed with here, or they refuse it
+        BaseModel(config.model, config.trainer.lora).merged(last, weights)
+    save_file(weights, path.with_suffix(".safetensors"))
     path.with_suffix(".json").write_text(json.dumps(metrics))
     return trainer.close()
 

@@ -17,15 +17,19 @@ class TrainedMemory:
     bucket: int = 0
     """Elements of gradients that go to other ranks together."""
 
+    def weights(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
+        """What stays of a model of so many parameters that only computes: there, and in host memory."""
+        return {"weights": self.value_bytes * parameters}, {}
+
     def kept(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
-        """What stays, of a model of so many parameters: where it computes, and in host memory besides."""
-        parts = {
-            "weights": self.value_bytes * parameters,
-            "float32 weights": 0 if self.value_bytes == 4 else 4 * parameters,
-            "gradients": 4 * parameters,  # summed in float32
+        """The same of one that is trained."""
+        masters = 0 if self.value_bytes == 4 else 4 * parameters  # and gradients, summed in float32
+        trained = {
+            "float32 weights": masters,
+            "gradients": 4 * parameters,
             "optimizer": ADAM_BYTES * parameters,
         }
-        return parts, {}
+        return self.weights(parameters)[0] | trained, {}
 
     def arriving(self, parameters: int) -> int:
         """Gradients of a micro-batch that wait for the end of its backward pass to be added to the sum."""
