@@ -10,6 +10,7 @@ import rank
 import torch
 from families import tiny
 from forked import run_ranks
+from namespaces import other_host
 from safetensors.torch import load_file
 from snapshots import assert_equal_states, state_of
 from transformers import AutoModelForCausalLM
@@ -56,13 +57,14 @@ PPO = {
 }
 
 
-def train(config, path: Path, first: int, last: int, folder: Path | None = None):
-    """Weights and metrics of `rank.py`; DeepSpeed's ranks are processes of their own."""
+def train(config, path: Path, first: int, last: int, folder: Path | None = None, other=None):
+    """Weights and metrics of `rank.py`; DeepSpeed's ranks are processes of their own, the second half of them
+    on the other host if there is one."""
     path.write_text(dump(config))
     if config.trainer.backend == "torch":
         rank.main(0, path, first, last, folder)
     else:
-        in_ranks(rank.main, config.trainer.ranks, path, first, last, folder)
+        in_ranks(rank.main, config.trainer.ranks, path, first, last, folder, other)
     return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text())
 
 
@@ -70,6 +72,12 @@ def in_ranks(main, ranks: int, path: Path, *arguments) -> None:
     """`main(number, path, *arguments)` in each of so many processes."""
     logs = [path.with_suffix(f".{number}.log") for number in range(ranks)]
     run_ranks(main, path, *arguments, logs=logs, deadline_s=DEADLINE_S)
+
+
+@pytest.fixture
+def other():
+    with other_host() as host:
+        yield host
 
 
 @pytest.fixture
@@ -88,15 +96,16 @@ def make(make_qwen3, save_model, make_config):
 
 @pytest.mark.timeout(len(VARIANTS) * DEADLINE_S)
 def test_invariant_5_each_goes_on_from_the_one_befores_snapshot_and_the_weights_are_those_of_torch_alone(
-    make, tmp_path
+    make, tmp_path, other
 ):
-    """Ranks, ZeRO stage, packing and order of the groups make no difference, nor who wrote the snapshot."""
+    """Ranks, ZeRO stage, packing and order of the groups make no difference, nor who wrote the snapshot. The
+    ranks are on two hosts."""
     last = len(VARIANTS) + 1
     _, metrics = train(make(), tmp_path / "straight.yaml", 0, last)
     start = tmp_path / "straight/step_1"
     assert difference(tmp_path / "straight/step_0", start) > 1e-3
     for step, (name, trainer) in enumerate(VARIANTS.items(), start=1):
-        weights, [found] = train(make(**trainer), tmp_path / f"{name}.yaml", step, step + 1, start)
+        weights, [found] = train(make(**trainer), tmp_path / f"{name}.yaml", step, step + 1, start, other)
         # Restored and captured again, before the step, it is the same to the last bit.
         assert_equal_states(tmp_path / name / f"step_{step}", start)
         start = tmp_path / name / f"step_{step + 1}"
