@@ -23,13 +23,11 @@ class TrainedMemory:
 
     def kept(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
         """The same of one that is trained."""
-        masters = 0 if self.value_bytes == 4 else 4 * parameters  # and gradients, summed in float32
-        trained = {
-            "float32 weights": masters,
-            "gradients": 4 * parameters,
-            "optimizer": ADAM_BYTES * parameters,
-        }
-        return self.weights(parameters)[0] | trained, {}
+        parts, _ = self.weights(parameters)
+        parts["float32 weights"] = 0 if self.value_bytes == 4 else 4 * parameters
+        parts["gradients"] = 4 * parameters  # summed in float32
+        parts["optimizer"] = ADAM_BYTES * parameters
+        return parts, {}
 
     def arriving(self, parameters: int) -> int:
         """Gradients of a micro-batch that wait for the end of its backward pass to be added to the sum."""
