@@ -12,7 +12,11 @@ from asyncrl.cluster.remote.call import CALL
 
 
 class Programs:
-    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
+    """A starter of agents, as Ray's and SLURM's: each is a program on this machine. before: words before its
+    command."""
+
+    def __init__(self, before=()):
+        self._before = before
 
     @asynccontextmanager
     async def holding(self, specs):
@@ -23,7 +27,7 @@ class Programs:
 
     async def run(self, spec, call):
         environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
-        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
+        command = *self._before, sys.executable, "-m", "asyncrl.cluster.remote.agent"
         agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
         try:
             await agent.wait()

@@ -146,6 +146,7 @@ def _look(
         findings.of(partial(checks.attention, config, placement))
         findings.of(partial(checks.budget, config, placement))
         findings.of(partial(checks.mapped_gpus, config, placement))
+        findings.of(partial(checks.ranks, config, placement))
         if not is_elsewhere:
             findings.of(partial(checks.visible_gpus, config, placement))
     independent = _independent(config, findings, functions, nodes, is_elsewhere=is_elsewhere)

@@ -193,7 +193,11 @@ def _places(needs: Sequence[RoleSet], usable: int, shared: bool, nodes: int) -> 
                 while gpus[0] // each != gpus[-1] // each and gpus[-1] < usable:
                     gpus = (*gpus[1:], next(free))
             placed[role] = gpus
-            node = gpus[0] // each if gpus else (first_node + Role.parse(role).index) % nodes
+            index = Role.parse(role).index
+            # Ranks talk to their neighbours.
+            blocks = index * nodes // max(len(need.roles), nodes)
+            in_turn = blocks if need.kind.is_unit else (first_node + index) % nodes
+            node = gpus[0] // each if gpus else in_turn
             yield Place(role, "cuda" if gpus else "cpu", gpus, need.threads, node=node)
 
 

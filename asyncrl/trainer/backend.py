@@ -99,6 +99,9 @@ class BackendSpec(Spec):
         """Raises `ConfigError` where it cannot compute on the GPUs of these names, which are what the run's
         `CUDA_VISIBLE_DEVICES` has."""
 
+    def check_nodes(self, config: Config, nodes: Sequence[int]) -> None:
+        """Raises `ConfigError` where its ranks cannot be on these nodes, given rank by rank."""
+
     def impossible(self, config: Config) -> Iterator[str]:
         trainer, run = config.trainer, config.run
         chosen = f"trainer.backend={trainer.backend}"

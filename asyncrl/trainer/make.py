@@ -15,7 +15,7 @@ from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.models.packed import common_packing
-from asyncrl.trainer.models.policy import Policy, load_policy, published
+from asyncrl.trainer.models.policy import Policy, load_policy
 from asyncrl.trainer.packing.mini_batch import Packing
 from asyncrl.trainer.policy_update import PolicyUpdate
 from asyncrl.trainer.ranks import OneRank, Ranks
@@ -23,7 +23,6 @@ from asyncrl.trainer.saving import ModelFolder
 from asyncrl.trainer.schedule import Schedule
 from asyncrl.trainer.state import Stateful
 from asyncrl.trainer.step import TrainStep
-from asyncrl.weights.published import WholeWeights
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
@@ -41,12 +40,6 @@ class Models:
     tokenizer: PreTrainedTokenizerBase
     folder: ModelFolder
     adapters: Adapters | None = None
-
-    def weights(self) -> WholeWeights:
-        """What engines are given, of models that lie whole in this process."""
-        return (
-            WholeWeights(published(self.policy.model)) if self.adapters is None else self.adapters.weights()
-        )
 
 
 def load_models(config: Config) -> Models:

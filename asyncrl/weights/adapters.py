@@ -9,7 +9,7 @@ that the version is proven in an engine as one that was published whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,8 +38,9 @@ _CHUNK_VALUES = 1 << 24
 
 
 @torch.no_grad()
-def merge(base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """base + scale B A of base [out, in], A [r, in] and B [out, r], in base's dtype.
+def merge(base: Tensor, a: Tensor, b: Tensor, scale: float, start: int = 0) -> Tensor:
+    """base + scale B A of base [out, in], A [r, in] and B [out, r], in base's dtype; of a base that is only a
+    piece, the values of its rows from the `start`-th on, that piece.
 
     Trainer and engine must come to the same bits, on whatever device and number of threads, and matrix
     products sum up in orders of their own. So A and B are taken as fixed-point numbers here, of so many bits
@@ -48,11 +49,16 @@ def merge(base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """
     bits = (53 - math.ceil(math.log2(len(a)))) // 2
     fixed_a, fixed_b = _fixed_point(a, bits), _fixed_point(b, bits)
-    merged = torch.empty_like(base)
-    rows = max(1, _CHUNK_VALUES // base.shape[1])
-    for some, of_base, of_b in zip(merged.split(rows), base.split(rows), fixed_b.split(rows), strict=True):
-        some.copy_((of_b @ fixed_a).mul_(scale).add_(of_base.double()))
-    return merged
+    values, width, end = base.flatten(), a.shape[1], start + base.numel()
+    merged = torch.empty_like(values)
+    rows = max(1, _CHUNK_VALUES // width)
+    for row in range(start // width, -(-end // width), rows):
+        of_b = fixed_b[row : min(row + rows, -(-end // width))]
+        first, last = max(start, row * width), min(end, (row + len(of_b)) * width)
+        product = (of_b @ fixed_a).flatten()[first - row * width : last - row * width]
+        here = slice(first - start, last - start)
+        merged[here] = product.mul_(scale).add_(values[here].double())
+    return merged.view(base.shape)
 
 
 def _fixed_point(matrix: Tensor, bits: int) -> Tensor:
@@ -81,11 +87,11 @@ def scale_of(lora: LoraConfig) -> float:
 
 
 def published_adapter(
-    layers: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, Tensor], base_hash: Tensor
+    layers: Mapping[str, tuple[Tensor, Tensor]], merged: Iterable[Tensor], base_hash: Tensor
 ) -> WholeWeights:
-    """A version to be published. layers: A and B of each adapted layer, by its name. weights: the merged
-    ones, as the trainer computes with them."""
-    digests = [tensor_digest(weights[f"{name}.weight"], spare_threads()) for name in layers]
+    """A version to be published. layers: A and B of each adapted layer, by its name. merged: their weights,
+    as the trainer computes with them, each valid until the next is asked for."""
+    digests = [tensor_digest(weight, spare_threads()) for weight in merged]
     tensors = {
         f"{name}.{part}": t for name, pair in layers.items() for part, t in zip((A, B), pair, strict=True)
     }

@@ -727,9 +727,19 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["reward.format.pattern=(a"], "reward.format.pattern='(a'", "is not a regular expression"),
         (["trainer.lora={}", "objective.proximal=ewma"], "averages whole weights", "proximal=recompute"),
         (
-            ["trainer={lora: {}, backend: deepspeed, deepspeed: {zero_stage: 3}}"],
-            "zero_stage=3 cannot be with trainer.lora",
-            "zero_stage=0",
+            ["trainer={lora: {}, backend: deepspeed, deepspeed: {offload_optimizer: true}}"],
+            "offload_optimizer cannot be with trainer.lora and trainer.deepspeed.zero_stage=2",
+            "use trainer.deepspeed.zero_stage=3",
+        ),
+        (
+            ["trainer={ranks: 2, backend: deepspeed, deepspeed: {hpz_partition_size: 2}}"],
+            "hpz_partition_size=2 needs trainer.deepspeed.zero_stage=3, not 2",
+            "whole weights on every rank",
+        ),
+        (
+            ["trainer={ranks: 6, backend: deepspeed, deepspeed: {hpz_partition_size: 4, zero_stage: 3}}"],
+            "6 ranks (trainer.ranks) are no whole number of groups of 4",
+            "ranks on each node",
         ),
         (
             ["trainer={lora: {}, backend: paced}", "rollout.engine=paced"],

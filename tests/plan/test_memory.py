@@ -307,6 +307,14 @@ def test_an_adapter_is_all_that_is_trained_and_the_reference_is_no_model():
     assert on_gpu.in_host["trainer"] == {"base of the adapter": 2 * base, "loading": 2_000_000}
     whole = Estimate(gpus=4, model={"dtype": "bfloat16"}, **settings)
     assert computing(on_gpu.parts["trainer"])[1] < computing(whole.parts["trainer"])[1]
+    # Four ranks share the base, and what is computed with; two by two they have another copy of that.
+    zero_3 = ranks(3, hpz_partition_size=2, zero={"reduce_bucket_size": 0}) | lora
+    shared = Estimate(gpus=7, trainer=zero_3, model={"dtype": "bfloat16"}, **settings)
+    parts, in_host = shared.parts["trainer"], shared.in_host["trainer"]
+    assert (parts["weights"], parts["weights of the node"]) == (2_000_000 / 4, 2_000_000 / 2)
+    assert parts["gathered weights"] == 2_000_000
+    assert parts["adapter"] == (2 + 4 + 4 + 8) * adapter / 4 + 2 * adapter / 2 + 2 * adapter
+    assert in_host["base of the adapter"] == 2 * base / 4
     # Its processes are given whole versions, one at a time.
     vllm = Estimate(rollout={"engine": "vllm"}, trainer=lora, **settings)
     assert vllm.parts["shared weights"] == {"two versions": 2 * 4 * adapter + 3 * 4_000_000}

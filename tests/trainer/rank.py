@@ -7,21 +7,38 @@ each step K, and that after the last, into `NAME/step_K`, beside the step.
 
 import dataclasses
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from batches import make_batch, with_kept_sets, with_true_logprobs
+from namespaces import OtherHost
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from asyncrl import config as settings
+from asyncrl.cluster.remote.call import with_ways_to_ranks
 from asyncrl.trainer.backend import backend_of, make_trainer
+from asyncrl.weights.adapters import BaseModel
 
 
-def main(rank: int, path: Path, first: int, last: int, folder: Path | None = None) -> None:
+def main(
+    rank: int,
+    path: Path,
+    first: int,
+    last: int,
+    folder: Path | None = None,
+    other: OtherHost | None = None,
+) -> None:
+    """other: where the second half of the ranks are."""
     torch.set_num_threads(1)
     config = settings.load(path)
+    if other is not None:
+        is_there = 2 * rank >= config.trainer.ranks and rank > 0
+        if is_there:
+            other.enter()
+        os.environ.update(with_ways_to_ranks({}, other.there if is_there else other.here))
     rendezvous = path.with_suffix(".ranks")
     if rank:
         return backend_of(config).make_rank(config, rank, rendezvous).follow()
@@ -35,9 +52,10 @@ def main(rank: int, path: Path, first: int, last: int, folder: Path | None = Non
             metrics.append(trainer.step(dataclasses.replace(batch, groups=order(batch.groups, path))))
             written.result()
     write(trainer.snapshot(), path.with_suffix("") / f"step_{last}")
-    save_file(
-        {name: tensor.clone() for name, tensor in trainer.weights().parts()}, path.with_suffix(".safetensors")
-    )
+    weights = {name: tensor.clone() for name, tensor in trainer.weights().parts()}
+    if config.trainer.lora is not None:  # what engines merge is what is computed with here, or they refuse it
+        BaseModel(config.model, config.trainer.lora).merged(last, weights)
+    save_file(weights, path.with_suffix(".safetensors"))
     path.with_suffix(".json").write_text(json.dumps(metrics))
     return trainer.close()
 

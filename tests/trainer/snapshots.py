@@ -18,12 +18,12 @@ def state_of(folder):
     return state | {"counts": json.loads((training / "counts.json").read_text())["counts"]}
 
 
-def assert_equal_states(found, expected):
+def assert_equal_states(found, expected, model="hf/model"):
     """Bit by bit, all that two folders hold for training, and their models."""
     found_state, expected_state = state_of(found), state_of(expected)
     assert found_state.pop("counts") == expected_state.pop("counts")
     assert found_state.keys() == expected_state.keys()
-    models = [load_file(folder / "hf/model.safetensors") for folder in (found, expected)]
+    models = [load_file(folder / f"{model}.safetensors") for folder in (found, expected)]
     for file, tensors in [*expected_state.items(), ("hf", models[1])]:
         others = models[0] if file == "hf" else found_state[file]
         assert others.keys() == tensors.keys(), file

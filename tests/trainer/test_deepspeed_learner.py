@@ -6,6 +6,7 @@ from families import tiny
 
 from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.critic.model import Critic
+from asyncrl.trainer.models.checks import ModelError
 
 pytestmark = pytest.mark.deepspeed
 
@@ -90,3 +91,16 @@ def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_load
             assert {name for name in published if name.endswith(kept) and dtypes[name] == torch.float32}
             for name, tensor in published.items():
                 torch.testing.assert_close(tensor, loaded[name], rtol=4e-3, atol=0)
+
+
+def test_adapters_of_a_model_in_two_dtypes_are_refused():
+    from asyncrl.trainer.backends.deepspeed.backend import _refuse_mixed
+
+    model = tiny("ernie4_5_moe")
+    _refuse_mixed(model)
+    model.to(torch.bfloat16)
+    model.get_parameter("model.layers.1.mlp.gate.weight").data = torch.zeros(1)
+    with pytest.raises(
+        ModelError, match=r"gate.weight is not in torch.bfloat16; .*zero_stage=3.*zero_stage=0"
+    ):
+        _refuse_mixed(model)

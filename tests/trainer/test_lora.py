@@ -17,7 +17,7 @@ from asyncrl.trainer.lora.saving import merged_into
 from asyncrl.trainer.models.checks import ModelError
 from asyncrl.trainer.models.packed import PackedModel
 from asyncrl.trainer.state import RestoreError
-from asyncrl.weights.adapters import BaseModel, MergedWeights
+from asyncrl.weights.adapters import BaseModel, MergedWeights, merge
 from asyncrl.weights.source import LocalWeights, WeightsError
 
 LORA = {"rank": 4, "alpha": 8.0}
@@ -66,6 +66,20 @@ def test_the_gradients_are_those_of_a_merged_weight_by_autograd(make_qwen3):
         for one, other in zip(found, torch.autograd.grad(expected, (x, a, b), slope), strict=True):
             assert torch.allclose(one, other, atol=1e-10), name
     assert not any(p.requires_grad for p in trained.model.parameters())
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_of_a_weight_merge_to_the_bits_of_the_whole(dtype, chunk, monkeypatch):
+    """Wherever it is cut, and where a rank has nothing of it."""
+    whole, a, b = torch.randn(23, 17).to(dtype), torch.randn(4, 17).to(dtype), torch.randn(23, 4).to(dtype)
+    expected = merge(whole, a, b, 2.0)
+    monkeypatch.setattr("asyncrl.weights.adapters._CHUNK_VALUES", chunk)
+    for ranks in (1, 2, 3, 7, 400):
+        length = -(-whole.numel() // ranks)
+        starts = range(0, ranks * length, length)
+        pieces = [merge(whole.flatten()[at : at + length], a, b, 2.0, at) for at in starts]
+        assert torch.equal(torch.cat(pieces), expected.flatten())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -298,6 +298,11 @@ def visible_gpus(config: Config, placement: Placement) -> None:
     backend_of(config).check_gpus(names)
 
 
+def ranks(config: Config, placement: Placement) -> None:
+    """The trainer's ranks can be where they are."""
+    backend_of(config).check_nodes(config, [place.node for place in placement.of(TRAINER)])
+
+
 def initial_judge(config: Config, judge: RewardJudgeConfig, key: str) -> None:
     """The run's engine can be the judge."""
     if judge.is_initial and not engine_of(config).may_stay_initial:

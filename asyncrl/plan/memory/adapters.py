@@ -27,10 +27,14 @@ def kept(
     lora = config.trainer.lora
     if lora is None:
         return trained.kept(model.parameters)
-    adapter, _ = trained.kept(trained_parameters(config, model))
-    parts = {"weights": trained.value_bytes * model.parameters, "adapter": sum(adapter.values())}
-    base = trained.value_bytes * sum(outputs * inputs for outputs, inputs in _adapted(lora, model))
-    return (parts, {"base of the adapter": base}) if on_gpu else (parts | {"base of the adapter": base}, {})
+    parts, host_parts = trained.weights(model.parameters)
+    of_adapter = trained.kept(trained_parameters(config, model))
+    for there, adapter in zip((parts, host_parts), of_adapter, strict=True):
+        there |= {"adapter": sum(adapter.values())} if adapter else {}
+    adapted = sum(outputs * inputs for outputs, inputs in _adapted(lora, model))
+    base = next(there["weights"] for there in trained.weights(adapted) if "weights" in there)
+    (host_parts if on_gpu else parts)["base of the adapter"] = base
+    return parts, host_parts
 
 
 def _adapted(lora: LoraConfig, model: ModelFacts) -> Iterator[tuple[int, int]]:

@@ -147,7 +147,7 @@ def _training_phases(
     yield "layers", kept + backward + waiting + sending
     if is_whole:
         yield "embeddings", value_bytes * embeddings + waiting + trained.sending(embeddings)
-    yield "update", trained.updating(parameters, embeddings)
+    yield "update", trained.updating(parameters, min(embeddings, parameters))
 
 
 def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bool) -> dict[str, int]:

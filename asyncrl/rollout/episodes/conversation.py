@@ -100,10 +100,10 @@ class Conversation(Session):
         return completion
 
     async def draft(
-        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops
+        self, ids: NDArray[np.int32], max_new_tokens: int | None, stop: Stops, tell: Tell | None = None
     ) -> tuple[Completion, Callable[[], None]]:
-        """As `generate`, with what has it trained on."""
-        number, completion = await self._request(ids, max_new_tokens, stop, None)
+        """As `generate`, with what has it trained on. tell: as of `GenerationRequest`."""
+        number, completion = await self._request(ids, max_new_tokens, stop, tell)
         return completion, partial(self._record, number, ids, completion, self._why_anew(ids))
 
     async def chat(

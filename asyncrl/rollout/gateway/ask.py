@@ -104,6 +104,8 @@ class Answer:
     text_of: Callable[[int], str]
     told: int = 0
     """Of the first reply's text, how many characters the client has already."""
+    events: int = 0
+    """How many events have told it these."""
 
     @property
     def prompt_tokens(self) -> int:

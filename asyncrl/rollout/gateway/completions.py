@@ -86,6 +86,11 @@ def whole(ask: Ask, answer: Answer) -> Body:
     return chat.head(answer, *_HEAD) | {"choices": choices, "usage": chat.usage(answer)}
 
 
+def piece(ask: Ask, answer: Answer, text: str) -> Iterator[bytes]:
+    choice = {"index": 0, "text": text, "finish_reason": None, "logprobs": None}
+    yield event(chat.head(answer, *_HEAD) | {"choices": [choice]})
+
+
 def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
     begins = chat.head(answer, *_HEAD)
     for i, reply in enumerate(answer.replies):
@@ -102,7 +107,7 @@ def _choice(ask: Ask, answer: Answer, index: int, reply: Said) -> Body:
     }
     return {
         "index": index,
-        "text": reply.message["content"],
+        "text": reply.message["content"][answer.told * (index == 0) :],
         "finish_reason": reply.finish_reason,
         "logprobs": _logprobs(answer, reply) if ask.wants_logprobs else None,
         **(ids if ask.wants_ids else {}),
@@ -117,4 +122,4 @@ def _logprobs(answer: Answer, reply: Said) -> Body:
     return {"tokens": tokens, "token_logprobs": logprobs, "text_offset": starts, "top_logprobs": None}
 
 
-SERVICE = Service(parse, whole, events, chat.refusal)
+SERVICE = Service(parse, whole, events, chat.refusal, piece=piece)

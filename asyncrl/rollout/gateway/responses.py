@@ -137,12 +137,15 @@ def _items(ask: Ask, answer: Answer) -> list[Body]:
         part = {"type": "output_text", "text": message.get("content") or "", "annotations": []}
         if ask.wants_logprobs:
             part["logprobs"] = [entry | {"bytes": entry["bytes"] or []} for entry in answer.logprobs(reply)]
-        item = {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "status": status}
-        items.append(item | {"content": [part]})
+        items.append(_message(answer, status) | {"content": [part]})
     for call in calls:
         item = {"id": f"fc_{call['id']}", "type": "function_call", "call_id": call["id"]}
         items.append(item | call["function"] | {"status": "completed"})
     return items
+
+
+def _message(answer: Answer, status: str) -> Body:
+    return {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "status": status}
 
 
 def _status(answer: Answer) -> str:
@@ -187,17 +190,40 @@ def _response(ask: Ask, answer: Answer, status: str) -> Body:
     }
 
 
+class _Telling:
+    """Events, numbered after those that the client has had."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._numbers = count(answer.events)
+
+    def __call__(self, kind: str, **data: Any) -> bytes:
+        name = f"response.{kind}"
+        return event({"type": name, "sequence_number": next(self._numbers), **data}, name)
+
+    def begin(self, ask: Ask, answer: Answer) -> Iterator[bytes]:
+        begun = _response(ask, answer, "in_progress")
+        yield self("created", response=begun)
+        yield self("in_progress", response=begun)
+
+    def add(self, at: Body, item: Body, part: Body) -> Iterator[bytes]:
+        yield self("output_item.added", output_index=at["output_index"], item=item | {"content": []})
+        yield self("content_part.added", **at, part=part | {"text": ""})
+
+
+def piece(ask: Ask, answer: Answer, text: str) -> Iterator[bytes]:
+    """Text comes first: it follows no thinking, and calls follow it."""
+    told, item = _Telling(answer), _message(answer, "in_progress")
+    at = {"output_index": 0, "item_id": item["id"], "content_index": 0}
+    if not answer.told:
+        yield from told.begin(ask, answer)
+        yield from told.add(at, item, {"type": "output_text", "annotations": []})
+    yield told("output_text.delta", **at, delta=text, logprobs=[])
+
+
 def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
-    numbers = count()
-
-    def told(kind: str, **data: Any) -> bytes:
-        return event(
-            {"type": f"response.{kind}", "sequence_number": next(numbers), **data}, f"response.{kind}"
-        )
-
-    begun = _response(ask, answer, "in_progress")
-    yield told("created", response=begun)
-    yield told("in_progress", response=begun)
+    told = _Telling(answer)
+    if not answer.told:
+        yield from told.begin(ask, answer)
     for i, item in enumerate(_items(ask, answer)):
         at = {"output_index": i, "item_id": item["id"]}
         if item["type"] == "function_call":
@@ -207,12 +233,12 @@ def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield told("function_call_arguments.done", **at, **done)
         else:
-            part = item["content"][0]
+            part, known = item["content"][0], answer.told * (i == 0)
             kind, at["content_index"] = part["type"], 0
             more = {"logprobs": part.get("logprobs", [])} if kind == "output_text" else {}
-            yield told("output_item.added", output_index=i, item=item | {"content": []})
-            yield told("content_part.added", **at, part=part | {"text": ""})
-            yield told(f"{kind}.delta", **at, delta=part["text"], **more)
+            if not known:
+                yield from told.add(at, item, part)
+            yield told(f"{kind}.delta", **at, delta=part["text"][known:], **more)
             yield told(f"{kind}.done", **at, text=part["text"], **more)
             yield told("content_part.done", **at, part=part)
         yield told("output_item.done", output_index=i, item=item)
@@ -220,4 +246,4 @@ def events(ask: Ask, answer: Answer) -> Iterator[bytes]:
     yield told(last["status"], response=last)
 
 
-SERVICE = Service(parse, whole, events, chat.refusal)
+SERVICE = Service(parse, whole, events, chat.refusal, piece=piece)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.core.records import FinishReason
 from asyncrl.data.messages import UnusablePromptError
 from asyncrl.data.tokenise import tokenise
+from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.episodes.conversation import Conversation, Reply
 from asyncrl.rollout.gateway import anthropic, chat, completions, responses, tokens
@@ -186,9 +187,7 @@ class Gateway:
         if (earlier := visit.earlier(name, request.headers)) is not None:
             return await _deliver(service, request, *earlier)
         visit.begin(name)
-        speech = Speech(
-            lambda ids, prompt_ids: visit.session.format.settled(ids, prompt_ids, ask.tools or None), ask.stop
-        )
+        speech = Speech(partial(self._settled, visit.session.format, ask), ask.stop)
         may_tell = ask.stream and service.piece is not None and ask.n == len(ask.prompts) == 1
         replying = asyncio.ensure_future(self._replies(visit, ask, speech.tell if may_tell else None))
         replying.add_done_callback(speech.end)
@@ -197,9 +196,11 @@ class Gateway:
         try:
             while ask.stream and not replying.done():
                 changed = await speech.change(PING_S)
-                for told in _sign_of_life(service, ask, answer, speech) if changed else (service.ping,):
+                news = [*_sign_of_life(service, ask, answer, speech)] if changed else None
+                for told in (service.ping,) if news is None else news:
                     response = response or await _streaming(request)
                     await response.write(told)
+                answer = replace(answer, events=answer.events + len(news or ()))
             replies = await replying
             answer = self._answer(visit, ask, replies, answer)
             response = await _deliver(service, request, ask, _unheard(answer, speech), response)
@@ -242,7 +243,8 @@ class Gateway:
                 reply = await session.chat(prompt, ask.tools or None, **how, train=False, tell=tell)
             else:
                 ids = self._ids(prompt)
-                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop)
+                told = None if tell is None else partial(tell, ids)
+                completion, keep = await session.draft(ids, ask.max_new_tokens, ask.stop, told)
                 message = {"role": "assistant", "content": self._text_of(completion.token_ids.tolist())}
                 reply = Reply(message, ids, completion, completion.finish_reason.value, keep)
         except ValueError as error:  # of the chat template
@@ -252,6 +254,13 @@ class Gateway:
         if reply.completion.finish_reason in BROKEN:
             raise _broken(f"the engine has ended the request with `{reply.completion.finish_reason}`")
         return reply
+
+    def _settled(self, chat: ChatFormat, ask: Ask, ids: Sequence[int], prompt_ids: NDArray[np.int32]) -> str:
+        """How a reply begins, whatever may follow. (Some tokenizers take spaces away before what follows.)"""
+        if _is_conversation(ask.prompts[0]):
+            return chat.settled(ids, prompt_ids, ask.tools or None)
+        is_tidied = getattr(self._tokenizer, "clean_up_tokenization_spaces", False)
+        return "" if is_tidied else self._text_of(ids).rstrip("\ufffd")
 
     def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
         """Raises `Refused`."""

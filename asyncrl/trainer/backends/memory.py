@@ -17,14 +17,16 @@ class TrainedMemory:
     bucket: int = 0
     """Elements of gradients that go to other ranks together."""
 
+    def weights(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
+        """What stays of a model of so many parameters that only computes: there, and in host memory."""
+        return {"weights": self.value_bytes * parameters}, {}
+
     def kept(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
-        """What stays, of a model of so many parameters: where it computes, and in host memory besides."""
-        parts = {
-            "weights": self.value_bytes * parameters,
-            "float32 weights": 0 if self.value_bytes == 4 else 4 * parameters,
-            "gradients": 4 * parameters,  # summed in float32
-            "optimizer": ADAM_BYTES * parameters,
-        }
+        """The same of one that is trained."""
+        parts, _ = self.weights(parameters)
+        parts["float32 weights"] = 0 if self.value_bytes == 4 else 4 * parameters
+        parts["gradients"] = 4 * parameters  # summed in float32
+        parts["optimizer"] = ADAM_BYTES * parameters
         return parts, {}
 
     def arriving(self, parameters: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,38 @@ from asyncrl.weights.published import WholeWeights
 _PROBED_TOKENS = 32
 
 
+class Pieces(Protocol):
+    """What this process holds of tensors that several ranks may share. All ranks do the same here."""
+
+    def gathered(self, tensors: Sequence[Tensor]) -> AbstractContextManager[object]:
+        """Has them whole meanwhile, to be read."""
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Pieces are written meanwhile."""
+
+    def of(self, weight: Tensor) -> tuple[Tensor, int]:
+        """The piece of a weight, to be written into, and where in the weight, row by row, it begins."""
+
+
+class Whole:
+    """`Pieces` of a process that has all of everything."""
+
+    def gathered(self, tensors: Sequence[Tensor]) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def writing(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def of(self, weight: Tensor) -> tuple[Tensor, int]:
+        return weight.detach(), 0
+
+
 class Adapter:
     """Trains the chosen linear layers of a model by A and B of each, and freezes the model's own parameters.
     A begins as PEFT has it, B at zero, so that the model begins as it is.
 
-    The base of the adapted weights lies in host memory; where the model computes lie the merged ones only.
+    The base of the adapted weights lies in host memory; where the model computes lie the merged ones only. Of
+    both, a rank has what its `Pieces` are.
     seed: of A's random numbers.
 
     Raises `ModelError` where the targets do not fit.
@@ -45,6 +73,7 @@ class Adapter:
         self.layers: dict[str, AdaptedLinear] = {}
         """By their names."""
         self._base: dict[str, Tensor] = {}
+        self._pieces: Pieces = Whole()
         model.requires_grad_(False)
         random = torch.Generator().manual_seed(seed)
         for name, layer in layers.items():
@@ -60,28 +89,54 @@ class Adapter:
             self.layers[name] = layer
         _refuse_bypassed(model, self.layers)
 
-    @torch.no_grad()
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All A and B."""
+        return [*self.module.parameters()]
+
+    def share_out(self, pieces: Pieces) -> None:
+        """From now on this process has of each adapted weight its piece alone."""
+        self._pieces = pieces
+        for name, layer in self.layers.items():
+            piece, start = pieces.of(layer.weight)
+            self._base[name] = self._base[name].flatten()[start : start + len(piece)].clone()
+
     def merge(self) -> None:
         """After each change of A and B: make the weights what they say."""
-        for name, layer in self.layers.items():
-            base = self._base[name].to(layer.weight.device)
-            layer.weight.copy_(merge(base, *layer.lora))
+
+        def merged(base: Tensor, layer: AdaptedLinear, start: int) -> Tensor:
+            a, b, scale = layer.lora
+            return merge(base.to(a.device), a, b, scale, start)
+
+        with self._pieces.writing(), self._pieces.gathered(self.parameters):
+            self._write(merged)
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """The model is its base meanwhile."""
-        with torch.no_grad():
-            for name, layer in self.layers.items():
-                layer.weight.copy_(self._base[name])
+        with self._pieces.writing():
+            self._write(lambda base, *_: base)
         try:
             yield
         finally:
             self.merge()
 
+    @torch.no_grad()
+    def _write(self, value: Callable[[Tensor, AdaptedLinear, int], Tensor]) -> None:
+        """value: of the weight's piece, given the base's, the layer, and where it begins."""
+        for name, layer in self.layers.items():
+            piece, start = self._pieces.of(layer.weight)
+            piece.copy_(value(self._base[name], layer, start))
+
     def weights(self) -> WholeWeights:
-        """What engines are given."""
+        """What engines are given. A and B have to be whole."""
         pairs = {name: layer.lora[:2] for name, layer in self.layers.items()}
-        return published_adapter(pairs, published(self.model), self.base_hash)
+        return published_adapter(pairs, self._merged(), self.base_hash)
+
+    def _merged(self) -> Iterator[Tensor]:
+        for layer in self.layers.values():
+            with self._pieces.gathered([layer.weight]):
+                yield layer.weight
 
 
 def _chosen(model: PreTrainedModel, lora: LoraConfig) -> dict[str, nn.Linear]:

@@ -32,10 +32,13 @@ class Adapters:
         """What engines are given."""
         return self.policy.weights()
 
+    def of(self, model: nn.Module) -> Adapter:
+        """That of one of the models."""
+        return next(each for each in (self.policy, self.critic) if each is not None and each.trained is model)
+
     def learner(self, make: Callable[[nn.Module], Learner]) -> Callable[[nn.Module], Learner]:
         """make: puts what is trained of a model under an optimizer."""
-        of = {each.trained: each for each in (self.policy, self.critic) if each is not None}
-        return lambda model: AdaptedLearner(make(model), of[model])
+        return lambda model: AdaptedLearner(make(model), self.of(model))
 
     def base(self, ranks: Ranks) -> AdapterOff:
         """The policy as it began."""

@@ -72,8 +72,9 @@ async def completion_stream(served):
     stream = await client.completions.create(
         model="any", prompt=[5, 6], logprobs=0, max_tokens=9, stream=True
     )
-    (choice,) = [choice async for chunk in stream for choice in chunk.choices]
-    return choice.text, None, choice.logprobs.token_logprobs
+    choices = [choice async for chunk in stream for choice in chunk.choices]
+    assert choices[-1].finish_reason == "length"
+    return "".join(choice.text for choice in choices), None, choices[-1].logprobs.token_logprobs
 
 
 async def response(served):

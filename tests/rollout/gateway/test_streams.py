@@ -41,6 +41,36 @@ async def of_anthropic(served, messages, heard, **more):
     return "".join(heard), None
 
 
+async def of_completions(served, messages, heard, **more):
+    """After the very tokens of the conversation."""
+    client, _ = clients(served)
+    prompt, _ = served.session._prompt(messages, None)
+    stream = await client.completions.create(
+        model="any", prompt=prompt.tolist(), stream=True, max_tokens=99, logprobs=0, **more
+    )
+    async with stream:
+        logprobs = []
+        async for chunk in stream:
+            for choice in chunk.choices:
+                heard += [choice.text] if choice.text else []
+                logprobs += choice.logprobs.token_logprobs if choice.logprobs else []
+    return "".join(heard), logprobs
+
+
+async def of_responses(served, messages, heard, **more):
+    client, _ = clients(served)
+    messages = [{"role": m["role"].replace("tool", "user"), "content": m["content"]} for m in messages]
+    numbers = []
+    async with client.responses.stream(model="any", input=messages) as stream:
+        async for event in stream:
+            numbers.append(event.sequence_number)
+            heard += [event.delta] if event.type == "response.output_text.delta" and event.delta else []
+        reply = await stream.get_final_response()
+    assert numbers == list(range(len(numbers)))
+    assert reply.output_text == "".join(heard)
+    return "".join(heard), None
+
+
 def conversation(lesson):
     return [
         lesson.question,
@@ -56,7 +86,7 @@ async def ended(served, asking):
     return await asking
 
 
-@pytest.mark.parametrize("client", [of_openai, of_anthropic])
+@pytest.mark.parametrize("client", [of_openai, of_completions, of_responses, of_anthropic])
 def test_text_is_told_token_by_token_and_recorded_as_it_was_sampled(serve, lesson, client):
     """The engine takes a step only when the text of the one before has come. A client that goes away in the
     middle leaves nothing behind."""
@@ -77,7 +107,7 @@ def test_text_is_told_token_by_token_and_recorded_as_it_was_sampled(serve, lesso
             asking = asyncio.create_task(client(served, conversation(lesson), heard))
             await served.until(lambda: served.engine.stats().waiting == 1)
             text, logprobs = await ended(served, asking)
-            if client is of_openai:
+            if client in (of_openai, of_completions):
                 assert (text, lesson.answer[: len("".join(gone))]) == (lesson.answer, "".join(gone))
             (trajectory,) = served.session.trajectories()
             recorded = trajectory.behavior_logprobs[trajectory.loss_mask]
@@ -107,13 +137,12 @@ def test_a_long_reply_is_not_decoded_anew_with_every_token():
     assert len(said) > 0.98 * 8192
 
 
-def test_a_text_that_ends_the_reply_is_never_told(serve, lesson):
+@pytest.mark.parametrize("client", [of_openai, of_completions])
+def test_a_text_that_ends_the_reply_is_never_told(serve, lesson, client):
     async def run():
         async with serve("taught", temperature=0.0, drive=False) as served:
             heard = []
-            asking = asyncio.create_task(
-                of_openai(served, conversation(lesson), heard, stop=[" is", " it was"])
-            )
+            asking = asyncio.create_task(client(served, conversation(lesson), heard, stop=[" is", " it was"]))
             await served.until(lambda: served.engine.stats().waiting == 1)
             assert (await ended(served, asking))[0] == "It"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.event_loop import cancelled
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, TokenChunk
+from asyncrl.rollout.engines.spec import READS_WEIGHTS
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 Deliver = Callable[[str, TokenChunk | EngineError], None]
 
 ABORT_AGAIN_S = 0.01
+_UNLABELLED = "default"
+"""What vLLM calls the weights that it has begun with."""
 
 _serial = itertools.count()
 
@@ -203,10 +207,12 @@ def _spans(request_id: str, final: CompletionOutput, start: int, stop: int) -> l
     """The versions of an output's tokens `start .. stop`, of which vLLM has generated these last."""
     spans, end = [], start
     for span in final.weight_versions or ():
-        if start + span.start != end or not span.version.isdecimal():
+        has_begun_with_them = span.version == _UNLABELLED and READS_WEIGHTS in os.environ
+        label = "0" if has_begun_with_them else span.version
+        if start + span.start != end or not label.isdecimal():
             raise EngineError(f"request {request_id!r}: vLLM stamps token versions {final.weight_versions}")
         end = start + span.end
-        spans.append(VersionSpan(start + span.start, span.end - span.start, int(span.version)))
+        spans.append(VersionSpan(start + span.start, span.end - span.start, int(label)))
     if end != stop:
         raise EngineError(
             f"request {request_id!r}: vLLM stamps {end - start} of {stop - start} tokens with a version"

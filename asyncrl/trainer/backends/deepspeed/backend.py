@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
 from asyncrl.rendezvous import open_store
 from asyncrl.states import doing
+from asyncrl.trainer.backends.deepspeed.engine_settings import shares_out
 from asyncrl.trainer.backends.deepspeed.group import Order, RankGroup, RestoreOrder, TrainOrder
 from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
-from asyncrl.trainer.backends.deepspeed.weights import GatheredWeights
+from asyncrl.trainer.backends.deepspeed.weights import GatheredAdapter, GatheredWeights
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
+from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import PublishedWeights
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.lora.make import Adapters
 
 
 class DeepSpeedTrainer:
@@ -35,16 +42,23 @@ class DeepSpeedTrainer:
 
     def __init__(self, config: Config, rank: int, rendezvous: Path) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
-        self._models = models = load_models(config)
+        models = load_models(config)
         self._model, self._folder = models.policy.model, models.folder
-        dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
         self._canary_ids = canary_ids(models.tokenizer, config.rollout.max_new_tokens)
         self._total_steps = config.run.steps
         self._group = RankGroup(
             rank, config.trainer.ranks, rendezvous, models.policy.device, config.run.start_s
         )
+        self._scattered = config.trainer.deepspeed.zero_stage == 3
+        dtypes = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
+        self._gathered = (
+            GatheredWeights(self._model, dtypes)
+            if models.adapters is None
+            else GatheredAdapter(models.adapters.policy)
+        )
+        self.manifest = self._gathered.manifest
         self._step, self._parts = make_training(
-            config, models, lambda model: _learner(model, config, self._group), self._group
+            config, models, lambda model: _learner(model, config, self._group, models.adapters), self._group
         )
         shelf, ranks = Shelf(), config.trainer.ranks
         self._snapshots = RankSnapshots(
@@ -53,9 +67,6 @@ class DeepSpeedTrainer:
             rank,
             ranks,
         )
-        self._scattered = config.trainer.deepspeed.zero_stage == 3
-        self._gathered = GatheredWeights(self._model, dtypes)
-        self.manifest = self._gathered.manifest
 
     def follow(self) -> None:
         """Do what rank 0 does, until it is done."""
@@ -96,7 +107,7 @@ class DeepSpeedTrainer:
         return self._step.train(order.batch, order.step, order.total_steps)
 
     def weights(self) -> PublishedWeights:
-        return self if self._models.adapters is None else self._models.weights()
+        return self
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """`PublishedWeights`."""
@@ -132,8 +143,22 @@ class DeepSpeedTrainer:
             self._group.tell(order)
 
 
-def _learner(model: nn.Module, config: Config, group: RankGroup) -> Learner:
-    """With nothing to share out, plain torch does what DeepSpeed would: an adapter is small."""
-    if config.trainer.deepspeed.zero_stage == 0 or config.trainer.lora is not None:
+def _learner(model: nn.Module, config: Config, group: RankGroup, adapters: Adapters | None = None) -> Learner:
+    if not shares_out(config):
         return TorchLearner(model, config.trainer, group)
-    return DeepSpeedLearner(model, config)
+    if adapters is not None:
+        _refuse_mixed(adapters.of(model).model)
+    learner = DeepSpeedLearner(model, config)
+    if adapters is not None:
+        learner.share_out(adapters.of(model))
+    return learner
+
+
+def _refuse_mixed(model: PreTrainedModel) -> None:
+    """Engines know the base of an adapter from its files. Raises `ModelError`."""
+    if odd := next((name for name, p in model.named_parameters() if p.dtype != model.dtype), None):
+        raise ModelError(
+            f"{model_name(model)}: {odd} is not in {model.dtype}; with trainer.deepspeed.zero_stage=3 all "
+            "of a model is computed in one dtype: trainer.lora would adapt another model than the engines "
+            "have; use trainer.deepspeed.zero_stage=0"
+        )

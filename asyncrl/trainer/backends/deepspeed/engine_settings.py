@@ -12,6 +12,13 @@ it travels; at 400 MB NVLink and PCIe are long saturated."""
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
+def shares_out(config: Config) -> bool:
+    """Whether there is anything for DeepSpeed to share out; else plain torch does what it would: an adapter
+    is small."""
+    stage = config.trainer.deepspeed.zero_stage
+    return stage == 3 or (stage > 0 and config.trainer.lora is None)
+
+
 def engine_settings(config: Config) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` takes.
 
@@ -29,6 +36,8 @@ def engine_settings(config: Config) -> dict[str, Any]:
         # Below stage 3 DeepSpeed's "reduce-scatter" is an all-reduce with two more copies.
         "reduce_scatter": ours.zero_stage == 3,
     }
+    if ours.hpz_partition_size > 1:
+        zero["zero_hpz_partition_size"] = ours.hpz_partition_size
     if ours.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if ours.offload_parameters:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import register_external_parameter
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
@@ -15,7 +16,12 @@ from asyncrl.config import Config
 from asyncrl.states import doing
 from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers
-from asyncrl.trainer.backends.deepspeed.pieces import gathered, optimizer_states, set_whole
+from asyncrl.trainer.backends.deepspeed.pieces import (
+    ScatteredPieces,
+    gathered,
+    optimizer_states,
+    set_whole,
+)
 from asyncrl.trainer.learner import (
     NonFiniteGradientError,
     SkipCounter,
@@ -27,6 +33,9 @@ from asyncrl.trainer.learner import (
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 from asyncrl.work import unhurried
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.lora.adapter import Adapter
 
 
 def _without_extensions_for_inference() -> None:
@@ -71,6 +80,13 @@ class DeepSpeedLearner:
         for parameter in self._parameters.values():
             if parameter.numel() > bucket_elements:
                 parameter.register_post_accumulate_grad_hook(hold)
+
+    def share_out(self, adapter: Adapter) -> None:
+        """The adapter that is what this trains: the ranks share its model's weights, too (ZeRO 3)."""
+        for layer in adapter.layers.values():
+            for parameter in layer.lora[:2]:  # which the layer computes with, and another module has
+                register_external_parameter(layer, parameter)
+        adapter.share_out(ScatteredPieces(self._engine.optimizer))
 
     def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
         return self._engine(micro, *inputs)

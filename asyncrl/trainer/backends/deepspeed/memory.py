@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asyncrl.config import Config
-from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
+from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings, shares_out
 from asyncrl.trainer.backends.memory import ADAM_BYTES, TrainedMemory
 
 _NORM_BYTES = 8
@@ -34,6 +34,8 @@ class ZeroMemory(TrainedMemory):
     """Of parameters that are updated together."""
     live: int
     """Of parameters that stay gathered at the same time, at most (stage 3)."""
+    node: int
+    """Ranks that keep another copy of the weights among themselves; 1: none."""
     offloads_optimizer: bool
     offloads_weights: bool
 
@@ -41,23 +43,28 @@ class ZeroMemory(TrainedMemory):
         """A rank's part of what is shared out from this stage on."""
         return -(-n_bytes // self.ranks) if self.stage >= from_stage else n_bytes
 
+    def weights(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
+        n_bytes = self.value_bytes * parameters
+        kept = {"weights": self._share(n_bytes, 3)}
+        if self.node > 1:
+            kept["weights of the node"] = -(-n_bytes // self.node)
+        parts, host_parts = ({}, kept) if self.offloads_weights else (kept, {})
+        if self.stage == 3:
+            parts["gathered weights"] = self.value_bytes * min(parameters, self.live)
+        return parts, host_parts
+
     def kept(self, parameters: int) -> tuple[dict[str, int], dict[str, int]]:
-        parts = {
-            "weights": self._share(self.value_bytes * parameters, 3),
+        parts, host_parts = self.weights(parameters)
+        parts |= {
             # Where the weights are float32, too: DeepSpeed updates a copy of them.
             "float32 weights": self._share(4 * parameters, 1),
             "gradients": self._share(self.summed_bytes * parameters, 2),
             "optimizer": self._share(ADAM_BYTES * parameters, 1),
             "reduce buckets": self._buckets(),
         }
-        host_parts = {}
-        if self.stage == 3:
-            parts["gathered weights"] = self.value_bytes * min(parameters, self.live)
         if self.offloads_optimizer:
-            host_parts = {name: parts.pop(name) for name in ("float32 weights", "optimizer")}
+            host_parts |= {name: parts.pop(name) for name in ("float32 weights", "optimizer")}
             host_parts["float32 gradients"] = self._share(4 * parameters, 1)
-        if self.offloads_weights:
-            host_parts["weights"] = parts.pop("weights")
         return parts, host_parts
 
     def arriving(self, parameters: int) -> int:
@@ -98,7 +105,7 @@ class ZeroMemory(TrainedMemory):
 def memory_of(config: Config, value_bytes: int, *, on_gpu: bool) -> TrainedMemory:
     """What the run's settings make of it, where they say nothing with DeepSpeed's defaults."""
     ours = config.trainer.deepspeed
-    if ours.zero_stage == 0 or config.trainer.lora is not None:  # every rank has all, in plain torch
+    if not shares_out(config):  # every rank has all
         return TrainedMemory(value_bytes)
     settings = engine_settings(config)
     zero = settings["zero_optimization"]
@@ -115,6 +122,7 @@ def memory_of(config: Config, value_bytes: int, *, on_gpu: bool) -> TrainedMemor
         overlaps=zero.get("overlap_comm", ours.zero_stage == 3),
         sub_group=int(zero.get("sub_group_size", 10**9)),
         live=int(max(live, reused)),
+        node=int(zero.get("zero_hpz_partition_size", 1)),
         offloads_optimizer=on_gpu and ours.offload_optimizer,
         offloads_weights=ours.zero_stage == 3 and on_gpu and ours.offload_parameters,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import deepspeed
 import torch
@@ -79,3 +79,31 @@ def _piece(parameter: nn.Parameter, value: Tensor) -> Tensor:
     padding = length * dist.get_world_size(group) - value.numel()
     padded = torch.nn.functional.pad(value.flatten(), (0, padding))
     return padded[length * dist.get_rank(group) :][:length]
+
+
+class ScatteredPieces:
+    """An adapter's `Pieces` under ZeRO 3."""
+
+    def __init__(self, optimizer: ZeROOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def gathered(self, tensors: Sequence[Tensor]) -> AbstractContextManager[object]:
+        return gathered(tensors)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        self._optimizer.empty_partition_cache()  # what is whole now would be taken for the newest
+        yield
+        wait_for_streams(self._optimizer.module.parameters())  # DeepSpeed gathers on a stream of its own
+
+    def of(self, weight: Tensor) -> tuple[Tensor, int]:
+        weight.ds_secondary_tensor = None  # the node's copy (hpZeRO)
+        start = weight.partition_numel() * dist.get_rank(weight.ds_process_group)
+        length = min(weight.partition_numel(), max(0, weight.ds_numel - start))
+        return weight.ds_tensor.narrow(0, 0, length), start
+
+
+def wait_for_streams(tensors: Iterable[Tensor]) -> None:
+    """Until what this thread has asked the GPU to do with scattered ones is done."""
+    for device in {tensor.device for tensor in tensors if is_scattered(tensor) and tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()

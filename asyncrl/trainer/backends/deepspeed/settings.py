@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from asyncrl.section import Section
 
@@ -20,6 +20,11 @@ class Settings(Section):
     """Keep the optimizer's state in host memory."""
     offload_parameters: bool = False
     """Keep the weights in host memory while they are not computed with (zero_stage 3)."""
+    hpz_partition_size: PositiveInt = 1
+    """So many ranks in a row, those of a node, keep a second copy of the weights among themselves, from which
+    all passes gather but the first after an update (zero_stage 3; ZeRO++'s hpZ, arXiv 2306.10209): the
+    network between nodes carries the weights once an update, instead of twice a micro-batch. Takes the
+    weights' bytes, divided by this, of each rank's memory. 1: none."""
     communication_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the ranks sum their gradients (zero_stage 1 to 3). float32: how many ranks there are changes
     no gradient. bfloat16 rounds the sums, for half the traffic: where GPUs have no NVLink between them."""

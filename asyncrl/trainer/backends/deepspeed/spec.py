@@ -11,6 +11,7 @@ from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.packages import need
 from asyncrl.trainer.backend import BackendSpec
+from asyncrl.trainer.backends.deepspeed.engine_settings import shares_out
 from asyncrl.trainer.backends.memory import TrainedMemory
 
 if TYPE_CHECKING:
@@ -54,6 +55,15 @@ class DeepSpeed(BackendSpec):
                 "only; name the GPUs by those that `nvidia-smi -L` shows, such as CUDA_VISIBLE_DEVICES=0,1"
             )
 
+    def check_nodes(self, config: Config, nodes: Sequence[int]) -> None:
+        size = config.trainer.deepspeed.hpz_partition_size
+        if any(len(set(nodes[i : i + size])) > 1 for i in range(0, len(nodes), size)):
+            on_each = ", ".join(str(nodes.count(node)) for node in dict.fromkeys(nodes))
+            raise ConfigError(
+                f"trainer.deepspeed.hpz_partition_size={size}: the ranks of a group would be on two nodes "
+                f"(ranks of each: {on_each}); use a size that divides these, or leave it out"
+            )
+
     def impossible(self, config: Config) -> Iterator[str]:
         yield from super().impossible(config)
         ours = config.trainer.deepspeed
@@ -62,12 +72,23 @@ class DeepSpeed(BackendSpec):
                 f"trainer.deepspeed.offload_parameters needs trainer.deepspeed.zero_stage=3, not "
                 f"{ours.zero_stage}: the lower stages keep whole weights on every rank"
             )
-        if config.trainer.lora is not None and (ours.zero_stage == 3 or ours.offload_optimizer):
-            key = "zero_stage=3" if ours.zero_stage == 3 else "offload_optimizer=true"
+        if config.trainer.lora is not None and ours.offload_optimizer and not shares_out(config):
             yield (
-                f"trainer.deepspeed.{key} cannot be with trainer.lora: every rank keeps the model whole, and "
-                "an adapter's optimizer is small; use trainer.deepspeed.zero_stage=0, or leave trainer.lora "
-                "out"
+                f"trainer.deepspeed.offload_optimizer cannot be with trainer.lora and "
+                f"trainer.deepspeed.zero_stage={ours.zero_stage}: an adapter's optimizer is small, and every "
+                "rank keeps it; use trainer.deepspeed.zero_stage=3, or leave it out"
+            )
+        size = ours.hpz_partition_size
+        if size > 1 and ours.zero_stage != 3:
+            yield (
+                f"trainer.deepspeed.hpz_partition_size={size} needs trainer.deepspeed.zero_stage=3, not "
+                f"{ours.zero_stage}: the lower stages keep whole weights on every rank"
+            )
+        if config.trainer.ranks % size:
+            yield (
+                f"trainer.deepspeed.hpz_partition_size={size}: {config.trainer.ranks} ranks "
+                f"(trainer.ranks) are no whole number of groups of {size}; use the number of ranks on each "
+                "node"
             )
         if config.objective.proximal == "ewma":
             yield (

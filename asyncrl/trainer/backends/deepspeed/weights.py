@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from asyncrl.trainer.backends.deepspeed.pieces import gathered, is_scattered
+from asyncrl.trainer.backends.deepspeed.pieces import gathered, is_scattered, wait_for_streams
 from asyncrl.trainer.models.policy import published
 from asyncrl.weights.manifest import Manifest
+
+if TYPE_CHECKING:
+    from asyncrl.trainer.lora.adapter import Adapter
 
 
 class GatheredWeights:
@@ -36,13 +40,21 @@ class GatheredWeights:
                 for name, tensor in tensors.items():
                     yield name, tensor.detach().to(self._dtypes[name])
                 # DeepSpeed gives the memory to whatever its own streams do next.
-                _wait_for_reads(tensors.values())
+                wait_for_streams(tensors.values())
 
 
-def _wait_for_reads(tensors: Iterable[Tensor]) -> None:
-    """Until what this thread has asked the GPU to do with gathered ones is done."""
-    for device in {tensor.device for tensor in tensors if is_scattered(tensor) and tensor.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
+class GatheredAdapter:
+    """`PublishedWeights` of an adapter under ZeRO 3. Made before that takes the model apart; all ranks walk
+    through `parts` together."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self.manifest = adapter.weights().manifest
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        with gathered(self._adapter.parameters):
+            yield from self._adapter.weights().parts()
+            wait_for_streams(self._adapter.parameters)
 
 
 def _layer(name: str) -> str:

@@ -11,6 +11,7 @@ from asyncrl.core.records import Batch
 from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import load_models, make_training
+from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, open_saved
@@ -38,7 +39,8 @@ class TorchTrainer:
         return self._step(batch, total_steps)
 
     def weights(self) -> WholeWeights:
-        return self._models.weights()
+        adapters = self._models.adapters
+        return WholeWeights(published(self._models.policy.model)) if adapters is None else adapters.weights()
 
     def canary(self) -> Canary:
         return make_canary(self._models.policy.model, self._canary_ids)
