@@ -1,5 +1,5 @@
-"""`asyncrl eval`: the rewards of one or more models on the held-out prompts of a run's config, side by
-side."""
+"""`asyncrl eval`: the rewards of one or more models on the held-out prompts of a run's config, or their
+scores on suites, side by side."""
 
 from __future__ import annotations
 
@@ -7,29 +7,48 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from asyncrl.config import Config
+    from asyncrl.data.prompts import PromptSet
+    from asyncrl.evaluation.evaluate import Evaluation
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "eval",
-        help="score models on held-out prompts with a run's rewards",
+        help="score models on held-out prompts with a run's rewards, or on suites",
         description="Sample from models with the settings of a config and score the responses with its "
-        "rewards, on the dataset's held-out rows (data.held_out_rows), or on all rows if none are held out.",
+        "rewards, on the dataset's held-out rows (data.held_out_rows), or on all rows if none are held out; "
+        "or on suites, by their own rules (docs/evaluation.md).",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run's config")
+    parser.add_argument("--config", metavar="FILE", help="the run's config; suites do without")
     parser.add_argument(
         "--model",
         action="append",
         metavar="PATH",
         help="folder of a model, or of a run (its newest checkpoint); repeatable (default: model.path)",
+    )
+    parser.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME[=PATH]",
+        help="a suite (math500, ifeval, ...) or several by one name (mini, grlo), and where its rows are if "
+        "not on the hub; repeatable. Greedy, unless the config or `evaluation.temperature` says otherwise",
+    )
+    parser.add_argument(
+        "--recipe",
+        nargs=2,
+        metavar=("NAME", "RUN_DIR"),
+        help="the suites NAME, of the model that a run began with, and of its newest checkpoint",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N of these prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
@@ -48,62 +67,121 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from asyncrl import config as settings
     from asyncrl.config.model_paths import with_model_paths
     from asyncrl.evaluation.evaluate import evaluate
     from asyncrl.evaluation.sets import first, held_out
     from asyncrl.runfiles.earlier_run import model_in
 
-    base = settings.load(arguments.config, arguments.overrides)
+    base, models = _asked(arguments)
     if arguments.responses is not None:
         _begin(arguments.responses)
-    table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
-    figures, by_prompt = [], []
-    named = [("--model", path) for path in arguments.model or ()] or [("model.path", base.model.path)]
-    for path in (model_in(key, path) for key, path in named):
+    found: list[tuple[str, Evaluation]] = []
+    for path in [model_in(key, path) for key, path in models]:
         config = with_model_paths(base, {"model.path": path})
-        found = asyncio.run(evaluate(config, first(held_out(config), arguments.limit)))
+        prompts = first(held_out(config), arguments.limit)
+        if not found:
+            _tell_left_out(prompts)
+        one = asyncio.run(evaluate(config, prompts))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
-                file.writelines(sample.line() for sample in found.samples)
-        by_prompt.append((path, found.by_prompt))
-        parts = {name: statistics.fmean(values) for name, values in found.parts.items()}
-        figures.append(
-            {
-                "model": path,
-                "prompts": found.prompts,
-                "responses": len(found.rewards),
-                "reward_mean": found.mean,
-                "reward_std": found.std,
-                "standard_error": found.standard_error,
-                "response_tokens": found.response_tokens,
-                "truncated_frac": found.truncated_frac,
-                "parts": parts,
-                "metrics": found.metrics,
-            }
-        )
-        table.add_row(
-            path,
-            str(found.prompts),
-            f"{found.mean:.3f}",
-            f"{found.standard_error:.3f}",
-            f"{found.std:.3f}",
-            ", ".join(f"{name} {value:.3f}" for name, value in parts.items()),
-        )
-    Console(highlight=False).print(table)
-    if len(figures) > 1:
-        begin, last = figures[0], figures[-1]
-        gain = last["reward_mean"] - begin["reward_mean"]
-        deviations = gain / begin["reward_std"] if begin["reward_std"] else float("inf")
+                file.writelines(sample.line() for sample in one.samples)
+        found.append((path, one))
+    console = Console(highlight=False)
+    console.print(_models(found))
+    if len(found[0][1].by_prompt) > 1:
+        console.print(_sets(found))
+    if len(found) > 1:
+        (_, begin), (_, last) = found[0], found[-1]
+        gain = last.mean - begin.mean
+        deviations = gain / begin.std if begin.std else float("inf")
         print(
             f"from the first to the last: {gain:+.3f}, {deviations:+.2f} of the first's standard deviations"
         )
-        Console(highlight=False).print(_differences(by_prompt))
+        console.print(_differences([(path, one.by_prompt) for path, one in found]))
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.out.write_text(json.dumps([_figures(*each) for each in found], indent=1) + "\n")
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]]:
+    """The settings, and the models with what names them."""
+    from asyncrl import config as settings
+    from asyncrl.evaluation.suites import for_suites
+    from asyncrl.runfiles.layout import RunDir
+
+    file, suites = arguments.config, list(arguments.suite or ())
+    models = [("--model", path) for path in arguments.model or ()]
+    if arguments.recipe is not None:
+        name, run_dir = arguments.recipe
+        file, suites = file or str(RunDir(Path(run_dir)).config), [*suites, name]
+    if suites:
+        base = for_suites(file, suites, arguments.overrides, models[0][1] if models else None)
+    elif file is None:
+        raise ConfigError("name what is scored: --config FILE, or suites (--suite NAME)")
+    else:
+        base = settings.load(file, arguments.overrides)
+    named = models or [("model.path", base.model.path)]
+    return base, named + [("--recipe", path) for path in (arguments.recipe or ())[1:]]
+
+
+def _tell_left_out(prompts: PromptSet) -> None:
+    if bad := prompts.skipped:
+        print(f"{len(bad):,} rows cannot be used and are left out, such as {bad[0]}", file=sys.stderr)
+
+
+def _parts(one: Evaluation) -> dict[str, float]:
+    return {name: statistics.fmean(values) for name, values in one.parts.items()}
+
+
+def _figures(path: str, one: Evaluation) -> dict[str, Any]:
+    """What is written of a model."""
+    return {
+        "model": path,
+        "prompts": one.prompts,
+        "responses": len(one.rewards),
+        "reward_mean": one.mean,
+        "reward_std": one.std,
+        "standard_error": one.standard_error,
+        "response_tokens": one.response_tokens,
+        "truncated_frac": one.truncated_frac,
+        "parts": _parts(one),
+        "areas": _areas(one),
+        "metrics": one.metrics,
+    }
+
+
+def _models(found: Sequence[tuple[str, Evaluation]]) -> Table:
+    from rich.table import Table
+
+    table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
+    for path, one in found:
+        figures = (f"{value:.3f}" for value in (one.mean, one.standard_error, one.std))
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in _parts(one).items())
+        table.add_row(path, str(one.prompts), *figures, parts)
+    return table
+
+
+def _sets(found: Sequence[tuple[str, Evaluation]]) -> Table:
+    """By set, then by area of the suites, a column for each model."""
+    from rich.table import Table
+
+    from asyncrl.evaluation.scores import mean_and_error
+
+    table = Table("set", "prompts", *(path for path, _ in found), box=None)
+    for name, values in found[0][1].by_prompt.items():
+        columns = [mean_and_error(one.by_prompt[name]) for _, one in found]
+        table.add_row(name, str(len(values)), *(f"{mean:.3f} ± {error:.3f}" for mean, error in columns))
+    for area in _areas(found[0][1]):
+        table.add_row(f"mean of {area}", "", *(f"{_areas(one)[area]:.3f}" for _, one in found), style="bold")
+    return table
+
+
+def _areas(one: Evaluation) -> dict[str, float]:
+    """Of the suites, the mean of each area, and that of all suites; each suite counts the same."""
+    from asyncrl.evaluation.suites import by_area
+
+    return {area: statistics.fmean(values) for area, values in by_area(one.by_prompt).items()}
 
 
 def _differences(by_prompt: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Table:

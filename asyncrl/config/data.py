@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 from asyncrl.config.own import named
 from asyncrl.section import Section
 
-HUB, REASONING_GYM = "hub:", "reasoning-gym:"
+HUB, REASONING_GYM, SUITE = "hub:", "reasoning-gym:", "suite:"
 """What the path of a dataset begins with that is no file."""
 _OWN = ("path", "options", "split", "subset", "prompt_column", "system_prompt", "chat_template_kwargs")
 """What a dataset of several may have for itself."""

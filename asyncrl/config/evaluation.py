@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any
 
-from asyncrl.config.data import DataConfig, DatasetConfig, NamedDataset
+from pydantic import BeforeValidator, Field
+
+from asyncrl.config.data import SUITE, DataConfig, DatasetConfig, NamedDataset
 from asyncrl.config.rollout import RolloutConfig
 from asyncrl.section import Section
 
@@ -12,11 +14,27 @@ HELD_OUT = "held_out"
 """The name of the only set where it has none of its own."""
 
 
+class SuiteConfig(Section):
+    name: str
+    """Of the suite (docs/evaluation.md)."""
+    path: str | None = None
+    """Where its rows are, as `data.path`, with the columns of the suite's own dataset; by default that, on
+    the hub or in this package."""
+
+
+def _named(suites: Any) -> Any:
+    """A name alone is a suite without further settings."""
+    return [{"name": s} if isinstance(s, str) else s for s in suites] if isinstance(suites, list) else suites
+
+
 class EvaluationConfig(Section):
     every_steps: int = Field(ge=1)
     """Score version 0, every version that is a multiple of this, and that of the last step (`run.steps`)."""
     sets: list[NamedDataset] = Field([])
     """Datasets whose prompts are scored; by default the rows that `data.held_out_rows` holds out."""
+    suites: Annotated[list[SuiteConfig], BeforeValidator(_named)] = Field([])
+    """Suites whose prompts are scored besides, by rules of their own, each by its name (`math500`) or as
+    below."""
     samples: int | None = Field(None, ge=1)
     """Responses to each prompt; by default `rollout.group_size`, or 1 where the temperature is 0."""
     temperature: float | None = Field(None, ge=0)
@@ -38,6 +56,20 @@ class EvaluationConfig(Section):
         mix = [DatasetConfig(**each.model_dump()) for each in self.sets]
         found = data.model_copy(update={"path": "", "mix": mix, "held_out_rows": 0})
         found._mix_key = "evaluation.sets"
+        return found
+
+    def suite_data(self, data: DataConfig) -> DataConfig:
+        """What `suites` are read by. Rows that cannot be used are left out, as the suites differ in what they
+        ask for."""
+        mix = [
+            DatasetConfig(
+                path=f"{SUITE}{each.name}", name=each.name, options={"path": each.path} if each.path else {}
+            )
+            for each in self.suites
+        ]
+        own = {"path": "", "mix": mix, "held_out_rows": 0, "on_bad_row": "skip"}
+        found = data.model_copy(update=own)
+        found._mix_key = "evaluation.suites"
         return found
 
     def responses(self, rollout: RolloutConfig) -> int:

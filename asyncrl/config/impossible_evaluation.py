@@ -20,12 +20,12 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
         if best_of is not None:
             yield f"checkpoint.best_of={best_of} is a metric of evaluation; set evaluation.every_steps, too"
         return
-    if not evaluation.sets and not c.data.held_out_rows:
+    if not evaluation.sets and not evaluation.suites and not c.data.held_out_rows:
         yield (
             f"evaluation.every_steps={evaluation.every_steps}: there is nothing to score; name datasets "
-            "(evaluation.sets), or hold rows out (data.held_out_rows)"
+            "(evaluation.sets) or suites (evaluation.suites), or hold rows out (data.held_out_rows)"
         )
-    if not c.reward.scoring and c.rollout.episode is None:
+    if c.scored_by_rewards and not c.reward.scoring and c.rollout.episode is None:
         yield (
             f"evaluation.every_steps={evaluation.every_steps}: nothing scores a response, so every score "
             "would be 0; give reward.functions, of weight 0 where they are not to be learnt from"
@@ -36,6 +36,12 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
                 f"evaluation.sets has {count} datasets called `{name}`, which the metrics could not tell "
                 "apart; give each a `name` of its own"
             )
+    counts = Counter(c.scored_names)
+    for name in dict.fromkeys(suite.name for suite in evaluation.suites if counts[suite.name] > 1):
+        yield (
+            f"evaluation.suites: {counts[name]} of the sets that are scored are called `{name}`, which the "
+            "metrics could not tell apart; name the suite once, and give datasets another `name`"
+        )
     if evaluation.temperature == 0 and (evaluation.samples or 1) > 1:
         yield (
             f"evaluation.temperature=0 samples the same response {evaluation.samples} times; use "

@@ -155,9 +155,25 @@ class Config(Section):
         return self.evaluation.data(self.data) if self.evaluation is not None and has_own else None
 
     @property
+    def scored_data(self) -> list[DataConfig]:
+        """What is read for evaluation alone: `evaluation.sets`, and `evaluation.suites`."""
+        evaluation, sets = self.evaluation, self.scored_sets
+        suites = [evaluation.suite_data(self.data)] if evaluation is not None and evaluation.suites else []
+        return ([] if sets is None else [sets]) + suites
+
+    @property
+    def scored_by_rewards(self) -> list[str]:
+        """Of the sets that models are scored on, those that the run's own rewards score."""
+        if self.scored_sets is not None:
+            return self.scored_sets.names
+        only_suites = self.evaluation is not None and self.evaluation.suites and not self.data.held_out_rows
+        return [] if only_suites else self.data.names or [HELD_OUT]
+
+    @property
     def scored_names(self) -> list[str]:
-        """Of the sets that models are scored on."""
-        return ([] if self.scored_sets is None else self.scored_sets.names) or self.data.names or [HELD_OUT]
+        """Of the sets that models are scored on: the suites come last."""
+        suites = [] if self.evaluation is None else self.evaluation.suites
+        return self.scored_by_rewards + [suite.name for suite in suites]
 
     @property
     def learns_without_rewards(self) -> bool:

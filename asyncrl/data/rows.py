@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncrl.config import DataConfig
-from asyncrl.config.data import HUB, REASONING_GYM
+from asyncrl.config.data import HUB, REASONING_GYM, SUITE
 from asyncrl.data.nulls import without_filled
 from asyncrl.data.prompts import BadRow
+from asyncrl.data.suites.rows import asked, path_of, source, suite_of
 from asyncrl.data.template import ARGUMENTS, TOOLS
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.packages import install_command
@@ -28,7 +29,7 @@ _BATCH_ROWS = 1024
 
 def is_on_hub(data: DataConfig) -> bool:
     """Whether reading the datasets downloads one, unless it is cached."""
-    return any(dataset.path.startswith(HUB) for dataset in data.datasets)
+    return any(path_of(dataset).startswith(HUB) for dataset in data.datasets)
 
 
 def told(data: DataConfig) -> str:
@@ -42,6 +43,9 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
         from asyncrl.data.reasoning_gym import rows_of
 
         return rows_of(data)
+    if data.path.startswith(SUITE):
+        suite = suite_of(f"{data.key.removesuffix('path')}name", data.path.removeprefix(SUITE))
+        return asked(suite, read_rows(source(data, suite)), data.prompt_column)
     if data.options:
         raise ConfigError(
             f"{data.options_key}: {data.path} has none; they are those of a {REASONING_GYM}TASK"

@@ -92,7 +92,7 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
             f"{those(EngineSpec, lambda spec: spec.samples)}"
         )
     for i, judge in enumerate(config.reward.judges):
-        if judge.is_initial:
+        if judge.is_initial and config.scored_by_rewards:
             raise ConfigError(
                 f"reward.judges.{i}.model={judge.model} is served by a process of a run, and here "
                 f"is none; serve the model, and name its server: reward.judges.{i}.url"

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 from asyncrl.config import Config
@@ -15,10 +16,13 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
 from asyncrl.evaluation.host import EvaluationHost
+from asyncrl.evaluation.sets import by_scorer
+from asyncrl.evaluation.suites import scoring
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
-from asyncrl.reward.rewards import RewardModel
+from asyncrl.reward.rewards import RewardModel, Rewards
+from asyncrl.reward.text import response_text
 from asyncrl.rollout.engines.base import SteppedEngine
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
@@ -27,7 +31,7 @@ from asyncrl.section import with_values
 from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
 from asyncrl.wire.codec import decode_group, encode_group
-from asyncrl.work import did_one, working
+from asyncrl.work import did_one, unhurried, working
 
 WORKER = "evaluation"
 
@@ -35,38 +39,53 @@ WORKER = "evaluation"
 class Evaluator:
     """Samples responses to the prompts and scores them.
 
-    merge: as of `merging`, for versions that are adapters.
+    passes: what carries out which of the prompts, in their order, all by the same engine. merge: as of
+    `merging`, for versions that are adapters.
     """
 
-    def __init__(self, config: Config, prompts: PromptSet, rollout: GroupRollout, merge: Merging) -> None:
+    def __init__(
+        self, config: Config, passes: Sequence[tuple[GroupRollout, PromptSet]], merge: Merging
+    ) -> None:
         self._config = config
-        self._prompts = prompts
-        self._rollout = rollout
+        self._passes = passes
+        self._engine = passes[0][0].engine
         self._merge = merge
         self._names = config.scored_names
-        self._sets = [self._names[prompt.dataset] for prompt in prompts]
+        self._sets = [self._names[prompt.dataset] for _, prompts in passes for prompt in prompts]
         self._decode: Callable[[Sequence[int]], str] = load_tokenizer(config.model).decode
 
     async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
         """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
         that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
-        changed = asyncio.Event()
-        host = EvaluationHost(source.version, self._prompts.rows, self._config.rollout, changed.set)
         whole = self._merge(source)
         if self._config.run.in_one_process:
-            engine = cast(SteppedEngine, self._rollout.engine)
+            engine = cast(SteppedEngine, self._engine)
             engine.forget()
             engine.swap(whole.tensors(), whole.version)
-            link = Schedule(self._config, host, self._rollout)
+        else:
+            await self._engine.update_weights(whole)
+        groups: list[Group | None] = []
+        for rollout, prompts in self._passes:
+            groups += await self._pass(rollout, prompts, source.version, gives_up=gives_up)
+        return {i: replace(group, group_id=i) for i, group in enumerate(groups) if group is not None}
+
+    async def _pass(
+        self, rollout: GroupRollout, prompts: PromptSet, version: int, *, gives_up: bool
+    ) -> list[Group | None]:
+        """Of each prompt; None where it has failed."""
+        changed = asyncio.Event()
+        host = EvaluationHost(version, prompts.rows, self._config.rollout, changed.set)
+        if self._config.run.in_one_process:
+            link = Schedule(self._config, host, rollout)
             async with link.working():
                 await link.roll_out()
         else:
-            await self._rollout.engine.update_weights(whole)
-            with working(f"prompts of version {source.version}", len(self._prompts)):
-                await roll_out(self._rollout, _Link(host, changed, source.version, gives_up))
+            with working(f"prompts of version {version}", len(prompts)):
+                await roll_out(rollout, _Link(host, changed, version, gives_up))
         if host.failed and not gives_up:
             raise AttemptFailed("failed", next(iter(host.failed.values())), 0)
-        return {row: decode_group(wire.header, wire.frames) for row, wire in sorted(host.groups.items())}
+        groups = {row: decode_group(wire.header, wire.frames) for row, wire in host.groups.items()}
+        return [groups.get(row) for row in range(len(prompts))]
 
     def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
         """Of what `measure` gave, by their names in `metrics.jsonl`."""
@@ -106,16 +125,49 @@ async def evaluating(
     own = {} if config.evaluation is None else config.evaluation.rollout(config.rollout)
     alone = {"rollout.candidates": None, "rollout.choose": "first", "trainer.lora": None}
     config = with_values(config, {**alone, **own})
-    longest = prompts.longest_tokens
+    of_rewards, of_suites = by_scorer(config, prompts)
+    first = config if len(of_rewards) else scoring(config)
     async with (
-        aclosing(await start_rollout(config, longest, models, shares_gpu=shares_gpu)) as rollout,
+        aclosing(
+            await start_rollout(first, prompts.longest_tokens, models, shares_gpu=shares_gpu)
+        ) as rollout,
+        AsyncExitStack() as stack,
         asyncio.TaskGroup() as tasks,
     ):
+        passes = [(rollout, of_rewards if len(of_rewards) else of_suites)]
+        if len(of_rewards) and len(of_suites):
+            passes.append((await stack.enter_async_context(_beside(rollout, scoring(config))), of_suites))
         # The engine of an `inline` run is stepped by its link.
         driving = None if config.run.in_one_process else tasks.create_task(rollout.engine.run())
-        yield Evaluator(config, prompts, rollout, merge)
+        yield Evaluator(config, passes, merge)
         if driving is not None:
             driving.cancel()
+
+
+@asynccontextmanager
+async def _beside(rollout: GroupRollout, config: Config) -> AsyncIterator[GroupRollout]:
+    """Another rollout by the engine of this one, with the rewards of `config`, while the body runs."""
+    may_grow, text_of = not config.run.in_one_process, response_text(config)
+    rewards = Rewards(
+        config.reward,
+        {},
+        max_steps=config.run.steps,
+        max_tokens=config.rollout.max_new_tokens,
+        may_grow=may_grow,
+    )
+    try:
+        with unhurried("starting the suites' scorers"):
+            await rewards.start()
+        yield GroupRollout(
+            rollout.engine,
+            rewards,
+            text_of,
+            answer_of=text_of.answer,
+            seed=config.run.seed,
+            group_size=config.rollout.group_size,
+        )
+    finally:
+        await rewards.close()
 
 
 class _Link:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
@@ -15,10 +16,38 @@ if TYPE_CHECKING:
 
 def held_out(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptSet:
     """Those of `evaluation.sets`, one set after the other; else the last `data.held_out_rows` rows of each
-    dataset, and all of it where none are held out. Raises `ConfigError`."""
-    data = config.data if config.scored_sets is None else config.scored_sets
-    _, kept_out = load_prompts(data, tokenizer or load_tokenizer(config.model)).split(data.held_out_rows)
-    return kept_out
+    dataset, and all of it where none are held out. Those of `evaluation.suites` follow. Raises
+    `ConfigError`."""
+    tokenizer = tokenizer or load_tokenizer(config.model)
+    if config.scored_sets is not None or not config.scored_by_rewards:
+        return scored(config, tokenizer, PromptSet(()))
+    _, kept_out = load_prompts(config.data, tokenizer).split(config.data.held_out_rows)
+    return scored(config, tokenizer, kept_out)
+
+
+def scored(config: Config, tokenizer: PreTrainedTokenizerBase, kept_out: PromptSet) -> PromptSet:
+    """As `held_out`. kept_out: the held-out rows, which come first where they are scored."""
+    found = kept_out if config.scored_sets is None and config.scored_by_rewards else PromptSet(())
+    for data in config.scored_data:
+        found = _followed(found, load_prompts(data, tokenizer))
+    return found
+
+
+def _followed(first: PromptSet, then: PromptSet) -> PromptSet:
+    """Numbers and datasets go on."""
+    row = max((prompt.index for prompt in first), default=-1) + 1
+    dataset = max((prompt.dataset for prompt in first), default=-1) + 1
+    numbered = (replace(p, index=row + p.index, dataset=dataset + p.dataset) for p in then)
+    return PromptSet((*first, *numbered), (*first.skipped, *then.skipped))
+
+
+def by_scorer(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet]:
+    """Of these prompts, those that the run's own rewards score, and those of suites."""
+    own = len(config.scored_by_rewards)
+    return (
+        PromptSet(tuple(p for p in prompts if p.dataset < own)),
+        PromptSet(tuple(p for p in prompts if p.dataset >= own)),
+    )
 
 
 def first(prompts: PromptSet, limit: int | None) -> PromptSet:
@@ -28,4 +57,4 @@ def first(prompts: PromptSet, limit: int | None) -> PromptSet:
         counts[prompt.dataset] += 1
         if limit is None or counts[prompt.dataset] <= limit:
             kept.append(prompt)
-    return PromptSet(tuple(kept))
+    return PromptSet(tuple(kept), prompts.skipped)

@@ -14,6 +14,8 @@ from asyncrl.data.load import count_rows, load_prompts
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import is_on_hub, told
 from asyncrl.errors import ConfigError, NotHereError
+from asyncrl.evaluation.sets import by_scorer, scored
+from asyncrl.evaluation.suites import scoring
 from asyncrl.plan import disk, pace
 from asyncrl.plan.checks import gpu as gpu_checks
 from asyncrl.plan.checks import settings as checks
@@ -191,6 +193,10 @@ def _independent(
     functions = functions or (look_at_functions(config) if has_temporary_folder else Found())
     for problem in functions.problems:
         findings.of(problem.tell)
+    if config.evaluation is not None and config.evaluation.suites:
+        scorers = findings.of(lambda: look_at_functions(scoring(config)))
+        for problem in scorers.problems if scorers is not None else ():
+            findings.of(problem.tell)
     for i, judge in enumerate(config.reward.judges):
         findings.of(partial(check_judge, judge, f"reward.judges.{i}"))
         findings.of(partial(checks.initial_judge, config, judge, f"reward.judges.{i}.model"))
@@ -270,7 +276,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
             findings.of(partial(checks.servers, config, prompts))
     if held_out is not None:
         needs = scene.independent.functions.needs
-        findings.of(partial(checks.reward_routes, config, needs, held_out))
+        findings.of(partial(checks.reward_routes, config, needs, by_scorer(config, held_out)[0]))
         findings.of(partial(checks.prompts_fit, config, models.policy, held_out))
     implied = None
     if scene.placement is not None:
@@ -343,7 +349,7 @@ def _unread(config: Config) -> NotHereError:
 
 
 def _reads_hub(config: Config) -> bool:
-    return is_on_hub(config.data) or (config.scored_sets is not None and is_on_hub(config.scored_sets))
+    return any(map(is_on_hub, (config.data, *config.scored_data)))
 
 
 def _prompts(
@@ -358,7 +364,6 @@ def _prompts(
     if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
         return None, None, None
     trained, held_out = prompts.split(config.data.held_out_rows)
-    scored = None if config.evaluation is None else held_out
-    if (sets := config.scored_sets) is not None:
-        scored = findings.of(lambda: scene.load(sets, tokenizer))
-    return findings.of(lambda: with_hints(trained, config.data, tokenizer)), scored, len(trained)
+    has_none = config.evaluation is None
+    evaluated = None if has_none else findings.of(lambda: scored(config, tokenizer, held_out))
+    return findings.of(lambda: with_hints(trained, config.data, tokenizer)), evaluated, len(trained)

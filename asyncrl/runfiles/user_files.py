@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from asyncrl.config import Config
+from asyncrl.config.data import HUB
 from asyncrl.config.model_paths import model_paths, with_model_paths
 from asyncrl.curriculum.own import named_choices
 from asyncrl.data.rows import is_on_hub
@@ -111,6 +112,9 @@ def with_absolute_paths(config: Config) -> Config:
     changed = {key: _of_file(name) for key, name in own.items()}
     datasets = config.data.datasets + ([] if config.scored_sets is None else config.scored_sets.datasets)
     changed |= {data.key: _absolute(data.path) for data in datasets if not is_on_hub(data)}
+    for i, suite in enumerate([] if config.evaluation is None else config.evaluation.suites):
+        if suite.path is not None and not suite.path.startswith(HUB):
+            changed[f"evaluation.suites.{i}.path"] = _absolute(suite.path)
     if config.sft is not None:
         changed["sft.path"] = _absolute(config.sft.path)
     for i, judge in enumerate(config.reward.judges):

@@ -47,6 +47,56 @@ def test_a_model_is_sampled_from_by_the_engine_that_the_config_names(warmed_up_m
     assert means["vllm"] != means["torch"]  # other random numbers
 
 
+@pytest.mark.slow
+def test_models_are_compared_on_suites_without_a_config(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    models = ["--model", str(tiny_folder), "--model", str(tiny_folder)]
+    short = [
+        "rollout.max_new_tokens=8",
+        "evaluation.temperature=1",
+        "evaluation.samples=2",
+        "run.mode=inline",
+    ]
+    assert main(["eval", *models, "--suite", "mini", "--limit", "2", "--out", str(out), *short]) == 0
+    first, second = json.loads(out.read_text())
+    assert first["metrics"] == second["metrics"]
+    assert (first["prompts"], first["responses"]) == (8, 16)
+    names = ["mini_math", "mini_choice", "mini_code", "mini_instructions"]
+    means = [first["metrics"][f"eval/{name}/reward/mean"] for name in names]
+    areas = ("mathematics", "science", "code", "instructions", "all suites")
+    assert first["areas"] == dict(zip(areas, [*means, pytest.approx(sum(means) / 4)], strict=True))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mean of all suites" in shown
+    assert shown.count("may be chance") == 4
+
+
+def test_a_recipe_wants_a_run_that_has_come_to_something(tiny_folder, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(CONFIG.read_text().replace("models/tiny", str(tiny_folder)))
+    assert main(["eval", "--recipe", "mini", str(tmp_path)]) == 2
+    assert f"--recipe={tmp_path}: this run has no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what is scored: --config FILE, or suites (--suite NAME)"),
+        (["--suite", "mini"], "name the models that are scored: --model PATH"),
+        (
+            ["--suite", "humanevil"],
+            "--suite=humanevil: there is no suite of that name; did you mean `humaneval`",
+        ),
+        (
+            ["--suite", "gsm8k=away.jsonl", "--model", "MODEL"],
+            "evaluation.suites.0.path=away.jsonl: there is no",
+        ),
+    ],
+)
+def test_suites_that_cannot_be_asked_are_refused(arguments, message, tiny_folder, capsys):
+    arguments = [str(tiny_folder) if text == "MODEL" else text for text in arguments]
+    assert main(["eval", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_what_only_waits_cannot_be_evaluated(tiny_folder, capsys):
     arguments = settings(tiny_folder, "rollout.engine=paced", "trainer.backend=paced")
     assert main(["eval", "--config", str(CONFIG), *arguments]) == 2

@@ -622,6 +622,11 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "give each a `name` of its own",
         ),
         (
+            ["evaluation.every_steps=5", "evaluation.suites=[gsm8k, {name: gsm8k, path: x.jsonl}]"],
+            "evaluation.suites: 2 of the sets that are scored are called `gsm8k`",
+            "name the suite once",
+        ),
+        (
             ["evaluation={every_steps: 5, temperature: 0, samples: 4}", "data.held_out_rows=9"],
             "samples the same response 4 times",
             "use evaluation.samples=1",

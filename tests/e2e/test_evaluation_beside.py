@@ -7,6 +7,7 @@ import json
 import pytest
 
 import asyncrl
+from asyncrl.cli.main import main
 from asyncrl.config import load
 from asyncrl.config.model_paths import with_model_paths
 from asyncrl.evaluation.evaluate import evaluate
@@ -116,11 +117,14 @@ def test_an_inline_run_scores_its_versions_and_trains_the_same(
 
     rows = [{"prompt": [{"role": "user", "content": f"tell {i}"}]} for i in range(3)]
     (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = {"prompt": "No comma!", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "asked.jsonl").write_text(f"{json.dumps(asked)}\n" * 2)
     sets = [
         {"path": str(tiny_folder / "prompts.jsonl"), "name": "same"},
         {"path": str(tmp_path / "others.jsonl")},
     ]
-    evaluation = {"every_steps": 3, "sets": sets, "temperature": 0}
+    suites = [{"name": "ifeval", "path": str(tmp_path / "asked.jsonl")}]
+    evaluation = {"every_steps": 3, "sets": sets, "suites": suites, "temperature": 0}
     best = ("checkpoint.best_of=eval/others/response_tokens/mean", "checkpoint.keep_best=1")
     # All checkpoints of the others, since inline runs come to rest for each.
     every = "checkpoint.every_steps=1"
@@ -133,12 +137,26 @@ def test_an_inline_run_scores_its_versions_and_trains_the_same(
     results = rounds.results()
     assert list(results) == [0, 3, 4]
     samples = read_samples(rounds.responses(3))
-    assert len(samples) == 64 + 3  # greedy: one each
+    assert len(samples) == 64 + 3 + 2  # greedy: one each
+    assert [sample.group for sample in samples] == list(range(69))
+    for sample in samples[:-2]:
+        assert set(sample.parts) == {"letter_share"}
+    for sample in samples[-2:]:  # by the rule of the suite, and none of the run's rewards
+        assert sample.parts == {"followed_all": sample.reward}
+    assert results[3].metrics["eval/ifeval/reward/mean"] == samples[-1].reward
     assert_as_offline(folder, 4)
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line.get("eval/version") for line in lines] == [0, None, 3, 4]
     assert all(line["eval/same/failed_prompts"] == 0 for line in lines if "eval/version" in line)
     assert {c.step for c in Checkpoints(RunDir(folder).checkpoints).all()} == {3, 4}
+
+    out = tmp_path / "compared.json"
+    few = ["--limit", "1", "--out", str(out), "data.max_prompt_tokens=512"]
+    assert main(["eval", "--recipe", "mini", str(folder), *few]) == 0
+    begun, ended = json.loads(out.read_text())
+    assert begun["model"] == str(tiny_folder)
+    assert ended["model"] == str(Checkpoints(RunDir(folder).checkpoints).at(4).hf)
+    assert len(ended["areas"]) == 5 and ended["prompts"] == 4
 
 
 @pytest.mark.slow

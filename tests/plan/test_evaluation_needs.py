@@ -29,3 +29,24 @@ def test_a_set_that_is_not_there_and_prompts_that_the_rewards_cannot_score_are_t
     assert "evaluation.sets.0.path=nowhere.jsonl: there is no such file" in " ".join(map(str, missing))
     with pytest.raises(ConfigError, match="it needs the column `answer`, which usable row 0"):
         plan(make_config(*own, f"evaluation.sets=[{{path: '{tmp_path / 'set.jsonl'}'}}]"), gpus=0)
+
+
+def test_suites_that_are_not_there_are_told(make_config, tmp_path):
+    config = make_config("evaluation={every_steps: 2, suites: [mini_math, {name: gsm8k, path: away.jsonl}]}")
+    missing = plan(config, gpus=0).missing
+    assert "evaluation.suites.1.path=away.jsonl: there is no such file" in " ".join(map(str, missing))
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.suites\.0\.name=gsm8: there is no suite of that name"
+    ):
+        plan(make_config("evaluation={every_steps: 2, suites: [gsm8]}"), gpus=0)
+
+
+def test_suites_need_none_of_the_columns_that_the_rewards_read(make_config, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 8)
+    (tmp_path / "right.py").write_text("def right(completions, answer): ...\n")
+    own = [f"data.path={tmp_path / 'rows.jsonl'}", "data.held_out_rows=2", "data.max_prompt_tokens=512"]
+    reward = f"reward.functions=[{{function: '{tmp_path / 'right.py'}:right'}}]"
+    found = plan(make_config(*own, reward, "evaluation={every_steps: 2, suites: [mini_code]}"), gpus=0)
+    assert found.held_out is not None
+    assert [prompt.dataset for prompt in found.held_out] == [0] * 2 + [1] * 24
+    assert [prompt.index for prompt in found.held_out] == [6, 7, *range(8, 32)]

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from reward_pools import request, running_pool
 
-from asyncrl.reward.verifiers.answers import json_schema, multiple_choice, regular_expression
+from asyncrl.reward.verifiers.answers import json_schema, multiple_choice, number, regular_expression
 from asyncrl.reward.verifiers.instructions import CHECKS, followed, followed_all
 from asyncrl.reward.verifiers.references import reference_chain
 
@@ -46,6 +46,36 @@ def test_the_letters_that_are_words():
     assert multiple_choice(texts, ["(A)"] * 3 + ["I"]) == [1.0, 1.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="'Paris'; it should be the letter of a choice"):
         multiple_choice(["x"], ["Paris"])
+
+
+NUMBERS = [
+    (r"First 7, then \boxed{1{,}000}", "1000", True),
+    (r"\boxed{7} no, \boxed{\text{$1,000$ euros}}, as 3 said", "1000", True),
+    ("The answer is 1,000.", "1000", True),
+    ("In all 0.50 litres", "1/2", True),
+    (r"\boxed{\frac{1}{2}}", "0.5", True),
+    (r"\boxed{-3}", "-3", True),
+    ("10-5", "5", True),
+    ("10 - -5", "-5", True),
+    (r"\boxed{3.0}", "3", True),
+    (r"\boxed{3} and 4", "4", False),
+    ("1/0", "1", False),
+    ("three", "3", False),
+    ("", "0", False),
+    (r"\boxed{}", "0", False),
+    (r"\boxed{" * 5000, "0", False),
+    ("9" * 3000, "9", False),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "is_right"), NUMBERS)
+def test_the_last_number_is_compared_by_its_value(text, answer, is_right):
+    assert number([text], [answer]) == [float(is_right)]
+
+
+def test_a_right_answer_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="`ground_truth` is 'x'; it should be a number"):
+        number(["3"], ["x"])
 
 
 def test_a_pattern_is_found_and_its_group_compared():

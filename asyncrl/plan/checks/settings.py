@@ -259,8 +259,7 @@ def kept_sets(config: Config, model: ModelFacts | None) -> None:
 
 def dataset(config: Config) -> bool:
     """The datasets are on this machine, or can be fetched: then True."""
-    scored = [] if config.scored_sets is None else config.scored_sets.datasets
-    for data in [*config.data.datasets, *scored]:
+    for data in (each for whole in (config.data, *config.scored_data) for each in whole.datasets):
         if is_on_hub(data):
             need("datasets", f"{data.key}={data.path}", f"name a file: {data.key}=FILE.jsonl")
         else:

@@ -1,10 +1,11 @@
-"""Verifiable rewards: the right choice, a pattern, JSON of a schema."""
+"""Verifiable rewards: the right choice, the right number, a pattern, JSON of a schema."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import regex
@@ -54,6 +55,42 @@ def _choice(text: str) -> str | None:
             is_one_of_several = _ANOTHER.match(text, found[-1].end())
             return None if is_one_of_several else found[-1][1].upper()
     return None
+
+
+_BOXED_NUMBER = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|\s*/\s*\d+)?|\.\d+)")
+
+
+def number(completions: Sequence[Any], ground_truth: Sequence[Any]) -> list[float]:
+    """1.0 if a response's answer equals the row's `ground_truth` as a number (1,000 is 1000, 0.5 is 1/2),
+    else 0.0. The answer is the last number in the last box (`\\boxed{42}`); without a box, the last number.
+    Raises `ValueError` for a row whose answer is no number. It needs no package, and reads no formulas
+    (`asyncrl.reward.math` does).
+    """
+    return [
+        float(_last_number(_boxed(completion_text(text))) == _right_number(answer))
+        for text, answer in zip(completions, ground_truth, strict=True)
+    ]
+
+
+def _right_number(answer: Any) -> Fraction:
+    if (found := _last_number(str(answer))) is None:
+        raise ValueError(f"`ground_truth` is {answer!r:.100}; it should be a number")
+    return found
+
+
+def _boxed(text: str) -> str:
+    boxes = _BOXED_NUMBER.findall(text)
+    return boxes[-1] if boxes else text
+
+
+def _last_number(text: str) -> Fraction | None:
+    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text.replace("{,}", ",")))
+    if not found:
+        return None
+    top, _, bottom = found[-1].replace(",", "").partition("/")
+    return Fraction(top.strip()) / int(bottom or 1) if int(bottom or 1) else None
 
 
 def regular_expression(

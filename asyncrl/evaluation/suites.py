@@ -1,0 +1,80 @@
+"""What scores the suites: a config of its own, in the place of what scores the run's prompts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from asyncrl.config import Config, RewardConfig, from_tree, load
+from asyncrl.config.data import SUITE
+from asyncrl.config.evaluation import SuiteConfig
+from asyncrl.config.reward import RewardFunctionConfig, RewardRouteConfig
+from asyncrl.data.load import DATASET
+from asyncrl.data.suites.rows import suite_of
+from asyncrl.data.suites.table import GROUPS, MATH, NUMBER, SUITES
+from asyncrl.errors import ConfigError
+from asyncrl.packages import is_installed
+from asyncrl.section import with_values
+
+ALL = "all suites"
+WITHOUT_CONFIG = {"reward": {"functions": [{"function": NUMBER}]}, "rollout": {"max_new_tokens": 2048}}
+"""What suites are sampled by where no config says: two thousand tokens are enough for most. No prompt is
+scored by this reward."""
+
+
+def for_suites(file: str | None, asked: Sequence[str], overrides: Sequence[str], model: str | None) -> Config:
+    """The settings by which suites, and nothing else, are scored.
+
+    file: a config, or None for the least that is needed. asked: names of suites, or of groups of them, each
+    perhaps with a path (`NAME=PATH`). model: `model.path`, where the config may have none. Raises
+    `ConfigError`.
+    """
+    suites = [SuiteConfig(name=name, path=path or None) for name, path in _each(asked).items()]
+    for suite in suites:
+        suite_of("--suite", suite.name)
+    own = [f"evaluation={{every_steps: 1, temperature: 0, suites: [{suites[0].name}]}}"]
+    if file is None:
+        if model is None:
+            raise ConfigError("name the models that are scored: --model PATH, or a config that has one")
+        tree = WITHOUT_CONFIG | {"model": {"path": model}, "data": {"path": f"{SUITE}{suites[0].name}"}}
+        config = from_tree(tree, "asyncrl eval", [*own, *overrides])
+    else:
+        has_some = load(file).evaluation is not None
+        config = load(file, [*([] if has_some else own), *overrides])
+    return with_values(config, {"evaluation.sets": [], "evaluation.suites": suites, "data.held_out_rows": 0})
+
+
+def _each(asked: Sequence[str]) -> dict[str, str]:
+    """Each suite once, with its path."""
+    named = (text.partition("=") for text in asked)
+    return {name: path for group, _, path in named for name in GROUPS.get(group, (group,))}
+
+
+def by_area(by_prompt: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The mean score of each suite, by area, and of all of them: `all suites`. by_prompt: by set."""
+    means: dict[str, list[float]] = {}
+    for name in (name for name in by_prompt if name in SUITES and len(by_prompt) > 1):
+        for area in (SUITES[name].area, ALL):
+            means.setdefault(area, []).append(statistics.fmean(by_prompt[name]))
+    return dict(sorted(means.items(), key=lambda item: item[0] == ALL))
+
+
+def scoring(config: Config) -> Config:
+    """The same config, by which the rows of `evaluation.suites` are scored, and no others: each by its rule,
+    in single turns, whatever the run has episodes, judges and shaping for. Raises `ConfigError`."""
+    assert config.evaluation is not None
+    named = enumerate(config.evaluation.suites)
+    scorers = {s.name: _scorer(suite_of(f"evaluation.suites.{i}.name", s.name).scorer) for i, s in named}
+    functions = [RewardFunctionConfig(function=scorer) for scorer in dict.fromkeys(scorers.values())]
+    label = {function.function: function.label for function in functions}
+    parts = {name: [label[scorer]] for name, scorer in scorers.items()}
+    kept = ("workers", "concurrency", "timeout_s", "retries", "sees", "thinking", "strip_special_tokens")
+    reward = RewardConfig(
+        functions=functions, route=RewardRouteConfig(column=DATASET, parts=parts)
+    ).model_copy(update={name: getattr(config.reward, name) for name in kept})
+    return with_values(config, {"reward": reward, "rollout.episode": None, "teacher": None})
+
+
+def _scorer(spec: str) -> str:
+    """Where an answer is a number, math-verify reads more ways to write it, and nothing needs it."""
+    return MATH if spec == NUMBER and is_installed("math_verify") else spec
