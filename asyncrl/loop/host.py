@@ -1,4 +1,4 @@
-"""Whoever hosts the coordinator: its state machine with its file, prompts and books, behind calls on plain
+"""Whoever hosts the coordinator: its state machine with its file and prompts, behind calls on plain
 values. The ZMQ service and `inline` mode are two ways to it.
 """
 
