@@ -35,6 +35,7 @@ def lines(make_config, one_thread, tiny_folder):
             "rollout.slots=8",
         ),
         *("objective.advantage=vtrace", "critic={}", "reference={}"),
+        *("objective.entropy_target=0.2", "objective.entropy_coef=0.005"),
         "replay={}",
         *("reward.functions.0.standardise=true", "data.curriculum={}", "data.hints.column=answer"),
         *("reward.likelihood.mark=''", f"teacher.path={tiny_folder}"),
