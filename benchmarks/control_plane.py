@@ -96,7 +96,7 @@ class Measured:
     """That were busy for the coordinator."""
 
     @staticmethod
-    def of(spent: Reading, groups: int, n_bytes: int = 0) -> Measured:
+    def of(spent: Reading, groups: float, n_bytes: float = 0) -> Measured:
         parts_us = {name: s / groups * 1e6 for name, s in spent.parts_s.items()}
         cpu_us, cores = spent.cpu_s / groups * 1e6, spent.cpu_s / spent.wall_s
         return Measured(groups / spent.wall_s, cpu_us, parts_us, n_bytes / spent.wall_s / 1e6, cores)
@@ -260,9 +260,9 @@ class SimulatedLoop:
                 pass
             await ask(m.Publish(step + 1, b"version"))
             self._version = step + 1
-        trained = self._args.batch * steps
-        n_bytes = (trained + self._submitted - submitted) * self._groups.n_bytes
-        return Measured.of(self._coordinator.read().since(before), trained, n_bytes)
+        # The buffer may have been filled or emptied a little meanwhile: each way is half of a group's.
+        groups = (self._args.batch * steps + self._submitted - submitted) / 2
+        return Measured.of(self._coordinator.read().since(before), groups, 2 * groups * self._groups.n_bytes)
 
     async def _work(self, name: str) -> None:
         async with peer(self._endpoint, name) as ask:

@@ -39,6 +39,7 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
         roles = [role for of in role_sets(config) if of.name != EVALUATION for role in of.roles]
         service = CoordinatorService(config, run_dir, prompts, state, store, roles)
         run_dir.announce_endpoint(name, service.bind())
+        spare_the_collector()
         with doing("serve"):
             await service.run()
 

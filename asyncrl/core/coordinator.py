@@ -11,7 +11,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 from asyncrl.core.cursor import PromptCursor
@@ -538,8 +537,7 @@ class Coordinator(Generic[P]):
         return step - self._settings.bound
 
     def _unfinished(self) -> list[GroupEntry]:
-        unfinished = self._of(GroupState.QUEUED) + self._of(GroupState.LEASED)
-        return sorted(unfinished, key=attrgetter("group_id"))
+        return [e for e in self._live.values() if e.state in (GroupState.QUEUED, GroupState.LEASED)]
 
 
 def _lease_of(entry: GroupEntry) -> Lease:

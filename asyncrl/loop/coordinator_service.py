@@ -308,12 +308,10 @@ class CoordinatorService:
     async def _await_applied(self, version: int) -> None:
         """An engine that does not take it in time counts as a stall, whose culprit is replaced."""
 
-        def behind() -> tuple[str, ...]:
-            engines = {name: worker.engine_version for name, worker in self._workers.items()}
-            return tuple(name for name, has in engines.items() if has is not None and has < version)
-
         def nobody_is_behind() -> bool | None:
-            self._stalls.behind = behind()
+            engines = {name: worker.engine_version for name, worker in self._workers.items()}
+            behind = (name for name, has in engines.items() if has is not None and has < version)
+            self._stalls.behind = tuple(behind)
             return not self._stalls.behind or None
 
         timeout_s = self._config.weights.ack_timeout_s
@@ -322,7 +320,7 @@ class CoordinatorService:
                 if await self._until(nobody_is_behind, timeout_s):
                     return
                 late = (
-                    f"{', '.join(behind())} did not take weight version {version} within "
+                    f"{', '.join(self._stalls.behind)} did not take weight version {version} within "
                     f"weights.ack_timeout_s={timeout_s:.0f}"
                 )
                 self._heart.stall = self._stalls.stall(late)

@@ -54,11 +54,12 @@ class ZmqWorkerLink:
         self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
 
-    def on_notice(self, notice: m.NewWeights) -> None:
-        self._announced(notice.notice, notice.serial)
+    def on_notice(self, news: m.NewWeights | m.Welcome) -> None:
+        if news.notice is not None and self._weights.hear(news.notice, news.serial):
+            self._news.set()
 
     async def hello(self) -> None:
-        self._welcomed(await self._ask(m.Hello(self._name, self._process)))
+        self.on_notice(await self._ask(m.Hello(self._name, self._process)))
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
         request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken)
@@ -84,9 +85,8 @@ class ZmqWorkerLink:
         """Report for ever. `reward_metrics` gives what has come together since its last call."""
         for number in itertools.count(1):
             stats = self._engine.stats()
-            self._welcomed(
-                await self._ask(m.WorkerReport(number, self._weights.taken, stats, reward_metrics()))
-            )
+            report = m.WorkerReport(number, self._weights.taken, stats, reward_metrics())
+            self.on_notice(await self._ask(report))
             await asyncio.sleep(every_s)
 
     async def follow_weights(self) -> None:
@@ -117,14 +117,6 @@ class ZmqWorkerLink:
                 if self._weights.next is source:
                     await asyncio.sleep(0.05 * attempt)
         return None
-
-    def _welcomed(self, welcome: m.Welcome) -> None:
-        if welcome.notice is not None:
-            self._announced(welcome.notice, welcome.serial)
-
-    def _announced(self, notice: bytes, serial: int) -> None:
-        if self._weights.hear(notice, serial):
-            self._news.set()
 
     async def _ask(self, request: m.Request) -> m.Answer:
         answer, _ = await self._client.request(request, timeout_s=self._answer_timeout_s)

@@ -160,9 +160,9 @@ class LedgerStore(Generic[P]):
     def forget_trained(self, before_step: int) -> None:
         """Delete the payloads of groups that were trained before this step: no trainer goes back before
         it."""
-        self._db.execute(
-            "delete from payloads where group_id in "
-            "(select group_id from groups where state = 'trained' and step < ?)",
+        self._db.execute(  # from the payloads that there are: of groups there are ever more
+            "delete from payloads where group_id in (select group_id from payloads "
+            "cross join groups using (group_id) where state = 'trained' and step < ?)",
             (before_step,),
         )
 

@@ -88,6 +88,20 @@ def decode_header(header: bytes) -> GroupHeader:
     return decode(_HEADER, header)
 
 
+def _of_turns(t: TrajectoryHeader, mask: NDArray[np.uint8]) -> str | None:
+    """Why these cannot be the turns of a trajectory whose loss mask (uint8) this begins with; None where they
+    can."""
+    of_turns = dict(t.turn_rewards)
+    if not all(map(math.isfinite, (*of_turns.values(), *chain(*t.turn_parts.values())))):
+        return f"has the rewards {t.turn_rewards} of its turns, with the parts {t.turn_parts}"
+    if any(at >= t.n_tokens or not mask[at] for at in (*of_turns, *dict(t.turns).values())):
+        return "has rewards or turns at tokens that were not sampled"
+    sizes = {len(values) for values in t.turn_parts.values()}
+    if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
+        return f"of {len(t.turns)} turns has the parts {t.turn_parts}"
+    return None
+
+
 def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
     """Raise `Malformed` unless this is a group of as many members as its lease asked for, on which one could
     train: header and frames agree, every number is a number, segments of a member follow each other and have
@@ -127,20 +141,6 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
         raise Malformed(f"{where} has log-probabilities that are not finite")
     if not all(map(math.isfinite, header.left_out_rewards)):
         raise Malformed(f"{where} left out responses with the rewards {header.left_out_rewards}")
-
-
-def _of_turns(t: TrajectoryHeader, mask: NDArray[np.uint8]) -> str | None:
-    """Why these cannot be the turns of a trajectory whose loss mask (uint8) this begins with; None where they
-    can."""
-    of_turns = dict(t.turn_rewards)
-    if not all(map(math.isfinite, (*of_turns.values(), *chain(*t.turn_parts.values())))):
-        return f"has the rewards {t.turn_rewards} of its turns, with the parts {t.turn_parts}"
-    if any(at >= t.n_tokens or not mask[at] for at in (*of_turns, *dict(t.turns).values())):
-        return "has rewards or turns at tokens that were not sampled"
-    sizes = {len(values) for values in t.turn_parts.values()}
-    if not sizes <= {len(t.turns)} - {0} or not t.turn_parts.keys() <= t.reward_parts.keys():
-        return f"of {len(t.turns)} turns has the parts {t.turn_parts}"
-    return None
 
 
 def encode_group(group: Group, lease_id: int) -> WireGroup:

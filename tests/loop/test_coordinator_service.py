@@ -252,39 +252,33 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
         async def ask(name, request):
             return (await service.handle(name.encode(), request, ()))[0]
 
-        async def fail(task):
-            told = (task.group_id, task.lease_id, "broken", "in full", 0)
-            await ask("rollout-0", m.Fail(*told))
-
         def lease(name, *arguments, lease=service._host.lease):
             looks.append(name)
             return lease(name, *arguments)
 
         for request in (m.Begin(0), m.Publish(0, NOTICE)):
             await ask("trainer-0", request)
-        everybody = [f"rollout-{i}" for i in range(4)]
+        everybody = [f"rollout-{i}" for i in range(7)]
         for name in everybody:
             await ask(name, m.Applied(UpdateReport(0, 0.0, 0.0)))
-        tasks = []
-        for _ in range(4):  # all that version 0 may sample
-            held = [task.lease_id for task in tasks]
-            tasks += (await ask("rollout-0", m.LeaseRequest(1, 5.0, held, 0))).tasks
+        for name in everybody[:4]:  # all that version 0 may sample
+            assert len((await ask(name, m.LeaseRequest(1, 5.0, [], 0))).tasks) == 1
         monkeypatch.setattr(service._host, "lease", lease)
         waiting = {
             asyncio.create_task(ask(name, m.LeaseRequest(1, 60.0, [], 0)), name=name)
-            for name in everybody[1:]
+            for name in everybody[4:]
         }
         while len(service._hungry) < len(waiting):
             await asyncio.sleep(0)
-        for again in tasks[:2]:  # others get what is given back, in the order in which they came
+        for group_id, lost in enumerate(everybody[:2]):
             looks.clear()
-            await fail(again)
+            await ask("supervisor", m.WorkerLost(lost))
             (done,), waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=30)
-            assert [task.group_id for task in done.result().tasks] == [again.group_id]
+            assert [task.group_id for task in done.result().tasks] == [group_id]
             assert looks == [done.get_name()]
         looks.clear()
         await ask("trainer-0", m.Checkpointed(0))
-        await ask("rollout-3", m.Applied(UpdateReport(0, 0.0, 0.0)))
+        await ask("rollout-2", m.Applied(UpdateReport(0, 0.0, 0.0)))
         assert (looks, len(service._hungry)) == ([], 1)
         for left in waiting:
             left.cancel()
@@ -292,7 +286,7 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
         assert not service._hungry
 
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
-    sizes = ("trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3", "rollout.workers=4")
+    sizes = ("trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3", "rollout.workers=7")
     config = from_tree(tree, overrides=sizes)
     with open_state(config, run_dir) as (prompts, store, state):
         asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES)))
