@@ -96,8 +96,10 @@ def apply(encoded: bytes | memoryview, base: Bytes, target: Bytes, threads: int 
             zstandard.ZstdDecompressor().decompress(frame, max_output_size=len(of_base)), np.uint8
         )
         whole = len(of_base) // delta.word_bytes * delta.word_bytes
-        words = shuffled[:whole].reshape(delta.word_bytes, -1).T.reshape(-1)
-        np.bitwise_xor(of_base[:whole], words, out=of_target[:whole])
+        words = np.empty((whole // delta.word_bytes, delta.word_bytes), np.uint8)
+        for rank, column in enumerate(shuffled[:whole].reshape(delta.word_bytes, -1)):
+            words[:, rank] = column  # six times as fast as to transpose them at once
+        np.bitwise_xor(of_base[:whole], words.reshape(-1), out=of_target[:whole])
         np.bitwise_xor(of_base[whole:], shuffled[whole:], out=of_target[whole:])
 
     try:
