@@ -26,8 +26,8 @@ BLOCK_BYTES = 4 << 20
 """Of a payload, compressed by itself: what a thread does at a time."""
 LARGEST_SHARE = 0.5
 """Of the payload. Above it a delta is not worth its making, and the whole version is sent."""
-_SAMPLED_BLOCKS = 16
-"""Of which it is told beforehand whether that would be so."""
+_SAMPLED_BLOCKS, _SAMPLED_BYTES = 16, 128 << 10
+"""So many, and so much of each, tell beforehand whether that would be so."""
 _LEVEL = 1
 """Zstandard's fastest: zeros are as small on any."""
 
@@ -63,17 +63,14 @@ def difference(base: Bytes, target: Bytes, word_bytes: int, threads: int = 1) ->
     """Of two payloads, uint8[N] each, in words of so many bytes; None where it would be larger than
     `LARGEST_SHARE` of them."""
 
-    def block(start: int) -> tuple[bytes, int]:
-        return _block_difference(
-            base[start : start + BLOCK_BYTES], target[start : start + BLOCK_BYTES], word_bytes
-        )
+    def block(start: int, n_bytes: int = BLOCK_BYTES) -> tuple[bytes, int]:
+        return _block_difference(base[start : start + n_bytes], target[start : start + n_bytes], word_bytes)
 
     starts = range(0, len(base), BLOCK_BYTES)
     sampled = starts[:: max(1, len(starts) // _SAMPLED_BLOCKS)]
-    if len(sampled) < len(starts):
-        sampled_bytes = sum(len(frame) for frame, _ in _each(block, sampled, threads))
-        if sampled_bytes > LARGEST_SHARE * len(sampled) * BLOCK_BYTES:
-            return None
+    frames_bytes = sum(len(block(start, _SAMPLED_BYTES)[0]) for start in sampled)
+    if frames_bytes > LARGEST_SHARE * sum(min(_SAMPLED_BYTES, len(base) - start) for start in sampled):
+        return None
     found = _each(block, starts, threads)
     encoded = msgspec.msgpack.encode(_Encoded(word_bytes, [frame for frame, _ in found]))
     if len(encoded) > LARGEST_SHARE * len(base):
@@ -96,8 +93,10 @@ def apply(encoded: bytes | memoryview, base: Bytes, target: Bytes, threads: int 
             zstandard.ZstdDecompressor().decompress(frame, max_output_size=len(of_base)), np.uint8
         )
         whole = len(of_base) // delta.word_bytes * delta.word_bytes
-        words = shuffled[:whole].reshape(delta.word_bytes, -1).T.reshape(-1)
-        np.bitwise_xor(of_base[:whole], words, out=of_target[:whole])
+        words = np.empty((whole // delta.word_bytes, delta.word_bytes), np.uint8)
+        for rank, column in enumerate(shuffled[:whole].reshape(delta.word_bytes, -1)):
+            words[:, rank] = column  # six times as fast as to transpose them at once
+        np.bitwise_xor(of_base[:whole], words.reshape(-1), out=of_target[:whole])
         np.bitwise_xor(of_base[whole:], shuffled[whole:], out=of_target[whole:])
 
     try:
