@@ -77,6 +77,8 @@ class Conductor:
     async def join(self, request: m.Join) -> m.Answer:
         """Raises `RpcError` for a version that is gone."""
         self._find(request.want)
+        if self._task.done():
+            raise RpcError(f"no weights are broadcast any more: {self._task.exception()!r}")
         ask = self._asks.get(request.member)
         if ask is None or ask.request != request:
             ask = _Ask(request, asyncio.get_running_loop().create_future())

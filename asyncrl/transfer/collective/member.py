@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+from contextlib import AsyncExitStack
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from asyncrl.weights.source import WeightsError
 from asyncrl.wire import messages as m
 from asyncrl.wire.addresses import own_address
 from asyncrl.wire.keys import Endpoint
-from asyncrl.wire.rpc import RpcError, RpcRefused
+from asyncrl.wire.rpc import RpcClient, RpcError, RpcRefused
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class Member:
         self._attempts = itertools.count()
         self._turn = threading.Lock()
         self._group: Group | None = None
+        self._connection = AsyncExitStack()
+        self._client: RpcClient | None = None
+        self._source: m.Peer | None = None
         self._newest: TcpNotice | None = None
 
     def hear(self, notice: TcpNotice) -> None:
@@ -75,7 +79,7 @@ class Member:
 
     def close(self) -> None:
         self._leave_group()
-        self._loop.close()
+        self._loop.end_with(self._disconnect())
 
     async def _join(self, notice: TcpNotice, device: str, what: str) -> m.Gathered:
         group = None if self._group is None else self._group.name
@@ -83,16 +87,27 @@ class Member:
         since_s = time.monotonic()
         while time.monotonic() - since_s < JOIN_S:
             try:
-                async with fetcher.client_of(self._run, self._name, notice.source) as source:
-                    while time.monotonic() - since_s < JOIN_S:
-                        answer, _ = await source.request(request, timeout_s=fetcher.LOCATE_S)
-                        if isinstance(answer, m.Gathered):
-                            return answer
+                source = await self._connected(notice.source)
+                answer, _ = await source.request(request, timeout_s=fetcher.LOCATE_S)
+                if isinstance(answer, m.Gathered):
+                    return answer
             except RpcRefused as error:
                 raise WeightsError(f"{what}: {error}") from error
             except RpcError as error:
+                await self._disconnect()
                 await fetcher.refuse_ended(notice, self._newest, what, error)
         raise WeightsError(f"{what}: no broadcast has begun for {JOIN_S:.0f} s")
+
+    async def _connected(self, source: m.Peer) -> RpcClient:
+        if self._client is None or self._source != source:
+            await self._disconnect()
+            client = fetcher.client_of(self._run, self._name, source)
+            self._client, self._source = await self._connection.enter_async_context(client), source
+        return self._client
+
+    async def _disconnect(self) -> None:
+        self._client = None
+        await self._connection.aclose()
 
     def _in_group(self, gathered: m.Gathered, device: torch.device, notice: TcpNotice) -> Group:
         if self._group is None or self._group.name != gathered.group:
