@@ -54,10 +54,7 @@ class Connections:
             await client.__aexit__()
 
     def _made(self, peer: m.Peer) -> RpcClient:
-        return client_of(self._run, f"{self._name}-{secrets.token_hex(4)}", peer)
-
-
-def client_of(run: Endpoint, name: str, peer: m.Peer) -> RpcClient:
-    """Of a peer with the run's keys."""
-    endpoint = Endpoint(peer.address, peer.server_public, run.client_public, run.client_secret)
-    return RpcClient(endpoint, name)
+        endpoint = Endpoint(
+            peer.address, peer.server_public, self._run.client_public, self._run.client_secret
+        )
+        return RpcClient(endpoint, f"{self._name}-{secrets.token_hex(4)}")

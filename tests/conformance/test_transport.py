@@ -20,6 +20,7 @@ from asyncrl.observe.metrics import read_metrics
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.transfer import fetcher
+from asyncrl.transfer.collective import conductor
 from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.published import WholeWeights
@@ -112,6 +113,7 @@ WHICH = pytest.mark.parametrize("spec", [*TRANSPORTS, APART, OWN], ids=[*TRANSPO
 def ends(tmp_path, monkeypatch):
     """`ends(spec)`: a trainer's end and an engine's, of one run."""
     monkeypatch.setattr(fetcher, "LOCATE_S", 2.0)
+    monkeypatch.setattr(conductor, "GATHER_S", 0.2)
     name = f"asyncrl-conformance-{os.getpid()}"
     RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
     made = []

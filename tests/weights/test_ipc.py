@@ -64,6 +64,10 @@ def test_a_version_on_a_gpu_is_refused_by_an_engine_without_one(end, monkeypatch
     for read in (source.tensors, source.borrowed):
         with pytest.raises(WeightsError, match=r"0 lies on the trainer's GPU.*weights.transport=shm"):
             read()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # and no CUDA behind it
+    with pytest.raises(WeightsError, match=r"this engine's cannot map it: .*weights.transport=shm"):
+        source.tensors()
     trainer.close()
     with pytest.raises(WeightsError, match="is gone"):
         source.tensors()

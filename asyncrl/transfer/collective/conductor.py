@@ -77,6 +77,8 @@ class Conductor:
     async def join(self, request: m.Join) -> m.Answer:
         """Raises `RpcError` for a version that is gone."""
         self._find(request.want)
+        if self._task.done():
+            raise RpcError(f"no weights are broadcast any more: {self._task.exception()!r}")
         ask = self._asks.get(request.member)
         if ask is None or ask.request != request:
             ask = _Ask(request, asyncio.get_running_loop().create_future())
@@ -86,7 +88,8 @@ class Conductor:
         return ask.answer.result() if ask.answer.done() else m.NotYet(is_coming=True)
 
     async def close(self) -> None:
-        await cancelled(self._task)
+        with suppress(Exception):  # told to those who have asked
+            await cancelled(self._task)
         self._leave_group()
 
     async def _conduct(self) -> None:
@@ -117,7 +120,7 @@ class Conductor:
             until_s = until_s or time.monotonic() + GATHER_S
             newest = max(waiting.values(), key=self._version)
             asks = {n: ask for n, ask in waiting.items() if ask.request.want == newest.request.want}
-            late = {n for n, held in self._holds.items() if held < self._version(newest)} - asks.keys()
+            late = {n for n, held in self._holds.items() if held < self._version(newest)} - waiting.keys()
             if not late or time.monotonic() >= until_s:
                 for name in late:
                     del self._holds[name], self._asks[name]
@@ -144,16 +147,17 @@ class Conductor:
             devices = [told(device), *(ask.request.device for ask in asks.values())]
             name, where = secrets.token_hex(8), (self._advertise, store.port)
             self._gathered = m.Gathered(name, where, 0, len(devices), on_gpus(devices))
-        gathered = self._gathered
+        gathered, kept = self._gathered, self._group
         assert gathered is not None
         for rank, ask in enumerate(asks.values(), 1):
             ask.answer.set_result(msgspec.structs.replace(gathered, rank=rank))
 
         def broadcast() -> None:
-            if store is not None:
-                self._group = Group(gathered, device, self._advertise, store)
-            assert self._group is not None
-            self._group.broadcast(payload)
+            group = kept if store is None else Group(gathered, device, self._advertise, store)
+            if group is None or self._gathered is not gathered:
+                raise RuntimeError("it was given up before its members had met")
+            self._group = group
+            group.broadcast(payload)
 
         await self._watched(broadcast)
         self._count(len(payload))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asyncrl.transfer import fetcher
 from asyncrl.transfer.collective.group import Group, own_device, told
-from asyncrl.transfer.connections import client_of
+from asyncrl.transfer.connections import Connections
 from asyncrl.transfer.loop_thread import LoopThread
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.waits import waiting
@@ -43,6 +43,7 @@ class Member:
         self._attempts = itertools.count()
         self._turn = threading.Lock()
         self._group: Group | None = None
+        self._connections = Connections(run, host)
         self._newest: TcpNotice | None = None
 
     def hear(self, notice: TcpNotice) -> None:
@@ -76,7 +77,7 @@ class Member:
 
     def close(self) -> None:
         self._leave_group()
-        self._loop.close()
+        self._loop.end_with(self._connections.close())
 
     async def _join(self, notice: TcpNotice, device: str, what: str) -> m.Gathered:
         group = None if self._group is None else self._group.name
@@ -84,11 +85,10 @@ class Member:
         since_s = time.monotonic()
         while time.monotonic() - since_s < JOIN_S:
             try:
-                async with client_of(self._run, self._name, notice.source) as source:
-                    while time.monotonic() - since_s < JOIN_S:
-                        answer, _ = await source.request(request, timeout_s=fetcher.LOCATE_S)
-                        if isinstance(answer, m.Gathered):
-                            return answer
+                async with self._connections.to(notice.source) as source:
+                    answer, _ = await source.request(request, timeout_s=fetcher.LOCATE_S)
+                if isinstance(answer, m.Gathered):
+                    return answer
             except RpcRefused as error:
                 raise WeightsError(f"{what}: {error}") from error
             except RpcError as error:

@@ -69,7 +69,13 @@ class IpcWeights(ShmWeights):
                 f"weight version {self.version} lies on the trainer's GPU, which an engine without one does "
                 "not reach; use weights.transport=shm"
             )
-        return opened(self._gpu, torch.device("cuda", torch.cuda.current_device()))
+        try:
+            return opened(self._gpu, torch.device("cuda", torch.cuda.current_device()))
+        except RuntimeError as error:  # CUDA's
+            raise WeightsError(
+                f"weight version {self.version} lies on the trainer's GPU, and this engine's cannot map it: "
+                f"{error}; use weights.transport=shm"
+            ) from error
 
     def _digests(self, payload: Tensor) -> tuple[int, ...]:
         entries = self.notice.manifest.entries

@@ -183,28 +183,28 @@ def test_a_version_that_was_overwritten_is_refused_and_the_next_one_taken(start,
     run(scenario())
 
 
-@pytest.mark.parametrize("transport", ["collective", "ipc"])
-def test_vllms_workers_take_versions_from_the_transport_themselves(start, make_qwen3, tmp_path, transport):
+def test_vllms_workers_take_versions_from_the_transport_themselves(start, make_qwen3, tmp_path):
     RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
-    end = partial(find_transport(transport), f"asyncrl-test-{psutil.Process().pid}", tmp_path)
-    trainer, worker = end(), end()
-    models = [make_qwen3(seed=seed) for seed in range(3)]
+    name = f"asyncrl-test-{psutil.Process().pid}"
+    ends = {
+        spec: [find_transport(spec)(f"{name}-{spec}", tmp_path) for _ in range(2)]
+        for spec in ("collective", "ipc")
+    }
 
     async def scenario():
         engine = start()
         try:
-            for number, model in enumerate(models):
-                weights = WholeWeights(model.state_dict())
-                notice = trainer.publish(number, weights, make_canary(model))
+            for number, spec in enumerate(["collective", "collective", "ipc", "ipc", "collective"]):
+                (trainer, worker), model = ends[spec], make_qwen3(seed=number)
+                notice = trainer.publish(number, WholeWeights(model.state_dict()), make_canary(model))
                 await engine.update_weights(worker.source(notice))  # proves every tensor, and the canary
             (chunk,) = await collect(engine.generate(request()))
-            assert [span.version for span in chunk.versions] == [2]
-            if transport == "collective":
-                assert worker._member._group is None, "the worker that has vLLM takes no part"
+            assert [span.version for span in chunk.versions] == [4]
+            assert ends["collective"][1]._member._group is None, "the worker that has vLLM takes no part"
         finally:
             await engine.close()
-            worker.close()
-            trainer.close()
+            for end in (*ends["collective"], *ends["ipc"][:1]):
+                end.close()
 
     run(scenario())
 
