@@ -74,9 +74,10 @@ def _after_hashes(solution: str) -> str:
     return _text(solution.rpartition("####")[2]).replace(",", "")
 
 
-def _all_of(answers: Sequence[str]) -> str:
-    """OlympiadBench's answer."""
-    return _text(", ".join(map(str, answers)))
+def _olympiad(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Some questions go on from what was said before them."""
+    question = "\n\n".join(_text(part) for part in (row.get("context"), row["question"]) if part)
+    return f"{_text(question)}\n\n{_BOXED}", {"ground_truth": _text(", ".join(row["final_answer"]))}
 
 
 def _asked(question: str, options: Sequence[str], answer: str) -> tuple[str, dict[str, Any]]:
@@ -154,7 +155,7 @@ SUITES = {
     "olympiad": Suite(
         "mathematics",
         "hub:Hothan/OlympiadBench",
-        _mathematics("question", "final_answer", _all_of),
+        _olympiad,
         MATH,
         subset="OE_TO_maths_en_COMP",
         split="train",
