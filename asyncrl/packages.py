@@ -12,6 +12,7 @@ _EXTRAS = {
     "deepspeed": "gpu",
     "gymnasium": "gymnasium",
     "jsonschema": "schema",
+    "lm_eval": "harness",
     "math_verify": "math",
     "ray": "ray",
     "reasoning_gym": "reasoning-gym",

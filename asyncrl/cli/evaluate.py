@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncrl.errors import ConfigError
+from asyncrl.packages import need
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +51,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar=("NAME", "RUN_DIR"),
         help="the suites NAME, of the model that a run began with, and of its newest checkpoint",
     )
+    parser.add_argument(
+        "--harness",
+        action="store_true",
+        help="score the suites that lm-evaluation-harness has by its tasks and rules",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N of these prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
@@ -79,10 +85,13 @@ def _run(arguments: argparse.Namespace) -> None:
     found: list[tuple[str, Evaluation]] = []
     for path in [model_in(key, path) for key, path in models]:
         config = with_model_paths(base, {"model.path": path})
-        prompts = first(held_out(config), arguments.limit)
-        if not found:
-            _tell_left_out(prompts)
-        one = asyncio.run(evaluate(config, prompts))
+        if arguments.harness:
+            one = _by_harness(config, arguments.limit)
+        else:
+            prompts = first(held_out(config), arguments.limit)
+            if not found:
+                _tell_left_out(prompts)
+            one = asyncio.run(evaluate(config, prompts))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in one.samples)
@@ -121,8 +130,17 @@ def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]
         raise ConfigError("name what is scored: --config FILE, or suites (--suite NAME)")
     else:
         base = settings.load(file, arguments.overrides)
+    if arguments.harness and (not suites or arguments.responses is not None):
+        raise ConfigError("--harness scores suites (--suite NAME), and keeps no responses (--responses)")
     named = models or [("model.path", base.model.path)]
     return base, named + [("--recipe", path) for path in (arguments.recipe or ())[1:]]
+
+
+def _by_harness(config: Config, limit: int | None) -> Evaluation:
+    need("lm_eval", "--harness")
+    from asyncrl.evaluation.harness import evaluate_by_harness
+
+    return asyncio.run(evaluate_by_harness(config, limit))
 
 
 def _tell_left_out(prompts: PromptSet) -> None:

@@ -106,10 +106,10 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
             groups = await evaluator.measure(LocalWeights(VERSION, weights), gives_up=False)
             return _summary(config, evaluator, [group for _, group in sorted(groups.items())])
     except ExceptionGroup as failures:
-        raise _for_people(failures) from failures
+        raise for_people(failures) from failures
 
 
-def _for_people(failures: ExceptionGroup[Exception]) -> Exception:
+def for_people(failures: ExceptionGroup[Exception]) -> Exception:
     """What has gone wrong first, where that has words; else all of it."""
     first: Exception = failures
     while isinstance(first, ExceptionGroup):

@@ -18,6 +18,7 @@ import msgspec
 from asyncrl.config import Config
 from asyncrl.config.model_paths import with_model_paths
 from asyncrl.rollout.engines.spec import engine_of
+from asyncrl.section import with_values
 from asyncrl.trainer.backend import backend_of
 
 FINISHED = "finished"
@@ -83,6 +84,8 @@ def held_out_reward(config: Config, model: Path | None) -> float:
     from asyncrl.runfiles.merged import whole_model
 
     trained = with_model_paths(config, {"model.path": str(whole_model(model))})
+    if trained.evaluation is not None:  # suites are scored by other rules
+        trained = with_values(trained, {"evaluation.suites": []})
     return asyncio.run(evaluate(trained, held_out(trained))).mean
 
 

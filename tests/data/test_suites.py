@@ -22,7 +22,10 @@ ROWS = {
     "aime25": ({"problem": "Find n.", "answer": "588", "id": "0"}, "\\boxed{588}"),
     "amc23": ({"question": "Find n.", "answer": 27.0}, "It is 27"),
     "minerva": ({"question": "How far?", "answer": "$3.5$"}, "\\boxed{\\frac{7}{2}}"),
-    "olympiad": ({"question": "Find x.", "final_answer": ["$2 \\sqrt{3}$"], "image_1": None}, "$\\sqrt{12}$"),
+    "olympiad": (
+        {"question": "Find x.", "final_answer": ["$2 \\sqrt{3}$"], "context": "Let $x > 0$."},
+        "$\\sqrt{12}$",
+    ),
     "gpqa": (
         {
             "Question": "Which?",
@@ -79,6 +82,7 @@ def test_every_dataset_is_asked_by_its_own_columns(tmp_path):
         path.write_text(json.dumps(row) + "\n")
         ((_, asked),) = rows_of(name, path)
         (message,) = asked["prompt"]
+        assert name != "olympiad" or message["content"].startswith("Let $x > 0$.\n\nFind x.\n\n")
         if name == "gpqa":
             right = f"The answer is ({asked['ground_truth']})"
             assert f"{asked['ground_truth']}. muon" in message["content"]

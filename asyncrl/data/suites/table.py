@@ -31,7 +31,8 @@ _LANGUAGE = "language:response_language"
 class HarnessTask:
     """The same suite in lm-evaluation-harness."""
 
-    name: str
+    file: str
+    """Of its settings, without the suffix, in the folder of all tasks."""
     metric: str
     """The one that is its score, as its samples call it."""
     filter: str = "none"
@@ -73,9 +74,10 @@ def _after_hashes(solution: str) -> str:
     return _text(solution.rpartition("####")[2]).replace(",", "")
 
 
-def _all_of(answers: Sequence[str]) -> str:
-    """OlympiadBench's answer."""
-    return _text(", ".join(map(str, answers)))
+def _olympiad(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Some questions go on from what was said before them."""
+    question = "\n\n".join(_text(part) for part in (row.get("context"), row["question"]) if part)
+    return f"{_text(question)}\n\n{_BOXED}", {"ground_truth": _text(", ".join(row["final_answer"]))}
 
 
 def _asked(question: str, options: Sequence[str], answer: str) -> tuple[str, dict[str, Any]]:
@@ -118,8 +120,8 @@ def _shipped(name: str) -> str:
     return str(_HERE / f"{name}.jsonl")
 
 
-_AIME = HarnessTask("aime25", "exact_match")
-_IFEVAL = HarnessTask("ifeval", "prompt_level_strict_acc")
+_AIME = HarnessTask("aime/aime25", "exact_match")
+_IFEVAL = HarnessTask("ifeval/ifeval", "prompt_level_strict_acc")
 
 SUITES = {
     "math500": Suite(
@@ -127,7 +129,7 @@ SUITES = {
         "hub:HuggingFaceH4/MATH-500",
         _mathematics("problem", "answer"),
         MATH,
-        harness=HarnessTask("minerva_math500", "math_verify"),
+        harness=HarnessTask("minerva_math/minerva_math500", "math_verify"),
     ),
     "gsm8k": Suite(
         "mathematics",
@@ -135,7 +137,7 @@ SUITES = {
         _mathematics("question", "answer", _after_hashes),
         NUMBER,
         subset="main",
-        harness=HarnessTask("gsm8k_cot_zeroshot", "exact_match", "flexible-extract"),
+        harness=HarnessTask("gsm8k/gsm8k-cot-zeroshot", "exact_match", "flexible-extract"),
     ),
     "aime24": Suite(
         "mathematics",
@@ -143,7 +145,7 @@ SUITES = {
         _mathematics("problem", "answer"),
         NUMBER,
         split="train",
-        harness=HarnessTask("aime24", "exact_match"),
+        harness=HarnessTask("aime/aime24", "exact_match"),
     ),
     "aime25": Suite(
         "mathematics", "hub:math-ai/aime25", _mathematics("problem", "answer"), NUMBER, harness=_AIME
@@ -153,7 +155,7 @@ SUITES = {
     "olympiad": Suite(
         "mathematics",
         "hub:Hothan/OlympiadBench",
-        _mathematics("question", "final_answer", _all_of),
+        _olympiad,
         MATH,
         subset="OE_TO_maths_en_COMP",
         split="train",
@@ -165,7 +167,7 @@ SUITES = {
         CHOICE,
         subset="gpqa_diamond",
         split="train",
-        harness=HarnessTask("gpqa_diamond_cot_zeroshot", "exact_match", "flexible-extract"),
+        harness=HarnessTask("gpqa/cot_zeroshot/gpqa_diamond_cot_zeroshot", "exact_match", "flexible-extract"),
     ),
     "mmlu_pro": Suite("science", "hub:TIGER-Lab/MMLU-Pro", _options, CHOICE),
     "humaneval": Suite("code", "hub:openai/openai_humaneval", _humaneval, CODE),
@@ -181,7 +183,7 @@ SUITES = {
         _shipped("mini_choice"),
         _options,
         CHOICE,
-        harness=HarnessTask("mmlu_pro_other", "exact_match", "custom-extract"),
+        harness=HarnessTask("mmlu_pro/mmlu_pro_other", "exact_match", "custom-extract"),
     ),
     "mini_code": Suite("code", _shipped("mini_code"), _mbpp, CODE),
     "mini_instructions": Suite(
