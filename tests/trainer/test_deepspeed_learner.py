@@ -25,12 +25,16 @@ def group(tmp_path_factory):
 
 @pytest.fixture
 def make_learner(group, make_config, make_qwen3):
+    from deepspeed import comm
+
     from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 
     def make(**settings):
         section = {"backend": "deepspeed", "deepspeed": settings}
         config = make_config(model={"dtype": "bfloat16"}, trainer=section)
-        return DeepSpeedLearner(Critic(make_qwen3(dtype=torch.bfloat16)), config)
+        learner = DeepSpeedLearner(Critic(make_qwen3(dtype=torch.bfloat16)), config)
+        assert comm.comm.cdb.shm_comm_op is None, "it was compiled for nothing"
+        return learner
 
     return make
 

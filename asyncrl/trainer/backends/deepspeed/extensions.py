@@ -18,15 +18,6 @@ STALE_S = 300.0
 POLL_S = 0.1
 
 
-def what_starts() -> str:
-    """In words: DeepSpeed, which on a machine's first start on the CPU compiles its sums over ranks."""
-    found = (path for pattern in ("*/*.so", "*/*/*.so") for path in _root().glob(pattern))
-    is_compiled = any(path.stem == "deepspeed_shm_comm" for path in found)
-    if os.environ.get("DS_ACCELERATOR") == "cpu" and not is_compiled:
-        return "compiling an extension of DeepSpeed (once on a machine; half a minute)"
-    return "starting DeepSpeed"
-
-
 def wait_for_compilers() -> None:
     """Return once nobody compiles an extension.
 

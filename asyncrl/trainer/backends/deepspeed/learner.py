@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from asyncrl.config import Config
 from asyncrl.states import doing
 from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
-from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers, what_starts
+from asyncrl.trainer.backends.deepspeed.extensions import wait_for_compilers
 from asyncrl.trainer.backends.deepspeed.pieces import gathered, optimizer_states, set_whole
 from asyncrl.trainer.learner import (
     NonFiniteGradientError,
@@ -29,6 +29,13 @@ from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 from asyncrl.work import unhurried
 
 
+def _without_extensions_for_inference() -> None:
+    """When DeepSpeed joins ranks on a CPU, it loads sums over ranks that only the tensor-parallel layers of
+    its inference call, and compiles them for half a minute on a machine's first start. Where it knows of no
+    extension that is possible, it does neither."""
+    deepspeed.ops.__compatible_ops__ = {}
+
+
 class DeepSpeedLearner:
     """`Learner` whose gradients, optimizer state and weights are shared out by
     `trainer.deepspeed.zero_stage`."""
@@ -40,7 +47,8 @@ class DeepSpeedLearner:
         if config.trainer.deepspeed.zero_stage == 2:
             self._hold_large_gradients(settings["zero_optimization"]["reduce_bucket_size"])
         wait_for_compilers()
-        with unhurried(what_starts()):
+        _without_extensions_for_inference()
+        with unhurried("starting DeepSpeed"):
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=adamw(list(self._parameters.values()), config.trainer),
