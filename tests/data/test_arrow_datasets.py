@@ -5,14 +5,14 @@ import decimal
 import sys
 
 import pytest
+from optional import optional
 
 from asyncrl.config import DataConfig
 from asyncrl.data.load import load_prompts
 from asyncrl.errors import ConfigError
 
-datasets = pytest.importorskip("datasets", reason="needs asyncrl[data]")
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+datasets = optional("datasets", reason="needs asyncrl[data]")
+pa, pq = optional("pyarrow"), optional("pyarrow.parquet")
 
 ROWS = [
     {
@@ -99,7 +99,7 @@ def test_a_hub_dataset_is_asked_for_by_name_subset_and_split(tokenizer, monkeypa
     def load_dataset(name, subset, split):
         return datasets.Dataset.from_list([{"prompt": f"{name} {subset} {split}"}])
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     (row,) = load_prompts(DataConfig(path="hub:OWNER/NAME", subset="main", split="test"), tokenizer)
     assert row.prompt == "OWNER/NAME main test"
 
@@ -108,7 +108,7 @@ def test_a_hub_dataset_that_cannot_be_had_is_refused_with_the_reason(tokenizer, 
     def load_dataset(name, subset, split):
         raise ValueError("Config name is missing. Please pick one among: ['main', 'socratic']")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(
         ConfigError, match=r"data.path=hub:O/N \(split train, subset not given\).*\['main', 'soc"
     ):

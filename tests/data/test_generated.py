@@ -4,12 +4,13 @@ import subprocess
 import sys
 
 import pytest
-
-pytest.importorskip("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
+from optional import optional
 
 from asyncrl.config import DataConfig
 from asyncrl.data.load import load_prompts
 from asyncrl.errors import ConfigError
+
+optional("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
 
 SUMS = "reasoning-gym:chain_sum"
 

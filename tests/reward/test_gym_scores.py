@@ -7,9 +7,10 @@ import os
 
 import msgspec
 import pytest
+from optional import optional
 from reward_pools import request, running_pool
 
-pytest.importorskip("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
+optional("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
 
 from asyncrl.config import DataConfig
 from asyncrl.data.rows import read_rows

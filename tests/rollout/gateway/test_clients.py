@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from optional import optional
 from test_services import HELLO, clients, post
 
-openai = pytest.importorskip("openai")
+openai = optional("openai")
 
 BODY = {"model": "any", "messages": HELLO, "max_tokens": 8}
 

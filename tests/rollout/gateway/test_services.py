@@ -6,11 +6,11 @@ import json
 import aiohttp
 import numpy as np
 import pytest
+from optional import optional
 
-anthropic = pytest.importorskip("anthropic")
-openai = pytest.importorskip("openai")
+from asyncrl.core.records import FinishReason
 
-from asyncrl.core.records import FinishReason  # noqa: E402
+anthropic, openai = optional("anthropic"), optional("openai")
 
 HELLO = [{"role": "user", "content": "hello"}]
 

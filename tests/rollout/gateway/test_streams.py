@@ -5,13 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from optional import optional
 from test_services import clients
 
 from asyncrl.rollout.chat import TemplateChat, before_any
 from asyncrl.rollout.gateway.speech import Speech
 
-pytest.importorskip("openai")
-pytest.importorskip("anthropic")
+optional("openai")
+optional("anthropic")
 
 
 async def of_openai(served, messages, heard, **more):

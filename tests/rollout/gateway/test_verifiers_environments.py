@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from optional import optional
 
-pytest.importorskip("verifiers.v1")
-
-from asyncrl.rollout.adapters import verifiers as adapter
 from asyncrl.rollout.episodes.program import Model, Task
+
+optional("verifiers")
+adapter = optional("asyncrl.rollout.adapters.verifiers")
 
 LETTERS = {"taskset": {"id": "letters"}, "agent": {"runtime": {"type": "subprocess"}}}
 
