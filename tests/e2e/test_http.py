@@ -137,7 +137,7 @@ def submit(engine, count, tokens=100, first=0, prompt=None):
 
 
 async def until(condition, what):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         await asyncio.sleep(0.02)
@@ -354,9 +354,8 @@ def test_killed_servers(start, servers, models, version):
         running = submit(engine, 12)
         await until(lambda: a.load and b.load and engine.stats().generated_tokens > 100, "work on both")
         servers[0].kill()
-        killed = time.monotonic()
         await until(lambda: not a.up, "the death to be noticed")
-        assert time.monotonic() - killed < 5
+        assert "was not answered within" not in a.trouble, "only by a deadline"
         await asyncio.wait(running)
         waiting = submit(engine, 4, first=12)
         servers[1].kill()

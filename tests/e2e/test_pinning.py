@@ -1,11 +1,10 @@
 """Processes of a real run on cores of their own."""
 
 import os
-import signal
 import sys
 
 import pytest
-from launched import command, engine_cores
+from launched import ENDLESS, command, engine_cores
 
 from asyncrl.plan.machine import probe
 
@@ -24,25 +23,20 @@ def cores_of(*processes):
     return set.union(*(os.sched_getaffinity(thread.id) for p in processes for thread in p.threads()))
 
 
-def interrupt(run):
-    run.process.send_signal(signal.SIGINT)
-    assert run.end(30.0) == 130
-
-
 def test_engine_and_trainer_keep_to_their_cores_and_nobody_else_has_to(launch):
-    run = launch("placement.pin_cores=auto", "run.steps=100000")
+    run = launch("placement.pin_cores=auto", ENDLESS)
     run.wait_for_steps(2)
     worker = run.role("rollout-0")
     assert cores_of(run.role("trainer-0")) == FIRST
     assert cores_of(worker) == SECOND
     (rewards,) = [p for p in worker.children() if "asyncrl.reward.processes.process" in command(p)]
     assert cores_of(rewards) == cores_of(run.role("coordinator")) == CORES
-    interrupt(run)
+    run.interrupt()
 
 
 @pytest.mark.vllm
 def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch, fork_vllm):
-    run = launch("placement.pin_cores=auto", "rollout.engine=vllm", "run.steps=100000")
+    run = launch("placement.pin_cores=auto", "rollout.engine=vllm", ENDLESS)
     run.wait_for_steps(1)
     worker = run.role("rollout-0")
     rewards = [p for p in worker.children() if "asyncrl.reward.processes.process" in command(p)]
@@ -50,11 +44,11 @@ def test_what_vllm_starts_keeps_to_the_engine_s_cores(launch, fork_vllm):
     assert (len(rewards), len(engines)) == (1, 1)
     assert cores_of(*engines) == SECOND
     assert cores_of(*rewards) == CORES
-    interrupt(run)
+    run.interrupt()
 
 
 def test_with_more_threads_than_cores_nobody_is_pinned(launch):
-    run = launch("placement.pin_cores=auto", f"rollout.threads={len(CORES)}", "run.steps=100000")
+    run = launch("placement.pin_cores=auto", f"rollout.threads={len(CORES)}", ENDLESS)
     run.wait_for_steps(1)
     assert cores_of(run.role("trainer-0")) == cores_of(run.role("rollout-0")) == CORES
-    interrupt(run)
+    run.interrupt()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from launched import LONG_S
+from launched import ENDLESS, LONG_S
 from role_times import check_role_times
 from transformers import AutoModelForCausalLM
 
@@ -45,10 +45,10 @@ def test_a_run_on_two_ranks_trains_publishes_and_saves(make_config, assert_nothi
 
 
 def test_a_dead_rank_ends_the_others_and_the_run_says_which(launch):
-    run = launch(*RANKS, "run.steps=100000", "run.max_restarts=0")
+    run = launch(*RANKS, ENDLESS, "run.max_restarts=0")
     run.wait_for_steps(2)
     run.role("trainer-1").kill()
-    assert run.end(30.0) == 1
+    assert run.end(LONG_S) == 1
     assert "trainer-1 was killed by SIGKILL" in run.output.read_text()
 
 

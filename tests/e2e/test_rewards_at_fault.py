@@ -31,10 +31,10 @@ def rewards(tmp_path):
 
 
 def test_a_run_waits_for_a_judge_for_longer_than_a_stall_and_says_so(launch, rewards, tmp_path):
-    run = launch("run.steps=3", "run.stall_s=1", "run.on_stall=end", rewards("asks_a_judge"))
+    run = launch("run.steps=3", "run.stall_s=5", "run.on_stall=end", rewards("asks_a_judge"))
     text = "the service of the reward function asks_a_judge is away: rollout-0 has asked again for "
     run.wait(lambda: text in run.output.read_text(), "the absence to be told")
-    run.wait_a_moment(3, before_step=1)
+    run.wait_a_moment(7, before_step=1)
     (tmp_path / "is_back").touch()
     assert run.end(LONG_S) == 0
     run.assert_all_steps_are_done(3)

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from launched import LONG_S, engine_cores
+from launched import ENDLESS, LONG_S, engine_cores
 from role_times import check_role_times
 
 import asyncrl
@@ -64,7 +64,7 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, fork_vllm, tmp_p
     first = run.role("rollout-0")
     engine = engine_core(run, first)
     first.kill()
-    run.wait(lambda: not engine.is_running(), "the end of the killed worker's engine", 10)
+    run.wait(lambda: not engine.is_running(), "the end of the killed worker's engine")
     run.wait_for_successor(first, "rollout-0")
     second, path = run.role("rollout-0").pid, RunDir(run.run_dir).pulse("rollout-0")
 
@@ -87,15 +87,16 @@ def test_one_of_two_vllm_workers_is_killed_and_replaced(launch, fork_vllm, tmp_p
 
 def test_an_engine_that_hangs_is_replaced(launch, fork_vllm):
     """The worker's own loop lives: it is the worker that notices."""
-    run = launch("rollout.engine=vllm", "rollout.vllm.answer_timeout_s=5", "run.steps=60", "trainer.lr=1e-5")
+    run = launch("rollout.engine=vllm", "rollout.vllm.answer_timeout_s=10", ENDLESS, "trainer.lr=1e-5")
     run.wait_for_steps(3)
     first = run.role("rollout-0")
     engine = engine_core(run, first)
     engine.send_signal(signal.SIGSTOP)
     run.wait_for_successor(first, "rollout-0")
-    run.wait(lambda: not engine.is_running(), "the end of the engine that hung", 10)
-    assert run.end(2 * LONG_S) == 0
-    lines = run.assert_all_steps_are_done(60)
+    run.wait(lambda: not engine.is_running(), "the end of the engine that hung")
+    run.wait_for_steps(run.steps() + 3)
+    run.interrupt()
+    lines = run.assert_steps_are_done()
     assert max(line["staleness/max"] for line in lines) <= 2
     assert "rollout-0 ended with status 1 (" in run.output.read_text()
 

@@ -12,7 +12,7 @@ from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.score import ScoreRequest
 
 FUNCTIONS = Path(__file__).with_name("functions_for_tests.py")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def reward_config(*names: str, **settings) -> RewardConfig:

@@ -195,9 +195,9 @@ def test_a_forward_pass_that_hangs_ends_the_process(tmp_path):
 
 def test_a_queue_is_waited_for_as_long_as_it_moves(tmp_path):
     """Each answer comes in time after the one before it, the last long after the limit of a single wait."""
-    settings, slow = config(batch_tokens=1, timeout_s=0.3), Counter()
+    settings, slow = config(batch_tokens=1, timeout_s=1.0), Counter()
     score = slow.score
-    slow.score = lambda pairs: (time.sleep(0.15), score(pairs))[1]
+    slow.score = lambda pairs: (time.sleep(0.2), score(pairs))[1]
 
     async def main():
         async with serving(slow, settings, RunDir(tmp_path)), linked(settings, RunDir(tmp_path)) as link:

@@ -226,11 +226,11 @@ def test_another_trainer_ends_the_wait_for_the_one_before(end, monkeypatch):
 
 
 def test_nobody_gets_in_without_the_keys_of_the_run(end, run, monkeypatch):
-    monkeypatch.setattr(fetcher, "LOCATE_S", 1.0)
     trainer, weights = end("trainer"), Weights()
     notice = msgspec.msgpack.decode(weights.publish(trainer, 0), type=TcpNotice)
     others = Endpoint.of(run.address, Keys.new())
     assert not asyncio.run(is_gone(run, "host", notice))
+    monkeypatch.setattr(fetcher, "LOCATE_S", 1.0)
     assert asyncio.run(is_gone(others, "host", notice))
 
 
