@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from forked_server import start as start_command
-from launched import command
+from launched import GONE_S, command
 
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
@@ -97,25 +97,44 @@ def test_a_failed_cell_stops_no_other_and_is_the_only_one_that_is_tried_again(st
     assert (second.out / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+HELD = """
+import time
+from pathlib import Path
+
+GO = Path(__file__).with_name("go")
+calls = 0
+
+
+def letter_share(completions, **_):
+    global calls
+    calls += 1
+    while calls > 16 and not GO.exists():
+        time.sleep(0.02)
+    return [c[-1]["content"].count("e") / 8 for c in completions]
+"""
+"""It holds a run up after its first step, of 4 groups, and lets a run of one step end."""
+
+
 def test_an_interrupted_sweep_leaves_no_process_and_goes_on_where_it_was(start, sweep_config, tmp_path):
-    arguments = ("--grid=run.steps=1,40", "--last=1", "--jobs=2")
-    sweep = start(*arguments)
+    (tmp_path / "rewards.py").write_text(HELD)
+    sweep = start("--grid=run.steps=1,8", "--last=1", "--jobs=2", "reward.workers=1")
     sweep.wait_for_steps("steps=1_", 1)
-    sweep.wait_for_steps("steps=40_", 1)
+    sweep.wait_for_steps("steps=8_", 1)
     family = sweep.family()
     os.kill(sweep.process.pid, signal.SIGINT)
     assert sweep.wait() == 130, sweep.printed.read_text()
-    assert psutil.wait_procs(family, timeout=1.0)[1] == []
+    assert psutil.wait_procs(family, timeout=GONE_S)[1] == []
     assert "run the same command again to continue" in sweep.printed.read_text()
-    (long,) = sweep.out.glob("cells/steps=40_*")
+    (long,) = sweep.out.glob("cells/steps=8_*")
     assert not (long / "finished").exists()
 
+    (tmp_path / "go").touch()
     before = written(sweep.out)
-    again = Sweep(sweep_config, grid=["run.steps=1,40"], out=sweep.out, last=1)
+    again = Sweep(sweep_config, ["run.steps=1,8"], ["reward.workers=1"], out=sweep.out, last=1)
     result = run_sweep(again)
     assert not result.failed
     assert [row.missing for row in result.rows] == [0, 0]
-    assert len(read_metrics(long / "metrics.jsonl")) == 40
+    assert len(read_metrics(long / "metrics.jsonl")) == 8
     once = [name for name, at in written(sweep.out).items() if at == before[name]]
     assert all("steps=1_" in name for name in once)
 
@@ -131,7 +150,7 @@ def test_the_death_of_a_cell_s_parent_costs_no_more_than_that_cell(start):
     (cell,) = lane.children()
     lane.kill()
     assert sweep.wait() == 1
-    assert psutil.wait_procs([cell], timeout=20.0)[1] == []
+    assert psutil.wait_procs([cell], timeout=GONE_S)[1] == []
     printed = sweep.printed.read_text()
     assert "its process was killed" in printed
     assert "1 of 2 cells failed" in printed
@@ -142,7 +161,7 @@ def test_the_cells_of_a_killed_sweep_end_by_themselves(start):
     sweep.wait_for_steps("seed=0", 1)
     family = sweep.family()
     sweep.process.kill()
-    assert psutil.wait_procs(family, timeout=20.0)[1] == []
+    assert psutil.wait_procs(family, timeout=GONE_S)[1] == []
 
 
 def test_nothing_is_started_when_a_cell_cannot_run_on_this_machine(sweep_config, tmp_path):
