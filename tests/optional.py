@@ -12,6 +12,8 @@ class _Optional:
         self._name = name
 
     def __getattr__(self, name):
+        if name.startswith("_"):  # pytest asks every name of a module for `__test__` and the like
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)
 
 
