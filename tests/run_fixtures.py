@@ -98,7 +98,7 @@ def run_script(tmp_path):
             arguments, one_thread = map(str, arguments), {"OMP_NUM_THREADS": "1"}
             process = start(str(path), *arguments, output=output, typed=typed, environment=one_thread)
         try:
-            assert process.wait(280) == 0, printed.read_text()
+            assert process.wait(800) == 0, printed.read_text()
         finally:
             if process.poll() is None:
                 process.kill()

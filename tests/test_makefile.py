@@ -14,7 +14,7 @@ ON_GPU = shutil.which("nvidia-smi") is not None
 
 def make(*arguments, **environment):
     command = ["make", "-C", str(ROOT), f"PYTHON={sys.executable}", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
 
 
 @pytest.mark.slow

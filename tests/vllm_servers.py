@@ -13,7 +13,7 @@ from typing import Any
 
 from forked_server import import_vllm, start
 
-START_S = 240.0
+START_S = 600.0
 
 
 class VllmServer:

@@ -19,7 +19,7 @@ def check(*arguments):
         [sys.executable, str(CHECK), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

@@ -32,7 +32,7 @@ def test_weights_arrive_over_a_link_that_was_pulled_and_leave_the_trainers_host_
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == 0, ended.stderr

@@ -15,7 +15,7 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire.keys import Endpoint
 
 NAMES = ("coordinator", "trainer-0", "trainer-1", "rollout-0", "rollout-1", "reward-0")
-LONG_S = 60.0
+LONG_S = 120.0
 
 
 @dataclass

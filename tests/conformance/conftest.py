@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 
 class Harness(Protocol):

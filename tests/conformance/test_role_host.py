@@ -25,7 +25,7 @@ from asyncrl.liveness.pulse import read_pulse
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.runfiles.layout import RunDir
 
-LONG_S = 60.0
+LONG_S = 120.0
 
 
 class PlainRole:

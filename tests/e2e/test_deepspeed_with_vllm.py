@@ -10,7 +10,7 @@ from launched import LONG_S
 
 from asyncrl.runfiles.checkpoints import Checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
 FAULTY_ENGINE = Path(__file__).parent / "faulty_engine"
 LAYER = "model.layers.1.mlp.down_proj"

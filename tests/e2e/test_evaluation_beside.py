@@ -56,7 +56,6 @@ def assert_as_offline(run_dir, version):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_every_version_is_scored_once_whoever_dies_and_training_waits_for_none(launch, tmp_path, capsys):
     hold, reward = tmp_path / "hold", tmp_path / "held_reward.py"
     reward.write_text(HELD.format(hold=str(hold)))
@@ -163,7 +162,6 @@ def test_the_last_version_is_scored_whichever_it_becomes_and_whatever_is_lost(
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
 def test_vllm_scores_as_offline(make_config):
     own = ["rollout.engine=vllm", "data.held_out_rows=6", "evaluation.every_steps=2", "run.steps=2"]
     result = asyncrl.run(make_config(*own, "rollout.group_size=2"), progress=False)

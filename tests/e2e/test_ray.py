@@ -11,7 +11,7 @@ from launched import ENDLESS, LONG_S, Launched
 from asyncrl import config as settings
 from asyncrl.observe.metrics import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

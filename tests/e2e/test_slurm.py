@@ -125,7 +125,6 @@ def real(programs, tmp_path_factory, monkeypatch):
         process.wait(30)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("cluster", ["pretended", "real"])
 def test_a_run_in_an_allocation(cluster, request, make_config, tmp_path, assert_nothing_left):
     command = request.getfixturevalue(cluster)
@@ -137,7 +136,7 @@ def test_a_run_in_an_allocation(cluster, request, make_config, tmp_path, assert_
         [*command, str(SBATCH), str(path), f"run.dir={config.run.dir}", "run.seed=1"],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     run = Path(config.run.dir)
     logs = "".join(log.read_text() for log in run.glob("logs/*.log"))

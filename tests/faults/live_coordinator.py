@@ -25,7 +25,7 @@ BATCH_GROUPS = 4
 GROUP_SIZE = 2
 TOKENS = 6
 """Of a trajectory; the last three are sampled."""
-ANSWER_S = 30.0
+ANSWER_S = 60.0
 INSIDER = "rollout-1"
 
 

@@ -42,7 +42,6 @@ def job(launch, tmp_path):
     return job
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("moment", range(max(1, MOMENTS)))
 def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
     """In an order that nobody has chosen either: some befall roles that are just being started again."""

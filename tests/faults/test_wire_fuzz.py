@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from live_coordinator import live_coordinator
 from wire_attack import Attack
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def attack(tmp_path_factory):

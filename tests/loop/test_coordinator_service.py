@@ -63,7 +63,7 @@ class Peer:
         await self.client.__aexit__(*error)
 
     async def ask(self, request, frames=()):
-        answer, _ = await self.client.request(request, frames, timeout_s=20)
+        answer, _ = await self.client.request(request, frames, timeout_s=60)
         return answer
 
     async def lease(self, limit=1, *held):

@@ -268,7 +268,7 @@ def test_a_browser_has_nothing_to_complain_of(make_run, make_line, tmp_path):
         ],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
     )
     assert "CONSOLE" not in done.stderr
     assert done.stdout.count("<figure") == path.read_text("utf-8").count("<figure") > 20

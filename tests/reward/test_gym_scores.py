@@ -10,11 +10,11 @@ import pytest
 from optional import optional
 from reward_pools import request, running_pool
 
-optional("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
-
 from asyncrl.config import DataConfig
 from asyncrl.data.rows import read_rows
 from asyncrl.reward.verifiers.reasoning_gym import PROCESS, reasoning_gym
+
+optional("reasoning_gym", reason="needs asyncrl[reasoning-gym]")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from asyncrl.reward_models.service import RewardModelHung, RewardModelService
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire.keys import Keys
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def config(folder="judge", *, retries=1, start_s=DEADLINE_S, **model):

@@ -176,7 +176,7 @@ def test_a_script_gives_its_own_function(make_config, write, tmp_path):
         """,
         "train.py",
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{script}:score" in (tmp_path / "run" / "config.yaml").read_text()
     assert done.stderr.count("imported as __main__") == 1

@@ -21,7 +21,7 @@ from asyncrl.sweep.sweep import make_design
 
 pytestmark = pytest.mark.slow
 
-LONG_S = 200.0
+LONG_S = 600.0
 
 
 class Started:

@@ -39,7 +39,6 @@ def make_learner(group, make_config, make_qwen3):
     return make
 
 
-@pytest.mark.timeout(240)
 def test_gradients_are_summed_in_float32_in_small_buckets_beside_the_backward_pass(make_learner):
     for stage in (1, 2, 3):
         engine = make_learner(zero_stage=stage)._engine
@@ -51,7 +50,6 @@ def test_gradients_are_summed_in_float32_in_small_buckets_beside_the_backward_pa
     assert make_learner(communication_dtype="bfloat16")._engine.communication_data_type == torch.bfloat16
 
 
-@pytest.mark.timeout(240)
 def test_the_memory_of_a_gradient_larger_than_a_bucket_outlives_its_sum_on_the_other_stream(
     make_learner, monkeypatch
 ):
@@ -66,7 +64,6 @@ def test_the_memory_of_a_gradient_larger_than_a_bucket_outlives_its_sum_on_the_o
     assert all(p.grad is None for p in learner._parameters.values())
 
 
-@pytest.mark.timeout(240)
 def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_loaded_with(
     group, make_config, tmp_path
 ):

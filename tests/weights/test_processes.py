@@ -66,12 +66,12 @@ class Child:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
-        assert answer, self.process.communicate(timeout=30)[1]
+        assert answer, self.process.communicate(timeout=60)[1]
         return answer
 
     def finish(self) -> tuple[int, str]:
         """Exit status and everything it said on stderr."""
-        _, stderr = self.process.communicate(timeout=30)
+        _, stderr = self.process.communicate(timeout=60)
         return self.process.returncode, stderr
 
 
@@ -86,7 +86,7 @@ def start():
     yield start
     for child in children:
         child.process.kill()
-        child.process.communicate(timeout=30)
+        child.process.communicate(timeout=60)
 
 
 def test_one_process_publishes_another_reads(start, prefix):

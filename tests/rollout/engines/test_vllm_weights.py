@@ -21,7 +21,7 @@ from asyncrl.weights.source import LocalWeights, WeightsError
 
 pytestmark = pytest.mark.vllm
 
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def start(make_qwen3, tmp_path):
             settings["receiver"] = f"faulty_receivers.{settings['receiver']}"
         llm = launch(LaunchSettings(str(tmp_path), dtype, **limits, **settings))
         expected = ExpectedWeights(str(tmp_path), dtype)
-        return VllmEngine(llm, expected, **limits, kv_on_update=kv_on_update, answer_timeout_s=30.0)
+        return VllmEngine(llm, expected, **limits, kv_on_update=kv_on_update, answer_timeout_s=60.0)
 
     return start
 
