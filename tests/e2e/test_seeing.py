@@ -75,10 +75,11 @@ def test_states_add_up_and_the_trace_shows_them(seen):
     names = {e["pid"]: e["args"]["name"] for e in found if e["name"] == "process_name"}
     assert {*names.values()} == {*pulses}
     spans = [(names[e["pid"]], e["name"], e) for e in found if e["ph"] == "X"]
+    stepped_s = lines[-1]["wall_s"] - lines[0]["wall_s"]  # how long the roles' starts take is no matter
     for role in pulses:
         of_role = [e for name, _, e in spans if name == role]
         traced_us = max(e["ts"] + e["dur"] for e in of_role) - min(e["ts"] for e in of_role)
-        assert traced_us / 1e6 >= lines[-1]["wall_s"] - 1.0, role
+        assert traced_us / 1e6 >= stepped_s - 1.0, role
     assert {f"step {step}" for step in range(1, STEPS + 1)} <= {name for _, name, _ in spans}
     requests = [e for role, name, e in spans if role == "rollout-0" and name.startswith("version ")]
     assert {int(e["name"].split()[1]) for e in requests} >= {0, 1}
