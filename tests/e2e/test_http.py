@@ -85,7 +85,7 @@ def start(servers, tiny_folder, tmp_path):
             kv_on_update=kv_on_update,
             report_every_tokens=report_every_tokens,
             api_key=API_KEY,
-            deadlines=Deadlines(answer_timeout_s=3.0, load_timeout_s=20.0, patience_s=3.0),
+            deadlines=Deadlines(answer_timeout_s=8.0, load_timeout_s=60.0, patience_s=8.0),
         )
 
     return start
@@ -227,7 +227,7 @@ def test_a_hung_server_is_noticed_and_comes_back_with_the_newest_weights(start, 
         servers[1].signal(signal.SIGSTOP)
         try:
             await until(lambda: not b.up, "the hung server to be noticed")
-            assert "was not answered within 3 s" in b.trouble
+            assert "was not answered within 8 s" in b.trouble
             await engine.update_weights(version(1))
             await asyncio.wait(before)
         finally:
