@@ -47,11 +47,12 @@ class RolloutTask:
     ) -> RolloutTask:
         """A lease with its prompt. What a response begins with is a part of its length."""
         prefix = [] if prompt.prefix_ids is None else prompt.prefix_ids.tolist()
+        if prefix:
+            sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens - len(prefix))
         return RolloutTask(
             *(lease.lease_id, lease.group_id, lease.attempt, prompt.index),
             *(prompt.prompt, prompt.prompt_ids.tolist() + prefix, prompt.columns, group_size),
-            replace(sampling, max_new_tokens=sampling.max_new_tokens - len(prefix)),
-            purpose,
+            *(sampling, purpose),
             None if prompt.trained_ids is None else prompt.trained_ids.tolist(),
             *(len(prefix), prompt.hint_of),
         )
