@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from asyncrl.config import Config
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import PromptSet
-from asyncrl.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +17,10 @@ def held_out(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -
     """Those of `evaluation.sets`, one set after the other; else the last `data.held_out_rows` rows of each
     dataset, and all of it where none are held out. Those of `evaluation.suites` follow. Raises
     `ConfigError`."""
-    tokenizer = tokenizer or load_tokenizer(config.model)
+    if tokenizer is None:
+        from asyncrl.data.tokenizer import load_tokenizer  # imports transformers
+
+        tokenizer = load_tokenizer(config.model)
     if config.scored_sets is not None or not config.scored_by_rewards:
         return scored(config, tokenizer, PromptSet(()))
     _, kept_out = load_prompts(config.data, tokenizer).split(config.data.held_out_rows)
