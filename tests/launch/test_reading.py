@@ -25,11 +25,8 @@ def test_it_gives_what_is_read_here(make_config, monkeypatch):
     assert prompts_of(config).encoded() == here.encoded()
 
 
-HERE = os.getpid()
-
-
-def encoded_elsewhere(config):
-    assert os.getpid() != HERE
+def encoded_elsewhere(config, here=os.getpid()):
+    assert os.getpid() != here
     return load_prompts(config.data, load_tokenizer(config.model)).encoded()
 
 
