@@ -123,16 +123,11 @@ class PromptSet:
     def load(cls, path: str | Path) -> PromptSet:
         """Read what `save` wrote. Raises `PromptFileError`."""
         try:
-            return cls.decoded(Path(path).read_bytes())
-        except (msgspec.DecodeError, OSError, ValueError) as error:
+            data = msgspec.msgpack.decode(Path(path).read_bytes(), type=_File)
+        except (msgspec.DecodeError, OSError) as error:
             raise PromptFileError(f"cannot read the prepared prompts {path}: {error}") from None
-
-    @classmethod
-    def decoded(cls, content: bytes) -> PromptSet:
-        """Of what `encoded` gave. Raises `ValueError` or msgspec's `DecodeError` for anything else."""
-        data = msgspec.msgpack.decode(content, type=_File)
         if data.format != _FORMAT:
-            raise ValueError(f"it has the format {data.format!r}, this version reads {_FORMAT!r}")
+            raise PromptFileError(f"{path} has the format {data.format!r}, this version reads {_FORMAT!r}")
         rows = tuple(
             Prompt(
                 *(i, row.prompt, _ids(row.prompt_ids), row.columns, row.dataset, row.hint_of),

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,12 @@ from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer, ahead
 from asyncrl.cluster.hosts.local import end_of
 from asyncrl.cluster.hosts.processes import signal_group
 from asyncrl.config import Config
-from asyncrl.data.load import load_prompts
 from asyncrl.errors import AsyncRLError, ConfigError
 from asyncrl.event_loop import run_to_end
-from asyncrl.launch.reading import reading_beside
 from asyncrl.lifeline import die_with
 from asyncrl.plan import disk, preflight
 from asyncrl.plan.machine import Nodes
-from asyncrl.plan.preflight import ONE_NODE, LoadPrompts
+from asyncrl.plan.preflight import ONE_NODE
 from asyncrl.plan.resources import Placement
 from asyncrl.runfiles.user_code import Found
 from asyncrl.runfiles.user_files import UserFiles, look_at_functions
@@ -98,11 +96,11 @@ def check(
     return _check(Question(config, gpus, nodes=nodes))
 
 
-def _check(asked: Question, load: LoadPrompts = load_prompts) -> Checked:
+def _check(asked: Question) -> Checked:
     with _sparing_the_cores():
         if asked.is_rest:
             raise ConfigError("\n".join(preflight.lacks(asked.config)))
-        plan = preflight.preflight(asked.config, asked.gpus, asked.functions, asked.nodes, load)
+        plan = preflight.preflight(asked.config, asked.gpus, asked.functions, asked.nodes)
     assert plan.prompts is not None
     prompts, folders = plan.prompts.encoded(), dict(plan.folders)
     held_out = b"" if plan.held_out is None else plan.held_out.encoded()
@@ -174,9 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     answer = os.dup(1)
     os.dup2(STDERR, 1)  # code of a model's own may print
     try:
-        reading = nullcontext(load_prompts) if question.is_rest else reading_beside(question.config)
-        with reading as load:
-            found: Checked | Refused = _check(question, load)
+        found: Checked | Refused = _check(question)
     except ConfigError as error:
         found = Refused(str(error))
     with open(answer, "wb") as file:  # noqa: PTH123 - it has no path

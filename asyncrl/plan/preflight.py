@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from asyncrl.config import Config, DataConfig
+from asyncrl.config import Config
 from asyncrl.curriculum.hints import with_hints
 from asyncrl.data import hub
 from asyncrl.data.load import count_rows, load_prompts
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ONE_NODE = Nodes()
-LoadPrompts = Callable[[DataConfig, "PreTrainedTokenizerBase"], PromptSet]
-"""As `load_prompts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +68,18 @@ class Plan:
 
 
 def preflight(
-    config: Config,
-    gpus: int | None = None,
-    functions: Found | None = None,
-    nodes: Nodes = ONE_NODE,
-    load: LoadPrompts = load_prompts,
+    config: Config, gpus: int | None = None, functions: Found | None = None, nodes: Nodes = ONE_NODE
 ) -> Plan:
     """Check the run against this machine and prepare it; fetches models and datasets of the hub, loads no
     weights, starts and writes nothing.
 
     `gpus`: how many GPUs to use, None for as many as are of use. `functions`: what has been found of those
     that the config names, if somebody has looked already. `nodes`: machines like this one to spread the run
-    over. `load`: reads prompts. Raises `ConfigError` with all that the checks found wrong, each with its key,
-    value and remedy; with what is only missing on this machine, in at most five lines.
+    over. Raises `ConfigError` with all that the
+    checks found wrong, each with its key, value and remedy; with what is only missing on this machine, in at
+    most five lines.
     """
-    found = _look(config, gpus, probe().over(nodes), functions, nodes, needs_all=True, load=load)
+    found = _look(config, gpus, probe().over(nodes), functions, nodes, needs_all=True)
     return replace(found, config=with_absolute_paths(found.config))
 
 
@@ -125,14 +120,7 @@ def _gpus_to_plan(config: Config, asked: int | None, available: int) -> int | No
 
 
 def _look(
-    config: Config,
-    gpus: int | None,
-    here: Machine,
-    functions: Found | None,
-    nodes: Nodes,
-    *,
-    needs_all: bool,
-    load: LoadPrompts = load_prompts,
+    config: Config, gpus: int | None, here: Machine, functions: Found | None, nodes: Nodes, *, needs_all: bool
 ) -> Plan:
     """Check what can be checked, with everything that is wrong in one message. needs_all: whether what is
     missing is refused, or fetched."""
@@ -155,7 +143,7 @@ def _look(
     trained = findings.of(lambda: with_trained_models(config))
     if trained is None:
         findings.refuse(missing_too=False)
-    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all, load)
+    scene = _Scene(trained or config, placement, machine, independent, is_elsewhere, needs_all)
     known = _known(scene, findings, fetches=False)
     to_fetch = needs_all and (findings.forget(NotFetchedError) or _reads_hub(config))
     findings.refuse(missing_too=needs_all)
@@ -216,7 +204,6 @@ class _Scene:
     independent: _Independent
     is_elsewhere: bool
     needs_all: bool
-    load: LoadPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +241,7 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
     prompts = held_out = rows = longest = mean = None
     if scene.independent.has_rows and (fetches or not _reads_hub(config)):
-        prompts, held_out, rows = _prompts(scene, tokenizer, findings)
+        prompts, held_out, rows = _prompts(config, tokenizer, findings)
     elif scene.independent.has_rows and not scene.needs_all:
         findings.missing.append(_unread(config))
     if tokenizer is not None and config.teacher is not None and scene.needs_all:
@@ -353,14 +340,13 @@ def _reads_hub(config: Config) -> bool:
 
 
 def _prompts(
-    scene: _Scene, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, findings: Findings
 ) -> tuple[PromptSet | None, PromptSet | None, int | None]:
     """The prompts to train on and those to evaluate on, if they can be tokenised, and how many the former
     are, if the rows can be read."""
-    config = scene.config
     if tokenizer is None:
         return None, None, findings.of(lambda: checks.enough_rows(config, count_rows(config.data)))
-    prompts = findings.of(lambda: scene.load(config.data, tokenizer))
+    prompts = findings.of(lambda: load_prompts(config.data, tokenizer))
     if prompts is None or findings.of(lambda: checks.enough_rows(config, prompts.counts())) is None:
         return None, None, None
     trained, held_out = prompts.split(config.data.held_out_rows)
