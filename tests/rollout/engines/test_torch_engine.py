@@ -157,6 +157,26 @@ def test_what_an_update_has_passed_through_is_never_gone_on_from(make_qwen3):
     assert asyncio.run(scenario()) == (0, 3 + 6 + 1 + 3 - 1)
 
 
+def test_what_begins_waits_for_the_later_turns_of_what_has_begun(make_qwen3):
+    engine = TorchEngine(make_qwen3(), capacity=1, max_length=64)
+    ended = []
+
+    async def one(name, since):
+        await anext(engine.generate(replace(request(name, [5, 6, 7], 2), since=since)))
+        ended.append(name)
+
+    async def scenario():
+        asked = {"runs": None, "new": None, "turn": 0, "newer": None, "next turn": 0}
+        async with asyncio.TaskGroup() as tasks:
+            for name, since in asked.items():
+                tasks.create_task(one(name, since))
+            await asyncio.sleep(0)
+            await finish(engine)
+
+    asyncio.run(scenario())
+    assert ended == ["turn", "next turn", "runs", "new", "newer"]
+
+
 @pytest.mark.parametrize("is_given_up", [True, False])
 def test_what_nobody_goes_on_from_makes_place_first(make_qwen3, is_given_up):
     """Two contexts have room, and a third comes: the older of them goes, or the one that is given up."""

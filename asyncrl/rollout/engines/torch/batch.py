@@ -78,8 +78,12 @@ class ContinuousBatch:
         return not self._waiting and self.running == 0
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request that can run, first come first served."""
-        self._waiting.append(request)
+        """Queue a request that can run: first come first served, but what begins waits for the later turns of
+        what has begun, whose contexts it would take the place of."""
+        ahead = len(self._waiting)
+        if request.since is not None:
+            ahead = next((i for i, other in enumerate(self._waiting) if other.since is None), ahead)
+        self._waiting.insert(ahead, request)
 
     def abort(self, request_id: str) -> Finished | None:
         """End a waiting or running request; None when there is no such request. What one that has ended has

@@ -29,7 +29,8 @@ class TorchEngine(StreamingEngine):
     `run` steps in a thread of its own, so that nobody in the event loop waits for a step, nor a step for
     them; requests, aborts and new weights take effect between two steps. A caller that wants a deterministic
     schedule calls `step` itself instead, and all of it happens at once, in the caller's thread. A request's
-    output comes as one chunk when it ends. The order of admission is the order of the calls of `generate`.
+    output comes as one chunk when it ends. The order of admission is the order of the calls of `generate`,
+    later turns of episodes first.
 
     model: becomes the engine's own (evaluation mode, attention, weights). Its weights are version 0. Raises
         `UnsupportedModelError` for a model that cannot run exactly.
