@@ -198,7 +198,7 @@ def _bad_versions(rng, header, version):
 
 
 def _bad_identity(rng, header, version):
-    header[rng.choice(("group_id", "lease_id", "row", "purpose"))] = rng.choice(
+    header[rng.choice(("group_id", "lease_id", "row"))] = rng.choice(
         (-1, 2**53 + 1, 2**64 - 1, "0", None, 0.5)
     )
 

@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 from asyncrl.core.records import FinishReason
 from asyncrl.data.messages import UnusablePromptError
 from asyncrl.data.tokenise import tokenise
-from asyncrl.rollout.chat import ChatFormat
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.episodes.conversation import Conversation, Reply
 from asyncrl.rollout.gateway import anthropic, chat, completions, responses, tokens
@@ -187,7 +186,7 @@ class Gateway:
         if (earlier := visit.earlier(name, request.headers)) is not None:
             return await _deliver(service, request, *earlier)
         visit.begin(name)
-        speech = Speech(partial(self._settled, visit.session.format, ask), ask.stop)
+        speech = Speech(partial(self._settled, visit.session, ask), ask.stop)
         may_tell = ask.stream and service.piece is not None and ask.n == len(ask.prompts) == 1
         replying = asyncio.ensure_future(self._replies(visit, ask, speech.tell if may_tell else None))
         replying.add_done_callback(speech.end)
@@ -255,10 +254,12 @@ class Gateway:
             raise _broken(f"the engine has ended the request with `{reply.completion.finish_reason}`")
         return reply
 
-    def _settled(self, chat: ChatFormat, ask: Ask, ids: Sequence[int], prompt_ids: NDArray[np.int32]) -> str:
+    def _settled(
+        self, session: Conversation, ask: Ask, ids: Sequence[int], prompt_ids: NDArray[np.int32]
+    ) -> str:
         """How a reply begins, whatever may follow. (Some tokenizers take spaces away before what follows.)"""
         if _is_conversation(ask.prompts[0]):
-            return chat.settled(ids, prompt_ids, ask.tools or None)
+            return session.format.settled(ids, prompt_ids, ask.tools or None)
         is_tidied = getattr(self._tokenizer, "clean_up_tokenization_spaces", False)
         return "" if is_tidied else self._text_of(ids).rstrip("\ufffd")
 
