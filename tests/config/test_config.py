@@ -742,6 +742,11 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "whole weights on every rank",
         ),
         (
+            ["trainer={ranks: 2, backend: deepspeed, deepspeed: {zero: {zero_hpz_partition_size: 4}}}"],
+            "trainer.deepspeed.zero.zero_hpz_partition_size is trainer.deepspeed.hpz_partition_size",
+            "set that instead",
+        ),
+        (
             ["trainer={ranks: 6, backend: deepspeed, deepspeed: {hpz_partition_size: 4, zero_stage: 3}}"],
             "6 ranks (trainer.ranks) are no whole number of groups of 4",
             "ranks on each node",

@@ -45,13 +45,6 @@ def _without_extensions_for_inference() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def _without_extensions_for_inference() -> None:
-    """When DeepSpeed joins ranks on a CPU, it loads sums over ranks that only the tensor-parallel layers of
-    its inference call, and compiles them for half a minute on a machine's first start. Where it knows of no
-    extension that is possible, it does neither."""
-    deepspeed.ops.__compatible_ops__ = {}
-
-
 class DeepSpeedLearner:
     """`Learner` whose gradients, optimizer state and weights are shared out by
     `trainer.deepspeed.zero_stage`."""

@@ -17,6 +17,9 @@ from asyncrl.trainer.backends.memory import TrainedMemory
 if TYPE_CHECKING:
     from asyncrl.trainer.backends.deepspeed.backend import DeepSpeedTrainer
 
+_OURS = {"stage": "zero_stage", "zero_hpz_partition_size": "hpz_partition_size"}
+"""What much here goes by, by DeepSpeed's names."""
+
 
 class DeepSpeed(BackendSpec):
     has_ranks = True
@@ -78,6 +81,8 @@ class DeepSpeed(BackendSpec):
                 f"trainer.deepspeed.zero_stage={ours.zero_stage}: an adapter's optimizer is small, and every "
                 "rank keeps it; use trainer.deepspeed.zero_stage=3, or leave it out"
             )
+        for name in sorted(_OURS.keys() & ours.zero.keys()):
+            yield f"trainer.deepspeed.zero.{name} is trainer.deepspeed.{_OURS[name]}; set that instead"
         size = ours.hpz_partition_size
         if size > 1 and ours.zero_stage != 3:
             yield (
