@@ -8,8 +8,10 @@ import torch
 from torch.multiprocessing import reductions
 
 from asyncrl.weights.ipc import gpu_memory
+from asyncrl.weights.ipc.publisher import IpcPublisher
 from asyncrl.weights.ipc.transport import Ipc
 from asyncrl.weights.published import WholeWeights
+from asyncrl.weights.shm import publisher as shm_publisher
 from asyncrl.weights.source import WeightsError
 
 
@@ -71,6 +73,28 @@ def test_a_version_on_a_gpu_is_refused_by_an_engine_without_one(end, monkeypatch
     trainer.close()
     with pytest.raises(WeightsError, match="is gone"):
         source.tensors()
+
+
+class OnGpu(torch.Tensor):
+    """Pretended: it lies in the host's memory, and numpy cannot see it."""
+
+    def numpy(self, *, force=False):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_some_tensors_of_a_version_on_a_gpu_may_lie_in_the_hosts_memory(prefix, monkeypatch):
+    """As an adapter's: the hash of its base, and what the merged weights' digests are."""
+    monkeypatch.setattr(shm_publisher, "computes_apart", lambda tensor: isinstance(tensor, OnGpu))
+    on_gpu, here = torch.arange(1000.0), torch.arange(16, dtype=torch.uint8)
+    weights = WholeWeights({"a": on_gpu.as_subclass(OnGpu), "base": here, "b": on_gpu.as_subclass(OnGpu)[7:]})
+    payload = torch.zeros(weights.manifest.n_bytes, dtype=torch.uint8).as_subclass(OnGpu)
+    monkeypatch.setattr(IpcPublisher, "_memory", lambda *_: payload)
+    publisher = IpcPublisher(prefix)
+    found = publisher.publish(0, weights).checksums
+    assert found == shm_publisher.ShmPublisher(prefix)._copy(weights.manifest, weights.parts(), 0)
 
 
 def calls(function, name):

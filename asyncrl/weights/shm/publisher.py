@@ -75,16 +75,18 @@ class ShmPublisher:
 
     @torch.no_grad()
     def _copy(self, manifest: Manifest, parts: Iterable[tuple[str, Tensor]], buffer: int) -> tuple[int, ...]:
-        """Returns the tensors' digests. A GPU copies and digests by itself what lies on it."""
+        """Returns the tensors' digests. A GPU copies and digests by itself what lies on it, or comes to."""
         payload = self._memory(buffer, manifest.n_bytes)
         views = manifest.views(payload)
         apart: dict[str, Tensor] = {}
         for name, tensor in parts:
-            if computes_apart(tensor):
-                if not computes_apart(payload):
-                    self._maps[buffer].lock_pages()
-                apart[name] = device_sums(tensor)
+            if computes_apart(tensor) and not computes_apart(payload):
+                self._maps[buffer].lock_pages()
             views[name].copy_(tensor, non_blocking=True)
+            for one in (tensor, views[name]):
+                if computes_apart(one):
+                    apart[name] = device_sums(one)
+                    break
         here = {e.name: e.span for e in manifest.entries if e.name not in apart}
         found: dict[str, int] = {}
         if here:
