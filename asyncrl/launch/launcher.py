@@ -315,7 +315,10 @@ def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
     """temporary: folder for the roles' temporary files, which may outlive them: a killed vLLM engine leaves
     its sockets."""
     placement = checked.placement
-    environments = {place.role: _environment(place, placement) for place in placement.places}
+    environments = {
+        place.role: _environment(place, placement) | _allocator(place, checked.config)
+        for place in placement.places
+    }
     on_gpus = {place.role for place in placement.places if place.gpus}
     on_node = {p.role: {"node": p.node, "gpus": placement.gpus_on_node(p)} for p in placement.places}
     common = {"TMPDIR": str(temporary)}
@@ -337,7 +340,6 @@ def _environment(place: Place, placement: Placement) -> dict[str, str]:
     own = {OWN_CORES: listed(place.cores)} if place.cores else {}
     if any(len(placement.on(gpu)) > 1 for gpu in place.gpus):
         own[SHARES_GPU] = "1"
-    own |= _allocator(place)
     return own | {
         "OMP_NUM_THREADS": str(place.threads),
         # Waiting threads must not spin: the trainer and the engines share the cores.
@@ -350,14 +352,18 @@ def _environment(place: Place, placement: Placement) -> dict[str, str]:
     }
 
 
-def _allocator(place: Place) -> dict[str, str]:
+def _allocator(place: Place, config: Config) -> dict[str, str]:
     """Settings for torch's allocator, unless the user has set them.
 
     A trainer's tensors vary in size, and fixed segments would leave gaps between them. Engines keep torch's
     default, since they allocate once and vLLM's memory pools refuse expandable segments; so does
-    `run.mode=inline`, whose only process is also an engine.
+    `run.mode=inline`, whose only process is also an engine. And what lies in segments that can grow, other
+    processes may map (`weights.transport=ipc`) only where they may trace each other (`pidfd_getfd`), which
+    containers forbid.
     """
-    if place.kind != TRAINER or not place.gpus or _ALLOCATOR_SETTINGS & os.environ.keys():
+    if place.kind != TRAINER or not place.gpus or config.transport == "ipc":
+        return {}
+    if _ALLOCATOR_SETTINGS & os.environ.keys():
         return {}
     return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 

@@ -5,7 +5,7 @@ import pytest
 from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.launch import launcher
-from asyncrl.plan.resources import Place, Placement
+from asyncrl.plan.resources import Place
 from asyncrl.runfiles.layout import RunDir
 
 TREE = {
@@ -41,23 +41,26 @@ def test_a_directory_holds_one_run_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("role", "gpus", "own", "expected"),
+    ("role", "gpus", "own", "transport", "expected"),
     [
-        ("trainer-1", (1,), {}, "expandable_segments:True"),
-        ("trainer-0", (), {}, None),
-        ("rollout-0", (0,), {}, None),
-        ("reward-0", (0,), {}, None),
+        ("trainer-1", (1,), {}, "shm", "expandable_segments:True"),
+        ("trainer-0", (), {}, "shm", None),
+        ("rollout-0", (0,), {}, "shm", None),
+        ("reward-0", (0,), {}, "shm", None),
+        # Other processes map what lies there.
+        ("trainer-0", (0,), {}, "ipc", None),
         # The launcher's own environment is the roles', too.
-        ("trainer-0", (0,), {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
-        ("trainer-0", (0,), {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ("trainer-0", (0,), {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "shm", None),
+        ("trainer-0", (0,), {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "shm", None),
     ],
 )
 def test_trainers_on_gpus_allocate_in_segments_that_grow_unless_told_otherwise(
-    role, gpus, own, expected, monkeypatch
+    role, gpus, own, transport, expected, monkeypatch
 ):
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     place = Place(role, "cuda" if gpus else "cpu", gpus, threads=1)
-    assert launcher._environment(place, Placement((place,))).get("PYTORCH_ALLOC_CONF") == expected
+    config = settings.from_tree(TREE | {"weights": {"transport": transport}})
+    assert launcher._allocator(place, config).get("PYTORCH_ALLOC_CONF") == expected
