@@ -114,14 +114,18 @@ def shared_memory_is_writable(config: Config) -> None:
         )
 
 
-def shared_memory_has_room(config: Config, model: ModelFacts | None, machine: Machine) -> None:
-    """Two versions of the weights fit into shared memory."""
+def shared_memory_has_room(
+    config: Config, model: ModelFacts | None, machine: Machine, *, on_gpu: bool
+) -> None:
+    """The versions of the weights that are on their way fit into shared memory. on_gpu: whether the trainer
+    computes on one."""
     if model is None:
         return
-    free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model)
+    free, needed = machine.shared_memory_bytes, shared_weights_bytes(config, model, on_gpu=on_gpu)
     if _shares_memory(config) and free is not None and needed > free:
         raise NotHereError(
-            f"model.path={config.model.path}: two versions of its weights take {format_bytes(needed)} of "
-            f"shared memory, and {shared_folder()} has {format_bytes(free)} free",
+            f"model.path={config.model.path}: its weights, on their way to the engines "
+            f"(weights.transport={config.transport}), take {format_bytes(needed)} of shared memory, and "
+            f"{shared_folder()} has {format_bytes(free)} free",
             command=f"make it larger (for a container: --shm-size={needed // 10**9 + 2}g)",
         )

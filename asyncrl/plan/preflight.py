@@ -28,6 +28,7 @@ from asyncrl.plan.outline import Outline, outline
 from asyncrl.plan.resources import Placement, assign, too_few_gpus, wanted_gpus, with_own_cores
 from asyncrl.reward.judges.judge import check as check_judge
 from asyncrl.reward.thinking import thinking_of
+from asyncrl.roles import TRAINER
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.runfiles.earlier_run import with_trained_models
 from asyncrl.runfiles.user_code import Found
@@ -238,7 +239,8 @@ def _known(scene: _Scene, findings: Findings, *, fetches: bool) -> _Known:
         findings.of(partial(load_demonstrations, config, tokenizer))
     decoding = findings.of(lambda: checks.decoding(config, models.policy))
     if not scene.is_elsewhere:
-        findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine))
+        on_gpu = scene.placement is not None and any(p.gpus for p in scene.placement.of(TRAINER))
+        findings.of(lambda: disk.shared_memory_has_room(config, models.policy, scene.machine, on_gpu=on_gpu))
     prompts = held_out = rows = longest = mean = None
     if scene.independent.has_rows and (fetches or not _reads_hub(config)):
         prompts, held_out, rows = _prompts(config, tokenizer, findings)

@@ -120,7 +120,9 @@ def test_what_lies_on_gpus_is_not_in_host_memory_and_what_passes_through_is():
 
 def test_the_trainers_gpu_keeps_the_version_that_engines_map():
     settings = {"weights": {"transport": "ipc"}}
-    assert Estimate(gpus=4, **settings).parts["trainer"]["version for engines"] == 4_000_000
+    on_gpu = Estimate(gpus=4, **settings).parts
+    assert on_gpu["trainer"]["version for engines"] == 4_000_000
+    assert on_gpu["shared weights"] == {"two versions": 0}
     assert "version for engines" not in Estimate(**settings).parts["trainer"]
     assert Estimate(**settings).parts["shared weights"] == {"two versions": 4_000_000}
     assert "version for engines" not in Estimate(gpus=4).parts["trainer"]

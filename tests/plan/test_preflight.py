@@ -298,9 +298,16 @@ def test_shared_memory_too_small_for_two_versions(run):
     model = model_facts(find_policy(config.model), "float32")
     needed = 2 * 4 * model.parameters
     machine = Machine(cores=1, memory_bytes=10**12, gpu_bytes=(), shared_memory_bytes=needed)
-    disk.shared_memory_has_room(config, model, machine)
+    disk.shared_memory_has_room(config, model, machine, on_gpu=True)
     with pytest.raises(ConfigError, match=r"/dev/shm has .* free; make it larger .*--shm-size=2g"):
-        disk.shared_memory_has_room(config, model, replace(machine, shared_memory_bytes=needed - 1))
+        disk.shared_memory_has_room(
+            config, model, replace(machine, shared_memory_bytes=needed - 1), on_gpu=True
+        )
+    # What stays on the trainer's GPU needs none, wherever there is one.
+    machine, config = replace(machine, shared_memory_bytes=0), run(weights={"transport": "ipc"})
+    disk.shared_memory_has_room(config, model, machine, on_gpu=True)
+    with pytest.raises(ConfigError, match=r"weights\.transport=ipc\), take .* has .* free; make it larger"):
+        disk.shared_memory_has_room(config, model, machine, on_gpu=False)
 
 
 def test_flash_attention_without_gpu_or_package(run, monkeypatch):

@@ -77,11 +77,14 @@ def published_bytes(config: Config, model: ModelFacts) -> int:
     return trained_parameters(config, model) * DTYPE_BYTES[config.model.dtype]
 
 
-def shared_weights_bytes(config: Config, model: ModelFacts) -> int:
-    """What holds the newest versions on their way; next to nothing where nothing is computed."""
+def shared_weights_bytes(config: Config, model: ModelFacts, *, on_gpu: bool) -> int:
+    """What holds the newest versions on their way; next to nothing where nothing is computed. on_gpu: whether
+    the trainer computes on one, where they may stay."""
     if not backend_of(config).computes:
         return 0
-    n_bytes = transport_bytes(config.transport, published_bytes(config, model))
+    published = published_bytes(config, model)
+    stays = on_gpu and transport_gpu_bytes(config.transport, published)
+    n_bytes = 0 if stays else transport_bytes(config.transport, published)
     if config.trainer.lora is not None and engine_of(config).starts_processes:
         n_bytes += config.rollout.workers * weights_bytes(config, model)  # merged, for the engine's processes
     return n_bytes
@@ -126,7 +129,7 @@ def estimate_memory(
             parts = _reward_model_parts(model, facts, longest_tokens, role in on_gpu)
             entries.append(Memory(role, *parts))
     if models.policy is not None:
-        two_versions = shared_weights_bytes(config, models.policy)
+        two_versions = shared_weights_bytes(config, models.policy, on_gpu=TRAINER in on_gpu)
         entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))
     return tuple(entries)
 
