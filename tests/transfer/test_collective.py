@@ -180,6 +180,26 @@ def test_one_that_is_lost_in_the_middle_holds_nobody_up(end, other, monkeypatch,
         assert list(pool.map(lambda engine: read(engine, notice), (engine, successor))) == [2, 2]
 
 
+def test_one_that_never_gets_through_keeps_no_other_from_a_version(end, monkeypatch):
+    """As a guest whose ports are closed to the others: it asks again and again, as they do."""
+    monkeypatch.setattr(group, "STALL_S", 2.0)
+    trainer, engines = end(), [end() for _ in range(3)]
+    shut_out, notice = engines[0], publish(trainer, 0)
+    for engine in engines:
+        assert read(engine, notice) == 0  # so that they are waited for
+
+    def fail(*_):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(shut_out._member, "_in_group", fail)
+    notice = publish(trainer, 1)
+    with ThreadPoolExecutor(3) as pool:
+        lost, *reading = [pool.submit(read, engine, notice) for engine in engines]
+        assert [one.result(120) for one in reading] == [1, 1]
+        with pytest.raises(WeightsError, match="no route to host"):
+            lost.result(120)
+
+
 def test_a_trainer_that_ends_in_the_middle_is_told(end, monkeypatch):
     monkeypatch.setattr(fetcher, "LOCATE_S", 0.5)
     monkeypatch.setattr(group, "STALL_S", 2.0)

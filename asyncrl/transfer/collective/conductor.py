@@ -45,7 +45,7 @@ class Conductor:
 
     A group stays from version to version while its members are the same and nothing fails. When one is lost
     in the middle of a broadcast, that ends for all with an error; who is left asks again, and is in a new
-    group.
+    group, of half as many at most: whoever never gets through must not keep the others from it.
 
     bind, advertise: the address at which this host listens, and the one by which others reach it.
     find: the number of a version and its payload, uint8[N], by its identity; raises `RpcError` when it is
@@ -68,6 +68,8 @@ class Conductor:
         """The last of each member, answered or not: an answer may get lost."""
         self._holds: dict[str, int] = {}
         """Of each member that broadcasts wait for, the version that it has; they are of newer ones."""
+        self._at_most: int | None = None
+        """So many take part in the next broadcast, after one that has failed."""
         self._gathered: m.Gathered | None = None
         """The group that has not failed, as rank 0 is told of it."""
         self._group: Group | None = None
@@ -82,6 +84,7 @@ class Conductor:
         ask = self._asks.get(request.member)
         if ask is None or ask.request != request:
             ask = _Ask(request, asyncio.get_running_loop().create_future())
+            self._asks.pop(request.member, None)  # who asks again comes after all others
             self._asks[request.member] = ask
             self._news.set()
         await asyncio.wait([ask.answer], timeout=NOT_YET_S)
@@ -97,14 +100,21 @@ class Conductor:
             asks = await self._gather()
             try:
                 await self._broadcast(asks)
+                self._widen()
             except Exception as error:  # noqa: BLE001 - whatever torch raises where a member is lost
                 log.warning("weights were not broadcast to %s: %s", ", ".join(sorted(asks)), error)
                 self._leave_group()
+                self._at_most = max(1, len(asks) // 2)
                 for name, ask in asks.items():
                     self._holds[name] = -1  # whoever lives asks again, and the others may wait for it
                     if not ask.answer.done():
                         ask.answer.set_exception(RpcError(str(error)))
                         ask.answer.exception()  # nobody may be left to hear it
+
+    def _widen(self) -> None:
+        if self._at_most is not None:
+            twice = 2 * self._at_most
+            self._at_most = twice if twice < len(self._asks) else None
 
     # ---- who -------------------------------------------------------------------------------------------
 
@@ -124,7 +134,7 @@ class Conductor:
             if not late or time.monotonic() >= until_s:
                 for name in late:
                     del self._holds[name], self._asks[name]
-                return asks
+                return dict(list(asks.items())[: self._at_most])
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
                     await self._news.wait()
