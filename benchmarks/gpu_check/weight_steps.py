@@ -78,6 +78,7 @@ def to_another_process(bench: Bench, way: str, gpu: int) -> None:
     device = f"cuda:{gpu}" if bench.device == "cuda" else "cpu"
     engine = context.Process(target=_take, args=(there, way, name, bench.scratch, device))
     engine.start()
+    there.close()  # so that its end is told
     publish, take = [], []
     try:
         for version in range(VERSIONS):
