@@ -4,6 +4,7 @@ comes and goes. (That it learns there, `benchmarks/two_hosts.py` shows.)"""
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from network_hosts import BENCHMARKS, needs_hosts
@@ -13,6 +14,7 @@ PACED = "rollout.engine=paced", "trainer.backend=paced", "trainer.paced.step_s=0
 
 @pytest.mark.slow
 @needs_hosts
+@pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="packets are held back by a tun device")
 def test_a_run_over_two_hosts_loses_nothing_whatever_its_link_and_guests_do(tiny_folder, tmp_path):
     out = tmp_path / "out.json"
     ended = subprocess.run(
