@@ -106,8 +106,8 @@ class SftConfig(Section):
     coef: float = Field(1.0, gt=0)
     """Weight of their mean loss by token, beside that of the samples."""
     loss: Literal["likelihood", "rl_plus"] = "likelihood"
-    """`likelihood`: -log pi of each token. `rl_plus`: by their advantage over the samples, and the more the
-    less likely a token is (docs/objectives.md)."""
+    """`likelihood`: -log pi of each token. `rl_plus`: by their advantage over the samples, and less where a
+    token is sure, or hardly possible (docs/objectives.md)."""
     choose: Literal["all", "batch", "failed"] = "all"
     """`all`: one row after the other, shuffled anew in every epoch. `batch`: those with the prompt of a group
     of the step. `failed`: of such a group in which no reward is above 0 (ReLIFT)."""

@@ -443,7 +443,7 @@ def _impossible_without_rewards(c: Config) -> Iterator[str]:
     asks = {
         "data.hints": c.data.hints is not None,
         "data.curriculum": c.data.curriculum is not None,
-        "rollout.choose=max_variance": c.rollout.choose == "max_variance",
+        f"rollout.choose={c.rollout.choose}": c.rollout.choose in ("max_variance", "greedy_baseline"),
         "sft.choose=failed": c.sft is not None and c.sft.choose == "failed" and c.reward.likelihood is None,
         "replay": c.replay is not None and c.reward.likelihood is None,
     }

@@ -48,7 +48,7 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             "evaluation.samples=1"
         )
     for i, judge in enumerate(c.reward.judges):
-        if judge.compares and evaluation.responses(c.rollout) == 1:
+        if c.scored_by_rewards and judge.compares and evaluation.responses(c.rollout) == 1:
             yield (
                 f"evaluation samples one response to each prompt, and reward.judges.{i}.asks={judge.asks} "
                 "compares those of a group; use evaluation.samples=2 or more, and a temperature above 0"

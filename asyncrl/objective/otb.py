@@ -31,11 +31,11 @@ def otb(steps: Steps, score_norms: Tensor, group_ids: Tensor) -> Tensor:
     first = (lengths.cumsum(0) - lengths)[sequences]
     place = torch.arange(len(at), device=at.device) - first
     sums = norms.cumsum(0)
-    weights = sums - (sums - norms)[first]
+    weights = (sums - (sums - norms)[first]).clamp(min=1e-8)  # where all are sure, each counts the same
     _, same = torch.unique(group_ids[sequences] * (len(at) + 1) + place, return_inverse=True)
     of_places = torch.zeros(len(at), 2, dtype=torch.float64, device=at.device)
     of_places = of_places.index_add(0, same, torch.stack([weights * returns, weights], dim=1))[same]
-    advantages = returns - of_places[:, 0] / of_places[:, 1].clamp(min=1e-12)
+    advantages = returns - of_places[:, 0] / of_places[:, 1]
     noise = CONSTANT_STD * returns.abs().clamp(min=1)
     out = torch.zeros_like(score_norms)
     out[at] = torch.where(advantages.abs() > noise, advantages, 0.0).to(out.dtype)

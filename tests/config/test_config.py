@@ -440,6 +440,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                     "rollout.choose=max_variance",
                     ["rollout.candidates=32", "rollout.choose=max_variance"],
                 ),
+                ("teacher.path=t", "rollout.choose=greedy_baseline", GREEDY),
                 ("teacher.path=t", "sft.choose=failed", ["sft={path: t, choose: failed}"]),
                 ("teacher.path=t", "replay", ["replay={}"]),
             )

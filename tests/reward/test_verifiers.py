@@ -65,6 +65,9 @@ NUMBERS = [
     (r"\boxed{}", "0", False),
     (r"\boxed{" * 5000, "0", False),
     ("9" * 3000, "9", False),
+    ("9" * 5000, "9", False),
+    ("1/" + "3" * 5000, "9", False),
+    ("It is \u22127", "-7", True),
 ]
 
 

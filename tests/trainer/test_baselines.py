@@ -9,6 +9,8 @@ from batches import kept_table, make_batch, with_kept_sets, with_true_logprobs
 
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import LeftOut
+from asyncrl.objective.gae import Steps
+from asyncrl.objective.otb import otb
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.kernels.logprob import LogitShape
 from asyncrl.trainer.lessons.score_norms import sum_of_squares
@@ -84,6 +86,13 @@ def test_the_step_computes_the_baseline_of_each_place_whatever_the_packing(make,
         assert metrics["adv/std"] == pytest.approx(expected.std(), rel=1e-4)
         trained.append(weights(trainer))
     assert (trained[0] - trained[1]).norm() < 1e-5 * trained[0].norm()
+
+
+def test_places_at_which_everybody_is_sure_have_the_mean_as_their_baseline():
+    mask, sequences = torch.ones(5, dtype=torch.bool), torch.tensor([0, 0, 1, 1, 1])
+    steps = Steps(torch.zeros(5), torch.tensor([1.0, 0.0]), sequences, mask)
+    found = otb(steps, torch.zeros(5), torch.zeros(2, dtype=torch.int64))
+    assert found.tolist() == [0.5, 0.5, -0.5, -0.5, 0.0]
 
 
 def test_what_a_greedy_response_has_earned_is_taken_off_its_groups_rewards(make, batch):

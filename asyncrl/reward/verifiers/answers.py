@@ -59,6 +59,8 @@ def _choice(text: str) -> str | None:
 
 _BOXED_NUMBER = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
+_LONGEST_NUMBER = 1000
+"""Characters. A response may repeat a digit to its end, and Python reads 4,300 of them at most."""
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|\s*/\s*\d+)?|\.\d+)")
 
 
@@ -86,8 +88,8 @@ def _boxed(text: str) -> str:
 
 
 def _last_number(text: str) -> Fraction | None:
-    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text.replace("{,}", ",")))
-    if not found:
+    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text.replace("{,}", ",").replace("\u2212", "-")))
+    if not found or len(found[-1]) > _LONGEST_NUMBER:
         return None
     top, _, bottom = found[-1].replace(",", "").partition("/")
     return Fraction(top.strip()) / int(bottom or 1) if int(bottom or 1) else None

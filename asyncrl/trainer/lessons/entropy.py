@@ -33,22 +33,23 @@ class EntropyBonus(Lesson):
         self.parts = {} if self._control is None else {"entropy": self._control}
 
     def begin(self, minis: Sequence[MiniBatch], flat: FlatBatch, tokens: TokenBatch, step: int) -> FlatBatch:
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=tokens.ids.device)
         return flat
 
     def loss(self, at: Tensor, seen: PolicyTokens, read: Tensor | None) -> Tensor | None:
         assert seen.entropies is not None
-        known = seen.entropies.detach()[seen.mask].double()
-        self._sums += torch.stack([known.sum(), known.new_tensor(len(known))]).cpu()
-        coef = self._config.entropy_coef if self._control is None else self._control.coef
-        return -coef * seen.entropies if coef else None
+        if self._control is None:
+            return -self._config.entropy_coef * seen.entropies
+        known = torch.where(seen.mask, seen.entropies.detach().double(), 0.0)
+        self._sums += torch.stack([known.sum(), seen.mask.sum().double()])
+        return -self._control.coef * seen.entropies if self._control.coef else None
 
     def metrics(self) -> dict[str, float]:
         """The weight of the step; from then on it is that of the next."""
         if self._control is None:
             return {}
         told = {"entropy/coef": self._control.coef}
-        total, tokens = self._ranks.sum_on_host(self._sums.clone()).tolist()
+        total, tokens = self._ranks.sum_on_host(self._sums.to("cpu", copy=True)).tolist()
         if tokens:
             self._control.follow(total / tokens)
         return told

@@ -29,7 +29,7 @@ class Sft(Lesson):
 
     With `choose: batch` or `failed` it is of the batch alone: the rows of its prompts, or of those that no
     response has answered. With `loss: rl_plus` that takes the place of -log pi_theta, by the advantage that
-    a demonstration of reward 1 has over its prompt's group (1 where the batch has none).
+    a demonstration of reward 1 has over its prompt's group (1 with `choose: all`).
 
     Source: for the questions that fail, ReLIFT, Ma et al. 2025 (arXiv 2506.07527), which collects them for
     updates of their own; in one loss, CHORD, Zhang et al. 2025 (arXiv 2508.11408).
