@@ -205,7 +205,7 @@ class Gateway:
             response = await _deliver(service, request, ask, _unheard(answer, speech), response)
             for reply in replies:  # only now: what was lost on the way, the program has not seen
                 reply.keep()
-            visit.delivered(name, ask, answer)
+            visit.delivered(name, ask, replace(answer, events=0))  # who asks again, has heard nothing
         except Refused as refused:
             if response is None:
                 raise

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from asyncrl.rollout.engines.base import EngineError, GenerationRequest, SamplingParams
-from asyncrl.rollout.engines.vllm.generation import kept_sets, listed_logprobs, smaller_side
+from asyncrl.rollout.engines.vllm.generation import (
+    kept_sets,
+    listed_logprobs,
+    sampling_params,
+    smaller_side,
+)
 
 VOCABULARY = 10
 
@@ -66,3 +71,19 @@ def test_the_smaller_side_is_listed():
 def test_no_more_logprobs_are_asked_for_than_needed(sampling, listed):
     request = GenerationRequest("r", ints(1), SamplingParams(8, **sampling))
     assert listed_logprobs(request, 1000) == listed
+
+
+@pytest.mark.vllm
+def test_an_engine_that_tells_what_was_kept_takes_greedy_requests_as_the_likeliest_of_one():
+    """vLLM refuses a temperature of 0 there."""
+    greedy, sampled = (
+        GenerationRequest("r", ints(1), SamplingParams(8, temperature=t, top_k=20)) for t in (0.0, 0.7)
+    )
+    for request, tells_kept, expected in (
+        (greedy, True, (1.0, 1)),
+        (greedy, False, (0.0, 0)),  # as vLLM writes it
+        (sampled, True, (0.7, 20)),
+        (sampled, False, (0.7, 20)),
+    ):
+        found = sampling_params(request, [], tells_kept=tells_kept)
+        assert (found.temperature, found.top_k) == expected

@@ -1,6 +1,7 @@
 """Clients as they are: they lose patience, send again, vanish, and come with the wrong key."""
 
 import asyncio
+import json
 
 import pytest
 from optional import optional
@@ -94,6 +95,22 @@ def test_a_request_that_is_sent_again_gets_the_answer_it_had(serve, first, secon
             ]
             assert (replies[0][2] == replies[1][2]) is is_same
             assert len(served.session.trajectories()) == (1 if is_same else 2)
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_asked_for_again_is_told_from_its_beginning(serve):
+    async def run():
+        body = {"model": "any", "input": "hello", "max_output_tokens": 8, "stream": True}
+        async with serve() as served:
+            told = []
+            for _ in range(2):
+                _, _, text = await post(served, "/v1/responses", body, KEY)
+                events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+                assert [event["sequence_number"] for event in events] == list(range(len(events)))
+                assert events[0]["type"] == "response.created"
+                told.append("".join(e["delta"] for e in events if e["type"].endswith("text.delta")))
+            assert told[0] == told[1] != ""
 
     asyncio.run(run())
 

@@ -31,6 +31,8 @@ _UNLABELLED = "default"
 """What vLLM calls the weights that it has begun with."""
 
 _serial = itertools.count()
+_GREEDY = {"temperature": 1.0, "top_k": 1}
+"""The likeliest token, for an engine that takes no temperature of 0."""
 
 
 class Generation:
@@ -145,7 +147,9 @@ class Generation:
         }
         model = self._llm.model_config
         listed = 0 if model.return_sampling_mask else listed_logprobs(self.request, model.get_vocab_size())
-        params = sampling_params(self.request, self._stop_token_ids, done, listed)
+        params = sampling_params(
+            self.request, self._stop_token_ids, done, listed, tells_kept=model.return_sampling_mask
+        )
         async for output in self._llm.generate(prompt, params, self._id):
             completion = output.outputs[0]
             self._tokens += completion.token_ids
@@ -192,7 +196,7 @@ async def score(llm: AsyncLLM, token_ids: Sequence[int]) -> list[float]:
 
     # vLLM does not read its prefix cache for requests that want the logprobs of their prompt.
     # And an engine that tells what it samples among takes neither greedy requests nor any without top-k.
-    params = SamplingParams(max_tokens=1, top_k=1, prompt_logprobs=0, detokenize=False)
+    params = SamplingParams(max_tokens=1, **_GREEDY, prompt_logprobs=0, detokenize=False)
     serial = next(_serial)
     prompt = {"prompt_token_ids": list(token_ids), "cache_salt": f"score {serial}"}
     scores = None
@@ -255,19 +259,24 @@ def smaller_side(kept: NDArray[np.int32], vocab_size: int) -> NDArray[np.int32]:
 
 
 def sampling_params(
-    request: GenerationRequest, stop_token_ids: list[int], done: int = 0, listed: int = 0
+    request: GenerationRequest,
+    stop_token_ids: list[int],
+    done: int = 0,
+    listed: int = 0,
+    *,
+    tells_kept: bool = False,
 ) -> SamplingParams:
     """A request's sampling in vLLM's terms: the logprob of the sampled token, and of the `listed` likeliest,
-    and no text. `done`: how many of its tokens there are already."""
+    and no text. `done`: how many of its tokens there are already. tells_kept: whether the engine tells what
+    it samples among."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     s = request.sampling
+    how = {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
     return SamplingParams(
         max_tokens=s.max_new_tokens - done,
         min_tokens=max(0, s.min_new_tokens - done),
-        temperature=s.temperature,
-        top_p=s.top_p,
-        top_k=s.top_k,
+        **(_GREEDY if tells_kept and s.temperature == 0 else how),
         seed=seed_after(s.seed, done),
         stop_token_ids=stop_token_ids,
         ignore_eos=True,  # the stop tokens say it all
