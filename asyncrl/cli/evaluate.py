@@ -76,22 +76,24 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from asyncrl.config.model_paths import with_model_paths
     from asyncrl.evaluation.evaluate import evaluate
-    from asyncrl.evaluation.sets import first, held_out
+    from asyncrl.evaluation.sets import first, held_out, shared
     from asyncrl.runfiles.earlier_run import model_in
 
     base, models = _asked(arguments)
     if arguments.responses is not None:
         _begin(arguments.responses)
+    paths = [model_in(key, path) for key, path in models]
+    configs = [with_model_paths(base, {"model.path": path}) for path in paths]
+    sets: Sequence[PromptSet | None] = [None] * len(configs)
+    if not arguments.harness:
+        sets = shared([held_out(config) for config in configs])
+        _tell_left_out(sets)
     found: list[tuple[str, Evaluation]] = []
-    for path in [model_in(key, path) for key, path in models]:
-        config = with_model_paths(base, {"model.path": path})
-        if arguments.harness:
+    for path, config, prompts in zip(paths, configs, sets, strict=True):
+        if prompts is None:
             one = _by_harness(config, arguments.limit)
         else:
-            prompts = first(held_out(config), arguments.limit)
-            if not found:
-                _tell_left_out(prompts)
-            one = asyncio.run(evaluate(config, prompts))
+            one = asyncio.run(evaluate(config, first(prompts, arguments.limit)))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in one.samples)
@@ -143,8 +145,8 @@ def _by_harness(config: Config, limit: int | None) -> Evaluation:
     return asyncio.run(evaluate_by_harness(config, limit))
 
 
-def _tell_left_out(prompts: PromptSet) -> None:
-    if bad := prompts.skipped:
+def _tell_left_out(sets: Sequence[PromptSet]) -> None:
+    if bad := list({row.where: row for prompts in sets for row in prompts.skipped}.values()):
         print(f"{len(bad):,} rows cannot be used and are left out, such as {bad[0]}", file=sys.stderr)
 
 

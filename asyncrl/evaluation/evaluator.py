@@ -136,7 +136,8 @@ async def evaluating(
     ):
         passes = [(rollout, of_rewards if len(of_rewards) else of_suites)]
         if len(of_rewards) and len(of_suites):
-            passes.append((await stack.enter_async_context(_beside(rollout, scoring(config))), of_suites))
+            beside = _beside(rollout, scoring(config), prompts.longest_tokens)
+            passes.append((await stack.enter_async_context(beside), of_suites))
         # The engine of an `inline` run is stepped by its link.
         driving = None if config.run.in_one_process else tasks.create_task(rollout.engine.run())
         yield Evaluator(config, passes, merge)
@@ -145,7 +146,9 @@ async def evaluating(
 
 
 @asynccontextmanager
-async def _beside(rollout: GroupRollout, config: Config) -> AsyncIterator[GroupRollout]:
+async def _beside(
+    rollout: GroupRollout, config: Config, longest_prompt_tokens: int
+) -> AsyncIterator[GroupRollout]:
     """Another rollout by the engine of this one, with the rewards of `config`, while the body runs."""
     may_grow, text_of = not config.run.in_one_process, response_text(config)
     rewards = Rewards(
@@ -165,6 +168,7 @@ async def _beside(rollout: GroupRollout, config: Config) -> AsyncIterator[GroupR
             answer_of=text_of.answer,
             seed=config.run.seed,
             group_size=config.rollout.group_size,
+            context_tokens=config.rollout.context_tokens(longest_prompt_tokens),
         )
     finally:
         await rewards.close()

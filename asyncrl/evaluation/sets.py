@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,19 @@ def by_scorer(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet]
         PromptSet(tuple(p for p in prompts if p.dataset < own)),
         PromptSet(tuple(p for p in prompts if p.dataset >= own)),
     )
+
+
+def shared(sets: Sequence[PromptSet]) -> list[PromptSet]:
+    """Of the same rows, read for one model each, the prompts that all have: which are too long, is each
+    tokenizer's to say, and models are compared by the same prompts."""
+    if len(sets) == 1:
+        return list(sets)
+    known = [{(prompt.dataset, repr(prompt.prompt)) for prompt in prompts} for prompts in sets]
+    everywhere = known[0].intersection(*known[1:])
+    return [
+        PromptSet(tuple(p for p in each if (p.dataset, repr(p.prompt)) in everywhere), each.skipped)
+        for each in sets
+    ]
 
 
 def first(prompts: PromptSet, limit: int | None) -> PromptSet:

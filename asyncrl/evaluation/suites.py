@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from asyncrl.config import Config, RewardConfig, from_tree, load
+from asyncrl.config import Config, RewardConfig, from_tree, load, presets, yaml_tree
 from asyncrl.config.data import SUITE
 from asyncrl.config.evaluation import SuiteConfig
 from asyncrl.config.reward import RewardFunctionConfig, RewardRouteConfig
@@ -32,22 +33,32 @@ def for_suites(file: str | None, asked: Sequence[str], overrides: Sequence[str],
     suites = [SuiteConfig(name=name, path=path or None) for name, path in _each(asked).items()]
     for suite in suites:
         suite_of("--suite", suite.name)
-    own = [f"evaluation={{every_steps: 1, temperature: 0, suites: [{suites[0].name}]}}"]
+    own = [
+        f"evaluation={{every_steps: 1, temperature: 0, suites: [{suites[0].name}]}}",
+        "data.held_out_rows=0",
+    ]
     if file is None:
         if model is None:
             raise ConfigError("name the models that are scored: --model PATH, or a config that has one")
         tree = WITHOUT_CONFIG | {"model": {"path": model}, "data": {"path": f"{SUITE}{suites[0].name}"}}
         config = from_tree(tree, "asyncrl eval", [*own, *overrides])
     else:
-        has_some = load(file).evaluation is not None
+        has_some = yaml_tree.read(presets.find(Path(file))).get("evaluation") is not None
         config = load(file, [*([] if has_some else own), *overrides])
     return with_values(config, {"evaluation.sets": [], "evaluation.suites": suites, "data.held_out_rows": 0})
 
 
 def _each(asked: Sequence[str]) -> dict[str, str]:
-    """Each suite once, with its path."""
-    named = (text.partition("=") for text in asked)
-    return {name: path for group, _, path in named for name in GROUPS.get(group, (group,))}
+    """Each suite once, with its path. Raises `ConfigError`."""
+    found: dict[str, str] = {}
+    for name, _, path in (text.partition("=") for text in asked):
+        if path and name in GROUPS:
+            raise ConfigError(
+                f"--suite {name}={path}: `{name}` is several suites, each with rows of its own; name one, "
+                f"such as --suite {GROUPS[name][0]}={path}"
+            )
+        found |= {each: path or found.get(each, "") for each in GROUPS.get(name, (name,))}
+    return found
 
 
 def by_area(by_prompt: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

@@ -27,10 +27,12 @@ def check_settings(config: Config, run_dir: RunDir) -> None:
     """Raises `ConfigError` if this config cannot continue the run in `run_dir`."""
     before = with_absolute_paths(settings.load(run_dir.config)).model_dump(mode="json")
     now = with_absolute_paths(config).model_dump(mode="json")
+    # Groups that the ledger still holds have no greedy response where none was asked for.
+    same = (*SAME, "rollout.choose") if config.rollout.choose == "greedy_baseline" else SAME
     changed = [
         f"{key}={new!r}: the run in {run_dir.path} was started with {old!r}, which cannot change; start "
         "another run for the new value"
-        for name in SAME
+        for name in same
         for key, old, new in _differences(name, _at(before, name), _at(now, name))
     ]
     if changed:

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from asyncrl.cli.main import main
 from asyncrl.config import load
-from asyncrl.evaluation.sets import held_out
+from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.evaluation.sets import held_out, shared
+from asyncrl.evaluation.suites import for_suites
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -89,12 +92,57 @@ def test_a_recipe_wants_a_run_that_has_come_to_something(tiny_folder, tmp_path, 
             ["--suite", "gsm8k=away.jsonl", "--model", "MODEL"],
             "evaluation.suites.0.path=away.jsonl: there is no",
         ),
+        (
+            ["--suite", "mini=rows.jsonl", "--model", "MODEL"],
+            "--suite mini=rows.jsonl: `mini` is several suites, each with rows of its own; name one, such as "
+            "--suite mini_math=rows.jsonl",
+        ),
     ],
 )
 def test_suites_that_cannot_be_asked_are_refused(arguments, message, tiny_folder, capsys):
     arguments = [str(tiny_folder) if text == "MODEL" else text for text in arguments]
     assert main(["eval", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_suites_take_what_else_a_config_has_and_nothing_of_how_it_scores(tiny_folder, tmp_path):
+    """Not even a judge that compares responses, of which suites have one to each prompt."""
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: {path: rows.jsonl, held_out_rows: 8}\n"
+        "rollout: {max_new_tokens: 77}\n"
+        "reward: {judges: [{url: 'http://a:1/v1', model: m, asks: pairs}]}\n"
+    )
+    own = [f"model.path={tiny_folder}", "evaluation.samples=1"]
+    config = for_suites(str(file), ["mini", "mini_math=own.jsonl"], own, None)
+    assert config.scored_names == ["mini_math", "mini_choice", "mini_code", "mini_instructions"]
+    assert [suite.path for suite in config.evaluation.suites] == ["own.jsonl", None, None, None]
+    assert (config.rollout.max_new_tokens, config.evaluation.temperature) == (77, 0)
+
+
+def test_models_are_asked_what_all_of_them_can_read():
+    def prompts(*texts):
+        rows = [Prompt(i, text, np.array([i], np.int32), {}, d) for i, (d, text) in enumerate(texts)]
+        return PromptSet(tuple(rows))
+
+    one = prompts((0, "a"), (0, "b"), (0, "b"), (1, "a"), (1, "c"))
+    other = prompts((0, "b"), (0, "b"), (0, "c"), (1, "a"))
+    both = [[(p.dataset, p.prompt) for p in found] for found in shared([one, other])]
+    assert both == [[(0, "b"), (0, "b"), (1, "a")]] * 2
+    assert shared([one]) == [one]
+
+
+@pytest.mark.slow
+def test_suites_beside_other_prompts_leave_the_engine_its_room(tiny_folder, tmp_path):
+    """A suite's response is no longer than the longest sequence of the run's episodes leaves it."""
+    suites = ["evaluation={every_steps: 1, temperature: 0, suites: [mini_math]}", "data.held_out_rows=2"]
+    arguments = [*settings(tiny_folder), *suites, "rollout.max_new_tokens=32"]
+    room = held_out(load(CONFIG, arguments)).longest_tokens + 3
+    out = tmp_path / "figures.json"
+    more = ["--out", str(out), "--limit", "40", f"rollout.max_sequence_tokens={room}"]
+    assert main(["eval", "--config", str(CONFIG), *more, *arguments]) == 0
+    (figures,) = json.loads(out.read_text())
+    assert figures["prompts"] == 2 + 36
 
 
 def test_what_only_waits_cannot_be_evaluated(tiny_folder, capsys):

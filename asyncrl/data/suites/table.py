@@ -203,4 +203,4 @@ GROUPS = {
         *("gpqa", "humaneval", "mbpp", "ifeval"),
     ),
 }
-"""Several by one name. `grlo`: those of the four areas that GRLO reports that need no judge."""
+"""Several by one name. `grlo`: of mathematics, science and code, which its paper tells of, and instructions."""
