@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asyncrl.config import Config, RewardConfig, from_tree, load, presets, yaml_tree
 from asyncrl.config.data import SUITE
-from asyncrl.config.evaluation import SuiteConfig
 from asyncrl.config.reward import RewardFunctionConfig, RewardRouteConfig
 from asyncrl.data.load import DATASET
 from asyncrl.data.suites.rows import suite_of
@@ -30,22 +30,19 @@ def for_suites(file: str | None, asked: Sequence[str], overrides: Sequence[str],
     perhaps with a path (`NAME=PATH`). model: `model.path`, where the config may have none. Raises
     `ConfigError`.
     """
-    suites = [SuiteConfig(name=name, path=path or None) for name, path in _each(asked).items()]
+    suites = [{"name": name, "path": path or None} for name, path in _each(asked).items()]
     for suite in suites:
-        suite_of("--suite", suite.name)
-    own = [
-        f"evaluation={{every_steps: 1, temperature: 0, suites: [{suites[0].name}]}}",
-        "data.held_out_rows=0",
-    ]
+        suite_of("--suite", str(suite["name"]))
+    alone = [f"evaluation.suites={json.dumps(suites)}", "evaluation.sets=[]", "evaluation.patience=null"]
+    alone += ["data.held_out_rows=0", "checkpoint.best_of=null", "checkpoint.keep_best=0"]
+    own = ["evaluation={every_steps: 1, temperature: 0}", *alone]
     if file is None:
         if model is None:
             raise ConfigError("name the models that are scored: --model PATH, or a config that has one")
-        tree = WITHOUT_CONFIG | {"model": {"path": model}, "data": {"path": f"{SUITE}{suites[0].name}"}}
-        config = from_tree(tree, "asyncrl eval", [*own, *overrides])
-    else:
-        has_some = yaml_tree.read(presets.find(Path(file))).get("evaluation") is not None
-        config = load(file, [*([] if has_some else own), *overrides])
-    return with_values(config, {"evaluation.sets": [], "evaluation.suites": suites, "data.held_out_rows": 0})
+        tree = WITHOUT_CONFIG | {"model": {"path": model}, "data": {"path": f"{SUITE}{suites[0]['name']}"}}
+        return from_tree(tree, "asyncrl eval", [*own, *overrides])
+    has_some = yaml_tree.read(presets.find(Path(file))).get("evaluation") is not None
+    return load(file, [*(alone if has_some else own), *overrides])
 
 
 def _each(asked: Sequence[str]) -> dict[str, str]:

@@ -119,6 +119,13 @@ def test_suites_take_what_else_a_config_has_and_nothing_of_how_it_scores(tiny_fo
     assert [suite.path for suite in config.evaluation.suites] == ["own.jsonl", None, None, None]
     assert (config.rollout.max_new_tokens, config.evaluation.temperature) == (77, 0)
 
+    with file.open("a") as more:
+        more.write("checkpoint: {keep_best: 1, best_of: eval/gsm8k/reward/mean}\n")
+        more.write("evaluation: {every_steps: 3, suites: [gsm8k], temperature: 0.7, patience: 2}\n")
+    config = for_suites(str(file), ["math500", "gsm8k"], [*own, "evaluation.suites.1.path=own.jsonl"], None)
+    assert [suite.path for suite in config.evaluation.suites] == [None, "own.jsonl"]
+    assert (config.scored_by_rewards, config.evaluation.temperature) == ([], 0.7)
+
 
 def test_models_are_asked_what_all_of_them_can_read():
     def prompts(*texts):

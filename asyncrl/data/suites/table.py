@@ -203,4 +203,4 @@ GROUPS = {
         *("gpqa", "humaneval", "mbpp", "ifeval"),
     ),
 }
-"""Several by one name. `grlo`: of mathematics, science and code, which its paper tells of, and instructions."""
+"""Several by one name. `grlo`: of mathematics, science and code, as its paper tells of, and instructions."""
