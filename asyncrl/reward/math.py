@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,7 +62,9 @@ def _equal(answer: str, response: str) -> bool:
     latex = replace(latex, normalization_config=replace(latex.normalization_config, boxed="last"))
     extraction = (latex, ExprExtractionConfig())
     is_marked = answer.count("$") >= 2 or "\\boxed" in answer
-    wanted = parse(answer if is_marked else f"${answer}$", extraction, parsing_timeout=None)
+    plain = "$" + re.sub(r"(?<!\\)\$", "", answer) + "$"
+    wanted = parse(answer, extraction, parsing_timeout=None) if is_marked else []
+    wanted = wanted or parse(plain, extraction, parsing_timeout=None)  # such as `a+$ $b`
     if not wanted:
         raise ValueError(f"the correct answer {answer!r} cannot be parsed as mathematics")
     given = parse(response, extraction, parsing_timeout=None)

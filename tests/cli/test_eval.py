@@ -84,6 +84,7 @@ def test_a_recipe_wants_a_run_that_has_come_to_something(tiny_folder, tmp_path, 
     [
         ([], "name what is scored: --config FILE, or suites (--suite NAME)"),
         (["--suite", "mini"], "name the models that are scored: --model PATH"),
+        (["--recipe", "mini", "nowhere"], "--recipe mini nowhere: no run is there, which has nowhere/config"),
         (
             ["--suite", "humanevil"],
             "--suite=humanevil: there is no suite of that name; did you mean `humaneval`",

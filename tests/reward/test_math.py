@@ -31,6 +31,8 @@ def end_process(no_process_left):
         ("The answer is $0.5$.", "\\frac{1}{2}", True),
         ("At first \\boxed{3}. But one is missing there. It is \\boxed{4}", "4", True),
         ("\\boxed{x^2 + 2x + 1}", "$(x+1)^2$", True),
+        ("\\boxed{b + a}", "a+$ $b", True),
+        ("\\boxed{a}", "a+$ $b", False),
         ("\\boxed{5}", "4", False),
         ("I do not know", "4", False),
         ("", "4", False),
