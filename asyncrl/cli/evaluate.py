@@ -127,7 +127,9 @@ def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]
         name, run_dir = arguments.recipe
         known = RunDir(Path(run_dir)).config
         if not known.is_file():
-            raise ConfigError(f"--recipe {name} {run_dir}: no run is there, which has {known}; name its folder")
+            raise ConfigError(
+                f"--recipe {name} {run_dir}: no run is there, which has {known}; name its folder"
+            )
         file, suites = file or str(known), [*suites, name]
     if suites:
         base = for_suites(file, suites, arguments.overrides, models[0][1] if models else None)
