@@ -250,7 +250,8 @@ class CoordinatorService:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
 
     def _lost(self, name: str) -> None:
-        self._workers.pop(name, None)
+        if (gone := self._workers.pop(name, None)) is not None:
+            gone.engine_version = None  # what it still waits for takes nobody's turn
         self._host.lost(name)
 
     # ---- trainer -------------------------------------------------------------------------------------------

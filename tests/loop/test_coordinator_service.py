@@ -258,7 +258,7 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
 
         for request in (m.Begin(0), m.Publish(0, NOTICE)):
             await ask("trainer-0", request)
-        everybody = [f"rollout-{i}" for i in range(7)]
+        everybody = [f"rollout-{i}" for i in range(8)]
         for name in everybody:
             await ask(name, m.Applied(UpdateReport(0, 0.0, 0.0)))
         for name in everybody[:4]:  # all that version 0 may sample
@@ -270,6 +270,7 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
         }
         while len(service._hungry) < len(waiting):
             await asyncio.sleep(0)
+        await ask("supervisor", m.WorkerLost("rollout-4"))  # the first in the line, which it is still in
         for group_id, lost in enumerate(everybody[:2]):
             looks.clear()
             await ask("supervisor", m.WorkerLost(lost))
@@ -279,14 +280,14 @@ def test_of_the_workers_that_wait_for_groups_as_many_look_again_as_may_get_some(
         looks.clear()
         await ask("trainer-0", m.Checkpointed(0))
         await ask("rollout-2", m.Applied(UpdateReport(0, 0.0, 0.0)))
-        assert (looks, len(service._hungry)) == ([], 1)
+        assert (looks, len(service._hungry)) == ([], 2)
         for left in waiting:
             left.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         assert not service._hungry
 
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
-    sizes = ("trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3", "rollout.workers=7")
+    sizes = ("trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3", "rollout.workers=8")
     config = from_tree(tree, overrides=sizes)
     with open_state(config, run_dir) as (prompts, store, state):
         asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES)))
