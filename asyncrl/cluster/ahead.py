@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
 from collections.abc import Callable
 
-_GROUPS = 32
-"""Whose pace counts: the last ones."""
+_FADES_S = 1.0
+"""After so long a group counts for 1/e of its pace."""
 
 
 class Ahead:
@@ -18,16 +18,21 @@ class Ahead:
     ) -> None:
         self._round_trip_s = round_trip_s
         self._now_s = now_s
-        self._done_s: deque[float] = deque(maxlen=_GROUPS)
+        self._pace_per_s = 0.0
+        """Of groups, at the end of the last one."""
+        self._last_s = now_s()
 
     def did_one(self) -> None:
         """A group."""
-        self._done_s.append(self._now_s())
+        self._pace_per_s, self._last_s = self._faded() + 1 / _FADES_S, self._now_s()
 
     def groups(self) -> int:
         """As many as are done within two round trips: a place that falls free waits for the answer that is on
-        its way, and then for its own. On one host, none."""
-        if len(self._done_s) < 2:
+        its way, and then for its own. On one host, none. (The pace is that of a second: groups that end in
+        the same moment, as they do at their longest length, are no sign of more to come.)"""
+        if math.isinf(round_trip_s := self._round_trip_s()):
             return 0
-        pace_per_s = (len(self._done_s) - 1) / max(self._now_s() - self._done_s[0], 1e-9)
-        return round(2 * self._round_trip_s() * pace_per_s)
+        return round(2 * round_trip_s * self._faded())
+
+    def _faded(self) -> float:
+        return self._pace_per_s * math.exp((self._last_s - self._now_s()) / _FADES_S)

@@ -51,6 +51,18 @@ def test_on_one_host_nothing_is_asked_for_ahead():
     assert ahead.groups() == 0
 
 
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 0), (0.3, 20)])
+def test_groups_that_end_in_the_same_moment_are_no_sign_of_more_to_come(round_trip_s, most):
+    now_s = 100.0
+    ahead = Ahead(lambda: round_trip_s, lambda: now_s)
+    for _ in range(32):
+        now_s += 1e-5
+        ahead.did_one()
+    assert ahead.groups() <= most
+    now_s += 10.0
+    assert ahead.groups() == 0
+
+
 def test_before_anything_is_known_nothing_is_asked_for_ahead():
     ahead = Ahead(lambda: float("inf"), lambda: 0.0)
     ahead.did_one()
