@@ -44,8 +44,8 @@ async def roll_out(rollout: GroupRollout, link: WorkerLink) -> None:
     async with asyncio.TaskGroup() as groups:
         while True:
             with waiting("room in the engine"):
-                await rollout.has_room()
-            leased = await link.lease(rollout.room)
+                room = await rollout.has_room()
+            leased = await link.lease(room)
             if leased is None:
                 return
             for task in leased:

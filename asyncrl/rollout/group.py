@@ -157,11 +157,13 @@ class GroupRollout:
         taken = sum(self.progress(lease_id).generating for lease_id in self._sessions)
         return (self.engine.capacity + n - taken) // n + self.ahead()
 
-    async def has_room(self) -> None:
-        """Wait until there is room: a slot is refilled when its request ends, not when its group does."""
-        while self.room < 1:
+    async def has_room(self) -> int:
+        """Wait until there is room, and say how much: a slot is refilled when its request ends, not when its
+        group does."""
+        while (room := self.room) < 1:
             self._freed.clear()
             await self._freed.wait()
+        return room
 
     def progress(self, lease_id: int) -> GroupProgress:
         """Of a group; nothing of one whose episodes are over."""
