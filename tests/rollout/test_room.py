@@ -1,0 +1,27 @@
+"""How many groups a worker asks for."""
+
+import asyncio
+from types import SimpleNamespace
+
+from asyncrl.loop.algorithm import roll_out
+from asyncrl.rollout.engines.base import SamplingParams
+from asyncrl.rollout.group import GroupRollout
+from asyncrl.rollout.session import Session
+from asyncrl.rollout.task import RolloutTask
+
+TASK = RolloutTask(0, 0, 0, 0, "say", [5], {}, 4, SamplingParams(6))
+
+
+def test_a_worker_asks_for_the_room_that_it_has_seen_whatever_it_is_by_then():
+    """A request for none would wait in the place of one for some."""
+    asked, engine, ahead = [], SimpleNamespace(capacity=1), iter([2, 0])
+    rollout = GroupRollout(engine, None, str, seed=0, group_size=4)
+    rollout._sessions[0] = [Session(TASK, i, engine, seed=0) for i in range(4)]  # the engine is full
+    rollout.ahead = lambda: next(ahead)
+
+    class Link:
+        async def lease(self, limit):
+            asked.append(limit)
+
+    asyncio.run(roll_out(rollout, Link()))
+    assert asked == [2]
