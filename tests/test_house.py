@@ -227,6 +227,22 @@ def test_no_function_is_too_long():
     assert {name for name, lines in functions() if lines > LONGEST_FUNCTION} == set()
 
 
+def defined_twice():
+    """Functions and classes of which one of the same name, in the same place, wins. (A property's setter has
+    decorators.)"""
+    for name, tree in TREES.items():
+        for place in ast.walk(tree):
+            if isinstance(place, ast.Module | ast.ClassDef):
+                kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+                defined = [n.name for n in place.body if isinstance(n, kinds) and not n.decorator_list]
+                yield from (f"{name}.{each}" for each in set(defined) if defined.count(each) > 1)
+
+
+def test_nothing_is_defined_twice():
+    """As a merge may have it. (A linter lets names that begin with `_` pass.)"""
+    assert set(defined_twice()) == set()
+
+
 def test_the_narrow_path_is_short_and_the_readme_tells_its_length():
     root = PACKAGE.parent
     lines = runpy.run_path(str(root / "benchmarks" / "house.py"))["narrow_path"]()
