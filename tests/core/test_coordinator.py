@@ -404,12 +404,18 @@ def test_no_group_is_admitted_that_the_run_will_not_train():
     assert loop.coordinator.ledger.generated_groups == 40
 
 
-def test_a_lagging_engine_is_bound_by_its_own_version():
+def after_one_step(worker):
+    """A synchronous coordinator that has published version 1."""
     coordinator = Coordinator(LoopSettings(2, 0, "wait", 10), PromptCursor(5, 0))
-    for lease in coordinator.lease("w", 0, 2):
+    for lease in coordinator.lease(worker, 0, 2):
         coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 1}, (1.0,)), None)
     assert coordinator.take(0) is not None
     coordinator.published(1)
+    return coordinator
+
+
+def test_a_lagging_engine_is_bound_by_its_own_version():
+    coordinator = after_one_step("w")
     assert coordinator.lease("w", 0, 2) == []
     assert len(coordinator.lease("w", 1, 9)) == 2
 
@@ -455,11 +461,7 @@ def test_lost_workers_cost_a_group_no_attempt():
 
 
 def test_what_newer_weights_were_to_sample_is_no_place_for_older_ones():
-    coordinator = Coordinator(LoopSettings(2, 0, "wait", 10), PromptCursor(5, 0))
-    for lease in coordinator.lease("new", 0, 2):
-        coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 1}, (1.0,)), None)
-    assert coordinator.take(0) is not None
-    coordinator.published(1)
+    coordinator = after_one_step("new")
     assert len(coordinator.lease("new", 1, 2)) == 2
     coordinator.worker_lost("new")
     assert [coordinator.open_places(version) for version in (0, 1, 2)] == [0, 2, 2]
