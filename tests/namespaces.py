@@ -41,14 +41,13 @@ class OtherHost:
 def other_host() -> Iterator[OtherHost]:
     pid = os.getpid()
     name, net = f"asyncrl-{pid}", f"10.{200 + pid % 50}.{pid // 50 % 250}"
-    if os.geteuid() or not shutil.which("ip") or subprocess.call(["ip", "netns", "add", name]):
+    inside, near, far = ["ip", "-n", name], f"a{pid}", f"b{pid}"
+    if not _joined(name, near, far):
         yield OtherHost("", "127.0.0.1", "127.0.0.1")
         return
     host = OtherHost(name, f"{net}.1", f"{net}.2")
-    inside, near, far = ["ip", "-n", name], f"a{pid}", f"b{pid}"
     try:
         for words in (
-            ["ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", name],
             ["ip", "address", "add", f"{host.here}/24", "dev", near],
             ["ip", "link", "set", near, "up"],
             [*inside, "address", "add", f"{host.there}/24", "dev", far],
@@ -59,3 +58,14 @@ def other_host() -> Iterator[OtherHost]:
         yield host
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _joined(name: str, near: str, far: str) -> bool:
+    """Whether there is a namespace now, and a cable to it; else nothing is left of either."""
+    if os.geteuid() or not shutil.which("ip") or subprocess.call(["ip", "netns", "add", name]):
+        return False
+    cable = ["ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", name]
+    if subprocess.call(cable):
+        subprocess.run(["ip", "netns", "del", name], check=True)
+        return False
+    return True
