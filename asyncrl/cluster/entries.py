@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.core.records import Group
     from asyncrl.loop.links import ZmqWorkerLink
+    from asyncrl.loop.trainer import TrainerLink
+    from asyncrl.loop.turns import TurnsByMessage
     from asyncrl.rollout.task import RolloutTask
+    from asyncrl.wire.keys import Endpoint
 
 ENDPOINT_TIMEOUT_S = 60.0
 
@@ -48,6 +51,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
+    from asyncrl.loop.turns import TurnsByMessage
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
@@ -59,6 +63,9 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     unjudged, config = config, await with_initial_judges(config, run_dir)
     models = reward_links(config, run_dir, name)
+    if config.placement.in_turns:
+        async with waiting_for_a_turn(config, endpoint, name) as turns:
+            await turns.of_engine(awake=False)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
     transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
@@ -75,6 +82,8 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         work = asyncio.create_task(roll_out(group_rollout, working), name="work")
         reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
+        if config.placement.in_turns:
+            services.append(link.take_turns(TurnsByMessage(client, answer_timeout_s(config))))
         services += [model.follow() for model in models.values()]
         services += [while_it_stays(config, run_dir)] if config is not unjudged else []
         try:
@@ -140,8 +149,9 @@ async def judge(config: Config, path: Path, name: str) -> None:
 async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
-    from asyncrl.loop.links import ZmqTrainerLink
+    from asyncrl.loop.links import ZmqTrainerLink, answer_timeout_s
     from asyncrl.loop.trainer import TrainingRun
+    from asyncrl.loop.turns import TakesTurns, TurnsByMessage
     from asyncrl.trainer.backend import backend_of, make_trainer
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -149,22 +159,43 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     run_dir = RunDir(path)
     executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER, initializer=use_torch_threads)
     loop = asyncio.get_running_loop()
+    endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
+    if config.placement.in_turns:
+        async with waiting_for_a_turn(config, endpoint, name) as turns:
+            await turns.take_turn()
     if rank := Role.parse(name).index:
         make_rank = backend_of(config).make_rank
         follower = await loop.run_in_executor(executor, make_rank, config, rank, run_dir.rendezvous)
         async with beating(run_dir.pulse(name)):
             return await loop.run_in_executor(executor, follower.follow)
-    endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     made = await loop.run_in_executor(executor, make_trainer, config, run_dir.rendezvous)
     transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
     spare_the_collector()
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
-            link = ZmqTrainerLink(client, transport, config, executor)
+            link: TrainerLink = ZmqTrainerLink(client, transport, config, executor)
+            in_turns = config.placement.in_turns
+            if in_turns:
+                turns = TurnsByMessage(client, answer_timeout_s(config))
+                link = TakesTurns(link, turns, made, executor)
             async with evaluated(config, run_dir, link, made, executor) as to_all:
-                await train(TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=True))
+                await train(
+                    TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=not in_turns)
+                )
     finally:
         transport.close()
+
+
+@asynccontextmanager
+async def waiting_for_a_turn(config: Config, endpoint: Endpoint, name: str) -> AsyncIterator[TurnsByMessage]:
+    """Before a role takes memory for the first time. Its start may take `run.start_s`, this included."""
+    from asyncrl.loop.links import answer_timeout_s
+    from asyncrl.loop.turns import TurnsByMessage
+    from asyncrl.wire.rpc import RpcClient
+
+    with unhurried("waiting for its turn with the memory (placement.colocate=turns)"):
+        async with RpcClient(endpoint, name) as client:
+            yield TurnsByMessage(client, answer_timeout_s(config))
 
 
 def spare_the_collector() -> None:

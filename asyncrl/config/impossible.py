@@ -109,6 +109,7 @@ def impossible(c: Config) -> Iterator[str]:
     yield from impossible_evaluation(c)
     yield from _impossible_network(c.network)
     yield from _impossible_guests(c)
+    yield from _impossible_turns(c)
     yield from _impossible_by_spec(c, "rollout.settings", ENGINES, c.rollout.engine, c.rollout.settings)
     yield from _impossible_by_spec(c, "trainer.settings", BACKENDS, c.trainer.backend, c.trainer.settings)
 
@@ -591,6 +592,37 @@ def _impossible_lora(c: Config) -> Iterator[str]:
 
 def _there_are(names: Iterable[str]) -> str:
     return f"there are {', '.join(f'`{name}`' for name in sorted(names)) or 'none'}"
+
+
+def _impossible_turns(c: Config) -> Iterator[str]:
+    if not c.placement.in_turns:
+        return
+    key = "placement.colocate=turns"
+    if c.rollout.kv_on_update != "recompute":
+        yield (
+            f"{key}: an engine that gives up its memory keeps no keys and values, and rollout.kv_on_update="
+            f"{c.rollout.kv_on_update} would; use rollout.kv_on_update=recompute"
+        )
+    if c.rollout.torch.cuda_graphs:
+        yield (
+            f"{key} moves weights and caches, and CUDA graphs need them to stay where they are; use "
+            "rollout.torch.cuda_graphs=false"
+        )
+    if c.transport == "collective":
+        yield (
+            f"{key}: weights.transport=collective sends from GPU to GPU, and only one of the two has memory "
+            "at a time; use weights.transport=auto"
+        )
+    if c.rollout.guests:
+        yield (
+            f"{key} has engines wait for the trainer, and guests (rollout.guests={c.rollout.guests}) compute "
+            "elsewhere; use rollout.guests=0"
+        )
+    if c.teacher is not None and c.teacher.path is not None and c.teacher.form == "exact":
+        yield (
+            f"{key} keeps frozen models in host memory, and teacher.form=exact has the teacher compute "
+            "beside the policy; use teacher.form=sampled, or teacher.endpoint"
+        )
 
 
 def _impossible_devices(c: Config) -> Iterator[str]:

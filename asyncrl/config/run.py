@@ -99,14 +99,21 @@ class RunConfig(Section):
 
 
 class PlacementConfig(Section):
-    colocate: Literal["auto", "never", "always"] = "auto"
+    colocate: Literal["auto", "never", "always", "turns"] = "auto"
     """Whether trainer ranks and engines compute on the same GPUs. `never`: each has GPUs of its own.
-    `always`: ranks and engines are both laid out from GPU 0 on, and run at the same time. `auto`: they share
-    where there is but one GPU, and only there."""
+    `always`: ranks and engines are both laid out from GPU 0 on, and run at the same time. `turns`: laid out
+    so, too, but the one gives up its memory before the other computes: for few GPUs and large models
+    (docs/operations.md). `auto`: they share where there is but one GPU, and only there, at the same
+    time."""
     pin_cores: Literal["auto", "never"] = "never"
     """`auto`: where the cores are enough for all their threads, engines, trainer ranks and reward models that
     compute on the CPU stay on cores of their own. Runs that share a machine would choose the same ones; start
     each on a set of its own then (`taskset`)."""
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether trainer and engines never have memory at the same time."""
+        return self.colocate == "turns"
 
 
 class NetworkConfig(Section):

@@ -89,6 +89,9 @@ class EvaluatedLink(TrainerLink):
     async def take(self, step: int) -> Batch:
         return await self._link.take(step)
 
+    async def ready(self, step: int) -> Batch | None:
+        return await self._link.ready(step)
+
     async def publish(
         self, version: int, weights: PublishedWeights | None, canary: Canary | None
     ) -> dict[str, float]:

@@ -14,6 +14,7 @@ from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import Submission
+from asyncrl.core.turns import Turns
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, every_s, read_pulses
@@ -37,6 +38,8 @@ STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
 NOTICE, NOTICE_SERIAL = "notice", "notice_serial"
 """Under these keys the store keeps the current notice and its number, which goes on through restarts."""
+TRAINERS_TURN = "trainers_turn"
+"""The same, of whether it is (`core.turns`)."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class CoordinatorService:
             TRAINER: {RANK_0},
             SUPERVISOR: {SUPERVISOR},
         }
+        self._ranks = set(names(TRAINER, config.trainer.ranks))
         self._workers: dict[str, _Worker] = {}
         self._watching: dict[asyncio.Future[None], None] = {}
         """Those who look again after every event."""
@@ -101,6 +105,9 @@ class CoordinatorService:
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
+        self._turns = Turns(
+            names(ROLLOUT, config.rollout.workers), trainers=store.recall(TRAINERS_TURN) != bytes(1)
+        )
         self._published: tuple[int, m.Published] | None = None
         """The last answer to a `Publish`, by version."""
 
@@ -150,7 +157,10 @@ class CoordinatorService:
                 return self._report(name, request), ()
             case m.Hello():
                 return m.Welcome(self._notice, self._notice_serial), ()
+            case m.EngineTurn():
+                return await self._engine_turn(name, request), ()
             case m.WorkerLost():
+                self._turns.lost(request.worker)
                 self._lost(request.worker)
             case m.Applied():
                 self._host.meter.updated(name, request.report)
@@ -164,12 +174,17 @@ class CoordinatorService:
                 self._host.checkpointed(request.oldest)
             case m.AwaitApplied():
                 await self._await_applied(request.version)
+            case m.TrainerTurn():
+                return await self._trainer_turn(name, request), ()
         return m.Done(), ()
 
     def _check_protocol(self, name: str, request: m.Request, frames: Frames) -> None:
         """Whether a peer of this name may send this, and with so many frames."""
         kind = type(request).__name__
-        if name not in self._senders.get(request.SENDER, ()):
+        senders = self._senders.get(request.SENDER, set())
+        # Each rank waits for the engines' memory before it loads a model.
+        also = self._ranks if isinstance(request, m.TrainerTurn) and request.wants else set()
+        if name not in senders | also:
             raise RpcError(f"{kind} is not for {name!r} to send")
         wanted = FRAMES_PER_GROUP if isinstance(request, m.Submit) else 0
         if len(frames) != wanted:
@@ -312,7 +327,7 @@ class CoordinatorService:
         def nobody_is_behind() -> bool | None:
             engines = {name: worker.engine_version for name, worker in self._workers.items()}
             behind = (name for name, has in engines.items() if has is not None and has < version)
-            self._stalls.behind = tuple(behind)
+            self._stalls.behind = tuple(name for name in behind if self._reads_weights(name))
             return not self._stalls.behind or None
 
         timeout_s = self._config.weights.ack_timeout_s
@@ -326,6 +341,39 @@ class CoordinatorService:
                 )
                 self._heart.stall = self._stalls.stall(late)
             raise RpcError(late)
+        finally:
+            self._stalls.behind = ()
+
+    def _reads_weights(self, worker: str) -> bool:
+        """One whose engine has given up its memory takes the newest version when it gets it back."""
+        return not self._config.placement.in_turns or worker in self._turns.awake
+
+    # ---- turns ---------------------------------------------------------------------------------------------
+
+    async def _engine_turn(self, name: str, request: m.EngineTurn) -> m.Turn:
+        self._turns.engine(name, (request.process, request.number), awake=request.awake)
+        self._happened()
+
+        def changes() -> bool | None:
+            yours = self._turns.engine_may(name)
+            return yours if yours != request.awake else None
+
+        found = await self._until(changes, request.wait_s)
+        return m.Turn(request.awake if found is None else found)
+
+    async def _trainer_turn(self, name: str, request: m.TrainerTurn) -> m.Turn:
+        """An engine that does not give up its memory holds up the step: a stall, whose culprit is
+        replaced."""
+        self._turns.trainer(name, (request.process, request.number), wants=request.wants)
+        self._store.keep(TRAINERS_TURN, bytes([self._turns.is_trainers]))
+        self._happened()
+
+        def may() -> bool | None:
+            self._stalls.behind = self._turns.awake
+            return self._turns.trainer_may or None
+
+        try:
+            return m.Turn(bool(request.wants and await self._until(may, request.wait_s)))
         finally:
             self._stalls.behind = ()
 

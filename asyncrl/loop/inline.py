@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, cast
 
 from asyncrl.affinity import torch_threads
 from asyncrl.config import Config
+from asyncrl.core.coordinator import Taken
 from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
 from asyncrl.loop.host import Host, Leases
 from asyncrl.loop.trainer import TrainerLink, TrainingRun
+from asyncrl.loop.turns import TakesTurns, TrainerTurns
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout
@@ -35,7 +37,7 @@ from asyncrl.states import doing
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.adapters import merging
 from asyncrl.weights.source import LocalWeights
-from asyncrl.wire.codec import decode_group, encode_group
+from asyncrl.wire.codec import WireGroup, decode_group, encode_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,13 +193,17 @@ class Schedule:
         self._finished.clear()
 
 
-class InlineLink(Schedule, TrainerLink):
+class InlineLink(Schedule, TrainerLink, TrainerTurns):
     """The links of worker and trainer to a coordinator in their own process."""
+
+    decodes_to_rest = True
 
     def __init__(self, config: Config, host: Host, rollout: GroupRollout) -> None:
         super().__init__(config, host, rollout)
         self._host = host
         self._merge = merging(config)
+        self._incoming: tuple[int, dict[str, Tensor]] | None = None
+        """In turns, what the engine is to wake with."""
 
     async def begin(self, version: int) -> int:
         return self._host.begin(version)
@@ -223,6 +229,13 @@ class InlineLink(Schedule, TrainerLink):
             await self._lease()
             scored_s = await self._decode()
             began_s, moved_s = began_s + scored_s, moved_s + scored_s  # these waits have their own deadlines
+        return self._batch(taken)
+
+    async def ready(self, step: int) -> Batch | None:
+        taken = self._host.take(step)
+        return None if taken is None else self._batch(taken)
+
+    def _batch(self, taken: Taken[WireGroup]) -> Batch:
         groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
@@ -235,20 +248,36 @@ class InlineLink(Schedule, TrainerLink):
         started_s = time.monotonic()
         assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
         whole = self._merge(LocalWeights(version, weights)).tensors()
-        pause_s = self._engine.swap(whole, version)
+        if self._config.placement.in_turns:
+            self._incoming = version, {name: tensor.to("cpu") for name, tensor in whole.items()}
+        else:
+            self._swap(version, whole)
         self._host.publish(version)
         self._host.meter.report(WORKER, self._engine.stats())
-        self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
         self._host.meter.rewards(self._rollout.drain_metrics())
         return self._host.metrics() | {"weights/publish_s": time.monotonic() - started_s}
+
+    def _swap(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        pause_s = self._engine.swap(weights, version)
+        self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
+
+    async def give_turn(self) -> None:
+        assert self._incoming is not None, "nothing was published"
+        self._swap(*self._incoming)
+
+    async def take_turn(self) -> None:
+        self._engine.give_up_memory()
 
 
 async def run_inline(config: Config, run_dir: RunDir, beside: Beside) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
-            trainer = make_trainer(config)
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
+            if config.placement.in_turns:
+                await link.take_turn()
+            trainer = make_trainer(config)
             with ThreadPoolExecutor(1) as executor:
-                async with link.working(), beside(link, trainer) as seen:
+                by_turns = TakesTurns(link, link, trainer, executor) if config.placement.in_turns else link
+                async with link.working(), beside(by_turns, trainer) as seen:
                     await train(TrainingRun(config, trainer, seen, run_dir, executor=executor, overlap=False))

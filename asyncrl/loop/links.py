@@ -14,6 +14,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
 from asyncrl.loop.trainer import TrainerLink
+from asyncrl.loop.turns import TurnsByMessage
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
@@ -53,6 +54,8 @@ class ZmqWorkerLink:
         self._transport = transport
         self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
+        self._updating = asyncio.Lock()
+        """Held while the engine has given up its memory, too: it takes no version then but to wake."""
 
     def on_notice(self, news: m.NewWeights | m.Welcome) -> None:
         if news.notice is not None and self._weights.hear(news.notice, news.serial):
@@ -93,17 +96,40 @@ class ZmqWorkerLink:
         """Give the engine every new version, skipping those that are out of date already."""
         while True:
             await self._news.wait()
-            self._news.clear()
-            report = await self._update()
-            if report is not None:
-                self._weights.taken = report.version
-                await self._ask(m.Applied(report))
+            async with self._updating:
+                self._news.clear()
+                await self._update()
 
-    async def _update(self) -> m.UpdateReport | None:
-        """None when there is nothing newer, or the weights are gone with the trainer that published them: its
-        successor's will come."""
+    async def take_turns(self, turns: TurnsByMessage) -> None:
+        """Have the engine sleep while the memory is the trainer's, for ever. It begins with its memory."""
+        while True:
+            await turns.of_engine(awake=True)
+            async with self._updating:
+                with waiting("the engine to give up its memory", state="move"):
+                    await self._engine.sleep()
+                woken = False
+                while not woken:
+                    with waiting("the trainer to give up its memory", state="wait_turn"):
+                        await turns.of_engine(awake=False)
+                    woken = await self._update(wakes=True)
+                    if not woken:
+                        await asyncio.sleep(REPORT_S)  # reports bring the notice of weights that will do
+
+    async def _update(self, *, wakes: bool = False) -> bool:
+        """Give the engine what is newer than it has, or to wake it, whatever is newest. Returns whether it
+        has taken it: it is not there, or not any more."""
+        if (report := await self._taken(wakes)) is None:
+            return False
+        self._weights.taken = report.version
+        await self._ask(m.Applied(report))
+        return True
+
+    async def _taken(self, wakes: bool) -> m.UpdateReport | None:
+        """None when there is nothing to take, or the weights are gone with the trainer that published them:
+        its successor's will come."""
         for attempt in range(1, UPDATE_TRIES + 1):
-            source, notice = self._weights.next, self._weights.notice
+            source = self._weights.newest if wakes else self._weights.next
+            notice = self._weights.notice
             if source is None or notice is None:
                 return None
             try:
@@ -114,7 +140,7 @@ class ZmqWorkerLink:
                 log.warning("weight version %d, try %d: %s", source.version, attempt, error)
                 if attempt == UPDATE_TRIES and not self._transport.is_gone(notice):
                     raise
-                if self._weights.next is source:
+                if self._weights.newest is source:
                     await asyncio.sleep(0.05 * attempt)
         return None
 
@@ -134,12 +160,16 @@ class ZmqTrainerLink(TrainerLink):
         self._answer_timeout_s = answer_timeout_s(config)
 
     async def take(self, step: int) -> Batch:
-        while True:
-            answer, frames = await self._client.request(
-                m.Take(step, POLL_S), timeout_s=POLL_S + self._answer_timeout_s
-            )
-            if isinstance(answer, m.TakenBatch):
-                break
+        while (batch := await self.ready(step, POLL_S)) is None:
+            pass
+        return batch
+
+    async def ready(self, step: int, wait_s: float = 0) -> Batch | None:
+        answer, frames = await self._client.request(
+            m.Take(step, wait_s), timeout_s=wait_s + self._answer_timeout_s
+        )
+        if not isinstance(answer, m.TakenBatch):
+            return None
         groups = [
             decode_group(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
             for i, header in enumerate(answer.headers)

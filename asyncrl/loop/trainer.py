@@ -49,11 +49,17 @@ class TrainerLink(Protocol):
     async def take(self, step: int) -> Batch:
         """The batch of a training step, as soon as there is one."""
 
+    async def ready(self, step: int) -> Batch | None:
+        """The same where it is there already; None where it would have to be waited for."""
+
     async def publish(
         self, version: int, weights: PublishedWeights | None, canary: Canary | None
     ) -> dict[str, float]:
         """The step that made a version is done; `weights` for the engines, None where they need none. Returns
         the metrics that the coordinator and the engines have to give, `weights/publish_s` among them."""
+
+    decodes_to_rest = False
+    """Whether `come_to_rest` has the engines decode."""
 
     async def come_to_rest(self) -> None:
         """A checkpoint is about to be made: bring what it cannot hold to an end. By default that is sampled

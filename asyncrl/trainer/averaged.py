@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.objective.proximal import ewma_update
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.state import WEIGHT, SavedPart, Shapes
+from asyncrl.trainer.state import HOST, WEIGHT, SavedPart, Shapes
 
 
 class AveragedPolicy:
@@ -34,6 +34,13 @@ class AveragedPolicy:
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         for name, parameter in self.average.model.named_parameters():
             yield WEIGHT, name, parameter
+
+    def offload(self) -> None:
+        self._device = self.average.device
+        self.average.to(HOST)
+
+    def reload(self) -> None:
+        self.average.to(self._device)
 
     @torch.no_grad()
     def load(self, saved: SavedPart) -> None:

@@ -53,6 +53,13 @@ class Trainer(Protocol):
         number of ranks and ZeRO stage. Raises `RestoreError` when that is of another model, and changes
         nothing then."""
 
+    def offload(self) -> None:
+        """Between two steps, give up the device's memory on all ranks. Until `reload`, nothing else is
+        called. Only where `BackendSpec.offloads`."""
+
+    def reload(self) -> None:
+        """Take the memory back: what follows is as if nothing had been given up, to the bit."""
+
     def close(self) -> None:
         """The end of a run that went well: other ranks end too."""
 
@@ -72,6 +79,8 @@ class BackendSpec(Spec):
     key = "trainer.backend"
     computes = True
     """False: it only takes its time, and needs no model, no device and no memory."""
+    offloads = False
+    """Whether its trainers can give up their memory between two steps (`Trainer.offload`)."""
     has_ranks = False
     """Whether `trainer.ranks` may be more than 1."""
     why_not_inline = ""
@@ -109,6 +118,12 @@ class BackendSpec(Spec):
             yield (
                 f"trainer.ranks={trainer.ranks}: {chosen} has one rank; use "
                 f"{those(BackendSpec, lambda spec: spec.has_ranks and spec.computes)}, or trainer.ranks=1"
+            )
+        if config.placement.in_turns and not self.offloads:
+            yield (
+                "placement.colocate=turns has the trainer give up its memory for the engines, and "
+                f"{chosen} cannot; use {those(BackendSpec, lambda spec: spec.offloads)}, or "
+                "placement.colocate=auto"
             )
         if run.in_one_process and self.why_not_inline:
             yield (

@@ -42,6 +42,11 @@ class NewestWeights:
         return self._newest[1]
 
     @property
+    def newest(self) -> WeightSource | None:
+        """The version in force, whether or not the engine has it."""
+        return None if self._newest is None else self._newest[1]
+
+    @property
     def notice(self) -> bytes | None:
         """The one in force."""
         return None if self._newest is None else self._newest[0]

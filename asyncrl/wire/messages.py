@@ -105,6 +105,20 @@ class WorkerReport(FromWorker):
     """Sum and count of what the rewards have to tell since the last report, by metric."""
 
 
+class EngineTurn(WireMessage, frozen=True):
+    """Where engines and trainer take turns (`core.turns`): whether this engine has memory. Answered by `Turn`
+    as soon as it is to change that, at the latest after `wait_s`."""
+
+    SENDER = ROLLOUT
+
+    process: Count
+    """As in `Hello`."""
+    number: Count
+    """Counts what the process has said of turns: a message that comes late changes nothing."""
+    awake: bool
+    wait_s: WaitSeconds
+
+
 # ---- from a rollout worker to a reward model ---------------------------------------------------------------
 
 
@@ -156,6 +170,17 @@ class AwaitApplied(FromTrainer):
     written). Answered by `Done`, or after `ACK_PATIENCE * weights.ack_timeout_s` by `Refused`."""
 
     version: int  # before the first buffer is reused: negative
+
+
+class TrainerTurn(FromTrainer):
+    """A rank of the trainer wants the engines' memory: answered by `Turn` as soon as it may take it, at the
+    latest after `wait_s`. Or rank 0 tells that all ranks have given theirs up: answered at once."""
+
+    process: Count
+    number: Count
+    """Both as in `EngineTurn`."""
+    wants: bool
+    wait_s: WaitSeconds
 
 
 # ---- from the supervisor -----------------------------------------------------------------------------------
@@ -295,6 +320,11 @@ class Published(WireMessage):
     """The coordinator's share of the step's metrics: ledger, rollout totals, reward metrics."""
 
 
+class Turn(WireMessage):
+    yours: bool
+    """Whether the memory is for whoever has asked."""
+
+
 class PairScore(WireMessage):
     score: float
     scoring_s: float
@@ -381,12 +411,14 @@ Request = (
     | Fail
     | Applied
     | WorkerReport
+    | EngineTurn
     | ScorePair
     | Begin
     | Take
     | Publish
     | Checkpointed
     | AwaitApplied
+    | TrainerTurn
     | WorkerLost
     | Locate
     | Join
@@ -400,6 +432,7 @@ Answer = (
     | Leases
     | TakenBatch
     | Published
+    | Turn
     | PairScore
     | Route
     | Gathered

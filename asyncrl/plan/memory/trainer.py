@@ -50,7 +50,9 @@ def trainer_parts(
     if config.objective.proximal == "ewma":
         parts["averaged policy"] = value_bytes * policy.parameters
     own = {n: facts for n, facts in models.frozen.items() if n != "reference" or has_own_reference(config)}
-    offloaded = {n for n, section in config.frozen.items() if on_gpu and section.offload and n in own}
+    in_turns = config.placement.in_turns
+    parked = {n for n, section in config.frozen.items() if section.offload or in_turns}
+    offloaded = {n for n in own if on_gpu and n in parked}
     for name, facts in own.items():
         (host_parts if name in offloaded else parts)[name] = value_bytes * facts.parameters
     tokens = max(config.trainer.micro_batch_tokens, longest_tokens)

@@ -118,6 +118,11 @@ class Engine(Protocol):
         """Swap to `source`'s version between two decode steps. Requests are neither aborted nor restarted.
         On any error the old weights and version stay in force."""
 
+    async def sleep(self) -> None:
+        """Between two decode steps, give up the memory of weights, keys and values. Requests stay, and new
+        ones are taken, but nothing is decoded until `update_weights`, with whichever version, has taken the
+        memory back. Only where `EngineSpec.sleeps`."""
+
     def stats(self) -> EngineStats: ...
 
     async def close(self) -> None: ...
@@ -135,6 +140,9 @@ class SteppedEngine(Engine, Protocol):
         """Update at once, between two calls of `step`. The engine adopts `tensors` as its own: hand it
         copies. Returns the seconds it took. Raises `WeightsError`, and keeps the old weights, when they do
         not fit the model."""
+
+    def give_up_memory(self) -> None:
+        """As `sleep`, at once, between two calls of `step`; `swap` takes it back."""
 
     def forget(self) -> None:
         """Reuse nothing of requests that have ended, to the bit: as if the engine had just been made."""

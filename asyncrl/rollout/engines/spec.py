@@ -77,6 +77,10 @@ class EngineSpec(Spec):
     """Whether `rollout.tensor_parallel_size` may be more than 1."""
     resubmits = False
     """Whether it can do `rollout.kv_on_update=resubmit`."""
+    sleeps = False
+    """Whether its engines can give up their memory (`Engine.sleep`)."""
+    why_no_sleep = "has none to give, or cannot"
+    """Where they cannot, as the end of a sentence."""
     tells_kept = False
     """Whether it tells what each token was sampled among under top-p and top-k."""
     may_stay_initial = False
@@ -161,6 +165,12 @@ class EngineSpec(Spec):
         if run.in_one_process and not self.is_stepped:
             able = those(EngineSpec, lambda spec: spec.is_stepped)
             yield f"run.mode={run.mode} {self.why_not_stepped.format(chosen)}; use {able}, or run.mode=async"
+        if config.placement.in_turns and not self.sleeps:
+            able = those(EngineSpec, lambda spec: spec.sleeps)
+            yield (
+                f"placement.colocate=turns has engines give up their memory for the trainer, and {chosen} "
+                f"{self.why_no_sleep}; use {able}, or placement.colocate=auto"
+            )
         if rollout.tensor_parallel_size > 1 and not self.splits_models:
             able = those(EngineSpec, lambda spec: spec.splits_models)
             yield (

@@ -43,4 +43,4 @@ def load_frozen(
         return base
     with torch.no_grad():
         policy = load_policy(config, key, path)
-    return FrozenPolicy(policy.requires_grad_(False), ranks, offload=offload)
+    return FrozenPolicy(policy.requires_grad_(False), ranks, offload=offload or config.placement.in_turns)

@@ -164,6 +164,11 @@ class Memory:
         for name, array in (arrays | {"kept_ids": kept.ids, "kept_sizes": kept.sizes}).items():
             yield _KIND, name, torch.from_numpy(array)
 
+    def offload(self) -> None:
+        """It is on the host."""
+
+    def reload(self) -> None: ...
+
     def load(self, saved: SavedPart) -> None:
         arrays = {name: saved(_KIND, name).numpy() for _, name, _ in self.tensors()}
         kept = KeptSets(arrays.pop("kept_ids"), arrays.pop("kept_sizes"))

@@ -50,6 +50,12 @@ class AdaptedLearner:
         yield from self._inner.tensors()
         yield BASE, self._base, torch.zeros(1)
 
+    def offload(self) -> None:
+        self._inner.offload()
+
+    def reload(self) -> None:
+        self._inner.reload()
+
     def load(self, saved: SavedPart) -> None:
         self._inner.load(saved)
         self._adapter.merge()

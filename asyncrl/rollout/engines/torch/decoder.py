@@ -45,6 +45,14 @@ class Decoder(ABC):
         from where it stands, or again from where it was filled to, or from nothing."""
 
     @abstractmethod
+    def leave(self) -> None:
+        """Give up the memory of all that is kept, and what is kept with it."""
+
+    @abstractmethod
+    def come_back(self) -> None:
+        """Take the memory again, for rows that are empty."""
+
+    @abstractmethod
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy what the first `width` tokens of rows `sources` have left to rows `targets`, as if all at
         once."""

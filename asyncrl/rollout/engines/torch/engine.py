@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +18,8 @@ from asyncrl.rollout.engines.torch.batch import ContinuousBatch, Finished
 from asyncrl.rollout.engines.torch.thread import STEP, BatchThread, Order
 from asyncrl.waits import waiting
 from asyncrl.weights.source import WeightSource
+
+T = TypeVar("T")
 
 LAST_STEP_S = 10.0
 """Longest wait for a step to end when the engine is to."""
@@ -106,16 +108,30 @@ class TorchEngine(StreamingEngine):
             staged = await asyncio.to_thread(lambda: self._batch.weights.stage(source.tensors()))
             stage_s = time.perf_counter() - started
             self._refuse_broken()
-            swapped = self._swap(staged, source.version)
-            if (thread := self._driver) is not None:
-                either: list[asyncio.Future[Any]] = [asyncio.wrap_future(swapped), thread.ended]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            self._refuse_broken()
-            return UpdateReport(source.version, stage_s, swapped.result())
+            pause_s = await self._done(self._swap(staged, source.version))
+            return UpdateReport(source.version, stage_s, pause_s)
+
+    async def _done(self, order: Future[T]) -> T:
+        """What an order gives, by whoever has the batch. Raises `EngineError` where it breaks the engine."""
+        if (thread := self._driver) is not None:
+            either: list[asyncio.Future[Any]] = [asyncio.wrap_future(order), thread.ended]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        self._refuse_broken()
+        return order.result()
 
     def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
         self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
+
+    async def sleep(self) -> None:
+        async with self._updating:
+            asleep: Future[None] = Future()
+            self._do("giving up its memory", lambda: asleep.set_result(self._batch.sleep()))
+            await self._done(asleep)
+
+    def give_up_memory(self) -> None:
+        self._refuse_to_step()
+        self._do("giving up its memory", self._batch.sleep)
 
     def forget(self) -> None:
         self._do("forgetting", self._batch.forget)

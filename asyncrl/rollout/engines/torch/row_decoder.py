@@ -51,7 +51,13 @@ class RowDecoder(Decoder):
                 f"{type(model).__name__}.forward takes no cache, so that it cannot decode"
             )
         self._cache_name = name
-        self._rows = [_Row()] * slots
+        self.leave()
+
+    def leave(self) -> None:
+        self._rows = [_Row()] * self.slots
+
+    def come_back(self) -> None:
+        """What rows need, they take as they are filled."""
 
     @torch.inference_mode()
     def fill(self, rows: NDArray[np.int64], tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:

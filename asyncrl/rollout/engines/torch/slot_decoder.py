@@ -34,16 +34,23 @@ class SlotDecoder(Decoder):
         shapes = _layer_shapes(model)
         super().__init__(model, slots, max_length)
         use_slot_attention(model)
-        parameter = next(model.parameters()).detach()
-        self.cache = SlotCache(shapes, slots, max_length, like=parameter)
-        self._held = np.zeros(slots, np.int64)
-        """Of how many tokens each row keeps what it has of them."""
+        self._shapes = shapes
+        self.come_back()
         self._packs = self.device.type == "cpu" and not cuda_graphs
         self._step = self._decode
         if cuda_graphs:
             from asyncrl.rollout.engines.torch.graphs import StaticDecode
 
             self._step = StaticDecode(self._decode, slots, max_length, self.device, WIDTH_STEP)
+
+    def leave(self) -> None:
+        self.cache = SlotCache([], 0, 0, like=next(self.model.parameters()))
+
+    def come_back(self) -> None:
+        like = next(self.model.parameters()).detach()
+        self.cache = SlotCache(self._shapes, self.slots, self.max_length, like=like)
+        self._held = np.zeros(self.slots, np.int64)
+        """Of how many tokens each row keeps what it has of them."""
 
     @torch.inference_mode()
     def fill(self, rows: NDArray[np.int64], tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:

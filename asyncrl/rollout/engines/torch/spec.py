@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class Torch(EngineSpec):
     is_stepped = True
+    sleeps = True
     tells_kept = True
     may_stay_initial = True
 

@@ -45,6 +45,12 @@ class LiveWeights:
             self._stream.synchronize()
         return staged
 
+    def leave(self) -> None:
+        """Give up their memory. What a version must look like stays known, and the next one that is adopted
+        is there again."""
+        for live in self._live.values():
+            live.data = live.new_zeros(()).expand(live.shape)
+
     def adopt(self, staged: Mapping[str, Tensor]) -> None:
         """Make staged tensors the live ones: pointers change hands, no data moves (unless `in_place`), and
         tied modules stay tied since they share the parameter itself. No forward pass may be in progress."""

@@ -50,6 +50,7 @@ class VllmEngine(StreamingEngine):
         tokens so far. Other prompts are never shared across versions.
     stop_token_ids: end every request, besides its own.
     answer_timeout_s: longest wait for vLLM to answer, or to end a decode step, before it is taken for hung.
+    sleep_level: of `sleep`. 1: the weights wait in host memory; 2: they are given up, all but buffers.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class VllmEngine(StreamingEngine):
         kv_on_update: Literal["keep", "recompute", "resubmit"] = "keep",
         stop_token_ids: tuple[int, ...] = (),
         answer_timeout_s: float = 120.0,
+        sleep_level: Literal[1, 2] = 1,
     ) -> None:
         super().__init__(
             capacity=capacity,
@@ -79,6 +81,8 @@ class VllmEngine(StreamingEngine):
         self._generations: dict[str, Generation] = {}
         self._updating = asyncio.Lock()
         self._held = False
+        self._sleep_level = sleep_level
+        self._asleep = False
         self._unproven: WeightNotice | None = None
         self._alarm = Alarm()
         self._unknown: set[str] = set()
@@ -121,6 +125,12 @@ class VllmEngine(StreamingEngine):
                 if not self._held:
                     await self._prove()
             return UpdateReport(source.version, stage_s, pause_s)
+
+    async def sleep(self) -> None:
+        async with self._updating:
+            sleeps = self.llm.sleep(level=self._sleep_level, mode="keep")
+            await self._answer(sleeps, "to give up its memory")
+            self._asleep = True
 
     async def hold(self) -> None:
         """Stop decoding between two steps until `release`; requests stay, updates go on."""
@@ -180,6 +190,7 @@ class VllmEngine(StreamingEngine):
         else:
             await self._pause(clear_cache=self._kv_on_update == "recompute")
         try:
+            await self._wake("weights")
             proofs = await self._call("asyncrl_load", version, notice.canary is not None)
         except EngineError as error:
             raise self._break(f"update to version {version} failed half-way: {error}") from error
@@ -188,11 +199,19 @@ class VllmEngine(StreamingEngine):
         self._version = version
         self._salts.load(version)
         self._unproven = notice if notice.canary is not None else None
+        await self._wake("kv_cache")
+        self._asleep = False
         if self._kv_on_update != "recompute":
             await self._start_again()
         if not self._held:
             await self._resume()
         return time.perf_counter() - started
+
+    async def _wake(self, tag: str) -> None:
+        """Take one kind of memory back: that of the keys and values once the weights are those of a version,
+        since vLLM goes on by itself when it has all."""
+        if self._asleep:
+            await self._answer(self.llm.wake_up([tag]), f"to take back the memory of its {tag}")
 
     async def _interrupt(self) -> None:
         """Pause, with no request left in vLLM: all wait for their next start with what they have."""
@@ -325,7 +344,7 @@ class VllmEngine(StreamingEngine):
 
     def _stalled_s(self) -> float:
         """Time without a new token though there should have been some."""
-        if not self._generations or self._held or self._updating.locked():
+        if not self._generations or self._held or self._asleep or self._updating.locked():
             self._last_progress_s = time.monotonic()
         return time.monotonic() - self._last_progress_s
 

@@ -44,7 +44,8 @@ class LaunchSettings:
     prefill_tokens: prompt and output tokens computed in one step, None for the device's `PREFILL_TOKENS`.
     report_every_tokens: how often a running request's progress reaches `Engine.stats`. receiver: the worker
     extension, a `WeightReceiver`. tells_kept: whether to ask vLLM for what each token was sampled among,
-    where it can tell; every request must have a `top_k` then.
+    where it can tell; every request must have a `top_k` then. sleeps: whether it is to give up its memory at
+    times.
     """
 
     model_path: str
@@ -63,6 +64,7 @@ class LaunchSettings:
     report_every_tokens: int = 16
     receiver: str = RECEIVER
     tells_kept: bool = False
+    sleeps: bool = False
 
 
 def launch(settings: LaunchSettings, weights_bytes: int = 0) -> AsyncLLM:
@@ -154,6 +156,7 @@ def _arguments(settings: LaunchSettings) -> AsyncEngineArgs:
         generation_config="vllm",  # the model's own sampling defaults must not come in by the back door
         stream_interval=settings.report_every_tokens,
         worker_extension_cls=settings.receiver,
+        enable_sleep_mode=settings.sleeps,
         **optional,
     )
 

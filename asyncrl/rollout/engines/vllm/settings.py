@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from asyncrl.section import Section
@@ -22,6 +24,9 @@ class Settings(Section):
     prefill_tokens: int | None = Field(None, ge=1)
     """Tokens computed in one step, at most (vLLM's `max_num_batched_tokens`); null: 8,192 on a GPU, 2,048 on
     the CPU."""
+    sleep_level: Literal[1, 2] = 1
+    """With `placement.colocate=turns`, where the weights go while the trainer has the memory: 1, to host
+    memory; 2, nowhere, since a version is loaded before the engine goes on (vLLM's own sleep levels)."""
     answer_timeout_s: float = Field(120.0, gt=0)
     """An engine that answers nothing, or generates nothing with requests running, for this long is taken for
     hung and replaced."""

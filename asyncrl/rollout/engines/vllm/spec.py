@@ -55,6 +55,7 @@ class Vllm(OfVllm):
     tells_kept = True
     starts_processes = True
     splits_models = True
+    sleeps = True
     resubmits = True
     may_stay_initial = True
 
@@ -82,6 +83,7 @@ class Vllm(OfVllm):
             prefill_tokens=c.vllm.prefill_tokens,
             trust_remote_code=model.trust_remote_code,
             tells_kept=sampling_of(c).cuts,
+            sleeps=config.placement.in_turns,
         )
         expected = ExpectedWeights(model.path, model.dtype, model.trust_remote_code)
         with unhurried("starting vLLM (it compiles, and measures the memory)"):
@@ -94,9 +96,15 @@ class Vllm(OfVllm):
             kv_on_update=c.kv_on_update,
             stop_token_ids=stop_token_ids(model),
             answer_timeout_s=c.vllm.answer_timeout_s,
+            sleep_level=c.vllm.sleep_level,
         )
 
     def check_device(self, config: Config, device: Device) -> None:
+        if config.placement.in_turns and device == "cpu":
+            raise ConfigError(
+                "placement.colocate=turns: vLLM gives up its memory on GPUs only (its sleep mode), and the "
+                "engines compute on the CPU; use rollout.engine=torch, or placement.colocate=auto"
+            )
         distribution.refuse_unsupported(device)
 
     def memory(
@@ -130,7 +138,10 @@ class Vllm(OfVllm):
         )
         parts = {"weights": weights, "KV cache": max(0, kv_cache), "workspace": workspace}
         # Each of its ranks stages a whole version.
-        return parts, {"incoming weights": rollout.tensor_parallel_size * whole}
+        host_parts = {"incoming weights": rollout.tensor_parallel_size * whole}
+        if config.placement.in_turns and rollout.vllm.sleep_level == 1:
+            host_parts["weights, asleep"] = whole
+        return parts, host_parts
 
     def gpu_share(self, config: Config) -> tuple[str, float] | None:
         return "rollout.vllm.gpu_memory_utilization", config.rollout.vllm.gpu_memory_utilization

@@ -26,7 +26,7 @@ from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.models.checks import ModelError, model_name
 from asyncrl.trainer.saving import ModelSnapshot
-from asyncrl.trainer.state import HeldState, SavedPart, open_saved
+from asyncrl.trainer.state import HeldState, SavedPart, offload, open_saved, reload
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import PublishedWeights
 
@@ -76,6 +76,8 @@ class DeepSpeedTrainer:
                     self._train(order)
                 case RestoreOrder():
                     self._load(open_saved(order.folder, self._parts))
+                case Order.OFFLOAD | Order.RELOAD:
+                    self._move(order)
                 case Order.SNAPSHOT:
                     self._follow_snapshot()
                 case Order.GATHER | Order.SCORE_CANARY:
@@ -131,6 +133,18 @@ class DeepSpeedTrainer:
     def _load(self, saved: Mapping[str, SavedPart]) -> None:
         for name, part in self._parts.items():
             part.load(saved[name])
+
+    def offload(self) -> None:
+        self._move(Order.OFFLOAD, tell=True)
+
+    def reload(self) -> None:
+        self._move(Order.RELOAD, tell=True)
+
+    def _move(self, order: Order, *, tell: bool = False) -> None:
+        if tell:
+            self._group.tell(order)
+        (offload if order is Order.OFFLOAD else reload)(self._parts)
+        self._group.wait_for_all()  # what a rank still has, an engine lacks
 
     def close(self) -> None:
         self._group.tell(Order.END)

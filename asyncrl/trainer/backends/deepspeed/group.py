@@ -43,7 +43,9 @@ class Order(IntEnum):
     SCORE_CANARY = 3
     SNAPSHOT = 4
     RESTORE = 5
-    END = 6
+    OFFLOAD = 6
+    RELOAD = 7
+    END = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,10 @@ class RankGroup:
                 return RestoreOrder(Path(os.fsdecode(path.numpy().tobytes())))
             case _:
                 return Order(kind)
+
+    def wait_for_all(self) -> None:
+        """Until every rank is here."""
+        dist.barrier(group=self._host)
 
     def close(self) -> None:
         dist.destroy_process_group()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 from deepspeed.runtime.zero import register_external_parameter
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
@@ -31,11 +32,18 @@ from asyncrl.trainer.learner import (
     trained_parameters,
 )
 from asyncrl.trainer.packing.pack import MicroBatch
-from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
+from asyncrl.trainer.state import AVERAGES, HOST, STEP, WEIGHT, SavedPart, Shapes, move
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
     from asyncrl.trainer.lora.adapter import Adapter
+
+
+_MOVED_BY_ZERO_3 = (
+    OffloadStateTypeEnum.lp_params,
+    OffloadStateTypeEnum.lp_grads,
+    OffloadStateTypeEnum.contiguous_grad_buffer,
+)
 
 
 def _without_extensions_for_inference() -> None:
@@ -125,6 +133,26 @@ class DeepSpeedLearner:
             for kind in AVERAGES:
                 yield kind, name, safe_get_full_optimizer_state(parameter, kind)
             yield STEP, name, states[0][STEP]
+
+    def offload(self) -> None:
+        if self._engine.zero_optimization_stage() < 3:
+            self._engine.offload_states(pin_memory=False)
+            return
+        self._engine.offload_states(_MOVED_BY_ZERO_3, pin_memory=False)
+        move(self._masters(), HOST)
+
+    def reload(self) -> None:
+        device = self._engine.device
+        self._engine.reload_states()
+        if self._engine.zero_optimization_stage() == 3:
+            move(self._masters(), device)
+
+    def _masters(self) -> Iterator[Tensor]:
+        """This rank's partitions and AdamW's state of them, which ZeRO 3 itself moves for its own AdamW
+        only."""
+        yield from self._engine.optimizer.fp32_partitioned_groups_flat
+        for state in optimizer_states(self._engine.optimizer):
+            yield from state.values()
 
     @torch.no_grad()
     def load(self, saved: SavedPart) -> None:

@@ -23,6 +23,7 @@ _OURS = {"stage": "zero_stage", "zero_hpz_partition_size": "hpz_partition_size"}
 
 class DeepSpeed(BackendSpec):
     has_ranks = True
+    offloads = True
     why_not_inline = "has ranks of its own"
     saves_memory = (
         "share the model out with trainer.backend=deepspeed and more trainer.ranks",
@@ -80,6 +81,12 @@ class DeepSpeed(BackendSpec):
                 f"trainer.deepspeed.offload_optimizer cannot be with trainer.lora and "
                 f"trainer.deepspeed.zero_stage={ours.zero_stage}: an adapter's optimizer is small, and every "
                 "rank keeps it; use trainer.deepspeed.zero_stage=3, or leave it out"
+            )
+        if config.placement.in_turns and (ours.offload_optimizer or ours.offload_parameters):
+            yield (
+                "placement.colocate=turns brings all of the trainer to host memory between its turns, and "
+                "trainer.deepspeed.offload_optimizer and offload_parameters keep a part there for good; "
+                "leave these out, or use placement.colocate=always"
             )
         for name in sorted(_OURS.keys() & ours.zero.keys()):
             yield f"trainer.deepspeed.zero.{name} is trainer.deepspeed.{_OURS[name]}; set that instead"

@@ -14,7 +14,7 @@ from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.models.policy import published
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelSnapshot
-from asyncrl.trainer.state import HeldState, open_saved
+from asyncrl.trainer.state import HeldState, offload, open_saved, reload
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import WholeWeights
 
@@ -52,5 +52,11 @@ class TorchTrainer:
     def restore(self, folder: Path) -> None:
         for name, saved in open_saved(folder, self._parts).items():
             self._parts[name].load(saved)
+
+    def offload(self) -> None:
+        offload(self._parts)
+
+    def reload(self) -> None:
+        reload(self._parts)
 
     def close(self) -> None: ...

@@ -9,6 +9,8 @@ from asyncrl.trainer.backend import BackendSpec, Trainer
 
 
 class Torch(BackendSpec):
+    offloads = True
+
     def make(self, config: Config, rendezvous: Path | None) -> Trainer:
         from asyncrl.trainer.backends.torch.backend import TorchTrainer
 
