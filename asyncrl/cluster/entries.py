@@ -51,7 +51,6 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
-    from asyncrl.loop.turns import TurnsByMessage
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
@@ -63,6 +62,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     unjudged, config = config, await with_initial_judges(config, run_dir)
     models = reward_links(config, run_dir, name)
+    turns = None
     if config.placement.in_turns:
         async with waiting_for_a_turn(config, endpoint, name) as turns:
             await turns.of_engine(awake=False)
@@ -82,8 +82,9 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         work = asyncio.create_task(roll_out(group_rollout, working), name="work")
         reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
-        if config.placement.in_turns:
-            services.append(link.take_turns(TurnsByMessage(client, answer_timeout_s(config))))
+        if turns is not None:
+            turns.client = client
+            services.append(link.take_turns(turns))
         services += [model.follow() for model in models.values()]
         services += [while_it_stays(config, run_dir)] if config is not unjudged else []
         try:
@@ -149,9 +150,9 @@ async def judge(config: Config, path: Path, name: str) -> None:
 async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
-    from asyncrl.loop.links import ZmqTrainerLink, answer_timeout_s
+    from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
-    from asyncrl.loop.turns import TakesTurns, TurnsByMessage
+    from asyncrl.loop.turns import TakesTurns
     from asyncrl.trainer.backend import backend_of, make_trainer
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -160,6 +161,7 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     executor = ThreadPoolExecutor(1, thread_name_prefix=TRAINER, initializer=use_torch_threads)
     loop = asyncio.get_running_loop()
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
+    turns = None
     if config.placement.in_turns:
         async with waiting_for_a_turn(config, endpoint, name) as turns:
             await turns.take_turn()
@@ -174,13 +176,12 @@ async def trainer(config: Config, path: Path, name: str) -> None:
     try:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
             link: TrainerLink = ZmqTrainerLink(client, transport, config, executor)
-            in_turns = config.placement.in_turns
-            if in_turns:
-                turns = TurnsByMessage(client, answer_timeout_s(config))
+            if turns is not None:
+                turns.client = client
                 link = TakesTurns(link, turns, made, executor)
             async with evaluated(config, run_dir, link, made, executor) as to_all:
                 await train(
-                    TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=not in_turns)
+                    TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=turns is None)
                 )
     finally:
         transport.close()

@@ -87,11 +87,11 @@ class TakesTurns(TrainerLink):
 
 
 class TurnsByMessage(TrainerTurns):
-    """Of a trainer or an engine, by the coordinator. answer_timeout_s: longest wait for an answer beyond the
-    time that the coordinator may keep it."""
+    """Of a trainer or an engine, by the coordinator. A process has one, which may get another client.
+    answer_timeout_s: longest wait for an answer beyond the time that the coordinator may keep it."""
 
     def __init__(self, client: RpcClient, answer_timeout_s: float) -> None:
-        self._client = client
+        self.client = client
         self._timeout_s = POLL_S + answer_timeout_s
         self._process = secrets.randbits(53)
         self._numbers = itertools.count()
@@ -109,7 +109,7 @@ class TurnsByMessage(TrainerTurns):
             pass
 
     async def _ask(self, request: m.TrainerTurn | m.EngineTurn) -> bool:
-        answer, _ = await self._client.request(request, timeout_s=self._timeout_s)
+        answer, _ = await self.client.request(request, timeout_s=self._timeout_s)
         return answer.yours
 
     def _stamp(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, product
 from typing import Any
 
-from asyncrl.cluster.kinds import role_sets
+from asyncrl.cluster.kinds import RoleSet, role_sets
 from asyncrl.config import Config
 from asyncrl.roles import RANK_0, REWARD, TRAINER
 from asyncrl.section import with_values
@@ -21,14 +21,20 @@ def are_shared(config: Config, usable: int) -> bool:
     if config.run.in_one_process:
         return True
     colocate = config.placement.colocate
-    return colocate == "always" or (colocate == "auto" and usable == 1)
+    return colocate in ("always", "turns") or (colocate == "auto" and usable == 1)
+
+
+def different_gpus(config: Config, of: RoleSet) -> int:
+    """So many of its own GPUs must be different ones. Engines that take turns with a trainer wake together,
+    and share none with each other."""
+    return of.gpus if config.placement.in_turns and of.kind.holds_leases else of.ranks
 
 
 def gpus_needed(config: Config, usable: int) -> int:
     """The fewest GPUs on which the run can compute, were it to compute on up to `usable` ones."""
     sets = role_sets(config)
     if usable == 1 and are_shared(config, usable):
-        return max(of.ranks for of in sets)
+        return max(different_gpus(config, of) for of in sets)
     loop = [of.gpus for of in sets if of.kind.in_loop]
     own = sum(of.gpus for of in sets if not of.kind.in_loop)
     return (max(loop) if are_shared(config, usable) else sum(loop)) + own

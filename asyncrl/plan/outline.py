@@ -106,7 +106,7 @@ def outline(
     return Outline(
         processes=tuple(_processes(config, placement)),
         memory=memory,
-        gpus=gpu_loads(placement, memory, gpu_bytes),
+        gpus=gpu_loads(placement, memory, gpu_bytes, in_turns=config.placement.in_turns),
         rows=rows,
         longest_prompt_tokens=longest,
         responses_per_step=responses,

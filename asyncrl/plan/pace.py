@@ -194,6 +194,9 @@ def predict(
     train_s = lengths.trained * per_token / (config.trainer.ranks * TRAINING_FLOPS_PER_S)
     snapshot_s = STATE_BYTES * sum(trained_parameters(config, m) for m in trained) / SNAPSHOT_BYTES_PER_S
     publish_s, load_s = version_bytes / PUBLISH_BYTES_PER_S, version_bytes / LOAD_BYTES_PER_S
+    in_turns = config.placement.in_turns
+    if in_turns:  # the trainer's state goes to the host and comes back
+        load_s += 2 * snapshot_s
     return Pace(
         response_tokens=response_tokens,
         prompt_tokens=prompt,
@@ -210,7 +213,7 @@ def predict(
         snapshot_s=snapshot_s,
         start_s=_start_s(config, engine, models, version_bytes) + publish_s + load_s,
         steps_per_checkpoint=_steps_per_checkpoint(config, snapshot_s, train_s + publish_s),
-        takes_turns=config.staleness.bound == 0 or config.staleness.fixed_lag is not None,
+        takes_turns=in_turns or config.staleness.bound == 0 or config.staleness.fixed_lag is not None,
         gpus={
             kind: frozenset(gpu for place in placement.of(kind) for gpu in place.gpus)
             for kind in placement.kinds

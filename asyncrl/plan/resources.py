@@ -11,7 +11,7 @@ from typing import Literal
 from asyncrl.cluster.kinds import RoleSet, role_sets, set_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError, NotHereError
-from asyncrl.plan.gpu_needs import are_shared, gpus_needed, remedies
+from asyncrl.plan.gpu_needs import are_shared, different_gpus, gpus_needed, remedies
 from asyncrl.roles import Role
 
 
@@ -155,7 +155,7 @@ def _refuse_too_few(config: Config, needs: Sequence[RoleSet], asked: int | None,
     if needed <= usable:
         return
     if usable == 1 and are_shared(config, usable):
-        settings = next(need.settings for need in needs if need.ranks == needed)
+        settings = next(need.settings for need in needs if different_gpus(config, need) == needed)
         what = f"{settings}: {_count(needed)} are needed"
     else:
         parts = " and ".join(f"{need.gpus} for {need.settings}" for need in needs if need.gpus)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.objective.proximal import ewma_update
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.state import HOST, WEIGHT, SavedPart, Shapes
+from asyncrl.trainer.state import HOST, WEIGHT, SavedPart, Shapes, move
 
 
 class AveragedPolicy:
@@ -37,10 +37,14 @@ class AveragedPolicy:
 
     def offload(self) -> None:
         self._device = self.average.device
-        self.average.to(HOST)
+        move(self._resident(), HOST)
 
     def reload(self) -> None:
-        self.average.to(self._device)
+        move(self._resident(), self._device)
+
+    def _resident(self) -> Iterator[Tensor]:
+        yield from self.average.parameters()
+        yield from self.average.buffers()
 
     @torch.no_grad()
     def load(self, saved: SavedPart) -> None:

@@ -47,6 +47,8 @@ STEPS = (
     Step("engine", "The embedded engine: kernels, CUDA graphs, swaps", _from("engine_pairs", "engine_pairs")),
     Step("run-torch", "A run of 10 steps with the embedded engine", _from("run_steps", "run_torch")),
     Step("run-vllm", "A run of 10 steps with vLLM", _from("run_steps", "run_vllm")),
+    Step("turns-torch", "Trainer and engine in turns", _from("run_steps", "turns", engine="torch")),
+    Step("turns-vllm", "Trainer and vLLM in turns, by its sleep", _from("run_steps", "turns", engine="vllm")),
     Step("collectives", "Two GPUs: NCCL", _from("run_steps", "collectives"), gpus=2, deadline_s=300),
     Step(
         "broadcast",

@@ -65,6 +65,17 @@ def run_vllm(bench: Bench) -> None:
     whole_run(bench, "rollout.engine=vllm", *share)
 
 
+def turns(bench: Bench, engine: str) -> None:
+    """Trainer and engine have one GPU's memory in turns: what moving costs, and whether both have enough."""
+    overrides = [f"rollout.engine={engine}", "placement.colocate=turns", "rollout.kv_on_update=recompute"]
+    if engine == "vllm":
+        _need_vllm(bench)
+    whole_run(bench, *overrides, steps=5)
+    lines = read_metrics(bench.scratch / "run" / "metrics.jsonl")
+    moves = [line["state/trainer-0/move_s"] for line in lines if "state/trainer-0/move_s" in line]
+    bench.found("the trainer gives up its memory and takes it back, in a step", "s", *moves)
+
+
 def two_ranks(bench: Bench, stage: int) -> None:
     """Two trainer ranks with a critic. Under ZeRO 2 each shares its GPU with an embedded engine, under ZeRO 3
     both with one vLLM engine that is split over the two."""

@@ -757,6 +757,28 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "trainer.lora: trainer.backend=paced computes nothing",
             "leave the section out",
         ),
+        *(
+            (["placement.colocate=turns", "rollout.kv_on_update=recompute", *overrides], reason, remedy)
+            for overrides, reason, remedy in [
+                (["rollout.kv_on_update=keep"], "keeps no keys and values", "kv_on_update=recompute"),
+                (["rollout.torch.cuda_graphs=true"], "CUDA graphs need them to stay", "cuda_graphs=false"),
+                (["weights.transport=collective"], "only one of the two has memory", "transport=auto"),
+                (["rollout.guests=1"], "guests (rollout.guests=1) compute elsewhere", "rollout.guests=0"),
+                (["teacher={path: t, form: exact}"], "beside the policy", "use teacher.form=sampled"),
+                (["rollout.engine=http"], "the servers' memory is not its own to give", "engine=vllm"),
+                (["rollout.engine=paced"], "has no memory", "placement.colocate=auto"),
+                (
+                    ["rollout.engine=paced", "trainer.backend=paced"],
+                    "trainer.backend=paced cannot",
+                    "trainer.backend=deepspeed or trainer.backend=torch",
+                ),
+                (
+                    ["trainer={backend: deepspeed, deepspeed: {offload_optimizer: true}}"],
+                    "keep a part there for good",
+                    "or use placement.colocate=always",
+                ),
+            ]
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(

@@ -42,6 +42,8 @@ class Harness(Protocol):
     """Whether it tells what each token was sampled among."""
     reuses: bool | None
     """Whether it goes on from earlier requests' keys and values; None where it does not tell."""
+    sleeps: bool
+    """Whether it can give up its memory."""
     tells: bool
     """Whether it tells of tokens as they are sampled."""
 
@@ -70,7 +72,7 @@ def qwen3_5(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 class TorchHarness:
     logprob_tolerance = 1e-4
-    tells = True
+    tells = sleeps = True
     tells_kept = True
     kv_on_update = ("keep", "recompute")
     engine = TorchEngine
@@ -123,7 +125,7 @@ class VllmHarness:
 
     logprob_tolerance = 1e-4
     hybrid = False
-    reuses = tells = True
+    reuses = tells = sleeps = True
     tells_kept = True
     kv_on_update = ("keep", "recompute", "resubmit")
 
@@ -197,7 +199,7 @@ class HttpHarness:
     logprob_tolerance = 1e-4
     hybrid = False
     reuses = True
-    tells = tells_kept = False
+    tells = tells_kept = sleeps = False
     kv_on_update = ("keep", "recompute")
 
     MAX_LENGTH = 128
@@ -288,7 +290,7 @@ def http_harness(loop, tmp_path_factory) -> Iterator[HttpHarness]:
 class OwnHarness(TorchHarness):
     """Of a user's own engine."""
 
-    tells = tells_kept = False
+    tells = tells_kept = sleeps = False
     kv_on_update = ("recompute",)
 
     def __init__(self) -> None:

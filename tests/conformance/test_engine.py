@@ -149,12 +149,14 @@ async def trajectories_of(harness, engine, requests) -> list[Trajectory]:
     return await asyncio.gather(*running)
 
 
-async def swapped_in_flight(harness, engine, requests, sources) -> list[Output]:
-    """One version after the other, while all of the requests run."""
+async def swapped_in_flight(harness, engine, requests, sources, *, sleeps=False) -> list[Output]:
+    """One version after the other, while all of the requests run. sleeps: the engine, before each."""
     streams = [asyncio.ensure_future(collect(engine.generate(r))) for r in requests]
     for source in sources:
         await harness.progress(engine, 5 * len(requests))
         assert engine.stats().running == len(requests)
+        if sleeps:
+            await engine.sleep()
         report = await engine.update_weights(source)
         assert report.version == source.version
         assert engine.stats().version == source.version
@@ -162,9 +164,13 @@ async def swapped_in_flight(harness, engine, requests, sources) -> list[Output]:
     return await asyncio.gather(*streams)
 
 
-def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update, sleeps):
     """16 running requests, ragged, four versions: every token has the logprob of the version that it is
-    stamped with. All are long enough that none is over before an engine on a busy machine can be held."""
+    stamped with. All are long enough that none is over before an engine on a busy machine can be held.
+    sleeps: each version is what the engine wakes with."""
+    if sleeps and not (harness.sleeps and kv_on_update == "recompute"):
+        pytest.skip("this engine does not sleep, or keeps what it would give up")
     models = {v: make_model(seed=v) for v in range(4)}
     lengths = np.random.default_rng(0).integers(70, 100, 16)
     requests = [
@@ -173,7 +179,7 @@ def test_weights_swapped_in_flight(run, harness, make_model, kv_on_update):
     requests += [request("first", [5, 6, 7, 8], 80, seed=50), request("equal", [5, 6, 7, 8], 90, seed=51)]
     engine = harness.make(models[0], capacity=18, kv_on_update=kv_on_update)
     sources = [LocalWeights(version, models[version].state_dict()) for version in (1, 2, 3)]
-    outputs = run(swapped_in_flight(harness, engine, requests, sources))
+    outputs = run(swapped_in_flight(harness, engine, requests, sources, sleeps=sleeps))
     for r, output in zip(requests, outputs, strict=True):
         assert len(output.ids) == r.sampling.max_new_tokens
         assert output.finish_reason is FinishReason.LENGTH
@@ -262,6 +268,33 @@ def test_the_two_references_differ(make_model):
     difference = np.abs(recomputed(models, r, output) - stitched(models, r, output))
     assert difference[:6].max() < 1e-4
     assert difference[6:].min() > 1e-2
+
+
+def test_a_sleeping_engine_takes_requests_and_wakes_with_the_version_that_it_had(run, harness, make_model):
+    if not harness.sleeps:
+        pytest.skip("this engine does not sleep")
+    engine = harness.make(make_model(), kv_on_update="recompute")
+    requests = [request(name, 5, 24, seed=7) for name in ("awake", "asleep", "gone")]
+    requests = [replace(r, prompt_ids=requests[0].prompt_ids) for r in requests]
+
+    async def go() -> list[Output]:
+        [alone] = await generate(harness, engine, [replace(requests[0], request_id="alone")])
+        streams = [asyncio.ensure_future(collect(engine.generate(requests[0])))]
+        await harness.progress(engine, 5)
+        await engine.sleep()
+        before = engine.stats().generated_tokens
+        streams += [asyncio.ensure_future(collect(engine.generate(r))) for r in requests[1:]]
+        await asyncio.sleep(0)
+        engine.abort("gone")
+        assert (await streams[2]).finish_reason is FinishReason.ABORT
+        assert engine.stats().generated_tokens == before
+        await engine.update_weights(LocalWeights(0, make_model().state_dict()))
+        await harness.progress(engine, sys.maxsize)
+        return [alone, *(await asyncio.gather(*streams[:2]))]
+
+    alone, awake, asleep = run(go())
+    assert awake.ids.tolist() == asleep.ids.tolist() == alone.ids.tolist()
+    assert set(awake.versions) == set(asleep.versions) == {0}
 
 
 def test_prompts_are_not_shared_across_versions(run, harness, make_model, kv_on_update):

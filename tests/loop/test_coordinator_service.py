@@ -16,7 +16,7 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.wire import messages as m
 from asyncrl.wire.codec import encode_group
-from asyncrl.wire.rpc import RpcClient
+from asyncrl.wire.rpc import RpcClient, RpcRefused
 
 STATS = EngineStats(0, 0, 0, 100, 1.0)
 NOTICE = b"notice of version 0"
@@ -184,6 +184,34 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
                 assert (await worker.ask(m.WorkerReport(8, 0, STATS, {}))).notice == b"notice of version 1"
 
     asyncio.run(main())
+
+
+def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coordinator_there_is(run_dir):
+    async def go():
+        async with begun(run_dir) as (_, trainer, worker):
+            assert (await worker.ask(m.EngineTurn(1, 0, awake=False, wait_s=0))).yours is False
+            assert (await trainer.ask(m.TrainerTurn(2, 0, wants=True, wait_s=5))).yours is True
+            sleeps = asyncio.create_task(worker.ask(m.EngineTurn(1, 1, awake=False, wait_s=60)))
+            assert (await trainer.ask(m.TrainerTurn(2, 1, wants=False, wait_s=0))).yours is False
+            assert (await sleeps).yours is True
+        async with (
+            coordinator(run_dir),
+            Peer(run_dir, "trainer-0") as trainer,
+            Peer(run_dir, "rollout-0") as worker,
+            Peer(run_dir, "supervisor") as supervisor,
+        ):
+            awake = asyncio.create_task(worker.ask(m.EngineTurn(1, 2, awake=True, wait_s=60)))
+            assert (await trainer.ask(m.TrainerTurn(2, 2, wants=True, wait_s=0.1))).yours is False
+            assert (await awake).yours is False  # the trainer wants it
+            waits = asyncio.create_task(trainer.ask(m.TrainerTurn(2, 3, wants=True, wait_s=60)))
+            await worker.ask(m.EngineTurn(1, 3, awake=True, wait_s=0))
+            assert not waits.done()
+            await supervisor.ask(m.WorkerLost("rollout-0"))
+            assert (await waits).yours is True
+            with pytest.raises(RpcRefused, match="not for 'rollout-0' to send"):
+                await worker.ask(m.TrainerTurn(1, 4, wants=True, wait_s=0))
+
+    asyncio.run(go())
 
 
 def test_only_new_tokens_are_a_sign_that_an_engine_generates(run_dir):

@@ -91,6 +91,28 @@ def test_where_no_value_fits_another_way_is_named():
     gpu_checks.shares(config, implied)
 
 
+def test_in_turns_a_gpu_is_to_hold_the_larger_of_the_two_and_what_stays_of_the_other():
+    turns = {"placement": {"colocate": "turns"}}
+    settings = {"kv_on_update": "recompute", **share(0.85)}
+    config, placement, implied = planned(1, rollout=settings, **turns)
+    gpu_checks.shares(config, implied)  # which leaves the trainer too little where both have memory at a time
+    assert not list(gpu_checks.warnings(config, placement, implied))
+    memory = {m.kind: m for m in implied.memory}
+    trainer, engine = memory["trainer"], memory["rollout"]
+    assert implied.gpus[0].total_bytes == engine.total_bytes + trainer.asleep_bytes
+    assert 10**8 < trainer.asleep_bytes < 10**9
+    assert trainer.host_parts["asleep"] == trainer.certain_bytes - trainer.asleep_bytes
+    assert engine.host_parts["weights, asleep"] == 2 * 10**9
+    deep = {"kv_on_update": "recompute", "vllm": {"gpu_memory_utilization": 0.85, "sleep_level": 2}}
+    assert "weights, asleep" not in planned(1, rollout=deep, **turns)[2].memory[1].host_parts
+    small = {"kv_on_update": "recompute", **share(0.3)}
+    implied = planned(1, rollout=small, **turns)[2]
+    assert implied.gpus[0].total_bytes == trainer.total_bytes + engine.asleep_bytes
+    refused = refusal(1, rollout={"kv_on_update": "recompute", **share(1.0)}, **turns)
+    assert "the engine takes 40.0 GB of the 40.0 GB of GPU 0, on which trainer-0 needs about" in refused
+    assert refused.endswith("gpu_memory_utilization=0.9 or less, or more GPUs")
+
+
 def test_a_gpu_of_its_own_is_the_engine_s_to_take():
     config, placement, implied = planned(2)
     gpu_checks.shares(config, implied)

@@ -24,6 +24,8 @@ def config(workers=1, *, ranks=1, tp=1, colocate="auto", mode="async", **setting
                     "backend": settings.get("backend", "deepspeed" if ranks > 1 else "torch")},
         "placement": {"colocate": colocate},
     }  # fmt: skip
+    if colocate == "turns":
+        tree["rollout"]["kv_on_update"] = "recompute"
     return from_tree(tree)
 
 
@@ -83,6 +85,13 @@ def test_trainer_and_engines_share_several_gpus_only_where_that_is_asked_for():
     assert assign(config(2, ranks=2, colocate="always"), 4, 4).idle_gpus == 2
     with pytest.raises(ConfigError, match="4 GPUs are needed"):
         assign(config(2, ranks=2), None, 2)
+
+
+def test_in_turns_they_share_gpus_but_no_two_engines_do():
+    assert gpus(assign(config(2, ranks=2, colocate="turns"), None, 4)) == [(0,), (1,), (0,), (1,)]
+    assert gpus(assign(config(colocate="turns", models=[{"path": "x"}]), None, 1)) == [(0,)] * 3
+    with pytest.raises(ConfigError, match=r"2 GPUs are needed, and there is 1; use rollout.workers=1"):
+        assign(config(2, colocate="turns"), None, 1)
 
 
 def test_reward_models_have_gpus_of_their_own_or_share_one_or_none():

@@ -35,10 +35,12 @@ def shares(config: Config, implied: Outline) -> None:
             continue
         memory = {m.kind: m for m in implied.memory}
         theirs = [memory[set_of(role)] for role in others if set_of(role) in memory]
+        sleeps = TRAINER if config.placement.in_turns else None
         taken = engines * memory[ROLLOUT].total_bytes
-        if taken + sum(entry.certain_bytes for entry in theirs) <= load.card_bytes:
+        certain = (e.asleep_bytes if e.kind == sleeps else e.certain_bytes for e in theirs)
+        if taken + sum(certain) <= load.card_bytes:
             continue
-        needed = sum(entry.total_bytes for entry in theirs)
+        needed = sum(e.asleep_bytes if e.kind == sleeps else e.total_bytes for e in theirs)
         fits = int(20 * (1 - FREE_SHARE - needed / load.card_bytes) / engines) / 20
         beside = (
             f", on which {' and '.join(others)} need{'s' * (len(others) == 1)} about {format_bytes(needed)}"
@@ -73,7 +75,7 @@ def _saving_memory() -> list[str]:
 
 def warnings(config: Config, placement: Placement, implied: Outline) -> Iterator[str]:
     """What works, or may, and may surprise."""
-    if placement.shares_gpu:
+    if placement.shares_gpu and not config.placement.in_turns:
         yield "several processes share a GPU: each is slower while another computes"
     if placement.idle_gpus:
         yield (

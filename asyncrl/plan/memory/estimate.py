@@ -19,13 +19,18 @@ from asyncrl.plan.memory.adapters import trained_parameters
 from asyncrl.plan.memory.trainer import ALLOCATOR, COMPUTED, CUDA_CONTEXT_BYTES, NCCL, trainer_parts
 from asyncrl.plan.resources import Placement
 from asyncrl.reward_models.initial import judge_config
-from asyncrl.roles import ENGINES, JUDGE, REWARD, TRAINER, names
+from asyncrl.roles import ENGINES, JUDGE, REWARD, ROLLOUT, TRAINER, Role, names
 from asyncrl.rollout.engines.spec import Card, engine_of
 from asyncrl.trainer.backend import backend_of
 from asyncrl.weights.transport import transport_bytes, transport_gpu_bytes
 
 SHARED_WEIGHTS = "shared weights"
 """The `Memory.kind` of what the trainer publishes weight versions in."""
+
+
+VERSION = "version for engines"
+TAKE_TURNS = (TRAINER, ROLLOUT)
+"""The kinds of role that do where `placement.colocate` says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,12 @@ class Memory:
         return sum(self.parts.values())
 
     @property
+    def asleep_bytes(self) -> int:
+        """What stays on a GPU while it is somebody else's turn (`placement.colocate: turns`): CUDA's context,
+        and what others may want to read."""
+        return CUDA_CONTEXT_BYTES + sum(self.parts.get(part, 0) for part in (NCCL, VERSION))
+
+    @property
     def certain_bytes(self) -> int:
         """Without what hangs on kernels, on how full the batches are, and on libraries: weights, optimizer,
         gradients and buffers are sure."""
@@ -60,11 +71,21 @@ class GpuLoad:
     roles: tuple[str, ...]
     bytes: tuple[int | None, ...]
     """Of each of `roles`; None where its model's sizes are not known."""
+    asleep: tuple[int | None, ...] | None = None
+    """Of each, what stays while it is somebody else's turn; None where nobody takes turns."""
 
     @property
     def total_bytes(self) -> int:
-        """Of those that are known."""
-        return sum(n or 0 for n in self.bytes)
+        """Of those that are known, at the same time."""
+        if self.asleep is None:
+            return sum(n or 0 for n in self.bytes)
+        return max(self._while_others_sleep(kind) for kind in TAKE_TURNS)
+
+    def _while_others_sleep(self, awake: str) -> int:
+        assert self.asleep is not None
+        sleeping = {*TAKE_TURNS} - {awake}
+        every = zip(self.roles, self.bytes, self.asleep, strict=True)
+        return sum((a if Role.parse(role).kind in sleeping else n) or 0 for role, n, a in every)
 
 
 def weights_bytes(config: Config, model: ModelFacts) -> int:
@@ -109,7 +130,10 @@ def estimate_memory(
         here, in_host = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
         kept = transport_gpu_bytes(config.transport, published_bytes(config, models.policy))
         if kept and TRAINER in on_gpu:
-            here = here | {"version for engines": kept}  # of rank 0
+            here = here | {VERSION: kept}  # of rank 0
+        if config.placement.in_turns and TRAINER in on_gpu:
+            of_trainer = Memory(TRAINER, here)
+            in_host = in_host | {"asleep": of_trainer.certain_bytes - of_trainer.asleep_bytes}
         entries.append(Memory(TRAINER, here, in_host))
     for kind in ENGINES:
         if not placement.of(kind):
@@ -158,15 +182,17 @@ def _reward_model_parts(
 
 
 def gpu_loads(
-    placement: Placement, memory: Iterable[Memory], gpu_bytes: Sequence[int]
+    placement: Placement, memory: Sequence[Memory], gpu_bytes: Sequence[int], *, in_turns: bool = False
 ) -> tuple[GpuLoad, ...]:
     """What lies on each GPU in use."""
     total_bytes = {m.kind: m.total_bytes for m in memory}
+    asleep_bytes = {m.kind: m.asleep_bytes for m in memory}
     loads = []
     for gpu in placement.used_gpus:
         places = placement.on(gpu)
         n_bytes = tuple(total_bytes.get(place.kind) for place in places)
-        loads.append(GpuLoad(gpu, gpu_bytes[gpu], tuple(place.role for place in places), n_bytes))
+        asleep = tuple(asleep_bytes.get(place.kind) for place in places) if in_turns else None
+        loads.append(GpuLoad(gpu, gpu_bytes[gpu], tuple(place.role for place in places), n_bytes, asleep))
     return tuple(loads)
 
 

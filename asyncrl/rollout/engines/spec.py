@@ -79,8 +79,8 @@ class EngineSpec(Spec):
     """Whether it can do `rollout.kv_on_update=resubmit`."""
     sleeps = False
     """Whether its engines can give up their memory (`Engine.sleep`)."""
-    why_no_sleep = "has none to give, or cannot"
-    """Where they cannot, as the end of a sentence."""
+    why_no_sleep = "{} cannot"
+    """Where they cannot."""
     tells_kept = False
     """Whether it tells what each token was sampled among under top-p and top-k."""
     may_stay_initial = False
@@ -168,8 +168,8 @@ class EngineSpec(Spec):
         if config.placement.in_turns and not self.sleeps:
             able = those(EngineSpec, lambda spec: spec.sleeps)
             yield (
-                f"placement.colocate=turns has engines give up their memory for the trainer, and {chosen} "
-                f"{self.why_no_sleep}; use {able}, or placement.colocate=auto"
+                "placement.colocate=turns has engines give up their memory for the trainer, and "
+                f"{self.why_no_sleep.format(chosen)}; use {able}, or placement.colocate=auto"
             )
         if rollout.tensor_parallel_size > 1 and not self.splits_models:
             able = those(EngineSpec, lambda spec: spec.splits_models)

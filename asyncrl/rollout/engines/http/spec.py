@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 class Http(OfVllm):
     computes_here = False
+    why_no_sleep = "with {} the servers' memory is not its own to give"
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> HttpEngine:
         from asyncrl.data.stops import stop_token_ids

@@ -16,6 +16,7 @@ class Paced(EngineSpec):
     samples = False
     computes_here = False
     why_not_stepped = "computes and cannot pace an engine"
+    why_no_sleep = "{} has no memory"
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> PacedEngine:
         from asyncrl.rollout.engines.paced.engine import PacedEngine
