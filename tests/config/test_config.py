@@ -777,6 +777,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
                     "keep a part there for good",
                     "or use placement.colocate=always",
                 ),
+                (
+                    [
+                        "model.dtype=bfloat16",
+                        "trainer={backend: deepspeed, deepspeed: {zero_stage: 1}}",
+                    ],
+                    "zero_stage=1 in bfloat16 cannot give up its memory",
+                    "zero_stage=2 or 3",
+                ),
             ]
         ),
     ],

@@ -293,7 +293,7 @@ def test_a_sleeping_engine_takes_requests_and_wakes_with_the_version_that_it_had
         return [alone, *(await asyncio.gather(*streams[:2]))]
 
     alone, awake, asleep = run(go())
-    assert awake.ids.tolist() == asleep.ids.tolist() == alone.ids.tolist()
+    assert awake.ids == asleep.ids == alone.ids
     assert set(awake.versions) == set(asleep.versions) == {0}
 
 

@@ -65,6 +65,38 @@ def test_the_memory_of_a_gradient_larger_than_a_bucket_outlives_its_sum_on_the_o
     assert all(p.grad is None for p in learner._parameters.values())
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_follows_is_as_if_no_memory_had_been_given_up(make_learner, monkeypatch, stage):
+    """On a CPU there is nowhere else to go: values move to another place, and references to the old one would
+    show."""
+    from asyncrl.trainer.backends.deepspeed import learner as module
+
+    def elsewhere(tensors, device):
+        for tensor in tensors:
+            tensor.data = tensor.data.clone()
+
+    monkeypatch.setattr(module, "move", elsewhere)
+    after = []
+    for offloads in (False, True):
+        torch.manual_seed(0)
+        learner = make_learner(zero_stage=stage)
+        for step in range(3):
+            whole = [p.ds_tensor if stage == 3 else p for p in learner._parameters.values()]
+            if offloads and step:
+                learner.offload()
+                assert learner._engine.optimizer.offloaded_states
+                learner.reload()
+                whole = [p.ds_tensor if stage == 3 else p for p in learner._parameters.values()]
+            assert all(t.numel() for t in whole)
+            tokens = torch.arange(12).view(2, 6)
+            loss = learner._engine.module.hidden_states(tokens).float().square().sum()
+            learner.backward(loss)
+            learner.update(1e-2, step)
+        after.append({(kind, name): t.clone() for kind, name, t in learner.tensors()})
+    assert all(torch.equal(t, after[1][key]) for key, t in after[0].items())
+    assert any(key[0] == "exp_avg" and t.abs().max() > 0 for key, t in after[0].items())
+
+
 def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_loaded_with(
     group, make_config, tmp_path
 ):

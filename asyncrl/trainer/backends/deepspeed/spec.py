@@ -88,6 +88,11 @@ class DeepSpeed(BackendSpec):
                 "trainer.deepspeed.offload_optimizer and offload_parameters keep a part there for good; "
                 "leave these out, or use placement.colocate=always"
             )
+        if config.placement.in_turns and ours.zero_stage == 1 and config.model.dtype == "bfloat16":
+            yield (
+                "placement.colocate=turns: DeepSpeed's optimizer of trainer.deepspeed.zero_stage=1 in "
+                "bfloat16 cannot give up its memory; use trainer.deepspeed.zero_stage=2 or 3"
+            )
         for name in sorted(_OURS.keys() & ours.zero.keys()):
             yield f"trainer.deepspeed.zero.{name} is trainer.deepspeed.{_OURS[name]}; set that instead"
         size = ours.hpz_partition_size
