@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.packages import need
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="score the suites that lm-evaluation-harness has by its tasks and rules",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N of these prompts")
+    parser.add_argument(
+        "--strict", action="store_true", help="end with an error if a prompt fails in every attempt"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--responses",
@@ -113,6 +117,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps([_figures(*each) for each in found], indent=1) + "\n")
+    _tell_failures(found, arguments.strict)
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]]:
@@ -155,6 +160,20 @@ def _tell_left_out(sets: Sequence[PromptSet]) -> None:
         print(f"{len(bad):,} rows cannot be used and are left out, such as {bad[0]}", file=sys.stderr)
 
 
+def _tell_failures(found: Sequence[tuple[str, Evaluation]], is_error: bool) -> None:
+    """Raises `RunFailed` where there are any and that `is_error`."""
+    told = [
+        f"{path}: {len(one.failures)} of {one.prompts + len(one.failures)} prompts have failed in every "
+        f"attempt, and count in no score; the first: {one.failures[0]}"
+        for path, one in found
+        if one.failures
+    ]
+    if told and is_error:
+        raise RunFailed("\n".join([*told, "which --strict calls an error"]))
+    for line in told:
+        print(line, file=sys.stderr)
+
+
 def _parts(one: Evaluation) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in one.parts.items()}
 
@@ -164,6 +183,7 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
     return {
         "model": path,
         "prompts": one.prompts,
+        "failed_prompts": len(one.failures),
         "responses": len(one.rewards),
         "reward_mean": one.mean,
         "reward_std": one.std,
@@ -171,7 +191,7 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
         "response_tokens": one.response_tokens,
         "truncated_frac": one.truncated_frac,
         "parts": _parts(one),
-        "areas": _areas(one),
+        "areas": {area: value if math.isfinite(value) else None for area, value in one.areas.items()},
         "metrics": one.metrics,
     }
 
@@ -179,11 +199,11 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
 def _models(found: Sequence[tuple[str, Evaluation]]) -> Table:
     from rich.table import Table
 
-    table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
+    table = Table("model", "prompts", "failed", "score", "standard error", "deviation", "parts", box=None)
     for path, one in found:
         figures = (f"{value:.3f}" for value in (one.mean, one.standard_error, one.std))
         parts = ", ".join(f"{name} {value:.3f}" for name, value in _parts(one).items())
-        table.add_row(path, str(one.prompts), *figures, parts)
+        table.add_row(path, str(one.prompts), str(len(one.failures)), *figures, parts)
     return table
 
 
@@ -197,31 +217,26 @@ def _sets(found: Sequence[tuple[str, Evaluation]]) -> Table:
     for name, values in found[0][1].by_prompt.items():
         columns = [mean_and_error(one.by_prompt[name]) for _, one in found]
         table.add_row(name, str(len(values)), *(f"{mean:.3f} ± {error:.3f}" for mean, error in columns))
-    for area in _areas(found[0][1]):
-        table.add_row(f"mean of {area}", "", *(f"{_areas(one)[area]:.3f}" for _, one in found), style="bold")
+    for area in found[0][1].areas:
+        table.add_row(f"mean of {area}", "", *(f"{one.areas[area]:.3f}" for _, one in found), style="bold")
     return table
-
-
-def _areas(one: Evaluation) -> dict[str, float]:
-    """Of the suites, the mean of each area, and that of all suites; each suite counts the same."""
-    from asyncrl.evaluation.suites import by_area
-
-    return {area: statistics.fmean(values) for area, values in by_area(one.by_prompt).items()}
 
 
 def _differences(by_prompt: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Table:
     """Of every further model and the first, prompt by prompt: how hard a prompt is, is common to both and no
-    error of the difference. One is called real where chance would make any of them look so in fewer than 5
-    of 100 evaluations. by_prompt: each model's rewards, by set."""
+    error of the difference. One that either has failed on is left out. A difference is called real where
+    chance would make any of them look so in fewer than 5 of 100 evaluations. by_prompt: each model's rewards,
+    by set."""
     from rich.table import Table
 
     from asyncrl.sweep.statistics import CONFIDENCE, holm, interval
 
     (_, first), *others = by_prompt
     pairs = [
-        (path, name, interval([b - a for a, b in zip(first[name], values, strict=True)]))
+        (path, name, interval([gain for gain in gains if not math.isnan(gain)]))
         for path, sets in others
         for name, values in sets.items()
+        for gains in [[b - a for a, b in zip(first[name], values, strict=True)]]
     ]
     table = Table("against the first", "set", "difference", f"{CONFIDENCE:.0%} interval", "p", "", box=None)
     for (path, name, of), p in zip(pairs, holm([of.p for *_, of in pairs]), strict=True):

@@ -14,6 +14,7 @@ from asyncrl.data.load import DATASET
 from asyncrl.data.suites.rows import suite_of
 from asyncrl.data.suites.table import GROUPS, MATH, NUMBER, SUITES
 from asyncrl.errors import ConfigError
+from asyncrl.evaluation.scores import mean_and_error
 from asyncrl.packages import is_installed
 from asyncrl.section import with_values
 
@@ -58,13 +59,15 @@ def _each(asked: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def by_area(by_prompt: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """The mean score of each suite, by area, and of all of them: `all suites`. by_prompt: by set."""
+def by_area(by_prompt: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of several suites, the mean of each area, and of all of them: `all suites`. Each suite counts the same,
+    and NaN is the mean of one that has no score, and so of its area. by_prompt: by set."""
     means: dict[str, list[float]] = {}
     for name in (name for name in by_prompt if name in SUITES and len(by_prompt) > 1):
         for area in (SUITES[name].area, ALL):
-            means.setdefault(area, []).append(statistics.fmean(by_prompt[name]))
-    return dict(sorted(means.items(), key=lambda item: item[0] == ALL))
+            means.setdefault(area, []).append(mean_and_error(by_prompt[name])[0])
+    ordered = sorted(means.items(), key=lambda item: item[0] == ALL)
+    return {area: statistics.fmean(values) for area, values in ordered}
 
 
 def scoring(config: Config) -> Config:
