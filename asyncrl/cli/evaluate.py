@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from asyncrl.data.prompts import PromptSet
     from asyncrl.evaluation.evaluate import Evaluation
 
+LENGTH_CONTROLLED = "/length_controlled/mean"
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -37,7 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         action="append",
         metavar="PATH",
-        help="folder of a model, or of a run (its newest checkpoint); repeatable (default: model.path)",
+        help="folder of a model, or of a run (its newest checkpoint), or for --suite rewardbench of a reward "
+        "model; repeatable (default: model.path, reward.models)",
     )
     parser.add_argument(
         "--suite",
@@ -76,13 +79,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from asyncrl.config.model_paths import with_model_paths
     from asyncrl.evaluation.evaluate import evaluate
     from asyncrl.evaluation.sets import first, held_out, shared
     from asyncrl.runfiles.earlier_run import model_in
 
+    if any(_is_of_reward_models(text) for text in arguments.suite or ()):
+        _report(arguments, _by_preferences(arguments))
+        return
     base, models = _asked(arguments)
     if arguments.responses is not None:
         _begin(arguments.responses)
@@ -102,9 +106,15 @@ def _run(arguments: argparse.Namespace) -> None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in one.samples)
         found.append((path, one))
+    _report(arguments, found)
+
+
+def _report(arguments: argparse.Namespace, found: Sequence[tuple[str, Evaluation]]) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     console.print(_models(found))
-    if len(found[0][1].by_prompt) > 1:
+    if len(found[0][1].by_prompt) > 1 or any(LENGTH_CONTROLLED in key for key in found[0][1].metrics):
         console.print(_sets(found))
     if len(found) > 1:
         (_, begin), (_, last) = found[0], found[-1]
@@ -146,6 +156,46 @@ def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]
         raise ConfigError("--harness scores suites (--suite NAME), and keeps no responses (--responses)")
     named = models or [("model.path", base.model.path)]
     return base, named + [("--recipe", path) for path in (arguments.recipe or ())[1:]]
+
+
+def _is_of_reward_models(suite: str) -> bool:
+    from asyncrl.data.suites.table import PREFERENCES
+
+    return suite.partition("=")[0] in PREFERENCES
+
+
+def _by_preferences(arguments: argparse.Namespace) -> list[tuple[str, Evaluation]]:
+    """Of reward models."""
+    from asyncrl import config as settings
+    from asyncrl.config import RewardModelConfig
+    from asyncrl.evaluation.preferences import evaluate_reward_model, read_preferences
+    from asyncrl.plan.facts.reward import find_reward_model, load_template
+
+    suite, *more = arguments.suite
+    name, _, path = suite.partition("=")
+    if more or arguments.harness or arguments.recipe or arguments.responses:
+        raise ConfigError(
+            f"--suite {name} compares reward models: ask it alone, without --harness, "
+            "--recipe and --responses"
+        )
+    if arguments.overrides and arguments.config is None:
+        raise ConfigError(
+            f"--suite {name} takes no settings without --config, whose `reward.models` they are of"
+        )
+    models: list[RewardModelConfig] = []
+    if arguments.config is not None:
+        models = settings.load(arguments.config, arguments.overrides).reward.models
+    if arguments.model:
+        like = models[0].model_dump() if models else {}
+        models = [RewardModelConfig(**(like | {"path": path})) for path in arguments.model]
+    if not models:
+        raise ConfigError(f"--suite {name}: name reward models: --model PATH, or a config with reward.models")
+    pairs, bad = read_preferences(name, path or None, arguments.limit)
+    for i, model in enumerate(models):
+        load_template(find_reward_model(i, model))
+    if bad:
+        print(f"{len(bad):,} rows are no pairs and are left out, such as {bad[0]}", file=sys.stderr)
+    return [(model.path, evaluate_reward_model(model, name, pairs)) for model in models]
 
 
 def _by_harness(config: Config, limit: int | None) -> Evaluation:
@@ -217,6 +267,9 @@ def _sets(found: Sequence[tuple[str, Evaluation]]) -> Table:
     for name, values in found[0][1].by_prompt.items():
         columns = [mean_and_error(one.by_prompt[name]) for _, one in found]
         table.add_row(name, str(len(values)), *(f"{mean:.3f} ± {error:.3f}" for mean, error in columns))
+    for key in (key for key in found[0][1].metrics if key.endswith(LENGTH_CONTROLLED)):
+        name = key.split("/")[1]
+        table.add_row(f"{name}, length-controlled", "", *(f"{one.metrics[key]:.3f}" for _, one in found))
     for area in found[0][1].areas:
         table.add_row(f"mean of {area}", "", *(f"{one.areas[area]:.3f}" for _, one in found), style="bold")
     return table

@@ -16,7 +16,7 @@ from asyncrl.data.rows import told
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
 from asyncrl.evaluation.sets import first, held_out
-from asyncrl.evaluation.suites import by_area
+from asyncrl.evaluation.suites import by_area, is_judged
 from asyncrl.event_loop import run_to_end
 from asyncrl.observe.samples import Sample
 from asyncrl.rollout.engines.base import EngineError
@@ -97,8 +97,9 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
             f"{those(EngineSpec, lambda spec: spec.samples)}"
         )
+    asks_first = any(is_judged(suite) for suite in config.scored_names)
     for i, judge in enumerate(config.reward.judges):
-        if judge.is_initial and config.scored_by_rewards:
+        if judge.is_initial and (config.scored_by_rewards or (asks_first and i == 0)):
             raise ConfigError(
                 f"reward.judges.{i}.model={judge.model} is served by a process of a run, and here "
                 f"is none; serve the model, and name its server: reward.judges.{i}.url"

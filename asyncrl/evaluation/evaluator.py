@@ -18,7 +18,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
 from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.evaluation.sets import by_scorer
-from asyncrl.evaluation.suites import scoring
+from asyncrl.evaluation.suites import further, scoring
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
@@ -106,7 +106,7 @@ class Evaluator:
         success_above = EvaluationConfig.model_fields["success_above"].default
         if self._config.evaluation is not None:
             success_above = self._config.evaluation.success_above
-        return scores.metrics(by_set, failed, success_above)
+        return scores.metrics(by_set, failed, success_above) | further(self._config, by_set)
 
     def by_set(self, groups: Mapping[int, Group]) -> dict[str, list[Group]]:
         """Of what `measure` gave."""

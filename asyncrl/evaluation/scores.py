@@ -35,6 +35,12 @@ def mean_reward(group: Group) -> float:
     return statistics.fmean(member[0].reward for member in group.members())
 
 
+def mean_part(group: Group, part: str) -> float:
+    """Of a prompt's responses, those that have the part; NaN where none has."""
+    values = [t.reward_parts[part] for t, *_ in group.members() if part in t.reward_parts]
+    return statistics.fmean(values) if values else math.nan
+
+
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
     """And the standard error of the mean, NaN of a single value. Those that are NaN count nowhere."""
     known = [value for value in values if not math.isnan(value)]

@@ -236,6 +236,7 @@ eval/{set}/pass@{k}/stderr        share     its standard error
 eval/{set}/response_tokens/mean   tokens    mean number of sampled tokens in a response
 eval/{set}/response_tokens/stderr  tokens    its standard error
 eval/{set}/truncated_frac         share     responses that were cut off at `rollout.max_new_tokens`
+eval/{set}/length_controlled/mean  share     win rate by a judge, were lengths equal
 eval/{set}/failed_prompts         prompts   left out: they failed in every attempt
 earlier_rounds                    rounds    in the last line, all of the above of rounds that were done late
 
