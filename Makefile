@@ -110,8 +110,9 @@ $(VENV)/.gpu: $(VENV)/.core pyproject.toml
 	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then $(BIN)/pip install --quiet --editable ".[gpu]"; fi
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core pyproject.toml
+$(VENV)/.dev: $(VENV)/.core pyproject.toml requirements/harness.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps -r requirements/harness.txt
 	@touch $@
 
 # It runs with the CPU build of the one torch version that it was compiled for, and no other.

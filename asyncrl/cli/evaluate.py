@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.packages import need
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from asyncrl.config import Config
     from asyncrl.data.prompts import PromptSet
     from asyncrl.evaluation.evaluate import Evaluation
+
+LENGTH_CONTROLLED = "/length_controlled/mean"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--model",
         action="append",
         metavar="PATH",
-        help="folder of a model, or of a run (its newest checkpoint); repeatable (default: model.path)",
+        help="folder of a model, or of a run (its newest checkpoint), or for --suite rewardbench of a reward "
+        "model; repeatable (default: model.path, reward.models)",
     )
     parser.add_argument(
         "--suite",
@@ -57,6 +61,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="score the suites that lm-evaluation-harness has by its tasks and rules",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N of these prompts")
+    parser.add_argument(
+        "--strict", action="store_true", help="end with an error if a prompt fails in every attempt"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--responses",
@@ -72,13 +79,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from asyncrl.config.model_paths import with_model_paths
     from asyncrl.evaluation.evaluate import evaluate
     from asyncrl.evaluation.sets import first, held_out, shared
     from asyncrl.runfiles.earlier_run import model_in
 
+    if any(_is_of_reward_models(text) for text in arguments.suite or ()):
+        _report(arguments, _by_preferences(arguments))
+        return
     base, models = _asked(arguments)
     if arguments.responses is not None:
         _begin(arguments.responses)
@@ -98,9 +106,15 @@ def _run(arguments: argparse.Namespace) -> None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in one.samples)
         found.append((path, one))
+    _report(arguments, found)
+
+
+def _report(arguments: argparse.Namespace, found: Sequence[tuple[str, Evaluation]]) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     console.print(_models(found))
-    if len(found[0][1].by_prompt) > 1:
+    if len(found[0][1].by_prompt) > 1 or any(LENGTH_CONTROLLED in key for key in found[0][1].metrics):
         console.print(_sets(found))
     if len(found) > 1:
         (_, begin), (_, last) = found[0], found[-1]
@@ -113,6 +127,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps([_figures(*each) for each in found], indent=1) + "\n")
+    _tell_failures(found, arguments.strict)
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]]:
@@ -143,6 +158,46 @@ def _asked(arguments: argparse.Namespace) -> tuple[Config, list[tuple[str, str]]
     return base, named + [("--recipe", path) for path in (arguments.recipe or ())[1:]]
 
 
+def _is_of_reward_models(suite: str) -> bool:
+    from asyncrl.data.suites.table import PREFERENCES
+
+    return suite.partition("=")[0] in PREFERENCES
+
+
+def _by_preferences(arguments: argparse.Namespace) -> list[tuple[str, Evaluation]]:
+    """Of reward models."""
+    from asyncrl import config as settings
+    from asyncrl.config import RewardModelConfig
+    from asyncrl.evaluation.preferences import evaluate_reward_model, read_preferences
+    from asyncrl.plan.facts.reward import find_reward_model, load_template
+
+    suite, *more = arguments.suite
+    name, _, path = suite.partition("=")
+    if more or arguments.harness or arguments.recipe or arguments.responses:
+        raise ConfigError(
+            f"--suite {name} compares reward models: ask it alone, without --harness, "
+            "--recipe and --responses"
+        )
+    if arguments.overrides and arguments.config is None:
+        raise ConfigError(
+            f"--suite {name} takes no settings without --config, whose `reward.models` they are of"
+        )
+    models: list[RewardModelConfig] = []
+    if arguments.config is not None:
+        models = settings.load(arguments.config, arguments.overrides).reward.models
+    if arguments.model:
+        like = models[0].model_dump() if models else {}
+        models = [RewardModelConfig(**(like | {"path": path})) for path in arguments.model]
+    if not models:
+        raise ConfigError(f"--suite {name}: name reward models: --model PATH, or a config with reward.models")
+    pairs, bad = read_preferences(name, path or None, arguments.limit)
+    for i, model in enumerate(models):
+        load_template(find_reward_model(i, model))
+    if bad:
+        print(f"{len(bad):,} rows are no pairs and are left out, such as {bad[0]}", file=sys.stderr)
+    return [(model.path, evaluate_reward_model(model, name, pairs)) for model in models]
+
+
 def _by_harness(config: Config, limit: int | None) -> Evaluation:
     need("lm_eval", "--harness")
     from asyncrl.evaluation.harness import evaluate_by_harness
@@ -155,6 +210,20 @@ def _tell_left_out(sets: Sequence[PromptSet]) -> None:
         print(f"{len(bad):,} rows cannot be used and are left out, such as {bad[0]}", file=sys.stderr)
 
 
+def _tell_failures(found: Sequence[tuple[str, Evaluation]], is_error: bool) -> None:
+    """Raises `RunFailed` where there are any and that `is_error`."""
+    told = [
+        f"{path}: {len(one.failures)} of {one.prompts + len(one.failures)} prompts have failed in every "
+        f"attempt, and count in no score; the first: {one.failures[0]}"
+        for path, one in found
+        if one.failures
+    ]
+    if told and is_error:
+        raise RunFailed("\n".join([*told, "which --strict calls an error"]))
+    for line in told:
+        print(line, file=sys.stderr)
+
+
 def _parts(one: Evaluation) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in one.parts.items()}
 
@@ -164,6 +233,7 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
     return {
         "model": path,
         "prompts": one.prompts,
+        "failed_prompts": len(one.failures),
         "responses": len(one.rewards),
         "reward_mean": one.mean,
         "reward_std": one.std,
@@ -171,7 +241,7 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
         "response_tokens": one.response_tokens,
         "truncated_frac": one.truncated_frac,
         "parts": _parts(one),
-        "areas": _areas(one),
+        "areas": {area: value if math.isfinite(value) else None for area, value in one.areas.items()},
         "metrics": one.metrics,
     }
 
@@ -179,11 +249,11 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
 def _models(found: Sequence[tuple[str, Evaluation]]) -> Table:
     from rich.table import Table
 
-    table = Table("model", "prompts", "reward", "standard error", "deviation", "parts", box=None)
+    table = Table("model", "prompts", "failed", "score", "standard error", "deviation", "parts", box=None)
     for path, one in found:
         figures = (f"{value:.3f}" for value in (one.mean, one.standard_error, one.std))
         parts = ", ".join(f"{name} {value:.3f}" for name, value in _parts(one).items())
-        table.add_row(path, str(one.prompts), *figures, parts)
+        table.add_row(path, str(one.prompts), str(len(one.failures)), *figures, parts)
     return table
 
 
@@ -197,31 +267,29 @@ def _sets(found: Sequence[tuple[str, Evaluation]]) -> Table:
     for name, values in found[0][1].by_prompt.items():
         columns = [mean_and_error(one.by_prompt[name]) for _, one in found]
         table.add_row(name, str(len(values)), *(f"{mean:.3f} ± {error:.3f}" for mean, error in columns))
-    for area in _areas(found[0][1]):
-        table.add_row(f"mean of {area}", "", *(f"{_areas(one)[area]:.3f}" for _, one in found), style="bold")
+    for key in (key for key in found[0][1].metrics if key.endswith(LENGTH_CONTROLLED)):
+        name = key.split("/")[1]
+        table.add_row(f"{name}, length-controlled", "", *(f"{one.metrics[key]:.3f}" for _, one in found))
+    for area in found[0][1].areas:
+        table.add_row(f"mean of {area}", "", *(f"{one.areas[area]:.3f}" for _, one in found), style="bold")
     return table
-
-
-def _areas(one: Evaluation) -> dict[str, float]:
-    """Of the suites, the mean of each area, and that of all suites; each suite counts the same."""
-    from asyncrl.evaluation.suites import by_area
-
-    return {area: statistics.fmean(values) for area, values in by_area(one.by_prompt).items()}
 
 
 def _differences(by_prompt: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Table:
     """Of every further model and the first, prompt by prompt: how hard a prompt is, is common to both and no
-    error of the difference. One is called real where chance would make any of them look so in fewer than 5
-    of 100 evaluations. by_prompt: each model's rewards, by set."""
+    error of the difference. One that either has failed on is left out. A difference is called real where
+    chance would make any of them look so in fewer than 5 of 100 evaluations. by_prompt: each model's rewards,
+    by set."""
     from rich.table import Table
 
     from asyncrl.sweep.statistics import CONFIDENCE, holm, interval
 
     (_, first), *others = by_prompt
     pairs = [
-        (path, name, interval([b - a for a, b in zip(first[name], values, strict=True)]))
+        (path, name, interval([gain for gain in gains if not math.isnan(gain)]))
         for path, sets in others
         for name, values in sets.items()
+        for gains in [[b - a for a, b in zip(first[name], values, strict=True)]]
     ]
     table = Table("against the first", "set", "difference", f"{CONFIDENCE:.0%} interval", "p", "", box=None)
     for (path, name, of), p in zip(pairs, holm([of.p for *_, of in pairs]), strict=True):

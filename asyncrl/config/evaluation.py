@@ -43,6 +43,9 @@ class EvaluationConfig(Section):
     """A response with a greater reward than this has passed, for pass@k."""
     workers: int = Field(1, ge=1)
     """Processes that score versions, each with an engine of its own and one version at a time."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Largest share of the time in which such a process generates while the run trains, so that as much of
+    what they both compute on is left. What is behind then is made up for when all steps are done."""
     patience: int | None = Field(None, ge=1)
     """End the run when `checkpoint.best_of` has not risen in so many versions, one after the other; null is
     never."""

@@ -55,6 +55,11 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             )
     if c.run.in_one_process and evaluation.workers > 1:
         yield f"run.mode={c.run.mode} scores in its one process; use evaluation.workers=1"
+    if c.run.in_one_process and evaluation.share < 1:
+        yield (
+            f"evaluation.share={evaluation.share:g}: with run.mode={c.run.mode} versions are scored between "
+            "two steps, while nothing trains; use evaluation.share=1"
+        )
     if evaluation.patience is not None and best_of is None:
         yield (
             f"evaluation.patience={evaluation.patience} waits for a metric to rise, and none is named; set "

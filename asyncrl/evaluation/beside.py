@@ -6,10 +6,10 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = "eval/version"
+EARLIER = "earlier_rounds"
+"""In the last line of a run: what came of rounds before the one that the line itself tells of."""
 POLL_S = 0.1
 ROOM = 8
 """Versions for which the disk has room at least where one is kept: a checkpoint, with an optimizer's state in
@@ -82,7 +84,9 @@ class EvaluatedLink(TrainerLink):
     async def begin(self, version: int) -> int:
         path = self._run_dir.path / FILE_NAME
         lines = read_metrics(path) if path.exists() else []
-        self._told = {line[VERSION] for line in lines if VERSION in line and line["step"] <= version}
+        told = [each for line in lines if line["step"] <= version for each in (line, *line.get(EARLIER, ()))]
+        self._told = {each[VERSION] for each in told if VERSION in each}
+        self._rounds.trained.unlink(missing_ok=True)
         self._begun_with = version
         return await self._link.begin(version)
 
@@ -102,7 +106,7 @@ class EvaluatedLink(TrainerLink):
             self._keep(version)
         await self._carry_out_here()
         # The line of the step that a run begins with is written already.
-        return metrics | (self._news() if version > self._begun_with else {})
+        return metrics | (next(self._news(), {}) if version > self._begun_with else {})
 
     async def come_to_rest(self) -> None:
         await self._link.come_to_rest()
@@ -110,13 +114,15 @@ class EvaluatedLink(TrainerLink):
     async def checkpointed(self, oldest: int) -> None:
         await self._link.checkpointed(oldest)
 
-    async def conclude(self) -> dict[str, float]:
+    async def conclude(self) -> dict[str, Any]:
         """Score the last version, whichever it has become, and wait for the rounds that are not done, as long
         as something moves."""
         self._keep(self._version)
         await self._carry_out_here()
         await self.rounds_done()
-        return await self._link.conclude() | self._news(newest=True)
+        news = [*self._news()]
+        last = (news[-1] | {EARLIER: news[:-1]} if news[:-1] else news[0]) if news else {}
+        return await self._link.conclude() | last
 
     def _keep(self, version: int) -> None:
         """Begin to keep the weights as they are, unless there is, or was, a round of this version. Whatever
@@ -158,8 +164,8 @@ class EvaluatedLink(TrainerLink):
                 await self._keeping
             self._keeping = None
 
-    def _news(self, newest: bool = False) -> dict[str, float]:
-        """The figures of a round that have not been told, the oldest first."""
+    def _news(self) -> Iterator[dict[str, float]]:
+        """The figures of rounds that have not been told, the oldest first; what is taken is told."""
         if (size := self._rounds.results_bytes) != self._read_bytes:
             self._results, self._read_bytes = self._rounds.results(), size
         # One that goes on from a checkpoint has scored versions that are still to come again.
@@ -169,12 +175,10 @@ class EvaluatedLink(TrainerLink):
         if patience is not None and has_no_rise(values, patience):
             what = f"in {patience} evaluated versions (evaluation.patience)"
             self.ends_because = f"{metric} has not risen {what}"
-        untold = [version for version in results if version not in self._told]
-        if not untold:
-            return {}
-        version = untold[-1 if newest else 0]
-        self._told.add(version)
-        return {VERSION: version, **results[version].metrics}
+        for version, result in results.items():
+            if version not in self._told:
+                self._told.add(version)
+                yield result.told()
 
     async def rounds_done(self) -> None:
         """Wait for what is still to be scored, unless nothing moves any more."""
@@ -185,6 +189,7 @@ class EvaluatedLink(TrainerLink):
             "the evaluation of the last versions",
         )
         await self._have_kept()
+        self._rounds.trained.touch()
         with unhurried(f"waiting for {what}"), waiting(what):
             while pending := self._rounds.pending():
                 pulses = read_pulses(self._run_dir.pulses)

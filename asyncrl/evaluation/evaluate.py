@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asyncrl.config import Config, from_tree
@@ -14,14 +14,13 @@ from asyncrl.core.records import FinishReason, Group
 from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import told
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
-from asyncrl.evaluation import scores
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
 from asyncrl.evaluation.sets import first, held_out
+from asyncrl.evaluation.suites import by_area, is_judged
 from asyncrl.event_loop import run_to_end
 from asyncrl.observe.samples import Sample
 from asyncrl.rollout.engines.base import EngineError
 from asyncrl.rollout.engines.spec import EngineSpec, engine_of
-from asyncrl.rollout.group import AttemptFailed
 from asyncrl.runfiles.earlier_run import model_in
 from asyncrl.section import with_values
 from asyncrl.specs import those
@@ -30,6 +29,8 @@ from asyncrl.weights.source import LocalWeights
 
 VERSION = 0
 """Of the weights that are evaluated."""
+HOPELESS_AFTER = 8
+"""Where so many prompts have failed and none has been scored, something is wrong with all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,12 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     """By set, as a run's evaluation has them."""
     by_prompt: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """By set, the mean reward of each prompt's responses, in the order of the prompts."""
+    """By set, the mean reward of each prompt's responses, in the order of the prompts; NaN of a prompt that
+    has failed in every attempt, which counts nowhere else."""
+    areas: dict[str, float] = field(default_factory=dict)
+    """Where there are several suites, their mean by area, and that of all; each suite counts the same."""
+    failures: tuple[str, ...] = ()
+    """Why prompts have failed in every attempt, one for each."""
 
     @property
     def mean(self) -> float:
@@ -81,8 +87,8 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
     """Sample responses to each prompt from `model.path`, by the engine that the config names, and score them:
     as `evaluation` says, else `rollout.group_size` as in training.
 
-    Raises `ConfigError` for a config that asks for nothing, `RunFailed` when a prompt cannot be sampled or
-    scored.
+    A prompt that fails in every attempt is left out and counted. Raises `ConfigError` for a config that asks
+    for nothing, `RunFailed` when all of them fail, or the first `HOPELESS_AFTER`.
     """
     if not len(prompts):
         raise ConfigError(f"{told(config.data)}: there is no prompt to evaluate on")
@@ -91,8 +97,9 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
             f"rollout.engine={config.rollout.engine} samples nothing that could be scored; use "
             f"{those(EngineSpec, lambda spec: spec.samples)}"
         )
+    asks_first = any(is_judged(suite) for suite in config.scored_names)
     for i, judge in enumerate(config.reward.judges):
-        if judge.is_initial and config.scored_by_rewards:
+        if judge.is_initial and (config.scored_by_rewards or (asks_first and i == 0)):
             raise ConfigError(
                 f"reward.judges.{i}.model={judge.model} is served by a process of a run, and here "
                 f"is none; serve the model, and name its server: reward.judges.{i}.url"
@@ -103,8 +110,15 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
     try:
         async with evaluating(config, prompts, shares_gpu=True) as evaluator:
             weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
-            groups = await evaluator.measure(LocalWeights(VERSION, weights), gives_up=False)
-            return _summary(config, evaluator, [group for _, group in sorted(groups.items())])
+            source = LocalWeights(VERSION, weights)
+            groups, failed = await evaluator.measure(source, hopeless_after=HOPELESS_AFTER)
+            if not groups:
+                raise RunFailed(
+                    f"the evaluation cannot go on: no prompt could be scored, and {len(failed)} have failed "
+                    f"in each of {config.rollout.max_attempts} attempts (rollout.max_attempts). The first: "
+                    f"{next(iter(failed.values()))}"
+                )
+            return _summary(config, evaluator, groups, failed)
     except ExceptionGroup as failures:
         raise for_people(failures) from failures
 
@@ -114,24 +128,29 @@ def for_people(failures: ExceptionGroup[Exception]) -> Exception:
     first: Exception = failures
     while isinstance(first, ExceptionGroup):
         first = first.exceptions[0]
-    if isinstance(first, AttemptFailed | EngineError):
+    if isinstance(first, EngineError):
         return RunFailed(f"the evaluation cannot go on: {first}")
     return first if isinstance(first, AsyncRLError) else failures
 
 
-def _summary(config: Config, evaluator: Evaluator, groups: Sequence[Group]) -> Evaluation:
-    members = [member for group in groups for member in group.members()]
+def _summary(
+    config: Config, evaluator: Evaluator, groups: Mapping[int, Group], failed: Mapping[int, str]
+) -> Evaluation:
+    members = [member for group in groups.values() for member in group.members()]
+    by_prompt = evaluator.by_prompt(groups)
     parts: dict[str, list[float]] = defaultdict(list)
     for one, *_ in members:
         for name, value in one.reward_parts.items():
             parts[name].append(value)
     return Evaluation(
         len(groups),
-        tuple(evaluator.samples(groups, 0, config.model.path)),
+        tuple(evaluator.samples([*groups.values()], 0, config.model.path)),
         tuple(one.reward for one, *_ in members),
         {name: tuple(values) for name, values in sorted(parts.items())},
         statistics.fmean(sum(t.sampled_tokens for t in member) for member in members),
         statistics.fmean(any(t.finish_reason is FinishReason.LENGTH for t in m) for m in members),
-        evaluator.metrics(dict(enumerate(groups))),
-        {name: scores.by_prompt(each) for name, each in evaluator.by_set(dict(enumerate(groups))).items()},
+        evaluator.metrics(groups),
+        by_prompt,
+        by_area(by_prompt),
+        tuple(failed.values()),
     )

@@ -4,7 +4,8 @@ held-out prompts."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import cast
@@ -17,7 +18,7 @@ from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.evaluation import scores
 from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.evaluation.sets import by_scorer
-from asyncrl.evaluation.suites import scoring
+from asyncrl.evaluation.suites import further, scoring
 from asyncrl.loop.algorithm import roll_out
 from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
@@ -52,11 +53,15 @@ class Evaluator:
         self._merge = merge
         self._names = config.scored_names
         self._sets = [self._names[prompt.dataset] for _, prompts in passes for prompt in prompts]
+        self.turn: Callable[[], Awaitable[None]] | None = None
+        """Waited for before prompts are taken."""
         self._decode: Callable[[Sequence[int]], str] = load_tokenizer(config.model).decode
 
-    async def measure(self, source: WeightSource, *, gives_up: bool) -> dict[int, Group]:
-        """A group of every prompt, by its place, all sampled by this version. gives_up: leave out the prompts
-        that fail in every attempt; else raises an `ExceptionGroup` with the `AttemptFailed`."""
+    async def measure(
+        self, source: WeightSource, *, hopeless_after: int | None = None
+    ) -> tuple[dict[int, Group], dict[int, str]]:
+        """A group of every prompt, by its place, all sampled by this version; and of the prompts that have
+        failed in every attempt, why. hopeless_after: as of `EvaluationHost`, for each pass."""
         whole = self._merge(source)
         if self._config.run.in_one_process:
             engine = cast(SteppedEngine, self._engine)
@@ -64,28 +69,35 @@ class Evaluator:
             engine.swap(whole.tensors(), whole.version)
         else:
             await self._engine.update_weights(whole)
-        groups: list[Group | None] = []
+        groups: dict[int, Group] = {}
+        failed: dict[int, str] = {}
+        begin = 0
         for rollout, prompts in self._passes:
-            groups += await self._pass(rollout, prompts, source.version, gives_up=gives_up)
-        return {i: replace(group, group_id=i) for i, group in enumerate(groups) if group is not None}
+            host = await self._pass(rollout, prompts, source.version, hopeless_after)
+            for row, wire in sorted(host.groups.items()):
+                groups[begin + row] = replace(decode_group(wire.header, wire.frames), group_id=begin + row)
+            failed |= {begin + row: why for row, why in host.failed.items()}
+            begin += len(prompts)
+        return groups, failed
 
     async def _pass(
-        self, rollout: GroupRollout, prompts: PromptSet, version: int, *, gives_up: bool
-    ) -> list[Group | None]:
-        """Of each prompt; None where it has failed."""
+        self, rollout: GroupRollout, prompts: PromptSet, version: int, hopeless_after: int | None
+    ) -> EvaluationHost:
+        """With what came of each prompt."""
         changed = asyncio.Event()
-        host = EvaluationHost(version, prompts.rows, self._config.rollout, changed.set)
+        host = EvaluationHost(version, prompts.rows, self._config.rollout, changed.set, hopeless_after)
         if self._config.run.in_one_process:
             link = Schedule(self._config, host, rollout)
             async with link.working():
                 await link.roll_out()
         else:
             with working(f"prompts of version {version}", len(prompts)):
-                await roll_out(rollout, _Link(host, changed, version, gives_up))
-        if host.failed and not gives_up:
-            raise AttemptFailed("failed", next(iter(host.failed.values())), 0)
-        groups = {row: decode_group(wire.header, wire.frames) for row, wire in host.groups.items()}
-        return [groups.get(row) for row in range(len(prompts))]
+                await roll_out(rollout, _Link(host, changed, version, self.turn))
+        return host
+
+    def busy_s(self) -> float:
+        """How long the engine has had requests, in all."""
+        return self._engine.stats().busy_s
 
     def metrics(self, groups: Mapping[int, Group]) -> dict[str, float]:
         """Of what `measure` gave, by their names in `metrics.jsonl`."""
@@ -94,7 +106,7 @@ class Evaluator:
         success_above = EvaluationConfig.model_fields["success_above"].default
         if self._config.evaluation is not None:
             success_above = self._config.evaluation.success_above
-        return scores.metrics(by_set, failed, success_above)
+        return scores.metrics(by_set, failed, success_above) | further(self._config, by_set)
 
     def by_set(self, groups: Mapping[int, Group]) -> dict[str, list[Group]]:
         """Of what `measure` gave."""
@@ -102,6 +114,14 @@ class Evaluator:
             name: [groups[row] for row, of in enumerate(self._sets) if of == name and row in groups]
             for name in self._names
         }
+
+    def by_prompt(self, groups: Mapping[int, Group]) -> dict[str, tuple[float, ...]]:
+        """Of each set, the mean reward of each prompt's responses, in the order of the prompts; NaN of one
+        that has failed."""
+        found: dict[str, list[float]] = {name: [] for name in self._names}
+        for row, name in enumerate(self._sets):
+            found[name].append(scores.mean_reward(groups[row]) if row in groups else math.nan)
+        return {name: tuple(values) for name, values in found.items()}
 
     def samples(self, groups: Sequence[Group], step: int, model: str) -> Iterator[Sample]:
         """All responses, to be read."""
@@ -177,19 +197,27 @@ async def _beside(
 class _Link:
     """The worker's, to a host in this process."""
 
-    def __init__(self, host: EvaluationHost, changed: asyncio.Event, version: int, gives_up: bool) -> None:
+    def __init__(
+        self,
+        host: EvaluationHost,
+        changed: asyncio.Event,
+        version: int,
+        turn: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._host = host
         self._changed = changed
         self._version = version
-        self._gives_up = gives_up
+        self._turn = turn
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
-        while not (leased := self._host.lease(WORKER, self._version, limit)):
-            if self._host.finished:
-                return None
+        while not self._host.finished:
+            if self._host.has_prompts:
+                if self._turn is not None:
+                    await self._turn()
+                return self._host.lease(WORKER, self._version, limit)
             self._changed.clear()
             await self._changed.wait()
-        return leased
+        return None
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
         told = (task.group_id, task.lease_id, task.row)
@@ -198,6 +226,4 @@ class _Link:
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
         told = (failure.reason, failure.detail, failure.sampled_tokens)
-        again = self._host.fail(task.group_id, task.lease_id, *told)
-        if not again and not self._gives_up:
-            raise failure
+        self._host.fail(task.group_id, task.lease_id, *told)

@@ -36,6 +36,7 @@ from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.evaluation import scores
 from asyncrl.evaluation.evaluate import VERSION, Evaluation, evaluate, for_people
 from asyncrl.evaluation.sets import first, held_out
+from asyncrl.evaluation.suites import by_area
 from asyncrl.reward.text import response_text
 from asyncrl.rollout.engines.base import Engine, GenerationRequest
 from asyncrl.rollout.engines.spec import make_engine
@@ -138,7 +139,8 @@ async def _sampled(config: Config, tasks: Sequence[Task], limit: int | None) -> 
         metrics[f"eval/{name}/reward/mean"] = mean
         metrics |= {f"eval/{name}/reward/stderr": error} if math.isfinite(error) else {}
     lengths, cut = (statistics.fmean(each) for each in zip(*model.ended, strict=True))
-    return Evaluation(len(values), (), tuple(values), {}, lengths, cut, metrics, by_prompt)
+    areas = by_area(by_prompt)
+    return Evaluation(len(values), (), tuple(values), {}, lengths, cut, metrics, by_prompt, areas)
 
 
 def _scores(samples: Sequence[Mapping[str, Any]], task: HarnessTask | None) -> Iterator[float]:
@@ -149,7 +151,8 @@ def _scores(samples: Sequence[Mapping[str, Any]], task: HarnessTask | None) -> I
 
 
 def _joined(a: Evaluation, b: Evaluation, order: Sequence[str]) -> Evaluation:
-    by_prompt = a.by_prompt | b.by_prompt
+    both = a.by_prompt | b.by_prompt
+    by_prompt = {name: both[name] for name in order}
     share = len(a.rewards) / (len(a.rewards) + len(b.rewards))
     return Evaluation(
         a.prompts + b.prompts,
@@ -159,7 +162,9 @@ def _joined(a: Evaluation, b: Evaluation, order: Sequence[str]) -> Evaluation:
         share * a.response_tokens + (1 - share) * b.response_tokens,
         share * a.truncated_frac + (1 - share) * b.truncated_frac,
         a.metrics | b.metrics,
-        {name: by_prompt[name] for name in order},
+        by_prompt,
+        by_area(by_prompt),
+        b.failures,
     )
 
 

@@ -21,11 +21,17 @@ class EvaluationHost:
 
     For a worker it is what `loop.host.Host` is for those of a run: but what it leases holds no place of
     admission and enters no batch, and all of it is lost with the process. happened: called when something was
-    handed in.
+    handed in. hopeless_after: once so many prompts have failed and none has been scored, no more are leased;
+    None: all are tried.
     """
 
     def __init__(
-        self, version: int, prompts: Sequence[Prompt], config: RolloutConfig, happened: Callable[[], None]
+        self,
+        version: int,
+        prompts: Sequence[Prompt],
+        config: RolloutConfig,
+        happened: Callable[[], None],
+        hopeless_after: int | None = None,
     ) -> None:
         self.groups: dict[int, WireGroup] = {}
         """Finished ones, by row."""
@@ -36,6 +42,7 @@ class EvaluationHost:
         self._config = config
         self._sampling = sampling_of(config)
         self._happened = happened
+        self._hopeless_after = hopeless_after
         self._to_lease = deque((row, 0) for row in range(len(prompts)))
         """Row and attempt of the prompts that nobody has."""
         self._leased: dict[int, Lease] = {}
@@ -44,8 +51,13 @@ class EvaluationHost:
 
     @property
     def finished(self) -> bool:
-        """Every prompt is done."""
+        """There is nothing more to do."""
         return not self._to_lease and not self._leased
+
+    @property
+    def has_prompts(self) -> bool:
+        """Nobody has them."""
+        return bool(self._to_lease)
 
     def lease(self, worker: str, engine_version: int, limit: int) -> list[RolloutTask]:
         """Up to `limit` prompts; none for an engine with other weights."""
@@ -80,6 +92,8 @@ class EvaluationHost:
             self._to_lease.append((lease.row, lease.attempt + 1))
         else:
             self.failed[lease.row] = detail or reason
+            if len(self.failed) == self._hopeless_after and not self.groups:
+                self._to_lease.clear()
         then = "to be tried again" if again else "given up"
         log.warning("prompt %d failed (%s): %s", lease.row, then, detail)
         self._happened()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from asyncrl.core.records import FinishReason, Group
 
@@ -30,15 +30,22 @@ def pass_at_k(n: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
 
 
-def by_prompt(groups: Sequence[Group]) -> tuple[float, ...]:
-    """The mean reward of each prompt's responses."""
-    return tuple(statistics.fmean(member[0].reward for member in group.members()) for group in groups)
+def mean_reward(group: Group) -> float:
+    """Of a prompt's responses."""
+    return statistics.fmean(member[0].reward for member in group.members())
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """And the standard error of the mean, NaN of a single value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
+def mean_part(group: Group, part: str) -> float:
+    """Of a prompt's responses, those that have the part; NaN where none has."""
+    values = [t.reward_parts[part] for t, *_ in group.members() if part in t.reward_parts]
+    return statistics.fmean(values) if values else math.nan
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """And the standard error of the mean, NaN of a single value. Those that are NaN count nowhere."""
+    known = [value for value in values if not math.isnan(value)]
+    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return statistics.fmean(known) if known else math.nan, error
 
 
 def _of_set(groups: Sequence[Group], success_above: float) -> Iterator[tuple[str, float]]:
@@ -46,7 +53,7 @@ def _of_set(groups: Sequence[Group], success_above: float) -> Iterator[tuple[str
     those of means by prompt."""
     members = [group.members() for group in groups]
     firsts = [[member[0] for member in group] for group in members]
-    columns: dict[str, Sequence[float]] = {"reward": by_prompt(groups)}
+    columns: dict[str, Sequence[float]] = {"reward": [mean_reward(group) for group in groups]}
     parts: dict[str, list[float]] = defaultdict(list)
     for each in firsts:
         for part in dict.fromkeys(name for t in each for name in t.reward_parts):

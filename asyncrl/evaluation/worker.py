@@ -12,11 +12,12 @@ from pathlib import Path
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
+from asyncrl.evaluation.share import Share
 from asyncrl.liveness.pulse import beating
 from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
 from asyncrl.reward_models.link import reward_links
 from asyncrl.roles import Role
-from asyncrl.rollout.engines.spec import engine_device
+from asyncrl.rollout.engines.spec import engine_device, engine_of
 from asyncrl.runfiles.evaluation import Result, Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.waits import waiting
@@ -37,6 +38,7 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
     run_dir = RunDir(path)
     if engine_device(config) == "cpu":
         os.nice(NICENESS)
+    config = engine_of(config).for_evaluation(config)
     unjudged, config = config, await with_initial_judges(config, run_dir)
     rounds, models = Rounds(run_dir.evaluation), reward_links(config, run_dir, name)
     assert config.evaluation is not None
@@ -50,6 +52,8 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
             evaluating(config, PromptSet.load(rounds.prompts), models) as evaluator,
             beating(run_dir.pulse(name)),
         ):
+            share = Share(config.evaluation.share, evaluator.busy_s, rounds.trained.exists)
+            evaluator.turn = share.turn
             gc.collect()
             gc.freeze()  # as `cluster.entries.spare_the_collector`
             while True:
@@ -61,13 +65,14 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
 
 async def carry_out(evaluator: Evaluator, rounds: Rounds, version: int) -> None:
     """A pending round. One whose weights cannot be read is left out."""
-    began_s = time.monotonic()
+    began_s, busy_s = time.monotonic(), evaluator.busy_s()
     try:
-        groups = await evaluator.measure(rounds.source(version), gives_up=True)
+        groups, _ = await evaluator.measure(rounds.source(version))
     except WeightsError as error:
         log.warning("version %d is not evaluated: %s", version, error)
         rounds.set_aside(version)
         return
     responses = b"".join(s.line() for s in evaluator.samples([*groups.values()], version, ""))
-    result = Result(version, evaluator.metrics(groups), time.monotonic() - began_s)
+    took_s = time.monotonic() - began_s
+    result = Result(version, evaluator.metrics(groups), took_s, evaluator.busy_s() - busy_s)
     rounds.finish(result, responses)

@@ -71,8 +71,8 @@ class TrainerLink(Protocol):
     ends_because: str | None = None
     """Why no further step is to be done."""
 
-    async def conclude(self) -> dict[str, float]:
-        """All steps are done. Returns the metrics that were still to come."""
+    async def conclude(self) -> dict[str, Any]:
+        """All steps are done. Returns what was still to come for the last line of metrics."""
         return {}
 
 

@@ -224,6 +224,9 @@ buffer/taken_groups       groups  groups in batches that the trainer holds now
 # Evaluation
 > With `evaluation`, in the line of the step that was done when a round was.
 eval/version                      versions  policy version that was scored
+eval/seconds                      s         that its round took
+eval/generate_s                   s         of these, in which its engine had requests
+eval/generate_frac                share     of the round in which its engine had requests (`evaluation.share`)
 eval/{set}/reward/mean            -         mean reward of its responses to the prompts of a set
 eval/{set}/reward/stderr          -         its standard error, by prompts (as of all that follow)
 eval/{set}/reward/{part}/mean     -         mean of one part
@@ -233,7 +236,9 @@ eval/{set}/pass@{k}/stderr        share     its standard error
 eval/{set}/response_tokens/mean   tokens    mean number of sampled tokens in a response
 eval/{set}/response_tokens/stderr  tokens    its standard error
 eval/{set}/truncated_frac         share     responses that were cut off at `rollout.max_new_tokens`
+eval/{set}/length_controlled/mean  share     win rate by a judge, were lengths equal
 eval/{set}/failed_prompts         prompts   left out: they failed in every attempt
+earlier_rounds                    rounds    in the last line, all of the above of rounds that were done late
 
 # Processes
 > With `run.mode: async`.

@@ -20,7 +20,7 @@ from asyncrl.paths import replace_file
 
 FILE_NAME = "metrics.jsonl"
 
-Value = float | int | str | list[str] | Histogram | None
+Value = float | int | str | list[str] | list[dict[str, "Value"]] | Histogram | None
 
 
 class MetricsError(AsyncRLError, ValueError):
@@ -46,7 +46,7 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one step. Values are numbers (including numpy's and tensors of one element), strings, lists
-        of strings or histograms; numbers that are not finite are written as null.
+        of strings or of mappings to values, or histograms; numbers that are not finite are written as null.
 
         Raises `MetricsError` if a required key is missing or the step does not increase, and `InvariantError`
         if the ledger does not close.
@@ -127,6 +127,8 @@ def _plain(key: str, value: Any) -> Value:
         return value
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return list(value)
+    if isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value):
+        return [{name: _plain(name, v) for name, v in each.items()} for each in value]
     raise MetricsError(f"metric `{key}` is {value!r}; it must be a number, a string or a list of strings")
 
 

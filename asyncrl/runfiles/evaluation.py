@@ -6,6 +6,7 @@ RUN/evaluation/
     version_N.safetensors the weights of a round that is still to be carried out
     version_N.jsonl       its responses, to be read (`asyncrl samples FILE`)
     results.jsonl         `Result`: a line for each round that is done
+    trained               there while all training steps are done
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Result(msgspec.Struct, frozen=True):
     """By their names in `metrics.jsonl`."""
     seconds: float
     """That it took."""
+    generate_s: float = 0.0
+    """Of these, the seconds in which the engine had requests."""
+
+    def told(self) -> dict[str, float]:
+        """Its metrics with what it took, by their names in `metrics.jsonl`."""
+        share = {"eval/generate_frac": self.generate_s / self.seconds} if self.seconds else {}
+        took = {"eval/seconds": self.seconds, "eval/generate_s": self.generate_s}
+        return {"eval/version": self.version, **took, **share, **self.metrics}
 
 
 class KeptWeights:
@@ -80,6 +89,7 @@ class Rounds:
 
     prompts = Under("prompts.msgpack")
     results_file = Under("results.jsonl")
+    trained = Under("trained")
 
     def keep(self, version: int, weights: Mapping[str, Tensor]) -> None:
         """Make a round of a version. weights: as they are published, on the CPU."""

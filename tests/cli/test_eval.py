@@ -166,28 +166,50 @@ def test_what_only_a_run_serves_cannot_judge(tiny_folder, capsys):
 
 
 FAILING = """
-def fails_at_first(completions, **_):
+def fails_by_row(completions, index, **_):
     with open({calls!r}, "a") as calls:
-        calls.write("x")
-    if {always} or len(open({calls!r}).read()) == 1:
+        calls.write(f"{{index[0]}}\\n")
+    tries = open({calls!r}).read().split().count(str(index[0]))
+    if {always} or index[0] == 1 or (index[0] == 0 and tries == 1):
         raise ValueError("no luck")
     return [1.0] * len(completions)
 """
 
 
-@pytest.mark.parametrize("always", [False, True])
-def test_a_group_that_fails_is_tried_again_as_often_as_in_training(tiny_folder, tmp_path, capsys, always):
+def test_a_prompt_that_fails_in_every_attempt_is_told_beside_the_score(tiny_folder, tmp_path, capsys):
     calls, reward = tmp_path / "calls", tmp_path / "reward.py"
-    reward.write_text(FAILING.format(calls=str(calls), always=always))
-    own = [f"reward.functions=[{{function: '{reward}:fails_at_first'}}]", "reward.retries=0"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "tell {i}", "index": {i}}}\n' for i in range(20)))
+    own = [f"reward.functions=[{{function: '{reward}:fails_by_row'}}]", "reward.retries=0"]
+    own += [f"data.path={rows}", "data.held_out_rows=0", "rollout.max_new_tokens=4"]
+    out = tmp_path / "figures.json"
     arguments = settings(tiny_folder, "rollout.group_size=2", "rollout.max_attempts=2", *own)
-    status = main(["eval", "--config", str(CONFIG), "--limit", "1", *arguments])
-    assert calls.read_text() == "xx"
-    if always:
-        assert status == 1
-        assert "the evaluation cannot go on" in capsys.readouterr().err
-    else:
-        assert status == 0
+    command = ["eval", "--config", str(CONFIG), "--out", str(out), *arguments]
+    models = ["--model", str(tiny_folder)] * 2
+
+    def asked(always, *more):
+        calls.write_text("")
+        reward.write_text(FAILING.format(calls=str(calls), always=always))
+        status = main([*command, *more])
+        tried = calls.read_text().split()
+        return status, [tried.count(str(i)) for i in range(20)], capsys.readouterr()
+
+    status, tried, shown = asked(False, *models, "--limit", "4")
+    assert (status, tried[:4]) == (0, [3, 4, 2, 2])  # by two models
+    assert f"{tiny_folder}: 1 of 4 prompts have failed in every attempt, and count in no score" in shown.err
+    for figures in json.loads(out.read_text()):
+        assert (figures["prompts"], figures["failed_prompts"], figures["reward_mean"]) == (3, 1, 1.0)
+        assert figures["metrics"]["eval/held_out/failed_prompts"] == 1
+    assert "+0.000 to +0.000" in " ".join(shown.out.split())
+
+    status, _, shown = asked(False, "--limit", "4", "--strict")
+    assert status == 1 and "which --strict calls an error" in shown.err
+    assert json.loads(out.read_text())[0]["failed_prompts"] == 1
+
+    status, tried, shown = asked(True)
+    assert status == 1 and "no prompt could be scored, and " in shown.err
+    assert "no luck" in shown.err
+    assert 8 <= sum(map(bool, tried)) < 20  # what is wrong with all of them is told soon
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from asyncrl.config import DataConfig
 from asyncrl.data.load import load_prompts
 from asyncrl.data.prompts import BadRow
 from asyncrl.data.rows import is_on_hub, read_rows
-from asyncrl.data.suites.table import GROUPS, SUITES
+from asyncrl.data.suites.table import GROUPS, JUDGE, SUITES
 from asyncrl.errors import ConfigError, NotHereError
 
 ROWS = {
@@ -60,6 +60,7 @@ ROWS = {
         },
         "None at all.",
     ),
+    "alpaca_eval": ({"instruction": "Greet.", "output": "Hello.", "generator": "g"}, None),
 }
 """A row in the columns of each dataset of the hub, and a right response."""
 
@@ -83,6 +84,9 @@ def test_every_dataset_is_asked_by_its_own_columns(tmp_path):
         ((_, asked),) = rows_of(name, path)
         (message,) = asked["prompt"]
         assert name != "olympiad" or message["content"].startswith("Let $x > 0$.\n\nFind x.\n\n")
+        if SUITES[name].scorer == JUDGE:  # tests/evaluation/test_judged_suites.py
+            assert (message["content"], asked["baseline"], asked["difficulty"]) == ("Greet.", "Hello.", 0.0)
+            continue
         if name == "gpqa":
             right = f"The answer is ({asked['ground_truth']})"
             assert f"{asked['ground_truth']}. muon" in message["content"]

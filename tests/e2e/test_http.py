@@ -14,15 +14,23 @@ from role_times import check_role_times
 from vllm_servers import VllmServer
 
 import asyncrl
+from asyncrl.config import load
+from asyncrl.config.model_paths import with_model_paths
 from asyncrl.core.records import FinishReason
 from asyncrl.errors import ConfigError
+from asyncrl.evaluation.evaluate import evaluate
+from asyncrl.evaluation.sets import held_out
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.observe.samples import read_samples
 from asyncrl.plan.preflight import preflight
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.http.engine import HttpEngine
 from asyncrl.rollout.engines.http.fleet import Deadlines, NoServerLeft
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
+from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.evaluation import Rounds
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.tiny.model import random_model
 from asyncrl.tiny.tokenizer import byte_tokenizer
 from asyncrl.weights.canary import CanaryError, make_canary
@@ -184,6 +192,26 @@ def test_a_run_on_two_servers_trains_within_its_bound(run_config, servers, tmp_p
     assert "SERVERS_KEY" in config
     assert API_KEY not in config
     assert_nothing_left(result.run_dir)
+
+
+def test_a_server_of_its_own_keeps_the_version_that_is_scored(
+    run_config, servers, tmp_path, assert_nothing_left
+):
+    urls = [f"rollout.http.urls=[{servers[0].url}]", f"rollout.http.evaluation_urls=[{servers[1].url}]"]
+    scored = ["evaluation.every_steps=2", "data.held_out_rows=6", "evaluation.temperature=0"]
+    run_dir = asyncrl.run(run_config(*urls, *scored, "run.steps=4"), progress=False).run_dir
+    rounds = Rounds(RunDir(run_dir).evaluation)
+    assert list(rounds.results()) == [0, 2, 4]
+    for version in (0, 2, 4):
+        samples = read_samples(rounds.responses(version))
+        assert len(samples) == 6
+        assert {sample.versions for sample in samples} == {(version, version)}
+    assert read_samples(rounds.responses(0)) != read_samples(rounds.responses(4))
+    model = str(Checkpoints(RunDir(run_dir).checkpoints).at(4).hf)
+    config = with_model_paths(load(run_dir / "config.yaml"), {"model.path": model})
+    offline = asyncio.run(evaluate(config, held_out(config)))
+    assert [s.response for s in offline.samples] == [s.response for s in read_samples(rounds.responses(4))]
+    assert offline.metrics == rounds.results()[4].metrics
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from asyncrl.evaluation import beside
 from asyncrl.evaluation.beside import EvaluatedLink
 from asyncrl.loop.trainer import TrainerLink
+from asyncrl.observe.metric_table import unnamed
 from asyncrl.runfiles.evaluation import Result, Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.weights.published import WholeWeights
@@ -57,7 +58,7 @@ def link(make_config, rounds):
 def scored(rounds, *versions):
     for version in versions:
         rounds.keep(version, {"a": torch.ones(1)})
-        rounds.finish(Result(version, {MEAN: float(version)}, 1.0), b"")
+        rounds.finish(Result(version, {MEAN: float(version)}, 2.0, 0.5), b"")
 
 
 def test_a_run_that_goes_on_tells_of_no_version_that_is_still_to_come_again(link, rounds):
@@ -71,6 +72,31 @@ def test_a_run_that_goes_on_tells_of_no_version_that_is_still_to_come_again(link
 
     told = asyncio.run(go_on())
     assert [line.get("eval/version") for line in told] == [None, None, 10]
+    assert (told[-1]["eval/seconds"], told[-1]["eval/generate_frac"]) == (2.0, 0.25)
+
+
+def test_all_rounds_that_are_done_late_reach_the_last_line_and_are_told_once(link, rounds):
+    lines = (
+        '{"step": 5, "eval/version": 0}',
+        '{"step": 20, "eval/version": 10, "earlier_rounds": [{"eval/version": 5}]}',
+    )
+    (rounds.path.parent / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+    async def go_on():
+        await link.begin(20)
+        link._version = 20
+        scored(rounds, 0, 5, 10, 15, 20)
+        link._keep = lambda version: None
+        return await link.conclude()
+
+    assert not rounds.trained.exists()
+    told = asyncio.run(go_on())
+    assert rounds.trained.exists()  # nothing is to be spared any more
+    assert (told["eval/version"], told[MEAN]) == (20, 20.0)
+    assert [(each["eval/version"], each[MEAN]) for each in told["earlier_rounds"]] == [(15, 15.0)]
+    assert not unnamed([*told, *told["earlier_rounds"][0]])
+    asyncio.run(link.begin(20))
+    assert not rounds.trained.exists()
 
 
 def test_the_weights_of_the_last_version_are_whole_before_a_run_without_further_steps_ends(link, rounds):

@@ -13,14 +13,14 @@ ELSEWHERE = {
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
     *("segments/mean", "segments/split_frac/{reason}"),
     *("episodes/computed_again_frac", "episodes/computed_again_frac/{reason}"),
-    *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio"),
+    *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio", "earlier_rounds"),
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
     *("weights/sent_bytes", "weights/changed_frac", "weights/delta_frac"),  # tests/transfer
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
 datasets, segments, episodes, rows that come again, a gateway, judges, of which `tests/e2e/test_judge.py`
-has a run, and other hosts."""
+has a run, other hosts, and rounds that are late (`tests/evaluation/test_beside.py`)."""
 
 
 @pytest.fixture

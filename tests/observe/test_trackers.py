@@ -114,11 +114,12 @@ def test_the_first_step_is_there_once_when_more_becomes_known_of_it(run, make_li
     with MetricsWriter(tmp_path) as writer:
         writer.write(make_line(1))
         assert following.poll()
-        writer.amend({"eval/version": 1, "eval/math/reward/mean": 0.25})
+        earlier = [{"eval/version": 0, "eval/math/reward/mean": 0.125}]
+        writer.amend({"eval/version": 1, "eval/math/reward/mean": 0.25, "earlier_rounds": earlier})
         assert following.poll()
     tracker.close()
     found = board(tmp_path)
-    assert [(e.step, e.value) for e in found.Scalars("eval/math/reward/mean")] == [(1, 0.25)]
+    assert [(e.step, e.value) for e in found.Scalars("eval/math/reward/mean")] == [(0, 0.125), (1, 0.25)]
     assert len(found.Scalars("staleness/mean")) == 1
     (text,) = found.Tensors("samples/best")
     assert b"yes" in text.tensor_proto.string_val[0]

@@ -1,23 +1,50 @@
 """What evaluation needs is said before a run starts."""
 
+import re
+
 import pytest
 
 from asyncrl.errors import ConfigError
 from asyncrl.plan.checks.settings import evaluation
 from asyncrl.plan.preflight import plan
+from asyncrl.rollout.engines.spec import engine_of
+
+HTTP = ("rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.http.weights_dir=/dev/shm/x")
+SCORED = ("evaluation.every_steps=2", "data.held_out_rows=4")
 
 
 @pytest.mark.parametrize(
-    "own",
+    ("own", "message"),
     [
-        ("rollout.engine=paced", "trainer.backend=paced"),
-        ("rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.http.weights_dir=/dev/shm/x"),
+        (("rollout.engine=paced",), "by an engine of its own, .*paced has none; use .*`asyncrl eval`"),
+        (("rollout.engine=paced", "trainer.backend=paced"), "trainer.backend=paced makes none"),
+        (HTTP, "name others in rollout.http.evaluation_urls, or .*`asyncrl eval`"),
     ],
 )
-def test_an_engine_that_cannot_keep_a_version_is_refused(make_config, own):
-    config = make_config("evaluation.every_steps=2", "data.held_out_rows=4", *own)
-    with pytest.raises(ConfigError, match=r"by an engine of its own, .* has none; use .*`asyncrl eval`"):
+def test_an_engine_that_cannot_keep_a_version_is_refused(make_config, own, message):
+    config = make_config(*SCORED, *own)
+    with pytest.raises(ConfigError, match=message):
         evaluation(config)
+
+
+def test_servers_of_its_own_keep_a_version(make_config, tmp_path):
+    config = make_config(*SCORED, *HTTP, "rollout.http.evaluation_urls=[http://b:1]")
+    evaluation(config)
+    http = engine_of(config).for_evaluation(config).rollout.http
+    assert (http.urls, http.weights_dir) == (["http://b:1"], "/dev/shm/x/evaluation")
+    for wrong, message in (
+        ("rollout.http.evaluation_urls=[http://a:1/]", "names http://a:1 2 times; name each server once"),
+        ("rollout.http.evaluation_urls=[b:1]", "rollout.http.evaluation_urls: 'b:1' is no http"),
+        ("evaluation.workers=2", "one process drives all of rollout.http.evaluation_urls"),
+    ):
+        more = [] if "urls" in wrong else ["rollout.http.evaluation_urls=[http://b:1]"]
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            make_config(*SCORED, *HTTP, *more, wrong)
+
+
+def test_a_share_of_the_time_is_refused_where_evaluation_has_all_of_it(make_config):
+    with pytest.raises(ConfigError, match=r"evaluation.share=0.5: with run.mode=inline versions are scored"):
+        make_config(*SCORED, "evaluation.share=0.5", "run.mode=inline")
 
 
 def test_a_set_that_is_not_there_and_prompts_that_the_rewards_cannot_score_are_told(make_config, tmp_path):

@@ -10,7 +10,7 @@ from asyncrl.config import DataConfig
 from asyncrl.config.data import SUITE
 from asyncrl.data.messages import UnusablePromptError
 from asyncrl.data.prompts import BadRow
-from asyncrl.data.suites.table import GROUPS, SUITES, Suite
+from asyncrl.data.suites.table import GROUPS, PREFERENCES, SUITES, Suite
 from asyncrl.errors import ConfigError
 from asyncrl.resolve import quoted
 
@@ -19,6 +19,11 @@ Row = tuple[str, dict[str, Any]]
 
 def suite_of(key: str, name: str) -> Suite:
     """The suite of this name, the value of `key`. Raises `ConfigError`."""
+    if name in PREFERENCES:
+        raise ConfigError(
+            f"{key}={name}: it compares reward models, and scores no response of a policy; use `asyncrl eval "
+            f"--suite {name} --model REWARD_MODEL`, without other suites"
+        )
     if name not in SUITES:
         near = difflib.get_close_matches(name, [*SUITES, *GROUPS], n=3)
         hint = f"did you mean {quoted(near, ' or ')}?" if near else f"there are {', '.join(SUITES)}"

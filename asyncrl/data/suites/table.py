@@ -18,6 +18,8 @@ MATH = "asyncrl.reward.math:math_answer"
 NUMBER = "asyncrl.reward.verifiers.answers:number"
 CHOICE = "asyncrl.reward.verifiers.answers:multiple_choice"
 CODE = "asyncrl.reward.code:passed_all_tests"
+JUDGE = "the run's first judge"
+"""Which compares the response with the row's own."""
 INSTRUCTIONS = "asyncrl.reward.verifiers.instructions:followed_all"
 
 _HERE = Path(__file__).parent
@@ -47,7 +49,7 @@ class Suite:
     """As `data.path`."""
     ask: Ask
     scorer: str
-    """The reward function that gives 1 or 0."""
+    """The reward function that gives 1 or 0; or `JUDGE`, who gives from 0 to 1."""
     subset: str | None = None
     split: str = "test"
     harness: HarnessTask | None = None
@@ -116,6 +118,12 @@ def _ifeval(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return _text(row["prompt"]), {"instruction_id_list": names, "kwargs": row["kwargs"]}
 
 
+def _alpaca(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`instruction_difficulty` comes from another file of the same authors, and may be left out."""
+    difficulty = float(row.get("instruction_difficulty") or 0.0)
+    return _text(row["instruction"]), {"baseline": _text(row["output"]), "difficulty": difficulty}
+
+
 def _shipped(name: str) -> str:
     return str(_HERE / f"{name}.jsonl")
 
@@ -175,6 +183,15 @@ SUITES = {
     "ifeval": Suite(
         "instructions", "hub:google/IFEval", _ifeval, INSTRUCTIONS, split="train", harness=_IFEVAL
     ),
+    "alpaca_eval": Suite(
+        "chat",
+        "hub:tatsu-lab/alpaca_eval",
+        _alpaca,
+        JUDGE,
+        subset="alpaca_eval_gpt4_baseline",
+        split="eval",
+    ),
+    "mini_chat": Suite("chat", _shipped("mini_chat"), _alpaca, JUDGE),
     "mini_math": Suite(
         "mathematics", _shipped("mini_math"), _mathematics("problem", "answer"), NUMBER, harness=_AIME
     ),
@@ -193,8 +210,8 @@ SUITES = {
 """What they are of: MATH-500 (arXiv 2305.20050), GSM8K (2110.14168), AIME and AMC (the contests of these
 years), the quantitative reasoning of Minerva (2206.14858), OlympiadBench's mathematics in English without
 pictures (2402.14008), GPQA Diamond (2311.12022), MMLU-Pro (2406.01574), HumanEval (2107.03374), MBPP
-sanitized (2108.07732), IFEval (2311.07911). Those that begin with `mini_` are of this package: a few dozen
-easy rows each, for tests and a first look."""
+sanitized (2108.07732), IFEval (2311.07911), AlpacaEval 2 (2404.04475). Those
+that begin with `mini_` are of this package: a few dozen easy rows each, for tests and a first look."""
 
 GROUPS = {
     "mini": ("mini_math", "mini_choice", "mini_code", "mini_instructions"),
@@ -204,3 +221,51 @@ GROUPS = {
     ),
 }
 """Several by one name. `grlo`: of mathematics, science and code, as its paper tells of, and instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Pairs of responses, by which reward models are compared: rows with `prompt`, `chosen`, `rejected` and
+    `subset`."""
+
+    path: str
+    """As `data.path`."""
+    split: str = "train"
+
+
+PREFERENCES = {
+    "rewardbench": Preferences("hub:allenai/reward-bench", split="filtered"),
+    "mini_preferences": Preferences(_shipped("mini_preferences")),
+}
+
+_CODE = ("cpp", "go", "java", "js", "python", "rust")
+SECTIONS = {
+    "chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+        "mini-chat": 4,
+    },
+    "chat hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+        "mini-chat-hard": 4,
+    },
+    "safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 250,
+        "xstest-should-respond": 154,
+        "donotanswer": 136,
+        "mini-safety": 4,
+    },
+    "reasoning": {"math-prm": 984, **{f"hep-{name}": 164 for name in _CODE}, "mini-reasoning": 4},
+}
+"""RewardBench's (2403.13787), with the weight of each subset as in its authors' code (`math-prm` counts as
+much as all programs), and those of this package."""

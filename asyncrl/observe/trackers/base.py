@@ -30,13 +30,15 @@ class TrackedRun(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A finished training step. scalars: the finite numbers of its line in `metrics.jsonl`."""
+    """A finished training step. scalars: the finite numbers of its line in `metrics.jsonl`. earlier: those of
+    each of its `earlier_rounds` (`evaluation.beside`)."""
 
     step: int
     scalars: Mapping[str, float]
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     warnings: Sequence[str] = ()
+    earlier: Sequence[Mapping[str, float]] = ()
 
 
 class Tracker(Protocol):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -84,13 +86,15 @@ class Following:
     def _step(self, line: bytes, number: int) -> Step:
         values = parse_line(line, self._metrics.path, number)
         self._last_step = values["step"]
-        numbers = ((key, v) for key, v in values.items() if isinstance(v, int | float) and math.isfinite(v))
+        numbers = _numbers(values)
+        del numbers["step"]
         return Step(
             values["step"],
-            {key: value for key, value in numbers if key != "step"},
+            numbers,
             dict(histograms(values)),
             self._pending[values["step"]],
             values.get("warnings", ()),
+            [_numbers(each) for each in values.get("earlier_rounds", ())],
         )
 
     def _read_samples(self) -> None:
@@ -101,3 +105,8 @@ class Following:
             with suppress(msgspec.DecodeError):
                 sample = msgspec.json.decode(line, type=Sample)
                 self._pending[sample.step].append(sample)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The finite ones."""
+    return {key: v for key, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}

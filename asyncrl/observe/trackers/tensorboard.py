@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -41,8 +41,10 @@ class TensorBoard:
         assert self._file is not None
         for step in steps:
             self._add(Event(summary=Summary(value=_values(step)), step=step.step))
-            if scored := list(_scored(step)):
-                self._add(Event(summary=Summary(value=scored), step=int(step.scalars["eval/version"])))
+            for scored in (*step.earlier, step.scalars):
+                if "eval/version" in scored:
+                    summary = Summary(value=_scored(scored))
+                    self._add(Event(summary=summary, step=int(scored["eval/version"])))
         self._file.flush()
 
     def close(self) -> None:
@@ -71,12 +73,11 @@ def _is_scored(key: str) -> bool:
     return key.startswith("eval/")
 
 
-def _scored(step: Step) -> Iterator[Summary.Value]:
+def _scored(scalars: Mapping[str, float]) -> Iterator[Summary.Value]:
     """What held-out prompts have given: it is of a version, which may be older than the step."""
-    if "eval/version" in step.scalars:
-        for key, value in step.scalars.items():
-            if _is_scored(key):
-                yield Summary.Value(tag=key, simple_value=value)
+    for key, value in scalars.items():
+        if _is_scored(key):
+            yield Summary.Value(tag=key, simple_value=value)
 
 
 def _histogram(histogram: Histogram) -> HistogramProto:

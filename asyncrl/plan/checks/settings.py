@@ -271,13 +271,12 @@ def evaluation(config: Config) -> None:
     """There is an engine that can have a version of its own to score, and there are versions."""
     if config.evaluation is None:
         return
-    spec, chosen = engine_of(config), f"rollout.engine={config.rollout.engine}"
-    if not spec.samples or not spec.computes_here or not backend_of(config).computes:
-        able = those(EngineSpec, lambda spec: spec.samples and spec.computes_here)
+    if not backend_of(config).computes:
         raise ConfigError(
-            f"evaluation scores a version by an engine of its own, and {chosen} with trainer.backend="
-            f"{config.trainer.backend} has none; use {able}, or score checkpoints with `asyncrl eval`"
+            f"evaluation scores versions, and trainer.backend={config.trainer.backend} makes none; leave "
+            "`evaluation` out"
         )
+    engine_of(config).for_evaluation(config)
 
 
 def trainer(config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from asyncrl.config import Config
 from asyncrl.config.rollout import ENGINES
 from asyncrl.decoders.facts import DTYPE_BYTES, ModelFacts
+from asyncrl.errors import ConfigError
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.specs import Spec, find_spec, those
 
@@ -96,6 +97,17 @@ class EngineSpec(Spec):
         shares_gpu: whether others compute on its GPUs.
         """
         raise NotImplementedError
+
+    def for_evaluation(self, config: Config) -> Config:
+        """The config of an engine that scores versions beside the training, one at a time. Raises
+        `ConfigError` where there can be none."""
+        if not self.samples or not self.computes_here:
+            able = those(EngineSpec, lambda spec: spec.samples and spec.computes_here)
+            raise ConfigError(
+                f"evaluation scores a version by an engine of its own, and {self.key}="
+                f"{config.rollout.engine} has none; use {able}, or score checkpoints with `asyncrl eval`"
+            )
+        return config
 
     def check_device(self, config: Config, device: Device) -> None:
         """Raises `NotHereError` where a package that it needs is not installed, `ConfigError` where it cannot

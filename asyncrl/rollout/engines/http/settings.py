@@ -12,6 +12,9 @@ class Settings(Section):
 
     urls: list[str] = Field([])
     """The servers, each as `http://HOST:PORT`. One worker drives them all."""
+    evaluation_urls: list[str] = Field([])
+    """Further servers, which score versions beside the training (`evaluation`) and do nothing else: they keep
+    a version until its round is done. They find it in `weights_dir`, too."""
     weights_dir: str | None = None
     """A folder that this machine and all servers see under the same path: weight versions go through it,
     two at a time. On one host `/dev/shm/NAME` is fastest. One run at a time can use it."""

@@ -19,11 +19,15 @@ from asyncrl.paths import check_can_be_written, user_path
 from asyncrl.rollout.engines.spec import Card, Device, Parts
 from asyncrl.rollout.engines.vllm import families
 from asyncrl.rollout.engines.vllm.spec import OfVllm
+from asyncrl.section import with_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from asyncrl.rollout.engines.http.engine import HttpEngine
+
+FOR_EVALUATION = "evaluation"
+"""In the folder of weights, that of the servers that score versions."""
 
 
 class Http(OfVllm):
@@ -54,6 +58,18 @@ class Http(OfVllm):
             ),
         )
 
+    def for_evaluation(self, config: Config) -> Config:
+        http = config.rollout.http
+        if not http.evaluation_urls:
+            raise ConfigError(
+                "evaluation scores a version by an engine of its own, and the servers of rollout.http.urls "
+                "take every new one; name others in rollout.http.evaluation_urls, or score checkpoints with "
+                "`asyncrl eval`"
+            )
+        folder = str(Path(http.weights_dir or "") / FOR_EVALUATION)
+        own = {"rollout.http.urls": http.evaluation_urls, "rollout.http.weights_dir": folder}
+        return with_values(config, own | {"rollout.http.evaluation_urls": []})
+
     def check_device(self, config: Config, device: Device) -> None:
         need("aiohttp", f"rollout.engine={config.rollout.engine}")
 
@@ -81,9 +97,9 @@ class Http(OfVllm):
         )
         ask = partial(unusable, answer_timeout_s=http.answer_timeout_s, load_timeout_s=http.load_timeout_s)
         with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already
-            problems = thread.submit(ask, http.urls, needs, key).result()
+            problems = thread.submit(ask, [*http.urls, *http.evaluation_urls], needs, key).result()
         if problems:
-            raise ConfigError("\n".join(f"rollout.http.urls: {problem}" for problem in problems))
+            raise ConfigError("\n".join(f"rollout.http: {problem}" for problem in problems))
 
     def memory(
         self, config: Config, model: ModelFacts | None, sequence_tokens: int, card: Card | None
@@ -96,17 +112,26 @@ class Http(OfVllm):
     def sweep(self, config: Config) -> None:
         from asyncrl.rollout.engines.http.weights_dir import sweep
 
-        sweep(Path(config.rollout.http.weights_dir))
+        folder = Path(config.rollout.http.weights_dir)
+        for each in folder, folder / FOR_EVALUATION:
+            sweep(each)
 
     def impossible(self, config: Config) -> Iterator[str]:
         yield from super().impossible(config)
         http = config.rollout.http
         if not http.urls:
             yield "rollout.engine=http has no servers; name them in rollout.http.urls=[http://HOST:PORT, ...]"
-        yield from impossible_urls("rollout.http.urls", http.urls, "http://HOST:PORT")
-        for url, count in Counter(url.rstrip("/").lower() for url in http.urls).items():
+        named = {"urls": http.urls, "evaluation_urls": http.evaluation_urls}
+        for name, urls in named.items():
+            yield from impossible_urls(f"rollout.http.{name}", urls, "http://HOST:PORT")
+        for url, count in Counter(url.rstrip("/").lower() for urls in named.values() for url in urls).items():
             if count > 1:
-                yield f"rollout.http.urls names {url} {count} times; name each server once"
+                yield f"rollout.http names {url} {count} times; name each server once"
+        if http.evaluation_urls and config.evaluation is not None and config.evaluation.workers > 1:
+            yield (
+                f"evaluation.workers={config.evaluation.workers}: one process drives all of "
+                "rollout.http.evaluation_urls; use evaluation.workers=1"
+            )
         if http.weights_dir is None or not Path(http.weights_dir).is_absolute():
             yield (
                 f"rollout.http.weights_dir={http.weights_dir or 'null'}: name a folder, by its absolute "
