@@ -19,6 +19,8 @@ from asyncrl.observe.tail import LineTail
 from asyncrl.paths import replace_file
 
 FILE_NAME = "metrics.jsonl"
+TAIL_BYTES = 1 << 20
+"""Of the file's end, where only the last line is asked for."""
 
 Value = float | int | str | list[str] | list[dict[str, "Value"]] | Histogram | None
 
@@ -113,6 +115,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     path.stat()
     return MetricsTail(path).poll()
+
+
+def last_step(path: Path) -> int:
+    """The step of the last complete line, found without reading a long file whole; 0 where there is none.
+    Raises `MetricsError` if that line is no JSON object."""
+    try:
+        with path.open("rb") as file:
+            start = file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")[bool(start) : -1]
+        found = [msgspec.json.decode(lines[-1], type=dict[str, Any])] if lines else read_metrics(path)
+    except FileNotFoundError:
+        return 0
+    except msgspec.DecodeError:
+        found = read_metrics(path)  # says which line it is
+    return int(found[-1].get("step", 0)) if found else 0
 
 
 def _plain(key: str, value: Any) -> Value:

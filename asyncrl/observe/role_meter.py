@@ -63,14 +63,18 @@ Times = Mapping[str, Mapping[State, float]]
 
 def times(lines: Iterable[Mapping[str, Any]]) -> Times:
     """Of all lines of metrics together: roles by name, their states in the order of `STATES`."""
+    lines = list(lines)
     found: dict[str, dict[State, float]] = {}
-    for line in lines:
-        for key, seconds in line.items():
-            if (of := of_metric(key)) is not None and seconds > 0:
-                role, state = of
-                states = found.setdefault(role, dict.fromkeys(STATES, 0.0))
-                states[state] += seconds
-    return {role: {state: s for state, s in states.items() if s} for role, states in sorted(found.items())}
+    for key in set().union(*lines):  # a long run has millions of values, and few of them are meant
+        if (of := of_metric(key)) is not None:
+            role, state = of
+            known = [s for line in lines if (s := line.get(key, 0.0)) > 0]
+            found.setdefault(role, {})[state] = sum(known)
+    return {
+        role: {state: states[state] for state in STATES if states.get(state)}
+        for role, states in sorted(found.items())
+        if any(states.values())
+    }
 
 
 def by_kind(of_roles: Times) -> Times:

@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from asyncrl.observe.metric_table import GROUPS, METRICS, named
+from asyncrl.observe.metric_table import GROUPS, METRICS, named, stands_for
 from asyncrl.report.chart import Chart, Curve, draw
 from asyncrl.report.run import RunRecord
 
@@ -100,7 +100,7 @@ def by_age(runs: Sequence[RunRecord]) -> list[Chart]:
             title="Share of the trained tokens" if is_share else _title(like.meaning),
             key=metric.name,
             x_name="age of the tokens, versions",
-            y_name="share of the tokens" if is_share else _with_unit(metric.name, metric.unit),
+            y_name="share of the tokens" if is_share else _with_unit(what, metric.unit),
             points=_points(len(runs)),
             band="from the 1% to the 99% quantile",
         )
@@ -145,7 +145,7 @@ def _chart(
     metric = named(key)
     return draw(
         curves,
-        title=(_title(metric.meaning) if metric else key) + suffix,
+        title=(_title(metric.meaning, stands_for(key)) if metric else key) + suffix,
         key=key,
         x_name=x_name,
         y_name=_with_unit(key, metric.unit if metric else ""),
@@ -194,10 +194,11 @@ def _points(runs: int) -> int:
     return min(MOST_POINTS, max(FEWEST_POINTS, POINTS // runs))
 
 
-def _title(meaning: str) -> str:
+def _title(meaning: str, of: Sequence[str] = ()) -> str:
+    """of: what the parts in braces of the metric's name stand for."""
     text = meaning.replace("`", "")
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:] + (f": {', '.join(of)}" if of else "")
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return f"{name}, {unit}" if unit else name
+    return f"{name}, {unit or 'no unit'}"

@@ -29,10 +29,12 @@ FATES = ("trained", "masked", "dropped", "left_out", "failed", "in_flight")
 """Of tokens and groups; `ledger/FATE_tokens` and `ledger/FATE_groups` of the books, where they have it."""
 SPENT = ("train", "wait", "publish", "checkpoint", "other")
 """What the trainer's time is spent on: `time/SPENT_s`, which add up to `time/step_s`."""
-COLOURED: Sequence[State] = (
-    *("generate", "forward_backward", "optimizer", "prefill", "publish", "score", "checkpoint", "swap"),
+_LIKE: Sequence[Sequence[State]] = (
+    *(("generate",), ("forward_backward",), ("optimizer",), ("prefill",), ("publish",)),
+    *(("score", "serve"), ("checkpoint", "store"), ("swap",), ("evaluate",)),
 )
-"""States with a colour of their own; in the others a role waits, or does little."""
+COLOURS: Mapping[State, int] = {state: colour for colour, states in enumerate(_LIKE) for state in states}
+"""Of the states in which a role works; the coordinator's (serve, store) share those of others' states."""
 SAMPLED_STEPS = 3
 """Responses are shown of so many steps, from the first to the last."""
 MOST_CHARACTERS = 6000
@@ -103,7 +105,7 @@ def render(runs: Sequence[RunRecord], now: float) -> str:
         fates=[fates(run.books) for run in runs],
         reasons=[list(_reasons(run)) for run in runs],
         spent=[spent(run) for run in runs],
-        colours=dict(zip(COLOURED, range(len(COLOURED)), strict=True)),
+        colours=COLOURS,
         meanings=STATES,
         samples=[chosen(run.samples) for run in runs],
         duration=duration,

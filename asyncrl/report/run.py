@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from asyncrl.config import load, yaml_tree
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import REQUIRED_KEYS
-from asyncrl.observe.metrics import FILE_NAME, read_metrics
+from asyncrl.observe.metrics import FILE_NAME, last_step, read_metrics
 from asyncrl.observe.role_meter import Times, times
 from asyncrl.observe.samples import Sample, read_samples
 from asyncrl.observe.summary import Summary, summary_of
@@ -61,12 +62,7 @@ class RunRecord:
 
     def state(self, now: float) -> str:
         """Whether it goes on, at the time `now` in seconds since the epoch."""
-        of = f" of {self.total_steps:,}" if self.total_steps else ""
-        if self.total_steps is not None and self.steps >= self.total_steps:
-            return f"finished: all {self.total_steps:,} steps are done"
-        if self.seen_at is not None and now - self.seen_at < QUIET_S:
-            return f"going on: {self.steps:,}{of} steps are done"
-        return f"not finished: {self.steps:,}{of} steps are done"
+        return _state(self.steps, self.total_steps, self.seen_at, now)
 
     def commands(self) -> Iterator[tuple[str, str]]:
         """What to do with it, and how."""
@@ -82,24 +78,25 @@ class RunRecord:
 def read_run(path: Path, name: str) -> RunRecord:
     """name: what it is called beside other runs. Raises `ConfigError` for a folder that is no run's, and
     `MetricsError` for a line of metrics that is none."""
-    run = find_run(path)
+    run = RunDir(find_run(path).path.absolute())  # the page may be read elsewhere
     lines = lines_of(run)
     has_all = bool(lines) and all(key in lines[-1] for key in REQUIRED_KEYS)
     books, failures = _books(run.ledger, lines)
-    settings, total_steps = _settings(run.config)
+    settings, total_steps = settings_of(run)
+    summary = summary_of(run.path, lines) if has_all else None
     return RunRecord(
         path=run.path,
         name=name,
         columns=columns_of(lines),
-        warnings=[(line["step"], text) for line in lines for text in _texts(line.get("warnings"))],
-        summary=summary_of(run.path, lines) if has_all else None,
+        warnings=warnings_of(lines),
+        summary=summary,
         settings=settings,
         config_text=run.config.read_text("utf-8") if run.config.is_file() else "",
         books=books,
         failures=failures,
-        times=times(lines),
+        times=summary.times if summary else times(lines),
         samples=samples_of(run),
-        evaluation=[*Rounds(run.evaluation).results().values()],
+        evaluation=evaluation_of(run),
         total_steps=total_steps,
         seen_at=_seen_at(run.usage),
     )
@@ -122,13 +119,39 @@ def lines_of(run: RunDir) -> list[dict[str, Any]]:
     return read_metrics(path) if path.is_file() else []
 
 
+def state_of(run: RunDir, now: float) -> str:
+    """As `RunRecord.state`, without reading all of a long run."""
+    return _state(last_step(run.path / FILE_NAME), settings_of(run)[1], _seen_at(run.usage), now)
+
+
+def _state(steps: int, total_steps: int | None, seen_at: float | None, now: float) -> str:
+    of = f" of {total_steps:,}" if total_steps else ""
+    if total_steps is not None and steps >= total_steps:
+        return f"finished: all {total_steps:,} steps are done"
+    is_seen = seen_at is not None and now - seen_at < QUIET_S
+    return f"{'going on' if is_seen else 'not finished'}: {steps:,}{of} steps are done"
+
+
+def warnings_of(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(step, text) of each."""
+    return [(line["step"], text) for line in lines for text in _texts(line.get("warnings"))]
+
+
+def evaluation_of(run: RunDir) -> list[Result]:
+    """Of each evaluated version."""
+    return [*Rounds(run.evaluation).results().values()]
+
+
 def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """float64[lines] of each metric that is a number; NaN in lines without it."""
-    others = {k for line in lines for k, value in line.items() if type(value) not in (int, float)}
+    # A long run has millions of numbers: they are neither looked at nor moved one by one in Python.
+    kinds = set().union(*(zip(line, map(type, line.values()), strict=True) for line in lines))
+    others = {key for key, kind in kinds if kind not in (int, float)}
     keys = [key for key in dict.fromkeys(chain.from_iterable(lines)) if key not in others]
-    # Line by line, as they lie in memory: a long run has millions of numbers.
-    numbers = (line.get(key, np.nan) for line in lines for key in keys)
-    table = np.fromiter(numbers, np.float64, len(lines) * len(keys)).reshape(len(lines), len(keys))
+    unknown = dict.fromkeys(keys, math.nan)
+    rows = (map((unknown | line).__getitem__, keys) for line in lines)
+    table = np.fromiter(chain.from_iterable(rows), np.float64, len(lines) * len(keys))
+    table = table.reshape(len(lines), len(keys))
     return dict(zip(keys, np.ascontiguousarray(table.T), strict=True))
 
 
@@ -136,9 +159,10 @@ def _texts(value: Any) -> list[str]:
     return value if isinstance(value, list) else []
 
 
-def _settings(path: Path) -> tuple[dict[str, str], int | None]:
+def settings_of(run: RunDir) -> tuple[dict[str, str], int | None]:
     """The settings that differ from their defaults (all, where another version wrote them that had others),
     and the number of steps."""
+    path = run.config
     if not path.is_file():
         return {}, None
     try:

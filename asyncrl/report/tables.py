@@ -15,7 +15,16 @@ import numpy as np
 from asyncrl.observe.histogram import histograms
 from asyncrl.observe.samples import as_table
 from asyncrl.observe.summary import Summary, summarise
-from asyncrl.report.run import RunRecord, columns_of, find_run, lines_of, read_run, samples_of
+from asyncrl.report.run import (
+    columns_of,
+    evaluation_of,
+    find_run,
+    lines_of,
+    samples_of,
+    settings_of,
+    state_of,
+    warnings_of,
+)
 from asyncrl.runfiles.store import read_groups
 
 Table = dict[str, Any]
@@ -36,12 +45,12 @@ class Run:
     @property
     def state(self) -> str:
         """Whether it goes on, and how many steps are done."""
-        return self._record().state(time.time())
+        return state_of(self._run, time.time())
 
     @property
     def settings(self) -> Mapping[str, str]:
         """Those that differ from their defaults, by dotted key."""
-        return self._record().settings
+        return settings_of(self._run)[0]
 
     @property
     def summary(self) -> Summary:
@@ -60,7 +69,7 @@ class Run:
     @property
     def warnings(self) -> Table:
         """A row for each warning: its step and text."""
-        return _table(("step", "warning"), self._record().warnings)
+        return _table(("step", "warning"), warnings_of(lines_of(self._run)))
 
     @property
     def histograms(self) -> Table:
@@ -90,16 +99,13 @@ class Run:
         """A row for each evaluation: the version, the set of prompts, and what was measured; NaN for what was
         not."""
         found: dict[tuple[int, str], dict[str, float]] = {}
-        for result in self._record().evaluation:
+        for result in evaluation_of(self._run):
             for key, value in result.metrics.items():
                 if match := re.fullmatch("eval/([^/]+)/(.+)", key):
                     found.setdefault((result.version, match[1]), {})[match[2]] = value
         names = list(dict.fromkeys(name for row in found.values() for name in row))
         rows = [(*of, *(row.get(name, math.nan) for name in names)) for of, row in found.items()]
         return _table(("version", "set", *names), rows)
-
-    def _record(self) -> RunRecord:
-        return read_run(self.path, self.path.name)
 
 
 def _table(names: tuple[str, ...], rows: Any) -> Table:

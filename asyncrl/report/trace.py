@@ -74,8 +74,8 @@ def events(pid: int, role: str, spans: Iterable[Span], slots: float = math.inf) 
     for tid, (kind, name) in enumerate(ROWS.items(), 1):
         if kind in by_kind:
             yield _named("thread_name", pid, tid, name)
-        for span in by_kind.get(kind, []):
-            yield _complete(pid, tid, span.name, span.begin_us, span.for_us)
+        for span, _, begin_us in in_rows(by_kind.get(kind, []), 1):  # Perfetto drops what overlaps
+            yield _complete(pid, tid, span.name, begin_us, span.begin_us + span.for_us - begin_us)
     for kind, (name, first) in NUMBERED_ROWS.items():
         placed = list(in_rows(by_kind.get(kind, []), slots if kind == "request" else math.inf))
         for row in sorted({row for _, row, _ in placed}):

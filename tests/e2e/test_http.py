@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from role_times import check_role_times
+from role_times import adding_up, check_role_times
 from vllm_servers import VllmServer
 
 import asyncrl
@@ -172,7 +172,8 @@ def versions(tasks):
 
 
 def test_a_run_on_two_servers_trains_within_its_bound(run_config, servers, tmp_path, assert_nothing_left):
-    result = asyncrl.run(run_config("run.steps=4"), progress=False)
+    with adding_up(tmp_path / "run"):
+        result = asyncrl.run(run_config("run.steps=4"), progress=False)
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert max(line["staleness/max"] for line in lines) <= 2

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import CHROMIUM, CURVES, DARK, LIGHT, Page, check_numbers, opened
 
 from asyncrl.observe.metric_table import REQUIRED_KEYS
 from asyncrl.observe.metrics import read_metrics
@@ -30,5 +31,10 @@ def test_the_quickstart_learns(warmed_up_model, tmp_path):
     assert max(line["staleness/max"] for line in lines) <= 4
     assert statistics.mean(line["staleness/mean"] for line in lines) > 0
     assert "tensorboard --logdir" in done.stdout
-    assert str(tmp_path / "run" / "report.html") in done.stdout
-    assert f'<data value="{rewards[-1]}">' in (tmp_path / "run" / "report.html").read_text()
+    report = tmp_path / "run" / "report.html"
+    assert str(report) in done.stdout
+    check_numbers(Page(report.read_text("utf-8")), lines)
+    for width, height, scheme in ((1280, 6000, LIGHT), (390, 14_000, DARK)) if CHROMIUM else ():
+        seen = opened(report, tmp_path, width, height, scheme)
+        assert seen.console == []
+        assert seen.colours[CURVES[scheme]] > 10_000  # pixels, of curves and bars

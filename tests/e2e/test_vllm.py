@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from launched import ENDLESS, LONG_S, engine_cores
-from role_times import check_role_times
+from role_times import adding_up, check_role_times
 
 import asyncrl
 from asyncrl.liveness.pulse import read_pulse
@@ -21,7 +21,8 @@ def assert_ledger_closes(line):
 
 def test_a_run_on_vllm_trains_within_its_bound(make_config, assert_nothing_left):
     config = make_config("rollout.engine=vllm", "run.steps=5")
-    result = asyncrl.run(config, progress=False)
+    with adding_up(config.run.dir):
+        result = asyncrl.run(config, progress=False)
     lines = read_metrics(result.run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert max(line["staleness/max"] for line in lines) <= 2

@@ -13,7 +13,8 @@ import tty
 import pytest
 from rich.console import Console
 
-from asyncrl.observe.live import LiveView
+from asyncrl.observe.live import LiveView, NotebookView
+from asyncrl.observe.progress import RunProgress
 
 
 class Clock:
@@ -280,7 +281,8 @@ def test_a_key_shows_the_last_sample_and_takes_it_away(tmp_path, terminal, clock
 
 IN_A_CELL = """
 import json
-from asyncrl.observe.live import LiveView
+from asyncrl.observe.live import LiveView, NotebookView
+from asyncrl.observe.progress import RunProgress
 view = LiveView({folder!r}, 50, 4, now_s=iter(range(0, 1000, 5)).__next__)
 view.start()
 view.event("<b>a worker died</b>")
@@ -312,6 +314,27 @@ def test_a_notebook_has_a_panel_that_is_replaced(tmp_path, append, make_line):
     last = contents[-1]["data"]["text/html"]
     assert "&lt;b&gt;a worker died&lt;/b&gt;" in last
     assert "trained" in last
+
+
+def test_a_panel_in_html_is_replaced_and_its_texts_are_texts(make_line):
+    shown = []
+
+    def display(html):
+        shown.append(("new", html))
+        return lambda html: shown.append(("replaced", html))
+
+    progress = RunProgress("<i>a</i>", 50, 4, 0.0)
+    view = NotebookView(display, progress)
+    view.start()
+    progress.add(make_line(1), 5.0)
+    view.event("<b>a worker died</b>", 5.0)
+    view.stop(5.0)
+    (first, _), *later = shown
+    assert (first, {kind for kind, _ in later}) == ("new", {"replaced"})
+    last = re.sub("</?(pre|code|span)[^>]*>", "", later[-1][1])
+    assert "step 1/50" in last
+    assert "&lt;i&gt;a&lt;/i&gt;" in last and "&lt;b&gt;a worker died&lt;/b&gt;" in last
+    assert "<" not in last
 
 
 def test_polling_often_draws_seldom(tmp_path, terminal, clock):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from asyncrl.core.invariants import InvariantError
+from asyncrl.observe import metrics
 from asyncrl.observe.metric_table import REQUIRED_KEYS
-from asyncrl.observe.metrics import MetricsError, MetricsTail, MetricsWriter, read_metrics
+from asyncrl.observe.metrics import MetricsError, MetricsTail, MetricsWriter, last_step, read_metrics
 
 
 def test_lines_come_back_as_written(tmp_path, make_line):
@@ -192,3 +193,17 @@ def test_a_run_that_goes_on_from_an_earlier_step_writes_its_later_lines_anew(tmp
     assert [line["wall_s"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [
         *(10.0, 20.0, 25.0, 26.0)
     ]
+
+
+@pytest.mark.parametrize("tail_bytes", [metrics.TAIL_BYTES, 9000, 10])
+def test_the_last_step_is_found_without_reading_all(tmp_path, make_line, monkeypatch, tail_bytes):
+    monkeypatch.setattr(metrics, "TAIL_BYTES", tail_bytes)
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) == 0
+    path.write_text('{"step": 1, "cut')
+    assert last_step(path) == 0
+    path.write_text("".join(json.dumps(make_line(step)) + "\n" for step in range(1, 9)) + '{"step": 9, "cut')
+    assert last_step(path) == 8
+    path.write_text("broken\n")
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 1,"):
+        last_step(path)

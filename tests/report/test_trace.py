@@ -127,3 +127,9 @@ def test_a_request_waits_until_another_ends_its_slot():
         ("version 1", 10, 10, 7),
     ]
     assert len({e["tid"] for e in complete(events(1, "rollout-0", spans, slots=2))}) == 2
+
+
+def test_what_follows_begins_when_the_one_before_has_ended():
+    spans = [Span("step", "step 1", 0, 10), Span("step", "step 2", 8, 12)]  # timed by two looks at the clock
+    found = complete(events(1, "trainer-0", spans))
+    assert [(e["name"], e["ts"], e["dur"]) for e in found] == [("step 1", 0, 10), ("step 2", 10, 10)]
