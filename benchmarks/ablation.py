@@ -3,17 +3,17 @@
     python benchmarks/ablation.py [sorting] [shifting] [--first] [--jobs 2] [--out DIR] [key.sub=value ...]
     python benchmarks/ablation.py --write
 
-Builds each task's model, runs the comparison of its config as `asyncrl sweep` does (an interrupted one goes
-on where it ended), keeps what was measured as `docs/ablation/TASK-runs.csv` and `TASK-curves.csv`, and writes
-tables and plots of docs/ablation.md from these. `--write` runs nothing, and writes from what is kept.
-`--first` is a smaller comparison that stands by itself; the whole one goes on from it.
+Builds each task's model where its config has it, runs what `docs/ablation/TASK-runs.csv` lacks of the
+comparison, as `asyncrl sweep` does, adds it to there and to `TASK-curves.csv`, and writes tables and plots of
+docs/ablation.md from these: it goes on where it ended, here or in another clone. `--write` runs nothing, and
+writes from what is kept. `--first` is a smaller comparison that stands by itself; the whole one goes on from
+it.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +75,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(task: str, overrides: Sequence[str], jobs: int, out: Path, page: Path) -> None:
     """Run what is missing of the comparison, and keep its numbers beside the page."""
-    model = asyncrl.tiny.build(out / "model", task=task)
-    paths = [f"model.path={model}", f"data.path={model / asyncrl.tiny.PROMPTS}"]
-    result = run_sweep(Sweep(config_of(task), overrides=[*paths, *overrides], jobs=jobs, out=out))
-    kept(task, page, "").parent.mkdir(exist_ok=True)
-    for name in ("runs.csv", "curves.csv"):
-        shutil.copy(out / name, kept(task, page, name))
+    asyncrl.tiny.build(load(config_of(task)).model.path, task=task)
+    known = [kept(task, page, name) for name in ("runs.csv", "curves.csv")]
+    result = run_sweep(Sweep(config_of(task), overrides=overrides, jobs=jobs, out=out, kept=known))
+    known[0].parent.mkdir(exist_ok=True)
+    for path, fresh in zip(known, (result.folder.runs_csv, result.folder.curves_csv), strict=True):
+        path.write_text(merged(path.read_text() if path.exists() else "", fresh.read_text()))
     if result.failed:
         raise SystemExit(f"{len(result.failed)} runs failed; run the same command again to retry them")
+
+
+def merged(before: str, fresh: str) -> str:
+    """The lines of two CSV texts of one kind; of a run (what stands before its `use`) those of the second,
+    where both have it."""
+    of_run: dict[str, list[str]] = {}
+    for text in (before, fresh):
+        lines = text.splitlines(keepends=True)
+        runs = [re.split(",(?:use|tuning|result),", line)[0] for line in lines]
+        of_run |= {run: [] for run in runs}
+        for run, line in zip(runs, lines, strict=True):
+            of_run[run].append(line)
+    return "".join(line for lines in of_run.values() for line in lines)
 
 
 def draw(task: str, page: Path) -> None:

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--last", type=int, metavar="N", help="steps over which rewards are averaged (default: 10)"
     )
     parser.add_argument(
+        "--kept",
+        nargs=2,
+        type=Path,
+        metavar=("RUNS.csv", "CURVES.csv"),
+        help="what an earlier sweep has written: its cells count as they are there, and are not run again",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file, in all runs"
     )
 

@@ -172,8 +172,7 @@ def clip_cov(
     dual_clip: float = math.inf,
     behavior_cap: float = 2.0,
 ) -> PolicyTerms:
-    """Clip-Cov: `decoupled_ppo`, and a few of the tokens that cost the most entropy are left out
-    (`cov_mask`).
+    """Clip-Cov: `decoupled_ppo`, and a few of the tokens that cost entropy are left out (`cov_mask`).
 
         loss = -M·sg(min(w, behavior_cap)) · min(u·A, clip(u, 1 - clip_eps_low, 1 + clip_eps_high)·A)
 
@@ -200,7 +199,7 @@ def cov_mask(
         cov = (A - mean of A)·(log pi_theta - mean of log pi_theta), means over the unmasked tokens
 
     Of those with cov_low < cov < cov_high, cov_share of the number of all tokens (at least one) are left out
-    at random. They are those by which an update lowers the entropy most.
+    at random. Mostly, an update lowers the entropy by them most.
 
     Source: Cui et al. 2025 (arXiv 2505.22617), where the defaults are from.
     """
@@ -212,7 +211,7 @@ def cov_mask(
 
 
 def kl_cov(tokens: PolicyTokens, *, behavior_cap: float = 2.0, cov_coef: float = 1.0) -> PolicyTerms:
-    """KL-Cov: no clip; the tokens that cost the most entropy are held where they are (`top_cov_mask`).
+    """KL-Cov: no clip; a few of the tokens that cost entropy are held where they are (`top_cov_mask`).
 
         loss = sg(min(w, behavior_cap)) · (-u·A + (1 - M)·cov_coef·|log u|)
 

@@ -59,11 +59,12 @@ class Cell:
     @property
     def key(self) -> str:
         """A digest of the resolved settings. A cell with the same settings is the same cell, whatever grid it
-        came from."""
-        tree = self.config.model_dump(mode="json")
+        came from, and whatever settings have been added since. (Code and defaults that have changed are not
+        seen.)"""
+        tree = self.config.model_dump(mode="json", exclude_defaults=True)
         for place in ("name", "root", "dir"):
-            del tree["run"][place]
-        del tree["sweep"]
+            tree["run"].pop(place, None)
+        tree.pop("sweep", None)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self, run_dir: Path) -> Config:

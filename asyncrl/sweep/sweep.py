@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from asyncrl import config as settings
 from asyncrl.cluster.hosts import fork_server
@@ -22,11 +21,10 @@ from asyncrl.sweep.comparison import Comparison
 from asyncrl.sweep.folder import SweepFolder
 from asyncrl.sweep.grid import Axis, Cell, Grid, Problems, make_cells, parse_axes
 from asyncrl.sweep.progress import SweepProgress
-from asyncrl.sweep.record import Record
 from asyncrl.sweep.report import read_runs, report_md
 from asyncrl.sweep.results import PointResult, RunFigures, curve, figures, make_rows
 from asyncrl.sweep.run import run_cells
-from asyncrl.sweep.table import Reading, curves_csv, runs_csv, table_csv, table_md
+from asyncrl.sweep.table import Known, Reading, curves_csv, read_kept, runs_csv, table_csv, table_md
 
 LAST_STEPS = 10
 """Rewards are averaged over this many steps, or over all steps of a shorter run."""
@@ -46,6 +44,8 @@ class Sweep:
     gpus: for each run; None leaves it to the run.
     target: report when runs first reach this reward.
     last: steps over which rewards are averaged; None means `LAST_STEPS`.
+    kept: the `runs.csv` and `curves.csv` of an earlier sweep, whose cells count as they are there, and are
+    not run again.
     """
 
     config: Path
@@ -57,6 +57,7 @@ class Sweep:
     gpus: int | None = None
     target: float | None = None
     last: int | None = None
+    kept: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def run_sweep(sweep: Sweep) -> SweepResult:
     reading = Reading(_last(sweep.last, known), sweep.target)
     lanes = make_lanes(sweep.jobs, sweep.gpus, probe().gpus)
     folder = SweepFolder(sweep.out or _default_folder(sweep))
-    results = Results(folder, reading)
+    results = Results(folder, reading, read_kept(*sweep.kept) if sweep.kept else {})
     _preflight(design.to_check(results.waiting(design)), folder, sweep.gpus)
     with folder.held():
         waiting = results.waiting(design)
@@ -130,13 +131,13 @@ class Results:
     and of them those that have not ended, when last asked.
     """
 
-    def __init__(self, folder: SweepFolder, reading: Reading) -> None:
+    def __init__(self, folder: SweepFolder, reading: Reading, kept: Mapping[str, Known]) -> None:
         self.failed: Mapping[Cell, str] = {}
         self.total = self.left = 0
         self._folder = folder
         self._reading = reading
-        self._runs: dict[Cell, RunFigures] = {}
-        self._records: dict[Cell, Record] = {}
+        self._kept = kept
+        self._known: dict[Cell, Known] = {}
 
     def waiting(self, design: Grid | Comparison) -> list[Cell]:
         """The cells that have not ended, as far as they are known."""
@@ -151,24 +152,29 @@ class Results:
         cells, later = design.needed(reached)
         waiting = [cell for cell in cells if reached(cell) is None]
         self.total, self.left = len(cells) + later, len(waiting) + later
-        self._known = cells
+        self._cells = cells
         return waiting
 
     def run(self, cell: Cell) -> RunFigures | None:
         """The cell's figures; None if it has not finished."""
-        if cell not in self._runs and (record := self._folder.record(cell)) is not None:
-            self._records[cell] = record
-            self._runs[cell] = figures(self._lines(cell), self._reading.last, self._reading.target, record)
-        return self._runs.get(cell)
+        if cell not in self._known:
+            if (record := self._folder.record(cell)) is not None:
+                lines = read_metrics(self._folder.run_dir(cell) / FILE_NAME)
+                found = figures(lines, self._reading.last, self._reading.target, record)
+                self._known[cell] = Known(found, record, curve(lines))
+            elif (known := self._kept.get(cell.key)) is not None:
+                self._known[cell] = known
+        return self._known[cell].figures if cell in self._known else None
 
     def collect(self, design: Grid | Comparison) -> SweepResult:
         """Write the results of all finished cells."""
         self.waiting(design)
-        cells, folder, reading = self._known, self._folder, self._reading
+        cells, folder, reading = self._cells, self._folder, self._reading
         runs = {cell: run for cell in cells if (run := self.run(cell)) is not None}
         rows = make_rows(cells, runs)
-        curves = {cell: curve(self._lines(cell)) for cell in runs}
-        folder.runs_csv.write_text(runs_csv(design.axes, cells, runs, self._records))
+        curves = {cell: self._known[cell].curve for cell in runs}
+        records = {cell: self._known[cell].record for cell in runs}
+        folder.runs_csv.write_text(runs_csv(design.axes, cells, runs, records))
         folder.curves_csv.write_text(curves_csv(design.axes, curves))
         draws = runs and plot.is_possible()
         if isinstance(design, Comparison):
@@ -184,9 +190,6 @@ class Results:
             if draws:
                 plot.draw(folder.plot, design.axes, rows, reading)
         return SweepResult(folder, design.axes, reading, cells, runs, rows, self.failed, table)
-
-    def _lines(self, cell: Cell) -> list[dict[str, Any]]:
-        return read_metrics(self._folder.run_dir(cell) / FILE_NAME)
 
 
 def _last(asked: int | None, cells: Sequence[Cell]) -> int:

@@ -1,4 +1,4 @@
-"""A sweep's results as CSV for programs, and as a Markdown table for people."""
+"""A sweep's results as CSV for programs, written and read, and as a Markdown table for people."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 
 from asyncrl.sweep.grid import Axis, Cell
 from asyncrl.sweep.record import ORIGIN, Record
@@ -14,6 +15,15 @@ from asyncrl.sweep.results import CURVE_METRICS, Curve, PointResult, RunFigures,
 from asyncrl.units import number
 
 FIGURES = tuple(field.name for field in fields(RunFigures))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the CSV files say of a cell's run."""
+
+    figures: RunFigures
+    record: Record
+    curve: Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,28 @@ def curves_csv(axes: Sequence[Axis], curves: Mapping[Cell, Curve]) -> str:
     return _csv(lines)
 
 
+def read_kept(runs: Path, curves: Path) -> dict[str, Known]:
+    """What `runs_csv` and `curves_csv` have written of a sweep, by the cells' keys; nothing where they are
+    missing."""
+    if not (runs.exists() and curves.exists()):
+        return {}
+    of_run: dict[tuple[str, ...], list[tuple[int, Mapping[str, float]]]] = {}
+    head, *lines = csv.reader(io.StringIO(curves.read_text()))
+    step = head.index("step")
+    for line in lines:
+        means = dict(zip(CURVE_METRICS, map(_or_nan, line[step + 1 :]), strict=True))
+        of_run.setdefault(tuple(line[:step]), []).append((int(line[step]), means))
+    head, *lines = csv.reader(io.StringIO(runs.read_text()))
+    first = head.index(FIGURES[0])
+    known = {}
+    for line in lines:
+        row = dict(zip(head, line, strict=True))
+        found = RunFigures(**{name: _or_nan(row[name]) for name in FIGURES})
+        record = Record(*(row[name] for name in ORIGIN), found.held_out_reward, found.cpu_s)
+        known[row["cell"]] = Known(found, record, of_run[tuple(line[:first])])
+    return known
+
+
 def table_md(axes: Sequence[Axis], rows: Sequence[PointResult], reading: Reading) -> str:
     """The table, after a paragraph that explains its numbers."""
     head = [*short_names(axes), "seeds", "final reward", "best reward"]
@@ -115,6 +147,10 @@ def _markdown_cells(row: PointResult, reading: Reading) -> list[str]:
 def _estimate(estimate: SeedMean, digits: int) -> str:
     mean = number(estimate.mean, digits)
     return mean if math.isnan(estimate.error) else f"{mean} ± {number(estimate.error, digits)}"
+
+
+def _or_nan(text: str) -> float:
+    return float(text) if text else math.nan
 
 
 def _or_empty(value: float, form: str | None = None) -> float | str:

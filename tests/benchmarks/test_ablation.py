@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from asyncrl.sweep import Sweep
-from asyncrl.sweep.sweep import make_design
+from asyncrl.sweep.folder import SweepFolder
+from asyncrl.sweep.sweep import Results, make_design
+from asyncrl.sweep.table import Reading, read_kept
 
 ROOT = Path(__file__).parents[2]
 BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "ablation.py"))
 PAGE = ROOT / "docs" / "ablation.md"
 EXPERIMENTS = BENCHMARK["EXPERIMENTS"]
+MEASURED = [task for task in EXPERIMENTS if BENCHMARK["kept"](task, PAGE, "runs.csv").exists()]
 
 
 @pytest.mark.parametrize("task", EXPERIMENTS)
@@ -22,6 +25,25 @@ def test_the_page_is_written_from_the_numbers_that_are_kept(task):
         assert BENCHMARK["with_report"](text, task, PAGE) == text, (
             "run `python benchmarks/ablation.py --write`"
         )
+
+
+@pytest.mark.parametrize("task", MEASURED)
+def test_what_is_kept_is_not_run_again(task, tmp_path):
+    """Each of its lines is a run that the config asks for today. If a setting was changed, run them again."""
+    files = [BENCHMARK["kept"](task, PAGE, name) for name in ("runs.csv", "curves.csv")]
+    kept = read_kept(*files)
+    variants = {line.partition(",")[0] for line in files[0].read_text().splitlines()[1:]}
+    only = f"sweep.only=[{', '.join(variants)}]"
+    results = Results(SweepFolder(tmp_path), Reading(10, None), kept)
+    results.waiting(make_design(Sweep(BENCHMARK["config_of"](task), overrides=[only])))
+    assert results.total - results.left == len(kept) > 0
+
+
+def test_new_lines_take_the_place_of_those_of_the_same_runs():
+    before = "v,lr,use,x\na,1,tuning,5\na,2,result,6\n"
+    fresh = "v,lr,use,x\na,2,result,7\nb,1,tuning,8\n"
+    expected = "v,lr,use,x\na,1,tuning,5\na,2,result,7\nb,1,tuning,8\n"
+    assert BENCHMARK["merged"](before, fresh) == expected == BENCHMARK["merged"]("", expected)
 
 
 @pytest.mark.parametrize("task", EXPERIMENTS)

@@ -13,6 +13,8 @@ from enumerated import (
     END,
     EVERYTHING,
     LENGTHS,
+    PREFIX,
+    PREFIXES,
     RESPONSES,
     SEEDS,
     SEQUENCE,
@@ -31,7 +33,7 @@ from enumerated import (
 from asyncrl.objective.advantages import Outcomes
 from asyncrl.objective.gae import Steps
 from asyncrl.objective.kl import ESTIMATORS, kl_loss
-from asyncrl.objective.make import make_advantage
+from asyncrl.objective.make import make_advantage, make_policy_objective
 from asyncrl.objective.policy import PolicyTokens, w_ratio
 from asyncrl.objective.step_size import ess_share, ess_sums
 
@@ -153,6 +155,50 @@ def test_the_baselines_of_places_are_unbiased_and_quieter_than_the_groups_mean()
             variances.append(float((p * (each - exact).square()).sum()))
         found.append(variances)
     assert np.mean(found, axis=0)[0] < 0.95 * np.mean(found, axis=0)[1]
+
+
+def left_out(name, logprobs, advantages, **settings):
+    of_one = torch.zeros(len(logprobs), dtype=torch.long)
+    tokens = PolicyTokens(logprobs, logprobs, logprobs, advantages, of_one == 0, of_one, of_one)
+    return ~make_policy_objective(name, settings).batch_mask(tokens)
+
+
+def test_at_one_place_the_covariances_are_what_a_natural_gradient_step_costs_in_entropy():
+    """Such steps are to pi·e^(rate·A), normalised. A token comes as often as pi gives it."""
+    counts = torch.tensor([8, 4, 2, 1, 1])
+    logprobs = (counts / counts.sum()).double().log()
+    advantages = torch.tensor([0.3, -1.0, 2.0, 0.7, -0.4], dtype=torch.float64)
+    rate = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    stepped = (logprobs + rate * advantages).log_softmax(0)
+    (slope,) = torch.autograd.grad(-(stepped.exp() * stepped).sum(), rate)
+    at = torch.arange(5).repeat_interleave(counts)
+    a, x = advantages[at], logprobs[at]
+    covariances = (a - a.mean()) * (x - x.mean())
+    assert -covariances.mean() == pytest.approx(float(slope))
+    for count in range(1, 4):
+        out = left_out("kl_cov", x, a, cov_share=count / 16)
+        assert covariances[out].sum() == pytest.approx(float(covariances.topk(count).values.sum()))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_few_tokens_of_the_largest_covariance_cost_much_of_the_entropy_that_the_costliest_do(seed):
+    """At the prefixes that are visited, by a gradient step on logits of each; responses come as often as the
+    policy gives them."""
+    w = world(seed)
+    p = probabilities(w.pi.detach())
+    visits = torch.zeros(len(PREFIXES), dtype=torch.float64).index_add(0, PREFIX, p[SEQUENCE])
+    slope = gradient(w, -(visits * (w.pi.exp() * w.pi).sum(-1)).sum())
+    of_scores = of_tokens(slope) - (slope * w.pi.detach().exp()).sum(-1)[PREFIX]
+    copies = (3000 * p).round().long()[SEQUENCE]
+    advantages = (w.rewards - p @ w.rewards)[SEQUENCE]
+    costs, a, logprobs = (
+        x.repeat_interleave(copies) for x in (-advantages * of_scores, advantages, of_tokens(w.pi.detach()))
+    )
+    held = left_out("kl_cov", logprobs, a, cov_share=0.02)
+    costliest = costs.topk(int(held.sum())).values.mean()
+    assert costs[held].mean() > max(0.4 * costliest, costs.mean())
+    some = left_out("clip_cov", logprobs, a, cov_share=0.02, cov_low=0.5)
+    assert costs[some].mean() > max(0.0, float(costs.mean()))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

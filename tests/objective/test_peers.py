@@ -16,21 +16,31 @@ from peers.make_values import AUTHORS, inputs
 
 from asyncrl.config import ObjectiveConfig, RewardConfig
 from asyncrl.core.records import Batch, FinishReason, Group, Trajectory
-from asyncrl.objective.advantages import Outcomes, dr_grpo, reinforce_pp
+from asyncrl.objective import catalogue
+from asyncrl.objective.advantages import Outcomes, reinforce_pp
 from asyncrl.objective.gae import Steps, gae, whiten
-from asyncrl.objective.kl import ESTIMATORS
+from asyncrl.objective.kl import ESTIMATORS, kl_loss
 from asyncrl.objective.make import make_advantage, make_policy_objective
 from asyncrl.objective.normalise import Totals, aggregate
 from asyncrl.objective.policy import PolicyTokens, log_ratio_penalty
-from asyncrl.objective.proximal import loglinear
+from asyncrl.objective.proximal import ewma_update, loglinear
 from asyncrl.objective.rejection import most_uncertain, rejected
+from asyncrl.objective.step_size import vcpo_lr_scale
+from asyncrl.objective.turns import Turns
 from asyncrl.reward import statistics
+from asyncrl.trainer.critic.loss import HlGauss, value_loss
 from asyncrl.trainer.lessons.entropy import Control
 from asyncrl.trainer.lessons.sft import rl_plus
 
 PEERS = {
     peer: json.loads((Path(__file__).parent / f"peers/values_{peer}.json").read_text())
-    for peer in ("verl", "trl", "areal", "ray", "authors")
+    for peer in ("verl", "trl", "areal", "ray", "hl_gauss", "authors")
+}
+WITHOUT_VALUES = {
+    "tis": "decoupled_ppo by another name",
+    "turn_gae": "held against verl's gae, of turns in place of tokens",
+    "recompute": "the policy itself, at the start of a step",
+    "behavior": "the policy that sampled, itself",
 }
 T = inputs()
 MASK = T["mask"].flatten()
@@ -86,9 +96,17 @@ LOSSES = {
     "dppo": ("dppo", {}, "token_mean", {"value": False}),
     "dppo_kl": ("dppo_kl", {}, "token_mean", {"value": False}),
     "cispo": ("cispo", {"ratio_high": 1.5}, "token_mean", {"value": False}),
+    "reinforce": ("reinforce", {}, "token_mean", {"value": False}),
     # Without a correction there: mu is the proximal policy.
     "gmpo": ("gmpo", WIDE, "sequence_mean", {"mu": "prox"}),
 }
+
+
+def test_everything_that_a_config_can_name_has_a_stored_value():
+    kinds = ("POLICY_LOSSES", "ADVANTAGES", "PROXIMALS", "KL_ESTIMATORS", "AGGREGATIONS", "REJECTIONS")
+    names = {name for kind in kinds for name in getattr(catalogue, kind)}
+    stored = {part for peer in PEERS.values() for case in peer["cases"] for part in case.split("/")}
+    assert names - stored == WITHOUT_VALUES.keys(), "add the value of a peer or a paper, by make_values.py"
 
 
 @pytest.mark.parametrize("case", LOSSES)
@@ -164,7 +182,53 @@ def test_the_squared_log_ratio_beside_reinforce_is_verls_dro():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimates_of_the_kl_are_those_of_verl(name):
-    torch.testing.assert_close(ESTIMATORS[name](T["ref"] - T["logprobs"]).value, peers("verl", f"kl/{name}"))
+    x = T["logprobs"].clone().requires_grad_()
+    loss = kl_loss(name, x, T["ref"], T["logprobs"], T["mask"] | True)
+    torch.testing.assert_close(loss.detach(), peers("verl", name))
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    torch.testing.assert_close(gradient, peers("verl", name, "gradient"))
+
+
+@pytest.mark.parametrize("name", catalogue.AGGREGATIONS)
+def test_aggregations_are_those_of_verl(name):
+    x = T["logprobs"].flatten().requires_grad_()
+    totals = Totals(int(MASK.sum()), len(LENGTHS), max_length=T["mask"].shape[1])
+    loss = aggregate(name, torch.where(MASK, x * T["advantages"].flatten(), 0.0), MASK, ROW, totals)
+    torch.testing.assert_close(loss.detach(), peers("verl", name))
+    (gradient,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(gradient.view_as(T["mask"]), peers("verl", name, "gradient"))
+
+
+def test_the_critics_clipped_loss_is_that_of_verl():
+    v = T["values"].flatten().requires_grad_()
+    terms = value_loss(v, T["ref"].flatten(), T["mu"].flatten(), MASK, value_clip=0.5)
+    assert 0 < terms.clipped.sum() < MASK.sum()
+    loss = terms.loss.sum() / MASK.sum()
+    (gradient,) = torch.autograd.grad(loss, v)
+    torch.testing.assert_close(loss.detach(), peers("verl", "value_loss"))
+    torch.testing.assert_close(gradient.view_as(T["mask"]), peers("verl", "value_loss", "gradient"))
+
+
+def test_the_critics_loss_by_classification_is_that_of_hl_gauss_pytorch():
+    """Each response's log-probabilities as logits. It clamps as we do, where it is asked to."""
+    logits, critic = T["logprobs"].clone().requires_grad_(), HlGauss(T["mask"].shape[1], -1.5, 1.5)
+    loss = critic.loss(logits, T["values"][:, 0])
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(loss.detach(), peers("hl_gauss", "hl_gauss"), **NEAR)
+    torch.testing.assert_close(gradient, peers("hl_gauss", "hl_gauss", "gradient"), **NEAR)
+    torch.testing.assert_close(critic.value(logits.detach()), peers("hl_gauss", "hl_gauss/value"), **NEAR)
+
+
+def test_the_average_of_the_weights_is_that_of_ppo_ewma():
+    average, *weights = T["values"].T.clone()
+    for update, of_update in enumerate(weights, 1):
+        ewma_update([average], [of_update], update, ewma_decay=0.8)
+        torch.testing.assert_close(average, peers("authors", "ewma")[:, update - 1])
+
+
+def test_the_effective_sample_size_of_responses_is_that_of_vcpo():
+    scale = vcpo_lr_scale(outcomes().log_ratios)
+    assert scale**2 == pytest.approx(float(peers("authors", "vcpo")))
 
 
 @pytest.mark.parametrize(
@@ -323,16 +387,44 @@ def test_vtrace_is_that_of_rllib():
     torch.testing.assert_close(targets.view_as(T["mask"]), peers("ray", "vtrace/targets"), **NEAR)
 
 
-def test_the_deviation_of_the_batch_is_that_of_trl():
-    """Its formula, `scale_rewards="batch"`, but for the 1e-4 that it adds."""
-    found = make_advantage("lite_ppo", {"deviation": "sample"})(outcomes())
-    torch.testing.assert_close(found, dr_grpo(outcomes()) / T["rewards"].std())
+def test_lite_ppo_is_that_of_roll():
+    """Its groups are all of one size."""
+    groups = replace(outcomes(), group_ids=torch.arange(len(LENGTHS)) // 4)
+    found = make_advantage("lite_ppo", {"deviation": "sample"})(groups)
+    torch.testing.assert_close(found, peers("authors", "lite_ppo"), **NEAR)
+
+
+def turns():
+    """Every token is one."""
+    rows = ROW.view_as(T["mask"])[T["mask"]]
+    numbers = (T["mask"].cumsum(1) - 1)[T["mask"]]
+    is_last = numbers == LENGTHS[rows] - 1
+    earned = T["penalties"][T["mask"]] + torch.where(is_last, T["rewards"][rows], 0.0)
+    return Turns(earned, rows, T["groups"][rows], numbers, torch.ones_like(rows), T["values"][T["mask"]])
+
+
+def test_gae_of_turns_is_that_of_verl():
+    advantages, targets = make_advantage("turn_gae", {"gamma": 0.9, "lam": 0.8})(turns())
+    expected = peers("verl", "gae/discounted/targets")[T["mask"]]
+    torch.testing.assert_close(targets, expected, **NEAR)
+    torch.testing.assert_close(advantages, expected - T["values"][T["mask"]], **NEAR)
+
+
+def test_turns_of_one_number_are_compared_as_gigpo_compares_steps_from_one_state():
+    found = make_advantage("turn_grpo", {"gamma": 0.9, "deviation": "sample"})(turns())
+    torch.testing.assert_close(found, peers("authors", "turn_grpo")[T["mask"]], **NEAR)
 
 
 def test_the_peers_are_named_with_their_versions():
     sources = [PEERS[peer]["source"] for peer in PEERS]
     authors = ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items())
-    assert sources == ["verl 0.9.1", "trl 1.16.0", "areal 1.0.4", "ray 2.60.0", authors]
-    assert np.isfinite(
-        [case["value"] for case in PEERS["verl"]["cases"].values() if "gradient" in case]
-    ).all()
+    assert sources == [
+        "verl 0.9.1",
+        "trl 1.16.0",
+        "areal 1.0.4",
+        "ray 2.60.0",
+        "hl-gauss-pytorch 0.3.0",
+        authors,
+    ]
+    for peer in PEERS.values():
+        assert all(np.isfinite(values).all() for case in peer["cases"].values() for values in case.values())

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,16 @@ from hypothesis import strategies as st
 
 from asyncrl.sweep.grid import make_cells, parse_axes
 from asyncrl.sweep.record import Record
-from asyncrl.sweep.results import RunFigures, SeedMean, figures, make_rows
-from asyncrl.sweep.table import Reading, runs_csv, short_names, table_csv, table_md
+from asyncrl.sweep.results import RunFigures, SeedMean, curve, figures, make_rows
+from asyncrl.sweep.table import (
+    Reading,
+    curves_csv,
+    read_kept,
+    runs_csv,
+    short_names,
+    table_csv,
+    table_md,
+)
 
 rewards_of_a_run = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 
@@ -108,6 +117,32 @@ def test_the_csv_tables_hold_every_number_under_its_name(small_sweep):
         "a processor",
         "result",
     )
+
+
+def test_what_the_csv_tables_hold_is_read_back(small_sweep, tmp_path):
+    axes, cells, runs = small_sweep
+    records = {
+        cell: Record("abc", "a processor, 2 cores", "2.13", 0.1 + seed, 2.5) for seed, cell in enumerate(runs)
+    }
+    scored = {
+        cell: replace(run, held_out_reward=records[cell].held_out_reward, cpu_s=2.5)
+        for cell, run in runs.items()
+    }
+    curves = {cell: curve(lines([0.25 * seed, 0.5])) for seed, cell in enumerate(runs)}
+    files = tmp_path / "runs.csv", tmp_path / "curves.csv"
+    assert read_kept(*files) == {}
+    texts = runs_csv(axes, cells, scored, records), curves_csv(axes, curves)
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    known = read_kept(*files)
+    assert {cell.key for cell in runs} == known.keys()
+    found = {cell: known[cell.key] for cell in runs}
+    of_known = (
+        {cell: getattr(k, part) for cell, k in found.items()} for part in ("figures", "record", "curve")
+    )
+    figures_of, record_of, curve_of = of_known
+    assert record_of == records
+    assert (runs_csv(axes, cells, figures_of, record_of), curves_csv(axes, curve_of)) == texts
 
 
 def test_the_markdown_table_says_how_to_read_it_and_what_is_missing(small_sweep):

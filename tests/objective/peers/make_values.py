@@ -7,6 +7,7 @@ Not a test: it runs where the peers are installed, each in an environment of its
     pip install trl==1.16.0     &&  python make_values.py trl
     pip install areal==1.0.4    &&  python make_values.py areal
     pip install ray==2.60.0     &&  python make_values.py ray
+    pip install hl-gauss-pytorch==0.3.0  &&  python make_values.py hl_gauss
     python make_values.py authors    # in a folder with OWNER/NAME of `AUTHORS`, cloned from GitHub
 """
 
@@ -22,6 +23,8 @@ import sys
 import typing
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,8 +151,21 @@ def of_verl() -> tuple[str, Cases]:
     held = settings(kl_cov_ratio=0.2, ppo_kl_coef=0.7)
     loss("kl_cov", "kl_cov", "prox", tokens, held, weights("token", 2.0))
     loss("dro", "dro", "mu", tokens, settings(dro_beta=0.3))
+    loss("reinforce", "gpg", "mu", tokens, settings())
+    modes = {"token_mean": tokens, "sequence_mean": sequences, "constant_length": "seq-mean-token-sum-norm"}
+    for name, mode in modes.items():
+        cases.loss(name, lambda x, mode=mode: algos.agg_loss(x * t["advantages"], mask, mode))
     for name, peers_name in {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}.items():
-        cases.add(f"kl/{name}", algos.kl_penalty_forward(t["logprobs"], t["ref"], peers_name))
+        x = t["logprobs"].clone().requires_grad_()
+        estimate = algos.kl_penalty_forward(x, t["ref"], peers_name)
+        # Its k1 alone leaves the choice of the token out of the gradient: by pi's ratio to itself it counts.
+        weight = (x - x.detach()).exp() if name == "k1" else 1.0
+        (gradient,) = torch.autograd.grad((weight * estimate).sum(), x)
+        cases.found[name] = {"value": estimate.tolist(), "gradient": gradient.tolist()}
+    v = t["values"].clone().requires_grad_()
+    value_loss, _ = algos.compute_value_loss(v, t["mu"], t["ref"], mask, cliprange_value=0.5)
+    (gradient,) = torch.autograd.grad(value_loss, v)
+    cases.found["value_loss"] = {"value": value_loss.item(), "gradient": gradient.tolist()}
     for how in ("seq_sum", "seq_mean", "seq_max"):
         for k in ("k1", "k2", "k3"):
             if (how, k) != ("seq_max", "k1"):
@@ -259,6 +275,43 @@ def of_ray() -> tuple[str, Cases]:
     return installed("ray"), cases
 
 
+def of_hl_gauss() -> tuple[str, Cases]:
+    """Its text, in float64: it returns float32, and asks for einx."""
+    t, cases = inputs(), Cases()
+    found = importlib.util.find_spec("hl_gauss_pytorch")
+    assert found is not None
+    assert found.origin is not None
+    text = (Path(found.origin).parent / "hl_gauss.py").read_text().replace(".float()", ".double()")
+    scope = {
+        **{name: getattr(torch, name) for name in ("Tensor", "tensor", "linspace", "is_tensor")},
+        "torch": torch,
+        "Module": torch.nn.Module,
+        "F": torch.nn.functional,
+        "sqrt": math.sqrt,
+        "Callable": Callable,
+        "contextmanager": contextmanager,
+        "erf": torch.special.erf,
+        "maybe": lambda f: f or (lambda x: x),
+        "once": lambda f: f,
+        "subtract": lambda _, bins, x: bins - x[..., None],
+        "divide": lambda _, x, total: x / total[..., None],
+        "DEFAULT_SIGMA_TO_BIN_RATIO": 2.0,
+        "DEFAULT_OUT_OF_RANGE_TOLERANCE_SIGMA": 1.0,
+    }
+    only(text, scope, "exists", "default", "log")
+    only(text.replace("@contextmanager", ""), scope, "precision_on_device")
+    scope["precision_on_device"] = contextmanager(scope["precision_on_device"])
+    layer = only(text, scope, "HLGaussLossFromSupport")
+    edges = torch.linspace(-1.5, 1.5, COLUMNS + 1, dtype=torch.float64)
+    of_bins = layer(edges, sigma_to_bin_ratio=0.75, clamp_to_range=True, warn_out_of_range=False)
+    logits = t["logprobs"].clone().requires_grad_()
+    loss = of_bins(logits, t["values"][:, 0], reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    cases.found["hl_gauss"] = {"value": loss.tolist(), "gradient": gradient.tolist()}
+    cases.add("hl_gauss/value", of_bins(logits.detach()))
+    return installed("hl-gauss-pytorch"), cases
+
+
 AUTHORS = {
     "nangongrui-ngr/NGRPO": ("e7a380415a64", "verl/trainer/ppo/core_algos.py"),
     "TianHongZXY/RLVR-Decomposed": ("a5d4e7c1df60", "verl/trainer/ppo/core_algos.py"),
@@ -267,13 +320,16 @@ AUTHORS = {
     "mit-han-lab/vcpo": ("c7f030f0b772", "recipe/fully_async_policy/staleness_utils.py"),
     "ritzz-ai/PACS": ("bbe1dc6afd8e", "src/pacs/pacs_core_algos.py"),
     "biuboomc/CANON": ("7d6f814fb71f", "verl/trainer/ppo/core_algos.py"),
-    "yaochaorui/Trinity-RFT": ("90d65caf6387", "trinity/algorithm/policy_loss_fn/topr_policy_loss.py"),
+    "yaochaorui/Trinity-RFT": ("90d65caf6389", "trinity/algorithm/policy_loss_fn/topr_policy_loss.py"),
     "abaheti95/LoL-RL": ("9f8d81660bfa", "train_generation_task_with_off_policy_PG.py"),
     "SkyworkAI/Skywork-OR1": ("64e96afa213a", "verl/trainer/ppo/core_algos.py"),
     "YihongDong/RL-PLUS": ("eb4aa4d4e2d7", "rl_plus/verl/verl/recipe/rlplus_core_alg.py"),
+    "alibaba/ROLL": ("8eb27cc2dc34", "roll/utils/functionals.py"),
+    "openai/ppo-ewma": ("625dac7aceb9", "ppo_ewma/ppg.py"),
+    "vanzll/verl-agent": ("d0b97244c50f", "gigpo/core_gigpo.py"),
 }
 """Repositories with the commit and the file. All are the papers' authors', but for topr's, which is a copy of
-Trinity-RFT's."""
+Trinity-RFT's, and for turn_grpo's, a copy of GiGPO's."""
 
 
 def of_authors() -> tuple[str, Cases]:
@@ -326,6 +382,23 @@ def of_authors() -> tuple[str, Cases]:
     baselines = torch.tensor([float(opob(records, group, eps=0.0)) for group in index.tolist()])
     cases.add("opob", (t["rewards"] - baselines)[:, None] * mask)
 
+    ess_of = function("mit-han-lab/vcpo", "compute_global_ess_ratio")
+    w = log_ratio.exp()
+    cases.add("vcpo", torch.tensor(ess_of(w.sum(), w.square().sum(), ROWS, eps=0.0)[1]))
+    norm = function("alibaba/ROLL", "reward_norm")
+    cases.add("lite_ppo", norm(t["rewards"], 4, norm_mean_type="group", norm_std_type="batch"))
+    average = function("openai/ppo-ewma", "EwmaModel", PpoModel=torch.nn.Module, deepcopy=deepcopy, th=torch)
+    layer = torch.nn.Linear(ROWS, 1, bias=False)
+    layer.weight.data[:] = t["values"][:, 0]
+    of_updates = average(layer, ewma_decay=0.8)
+    averages = []
+    for weights in t["values"].T[1:]:
+        layer.weight.data[:] = weights
+        of_updates.update()
+        averages.append(of_updates.model_ewma.weight.data[0].clone())
+    cases.add("ewma", torch.stack(averages, 1))
+    cases.add("turn_grpo", _of_turns(function, t))
+
     canon = function("biuboomc/CANON", "compute_dr_length_on_mean_group_outcome_advantage")
     for share in (1.0, 0.3):
         cases.add(f"canon/{share}", canon(rewards.clone(), mask, index, _lambda=share, max_length=1)[0])
@@ -376,6 +449,31 @@ def of_authors() -> tuple[str, Cases]:
     return ", ".join(f"{name} {commit}" for name, (commit, _) in AUTHORS.items()), cases
 
 
+def _of_turns(function: Callable[..., Callable[..., Any]], t: dict[str, Tensor]) -> Tensor:
+    """Each token is a turn, and turns of one number are as GiGPO's steps from one state."""
+    mask = t["mask"]
+    rows, columns = mask.nonzero().T
+    numbers = (mask.cumsum(1) - 1)[mask]
+    earned = t["penalties"].clone()
+    last = COLUMNS - 1 - mask.flip(1).long().argmax(1)
+    earned[torch.arange(ROWS), last] += t["rewards"]
+    exact = SimpleNamespace(**vars(np) | {"float32": np.float64})
+    torch_exact = SimpleNamespace(**vars(torch) | {"float32": torch.float64})
+    scope = {"np": exact, "torch": torch_exact, "DataProto": object}
+    returns_of = function("vanzll/verl-agent", "compute_step_discounted_returns", **scope)
+    columns_of = {"rewards": earned[mask], "traj_uid": rows, "active_masks": torch.ones(len(rows))}
+    batch = SimpleNamespace(
+        batch={"input_ids": rows}, non_tensor_batch={name: x.numpy() for name, x in columns_of.items()}
+    )
+    returns = returns_of(batch, 0.9)
+    states = [*zip(t["groups"][rows].tolist(), numbers.tolist(), strict=True)]
+    norm = function("vanzll/verl-agent", "step_norm_reward")
+    one = torch.ones(len(rows), 1)
+    advantages = torch.zeros(ROWS, COLUMNS)
+    advantages[rows, columns] = norm(returns, one, states, epsilon=0.0, remove_std=False)[:, 0]
+    return advantages
+
+
 def _a_lol(text: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The loss of a response by its script, whose statements are in the midst of a loop."""
     wanted = (
@@ -411,6 +509,7 @@ PEERS: dict[str, Callable[[], tuple[str, Cases]]] = {
     "trl": of_trl,
     "areal": of_areal,
     "ray": of_ray,
+    "hl_gauss": of_hl_gauss,
     "authors": of_authors,
 }
 
