@@ -31,6 +31,11 @@ VLLM = (
 FORK_VLLM = "ASYNCRL_TEST_FORK_VLLM"
 """Environment variable: whether workers of vLLM are forked, which must be fresh processes otherwise."""
 
+RUN_FIRST = "ASYNCRL_TEST_RUN_FIRST"
+"""Environment variable: a script to be run in the process of a command before it."""
+FORK_STARTED = "ASYNCRL_TEST_FORK_STARTED"
+"""Environment variable: whether what a script starts of ours is forked from it."""
+
 
 class Forked(psutil.Process):
     """With what is asked of a `subprocess.Popen`."""
