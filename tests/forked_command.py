@@ -92,7 +92,8 @@ def main(arguments: list[str]) -> int:
             subprocess.Popen = OwnPopen
         sys.path.insert(0, str(Path(module).parent))
         try:
-            runpy.run_path(module, run_name="__main__")
+            with fork_server.started_ahead():  # before the script has a second thread
+                runpy.run_path(module, run_name="__main__")
         except SystemExit as end:
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)

@@ -13,10 +13,10 @@ import pytest
 from optional import optional
 from reward_pools import request, running_pool
 
-optional("math_verify", reason="needs asyncrl[math]")
-
 from asyncrl.reward.math import PROCESS, math_answer
 from asyncrl.reward.processes.limited import decided
+
+optional("math_verify", reason="needs asyncrl[math]")
 
 
 @pytest.fixture(autouse=True)
