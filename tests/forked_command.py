@@ -1,5 +1,6 @@
 """A command of ours, or a script, in a process forked from one that has imported what a run needs. The fork
-server of its run is forked from it in turn; all else is its own."""
+server of its run is forked from it in turn, and what a script starts, where that is wanted; all else is its
+own."""
 
 import importlib
 import os
@@ -10,17 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forked_server import FORK_VLLM, Forked
+from forked_server import FORK_STARTED, FORK_VLLM, RUN_FIRST, Forked
 
 from asyncrl.cluster.hosts import fork_server
 from asyncrl.rollout.engines.vllm.spec import SPEC
+
+LAUNCHER = "asyncrl.cli.launch"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
 class OwnFork(fork_server.ForkServer):
     """Of a process that has imported everything, and has one thread: a fork of it."""
 
     def _started(self, channel: socket.socket) -> Forked | subprocess.Popen[bytes]:
-        if len([*Path("/proc/self/task").iterdir()]) > 1:  # a script may have started others
+        if not has_one_thread():  # a script may have started others
             return super()._started(channel)
         if child := os.fork():
             return Forked(child)
@@ -35,6 +39,44 @@ class OwnFork(fork_server.ForkServer):
             os._exit(1)
 
 
+class OwnPopen(subprocess.Popen):
+    """Of a script: a fork of it, where it starts our launcher, or itself once more. The pipes are those of
+    `subprocess`; it is in a session of its own."""
+
+    def _execute_child(self, command, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
+        words, pipes = [*map(os.fspath, command)], others[3:9]
+        arguments = words[2:] if words[1] == "-m" else words[1:]
+        known = arguments[0] == LAUNCHER or Path(arguments[0]).is_relative_to(SCRIPTS)
+        if words[0] != sys.executable or not known or not has_one_thread():
+            before = command, executable, preexec_fn, close_fds, pass_fds, cwd, env
+            return super()._execute_child(*before, *others)
+        told, answer = socket.socketpair()
+        with told, answer:
+            self.pid = os.fork()
+            if not self.pid:
+                environment = {os.fsencode(k): os.fsencode(v) for k, v in (env or os.environ).items()}
+                _be_started(
+                    fork_server.Fork(__name__, arguments, environment, cwd or "."), pipes, answer, preexec_fn
+                )
+        self._child_created = True
+        return self._close_pipe_fds(*pipes)
+
+
+def _be_started(fork, pipes, answer, preexec_fn):
+    read_in, write_in, read_out, write_out, read_error, write_error = pipes
+    for fd in (write_in, read_out, read_error):
+        if fd != -1:
+            os.close(fd)
+    if preexec_fn:
+        preexec_fn()
+    files = [os.dup(i if fd == -1 else fd) for i, fd in enumerate((read_in, write_out, write_error))]
+    fork_server._be(fork, files, answer)
+
+
+def has_one_thread():
+    return len([*Path("/proc/self/task").iterdir()]) == 1
+
+
 def main(arguments: list[str]) -> int:
     """arguments: the command's module or the path of a script, and its own."""
     # Started in the background, as by some CI systems, the tests ignore SIGINT; so would this.
@@ -42,9 +84,19 @@ def main(arguments: list[str]) -> int:
     fork_server.ForkServer = OwnFork
     if FORK_VLLM in os.environ:
         SPEC.starts_processes = False
+    if first := os.environ.get(RUN_FIRST):
+        runpy.run_path(first)
     module, *own = sys.argv[:] = arguments
     if "/" in module:
+        if FORK_STARTED in os.environ:
+            subprocess.Popen = OwnPopen
         sys.path.insert(0, str(Path(module).parent))
-        runpy.run_path(module, run_name="__main__")
+        try:
+            with fork_server.started_ahead():  # before the script has a second thread
+                runpy.run_path(module, run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
         return 0
     return importlib.import_module(module).main(own)

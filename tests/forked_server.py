@@ -21,15 +21,15 @@ from asyncrl.cluster.hosts import fork_server
 from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer
 from asyncrl.event_loop import run_to_end
 
-VLLM = (
-    "vllm.entrypoints.launchers.api_server.entry",
-    "vllm.model_executor.models.qwen3",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-)
+VLLM = ("vllm.entrypoints.launchers.api_server.entry", "imported_vllm")
 """What an engine of vLLM and its server use."""
 FORK_VLLM = "ASYNCRL_TEST_FORK_VLLM"
 """Environment variable: whether workers of vLLM are forked, which must be fresh processes otherwise."""
+
+RUN_FIRST = "ASYNCRL_TEST_RUN_FIRST"
+"""Environment variable: a script to be run in the process of a command before it."""
+FORK_STARTED = "ASYNCRL_TEST_FORK_STARTED"
+"""Environment variable: whether what a script starts of ours is forked from it."""
 
 
 class Forked(psutil.Process):

@@ -15,6 +15,7 @@ from asyncrl import config as settings
 from asyncrl.cluster.hosts import fork_server
 from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.rollout.engines.vllm.spec import SPEC
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.scratch import PREFIX
 from asyncrl.weights.shm.segment import shared_folder
@@ -85,18 +86,21 @@ def import_vllm():
 def fork_vllm(import_vllm, monkeypatch):
     """Workers of vLLM are forked like other roles, and find it imported."""
     monkeypatch.setenv(forked_server.FORK_VLLM, "1")
+    monkeypatch.setattr(SPEC, "starts_processes", False)  # of runs in this process
 
 
 @pytest.fixture
 def run_script(tmp_path):
     """`run_script(path, *arguments)`: what a script prints that ends well. It is forked from a process that
-    has imported what it needs, unless it is to be as `typed`."""
+    has imported what it needs, unless it is to be as `typed`; if `forks`, what it starts of ours is forked
+    from it in turn."""
 
-    def run(path, *arguments, typed=False):
+    def run(path, *arguments, typed=False, forks=False):
         printed = tmp_path / "printed.txt"
+        environment = {"OMP_NUM_THREADS": "1"} | ({forked_server.FORK_STARTED: "1"} if forks else {})
         with printed.open("w") as output:
-            arguments, one_thread = map(str, arguments), {"OMP_NUM_THREADS": "1"}
-            process = start(str(path), *arguments, output=output, typed=typed, environment=one_thread)
+            arguments = map(str, arguments)
+            process = start(str(path), *arguments, output=output, typed=typed, environment=environment)
         try:
             assert process.wait(800) == 0, printed.read_text()
         finally:

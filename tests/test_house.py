@@ -1,6 +1,7 @@
 """Fences: what may import what, and how long a function may get."""
 
 import ast
+import functools
 import re
 import runpy
 import sys
@@ -59,16 +60,17 @@ LONGEST_FUNCTION = 80
 LONGEST_NARROW_PATH = 11_500
 
 
-def modules():
+@functools.cache
+def trees():
+    """All modules, parsed; not while tests are collected, which every worker of pytest-xdist does."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.is_relative_to(PACKAGE / "configs"):
             continue  # what a user copies
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts).removesuffix("__init__").rstrip(".")
-        yield name, ast.parse(path.read_text())
-
-
-TREES = dict(modules())
+        found[name] = ast.parse(path.read_text())
+    return found
 
 
 def imported(tree):
@@ -80,12 +82,12 @@ def imported(tree):
             assert node.level == 0, "imports are absolute"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                is_module = inner.removeprefix("asyncrl.") in TREES and inner.startswith("asyncrl")
+                is_module = inner.removeprefix("asyncrl.") in trees() and inner.startswith("asyncrl")
                 yield inner if is_module else node.module
 
 
 def own_imports(name):
-    own = (full.removeprefix("asyncrl").lstrip(".") for full in imported(TREES[name]) if is_own(full))
+    own = (full.removeprefix("asyncrl").lstrip(".") for full in imported(trees()[name]) if is_own(full))
     return {module for module in own if module != name}
 
 
@@ -102,14 +104,14 @@ def floor(name):
 
 
 def test_every_room_is_on_a_floor():
-    assert {room(name) for name in TREES} - {""} == set(chain.from_iterable(LAYERS))
+    assert {room(name) for name in trees()} - {""} == set(chain.from_iterable(LAYERS))
 
 
 def test_imports_point_downward():
     """And never across: rooms of one floor know nothing of each other, but for what everything stands on."""
     wrong = [
         f"{name} imports {other}"
-        for name in TREES
+        for name in trees()
         for other in own_imports(name) - {""}
         if name and room(name) != room(other)
         if floor(other) > floor(name) or floor(other) == floor(name) > 2
@@ -118,18 +120,18 @@ def test_imports_point_downward():
 
 
 def test_the_front_door_is_for_users():
-    assert not [name for name in TREES if "" in own_imports(name) and room(name) != "cli"]
+    assert not [name for name in trees() if "" in own_imports(name) and room(name) != "cli"]
 
 
 def test_the_pure_rooms_import_nothing_but_python_numpy_and_torch():
-    pure = [name for name in TREES if room(name) in PURE]
-    assert {full.partition(".")[0] for name in pure for full in imported(TREES[name])} <= PURE_IMPORTS
+    pure = [name for name in trees() if room(name) in PURE]
+    assert {full.partition(".")[0] for name in pure for full in imported(trees()[name])} <= PURE_IMPORTS
     assert {room(other) for name in pure for other in own_imports(name)} <= PURE | LAYERS[0]
 
 
 def cycles():
     """Sets of modules that reach each other."""
-    reached = {name: own_imports(name) for name in TREES}
+    reached = {name: own_imports(name) for name in trees()}
     while True:
         more = {name: set().union(others, *(reached[o] for o in others)) for name, others in reached.items()}
         if more == reached:
@@ -173,7 +175,7 @@ def test_what_is_chosen_is_not_asked_for_by_name():
     wrong = [
         f"{name}:{node.lineno} names a {key}"
         for key, (place, pattern) in NAMES.items()
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         if not name.startswith(place)
         for node in (*asked(tree, key), *(() if name.startswith(NAMED[key]) else named(tree, pattern)))
     ]
@@ -183,13 +185,13 @@ def test_what_is_chosen_is_not_asked_for_by_name():
 def test_engines_are_known_by_their_specs_alone():
     """But for what the embedded one tells of every model: how it decodes."""
     inner = tuple(f"rollout.engines.{name}" for name in names_in("rollout/engines"))
-    wrong = {name for name in TREES for other in own_imports(name) if other.startswith(inner)}
+    wrong = {name for name in trees() for other in own_imports(name) if other.startswith(inner)}
     assert {name for name in wrong if not name.startswith("rollout.engines.")} == {"plan.facts.model"}
 
 
 def test_adapters_are_imported_where_a_config_names_them_alone():
     adapters = "rollout.adapters."
-    outside = [name for name in TREES if not name.startswith(adapters)]
+    outside = [name for name in trees() if not name.startswith(adapters)]
     assert not [name for name in outside for other in own_imports(name) if other.startswith(adapters)]
 
 
@@ -213,7 +215,7 @@ def named(tree, pattern):
 
 
 def functions():
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1
@@ -230,7 +232,7 @@ def test_no_function_is_too_long():
 def defined_twice():
     """Functions and classes of which one of the same name, in the same place, wins. (A property's setter has
     decorators.)"""
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for place in ast.walk(tree):
             if isinstance(place, ast.Module | ast.ClassDef):
                 kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -264,5 +266,5 @@ def role_names(tree):
 
 
 def test_roles_are_named_in_one_place():
-    elsewhere = (name for name in TREES if room(name) not in ("roles", "cluster"))
-    assert {name: found for name in elsewhere if (found := role_names(TREES[name]))} == {}
+    elsewhere = (name for name in trees() if room(name) not in ("roles", "cluster"))
+    assert {name: found for name in elsewhere if (found := role_names(trees()[name]))} == {}

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +12,6 @@ import torch
 
 CHECK = Path(__file__).parents[2] / "benchmarks" / "gpu_check"
 SMALL = ("--device", "cpu", "--small")
-
-
-def check(*arguments):
-    return subprocess.run(
-        [sys.executable, str(CHECK), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=800,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
 
 
 def numbers(out, step):
@@ -43,12 +33,10 @@ def parts(monkeypatch):
 
 
 @pytest.mark.slow
-def test_steps_measure_and_compare_and_are_not_repeated(tmp_path):
+def test_steps_measure_and_compare_and_are_not_repeated(run_script, tmp_path):
+    check = partial(run_script, CHECK, *SMALL, forks=True)
     out = tmp_path / "results.json"
-    ended = check(
-        *SMALL, "--out", out, "--steps", "memory-06b", "attention", "weights", "broadcast", "engine"
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    check("--out", out, "--steps", "memory-06b", "attention", "weights", "broadcast", "engine")
     assert numbers(out, "memory-06b")["the plan"] > 0
     assert numbers(out, "attention")["trained with sdpa"] > 0
     assert numbers(out, "weights")["publish: from the device, with checksums"] > 0
@@ -59,11 +47,11 @@ def test_steps_measure_and_compare_and_are_not_repeated(tmp_path):
         assert engine[f"pause, {how}"] > 0
         assert engine[f"log-probabilities apart, {how}"] < 1e-4
     before = out.read_text()
-    again = check(*SMALL, "--out", out, "--steps", "memory-06b", "engine")
-    assert again.stdout.count("done before (ok)") == 2
+    again = check("--out", out, "--steps", "memory-06b", "engine")
+    assert again.count("done before (ok)") == 2
     assert json.loads(out.read_text()) == json.loads(before)
     sent = tmp_path / "results_to_send.json"
-    assert f"to send: {sent}" in again.stdout
+    assert f"to send: {sent}" in again
     report = json.loads(sent.read_text())
     assert report["machine"]["versions"]["torch"] == torch.__version__
     assert report["steps"]["engine"]["numbers"]
@@ -117,10 +105,9 @@ def test_a_step_that_does_not_end_is_killed(parts, tmp_path):
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.deepspeed
-def test_deepspeed_and_vllm_are_checked_as_on_a_gpu(tmp_path):
+def test_deepspeed_and_vllm_are_checked_as_on_a_gpu(run_script, import_vllm, tmp_path):
     out = tmp_path / "results.json"
-    ended = check(*SMALL, "--out", out, "--steps", "deepspeed-2", "vllm-updates")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run_script(CHECK, *SMALL, "--out", out, "--steps", "deepspeed-2", "vllm-updates", forks=True)
     assert numbers(out, "deepspeed-2")["gradient norm apart from plain torch's"] < 1e-4
     updates = numbers(out, "vllm-updates")
     assert updates["log-probabilities apart, largest mean"] < 1e-4
@@ -131,6 +118,6 @@ def test_deepspeed_and_vllm_are_checked_as_on_a_gpu(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would run")
 def test_without_a_gpu_it_says_so_in_a_line():
-    ended = check()
+    ended = subprocess.run([sys.executable, CHECK], capture_output=True, text=True, timeout=800)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == "gpu-check: skipped, there is no NVIDIA GPU here that CUDA can use\n"

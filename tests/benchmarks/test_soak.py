@@ -14,6 +14,7 @@ def test_it_looks_at_every_role_and_ends_the_job(run_script, tiny_folder, tmp_pa
     run_script(
         *(SCRIPT, "--minutes", 0.1, "--model", tiny_folder, "--out", out),
         *("rollout.group_size=4", "trainer.batch_groups=4"),
+        forks=True,
     )
     record = json.loads(out.read_text())
     assert record["steps"] > 0

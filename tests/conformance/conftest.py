@@ -153,6 +153,8 @@ class VllmHarness:
         return engine
 
     def _running(self, capacity: int, model: PreTrainedModel) -> AsyncLLM:
+        import imported_vllm  # noqa: F401
+
         from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch
 
         dtype = dtype_of(model)

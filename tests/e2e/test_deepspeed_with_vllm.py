@@ -1,18 +1,18 @@
 """Runs of all that the flagship recipes use, on a CPU: two DeepSpeed ranks, a critic, a vLLM engine, a reward
 model, the canary, checkpoints."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
+from forked_server import RUN_FIRST
 from launched import LONG_S
 
 from asyncrl.runfiles.checkpoints import Checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.deepspeed, pytest.mark.timeout(1800)]
 
-FAULTY_ENGINE = Path(__file__).parent / "faulty_engine"
+FAULTY_ENGINE = Path(__file__).parent / "faulty_engine.py"
 LAYER = "model.layers.1.mlp.down_proj"
 BATCH = 8
 STEPS = 12
@@ -32,14 +32,12 @@ def flagship(make_config, make_reward_model, tmp_path):
 
 
 @pytest.fixture
-def spoil_engines(monkeypatch):
+def spoil_engines(monkeypatch, fork_vllm):
     """`spoil_engines(n)`: engines of runs that are started now take n weight versions rightly, and miss a
     layer of every later one. None: all is well again."""
-    before = os.environ.get("PYTHONPATH", "")
 
     def spoil(right_loads):
-        faulty = [] if right_loads is None else [str(FAULTY_ENGINE)]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*faulty, before]))
+        monkeypatch.setenv(RUN_FIRST, "" if right_loads is None else str(FAULTY_ENGINE))
         monkeypatch.setenv("ASYNCRL_TEST_RIGHT_LOADS", str(right_loads))
         monkeypatch.setenv("ASYNCRL_TEST_LEFT_OUT", LAYER)
 

@@ -180,7 +180,7 @@ def test_the_last_version_is_scored_whichever_it_becomes_and_whatever_is_lost(
 
 
 @pytest.mark.vllm
-def test_vllm_scores_as_offline(make_config):
+def test_vllm_scores_as_offline(make_config, fork_vllm):
     own = ["rollout.engine=vllm", "data.held_out_rows=6", "evaluation.every_steps=2", "run.steps=2"]
     result = asyncrl.run(make_config(*own, "rollout.group_size=2"), progress=False)
     assert list(Rounds(RunDir(result.run_dir).evaluation).results()) == [0, 2]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from optional import optional
 from reward_pools import request, running_pool
-
-pytest.importorskip("math_verify", reason="needs asyncrl[math]")
 
 from asyncrl.reward.math import PROCESS, math_answer
 from asyncrl.reward.processes.limited import decided
+
+optional("math_verify", reason="needs asyncrl[math]")
 
 
 @pytest.fixture(autouse=True)

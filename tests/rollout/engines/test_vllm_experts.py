@@ -34,6 +34,8 @@ def model(family: str, seed: int) -> torch.nn.Module:
 @pytest.mark.parametrize("family", ["mixtral", "phi"])
 def test_versions_of_families_that_vllm_knows_by_other_names(family, tmp_path):
     """Two experts of a layer are swapped at version 2: each of their tensors is named."""
+    import imported_vllm  # noqa: F401
+
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
     from asyncrl.rollout.engines.vllm.generation import score

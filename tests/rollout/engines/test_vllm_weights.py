@@ -43,6 +43,8 @@ def make_qwen3(make_qwen3):
 @pytest.fixture
 def start(make_qwen3, tmp_path):
     """`start(receiver=..., ...)`: an engine for `make_qwen3` models. Started in the test's event loop."""
+    import imported_vllm  # noqa: F401
+
     from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
     from asyncrl.rollout.engines.vllm.engine import VllmEngine
     from asyncrl.rollout.engines.vllm.launch import LaunchSettings, launch

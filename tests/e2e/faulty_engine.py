@@ -1,12 +1,7 @@
-"""On the path of a run, it makes vLLM engines leave out a layer of every weight version after the first
-`ASYNCRL_TEST_RIGHT_LOADS`.
-
-Python imports a module of this name in every process that it starts. Rollout workers alone are changed,
-before they fork their engine.
-"""
+"""Run before a command that is forked, it makes vLLM engines of its run leave out a layer of every weight
+version after the first `ASYNCRL_TEST_RIGHT_LOADS`."""
 
 import os
-import sys
 
 
 def spoil() -> None:
@@ -26,5 +21,4 @@ def spoil() -> None:
     WeightReceiver.asyncrl_apply = apply
 
 
-if {"asyncrl.cluster.role", "rollout-0"} <= set(sys.orig_argv):
-    spoil()
+spoil()
