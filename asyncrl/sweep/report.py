@@ -179,6 +179,8 @@ def report_md(compared: Compared) -> str:
     across, first, reference = _short(settings.across), compared.at[0], settings.reference
     parts = [
         _explained(compared),
+        _in_words(costs(compared), f"From {across} {first} to")
+        + _in_words(advantages(compared), f"Beside `{reference}` at {across}"),
         _table(["variant", *(f"{across} {at}" for at in rising(compared.at))], _levels(compared)),
         f"**The cost of {across}**: each value minus {across} {first} of the same variant.\n",
         _claims_table(compared, costs(compared)),
@@ -209,6 +211,26 @@ def _explained(compared: Compared) -> str:
         f"of its table (Holm), and what is not below {LEVEL:.2g} cannot be told apart by so many runs. "
         f"{cpu_h:.1f} hours of processor time. Commit; machine; torch: {origins}.\n"
     )
+
+
+def _in_words(claims: Sequence[Claim], where: str) -> str:
+    """A line for each value of `across`: the variants by their verdicts, the largest difference first."""
+    lines = []
+    for at in rising([*dict.fromkeys(claim.at for claim in claims)]):
+        said: dict[str, list[str]] = {}
+        of_at = [claim for claim in claims if claim.at == at]
+        for claim in sorted(of_at, key=lambda claim: -abs(claim.difference.mean)):
+            of_variant = f"`{claim.variant}` {claim.difference.mean:+.3f} ({_between(claim)})"
+            said.setdefault(claim.verdict, []).append(of_variant)
+        verdicts = "; ".join(f"{verdict}: {', '.join(of)}" for verdict, of in said.items())
+        lines.append(f"- {where} {at}: {verdicts}.\n")
+    return "".join(lines)
+
+
+def _between(claim: Claim) -> str:
+    d = claim.difference
+    interval_of = "" if math.isnan(d.low) else f"{d.low:+.3f} to {d.high:+.3f}; "
+    return f"{interval_of}{d.n} pairs"
 
 
 def _levels(compared: Compared) -> Iterator[list[str]]:

@@ -57,6 +57,22 @@ def runs(tmp_path):
     return path
 
 
+def test_the_claims_are_told_in_words_with_difference_interval_and_pairs(runs, settings):
+    compared = read_runs(runs, settings)
+    lines = [line for line in report_md(compared).splitlines() if line.startswith("- ")]
+    wheres = [f"From fixed_lag 0 to {at}" for at in (4, 16)] + [
+        f"Beside `good` at fixed_lag {at}" for at in (0, 4, 16)
+    ]
+    assert [line[2:].partition(":")[0] for line in lines] == wheres
+    found = {(claim.variant, claim.at): claim for claim in advantages(compared)}
+    bad, same = (found[variant, "4"].difference for variant in ("bad", "same"))
+    assert lines[3] == (
+        "- Beside `good` at fixed_lag 4: "
+        f"**worse**: `bad` {bad.mean:+.3f} ({bad.low:+.3f} to {bad.high:+.3f}; 4 pairs); "
+        f"{SAME}: `same` {same.mean:+.3f} ({same.low:+.3f} to {same.high:+.3f}; 5 pairs)."
+    )
+
+
 def test_every_claim_is_a_difference_of_pairs_with_its_interval(runs, settings):
     compared = read_runs(runs, settings)
     point = compared.points["bad", "4"]
