@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from forked_server import FORK_STARTED, FORK_VLLM, RUN_FIRST, Forked
+from tqdm import tqdm
 
 from asyncrl.cluster.hosts import fork_server
 from asyncrl.rollout.engines.vllm.spec import SPEC
@@ -88,6 +89,7 @@ def main(arguments: list[str]) -> int:
         runpy.run_path(first)
     module, *own = sys.argv[:] = arguments
     if "/" in module:
+        tqdm.monitor_interval = 0  # it would have a thread of its own from the first bar on
         if FORK_STARTED in os.environ:
             subprocess.Popen = OwnPopen
         sys.path.insert(0, str(Path(module).parent))

@@ -23,6 +23,20 @@ from asyncrl.event_loop import run_to_end
 
 VLLM = ("vllm.entrypoints.launchers.api_server.entry", "imported_vllm")
 """What an engine of vLLM and its server use."""
+RANKS = (
+    "asyncrl.trainer.backends.deepspeed.backend",
+    "asyncrl.trainer.backends.deepspeed.learner",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
+"""What ranks of DeepSpeed use. It imports the last two with each engine, and with them torch's compiler."""
+COMMANDS = (
+    "asyncrl.cli.main",
+    "asyncrl.launch.checked",
+    "asyncrl.launch.launcher",
+    "asyncrl.evaluation.beside",
+)
+"""What our commands use, and the trainers of runs."""
 FORK_VLLM = "ASYNCRL_TEST_FORK_VLLM"
 """Environment variable: whether workers of vLLM are forked, which must be fresh processes otherwise."""
 
@@ -91,8 +105,8 @@ def _imported() -> ForkServer:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for its device when it is imported
         patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")  # vLLM looks for it when it is imported
-        ranks = ("asyncrl.trainer.backends.deepspeed.learner",) if find_spec("deepspeed") else ()
-        return ForkServer((*ROLES, *ranks, "forked_command"))
+        ranks = RANKS if find_spec("deepspeed") else ()
+        return ForkServer((*ROLES, *COMMANDS, *ranks, "forked_command"))
 
 
 class ForkedServer(ForkServer):

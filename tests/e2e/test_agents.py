@@ -4,7 +4,7 @@ and what they write comes back."""
 import gzip
 
 import pytest
-from agent_programs import Programs
+from agent_programs import Forked
 
 import asyncrl
 from asyncrl.cluster.remote.host import RemoteHost
@@ -15,7 +15,7 @@ from asyncrl.runfiles.layout import RunDir
 
 
 def by_agents(run_dir):
-    return RemoteHost(run_dir, Programs(), load(run_dir.config).network)
+    return RemoteHost(run_dir, Forked(), load(run_dir.config).network)
 
 
 @pytest.mark.slow
