@@ -139,12 +139,12 @@ class Schedule:
             stats = self._engine.stats()
             in_engine = stats.running + stats.waiting
             sampled = sum(p.generating for p in progress) == in_engine + len(self._at_door)
-            if sampled and all(p.generating and not p.elsewhere for p in progress):
+            if sampled and all((p.generating or p.standing_back) and not p.elsewhere for p in progress):
                 if not self._at_door:
                     return time.monotonic() - began_s
                 self._open_door()
             waited_s, limit_s = time.monotonic() - began_s, self._config.run.longest_step_s
-            if any(p.elsewhere for p in progress) and waited_s > limit_s:
+            if waited_s > limit_s and (not sampled or any(p.elsewhere for p in progress)):
                 raise RunFailed(
                     f"an episode has kept the run waiting for {waited_s:.0f} s, for something that is no "
                     "request to the model; give what it awaits a time limit"

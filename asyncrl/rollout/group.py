@@ -46,6 +46,8 @@ class GroupProgress:
     """Requests that are in the engine, or about to be."""
     elsewhere: int
     """Members that wait for something else before they ask the engine again, or end."""
+    standing_back: int = 0
+    """Members that wait for others to end before they begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +170,10 @@ class GroupRollout:
     def progress(self, lease_id: int) -> GroupProgress:
         """Of a group; nothing of one whose episodes are over."""
         sessions = self._sessions.get(lease_id, [])
-        generating = sum(session.open_requests for session in sessions)
+        standing_back = sum(session.stands_back for session in sessions)
+        generating = sum(session.open_requests for session in sessions) - standing_back
         elsewhere = sum(not session.ended and not session.open_requests for session in sessions)
-        return GroupProgress(generating, elsewhere)
+        return GroupProgress(generating, elsewhere, standing_back)
 
     def _session(self, task: RolloutTask, index: int) -> Session:
         if self._choice is not None and self._choice.is_greedy(task.group_size, index):

@@ -47,6 +47,8 @@ class Session:
         self.index = index
         self.open_requests = 1
         """In the engine, or about to be. The first counts from the beginning: every episode asks at once."""
+        self.stands_back = False
+        """Whether it begins once others have ended, and until then will not ask."""
         self.sampled_tokens = 0
         """All of them, also those of requests that were given up."""
         self.ended = False

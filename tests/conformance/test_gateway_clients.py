@@ -29,6 +29,7 @@ TEMPLATE = """\
 {%- for m in messages -%}{{- m['role'][0] + ':' + m['content'] + '<|im_end|>' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'a:' -}}{%- endif -%}"""
 HELLO = {"role": "user", "content": "hello"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 LETTERS = {"taskset": {"id": "letters"}, "agent": {"runtime": {"type": "subprocess"}}}
 
 
@@ -49,25 +50,27 @@ async def of_openai(base_url, api_key, given_up):
     openai = pytest.importorskip("openai")
     async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
         ask, how = client.chat.completions.create, {"model": "any", "max_tokens": 9}
+        tools = [{"type": "function", "function": {"name": "add", "parameters": SCHEMA}}]
         await given_up(ask(messages=[HELLO], **how))
         await asyncio.gather(ask(messages=[HELLO], **how), ask(messages=[HELLO], **how))
         said = ""
-        async for chunk in await ask(messages=[HELLO], stream=True, **how):
+        async for chunk in await ask(messages=[HELLO], tools=tools, stream=True, **how):
             said += chunk.choices[0].delta.content or ""
         answer = {"role": "assistant", "content": said}
-        await ask(messages=[HELLO, answer, HELLO], **how)
+        await ask(messages=[HELLO, answer, HELLO], tools=tools, **how)
 
 
 async def of_anthropic(base_url, api_key, given_up):
     anthropic = pytest.importorskip("anthropic")
     async with anthropic.AsyncAnthropic(base_url=base_url, api_key=api_key, max_retries=0) as client:
         ask, how = client.messages.create, {"model": "any", "max_tokens": 9}
+        tools = [{"name": "add", "input_schema": SCHEMA}]
         await given_up(ask(messages=[HELLO], **how))
         await asyncio.gather(ask(messages=[HELLO], **how), ask(messages=[HELLO], **how))
-        async with client.messages.stream(messages=[HELLO], **how) as stream:
+        async with client.messages.stream(messages=[HELLO], tools=tools, **how) as stream:
             reply = await stream.get_final_message()
         answer = {"role": "assistant", "content": reply.content}
-        await ask(messages=[HELLO, answer, HELLO], **how)
+        await ask(messages=[HELLO, answer, HELLO], tools=tools, **how)
 
 
 async def of_verifiers(base_url, api_key, given_up):

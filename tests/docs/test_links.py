@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncrl.config.load import keys
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/*.md")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -27,6 +29,20 @@ def test_a_link_leads_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert dead == []
+
+
+def test_a_recipe_has_a_test_and_names_keys_that_there_are():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| recipe ")]
+    tests, known = None, set(keys())
+    for row in rows:
+        *_, config, shown = row.strip("| ").split(" | ")
+        tests = re.findall(r"`(tests/[^`]+)`", shown) or tests
+        assert tests and ("the same" in shown or "`tests/" in shown), row
+        assert [test for test in tests if not (ROOT / test).exists()] == [], row
+        named = re.findall(r"`(([a-z]+)\.[a-z_.]+)[`: ]", config)
+        unknown = {key for key, section in named if section in known and key not in known}
+        assert unknown == set(), row
 
 
 def test_the_index_has_every_document():

@@ -1,4 +1,7 @@
-"""Chat templates of model families, in the shapes in which these write messages, tools and reasoning."""
+"""Families of models: what the package `renderers` knows, whose tokens are the models' own; and templates
+in the shapes in which others write messages, tools and reasoning."""
+
+from typing import NamedTuple
 
 CHATML = """\
 {%- for m in messages -%}
@@ -76,10 +79,58 @@ FAMILIES = {
 it, Hermes's form of tools as Qwen 2.5's, reasoning that goes with the next question as Qwen 3's and GLM's,
 headers with trimmed texts as Llama 3's, brackets as Mistral's."""
 
+
+class Rendered(NamedTuple):
+    """How the models of a family speak."""
+
+    end: str
+    """The token by which a turn ends."""
+    call: str
+    """A call, of its name and its arguments as JSON."""
+    call_end: str = ""
+    """The token by which a turn with a call ends, where that is another."""
+
+
+TAGGED_CALL = '<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+RENDERED = {
+    "qwen3": Rendered("<|im_end|>", TAGGED_CALL),
+    "glm-4.5": Rendered(
+        "<|user|>",
+        "<tool_call>{name}\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        "<|observation|>",
+    ),
+    "llama-3": Rendered("<|eot_id|>", '{{"name": "{name}", "parameters": {arguments}}}'),
+    "kimi-k2": Rendered(
+        "<|im_end|>",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>"
+        "{arguments}<|tool_call_end|><|tool_calls_section_end|>",
+    ),
+    "deepseek-v3": Rendered(
+        "<｜end▁of▁sentence｜>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```"
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+}
+
 SPECIAL = (
     *("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<|endoftext|>"),
     *("<tool_response>", "</tool_response>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<s>", "</s>", "[INST]", "[/INST]", "[gMASK]", "<sop>", "/nothink"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>"),
+    *(
+        "<|im_user|>",
+        "<|im_assistant|>",
+        "<|im_system|>",
+        "<|im_middle|>",
+    ),
+    *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
+    *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+    *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁sep｜>"),
+    *(
+        f"<｜tool▁{what}▁{where}｜>"
+        for what in ("calls", "call", "outputs", "output")
+        for where in ("begin", "end")
+    ),
 )

@@ -435,6 +435,10 @@ async def asks_for_what_is_not(task, model):
     await model.generate([10**6])
 
 
+async def asks_with_an_object(task, model):
+    await model.chat([{"role": "user", "content": object()}])
+
+
 async def asks_wrongly(task, model):
     try:
         await model.generate([])
@@ -585,6 +589,8 @@ def test_the_engines_refusal_of_a_request_is_told_to_the_episode_and_is_no_failu
     assert all(t.sampled_tokens for t in group.trajectories)
     with pytest.raises(AttemptFailed, match="vocabulary"):
         carry_out(program("asks_for_what_is_not"))
+    with pytest.raises(AttemptFailed, match="what it asks the model for cannot be sent: a value of type obj"):
+        carry_out(program("asks_with_an_object"))
 
 
 def test_turns_beyond_the_limit_cut_a_response_off(carry_out, program):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asyncrl.errors import ConfigError
+from asyncrl.reward.processes.process import MAX_TRACEBACK_CHARS, raised
 from asyncrl.rollout.episodes import program
 from asyncrl.rollout.episodes.program import Model, Task, call_tool, checked_earned, load_program, schema_of
 
@@ -188,3 +189,17 @@ def test_a_reward_is_a_number_or_parts_in_all_or_by_requests(earned, parts):
 def test_what_is_no_reward_is_refused(earned):
     with pytest.raises(TypeError, match="should return a finite number"):
         checked_earned(earned)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "message"),
+    [("hello", None, "generate takes token ids"), ([5], 0, "max_new_tokens=0: it should be at least 1")],
+)
+def test_what_cannot_be_asked_is_refused_where_it_is_asked(prompt, limit, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        asyncio.run(Model(None).generate(prompt, max_new_tokens=limit))
+
+
+def test_a_failure_is_told_in_no_more_than_a_page():
+    told = raised(ValueError("\u00fc" * 10**6), 1, 0.0)
+    assert len(told.message) == len(told.traceback) == MAX_TRACEBACK_CHARS

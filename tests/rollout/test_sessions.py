@@ -1,5 +1,6 @@
-"""Random conversations: every token that is trained on was sampled in exactly the context that its trajectory
-shows, which a forward pass confirms, and none is lost or there twice."""
+"""Random conversations of five families of models as they are, and by templates in the shapes of five: every
+token that is trained on was sampled in exactly the context that its trajectory shows, which a forward pass
+confirms, and none is lost or there twice."""
 
 import asyncio
 import json
@@ -10,7 +11,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from chat_families import FAMILIES, SPECIAL
+from chat_families import FAMILIES, RENDERED, SPECIAL, TAGGED_CALL, Rendered
 from tokenizers import AddedToken
 
 from asyncrl.core.records import FinishReason, VersionSpan
@@ -28,7 +29,6 @@ TOOLS = [
 ]
 SAMPLED_TEXTS = ["yes", " two  words ", "naïve – 東京 🙂", "", '{"a": 1}', "a\n\nb", "<b>x</b>"]
 QUESTIONS = ["why?", "and then\n", "¿qué?", " more "]
-RENDERED = ("qwen3", "glm-4.5")
 
 
 @pytest.fixture(scope="module")
@@ -74,33 +74,30 @@ class Ventriloquist:
         raise AssertionError("nothing is given up here")
 
 
-def utterance(rng, family, tokenizer, end):
+def utterance(rng, family, tokenizer):
     """What a policy might say, as token ids: reasoning, a call, odd bytes, in its own spacing."""
-    text = rng.choice(SAMPLED_TEXTS)
+    text, end = rng.choice(SAMPLED_TEXTS), family.end
     if rng.random() < 0.4:
         thought = rng.choice(["hm", "let me\nsee"])
         text = f"<think>\n{thought}\n</think>\n\n{text}"
     if rng.random() < 0.4:
         spacing = rng.choice([(", ", ": "), (",", ":")])
         arguments = {"a": rng.randrange(9), "b": rng.choice(["x", "ü"])}
-        call = json.dumps({"name": "add", "arguments": arguments}, separators=spacing, ensure_ascii=False)
-        text += rng.choice(["\n", ""]) * bool(text) + f"<tool_call>\n{call}\n</tool_call>"
-        if family == "glm-4.5":
-            pair = "<arg_key>a</arg_key>\n<arg_value>1</arg_value>"
-            text = f"{text.partition('<tool_call>')[0]}<tool_call>add\n{pair}\n</tool_call>"
-            end = "<|observation|>"
+        arguments = json.dumps(arguments, separators=spacing, ensure_ascii=False)
+        call = family.call.format(name="add", arguments=arguments)
+        text, end = (text + rng.choice(["\n", ""]) + call).lstrip(), family.call_end or end
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if rng.random() < 0.1:
         ids.append(tokenizer(chr(0x1F600), add_special_tokens=False)["input_ids"][0])  # no whole character
     return [*ids, tokenizer.convert_tokens_to_ids(end)]
 
 
-async def converse(rng, session, engine, family, tokenizer, end):
-    """A conversation of a few turns, in which the program sometimes rewrites or branches."""
+async def converse(rng, session, engine, family, tokenizer):
+    """A conversation of a few turns, in which the program sometimes rewrites or branches. Returns it."""
     messages = [{"role": "user", "content": rng.choice(QUESTIONS)}]
     for _ in range(rng.randint(1, 5)):
         answers = rng.choice([1, 1, 1, 2])
-        engine.says = [utterance(rng, family, tokenizer, end) for _ in range(answers)]
+        engine.says = [utterance(rng, family, tokenizer) for _ in range(answers)]
         limit = rng.choice([None, None, None, 3])
         asked = (session.chat(messages, TOOLS, max_new_tokens=limit) for _ in range(answers))
         reply = (await asyncio.gather(*asked))[0]
@@ -118,37 +115,38 @@ async def converse(rng, session, engine, family, tokenizer, end):
             messages += results
         else:
             messages.append({"role": "user", "content": rng.choice(QUESTIONS)})
+    return messages
 
 
-def format_of(family, tokenizer):
-    """How the family's conversations become tokens, and how it ends a turn."""
-    if family in RENDERED:
+def format_of(name, tokenizer):
+    """How the family's conversations become tokens, and how its models speak."""
+    if name in RENDERED:
         base = pytest.importorskip("renderers.base", reason="needs asyncrl[agents]")
         configs = pytest.importorskip("renderers.configs")
-        end = {"qwen3": "<|im_end|>", "glm-4.5": "<|user|>"}[family]
-        renderer = base.create_renderer(tokenizer, configs.config_from_name(family))
-        return RendererChat(tokenizer, renderer), end
+        renderer = base.create_renderer(tokenizer, configs.config_from_name(name))
+        return RendererChat(tokenizer, renderer), RENDERED[name]
     own = deepcopy(tokenizer)
-    own.chat_template, end = FAMILIES[family]
-    return TemplateChat(own, [own.convert_tokens_to_ids(end)]), end
+    own.chat_template, end = FAMILIES[name]
+    return TemplateChat(own, [own.convert_tokens_to_ids(end)]), Rendered(end, TAGGED_CALL)
 
 
-TEMPLATE_SPLITS = {"reasoning", *RENDERED}
+TEMPLATE_SPLITS = {"reasoning", "qwen3", "glm-4.5"}
 """Families of which the template, or the renderer, drops the reasoning when a question follows."""
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *RENDERED])
+@pytest.mark.parametrize("name", [*FAMILIES, *RENDERED])
 def test_every_trained_token_was_sampled_in_the_context_that_is_trained_on(
-    family, tokenizer, model, one_thread
+    name, tokenizer, model, one_thread
 ):
-    chat, end = format_of(family, tokenizer)
+    chat, family = format_of(name, tokenizer)
     counts = Counter()
-    for seed in range(12):
+    for seed in range(8):
         rng = random.Random(seed)
         engine = Ventriloquist(model)
         task = RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(64))
         session = Conversation(task, 0, engine, seed=0, chat=chat)
-        asyncio.run(converse(rng, session, engine, family, tokenizer, end))
+        messages = asyncio.run(converse(rng, session, engine, family, tokenizer))
+        counts["calls"] += sum("tool_calls" in message for message in messages)
         trajectories = session.trajectories()
         recorded = []
         for number, t in enumerate(trajectories):
@@ -166,5 +164,6 @@ def test_every_trained_token_was_sampled_in_the_context_that_is_trained_on(
         assert sorted(recorded) == sorted(engine.ids), "each was sampled once, and is trained on once"
     assert counts["turns beyond the first of a segment"] > 5
     assert counts["history"] > 0
-    if family in TEMPLATE_SPLITS:
+    assert counts["calls"] > 0
+    if name in TEMPLATE_SPLITS:
         assert counts["template"] > 0

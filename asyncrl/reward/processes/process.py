@@ -198,7 +198,7 @@ def raised(
     """An exception as text, without the frames of this module. metrics: logged before it."""
     user_frames = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.format_exception(type(error), error, user_frames)
-    message = "".join(traceback.format_exception_only(error)).strip()
+    message = "".join(traceback.format_exception_only(error)).strip()[:MAX_TRACEBACK_CHARS]
     shown = readable("".join(lines)[-MAX_TRACEBACK_CHARS:])
     took_s = time.monotonic() - began_s
     return wire.Raised(
@@ -217,7 +217,9 @@ def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
     try:
         data = wire.frame(reply)
     except (TypeError, ValueError, OverflowError) as error:
-        why = f"the values it logged with log_extra cannot be sent: {error}"
+        asks = isinstance(reply, wire.Asks)
+        what = "what it asks the model for" if asks else "the values it logged with log_extra"
+        why = f"{what} cannot be sent: {error}"
         data = wire.frame(wire.Raised(reply.number, why, ""))
     with _sending:
         replies.write(data)

@@ -141,12 +141,19 @@ class EpisodePool:
         return await self._ask(min(self._shared, key=lambda child: child.calls), task, session)
 
     async def _play_alone(self, task: RolloutTask, session: Conversation) -> wire.Reply:
-        async with self._alone:
+        session.stands_back = True
+        try:
+            await self._alone.acquire()
+        finally:
+            session.stands_back = False
+        try:
             child = await self._spawn()
             try:
                 return await self._ask(child, task, session)
             finally:
                 child.kill()
+        finally:
+            self._alone.release()
 
     async def _ask(self, child: SharedChild, task: RolloutTask, session: Conversation) -> wire.Reply:
         # A key of its own each time: what an episode that is carried out again has left behind has none.

@@ -134,6 +134,8 @@ class Model:
         train: bool = True,
     ) -> Completion:
         """What follows these tokens."""
+        if isinstance(token_ids, str):
+            raise TypeError("generate takes token ids: `await model.tokenise(text)` gives those of a text")
         ids = [int(token_id) for token_id in token_ids]
         options = _options(max_new_tokens, stop, train)
         return Completion(**await self._ask("generate", {"prompt_ids": ids, **options}))
@@ -163,6 +165,8 @@ class Model:
 
 
 def _options(max_new_tokens: int | None, stop: Sequence[str | int], train: bool) -> dict[str, Any]:
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: it should be at least 1")
     texts = [stop] if isinstance(stop, str) else list(stop)
     return {"max_new_tokens": max_new_tokens, "stop": texts, "train": train}
 

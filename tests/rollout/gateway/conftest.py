@@ -115,7 +115,7 @@ def serve(make_model, tokenizer, one_thread):
     """`async with serve(...) as served`: a session of one that has the gateway's door open."""
 
     @asynccontextmanager
-    async def serve(kind="wild", *, temperature=1.0, drive=True, **sampling):
+    async def serve(kind="wild", *, temperature=1.0, drive=True, listens=None, **sampling):
         end = tokenizer.eos_token_id
         engine = TorchEngine(make_model(kind), capacity=4, max_length=CONTEXT, stop_token_ids=(end,))
         params = SamplingParams(LONGEST, temperature, **sampling)
@@ -124,7 +124,8 @@ def serve(make_model, tokenizer, one_thread):
         session = Conversation(task, 0, engine, seed=3, context_tokens=CONTEXT, chat=chat)
         text_of = ResponseText(tokenizer, {end})
         ends = frozenset([end])
-        gateway = Gateway("tiny", tokenizer, text_of, context_tokens=CONTEXT, stop_ids=ends)
+        how = {"context_tokens": CONTEXT, "stop_ids": ends} | (listens or {})
+        gateway = Gateway("tiny", tokenizer, text_of, **how)
         served = Served(engine, gateway, session)
         _watch(engine, served.sampled)
         driving = asyncio.create_task(engine.run()) if drive else None

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 
 import pytest
 from optional import optional
@@ -212,5 +214,31 @@ def test_an_engine_that_breaks_is_an_error_that_no_client_tries_again(serve):
                 await asking
             assert served.session.engine_failure is not None
             assert served.session.turns == 1
+
+    asyncio.run(run())
+
+
+PROGRAM = """
+import openai
+
+client = openai.OpenAI(max_retries=0)
+reply = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "a"}], max_tokens=8)
+assert reply.usage.completion_tokens
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its loopback has more than one address")
+def test_a_program_elsewhere_knows_the_address_and_the_key_and_no_more(serve):
+    async def run():
+        async with serve(listens={"bind": "0.0.0.0", "advertise": "127.0.0.2"}) as served:
+            url, key = served.session.door
+            assert url.startswith("http://127.0.0.2:")
+            known = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, "NO_PROXY": "127.0.0.2"}
+            program = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", PROGRAM), env={"PATH": os.environ["PATH"], **known}
+            )
+            assert await program.wait() == 0
+            (trajectory,) = served.session.trajectories()
+            assert trajectory.sampled_tokens
 
     asyncio.run(run())
