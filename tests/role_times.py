@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def adding_up(run_dir):
 
     def watch():
         while not over.wait(0.05):
-            for role, pulse in read_pulses(RunDir(run_dir).pulses).items():
+            for role, pulse in read_pulses(RunDir(Path(run_dir)).pulses).items():
                 first, _ = pulses.setdefault(role, (pulse, pulse))
                 pulses[role] = first, pulse
 

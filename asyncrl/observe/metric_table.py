@@ -298,12 +298,11 @@ def named(key: str) -> Metric | None:
     return METRICS.get(key) or next((METRICS[n] for n, like in _patterns() if like.fullmatch(key)), None)
 
 
-def stands_for(key: str) -> Sequence[str]:
-    """What the parts in braces of its metric's name are in this key."""
-    metric = named(key)
-    pattern = dict(_patterns()).get(metric.name) if metric else None
+def in_braces(key: str) -> Mapping[str, str]:
+    """What the parts in braces of its metric's name are in this key, by their names there."""
+    pattern = dict(_patterns()).get(metric.name) if (metric := named(key)) else None
     match = pattern.fullmatch(key) if pattern else None
-    return match.groups() if match else ()
+    return match.groupdict() if match else {}
 
 
 def unnamed(keys: Iterable[str]) -> list[str]:
@@ -323,5 +322,7 @@ def board_tags(key: str) -> list[str]:
 def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """The names with braces, each with its pattern."""
     return tuple(
-        (name, re.compile(re.sub(r"\\\{\w+\\\}", "(.+)", re.escape(name)))) for name in METRICS if "{" in name
+        (name, re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(name))))
+        for name in METRICS
+        if "{" in name
     )

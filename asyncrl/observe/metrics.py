@@ -96,12 +96,14 @@ class MetricsTail:
         return fresh
 
 
-def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Line `number` of the file `path`, with null as NaN. Raises `MetricsError` if it is no JSON object."""
+def parse_line(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
+    """Line `number` of the file `path` (None: its last), with null as NaN. Raises `MetricsError` if it is no
+    JSON object."""
     try:
         values = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise MetricsError(f"{path}, line {number}, is not a line of metrics: {error}") from None
+        which = "its last line" if number is None else f"line {number}"
+        raise MetricsError(f"{path}, {which}, is not a line of metrics: {error}") from None
     if None in values.values():
         return {key: math.nan if value is None else value for key, value in values.items()}
     return values
@@ -117,19 +119,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return MetricsTail(path).poll()
 
 
-def last_step(path: Path) -> int:
-    """The step of the last complete line, found without reading a long file whole; 0 where there is none.
-    Raises `MetricsError` if that line is no JSON object."""
+def last_line(path: Path) -> dict[str, Any]:
+    """The last complete line, with null as NaN, found without reading a long file whole; empty where there is
+    none. Raises `MetricsError` if it is not a JSON object."""
     try:
         with path.open("rb") as file:
             start = file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")[bool(start) : -1]
-        found = [msgspec.json.decode(lines[-1], type=dict[str, Any])] if lines else read_metrics(path)
     except FileNotFoundError:
-        return 0
-    except msgspec.DecodeError:
-        found = read_metrics(path)  # says which line it is
-    return int(found[-1].get("step", 0)) if found else 0
+        return {}
+    if not lines and start:  # it is longer than that
+        return next(reversed(read_metrics(path)), {})
+    return parse_line(lines[-1], path, None) if lines else {}
 
 
 def _plain(key: str, value: Any) -> Value:

@@ -103,7 +103,7 @@ class Pager:
         meant = [i for i, sample in enumerate(self.samples) if self._is_meant(sample)]
         which = f"{meant.index(self.place) + 1}/{len(meant)}" if self.place in meant else f"-/{len(meant)}"
         told = f"{which} {self.kind or 'all'}   lines {self.top + 1}-{until} of {len(lines)}   "
-        foot = Text(f"{told}colours by {self.colours.by}", "dim")
+        foot = Text.assemble((f"{told}colours by ", "dim"), self.colours.legend(self.sample))
         asked = Text(f"/{self.search}█") if self.search is not None else Text(HELP, "dim")
         heading = Text(printable(self.sample.heading()), "bold")
         facts = Text(printable(self.sample.facts()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from asyncrl.errors import ConfigError
-from asyncrl.observe.metric_table import named
-from asyncrl.observe.metrics import FILE_NAME, parse_line
+from asyncrl.observe.metric_table import in_braces, named
+from asyncrl.observe.metrics import FILE_NAME, last_line
 
 HOST = "127.0.0.1"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Source: https://prometheus.io/docs/instrumenting/exposition_formats/."""
-_LAST_BYTES = 1 << 20
-"""Of the file, in which its last line is looked for."""
 
 
 @contextmanager
@@ -78,7 +75,7 @@ def exposition(run_dir: Path, name: str) -> str:
     and others for what a metric's name has in braces; and when the step was finished."""
     path = run_dir / FILE_NAME
     samples: dict[str, list[str]] = {}
-    for key, value in _last_line(path).items():
+    for key, value in last_line(path).items():
         if isinstance(value, int | float) and math.isfinite(value):
             gauge, labels = _gauge(key)
             if gauge not in samples:
@@ -93,26 +90,11 @@ def exposition(run_dir: Path, name: str) -> str:
     return "".join(f"{line}\n" for lines in samples.values() for line in lines)
 
 
-def _last_line(path: Path) -> dict[str, Any]:
-    """Empty while there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
-            *_, last, _ = b"\n", b"", *file.read().split(b"\n")
-    except FileNotFoundError:
-        return {}
-    return parse_line(last, path, 0) if last else {}
-
-
 def _gauge(key: str) -> tuple[str, Mapping[str, str]]:
     """The gauge's name and labels. Every name is of the letters that Prometheus takes."""
-    metric = named(key)
-    labels: Mapping[str, str] = {}
-    if metric is not None and "{" in metric.name:
-        like = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(metric.name))
-        match = re.fullmatch(like, key)
-        assert match is not None
-        key, labels = re.sub(r"[{}]", "", metric.name), match.groupdict()
+    labels = in_braces(key)
+    if labels and (metric := named(key)) is not None:
+        key = re.sub(r"[{}]", "", metric.name)
     return f"asyncrl_{re.sub(r'[^a-zA-Z0-9_]', '_', key)}", labels
 
 

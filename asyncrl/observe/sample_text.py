@@ -32,6 +32,17 @@ class Colours:
             return SHOWN_STYLE
         return OF_VERSIONS[version % len(OF_VERSIONS)] if self.by == VERSION else ""
 
+    def legend(self, sample: Sample) -> Text:
+        """What the colours are by, and what each means in this sample."""
+        text = Text(self.by)
+        if self.by == VERSION:
+            for version in sorted({version for _, version in sample.pieces()} - {NOT_SAMPLED}):
+                text.append(f" {version}", self.of_version(version))
+        elif (ends := self.ranges.get(self.by)) is not None:
+            for end in sorted({*ends}):
+                text.append(f" {end:.3g}", self.of_value(end))
+        return text
+
     def of_value(self, value: float | None) -> str:
         low, high = self.ranges.get(self.by, (0.0, 0.0))
         if value is None or value != value:

@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from asyncrl.observe.metric_table import GROUPS, METRICS, named, stands_for
+from asyncrl.observe.metric_table import GROUPS, METRICS, in_braces, named
 from asyncrl.report.chart import Chart, Curve, draw
 from asyncrl.report.run import RunRecord
 
@@ -145,7 +145,7 @@ def _chart(
     metric = named(key)
     return draw(
         curves,
-        title=(_title(metric.meaning, stands_for(key)) if metric else key) + suffix,
+        title=(_title(metric.meaning, [*in_braces(key).values()]) if metric else key) + suffix,
         key=key,
         x_name=x_name,
         y_name=_with_unit(key, metric.unit if metric else ""),

@@ -16,7 +16,7 @@ import numpy as np
 from asyncrl.config import load, yaml_tree
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import REQUIRED_KEYS
-from asyncrl.observe.metrics import FILE_NAME, last_step, read_metrics
+from asyncrl.observe.metrics import FILE_NAME, last_line, read_metrics
 from asyncrl.observe.role_meter import Times, times
 from asyncrl.observe.samples import Sample, read_samples
 from asyncrl.observe.summary import Summary, summary_of
@@ -121,7 +121,9 @@ def lines_of(run: RunDir) -> list[dict[str, Any]]:
 
 def state_of(run: RunDir, now: float) -> str:
     """As `RunRecord.state`, without reading all of a long run."""
-    return _state(last_step(run.path / FILE_NAME), settings_of(run)[1], _seen_at(run.usage), now)
+    return _state(
+        last_line(run.path / FILE_NAME).get("step", 0), settings_of(run)[1], _seen_at(run.usage), now
+    )
 
 
 def _state(steps: int, total_steps: int | None, seen_at: float | None, now: float) -> str:

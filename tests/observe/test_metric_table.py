@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import asyncrl
-from asyncrl.observe.metric_table import METRICS, OVERVIEW, board_tags, named, unnamed
+from asyncrl.observe.metric_table import METRICS, OVERVIEW, board_tags, in_braces, named, unnamed
 from asyncrl.observe.metrics import read_metrics
 
 ELSEWHERE = {
@@ -62,6 +62,9 @@ def test_a_key_belongs_to_one_metric_and_others_to_none():
     assert named("reward/letter_share/mean").name == "reward/{part}/mean"
     assert named("age/12/ratio_p01").name == "age/{age}/ratio_p01"
     assert named("memory/rollout-0_rss_bytes").name == "memory/{role}_rss_bytes"
+    assert in_braces("reward/mean") == in_braces("nothing") == {}
+    assert in_braces("memory/rollout-0_rss_bytes") == {"role": "rollout-0"}
+    assert in_braces("eval/math/reward/right/mean") == {"set": "math", "part": "right"}
     assert unnamed(["loss", "reward/mean", "age//kl", "reward/x/median", "losses", "age/1"]) == [
         *("age//kl", "age/1", "losses", "reward/x/median"),
     ]

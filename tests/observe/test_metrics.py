@@ -12,7 +12,7 @@ import torch
 from asyncrl.core.invariants import InvariantError
 from asyncrl.observe import metrics
 from asyncrl.observe.metric_table import REQUIRED_KEYS
-from asyncrl.observe.metrics import MetricsError, MetricsTail, MetricsWriter, last_step, read_metrics
+from asyncrl.observe.metrics import MetricsError, MetricsTail, MetricsWriter, last_line, read_metrics
 
 
 def test_lines_come_back_as_written(tmp_path, make_line):
@@ -196,14 +196,15 @@ def test_a_run_that_goes_on_from_an_earlier_step_writes_its_later_lines_anew(tmp
 
 
 @pytest.mark.parametrize("tail_bytes", [metrics.TAIL_BYTES, 9000, 10])
-def test_the_last_step_is_found_without_reading_all(tmp_path, make_line, monkeypatch, tail_bytes):
+def test_the_last_line_is_found_without_reading_all(tmp_path, make_line, monkeypatch, tail_bytes):
     monkeypatch.setattr(metrics, "TAIL_BYTES", tail_bytes)
     path = tmp_path / "metrics.jsonl"
-    assert last_step(path) == 0
+    assert last_line(path) == {}
     path.write_text('{"step": 1, "cut')
-    assert last_step(path) == 0
-    path.write_text("".join(json.dumps(make_line(step)) + "\n" for step in range(1, 9)) + '{"step": 9, "cut')
-    assert last_step(path) == 8
-    path.write_text("broken\n")
-    with pytest.raises(MetricsError, match=r"metrics\.jsonl, line 1,"):
-        last_step(path)
+    assert last_line(path) == {}
+    lines = [make_line(step) for step in range(1, 9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "cut')
+    assert last_line(path) == lines[-1]
+    path.write_text(f"{json.dumps(lines[0])}\nbroken\n")
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl, (line 2|its last line),"):
+        last_line(path)

@@ -225,6 +225,8 @@ def test_the_pager_goes_by_keys(run_dir):
         "nothing",
     ]
     assert pages(run_dir, "q")[0].is_done
+    legends = [pages(run_dir, *"c" * n, width=80)[1][-2].partition("colours by ")[2] for n in range(4)]
+    assert legends == ["version 3", "reward 0 1", "right 0 1", "nothing"]
 
 
 def test_the_pager_scrolls_through_a_long_response(tmp_path):

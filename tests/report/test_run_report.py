@@ -54,7 +54,7 @@ def test_its_numbers_are_those_of_the_metrics(make_run, make_line):
 
 def test_every_chart_has_a_title_axes_and_valid_svg(make_run, make_line):
     one, two = (
-        make_run(name, [make_line(step, reward__mean=v) for step in STEPS])
+        make_run(name, [make_line(step, reward__mean=v, reward__exact_match__mean=v) for step in STEPS])
         for name, v in [("a", 1.0), ("b", 2.0)]
     )
     path = asyncrl.write_report([one, two], one / "r.html")
@@ -78,6 +78,7 @@ def test_every_chart_has_a_title_axes_and_valid_svg(make_run, make_line):
         assert "<b>a</b>" in legend
         assert "<b>b</b>" in legend
     assert "kl/behavior, nats" in html
+    assert "Mean of one part, as its function, model or episode gave it: exact_match" in html
 
 
 EVIL = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>&lt;\x1b[31m\x00\u202e'
