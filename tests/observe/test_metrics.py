@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_from_an_earlier_step_writes_its_later_lines_anew(tmp
     ]
 
 
-@pytest.mark.parametrize("tail_bytes", [metrics.TAIL_BYTES, 9000, 10])
+@pytest.mark.parametrize("tail_bytes", [metrics.TAIL_BYTES, 9000, 30, 10])
 def test_the_last_line_is_found_without_reading_all(tmp_path, make_line, monkeypatch, tail_bytes):
     monkeypatch.setattr(metrics, "TAIL_BYTES", tail_bytes)
     path = tmp_path / "metrics.jsonl"

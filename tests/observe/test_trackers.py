@@ -6,6 +6,8 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from itertools import chain
 
 import pytest
@@ -208,8 +210,14 @@ def test_whoever_waits_for_a_tracker_gives_it_up_once_it_stands_still(
     make_line, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
-    monkeypatch.setattr(start, "STILL_S", 1.0)
-    folder = finished_run(tmp_path, make_line)
+    folder, brought = finished_run(tmp_path, make_line), tmp_path / "own.txt"
+
+    def once_all_is_brought():
+        while not brought.exists() or not brought.read_text():
+            time.sleep(0.01)
+        monkeypatch.setattr(start, "STILL_S", 1.0)
+
+    threading.Thread(target=once_all_is_brought, daemon=True).start()
     assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 1
     assert "it has brought nothing for 1 s, and was ended" in capsys.readouterr().err
     assert (tmp_path / "own.txt").read_text() == "1 2 "
