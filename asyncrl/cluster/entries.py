@@ -51,6 +51,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
+    from asyncrl.loop.turns import engine_turns
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
@@ -84,7 +85,7 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         if turns is not None:
             turns.client = client
-            services.append(link.take_turns(turns))
+            services.append(engine_turns(turns, group_rollout.engine, link))
         services += [model.follow() for model in models.values()]
         services += [while_it_stays(config, run_dir)] if config is not unjudged else []
         try:

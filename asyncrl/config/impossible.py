@@ -603,11 +603,6 @@ def _impossible_turns(c: Config) -> Iterator[str]:
             f"{key}: an engine that gives up its memory keeps no keys and values, and rollout.kv_on_update="
             f"{c.rollout.kv_on_update} would; use rollout.kv_on_update=recompute"
         )
-    if c.rollout.torch.cuda_graphs:
-        yield (
-            f"{key} moves weights and caches, and CUDA graphs need them to stay where they are; use "
-            "rollout.torch.cuda_graphs=false"
-        )
     if c.transport == "collective":
         yield (
             f"{key}: weights.transport=collective sends from GPU to GPU, and only one of the two has memory "

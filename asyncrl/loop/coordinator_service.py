@@ -14,12 +14,12 @@ from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator
 from asyncrl.core.invariants import InvariantError
 from asyncrl.core.records import Submission
-from asyncrl.core.turns import Turns
 from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, every_s, read_pulses
 from asyncrl.liveness.stall import StallWatch
 from asyncrl.loop.host import Host
+from asyncrl.loop.turns_desk import TurnsDesk
 from asyncrl.observe.role_meter import RoleMeter
 from asyncrl.roles import COORDINATOR, RANK_0, ROLLOUT, SUPERVISOR, TRAINER, names
 from asyncrl.rollout.task import RolloutTask
@@ -38,8 +38,6 @@ STALL_POLL_S = 0.5
 VERSIONS_ARE_TRUE = 6
 NOTICE, NOTICE_SERIAL = "notice", "notice_serial"
 """Under these keys the store keeps the current notice and its number, which goes on through restarts."""
-TRAINERS_TURN = "trainers_turn"
-"""The same, of whether it is (`core.turns`)."""
 
 
 @dataclass(slots=True)
@@ -105,9 +103,7 @@ class CoordinatorService:
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
-        self._turns = Turns(
-            names(ROLLOUT, config.rollout.workers), trainers=store.recall(TRAINERS_TURN) != bytes(1)
-        )
+        self._turns = TurnsDesk(config, store, self._stalls, self._happened, self._until)
         self._published: tuple[int, m.Published] | None = None
         """The last answer to a `Publish`, by version."""
 
@@ -158,7 +154,7 @@ class CoordinatorService:
             case m.Hello():
                 return m.Welcome(self._notice, self._notice_serial), ()
             case m.EngineTurn():
-                return await self._engine_turn(name, request), ()
+                return await self._turns.of_engine(name, request), ()
             case m.WorkerLost():
                 self._turns.lost(request.worker)
                 self._lost(request.worker)
@@ -175,7 +171,7 @@ class CoordinatorService:
             case m.AwaitApplied():
                 await self._await_applied(request.version)
             case m.TrainerTurn():
-                return await self._trainer_turn(name, request), ()
+                return await self._turns.of_trainer(name, request), ()
         return m.Done(), ()
 
     def _check_protocol(self, name: str, request: m.Request, frames: Frames) -> None:
@@ -327,7 +323,7 @@ class CoordinatorService:
         def nobody_is_behind() -> bool | None:
             engines = {name: worker.engine_version for name, worker in self._workers.items()}
             behind = (name for name, has in engines.items() if has is not None and has < version)
-            self._stalls.behind = tuple(name for name in behind if self._reads_weights(name))
+            self._stalls.behind = tuple(name for name in behind if self._turns.reads_weights(name))
             return not self._stalls.behind or None
 
         timeout_s = self._config.weights.ack_timeout_s
@@ -341,39 +337,6 @@ class CoordinatorService:
                 )
                 self._heart.stall = self._stalls.stall(late)
             raise RpcError(late)
-        finally:
-            self._stalls.behind = ()
-
-    def _reads_weights(self, worker: str) -> bool:
-        """One whose engine has given up its memory takes the newest version when it gets it back."""
-        return not self._config.placement.in_turns or worker in self._turns.awake
-
-    # ---- turns ---------------------------------------------------------------------------------------------
-
-    async def _engine_turn(self, name: str, request: m.EngineTurn) -> m.Turn:
-        self._turns.engine(name, (request.process, request.number), awake=request.awake)
-        self._happened()
-
-        def changes() -> bool | None:
-            yours = self._turns.engine_may(name)
-            return yours if yours != request.awake else None
-
-        found = await self._until(changes, request.wait_s)
-        return m.Turn(request.awake if found is None else found)
-
-    async def _trainer_turn(self, name: str, request: m.TrainerTurn) -> m.Turn:
-        """An engine that does not give up its memory holds up the step: a stall, whose culprit is
-        replaced."""
-        self._turns.trainer(name, (request.process, request.number), wants=request.wants)
-        self._store.keep(TRAINERS_TURN, bytes([self._turns.is_trainers]))
-        self._happened()
-
-        def may() -> bool | None:
-            self._stalls.behind = self._turns.awake
-            return self._turns.trainer_may or None
-
-        try:
-            return m.Turn(bool(request.wants and await self._until(may, request.wait_s)))
         finally:
             self._stalls.behind = ()
 

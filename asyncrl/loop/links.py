@@ -14,7 +14,6 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
 from asyncrl.loop.trainer import TrainerLink
-from asyncrl.loop.turns import TurnsByMessage
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
 from asyncrl.rollout.task import RolloutTask
@@ -54,7 +53,7 @@ class ZmqWorkerLink:
         self._transport = transport
         self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
-        self._updating = asyncio.Lock()
+        self.updating = asyncio.Lock()
         """Held while the engine has given up its memory, too: it takes no version then but to wake."""
 
     def on_notice(self, news: m.NewWeights | m.Welcome) -> None:
@@ -96,26 +95,11 @@ class ZmqWorkerLink:
         """Give the engine every new version, skipping those that are out of date already."""
         while True:
             await self._news.wait()
-            async with self._updating:
+            async with self.updating:
                 self._news.clear()
-                await self._update()
+                await self.update()
 
-    async def take_turns(self, turns: TurnsByMessage) -> None:
-        """Have the engine sleep while the memory is the trainer's, for ever. It begins with its memory."""
-        while True:
-            await turns.of_engine(awake=True)
-            async with self._updating:
-                with waiting("the engine to give up its memory", state="move"):
-                    await self._engine.sleep()
-                woken = False
-                while not woken:
-                    with waiting("the trainer to give up its memory", state="wait_turn"):
-                        await turns.of_engine(awake=False)
-                    woken = await self._update(wakes=True)
-                    if not woken:
-                        await asyncio.sleep(REPORT_S)  # reports bring the notice of weights that will do
-
-    async def _update(self, *, wakes: bool = False) -> bool:
+    async def update(self, *, wakes: bool = False) -> bool:
         """Give the engine what is newer than it has, or to wake it, whatever is newest. Returns whether it
         has taken it: it is not there, or not any more."""
         if (report := await self._taken(wakes)) is None:

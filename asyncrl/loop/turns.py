@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.core.records import Batch
 from asyncrl.loop.trainer import TrainerLink
+from asyncrl.rollout.engines.base import Engine
 from asyncrl.states import doing
 from asyncrl.waits import waiting
 from asyncrl.wire import messages as m
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.published import PublishedWeights
 
+LOOK_S = 0.25
 POLL_S = 5.0
 """How long the coordinator may keep a question whose turn it is."""
 
@@ -84,6 +86,31 @@ class TakesTurns(TrainerLink):
 
     async def checkpointed(self, oldest: int) -> None:
         await self._link.checkpointed(oldest)
+
+
+class Updates(Protocol):
+    """What a worker's link does with weight versions."""
+
+    updating: asyncio.Lock
+    """While others hold it, the engine takes no version."""
+
+    async def update(self, *, wakes: bool) -> bool:
+        """Wake the engine with the newest version; whether there was one."""
+
+
+async def engine_turns(turns: TurnsByMessage, engine: Engine, updates: Updates) -> None:
+    """Have the engine sleep while the memory is the trainer's, for ever. It begins with its memory."""
+    while True:
+        await turns.of_engine(awake=True)
+        async with updates.updating:
+            with waiting("the engine to give up its memory", state="move"):
+                await engine.sleep()
+            woken = False
+            while not woken:
+                with waiting("the trainer to give up its memory", state="wait_turn"):
+                    await turns.of_engine(awake=False)
+                if not (woken := await updates.update(wakes=True)):
+                    await asyncio.sleep(LOOK_S)  # reports bring the notice of weights that will do
 
 
 class TurnsByMessage(TrainerTurns):

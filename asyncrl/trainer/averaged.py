@@ -10,7 +10,8 @@ from torch import Tensor
 
 from asyncrl.objective.proximal import ewma_update
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.state import HOST, WEIGHT, SavedPart, Shapes, move
+from asyncrl.trainer.offload import HOST, move
+from asyncrl.trainer.state import WEIGHT, SavedPart, Shapes
 
 
 class AveragedPolicy:

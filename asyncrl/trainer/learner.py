@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import RunFailed
 from asyncrl.states import doing
+from asyncrl.trainer.offload import HOST, move
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
-from asyncrl.trainer.state import AVERAGES, HOST, STEP, WEIGHT, SavedPart, Shapes, Stateful, move
+from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes, Stateful
 
 MAX_SKIPPED_UPDATES = 3
 """So many updates in a row without a finite gradient end the run; fewer are skipped and counted."""

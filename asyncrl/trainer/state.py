@@ -3,10 +3,9 @@ backend, how many ranks or which ZeRO stage wrote them, and which read them."""
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -28,8 +27,6 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 STEP = "step"
 POLICY_WEIGHT = f"policy.{WEIGHT}"
 _FLOAT32_BYTES = 4
-
-HOST = torch.device("cpu")
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Of a part's tensors, by kind and parameter."""
@@ -211,27 +208,6 @@ def open_saved(folder: Path, parts: Mapping[str, Stateful]) -> dict[str, SavedPa
     for part, stateful in parts.items():
         saved[part].check(stateful.shapes())
     return saved
-
-
-def offload(parts: Mapping[str, Stateful]) -> None:
-    """All of a trainer's."""
-    for part in parts.values():
-        part.offload()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def reload(parts: Mapping[str, Stateful]) -> None:
-    """All of them, in the order in which they were made: later ones may go by earlier ones."""
-    for part in parts.values():
-        part.reload()
-
-
-def move(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Whoever refers to them finds their values there from now on."""
-    for tensor in tensors:
-        tensor.data = tensor.data.to(device)
 
 
 def on_host(tensor: Tensor) -> Tensor:

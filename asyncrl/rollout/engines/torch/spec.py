@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from asyncrl.config import Config
@@ -44,6 +45,14 @@ class Torch(EngineSpec):
             raise ConfigError(
                 "rollout.torch.cuda_graphs=true: the engines compute on the CPU, which has no CUDA graphs; "
                 "leave it out"
+            )
+
+    def impossible(self, config: Config) -> Iterator[str]:
+        yield from super().impossible(config)
+        if config.placement.in_turns and config.rollout.torch.cuda_graphs:
+            yield (
+                "placement.colocate=turns moves weights and caches, and CUDA graphs need them to stay where "
+                "they are; use rollout.torch.cuda_graphs=false"
             )
 
     def look_at_decoding(self, config: Config, model: ModelFacts) -> str | None:

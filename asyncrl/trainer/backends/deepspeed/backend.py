@@ -25,8 +25,9 @@ from asyncrl.trainer.learner import Learner, TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.models.checks import ModelError, model_name
+from asyncrl.trainer.offload import offload, reload
 from asyncrl.trainer.saving import ModelSnapshot
-from asyncrl.trainer.state import HeldState, SavedPart, offload, open_saved, reload
+from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import PublishedWeights
 

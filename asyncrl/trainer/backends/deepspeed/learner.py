@@ -31,8 +31,9 @@ from asyncrl.trainer.learner import (
     learner_shapes,
     trained_parameters,
 )
+from asyncrl.trainer.offload import HOST, move
 from asyncrl.trainer.packing.pack import MicroBatch
-from asyncrl.trainer.state import AVERAGES, HOST, STEP, WEIGHT, SavedPart, Shapes, move
+from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.models.policy import published
+from asyncrl.trainer.offload import offload, reload
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelSnapshot
-from asyncrl.trainer.state import HeldState, offload, open_saved, reload
+from asyncrl.trainer.state import HeldState, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
 from asyncrl.weights.published import WholeWeights
 

@@ -1,0 +1,76 @@
+"""Where engines and trainer ask whose turn it is: `core.turns` behind messages, kept through restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from asyncrl.config import Config
+from asyncrl.core.turns import Turns
+from asyncrl.liveness.stall import StallWatch
+from asyncrl.roles import ROLLOUT, names
+from asyncrl.runfiles.store import LedgerStore
+from asyncrl.wire import messages as m
+
+TRAINERS_TURN = "trainers_turn"
+"""Under this key the store keeps whether it is."""
+
+
+class Until(Protocol):
+    """Look again after every event."""
+
+    def __call__(self, look: Callable[[], bool | None], wait_s: float) -> Awaitable[bool | None]: ...
+
+
+class TurnsDesk:
+    """happened: called after an event. until: what `look` gives once it is not None; None after `wait_s`."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: LedgerStore[Any],
+        stalls: StallWatch,
+        happened: Callable[[], None],
+        until: Until,
+    ) -> None:
+        self._in_turns = config.placement.in_turns
+        self._store = store
+        self._stalls = stalls
+        self._happened = happened
+        self._until = until
+        trainers = store.recall(TRAINERS_TURN) != bytes(1)
+        self._turns = Turns(names(ROLLOUT, config.rollout.workers), trainers=trainers)
+
+    def lost(self, worker: str) -> None:
+        self._turns.lost(worker)
+
+    def reads_weights(self, worker: str) -> bool:
+        """One whose engine has given up its memory takes the newest version when it gets it back."""
+        return not self._in_turns or worker in self._turns.awake
+
+    async def of_engine(self, name: str, request: m.EngineTurn) -> m.Turn:
+        self._turns.engine(name, (request.process, request.number), awake=request.awake)
+        self._happened()
+
+        def changes() -> bool | None:
+            yours = self._turns.engine_may(name)
+            return yours if yours != request.awake else None
+
+        found = await self._until(changes, request.wait_s)
+        return m.Turn(request.awake if found is None else found)
+
+    async def of_trainer(self, name: str, request: m.TrainerTurn) -> m.Turn:
+        """An engine that does not give up its memory holds up the step: a stall, whose culprit is
+        replaced."""
+        self._turns.trainer(name, (request.process, request.number), wants=request.wants)
+        self._store.keep(TRAINERS_TURN, bytes([self._turns.is_trainers]))
+        self._happened()
+
+        def may() -> bool | None:
+            self._stalls.behind = self._turns.awake
+            return self._turns.trainer_may or None
+
+        try:
+            return m.Turn(bool(request.wants and await self._until(may, request.wait_s)))
+        finally:
+            self._stalls.behind = ()
