@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 
 import msgspec
@@ -17,7 +16,11 @@ from asyncrl.cluster.remote.call import CALL
 
 
 class Programs:
-    """A starter of agents, as Ray's and SLURM's: each is a program on this machine."""
+    """A starter of agents, as Ray's and SLURM's: each is a program on this machine. before: words before its
+    command."""
+
+    def __init__(self, before=()):
+        self._before = before
 
     @asynccontextmanager
     async def holding(self, specs):
@@ -28,7 +31,7 @@ class Programs:
 
     async def run(self, spec, call):
         environment = {**os.environ, "PYTHONSAFEPATH": "1", CALL: msgspec.json.encode(call).decode()}
-        command = sys.executable, "-m", "asyncrl.cluster.remote.agent"
+        command = *self._before, sys.executable, "-m", "asyncrl.cluster.remote.agent"
         agent = await asyncio.create_subprocess_exec(*command, env=environment, stdin=subprocess.DEVNULL)
         try:
             await agent.wait()
@@ -38,22 +41,18 @@ class Programs:
 
 
 class Forked(Programs):
-    """The same, but agents are forked, and their roles. other: the host that they are on (`OtherHost`), if it
-    is another."""
-
-    def __init__(self, other=None):
-        self._told = [] if other is None else astuple(other)
-        self._server = fork_server.ForkServer()
+    """The same, but agents are forked, and their roles from them."""
 
     @asynccontextmanager
     async def holding(self, specs):
+        self._server = fork_server.ForkServer()
         yield
         self._server.close()
 
     async def run(self, spec, call):
         environment = {**os.environ, CALL: msgspec.json.encode(call).decode()}
         with Path(os.devnull).open("rb") as nothing:
-            pid = await self._server.fork("forked_agent", self._told, environment, (nothing.fileno(), 1, 2))
+            pid = await self._server.fork("forked_agent", [], environment, (nothing.fileno(), 1, 2))
         try:
             await end_of(pid)
         finally:

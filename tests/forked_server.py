@@ -21,7 +21,14 @@ from asyncrl.cluster.hosts import fork_server
 from asyncrl.cluster.hosts.fork_server import ROLES, ForkServer
 from asyncrl.event_loop import run_to_end
 
-VLLM = ("vllm.entrypoints.launchers.api_server.entry", "imported_vllm")
+VLLM = (
+    "imported_vllm",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.rl.online.api_router",
+    "vllm.entrypoints.serve.profile.api_router",
+)
 """What an engine of vLLM and its server use."""
 RANKS = (
     "asyncrl.trainer.backends.deepspeed.backend",

@@ -8,6 +8,8 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "asyncrl"
 
 LAYERS = (
@@ -73,9 +75,14 @@ def trees():
     return found
 
 
+@functools.cache
+def walked(tree):
+    return [*ast.walk(tree)]
+
+
 def imported(tree):
     """Full names of all modules that are imported anywhere in a file, for types too."""
-    for node in ast.walk(tree):
+    for node in walked(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,9 +93,18 @@ def imported(tree):
                 yield inner if is_module else node.module
 
 
+@functools.cache
 def own_imports(name):
     own = (full.removeprefix("asyncrl").lstrip(".") for full in imported(trees()[name]) if is_own(full))
     return {module for module in own if module != name}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten():
+    """A million objects, at which the garbage collector would look again and again."""
+    yield
+    for made in (trees, walked, own_imports):
+        made.cache_clear()
 
 
 def is_own(full):
@@ -197,7 +213,7 @@ def test_adapters_are_imported_where_a_config_names_them_alone():
 
 def asked(tree, attribute):
     """Comparisons with an attribute of this name, and what is looked up by it."""
-    for node in ast.walk(tree):
+    for node in walked(tree):
         if isinstance(node, ast.Compare | ast.Match | ast.Subscript):
             inner = node.slice if isinstance(node, ast.Subscript) else node
             subject = inner.subject if isinstance(inner, ast.Match) else inner
@@ -207,8 +223,8 @@ def asked(tree, attribute):
 
 def named(tree, pattern):
     """Strings that look so; docstrings may, those of attributes included."""
-    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    told = {id(node.value) for node in walked(tree) if isinstance(node, ast.Expr)}
+    for node in walked(tree):
         is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
         if is_text and re.search(pattern, node.value):
             yield node
@@ -216,7 +232,7 @@ def named(tree, pattern):
 
 def functions():
     for name, tree in trees().items():
-        for node in ast.walk(tree):
+        for node in walked(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}.{node.name}", node.end_lineno - node.lineno + 1
 
@@ -233,7 +249,7 @@ def defined_twice():
     """Functions and classes of which one of the same name, in the same place, wins. (A property's setter has
     decorators.)"""
     for name, tree in trees().items():
-        for place in ast.walk(tree):
+        for place in walked(tree):
             if isinstance(place, ast.Module | ast.ClassDef):
                 kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
                 defined = [n.name for n in place.body if isinstance(n, kinds) and not n.decorator_list]
@@ -258,9 +274,9 @@ ROLE_NAME = re.compile("(coordinator|trainer|rollout)(-[0-9]*)?|reward-[0-9]*")
 
 def role_names(tree):
     """Texts, but for keys (of settings), that name a role."""
-    keys = {id(key) for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys}
-    keys |= {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in keys)
+    keys = {id(key) for node in walked(tree) if isinstance(node, ast.Dict) for key in node.keys}
+    keys |= {id(node.slice) for node in walked(tree) if isinstance(node, ast.Subscript)}
+    constants = (node for node in walked(tree) if isinstance(node, ast.Constant) and id(node) not in keys)
     texts = (node.value for node in constants if isinstance(node.value, str))
     return [text for text in texts if ROLE_NAME.fullmatch(text)]
 

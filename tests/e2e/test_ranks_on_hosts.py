@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from agent_programs import Forked
+from agent_programs import Programs
 from launched import LONG_S, command
 from namespaces import OtherHost, other_host
 
@@ -27,7 +27,7 @@ def on_both(run_dir):
     """Rank 1 there, and all others here."""
     there = OtherHost(*os.environ[OTHER].split(","))
     network, home = load(run_dir.config).network, (*HOME, *names(ROLLOUT, 1))
-    return RemoteHost(run_dir, Forked(there), network, home)
+    return RemoteHost(run_dir, Programs(there.command), network, home)
 
 
 @pytest.fixture
