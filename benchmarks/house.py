@@ -17,8 +17,8 @@ CHOICES = (("rollout", "engines"), ("trainer", "backends"))
 BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
-    *(("objective", "kl.py"), ("objective", "rejection.py"), ("core", "turns.py"), ("loop", "turns.py")),
-    *(("loop", "turns_desk.py"), ("trainer", "offload.py")),
+    *(("objective", "kl.py"), ("objective", "rejection.py"), ("core", "colocation.py")),
+    *(("loop", "colocation.py"), ("loop", "colocation_desk.py"), ("trainer", "offload.py")),
     *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
     *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
 )

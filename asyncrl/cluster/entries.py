@@ -24,9 +24,9 @@ from asyncrl.work import unhurried
 if TYPE_CHECKING:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.core.records import Group
+    from asyncrl.loop.colocation import TurnsByMessage
     from asyncrl.loop.links import ZmqWorkerLink
     from asyncrl.loop.trainer import TrainerLink
-    from asyncrl.loop.turns import TurnsByMessage
     from asyncrl.rollout.task import RolloutTask
     from asyncrl.wire.keys import Endpoint
 
@@ -50,8 +50,8 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
+    from asyncrl.loop.colocation import engine_turns
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
-    from asyncrl.loop.turns import engine_turns
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
     from asyncrl.rollout.make import start_rollout
@@ -151,9 +151,9 @@ async def judge(config: Config, path: Path, name: str) -> None:
 async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
+    from asyncrl.loop.colocation import TakesTurns
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
-    from asyncrl.loop.turns import TakesTurns
     from asyncrl.trainer.backend import backend_of, make_trainer
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
@@ -191,8 +191,8 @@ async def trainer(config: Config, path: Path, name: str) -> None:
 @asynccontextmanager
 async def waiting_for_a_turn(config: Config, endpoint: Endpoint, name: str) -> AsyncIterator[TurnsByMessage]:
     """Before a role takes memory for the first time. Its start may take `run.start_s`, this included."""
+    from asyncrl.loop.colocation import TurnsByMessage
     from asyncrl.loop.links import answer_timeout_s
-    from asyncrl.loop.turns import TurnsByMessage
     from asyncrl.wire.rpc import RpcClient
 
     with unhurried("waiting for its turn with the memory (placement.colocate=turns)"):

@@ -18,8 +18,8 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, every_s, read_pulses
 from asyncrl.liveness.stall import StallWatch
+from asyncrl.loop.colocation_desk import TurnsDesk
 from asyncrl.loop.host import Host
-from asyncrl.loop.turns_desk import TurnsDesk
 from asyncrl.observe.role_meter import RoleMeter
 from asyncrl.roles import COORDINATOR, RANK_0, ROLLOUT, SUPERVISOR, TRAINER, names
 from asyncrl.rollout.task import RolloutTask

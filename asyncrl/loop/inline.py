@@ -24,9 +24,9 @@ from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
+from asyncrl.loop.colocation import TakesTurns, TrainerTurns
 from asyncrl.loop.host import Host, Leases
 from asyncrl.loop.trainer import TrainerLink, TrainingRun
-from asyncrl.loop.turns import TakesTurns, TrainerTurns
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
 from asyncrl.rollout.group import AttemptFailed, GroupRollout
 from asyncrl.rollout.make import start_rollout

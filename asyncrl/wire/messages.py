@@ -106,8 +106,8 @@ class WorkerReport(FromWorker):
 
 
 class EngineTurn(WireMessage, frozen=True):
-    """Where engines and trainer take turns (`core.turns`): whether this engine has memory. Answered by `Turn`
-    as soon as it is to change that, at the latest after `wait_s`."""
+    """Where engines and trainer take turns (`core.colocation`): whether this engine has memory. Answered by
+    `Turn` as soon as it is to change that, at the latest after `wait_s`."""
 
     SENDER = ROLLOUT
 

@@ -1,5 +1,5 @@
 """Trainer and engines that take turns with the memory of the same GPUs (`placement.colocate: turns`). Whose
-turn it is, `core/turns.py` says."""
+turn it is, `core/colocation.py` says."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from asyncrl.core.turns import Turns
+from asyncrl.core.colocation import Turns
 
 RESEND_S = 2.0
 ENGINES = ("rollout-0", "rollout-1", "rollout-2")

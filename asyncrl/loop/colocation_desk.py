@@ -1,4 +1,4 @@
-"""Where engines and trainer ask whose turn it is: `core.turns` behind messages, kept through restarts."""
+"""Where engines and trainer ask whose turn it is: `core.colocation` by messages, kept through restarts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from asyncrl.config import Config
-from asyncrl.core.turns import Turns
+from asyncrl.core.colocation import Turns
 from asyncrl.liveness.stall import StallWatch
 from asyncrl.roles import ROLLOUT, names
 from asyncrl.runfiles.store import LedgerStore
