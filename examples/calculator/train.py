@@ -5,8 +5,8 @@
 
 The model is asked for products that it cannot work out. It has been warmed up on three pupils: one has the
 calculator do it, one does so and mixes up the digits, and one makes the answer up. By reinforcement it is to
-learn to call the tool, and to call it right. Held-out products that were right in two runs:
-0.29 before, 0.91 and 0.96 after.
+learn to call the tool, and to call it right. Held-out products that were right in three runs:
+0.29 before, 0.91, 0.96 and 0.97 after.
 """
 
 import json
