@@ -189,14 +189,16 @@ class PieceId(msgspec.Struct, frozen=True):
 
 
 class Locate(WireMessage, frozen=True):
-    """Ask the trainer's host for the way to a version. Answered by `Route`, or by `NotYet`."""
+    """Ask the trainer's host for the way to a version. Answered by `Route`, or by `NotYet`. Small pieces that
+    are to come from there come along, as frames, the first time that a host is told of them."""
 
     host: Text
     relay: Peer | None
     """Where this host will pass on what it gets; None only asks."""
     have: Text | None
     """Identity of the version that it has."""
-    want: Text
+    want: Text | None
+    """None: the next that there will be after the one that it has by then."""
     lost: Text | None
     """Address of a relay that did not answer."""
 
