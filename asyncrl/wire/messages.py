@@ -66,6 +66,9 @@ class LeaseRequest(FromWorker):
     """The leases that it holds: not handed in, or not known to have arrived."""
     engine_version: Count | None
     """What its engine samples with; None before its first weights."""
+    holds_back: bool = False
+    """Whether it may be given groups for the newest version, which it then holds back until its engine has
+    it."""
 
 
 class Submit(FromWorker):
@@ -281,6 +284,8 @@ class Leases(WireMessage):
     tasks: list[RolloutTask]
     finished: bool
     """No group will be leased any more."""
+    version: Count = 0
+    """None of them may be sampled by older weights."""
 
 
 class TakenBatch(WireMessage):
