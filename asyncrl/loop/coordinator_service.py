@@ -228,8 +228,10 @@ class CoordinatorService:
                 raise RpcError(f"{name} has been replaced")
             if self._host.finished:
                 return [], 0
-            for version in dict.fromkeys((worker.engine_version, self._begins_with(worker))):
-                if version is not None and (found := self._host.lease(name, version, request.limit)):
+            if worker.engine_version is None:
+                return None
+            for version in range(worker.engine_version, self._newest(worker) + 1):
+                if found := self._host.lease(name, version, request.limit):
                     return found, version
             return None
 
@@ -237,10 +239,11 @@ class CoordinatorService:
         self._stalls.leased(task.group_id for task in granted)
         return m.Leases(granted, self._host.finished, version)
 
-    def _begins_with(self, worker: _Worker) -> int | None:
-        """The newest version by which a worker may begin groups that it is given now."""
-        is_out = worker.holds_back and self._notice is not None and worker.engine_version is not None
-        return self._coordinator.frontier if is_out else worker.engine_version
+    def _newest(self, worker: _Worker) -> int:
+        """The newest version that groups which the worker is given now may be for; it has a first one."""
+        assert worker.engine_version is not None
+        is_on_its_way = worker.holds_back and self._notice is not None
+        return max(worker.engine_version, self._coordinator.frontier if is_on_its_way else 0)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
@@ -367,7 +370,7 @@ class CoordinatorService:
         places = cache(self._coordinator.open_places)
         most, is_over, fed = places(self._coordinator.frontier), self._host.finished, 0
         for bell, worker in self._hungry.items():
-            has = self._begins_with(worker)
+            has = None if worker.engine_version is None else self._newest(worker)
             if is_over or (has is not None and fed < places(has)):
                 bells.append(bell)
                 fed += 1
