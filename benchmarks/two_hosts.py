@@ -203,6 +203,7 @@ class Run:
         of_roles = times(lines)
         states = of_roles["rollout-0"]
         idle_s = sum(s for state, s in states.items() if state.startswith("wait_"))
+        at_first = (s for key, s in lines[0].items() if key.startswith("state/rollout-0/wait_"))
         return {
             "steps": len(lines),
             "first_reward": statistics.mean(line["reward/mean"] for line in lines[:3]),
@@ -210,6 +211,7 @@ class Run:
             "restarts": self.output.count("starting it again"),
             "step_s": statistics.median(line["time/step_s"] for line in lines),
             "idle_share": idle_s / (sum(states.values()) - states.get("start", 0.0)),
+            "idle_at_first_s": sum(at_first),
             "states_s": {role: of_roles[role] for role in ("trainer-0", "rollout-0")},
             "link_bytes_a_step": self.network.sent_bytes(0) / len(lines),
         }
@@ -275,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 f"{case:9} {found['steps']} steps of {found['step_s']:.2f} s, reward "
                 f"{found['first_reward']:.2f} to {found['last_reward']:.2f}, generation idle "
-                f"{found['idle_share']:.1%}, {found['restarts']} restarts, "
+                f"{found['idle_share']:.1%} (of it {found['idle_at_first_s']:.1f} s before the first step), "
+                f"{found['restarts']} restarts, "
                 f"{found['link_bytes_a_step'] / 1e6:.2f} MB a step left the first host",
                 flush=True,
             )

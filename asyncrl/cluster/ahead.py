@@ -27,12 +27,13 @@ class Ahead:
         self._pace_per_s, self._last_s = self._faded() + 1 / _FADES_S, self._now_s()
 
     def groups(self) -> int:
-        """As many as are done within two round trips: a place that falls free waits for the answer that is on
-        its way, and then for its own. On one host, none. (The pace is that of a second: groups that end in
-        the same moment, as they do at their longest length, are no sign of more to come.)"""
+        """As many as are done within four round trips: a place that falls free waits for the answer that is
+        on its way, and then for its own; twice as many, since it is with a version that groups may be given,
+        all at once. On one host, none. (The pace is that of a second: groups that end in the same moment, as
+        they do at their longest length, are no sign of more to come.)"""
         if math.isinf(round_trip_s := self._round_trip_s()):
             return 0
-        return round(2 * round_trip_s * self._faded())
+        return round(4 * round_trip_s * self._faded())
 
     def _faded(self) -> float:
         return self._pace_per_s * math.exp((self._last_s - self._now_s()) / _FADES_S)

@@ -4,6 +4,7 @@ codes."""
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from asyncrl.cluster.hosts.base import RoleSpec, find_host, visible_gpu
 from asyncrl.cluster.hosts.fork_server import ForkServer, forking
 from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.kinds import role_sets
+from asyncrl.cluster.remote.call import interface_of
 from asyncrl.cluster.supervisor import TICK_S, Supervisor
 from asyncrl.config import Config
 from asyncrl.data.hub import with_folders
@@ -316,7 +318,7 @@ def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
     its sockets."""
     placement = checked.placement
     environments = {
-        place.role: _environment(place, placement) | _allocator(place, checked.config)
+        place.role: _environment(place, placement, checked.config) | _allocator(place, checked.config)
         for place in placement.places
     }
     on_gpus = {place.role for place in placement.places if place.gpus}
@@ -336,7 +338,7 @@ def _roles(checked: Checked, temporary: Path) -> list[RoleSpec]:
     ]
 
 
-def _environment(place: Place, placement: Placement) -> dict[str, str]:
+def _environment(place: Place, placement: Placement, config: Config) -> dict[str, str]:
     own = {OWN_CORES: listed(place.cores)} if place.cores else {}
     if any(len(placement.on(gpu)) > 1 for gpu in place.gpus):
         own[SHARES_GPU] = "1"
@@ -348,8 +350,17 @@ def _environment(place: Place, placement: Placement) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "" if place.node else ",".join(map(visible_gpu, place.gpus)),
         # Only the trainer's own ranks may reach its ranks.
         "GLOO_SOCKET_IFNAME": _LOOPBACK,
-        "NCCL_SOCKET_IFNAME": _LOOPBACK,
+        **_way_of_nccl(config),
     }
+
+
+def _way_of_nccl(config: Config) -> dict[str, str]:
+    """As for gloo, unless versions are broadcast to other hosts by it."""
+    network, name = config.network, "NCCL_SOCKET_IFNAME"
+    if config.transport != "collective" or ipaddress.ip_address(network.bind).is_loopback:
+        return {name: _LOOPBACK}
+    found = os.environ.get(name) or interface_of(network.advertise or network.bind)
+    return {name: found} if found else {}
 
 
 def _allocator(place: Place, config: Config) -> dict[str, str]:

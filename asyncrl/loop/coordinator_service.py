@@ -47,6 +47,8 @@ class _Worker:
     """As in its hello; None where another coordinator has heard that."""
     engine_version: int | None = None
     """None until its engine has taken a first version: it must not sample before."""
+    holds_back: bool = False
+    """As in its last request for groups."""
     reports: int = 0
     """The number of its last report."""
     last_heard_s: float = field(default_factory=time.monotonic)
@@ -228,21 +230,31 @@ class CoordinatorService:
 
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
         worker = self._workers[name]
+        worker.holds_back = request.holds_back
         if unanswered := self._host.unanswered(name, set(request.held)):
-            return m.Leases(unanswered[: max(1, request.limit)], finished=False)
+            return m.Leases(unanswered[: max(1, request.limit)], False, self._coordinator.frontier)
 
-        def tasks() -> list[RolloutTask] | None:
+        def tasks() -> tuple[list[RolloutTask], int] | None:
             if self._workers.get(name) is not worker:
                 raise RpcError(f"{name} has been replaced")
             if self._host.finished:
-                return []
+                return [], 0
             if worker.engine_version is None:
                 return None
-            return self._host.lease(name, worker.engine_version, request.limit) or None
+            for version in range(worker.engine_version, self._newest(worker) + 1):
+                if found := self._host.lease(name, version, request.limit):
+                    return found, version
+            return None
 
-        granted = await self._until(tasks, request.wait_s, worker) or []
+        granted, version = await self._until(tasks, request.wait_s, worker) or ([], 0)
         self._stalls.leased(task.group_id for task in granted)
-        return m.Leases(granted, self._host.finished)
+        return m.Leases(granted, self._host.finished, version)
+
+    def _newest(self, worker: _Worker) -> int:
+        """The newest version that groups which the worker is given now may be for; it has a first one."""
+        assert worker.engine_version is not None
+        is_on_its_way = worker.holds_back and self._notice is not None
+        return max(worker.engine_version, self._coordinator.frontier if is_on_its_way else 0)
 
     def _submit(self, header: bytes, frames: Frames) -> None:
         try:
@@ -369,7 +381,7 @@ class CoordinatorService:
         places = cache(self._coordinator.open_places)
         most, is_over, fed = places(self._coordinator.frontier), self._host.finished, 0
         for bell, worker in self._hungry.items():
-            has = worker.engine_version
+            has = None if worker.engine_version is None else self._newest(worker)
             if is_over or (has is not None and fed < places(has)):
                 bells.append(bell)
                 fed += 1

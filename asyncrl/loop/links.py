@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 POLL_S = 5.0
 """How long the coordinator may keep a request that waits for something."""
 REPORT_S = 0.25
+FAR_S = 0.01
+"""There and back, from which on the coordinator is told late what the engine has."""
 UPDATE_TRIES = 5
 MAX_DETAIL_CHARS = 10_000
 
@@ -55,6 +58,7 @@ class ZmqWorkerLink:
         self._news = asyncio.Event()
         self.updating = asyncio.Lock()
         """Held while the engine has given up its memory, too: it takes no version then but to wake."""
+        self._took = asyncio.Event()
 
     def on_notice(self, news: m.NewWeights | m.Welcome) -> None:
         if news.notice is not None and self._weights.hear(news.notice, news.serial):
@@ -64,10 +68,15 @@ class ZmqWorkerLink:
         self.on_notice(await self._ask(m.Hello(self._name, self._process)))
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
-        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken)
+        is_far = FAR_S < self._client.round_trip_s < math.inf
+        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken, is_far)
         with waiting("groups to sample", state="wait_work"):
             answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
         self._held |= {task.lease_id for task in answer.tasks}
+        with waiting(f"weight version {answer.version}, for which there are groups", state="wait_work"):
+            while answer.tasks and (self._weights.taken is None or self._weights.taken < answer.version):
+                self._took.clear()
+                await self._took.wait()  # the coordinator watches for engines that do not get on
         return None if answer.finished else answer.tasks
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
@@ -105,6 +114,7 @@ class ZmqWorkerLink:
         if (report := await self._taken(wakes)) is None:
             return False
         self._weights.taken = report.version
+        self._took.set()
         await self._ask(m.Applied(report))
         return True
 

@@ -9,7 +9,8 @@ from asyncrl.weights.shm.subscriber import ShmWeights
 
 
 class FetchedWeights(ShmWeights):
-    """Fetched once it is asked for, if it is not there already."""
+    """Fetched once it is asked for, if it is not there already; or a newer one, which this host has by then
+    or fetches in its place."""
 
     def __init__(self, notice: TcpNotice, receiver: Receiver) -> None:
         super().__init__(notice.here)
@@ -17,4 +18,6 @@ class FetchedWeights(ShmWeights):
         self._receiver = receiver
 
     def in_memory(self) -> WeightNotice:
-        return self._receiver.fetch(self._told)
+        self.notice = self._receiver.fetch(self._told)
+        self.version, self.canary = self.notice.version, self.notice.canary
+        return self.notice

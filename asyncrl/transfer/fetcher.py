@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from asyncrl.transfer.along import Along
 from asyncrl.transfer.connections import Connections
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.seat import Held, Seat
@@ -20,7 +21,7 @@ from asyncrl.transfer.shelf import Piece, Shelf
 from asyncrl.weights import blocks, delta
 from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.shm.segment import BUFFERS, create, segment_path
+from asyncrl.weights.shm.segment import BUFFERS, MOST_BUFFERS, buffers_for_far, create, segment_path
 from asyncrl.weights.source import WeightsError
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
@@ -54,9 +55,9 @@ class Fetcher:
         self._seat = seat
         self._host = host
         self._newest = newest
-        self._paths = [segment_path(prefix, buffer) for buffer in range(BUFFERS)]
-        self._memory: list[Bytes] = [np.empty(0, np.uint8)] * BUFFERS
-        self._in_buffer: list[m.PieceId | None] = [None] * BUFFERS
+        self._paths = [segment_path(prefix, buffer) for buffer in range(MOST_BUFFERS)]
+        self._memory: list[Bytes] = [np.empty(0, np.uint8)] * MOST_BUFFERS
+        self._in_buffer: list[m.PieceId | None] = [None] * MOST_BUFFERS
         """Also what has not arrived whole."""
         self._latest: int | None = None
         """The buffer whose version is whole, and the base of the next delta."""
@@ -68,21 +69,33 @@ class Fetcher:
         self._turn = asyncio.Lock()
         self._shelf = Shelf()
         self._connections = Connections(run, host)
+        self._along = Along()
         self._serving = Serving(run, self._answer)
 
     async def fetch(self, notice: TcpNotice) -> WeightNotice:
-        """The notice of the same version in this host's memory, once it lies there, proven. Raises
-        `WeightsError`."""
-        async with self._turn:
-            if notice.identity not in self._held:
-                self._shelf.coming = notice.here.version
-                try:
-                    await self._fetch(notice)
-                finally:
-                    self._shelf.coming = -1
-            return replace(notice.here, segment=str(self._paths[self._held[notice.identity]]))
+        """The notice of the version in this host's memory, once it lies there, proven; of the newest where
+        nothing of it has been fetched yet. Raises `WeightsError`."""
+        if notice.identity not in self._held:
+            async with self._turn:
+                if notice.identity not in self._held:
+                    notice = self._newest_like(notice)
+                if notice.identity not in self._held:
+                    self._shelf.coming = notice.here.version
+                    try:
+                        await self._fetch(notice)
+                    finally:
+                        self._shelf.coming = -1
+        return replace(notice.here, segment=str(self._paths[self._held[notice.identity]]))
+
+    def _newest_like(self, notice: TcpNotice) -> TcpNotice:
+        """The notice in force, if it is the same trainer's and newer."""
+        newest = self._newest()
+        if newest is None or newest.source != notice.source:
+            return notice
+        return max(notice, newest, key=lambda told: told.here.version)
 
     async def close(self) -> None:
+        await self._along.close()
         await self._connections.close()
         await self._serving.close()
         for buffer, memory in enumerate(self._memory):
@@ -99,6 +112,7 @@ class Fetcher:
     async def _fetch(self, notice: TcpNotice) -> None:
         if notice.source != self._source:  # its versions may be numbered anew
             self._source, self._shelf.complete = notice.source, -1
+            self._along.forget()
         self._progressed()
         lost: str | None = None
         use_relays = True
@@ -109,6 +123,7 @@ class Fetcher:
                     route = await self._route(source, notice, lost)
                     await self._take(route, notice, source, route.relay if use_relays else None)
                 if await self._prove(notice):
+                    self._along.fetched(notice.here.version)
                     return
                 if not use_relays:
                     raise WeightsError(f"{what} does not match its checksums; nothing was applied")
@@ -129,8 +144,14 @@ class Fetcher:
         base = None if self._latest is None else self._in_buffer[self._latest]
         have = None if base is None else base.identity
         request = m.Locate(self._host, self._serving.peer, have, notice.identity, lost)
-        while not isinstance(route := (await source.request(request, timeout_s=LOCATE_S))[0], m.Route):
+        next_one = msgspec.structs.replace(request, have=notice.identity, want=None, lost=None)
+        self._along.ask_ahead(source, next_one)
+        while True:
+            route, frames = await source.request(request, timeout_s=LOCATE_S)
+            if isinstance(route, m.Route):
+                break
             self._progressed()  # the delta is being made
+        self._along.keep(route, frames)
         n_bytes = notice.here.manifest.n_bytes
         fits = all(size <= n_bytes if name.is_delta else size == n_bytes for name, size in route.pieces)
         has_base = base is not None or not route.pieces[0][0].is_delta
@@ -140,7 +161,8 @@ class Fetcher:
 
     async def _take(self, route: m.Route, notice: TcpNotice, source: RpcClient, relay: m.Peer | None) -> None:
         for name, size in route.pieces:
-            target = 0 if self._latest is None else 1 - self._latest
+            n_buffers = buffers_for_far(notice.here.manifest.n_bytes)
+            target = 0 if self._latest is None else (self._latest + 1) % n_buffers
             whole = msgspec.structs.replace(name, is_delta=False)
             if name.is_delta:
                 assert self._latest is not None
@@ -177,7 +199,8 @@ class Fetcher:
         found = await asyncio.to_thread(blocks.digests, memory, spans, blocks.spare_threads())
         if found != notice.here.checksums:
             self._shelf.pieces.clear()
-            self._in_buffer, self._latest, self._held = [None] * BUFFERS, None, {}
+            self._in_buffer, self._latest, self._held = [None] * MOST_BUFFERS, None, {}
+            self._along.forget()
             return False
         self._held[notice.identity] = self._latest
         self._tell()
@@ -192,6 +215,9 @@ class Fetcher:
 
     async def _pull(self, name: m.PieceId, piece: Piece, source: RpcClient, relay: m.Peer | None) -> None:
         """Fetch what is missing of a piece. Raises `_RelayLost`, or `RpcError` where the source fails."""
+        if (whole := self._along.take(name)) is not None and len(whole) == len(piece.memory):
+            np.copyto(piece.memory, np.frombuffer(whole, np.uint8))
+            self._arrived(piece, piece.missing)
         self._shelf.put(name, piece)
         if relay is not None:
             try:
@@ -219,11 +245,8 @@ class Fetcher:
                     if now_s() - max(asked_s, self._progress_s) > patience_s:
                         raise RpcError("the relay gets on no more")
                 np.copyto(piece.chunk(number), np.frombuffer(frames[0], np.uint8))
-                piece.missing.discard(number)
+                self._arrived(piece, {number})
                 self._shelf.changed()
-                self._arrived_chunks += 1
-                self._progressed()
-                self._tell()
 
         tasks = [asyncio.create_task(fetch_some()) for _ in range(min(CREDITS, len(piece.missing)))]
         try:
@@ -232,6 +255,12 @@ class Fetcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _arrived(self, piece: Piece, numbers: set[int]) -> None:
+        self._arrived_chunks += len(numbers)
+        piece.missing -= numbers
+        self._progressed()
+        self._tell()
 
     def _progressed(self) -> None:
         self._progress_s = asyncio.get_running_loop().time()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 
 from asyncrl.transfer.fetcher import GIVE_UP_S, Fetcher, is_gone
 from asyncrl.transfer.loop_thread import LoopThread
 from asyncrl.transfer.notice import TcpNotice
-from asyncrl.transfer.seat import Seat
+from asyncrl.transfer.seat import Held, Seat
 from asyncrl.waits import waiting
 from asyncrl.weights.manifest import WeightNotice
-from asyncrl.weights.shm.segment import segment_path, sweep_abandoned
+from asyncrl.weights.shm.segment import MOST_BUFFERS, segment_path, sweep_abandoned
 from asyncrl.weights.source import WeightsError
 from asyncrl.wire.keys import Endpoint
 
@@ -32,22 +33,25 @@ class Receiver:
         self._loop = LoopThread("weights receiver")
         self._fetcher: Fetcher | None = None
         self._newest: TcpNotice | None = None
+        self._heard: deque[TcpNotice] = deque(maxlen=2 * MOST_BUFFERS)
 
     def hear(self, notice: TcpNotice) -> None:
         """This is the notice in force. Whoever fetches begins at once: others may wait for it."""
         self._newest = notice
+        self._heard.append(notice)
         if self._fetcher is not None:
             self._loop.start(self._fetcher.fetch(notice))
 
     def fetch(self, notice: TcpNotice) -> WeightNotice:
-        """The notice of a version once it lies in this host's memory. Blocking; raises `WeightsError`."""
+        """The notice of a version, or of a newer one, once it lies in this host's memory. Blocking; raises
+        `WeightsError`."""
         progress, since_s = -1, time.monotonic()
         what = f"weight version {notice.here.version} from {notice.source.address}"
         with waiting(what):
             while self._fetcher is None:
                 held = self._seat.read()
-                if (buffer := held.buffers.get(notice.identity)) is not None:
-                    return replace(notice.here, segment=str(segment_path(self._prefix, buffer)))
+                if (here := self._newest_of(held, notice)) is not None:
+                    return here
                 if self._seat.take():
                     sweep_abandoned(f"{self._prefix.partition('-')[0]}-")  # no launcher does it here
                     self._fetcher = self._loop.run(self._make_fetcher())
@@ -63,6 +67,14 @@ class Receiver:
                     )
                 time.sleep(_POLL_S)
             return self._loop.run(self._fetcher.fetch(notice))
+
+    def _newest_of(self, held: Held, wanted: TcpNotice) -> WeightNotice | None:
+        """Of the versions that lie there, if it is the wanted one or a newer one that has been heard of."""
+        for told in (*reversed(self._heard), wanted):
+            is_as_new = told.source == wanted.source and told.here.version >= wanted.here.version
+            if is_as_new and (buffer := held.buffers.get(told.identity)) is not None:
+                return replace(told.here, segment=str(segment_path(self._prefix, buffer)))
+        return None
 
     def is_gone(self, notice: TcpNotice) -> bool:
         return self._loop.run(is_gone(self._run, self._host, notice))

@@ -52,12 +52,16 @@ class Shelf:
         self._news.set()
         self._news = asyncio.Event()
 
+    async def news(self) -> None:
+        """Returns with the next change."""
+        await self._news.wait()
+
     async def serve(self, request: m.FetchChunk) -> tuple[m.Answer, Frames]:
         """Raises `RpcError` for what is not here and will not be."""
         try:
             async with asyncio.timeout(NOT_YET_S):
                 while (piece := self._find(request)) is None or request.number in piece.missing:
-                    await self._news.wait()
+                    await self.news()
         except TimeoutError:
             return m.NotYet(request.piece.version <= self.coming), ()
         chunk = piece.chunk(request.number)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
-from asyncrl.weights.shm.segment import BUFFERS
+from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError
 
 log = logging.getLogger(__name__)
+
+SENT_ALONG_BYTES = 4 << 20
+"""Pieces of together at most so much go along with the way to them: of larger ones, the ways there and back
+are not what costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +46,32 @@ class _Version:
     payload: Bytes
 
 
+@dataclass(slots=True)
+class _Follower:
+    """Another host."""
+
+    peer: m.Peer
+    """Where it passes on what it gets."""
+    asked: int
+    """The version that it last asked for."""
+    sent: str | None = None
+    """Identity of the last one that was sent along."""
+
+
 class Source:
     """Publishes as `ShmPublisher` does, and serves other hosts beside it. They form a chain, in the order in
     which they came: the first fetches from here, each of the others from the one before it."""
 
     def __init__(self, name: str, host: str, run: Endpoint) -> None:
-        self._shm = ShmPublisher(name)
+        self._name = name
+        self._shm: ShmPublisher | None = None
+        self.keeps = BUFFERS
+        """As `Transport.keeps`; it is known by the first version."""
         self._host = host
         self._versions: list[_Version] = []
         self._bases: dict[m.PieceId, str] = {}
         """Of each delta on the shelf, in order: the identity of what it is to be applied to."""
-        self._chain: dict[str, tuple[m.Peer, int]] = {}
-        """Of each other host: where it passes on what it gets, and the version that it last asked for."""
+        self._chain: dict[str, _Follower] = {}
         self._making: Future[None] | None = None
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="weights delta")
         self._changed_frac: float | None = None
@@ -68,6 +87,9 @@ class Source:
         """Blocking. Raises `WeightsError`."""
         if self._making is not None:
             self._making.result()  # reads the memory that is written now
+        if self._shm is None:
+            self.keeps = buffers_for_far(weights.manifest.n_bytes)
+            self._shm = ShmPublisher(self._name, buffers=self.keeps)
         notice = self._shm.publish(version, weights, canary)
         payload = self._shm.payload(version).numpy()
         name = m.PieceId(version, identity(notice), is_delta=False)
@@ -89,7 +111,8 @@ class Source:
         self._maker.shutdown()
         self._loop.end_with(self._end())
         self._versions = []
-        self._shm.close()
+        if self._shm is not None:
+            self._shm.close()
 
     async def _end(self) -> None:
         await self._serving.close()
@@ -97,16 +120,16 @@ class Source:
     # ---- in the loop -----------------------------------------------------------------------------------
 
     async def _announce(self, version: _Version) -> None:
-        """The memory of the version before the last one has been written over."""
+        """The memory of the oldest version has been written over."""
         for old in self._versions:
             if old.notice.segment == version.notice.segment:
                 self._shelf.pieces.pop(old.name, None)
         kept = [v for v in self._versions if v.notice.segment != version.notice.segment]
         self._versions = [*kept, version]
-        # Every live engine has the version before the last one: who has not even asked for it has left.
-        self._chain = {
-            h: (p, v) for h, (p, v) in self._chain.items() if v >= version.notice.version - BUFFERS
-        }
+        # Every live engine has the version that lay there, or a newer one: who has not even asked for it has
+        # left.
+        oldest = version.notice.version - self.keeps
+        self._chain = {host: f for host, f in self._chain.items() if f.asked >= oldest}
         self._shelf.complete = version.notice.version
         self._shelf.put(version.name, Piece(version.payload, is_here=True))
         if self._chain and kept:
@@ -117,7 +140,7 @@ class Source:
             case m.FetchChunk():
                 return await self._shelf.serve(request)
             case m.Locate():
-                return await self._locate(request), ()
+                return await self._locate(request)
         raise RpcError(f"{type(request).__name__} is not for a source of weights")
 
     def _wanted(self, identity: str) -> _Version:
@@ -126,22 +149,46 @@ class Source:
             raise RpcError("the version is gone; a newer one takes its place")
         return wanted
 
-    async def _locate(self, request: m.Locate) -> m.Answer:
-        wanted = self._wanted(request.want)
-        for host, (peer, _) in list(self._chain.items()):
-            if peer.address == request.lost:
-                log.warning("%s was asked for weights and did not answer", peer.address)
+    async def _next_after(self, identity: str | None) -> _Version | None:
+        """The newest version, once it is another one; None where that takes long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(NOT_YET_S):
+                while self._versions[-1].name.identity == identity:
+                    await self._shelf.news()
+                return self._versions[-1]
+        return None
+
+    async def _locate(self, request: m.Locate) -> tuple[m.Answer, Frames]:
+        is_ahead = request.want is None
+        wanted = await self._next_after(request.have) if is_ahead else self._wanted(request.want)
+        if wanted is None:
+            return m.NotYet(is_coming=True), ()
+        for host, follower in list(self._chain.items()):
+            if follower.peer.address == request.lost:
+                log.warning("%s was asked for weights and did not answer", request.lost)
                 del self._chain[host]
-        if request.relay is not None:
-            self._chain[request.host] = request.relay, wanted.notice.version  # keeps its place
+        if request.relay is not None and not is_ahead:
+            sent = self._chain[request.host].sent if request.host in self._chain else None
+            self._chain[request.host] = _Follower(request.relay, wanted.notice.version, sent)  # in its place
         if self._making is not None and not self._making.done():
             await asyncio.wait([asyncio.wrap_future(self._making)], timeout=NOT_YET_S)
             if not self._making.done():
-                return m.NotYet(is_coming=True)
+                return m.NotYet(is_coming=True), ()
         before = list(itertools.takewhile(lambda host: host != request.host, self._chain))
-        relay = self._chain[before[-1]][0] if before and request.relay is not None else None
+        relay = self._chain[before[-1]].peer if before and request.relay is not None else None
         names = self._deltas_between(request.have, wanted) or [wanted.name]
-        return m.Route([(name, len(self._shelf.pieces[name].memory)) for name in names], relay)
+        pieces = [self._shelf.pieces[name].memory for name in names]
+        route = m.Route([(name, len(piece)) for name, piece in zip(names, pieces, strict=True)], relay)
+        return route, self._along(self._chain.get(request.host), wanted, pieces) if relay is None else ()
+
+    def _along(self, follower: _Follower | None, wanted: _Version, pieces: list[Bytes]) -> Frames:
+        """The pieces, where they go along with the way to them: only once, whatever has become of them."""
+        n_bytes = sum(map(len, pieces))
+        if follower is None or follower.sent == wanted.name.identity or n_bytes > SENT_ALONG_BYTES:
+            return ()
+        follower.sent = wanted.name.identity
+        self._shelf.sent_bytes += n_bytes
+        return [piece.data for piece in pieces]
 
     def _deltas_between(self, have: str | None, wanted: _Version) -> list[m.PieceId]:
         """None at all where they do not lead from the one to the other, or are larger than the whole."""

@@ -16,7 +16,7 @@ from asyncrl.transfer.notice import TcpNotice, this_host
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.delta import LARGEST_SHARE
 from asyncrl.weights.published import PublishedWeights
-from asyncrl.weights.shm.segment import BUFFERS, shared_folder
+from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far, shared_folder
 from asyncrl.weights.shm.transport import SharedMemory
 from asyncrl.weights.source import WeightsError
 from asyncrl.wire.keys import Endpoint
@@ -33,12 +33,14 @@ class Tcp:
     folder: where the coordinator's endpoint is, with the keys of the run.
     """
 
-    keeps = BUFFERS
-
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
         self._folder = folder
         self._host = this_host()
+
+    @property
+    def keeps(self) -> int:
+        return self._source.keeps if "_source" in self.__dict__ else BUFFERS
 
     def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         return msgspec.msgpack.encode(self._source.publish(version, weights, canary))
@@ -85,7 +87,7 @@ class Tcp:
     @staticmethod
     def host_bytes(version_bytes: int) -> int:
         """The versions, and the newest deltas."""
-        return BUFFERS * version_bytes + int(LARGEST_SHARE * version_bytes)
+        return buffers_for_far(version_bytes) * version_bytes + int(LARGEST_SHARE * version_bytes)
 
     @cached_property
     def _source(self) -> Source:

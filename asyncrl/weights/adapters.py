@@ -147,14 +147,18 @@ class MergedWeights:
     """A `WeightSource` of whole versions, made of one of adapters."""
 
     def __init__(self, adapter: WeightSource, base: BaseModel) -> None:
-        self.version: int = adapter.version
-        self.canary: Canary | None = adapter.canary
         self._adapter = adapter
+        self._told()
         self._base = base
 
     def tensors(self) -> Mapping[str, Tensor]:
         adapter = {name: tensor.cpu() for name, tensor in self._adapter.tensors().items()}
+        self._told()
         return self._base.merged(self.version, adapter)
+
+    def _told(self) -> None:
+        self.version: int = self._adapter.version
+        self.canary: Canary | None = self._adapter.canary
 
 
 class MergingTransport:

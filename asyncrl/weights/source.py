@@ -20,6 +20,7 @@ class WeightSource(Protocol):
     """One weight version, ready to be read."""
 
     version: int
+    """It may have become a newer one, with its canary, once `tensors` has returned."""
     canary: Canary | None
     """Where there is one, an engine that packs or converts weights proves by it that it computes with
     them."""

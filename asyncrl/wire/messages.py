@@ -66,6 +66,9 @@ class LeaseRequest(FromWorker):
     """The leases that it holds: not handed in, or not known to have arrived."""
     engine_version: Count | None
     """What its engine samples with; None before its first weights."""
+    holds_back: bool = False
+    """Whether it may be given groups for the newest version, which it then holds back until its engine has
+    it."""
 
 
 class Submit(FromWorker):
@@ -214,14 +217,16 @@ class PieceId(msgspec.Struct, frozen=True):
 
 
 class Locate(WireMessage, frozen=True):
-    """Ask the trainer's host for the way to a version. Answered by `Route`, or by `NotYet`."""
+    """Ask the trainer's host for the way to a version. Answered by `Route`, or by `NotYet`. Small pieces that
+    are to come from there come along, as frames, the first time that a host is told of them."""
 
     host: Text
     relay: Peer | None
     """Where this host will pass on what it gets; None only asks."""
     have: Text | None
     """Identity of the version that it has."""
-    want: Text
+    want: Text | None
+    """None: the next that there will be after the one that it has by then."""
     lost: Text | None
     """Address of a relay that did not answer."""
 
@@ -304,6 +309,8 @@ class Leases(WireMessage):
     tasks: list[RolloutTask]
     finished: bool
     """No group will be leased any more."""
+    version: Count = 0
+    """None of them may be sampled by older weights."""
 
 
 class TakenBatch(WireMessage):

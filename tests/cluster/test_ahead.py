@@ -51,7 +51,7 @@ def test_on_one_host_nothing_is_asked_for_ahead():
     assert ahead.groups() == 0
 
 
-@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 0), (0.3, 20)])
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 0), (0.3, 40)])
 def test_groups_that_end_in_the_same_moment_are_no_sign_of_more_to_come(round_trip_s, most):
     now_s = 100.0
     ahead = Ahead(lambda: round_trip_s, lambda: now_s)

@@ -166,7 +166,8 @@ def test_a_version_arrives_as_it_was_published_with_its_canary(ends, spec):
 @WHICH
 def test_as_many_versions_as_it_says_can_be_read(ends, spec):
     trainer, engine = ends(spec)
-    notices = [trainer.publish(version, weights(version), None) for version in range(trainer.keeps + 1)]
+    notices = [trainer.publish(0, weights(0), None)]
+    notices += [trainer.publish(version, weights(version), None) for version in range(1, trainer.keeps + 1)]
     for version, notice in list(enumerate(notices))[1:]:
         assert_equal(engine.source(notice), version)
     with pytest.raises(WeightsError):
@@ -249,8 +250,8 @@ def test_two_hundred_versions_leave_no_more_behind_than_ten(ends, spec, tmp_path
 
 @WHICH
 def test_its_memory_grows_with_the_versions(spec):
-    host_bytes = find_transport(spec).host_bytes
-    assert 0 == host_bytes(0) <= host_bytes(10) <= 10 * (find_transport(spec).keeps + 1)
+    host_bytes, large = find_transport(spec).host_bytes, 10**9
+    assert 0 == host_bytes(0) <= host_bytes(large) <= large * 3
 
 
 @pytest.mark.slow

@@ -10,10 +10,13 @@ import pytest
 from asyncrl.config import from_tree
 from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
+from asyncrl.loop import links
 from asyncrl.loop.coordinator_service import CoordinatorService
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
+from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
+from asyncrl.weights.source import LocalWeights
 from asyncrl.wire import messages as m
 from asyncrl.wire.codec import encode_group
 from asyncrl.wire.rpc import RpcClient, RpcRefused
@@ -108,6 +111,56 @@ def test_leases_whose_answer_was_lost_are_handed_out_again(run_dir):
             assert await worker.lease(1, lost[0]) == lost[1:]
             assert await worker.lease(1, *lost) not in ([], lost[:1], lost[1:])
             assert state.ledger.generated_groups == 3
+
+    asyncio.run(main())
+
+
+async def first_step(trainer, worker, leased):
+    """Done, of the first groups of the worker, with version 1 out."""
+    for group_id, lease_id in enumerate(leased[:2]):
+        await worker.submit(group_id, lease_id)
+    await trainer.ask(m.Take(0, 60.0))
+    await trainer.ask(m.Publish(1, b"notice of version 1"))
+
+
+def test_who_holds_back_is_given_the_groups_of_a_version_that_is_on_its_way(run_dir):
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            leased = await worker.lease(4)
+            await first_step(trainer, worker, leased)
+            told = leased[2:], 0
+            assert not (await worker.ask(m.LeaseRequest(9, 0.01, *told))).tasks
+            found = await worker.ask(m.LeaseRequest(9, 0.01, *told, True))
+            assert len(found.tasks) == 2 and found.version == 1
+
+    asyncio.run(main())
+
+
+def test_a_far_worker_begins_no_group_before_its_engine_has_the_version_that_it_is_for(run_dir, monkeypatch):
+    monkeypatch.setattr(links, "FAR_S", 0.0)
+
+    class Local:
+        def source(self, notice):
+            return LocalWeights(int(notice[-1:]), {})
+
+    async def main():
+        async with begun(run_dir) as (state, trainer, worker):
+            engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
+            link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, Local(), 60.0)
+            worker.client.on_notice = link.on_notice
+            await link.hello()
+            following = asyncio.create_task(link.follow_weights())
+            tasks = await link.lease(4)
+            following.cancel()
+            await first_step(trainer, worker, [task.lease_id for task in tasks])
+            leasing = asyncio.create_task(link.lease(9))
+            async with asyncio.timeout(60):
+                while link._held == {task.lease_id for task in tasks}:
+                    await asyncio.sleep(0.01)
+            assert state.ledger.generated_groups == 6 and not leasing.done()
+            following = asyncio.create_task(link.follow_weights())
+            assert len(await asyncio.wait_for(leasing, 60)) == 2 and link._weights.taken == 1
+            following.cancel()
 
     asyncio.run(main())
 

@@ -317,6 +317,10 @@ def test_an_adapter_is_all_that_is_trained_and_the_reference_is_no_model():
     assert parts["gathered weights"] == 2_000_000
     assert parts["adapter"] == (2 + 4 + 4 + 8) * adapter / 4 + 2 * adapter / 2 + 2 * adapter
     assert in_host["base of the adapter"] == 2 * base / 4
+    assert parts["NCCL"] == NCCL_BYTES
+    broadcast = {"weights": {"transport": "collective"}} | settings
+    usual = Estimate(gpus=7, trainer=ranks(3) | lora, model={"dtype": "bfloat16"}, **broadcast)
+    assert usual.parts["trainer"]["NCCL"] == 2 * NCCL_BYTES
     # Its processes are given whole versions, one at a time.
     vllm = Estimate(rollout={"engine": "vllm"}, trainer=lora, **settings)
     assert vllm.parts["shared weights"] == {"two versions": 2 * 4 * adapter + 3 * 4_000_000}

@@ -145,3 +145,17 @@ def test_roles_meet_on_no_fixed_port_and_ranks_on_the_loopback(on_machine):
     interfaces = {env[key] for env in environments.values() if "CUDA_VISIBLE_DEVICES" in env
                   for key in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}  # fmt: skip
     assert interfaces <= {"lo", "lo0"}
+
+
+def test_versions_that_are_broadcast_to_other_hosts_leave_by_their_network(on_machine, monkeypatch):
+    def ways(*settings):
+        environment = on_machine("gpu-2", 2, None, "weights.transport=collective", *settings)[1]["trainer-0"]
+        return environment["GLOO_SOCKET_IFNAME"], environment.get("NCCL_SOCKET_IFNAME")
+
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    loopback, same = ways()
+    assert loopback == same
+    others = "network.bind=0.0.0.0", "network.advertise=no.such.host.invalid"
+    assert ways(*others) == (loopback, None)  # which NCCL finds for itself
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    assert ways(*others) == (loopback, "eth7")

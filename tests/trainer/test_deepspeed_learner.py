@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import tiny
 
+from asyncrl.trainer.backends.deepspeed.engine_settings import engine_settings
 from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.critic.model import Critic
 from asyncrl.trainer.models.checks import ModelError
@@ -38,6 +39,12 @@ def make_learner(group, make_config, make_qwen3):
         return learner
 
     return make
+
+
+def test_an_adapters_gradients_travel_in_buckets_that_are_small_beside_the_model(make_config):
+    section = {"backend": "deepspeed", "deepspeed": {"zero_stage": 3}, "lora": {"rank": 8}}
+    zero = engine_settings(make_config(trainer=section))["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 10**7
 
 
 def test_gradients_are_summed_in_float32_in_small_buckets_beside_the_backward_pass(make_learner):

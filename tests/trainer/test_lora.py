@@ -167,6 +167,21 @@ def test_an_adapter_of_another_model_is_refused_everywhere(make, make_qwen3, sav
         whole(make, trainer, path=other)
 
 
+class Overtaken(LocalWeights):
+    """A newer version comes than was told, as from another host."""
+
+    def tensors(self):
+        self.version += 1
+        return super().tensors()
+
+
+def test_merged_weights_are_of_the_version_that_came(make):
+    base = BaseModel(ModelConfig(path=str(make.path)), LoraConfig(**LORA))
+    merged = MergedWeights(Overtaken(7, make().weights()), base)
+    merged.tensors()
+    assert merged.version == 8
+
+
 def test_a_weight_that_does_not_merge_to_the_trainers_is_refused_by_its_name(make, steps):
     trainer = make()
     trainer.step(steps[0])

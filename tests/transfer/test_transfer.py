@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from tcp_proxy import Proxy
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.transfer import connections, fetcher, source
+from asyncrl.transfer.along import Along
 from asyncrl.transfer.fetcher import is_gone
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.shelf import CHUNK_BYTES
 from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.published import WholeWeights
+from asyncrl.weights.shm.segment import buffers_for_far
 from asyncrl.weights.source import WeightsError
 from asyncrl.wire import addresses
+from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint, Keys
 
 N_VALUES = 16 * CHUNK_BYTES // 2
@@ -135,9 +139,95 @@ def test_who_missed_too_much_gets_the_whole(end):
     weights.assert_read(host, weights.publish(trainer, 0))
     sent(trainer)
     for version in range(1, 6):
-        notice = weights.publish(trainer, version, changed=N_VALUES // 8)
+        notice = weights.publish(trainer, version, changed=N_VALUES // 4)
     weights.assert_read(host, notice)
+    assert N_BYTES <= sent(trainer) < 1.5 * N_BYTES  # with what was sent ahead
+
+
+def small(version):
+    return WholeWeights({"w": torch.full((1000,), float(version))})
+
+
+def test_a_small_version_is_sent_before_it_is_asked_for_and_once(end):
+    trainer, host = end("trainer"), end("host")
+    assert host.source(trainer.publish(0, small(0), None)).tensors()["w"][0] == 0
+    trainer.metrics()
+    for version in range(1, 4):
+        notice = trainer.publish(version, small(version), None)
+        along, deadline_s = host._receiver._fetcher._along, time.monotonic() + 60
+        while not along._pieces:  # nobody there has heard of it
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        sent_bytes = sent(trainer)
+        assert sent_bytes > 0
+        assert host.source(notice).tensors()["w"][0] == version
+        assert sent(trainer) == 0
+
+
+def test_versions_that_nobody_has_begun_to_fetch_are_skipped(end):
+    trainer, fetching, reading, weights = end("trainer"), end("host"), end("host"), Weights()
+    notices = [weights.publish(trainer, version) for version in range(3)]
+    firsts = [each.source(notices[0]) for each in (fetching, reading)]
+    for each in (fetching, reading):
+        each.source(notices[2])
+    for first in firsts:
+        assert torch.equal(first.tensors()["w"], weights.values) and first.version == 2
     assert sent(trainer) == N_BYTES
+
+
+def test_small_versions_have_more_buffers(end):
+    trainer = end("trainer")
+    assert trainer.keeps == 2
+    trainer.publish(0, small(0), None)
+    assert trainer.keeps == 8
+    assert [buffers_for_far(mb << 20) for mb in (1, 8, 16, 32, 1 << 20)] == [8, 8, 4, 2, 2]
+    assert trainer.host_bytes(1 << 30) < 3 << 30
+
+
+class Overtaken:
+    """A source whose connection is never the faster."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def request(self, request, *, timeout_s):
+        self.asked += 1
+        return m.NotYet(is_coming=True), ()
+
+
+def test_what_was_sent_ahead_in_vain_is_followed_by_ever_longer_pauses():
+    def ahead(along, version):
+        name = m.PieceId(version, str(version), is_delta=False)
+        along.keep(m.Route([(name, 1)], None), [b"x"], is_ahead=True)
+        return name
+
+    async def asked(along, n_versions):
+        """Before which of so many versions the next is asked for ahead."""
+        source, found = Overtaken(), []
+        for number in range(n_versions):
+            before = source.asked
+            along.ask_ahead(source, m.Locate("host", None, None, None, None))
+            await asyncio.sleep(0)
+            found += [number] if source.asked > before else []
+            along.fetched(100)
+            await asyncio.sleep(0)
+        return found
+
+    async def check():
+        along = Along()
+        assert await asked(along, 2) == [0, 1]
+        ahead(along, 1)
+        along.fetched(2)
+        assert await asked(along, 3) == [1, 2]
+        ahead(along, 101)
+        along.fetched(102)
+        assert await asked(along, 5) == [3, 4]
+        assert along.take(ahead(along, 103)) == b"x"  # of use: from here on as at first
+        ahead(along, 104)
+        along.fetched(105)
+        assert await asked(along, 3) == [1, 2]
+
+    asyncio.run(check())
 
 
 def test_what_changes_wholly_is_sent_whole(end):

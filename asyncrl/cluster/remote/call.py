@@ -67,11 +67,16 @@ def address_of(endpoint: Endpoint) -> str:
 def with_ways_to_ranks(env: Mapping[str, str], address: str) -> dict[str, str]:
     """The environment of a role on this host, which others reach by that address or name: a trainer's rank
     there meets those on other hosts."""
-    here = {a.address: name for name, has in psutil.net_if_addrs().items() for a in has}
-    found = here.get(address) or here.get(_numeric(address))
+    found = interface_of(address)
     chosen = {name: value for name in _INTERFACES if (value := os.environ.get(name) or found)}
     others = {name: value for name, value in env.items() if name not in _INTERFACES}
     return others | chosen | {STORE_HOST: address}
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this host that others reach by that address or name, where it can be told."""
+    here = {a.address: name for name, has in psutil.net_if_addrs().items() for a in has}
+    return here.get(address) or here.get(_numeric(address))
 
 
 def _numeric(name: str) -> str:

@@ -70,7 +70,8 @@ def trainer_parts(
     parts[f"{COMPUTED}: {largest}"] = phases[largest]
     if on_gpu:
         parts[ALLOCATOR] = int(FRAGMENTATION_SHARE * (phases[largest] + parts.get("gathered weights", 0)))
-        parts[NCCL] = NCCL_BYTES if config.trainer.ranks > 1 else 0
+        groups = (config.trainer.ranks > 1) + (config.transport == "collective")
+        parts[NCCL] = NCCL_BYTES * groups
         parts["CUDA"] = CUDA_CONTEXT_BYTES
     host_parts |= _in_host(config, models, policy, on_gpu)
     return parts, host_parts

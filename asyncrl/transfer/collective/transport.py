@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.transport import Tcp, decoded
-from asyncrl.weights.shm.segment import BUFFERS
+from asyncrl.weights.shm.segment import buffers_for_far
 from asyncrl.weights.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Collective(Tcp):
 
     @staticmethod
     def host_bytes(version_bytes: int) -> int:
-        return BUFFERS * version_bytes
+        return buffers_for_far(version_bytes) * version_bytes
 
     def _make_source(self) -> BroadcastSource:
         from asyncrl.transfer.collective.source import BroadcastSource

@@ -19,10 +19,10 @@ from asyncrl.weights.source import WeightsError
 
 
 class ShmPublisher:
-    """Publishes weight versions to this host, version v into buffer v % 2.
+    """Publishes weight versions to this host, version v into buffer v % `buffers`.
 
-    Whoever publishes version v makes sure first that no engine is still reading version v - 2; a reader that
-    is overtaken all the same finds out by the checksum. One thread at a time may publish.
+    Whoever publishes version v makes sure first that no engine is still reading version v - `buffers`; a
+    reader that is overtaken all the same finds out by the checksum. One thread at a time may publish.
 
     threads: threads for the digests of weights on the CPU; by default those that torch has.
     """

@@ -22,10 +22,18 @@ from asyncrl.weights.mapping import HostMap
 from asyncrl.weights.source import WeightsError
 
 BUFFERS = 2
-"""Segments of one publisher; version v is in segment v % BUFFERS."""
+"""Segments of one publisher, of two and more; version v is in segment v modulo their number."""
+MOST_BUFFERS = 8
+_SMALL_BYTES = 64 << 20
 
 _YOUNG_S = 10.0
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def buffers_for_far(version_bytes: int) -> int:
+    """Segments of a publisher that engines of other hosts read from: of small versions more, which are on
+    their way for longer than a step takes."""
+    return max(BUFFERS, min(MOST_BUFFERS, _SMALL_BYTES // max(1, version_bytes)))
 
 
 def segment_path(prefix: str, buffer: int) -> Path:
@@ -97,7 +105,7 @@ def sweep(prefix: str) -> list[Path]:
     Readers that have them mapped keep their memory; nobody can attach any more.
     """
     removed = []
-    for buffer in range(BUFFERS):
+    for buffer in range(MOST_BUFFERS):
         path = segment_path(prefix, buffer)
         try:
             path.unlink()

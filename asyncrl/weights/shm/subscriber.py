@@ -36,8 +36,8 @@ class ShmWeights:
         self.threads = threads or torch.get_num_threads()
 
     def in_memory(self) -> WeightNotice:
-        """The notice of the version once it lies in this host's shared memory. Blocking; raises
-        `WeightsError`."""
+        """The notice of the version once it lies in this host's shared memory, and `notice` from then on.
+        Blocking; raises `WeightsError`."""
         return self.notice
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -46,15 +46,16 @@ class ShmWeights:
         Raises `WeightsError` when the segment is gone or its content is no longer this version; the newest
         notice is the one to read then.
         """
-        announced, expected = len(self.notice.checksums), len(self.notice.manifest.entries)
+        notice = self.in_memory()
+        announced, expected = len(notice.checksums), len(notice.manifest.entries)
         if announced != expected:
             raise WeightsError(
                 f"the notice of weight version {self.version} has {announced} checksums for {expected} "
                 "tensors"
             )
-        private = _private_bytes(self.notice.manifest.n_bytes)
-        self._verify(self._fill(private, [entry.span for entry in self.notice.manifest.entries]))
-        return self.notice.manifest.views(private)
+        private = _private_bytes(notice.manifest.n_bytes)
+        self._verify(self._fill(private, [entry.span for entry in notice.manifest.entries]))
+        return notice.manifest.views(private)
 
     def borrowed(self) -> Mapping[str, Tensor]:
         """As `tensors`, but not to be written to, nor kept beyond `give_back`: no copies, where the version
@@ -67,7 +68,7 @@ class ShmWeights:
     def _fill(self, private: Tensor, spans: blocks.Spans) -> tuple[int, ...]:
         """Returns the digests of what was read. The mapping goes with the last array that looks into it:
         here, even when the caller raises and its frame lives on in a traceback."""
-        mapped = attach(Path(self.in_memory().segment), len(private))
+        mapped = attach(Path(self.notice.segment), len(private))
         source = np.frombuffer(mapped, dtype=np.uint8)
         return blocks.copy(source, private.numpy(), spans, self.threads)
 

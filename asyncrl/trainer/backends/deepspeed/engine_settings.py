@@ -9,6 +9,8 @@ from asyncrl.config import Config
 REDUCE_BUCKET_ELEMENTS = 10**8
 """Gradients that travel together. Each engine has one or two buffers of this size, and a float32 copy while
 it travels; at 400 MB NVLink and PCIe are long saturated."""
+ADAPTER_BUCKET_ELEMENTS = 10**7
+"""The same of an adapter's: larger than any of its matrices, and little beside what it adapts."""
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -30,7 +32,7 @@ def engine_settings(config: Config) -> dict[str, Any]:
     trainer, ours = config.trainer, config.trainer.deepspeed
     zero: dict[str, Any] = {
         "stage": ours.zero_stage,
-        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS if trainer.lora is None else ADAPTER_BUCKET_ELEMENTS,
         # Gradients travel beside the backward pass. The stages below have none to send before its end.
         "overlap_comm": ours.zero_stage >= 2,
         # Below stage 3 DeepSpeed's "reduce-scatter" is an all-reduce with two more copies.

@@ -23,7 +23,6 @@ from asyncrl.waits import waiting
 from asyncrl.weights.hashes import hash_weights
 from asyncrl.weights.published import WholeWeights
 
-WEIGHT_ELEMENTS = 1024
 PACED = "paced.json"
 ORDER_TIMEOUT_S = 24 * 3600.0
 """Longest wait for rank 0's next step. Its death breaks the connection at once."""
@@ -88,7 +87,7 @@ class PacedTrainer:
     """Checks and counts each batch as a real trainer does, then waits until `trainer.paced.step_s` have
     passed, and its ranks are there, where it has several.
 
-    Its weights are one small tensor filled with the number of steps taken, so that each version differs.
+    Its weights are one tensor: the number of steps taken, and random numbers, of which no delta is small.
     """
 
     def __init__(self, config: Config, rendezvous: Path | None = None) -> None:
@@ -98,7 +97,7 @@ class PacedTrainer:
             self._ranks = PacedRanks(config, 0, rendezvous)
         self._step_s = config.trainer.paced.step_s
         self._max_staleness = config.staleness.max_staleness
-        self._weights = WholeWeights({"paced.weight": torch.zeros(WEIGHT_ELEMENTS)})
+        self._weights = WholeWeights({"paced.weight": torch.zeros(config.trainer.paced.weights)})
 
     def step(self, batch: Batch, total_steps: int | None = None) -> dict[str, float]:
         end = time.monotonic() + self._step_s
@@ -107,7 +106,7 @@ class PacedTrainer:
         flat = flatten(batch)
         check_staleness(flat, self._max_staleness)
         metrics = dict(batch_metrics(batch, flat)) | dict.fromkeys(NOT_COMPUTED, math.nan)
-        self._weights["paced.weight"] += 1
+        self._change(int(self._weights["paced.weight"][0]) + 1)
         time.sleep(max(0.0, end - time.monotonic()))
         if self._ranks is not None:
             self._ranks.end()
@@ -128,7 +127,10 @@ class PacedTrainer:
             steps = json.loads(path.read_text())["steps"]
         except (OSError, ValueError, KeyError) as error:
             raise RestoreError(f"{path}: cannot be read ({error!r}); no paced trainer wrote it") from error
-        self._weights["paced.weight"].fill_(steps)
+        self._change(steps)
+
+    def _change(self, steps: int) -> None:
+        self._weights["paced.weight"].uniform_(generator=torch.Generator().manual_seed(steps))[0] = steps
 
     def close(self) -> None:
         if self._ranks is not None:

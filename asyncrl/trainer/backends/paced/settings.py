@@ -12,3 +12,5 @@ class Settings(Section):
 
     step_s: float = Field(1.0, ge=0)
     """Time of a training step."""
+    weights: int = Field(1024, ge=1)
+    """Number of its weights, in float32: every step changes all of them."""
