@@ -1,5 +1,5 @@
 """`asyncrl eval`: the rewards of one or more models on the held-out prompts of a run's config, or their
-scores on suites, side by side."""
+scores on suites, side by side; or how often reward models agree with people."""
 
 from __future__ import annotations
 

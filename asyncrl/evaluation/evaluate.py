@@ -30,7 +30,8 @@ from asyncrl.weights.source import LocalWeights
 VERSION = 0
 """Of the weights that are evaluated."""
 HOPELESS_AFTER = 8
-"""Where so many prompts have failed and none has been scored, something is wrong with all of them."""
+"""Where as many attempts as so many prompts have are spent and none has been scored, something is wrong with
+all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
     as `evaluation` says, else `rollout.group_size` as in training.
 
     A prompt that fails in every attempt is left out and counted. Raises `ConfigError` for a config that asks
-    for nothing, `RunFailed` when all of them fail, or the first `HOPELESS_AFTER`.
+    for nothing, `RunFailed` when all of them fail, or no attempt succeeds at first (`HOPELESS_AFTER`).
     """
     if not len(prompts):
         raise ConfigError(f"{told(config.data)}: there is no prompt to evaluate on")
@@ -111,11 +112,11 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
         async with evaluating(config, prompts, shares_gpu=True) as evaluator:
             weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
             source = LocalWeights(VERSION, weights)
-            groups, failed = await evaluator.measure(source, hopeless_after=HOPELESS_AFTER)
+            hopeless_after = HOPELESS_AFTER * config.rollout.max_attempts
+            groups, failed = await evaluator.measure(source, hopeless_after=hopeless_after)
             if not groups:
                 raise RunFailed(
-                    f"the evaluation cannot go on: no prompt could be scored, and {len(failed)} have failed "
-                    f"in each of {config.rollout.max_attempts} attempts (rollout.max_attempts). The first: "
+                    "the evaluation cannot go on: no prompt could be scored. One of them: "
                     f"{next(iter(failed.values()))}"
                 )
             return _summary(config, evaluator, groups, failed)

@@ -58,7 +58,7 @@ class Evaluator:
         self._decode: Callable[[Sequence[int]], str] = load_tokenizer(config.model).decode
 
     async def measure(
-        self, source: WeightSource, *, hopeless_after: int | None = None
+        self, source: WeightSource, *, hopeless_after: float = math.inf
     ) -> tuple[dict[int, Group], dict[int, str]]:
         """A group of every prompt, by its place, all sampled by this version; and of the prompts that have
         failed in every attempt, why. hopeless_after: as of `EvaluationHost`, for each pass."""
@@ -81,7 +81,7 @@ class Evaluator:
         return groups, failed
 
     async def _pass(
-        self, rollout: GroupRollout, prompts: PromptSet, version: int, hopeless_after: int | None
+        self, rollout: GroupRollout, prompts: PromptSet, version: int, hopeless_after: float
     ) -> EvaluationHost:
         """With what came of each prompt."""
         changed = asyncio.Event()

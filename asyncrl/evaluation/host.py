@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -15,14 +16,16 @@ from asyncrl.wire.codec import WireGroup
 
 log = logging.getLogger(__name__)
 
+NOT_TRIED = "given up, since all attempts at others have failed"
+
 
 class EvaluationHost:
     """Leases each of the prompts, all to be sampled by the weights of one version, and keeps what comes back.
 
     For a worker it is what `loop.host.Host` is for those of a run: but what it leases holds no place of
     admission and enters no batch, and all of it is lost with the process. happened: called when something was
-    handed in. hopeless_after: once so many prompts have failed and none has been scored, no more are leased;
-    None: all are tried.
+    handed in. hopeless_after: once so many attempts have failed and no prompt has been scored, no more are
+    made.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class EvaluationHost:
         prompts: Sequence[Prompt],
         config: RolloutConfig,
         happened: Callable[[], None],
-        hopeless_after: int | None = None,
+        hopeless_after: float = math.inf,
     ) -> None:
         self.groups: dict[int, WireGroup] = {}
         """Finished ones, by row."""
@@ -43,6 +46,8 @@ class EvaluationHost:
         self._sampling = sampling_of(config)
         self._happened = happened
         self._hopeless_after = hopeless_after
+        self._failures = 0
+        """Failed attempts."""
         self._to_lease = deque((row, 0) for row in range(len(prompts)))
         """Row and attempt of the prompts that nobody has."""
         self._leased: dict[int, Lease] = {}
@@ -88,12 +93,15 @@ class EvaluationHost:
         """As `Coordinator.fail`."""
         if (lease := self._leased.pop(lease_id, None)) is None:
             return False
-        if again := lease.attempt + 1 < self._config.max_attempts:
+        self._failures += 1
+        is_hopeless = self._failures >= self._hopeless_after and not self.groups
+        if again := lease.attempt + 1 < self._config.max_attempts and not is_hopeless:
             self._to_lease.append((lease.row, lease.attempt + 1))
         else:
             self.failed[lease.row] = detail or reason
-            if len(self.failed) == self._hopeless_after and not self.groups:
-                self._to_lease.clear()
+        if is_hopeless:
+            self.failed |= {row: NOT_TRIED for row, _ in self._to_lease}
+            self._to_lease.clear()
         then = "to be tried again" if again else "given up"
         log.warning("prompt %d failed (%s): %s", lease.row, then, detail)
         self._happened()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from asyncrl.config import RolloutConfig
 from asyncrl.core.records import GroupSummary, Purpose, Submission
 from asyncrl.data.prompts import Prompt
-from asyncrl.evaluation.host import EvaluationHost
+from asyncrl.evaluation.host import NOT_TRIED, EvaluationHost
 from asyncrl.rollout.task import sampling_of
 from asyncrl.wire.codec import WireGroup
 
@@ -54,6 +54,16 @@ def test_what_has_failed_or_was_overtaken_is_leased_again():
     assert submit(host, fourth, VERSION) is submit(host, anew, VERSION) is Submission.ACCEPTED
     assert host.finished and len(heard) == 6
     assert host.groups.keys() == {1, 2, 3} and host.failed == {0: "in full"}
+
+
+def test_what_is_wrong_with_all_prompts_is_not_tried_on_all():
+    prompts = [Prompt(i, f"{i}", np.array([i], np.int32), {}) for i in range(9)]
+    host = EvaluationHost(VERSION, prompts, CONFIG, lambda: None, hopeless_after=3)
+    first, second, third, fourth = host.lease("w", VERSION, 4)
+    assert fail(host, first) and fail(host, second)
+    assert not fail(host, third) and not host.has_prompts and not host.finished
+    assert submit(host, fourth, VERSION) is Submission.ACCEPTED and host.finished
+    assert host.failed == {2: "in full", **dict.fromkeys((4, 5, 6, 7, 8, 0, 1), NOT_TRIED)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,6 +14,7 @@ ELSEWHERE = {
     *("segments/mean", "segments/split_frac/{reason}"),
     *("episodes/computed_again_frac", "episodes/computed_again_frac/{reason}"),
     *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio", "earlier_rounds"),
+    "eval/{set}/length_controlled/mean",  # tests/evaluation/test_judged_suites.py
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
     *("weights/sent_bytes", "weights/changed_frac", "weights/delta_frac"),  # tests/transfer

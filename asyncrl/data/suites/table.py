@@ -211,7 +211,7 @@ SUITES = {
 years), the quantitative reasoning of Minerva (2206.14858), OlympiadBench's mathematics in English without
 pictures (2402.14008), GPQA Diamond (2311.12022), MMLU-Pro (2406.01574), HumanEval (2107.03374), MBPP
 sanitized (2108.07732), IFEval (2311.07911), AlpacaEval 2 (2404.04475). Those
-that begin with `mini_` are of this package: a few dozen easy rows each, for tests and a first look."""
+that begin with `mini_` are of this package: a few easy rows each, for tests and a first look."""
 
 GROUPS = {
     "mini": ("mini_math", "mini_choice", "mini_code", "mini_instructions"),
