@@ -44,7 +44,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import GroupHeader, decode_header, encode_group
+from asyncrl.wire.codec import GroupHeader, TrajectoryHeader, decode_header, encode_group
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import RpcClient
 
@@ -194,6 +194,7 @@ class Groups:
         self.n_bytes = sum(map(len, wire.frames))
         self._header = decode_header(wire.header)
         self._encoder = msgspec.msgpack.Encoder()
+        self._trajectories = cache(self._sampled_by)
 
     def submit(self, task: RolloutTask, version: int) -> m.Submit:
         header: GroupHeader = msgspec.structs.replace(
@@ -201,12 +202,15 @@ class Groups:
             group_id=task.group_id,
             lease_id=task.lease_id,
             row=task.row,
-            trajectories=[
-                msgspec.structs.replace(t, versions=[replace(span, version=version) for span in t.versions])
-                for t in self._header.trajectories
-            ],
+            trajectories=self._trajectories(version),
         )
         return m.Submit(self._encoder.encode(header), STATS)
+
+    def _sampled_by(self, version: int) -> list[TrajectoryHeader]:
+        return [
+            msgspec.structs.replace(t, versions=[replace(span, version=version) for span in t.versions])
+            for t in self._header.trajectories
+        ]
 
 
 @asynccontextmanager
