@@ -3,7 +3,7 @@ file, the wire, and the reward processes. Nothing is sampled and nothing trained
 
     python benchmarks/control_plane.py [--cases groups,bytes,fleet,rewards,rewards-busy] [--steps 6]
                                        [--batch 1024] [--eta 8] [--workers 64] [--tokens 32] [--repeats 3]
-                                       [--out FILE]
+                                       [--no-parts] [--out FILE]
 
 groups   simulated workers lease and submit groups of 8 responses, and a trainer takes, publishes, and waits
          for what it has not got, all over ZMQ with CURVE. The coordinator is a process of its own, as in a
@@ -44,7 +44,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import GroupHeader, decode_header, encode_group
+from asyncrl.wire.codec import GroupHeader, TrajectoryHeader, decode_header, encode_group
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import RpcClient
 
@@ -111,6 +111,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32, help="of a response")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--parts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tell them, which costs time",
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     args = parser.parse_args()
     found: dict[str, list[Measured]] = {case: [] for case in args.cases.split(",")}
@@ -150,7 +156,7 @@ async def measure_groups(args: argparse.Namespace, **other: int) -> Measured:
     config = loop_config(args.workers, args.batch, args.eta, 2 * warm_up + args.steps)
     with prepared(config) as run_dir:
         roles = ("coordinator", "trainer-0", *names(ROLLOUT, args.workers))
-        with coordinator_process(config, run_dir, roles) as (coordinator, endpoint):
+        with coordinator_process(config, run_dir, roles, parts=args.parts) as (coordinator, endpoint):
             return await SimulatedLoop(args, endpoint, coordinator).run(warm_up, args.steps)
 
 
@@ -194,6 +200,7 @@ class Groups:
         self.n_bytes = sum(map(len, wire.frames))
         self._header = decode_header(wire.header)
         self._encoder = msgspec.msgpack.Encoder()
+        self._trajectories = cache(self._sampled_by)
 
     def submit(self, task: RolloutTask, version: int) -> m.Submit:
         header: GroupHeader = msgspec.structs.replace(
@@ -201,12 +208,15 @@ class Groups:
             group_id=task.group_id,
             lease_id=task.lease_id,
             row=task.row,
-            trajectories=[
-                msgspec.structs.replace(t, versions=[replace(span, version=version) for span in t.versions])
-                for t in self._header.trajectories
-            ],
+            trajectories=self._trajectories(version),
         )
         return m.Submit(self._encoder.encode(header), STATS)
+
+    def _sampled_by(self, version: int) -> list[TrajectoryHeader]:
+        return [
+            msgspec.structs.replace(t, versions=[replace(span, version=version) for span in t.versions])
+            for t in self._header.trajectories
+        ]
 
 
 @asynccontextmanager
@@ -307,7 +317,7 @@ async def measure_fleet(args: argparse.Namespace) -> Measured:
         for name in (*ranks, *workers):
             run_dir.pulse(name).write_bytes(pulse)
         roles = ("coordinator", *ranks, *workers)
-        with coordinator_process(config, run_dir, roles) as (coordinator, endpoint):
+        with coordinator_process(config, run_dir, roles, parts=args.parts) as (coordinator, endpoint):
             return await SimulatedFleet(args, endpoint, coordinator).run(workers)
 
 

@@ -104,13 +104,14 @@ class CoordinatorProcess:
 
 @contextmanager
 def coordinator_process(
-    config: Config, run_dir: RunDir, roles: Sequence[str]
+    config: Config, run_dir: RunDir, roles: Sequence[str], *, parts: bool = True
 ) -> Iterator[tuple[CoordinatorProcess, Endpoint]]:
-    """It listens when the body begins, and has ended when this returns. roles: as of `CoordinatorService`."""
+    """It listens when the body begins, and has ended when this returns. roles: as of `CoordinatorService`.
+    parts: whether it tells its parts apart, whose clocks are calls of the system and slow it down."""
     spawn = multiprocessing.get_context("spawn")
     ours, its = spawn.Pipe()
     run_dir.config.write_text(settings.dump(config))
-    process = spawn.Process(target=_run, args=(run_dir.path, list(roles), its), daemon=True)
+    process = spawn.Process(target=_run, args=(run_dir.path, list(roles), its, parts), daemon=True)
     process.start()
     its.close()
     try:
@@ -123,9 +124,10 @@ def coordinator_process(
         process.kill()
 
 
-def _run(path: Path, roles: Sequence[str], pipe: Connection) -> None:
+def _run(path: Path, roles: Sequence[str], pipe: Connection, parts: bool) -> None:
     budget, run_dir = Budget(), RunDir(path)
-    budget.install()
+    if parts:
+        budget.install()
     config = settings.load(run_dir.config)
     with open_state(config, run_dir) as (prompts, store, coordinator):
         service = CoordinatorService(config, run_dir, prompts, coordinator, store, roles)

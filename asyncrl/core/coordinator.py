@@ -250,7 +250,7 @@ class Coordinator(Generic[P]):
             raise ValueError(f"the trainer asks for step {step}, but step {self.steps_taken} comes next")
         if self._settings.on_stale != "wait":
             self._drop_stale(step)
-        if self._must_wait(step) or not (batch := self._choose(step).batch):
+        if self._must_wait(step) or not (batch := self._choose(step, self._last_needed()).batch):
             return None
         for group_id in batch:
             entry = self._live[group_id]
@@ -465,7 +465,19 @@ class Coordinator(Generic[P]):
         enough = s.batch_tokens is not None and self.ledger.tokens[GroupState.READY] >= s.batch_tokens
         return waited_for(due, step, s.batch_groups, enough) is not None
 
-    def _choose(self, step: int) -> BatchChoice:
+    def _last_needed(self) -> int:
+        """The admission version up to which the groups of the next batch are found, if nothing has to be
+        waited for. Of those in flight that leaves one batch in η + 1 to be looked at."""
+        s, ready = self._settings, 0
+        if s.on_stale == "wait" and s.batch_tokens is None:
+            for version, states in sorted(self._admitted.items()):
+                ready += states[GroupState.READY]
+                if ready >= s.batch_groups:
+                    return version
+        return NEVER
+
+    def _choose(self, step: int, last: int = NEVER) -> BatchChoice:
+        """last: later admission versions are left out."""
         bound_to_it = tuple(e.group_id for e in self._of(step))
         if bound_to_it:
             return BatchChoice(batch=bound_to_it)
@@ -478,7 +490,7 @@ class Coordinator(Generic[P]):
                 tokens=e.sampled_tokens if s.batch_tokens else 0,
             )
             for e in self._live.values()
-            if e.state is not GroupState.TAKEN
+            if e.admitted_version <= last and e.state is not GroupState.TAKEN
         ]
         late = [c for c in candidates if c.deadline < step and c.ready]
         if late:

@@ -134,7 +134,7 @@ class CoordinatorService:
             return await self._carry_out(peer, request, frames)
         finally:
             if self._stored is not None:
-                await asyncio.shield(self._stored)
+                await self._stored
 
     async def _carry_out(self, peer: bytes, request: m.Request, frames: Frames) -> tuple[m.Answer, Frames]:
         name = peer.decode(errors="replace")
@@ -369,9 +369,11 @@ class CoordinatorService:
         try:
             self._host.save()
         except Exception as error:  # noqa: BLE001 - raised where the events are waited for
-            stored.set_exception(error)
+            if not stored.cancelled():
+                stored.set_exception(error)
         else:
-            stored.set_result(None)
+            if not stored.cancelled():  # with the server, whose end all wait for
+                stored.set_result(None)
         self._wake()
 
     def _wake(self) -> None:
@@ -402,7 +404,7 @@ class CoordinatorService:
             if left_s <= 0:
                 return None
             if self._stored is not None:  # by `look`, perhaps, and nobody else would hear that it failed
-                await asyncio.shield(self._stored)
+                await self._stored
                 continue
             bell = asyncio.get_running_loop().create_future()
             waiting: dict[Any, Any] = self._watching if worker is None else self._hungry

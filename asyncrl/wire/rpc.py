@@ -56,6 +56,8 @@ _ID_BYTES = 8
 _CLOSE_LINGER_MS = 500
 _CRYPTO_BYTES = 1024
 """More than encryption adds to a frame."""
+_LAST, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As plain numbers: what zmq's own flags take for an operation is half of what a small frame takes."""
 
 _contexts: set[zmq.asyncio.Context] = set()
 """Of servers that are not closed. One that was garbage-collected would block until its sockets are closed."""
@@ -71,6 +73,35 @@ class RpcRefused(RpcError):  # noqa: N818 - says what happened
     """The server answered that it cannot carry out the request."""
 
 
+class _Sender:
+    """Sends on a socket of the event loop's, without its futures, which cost more than a small message
+    itself."""
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket = socket
+        self.direct = zmq.Socket.shadow(socket.underlying)
+        """The same socket."""
+        self._has_sent = False
+        """In this turn of the loop."""
+
+    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        """At once. Raises `zmq.Again` where nobody takes it."""
+        if self._socket.closed:
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        for part in parts[:-1]:
+            self.direct.send(part, _MORE, len(part) < zmq.COPY_THRESHOLD)
+        self.direct.send(parts[-1], _LAST, len(parts[-1]) < zmq.COPY_THRESHOLD)
+        if not self._has_sent:
+            self._has_sent = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """Sending may swallow the signal that messages have come: have the other socket look for them."""
+        self._has_sent = False
+        if not self._socket.closed:
+            self._socket.get(zmq.EVENTS)
+
+
 class RpcServer:
     """Serves requests with `handler(peer, request, frames) -> (answer, frames)`. Handlers run side by
     side."""
@@ -80,10 +111,7 @@ class RpcServer:
         self._context = zmq.asyncio.Context()  # of its own: so is the gate
         _contexts.add(self._context)
         self._socket = _configured(self._context.socket(zmq.ROUTER))
-        self._direct = zmq.Socket.shadow(self._socket.underlying)
-        """The same without futures, which cost more than a small message itself."""
-        self._has_sent = False
-        """In this turn of the loop."""
+        self._sender = _Sender(self._socket)
         # A restarted worker comes back under its old name, perhaps before the dead connection is noticed.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._gate: Gate | None = None
@@ -128,7 +156,7 @@ class RpcServer:
                 self._receive(await self._socket.recv_multipart(), tasks)
                 with suppress(zmq.Again):  # the rest of what has come
                     while True:
-                        self._receive(self._direct.recv_multipart(zmq.NOBLOCK), tasks)
+                        self._receive(self._sender.direct.recv_multipart(_LAST), tasks)
 
     def notify(self, peers: Iterable[bytes], notice: Any) -> None:
         parts = _encoded(notice, ())
@@ -169,16 +197,7 @@ class RpcServer:
 
     def _send(self, peer: bytes, request_id: bytes, parts: Sequence[bytes]) -> None:
         """It never blocks: there is no limit to what waits to be sent."""
-        self._direct.send_multipart([peer, request_id, *parts], copy=False)
-        if not self._has_sent:
-            self._has_sent = True
-            asyncio.get_running_loop().call_soon(self._look)
-
-    def _look(self) -> None:
-        """Sending may swallow the signal that messages have come: have the other socket look for them."""
-        self._has_sent = False
-        if not self._socket.closed:
-            self._socket.get(zmq.EVENTS)
+        self._sender.send([peer, request_id, *parts])
 
 
 def _parse(parts: Sequence[bytes]) -> tuple[bytes, Any, Frames]:
@@ -234,6 +253,7 @@ class RpcClient:
         self._socket.curve_publickey = endpoint.client_public.encode()
         self._socket.curve_secretkey = endpoint.client_secret.encode()
         self._socket.connect(endpoint.address)
+        self._sender = _Sender(self._socket)
         # Never those of another process that had this name before.
         self._ids = itertools.count(_NOTICE_ID + 1 + secrets.randbits(63))
         self._open: dict[int, asyncio.Future[tuple[Any, list[memoryview]]]] = {}
@@ -275,10 +295,7 @@ class RpcClient:
                     raise TimeoutError
                 if now_s >= send_s:
                     self._check_receiving()
-                    async with asyncio.timeout(deadline_s - now_s):  # a server that shut it out takes nothing
-                        await self._socket.send_multipart(
-                            [request_id.to_bytes(_ID_BYTES), *parts], copy=False
-                        )
+                    await self._send([request_id.to_bytes(_ID_BYTES), *parts], deadline_s - now_s)
                     send_s = math.inf if queued else now_s + RESEND_S
                 await asyncio.wait([future], timeout=min(deadline_s, send_s) - now_s)
             answer, out = future.result()
@@ -298,6 +315,13 @@ class RpcClient:
         for future in self._open.values():
             if not future.done():
                 future.set_exception(RpcError(reason))
+
+    async def _send(self, parts: Sequence[bytes | memoryview], timeout_s: float) -> None:
+        try:
+            self._sender.send(parts)
+        except zmq.Again:  # a server that shut it out takes nothing
+            async with asyncio.timeout(timeout_s):
+                await self._socket.send_multipart(parts, copy=False)
 
     def _check_receiving(self) -> None:
         assert self._receiver is not None, "use it as an async context manager"

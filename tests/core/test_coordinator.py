@@ -263,13 +263,14 @@ class Loop(RuleBasedStateMachine):
 
     @invariant()
     def counts_tell_what_a_look_at_all_groups_tells(self):
-        """Whether the next step must wait, and who has leased what."""
+        """Whether the next step must wait, how far its batch reaches, and who has leased what."""
         if not hasattr(self, "coordinator"):
             return
         coordinator, step = self.coordinator, self.coordinator.steps_taken
         must_wait, batch = coordinator._must_wait(step), coordinator._choose(step).batch
         assert not (must_wait and batch)
         assert must_wait or batch or self.settings.fixed_lag is not None
+        assert must_wait or coordinator._choose(step, coordinator._last_needed()).batch == batch
         leased = [e for e in coordinator._live.values() if e.state is GroupState.LEASED]
         for worker in "abc":
             ours = [e.lease_id for e in leased if e.worker == worker]

@@ -161,13 +161,12 @@ class _Stream(AsyncIterator[TokenChunk]):
         if self._chunk is None:
             raise StopAsyncIteration
         try:
-            # Shielded, or cancelling the consumer would cancel the future under the engine.
-            chunk = await asyncio.shield(self._chunk)
-        except asyncio.CancelledError:
-            await self.aclose()
+            return await self._chunk
+        except asyncio.CancelledError:  # and the future is, too: the engine gives it nothing more
+            self._abort()
             raise
-        self._chunk = None
-        return chunk
+        finally:
+            self._chunk = None
 
     async def aclose(self) -> None:
         """Abort the request if it has not ended."""
