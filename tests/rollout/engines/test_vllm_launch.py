@@ -40,7 +40,8 @@ def test_a_shared_gpu_is_used_up_to_the_engines_share_and_no_further_than_it_can
     assert kv_bytes(utilization=0.05, room_bytes=small) < 0
 
 
-def test_a_worker_knows_whether_it_is_alone_on_its_gpus():
+def test_a_worker_knows_whether_it_is_alone_on_its_gpus(make_config):
+    config = make_config()
     alone, beside, other, split = (
         Place("rollout-0", "cuda", (1,), 1),
         Place("rollout-1", "cuda", (2,), 1),
@@ -50,11 +51,11 @@ def test_a_worker_knows_whether_it_is_alone_on_its_gpus():
     shares = {
         place.role
         for place in (alone, beside, split)
-        if SHARES_GPU in _environment(place, Placement((alone, beside, other, split)))
+        if SHARES_GPU in _environment(place, Placement((alone, beside, other, split)), config)
     }
     assert shares == {"rollout-1", "rollout-2"}
     nowhere = Place("rollout-0", "cpu", (), 1)
-    assert SHARES_GPU not in _environment(nowhere, Placement((nowhere,)))
+    assert SHARES_GPU not in _environment(nowhere, Placement((nowhere,)), config)
 
 
 @pytest.mark.vllm
