@@ -77,7 +77,8 @@ def measure(task: str, overrides: Sequence[str], jobs: int, out: Path, page: Pat
     """Run what is missing of the comparison, and keep its numbers beside the page."""
     asyncrl.tiny.build(load(config_of(task)).model.path, task=task)
     known = [kept(task, page, name) for name in ("runs.csv", "curves.csv")]
-    result = run_sweep(Sweep(config_of(task), overrides=overrides, jobs=jobs, out=out, kept=known))
+    there = known if all(path.exists() for path in known) else ()
+    result = run_sweep(Sweep(config_of(task), overrides=overrides, jobs=jobs, out=out, kept=there))
     known[0].parent.mkdir(exist_ok=True)
     for path, fresh in zip(known, (result.folder.runs_csv, result.folder.curves_csv), strict=True):
         path.write_text(merged(path.read_text() if path.exists() else "", fresh.read_text()))

@@ -38,14 +38,17 @@ OPTIONAL = {
 """What a test needs that carries the mark of that name, and what to do where it is missing."""
 
 
-gc.disable()
-"""While tests are collected. What is imported by then stays: looks of the garbage collector at all of it take
-two seconds of each of pytest-xdist's workers, and in the end one more."""
-
-
-def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported by then stays: looks of the garbage collector at all of it take two seconds of each of
+    pytest-xdist's workers, and in the end one more. (Its first process collects nothing, and goes on for as
+    long as all tests.)"""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item):

@@ -46,8 +46,8 @@ class OwnPopen(subprocess.Popen):
 
     def _execute_child(self, command, executable, preexec_fn, close_fds, pass_fds, cwd, env, *others):
         words, pipes = [*map(os.fspath, command)], others[3:9]
-        arguments = words[2:] if words[1] == "-m" else words[1:]
-        known = arguments[0] == LAUNCHER or Path(arguments[0]).is_relative_to(SCRIPTS)
+        arguments = words[2:] if words[1:2] == ["-m"] else words[1:]
+        known = arguments and (arguments[0] == LAUNCHER or Path(arguments[0]).is_relative_to(SCRIPTS))
         if words[0] != sys.executable or not known or not has_one_thread():
             before = command, executable, preexec_fn, close_fds, pass_fds, cwd, env
             return super()._execute_child(*before, *others)

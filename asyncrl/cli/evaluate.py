@@ -84,6 +84,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from asyncrl.evaluation.sets import first, held_out, shared
     from asyncrl.runfiles.earlier_run import model_in
 
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit}: at least one prompt of each set is needed")
     if any(_is_of_reward_models(text) for text in arguments.suite or ()):
         _report(arguments, _by_preferences(arguments))
         return
@@ -171,9 +173,9 @@ def _by_preferences(arguments: argparse.Namespace) -> list[tuple[str, Evaluation
     from asyncrl.evaluation.preferences import evaluate_reward_model, read_preferences
     from asyncrl.plan.facts.reward import find_reward_model, load_template
 
-    suite, *more = arguments.suite
+    suite = next(filter(_is_of_reward_models, arguments.suite))
     name, _, path = suite.partition("=")
-    if more or arguments.harness or arguments.recipe or arguments.responses:
+    if len(arguments.suite) > 1 or arguments.harness or arguments.recipe or arguments.responses:
         raise ConfigError(
             f"--suite {name} compares reward models: ask it alone, without --harness, "
             "--recipe and --responses"

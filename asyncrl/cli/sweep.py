@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=Path,
         metavar=("RUNS.csv", "CURVES.csv"),
-        help="what an earlier sweep has written: its cells count as they are there, and are not run again",
+        help="what an earlier sweep has written: its cells count as they are there (so give the same --last "
+        "and --target), and are not run again",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that override the file, in all runs"

@@ -30,8 +30,8 @@ from asyncrl.weights.source import LocalWeights
 VERSION = 0
 """Of the weights that are evaluated."""
 HOPELESS_AFTER = 8
-"""Where as many attempts as so many prompts have are spent and none has been scored, something is wrong with
-all of them."""
+"""Where as many attempts as so many prompts have are spent, and nothing that was begun meanwhile is scored,
+something is wrong with all of them."""
 
 
 @dataclass(frozen=True, slots=True)

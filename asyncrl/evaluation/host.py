@@ -24,8 +24,8 @@ class EvaluationHost:
 
     For a worker it is what `loop.host.Host` is for those of a run: but what it leases holds no place of
     admission and enters no batch, and all of it is lost with the process. happened: called when something was
-    handed in. hopeless_after: once so many attempts have failed and no prompt has been scored, no more are
-    made.
+    handed in. hopeless_after: once so many attempts have failed and no prompt has been scored, what is leased
+    is waited for, and if none of it succeeds, no more attempts are made.
     """
 
     def __init__(
@@ -61,13 +61,17 @@ class EvaluationHost:
 
     @property
     def has_prompts(self) -> bool:
-        """Nobody has them."""
-        return bool(self._to_lease)
+        """That may be leased now."""
+        return bool(self._to_lease) and not (self._is_in_doubt and self._leased)
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        return self._failures >= self._hopeless_after and not self.groups
 
     def lease(self, worker: str, engine_version: int, limit: int) -> list[RolloutTask]:
         """Up to `limit` prompts; none for an engine with other weights."""
         tasks: list[RolloutTask] = []
-        while engine_version == self._version and self._to_lease and len(tasks) < limit:
+        while engine_version == self._version and self.has_prompts and len(tasks) < limit:
             row, attempt = self._to_lease.popleft()
             lease = Lease(next(self._numbers), row, row, attempt)
             self._leased[lease.lease_id] = lease
@@ -94,7 +98,7 @@ class EvaluationHost:
         if (lease := self._leased.pop(lease_id, None)) is None:
             return False
         self._failures += 1
-        is_hopeless = self._failures >= self._hopeless_after and not self.groups
+        is_hopeless = self._is_in_doubt and not self._leased
         if again := lease.attempt + 1 < self._config.max_attempts and not is_hopeless:
             self._to_lease.append((lease.row, lease.attempt + 1))
         else:

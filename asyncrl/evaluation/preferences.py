@@ -69,11 +69,12 @@ def evaluate_reward_model(model: RewardModelConfig, name: str, pairs: Sequence[P
         raise RunFailed(
             f"reward model `{model.label}` can read none of the {len(pairs)} pairs: {failures[0]}"
         )
-    metrics = {}
-    for subset, values in by_prompt.items():
-        mean, error = mean_and_error(values)
-        metrics[f"eval/{name}/{subset}/accuracy/mean"] = mean
-        metrics |= {f"eval/{name}/{subset}/accuracy/stderr": error} if math.isfinite(error) else {}
+    metrics = {
+        f"eval/{name}/{subset}/accuracy/{figure}": value
+        for subset, values in by_prompt.items()
+        for figure, value in zip(("mean", "stderr"), mean_and_error(values), strict=True)
+        if math.isfinite(value)
+    }
     columns = {subset: tuple(values) for subset, values in by_prompt.items()}
     sections = by_section({subset: mean_and_error(values)[0] for subset, values in columns.items()})
     return Evaluation(len(known), (), tuple(known), {}, 0.0, 0.0, metrics, columns, sections, tuple(failures))

@@ -199,7 +199,7 @@ def cov_mask(
         cov = (A - mean of A)·(log pi_theta - mean of log pi_theta), means over the unmasked tokens
 
     Of those with cov_low < cov < cov_high, cov_share of the number of all tokens (at least one) are left out
-    at random. Mostly, an update lowers the entropy by them most.
+    at random. They are among those by which an update lowers the entropy more than by most.
 
     Source: Cui et al. 2025 (arXiv 2505.22617), where the defaults are from.
     """

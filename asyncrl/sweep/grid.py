@@ -62,8 +62,8 @@ class Cell:
         came from, and whatever settings have been added since. (Code and defaults that have changed are not
         seen.)"""
         tree = self.config.model_dump(mode="json", exclude_defaults=True)
-        for place in ("name", "root", "dir"):
-            tree["run"].pop(place, None)
+        run = tree.pop("run", {})  # none, where all of it has its defaults
+        tree["run"] = {name: value for name, value in run.items() if name not in ("name", "root", "dir")}
         tree.pop("sweep", None)
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -44,8 +44,8 @@ class Sweep:
     gpus: for each run; None leaves it to the run.
     target: report when runs first reach this reward.
     last: steps over which rewards are averaged; None means `LAST_STEPS`.
-    kept: the `runs.csv` and `curves.csv` of an earlier sweep, whose cells count as they are there, and are
-    not run again.
+    kept: the `runs.csv` and `curves.csv` of an earlier sweep, whose cells count as they are there (by its
+    `last` and `target`), and are not run again.
     """
 
     config: Path

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from asyncrl.errors import ConfigError
 from asyncrl.sweep.grid import Axis, Cell
 from asyncrl.sweep.record import ORIGIN, Record
 from asyncrl.sweep.results import CURVE_METRICS, Curve, PointResult, RunFigures, SeedMean
@@ -84,17 +85,27 @@ def curves_csv(axes: Sequence[Axis], curves: Mapping[Cell, Curve]) -> str:
 
 
 def read_kept(runs: Path, curves: Path) -> dict[str, Known]:
-    """What `runs_csv` and `curves_csv` have written of a sweep, by the cells' keys; nothing where they are
-    missing."""
-    if not (runs.exists() and curves.exists()):
-        return {}
+    """What `runs_csv` and `curves_csv` have written of a sweep, by the cells' keys. Raises `ConfigError` for
+    files that are not there, or are none of theirs."""
+    try:
+        return _read_kept(runs.read_text(), curves.read_text())
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}; name `runs.csv` and `curves.csv`") from None
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{runs} and {curves} are not what one sweep of this version has written as `runs.csv` and "
+            f"`curves.csv`, in this order: {error}"
+        ) from None
+
+
+def _read_kept(runs: str, curves: str) -> dict[str, Known]:
     of_run: dict[tuple[str, ...], list[tuple[int, Mapping[str, float]]]] = {}
-    head, *lines = csv.reader(io.StringIO(curves.read_text()))
+    head, *lines = csv.reader(io.StringIO(curves))
     step = head.index("step")
     for line in lines:
         means = dict(zip(CURVE_METRICS, map(_or_nan, line[step + 1 :]), strict=True))
         of_run.setdefault(tuple(line[:step]), []).append((int(line[step]), means))
-    head, *lines = csv.reader(io.StringIO(runs.read_text()))
+    head, *lines = csv.reader(io.StringIO(runs))
     first = head.index(FIGURES[0])
     known = {}
     for line in lines:

@@ -1,6 +1,7 @@
 """Every prompt of an evaluation is scored once, by the weights that are to be scored, or given up."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,14 +57,21 @@ def test_what_has_failed_or_was_overtaken_is_leased_again():
     assert host.groups.keys() == {1, 2, 3} and host.failed == {0: "in full"}
 
 
-def test_what_is_wrong_with_all_prompts_is_not_tried_on_all():
+@pytest.mark.parametrize("succeeds", [False, True])
+def test_what_is_wrong_with_all_prompts_is_not_tried_on_all(succeeds):
+    """And what fails fast is not all of them: those that are still sampled may be scored."""
     prompts = [Prompt(i, f"{i}", np.array([i], np.int32), {}) for i in range(9)]
     host = EvaluationHost(VERSION, prompts, CONFIG, lambda: None, hopeless_after=3)
     first, second, third, fourth = host.lease("w", VERSION, 4)
-    assert fail(host, first) and fail(host, second)
-    assert not fail(host, third) and not host.has_prompts and not host.finished
-    assert submit(host, fourth, VERSION) is Submission.ACCEPTED and host.finished
-    assert host.failed == {2: "in full", **dict.fromkeys((4, 5, 6, 7, 8, 0, 1), NOT_TRIED)}
+    assert fail(host, first) and fail(host, second) and fail(host, third)
+    assert not host.has_prompts and host.lease("w", VERSION, 9) == [] and not host.finished
+    if succeeds:
+        assert submit(host, fourth, VERSION) is Submission.ACCEPTED
+        assert [task.row for task in host.lease("w", VERSION, 9)] == [4, 5, 6, 7, 8, 0, 1, 2]
+        assert host.failed == {}
+    else:
+        assert not fail(host, fourth) and host.finished
+        assert host.failed == {3: "in full", **dict.fromkeys((4, 5, 6, 7, 8, 0, 1, 2), NOT_TRIED)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -58,6 +58,9 @@ def test_a_cell_is_known_by_its_resolved_settings_however_they_were_written(swee
     (as_override,) = make_cells(sweep_config, [], 1, ["trainer.lr=0.0001", "run.name=x", "run.root=y"])
     (other_seed,) = make_cells(sweep_config, [], 1, ["trainer.lr=0.0001", "run.seed=1"])
     assert as_grid.key == as_override.key != other_seed.key
+    (all_defaults,) = make_cells(sweep_config, [], 1, ["run={}"])
+    (elsewhere,) = make_cells(sweep_config, [], 1, ["run={name: x, root: y}"])
+    assert all_defaults.key == elsewhere.key
     placed = as_grid.placed(tmp_path / "a b")
     assert placed.run.dir == str(tmp_path / "a b")
     assert placed.trainer == as_grid.config.trainer

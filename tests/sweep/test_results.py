@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncrl.errors import ConfigError
 from asyncrl.sweep.grid import make_cells, parse_axes
 from asyncrl.sweep.record import Record
 from asyncrl.sweep.results import RunFigures, SeedMean, curve, figures, make_rows
@@ -130,10 +131,14 @@ def test_what_the_csv_tables_hold_is_read_back(small_sweep, tmp_path):
     }
     curves = {cell: curve(lines([0.25 * seed, 0.5])) for seed, cell in enumerate(runs)}
     files = tmp_path / "runs.csv", tmp_path / "curves.csv"
-    assert read_kept(*files) == {}
+    with pytest.raises(ConfigError, match=r"runs.csv: No such file or directory; name `runs.csv` and"):
+        read_kept(*files)
     texts = runs_csv(axes, cells, scored, records), curves_csv(axes, curves)
     for file, text in zip(files, texts, strict=True):
         file.write_text(text)
+    for wrong in (files[::-1], (files[0], files[0])):
+        with pytest.raises(ConfigError, match="are not what one sweep of this version has written"):
+            read_kept(*wrong)
     known = read_kept(*files)
     assert {cell.key for cell in runs} == known.keys()
     found = {cell: known[cell.key] for cell in runs}
