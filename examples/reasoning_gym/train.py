@@ -38,8 +38,7 @@ def main(overrides):
 
     model = build_on("models/reasoning_gym", some_pupil, batch=32)
     settings = {
-        # At this constant rate it later forgot some of what it had learnt.
-        "run": {"name": "reasoning-gym", "steps": 34},
+        "run": {"name": "reasoning-gym", "steps": 50},
         "model": {"path": str(model)},
         "data": {
             "path": f"reasoning-gym:{TASK}",
@@ -48,7 +47,8 @@ def main(overrides):
         },
         "rollout": {"max_new_tokens": 32},
         "reward": {"functions": [{"function": "asyncrl.reward.verifiers.reasoning_gym:reasoning_gym"}]},
-        "trainer": {"lr": 3e-4, "batch_groups": 8},
+        # At a constant rate it later forgot some of what it had learnt.
+        "trainer": {"lr": 3e-4, "lr_schedule": "linear", "batch_groups": 8},
     }
     result = asyncrl.run(settings, overrides)
     config = asyncrl.load(result.run_dir / "config.yaml")

@@ -32,7 +32,13 @@ WARMED_UP = {
     "guess_number": ("some_player", 0.2, "run.mode=inline", "run.steps=12", "data.held_out_rows=8"),
     "calculator": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=8"),
     "search": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=8"),
-    "reasoning_gym": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=8"),
+    "reasoning_gym": (
+        "some_pupil",
+        0.2,
+        "run.steps=16",
+        "trainer.lr_schedule=constant",
+        "data.held_out_rows=8",
+    ),
 }
 """The examples with a tiny model of their own: whom it is warmed up on, what a short form gains, and its
 settings."""
