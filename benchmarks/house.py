@@ -18,6 +18,7 @@ BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
     *(("objective", "kl.py"), ("objective", "rejection.py"), ("core", "colocation.py")),
+    *(("objective", "gae.py"), ("objective", "otb.py"), ("trainer", "token_advantages.py")),
     *(("loop", "colocation.py"), ("loop", "colocation_desk.py"), ("trainer", "offload.py")),
     ("trainer", "backends", "torch", "offload.py"),
     *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
