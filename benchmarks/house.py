@@ -18,9 +18,11 @@ BESIDE = (
     *(("rollout", "adapters"), ("rollout", "episodes"), ("rollout", "gateway"), ("rollout", "chat.py")),
     *(("objective", "turns.py"), ("trainer", "turns.py"), ("trainer", "packing", "turns.py")),
     *(("objective", "kl.py"), ("objective", "rejection.py"), ("core", "colocation.py")),
+    *(("objective", "gae.py"), ("objective", "otb.py"), ("trainer", "token_advantages.py")),
     *(("loop", "colocation.py"), ("loop", "colocation_desk.py"), ("trainer", "offload.py")),
+    ("trainer", "backends", "torch", "offload.py"),
     *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
-    *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py")),
+    *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py", "sleep.py")),
 )
 """What a run needs only where its config has a setting or a section of its own for it, or (`row_decoder.py`)
 for models that no slot cache can hold."""

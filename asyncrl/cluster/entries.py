@@ -50,7 +50,6 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 async def rollout(config: Config, path: Path, name: str) -> None:
     from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
-    from asyncrl.loop.colocation import engine_turns
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
     from asyncrl.reward_models.link import reward_links
@@ -84,6 +83,8 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         if turns is not None:
+            from asyncrl.loop.colocation import engine_turns
+
             turns.client = client
             services.append(engine_turns(turns, group_rollout.engine, link))
         services += [model.follow() for model in models.values()]
@@ -151,7 +152,6 @@ async def judge(config: Config, path: Path, name: str) -> None:
 async def trainer(config: Config, path: Path, name: str) -> None:
     from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
-    from asyncrl.loop.colocation import TakesTurns
     from asyncrl.loop.links import ZmqTrainerLink
     from asyncrl.loop.trainer import TrainingRun
     from asyncrl.trainer.backend import backend_of, make_trainer
@@ -178,6 +178,8 @@ async def trainer(config: Config, path: Path, name: str) -> None:
         async with RpcClient(endpoint, name) as client, beating(run_dir.pulse(name)):
             link: TrainerLink = ZmqTrainerLink(client, transport, config, executor)
             if turns is not None:
+                from asyncrl.loop.colocation import TakesTurns
+
                 turns.client = client
                 link = TakesTurns(link, turns, made, executor)
             async with evaluated(config, run_dir, link, made, executor) as to_all:

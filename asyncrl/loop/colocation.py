@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from asyncrl.core.records import Batch
 from asyncrl.loop.trainer import TrainerLink
-from asyncrl.rollout.engines.base import Engine
+from asyncrl.rollout.engines.base import Engine, SteppedEngine
 from asyncrl.states import doing
 from asyncrl.waits import waiting
 from asyncrl.wire import messages as m
 from asyncrl.wire.rpc import RpcClient
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from asyncrl.trainer.backend import Trainer
     from asyncrl.weights.canary import Canary
     from asyncrl.weights.published import PublishedWeights
@@ -86,6 +88,34 @@ class TakesTurns(TrainerLink):
 
     async def checkpointed(self, oldest: int) -> None:
         await self._link.checkpointed(oldest)
+
+
+class TakesWeights(Protocol):
+    """The inline link."""
+
+    take_weights: Callable[[int, Mapping[str, Tensor]], None]
+
+
+class TurnsInside(TrainerTurns):
+    """Of the trainer with an engine in its own process, which has no memory to begin with."""
+
+    def __init__(self, link: TakesWeights, engine: SteppedEngine) -> None:
+        self._engine = engine
+        self._wake = link.take_weights
+        self._incoming: tuple[int, dict[str, Tensor]] | None = None
+        link.take_weights = self._keep
+        engine.give_up_memory()
+
+    def _keep(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        """For the engine to wake with."""
+        self._incoming = version, {name: tensor.to("cpu") for name, tensor in weights.items()}
+
+    async def give_turn(self) -> None:
+        assert self._incoming is not None, "nothing was published"
+        self._wake(*self._incoming)
+
+    async def take_turn(self) -> None:
+        self._engine.give_up_memory()
 
 
 class Updates(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from asyncrl.config import Config
 from asyncrl.core.colocation import Turns
 from asyncrl.liveness.stall import StallWatch
-from asyncrl.roles import ROLLOUT, names
+from asyncrl.roles import ROLLOUT, TRAINER, names
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire import messages as m
 
@@ -33,11 +33,11 @@ class TurnsDesk:
         happened: Callable[[], None],
         until: Until,
     ) -> None:
-        self._in_turns = config.placement.in_turns
         self._store = store
         self._stalls = stalls
         self._happened = happened
         self._until = until
+        self._ranks = set(names(TRAINER, config.trainer.ranks))
         trainers = store.recall(TRAINERS_TURN) != bytes(1)
         self._turns = Turns(names(ROLLOUT, config.rollout.workers), trainers=trainers)
 
@@ -46,9 +46,18 @@ class TurnsDesk:
 
     def reads_weights(self, worker: str) -> bool:
         """One whose engine has given up its memory takes the newest version when it gets it back."""
-        return not self._in_turns or worker in self._turns.awake
+        return worker in self._turns.awake
 
-    async def of_engine(self, name: str, request: m.EngineTurn) -> m.Turn:
+    def may_ask(self, name: str, request: m.Request) -> bool:
+        """Each rank of the trainer waits for the engines' memory before it loads a model."""
+        return isinstance(request, m.TrainerTurn) and request.wants and name in self._ranks
+
+    async def answer(self, name: str, request: m.EngineTurn | m.TrainerTurn) -> m.Turn:
+        if isinstance(request, m.EngineTurn):
+            return await self._of_engine(name, request)
+        return await self._of_trainer(name, request)
+
+    async def _of_engine(self, name: str, request: m.EngineTurn) -> m.Turn:
         self._turns.engine(name, (request.process, request.number), awake=request.awake)
         self._happened()
 
@@ -59,7 +68,7 @@ class TurnsDesk:
         found = await self._until(changes, request.wait_s)
         return m.Turn(request.awake if found is None else found)
 
-    async def of_trainer(self, name: str, request: m.TrainerTurn) -> m.Turn:
+    async def _of_trainer(self, name: str, request: m.TrainerTurn) -> m.Turn:
         """An engine that does not give up its memory holds up the step: a stall, whose culprit is
         replaced."""
         self._turns.trainer(name, (request.process, request.number), wants=request.wants)

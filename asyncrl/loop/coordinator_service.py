@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncrl.config import Config
 from asyncrl.core.coordinator import Coordinator
@@ -18,7 +18,6 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Heart, Pulse, every_s, read_pulses
 from asyncrl.liveness.stall import StallWatch
-from asyncrl.loop.colocation_desk import TurnsDesk
 from asyncrl.loop.host import Host
 from asyncrl.observe.role_meter import RoleMeter
 from asyncrl.roles import COORDINATOR, RANK_0, ROLLOUT, SUPERVISOR, TRAINER, names
@@ -29,6 +28,9 @@ from asyncrl.wire import messages as m
 from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check_group, decode_header
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
+
+if TYPE_CHECKING:
+    from asyncrl.loop.colocation_desk import TurnsDesk
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,6 @@ class CoordinatorService:
             TRAINER: {RANK_0},
             SUPERVISOR: {SUPERVISOR},
         }
-        self._ranks = set(names(TRAINER, config.trainer.ranks))
         self._workers: dict[str, _Worker] = {}
         self._watching: dict[asyncio.Future[None], None] = {}
         """Those who look again after every event."""
@@ -105,7 +106,11 @@ class CoordinatorService:
         self._notice = store.recall(NOTICE)
         self._notice_serial = int.from_bytes(store.recall(NOTICE_SERIAL) or b"")
         self._stalls.has_weights = self._notice is not None
-        self._turns = TurnsDesk(config, store, self._stalls, self._happened, self._until)
+        self._turns: TurnsDesk | None = None
+        if config.placement.in_turns:
+            from asyncrl.loop.colocation_desk import TurnsDesk
+
+            self._turns = TurnsDesk(config, store, self._stalls, self._happened, self._until)
         self._published: tuple[int, m.Published] | None = None
         """The last answer to a `Publish`, by version."""
 
@@ -155,10 +160,13 @@ class CoordinatorService:
                 return self._report(name, request), ()
             case m.Hello():
                 return m.Welcome(self._notice, self._notice_serial), ()
-            case m.EngineTurn():
-                return await self._turns.of_engine(name, request), ()
+            case m.EngineTurn() | m.TrainerTurn():
+                if self._turns is None:
+                    raise RpcError("trainer and engines take no turns in this run")
+                return await self._turns.answer(name, request), ()
             case m.WorkerLost():
-                self._turns.lost(request.worker)
+                if self._turns is not None:
+                    self._turns.lost(request.worker)
                 self._lost(request.worker)
             case m.Applied():
                 self._host.meter.updated(name, request.report)
@@ -172,17 +180,13 @@ class CoordinatorService:
                 self._host.checkpointed(request.oldest)
             case m.AwaitApplied():
                 await self._await_applied(request.version)
-            case m.TrainerTurn():
-                return await self._turns.of_trainer(name, request), ()
         return m.Done(), ()
 
     def _check_protocol(self, name: str, request: m.Request, frames: Frames) -> None:
         """Whether a peer of this name may send this, and with so many frames."""
         kind = type(request).__name__
-        senders = self._senders.get(request.SENDER, set())
-        # Each rank waits for the engines' memory before it loads a model.
-        also = self._ranks if isinstance(request, m.TrainerTurn) and request.wants else set()
-        if name not in senders | also:
+        may = self._turns is not None and self._turns.may_ask(name, request)
+        if name not in self._senders.get(request.SENDER, set()) and not may:
             raise RpcError(f"{kind} is not for {name!r} to send")
         wanted = FRAMES_PER_GROUP if isinstance(request, m.Submit) else 0
         if len(frames) != wanted:
@@ -335,7 +339,8 @@ class CoordinatorService:
         def nobody_is_behind() -> bool | None:
             engines = {name: worker.engine_version for name, worker in self._workers.items()}
             behind = (name for name, has in engines.items() if has is not None and has < version)
-            self._stalls.behind = tuple(name for name in behind if self._turns.reads_weights(name))
+            reads = (lambda name: True) if self._turns is None else self._turns.reads_weights
+            self._stalls.behind = tuple(filter(reads, behind))
             return not self._stalls.behind or None
 
         timeout_s = self._config.weights.ack_timeout_s

@@ -24,7 +24,6 @@ from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
 from asyncrl.loop.algorithm import roll_out, train
-from asyncrl.loop.colocation import TakesTurns, TrainerTurns
 from asyncrl.loop.host import Host, Leases
 from asyncrl.loop.trainer import TrainerLink, TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
@@ -193,7 +192,7 @@ class Schedule:
         self._finished.clear()
 
 
-class InlineLink(Schedule, TrainerLink, TrainerTurns):
+class InlineLink(Schedule, TrainerLink):
     """The links of worker and trainer to a coordinator in their own process."""
 
     decodes_to_rest = True
@@ -202,8 +201,8 @@ class InlineLink(Schedule, TrainerLink, TrainerTurns):
         super().__init__(config, host, rollout)
         self._host = host
         self._merge = merging(config)
-        self._incoming: tuple[int, dict[str, Tensor]] | None = None
-        """In turns, what the engine is to wake with."""
+        self.take_weights = self._swap
+        """What becomes of a version's weights, by `state_dict` name."""
 
     async def begin(self, version: int) -> int:
         return self._host.begin(version)
@@ -248,10 +247,7 @@ class InlineLink(Schedule, TrainerLink, TrainerTurns):
         started_s = time.monotonic()
         assert weights is not None, "the ledger is that of the checkpoint: nothing comes again"
         whole = self._merge(LocalWeights(version, weights)).tensors()
-        if self._config.placement.in_turns:
-            self._incoming = version, {name: tensor.to("cpu") for name, tensor in whole.items()}
-        else:
-            self._swap(version, whole)
+        self.take_weights(version, whole)
         self._host.publish(version)
         self._host.meter.report(WORKER, self._engine.stats())
         self._host.meter.rewards(self._rollout.drain_metrics())
@@ -261,23 +257,19 @@ class InlineLink(Schedule, TrainerLink, TrainerTurns):
         pause_s = self._engine.swap(weights, version)
         self._host.meter.updated(WORKER, UpdateReport(version, 0.0, pause_s))
 
-    async def give_turn(self) -> None:
-        assert self._incoming is not None, "nothing was published"
-        self._swap(*self._incoming)
-
-    async def take_turn(self) -> None:
-        self._engine.give_up_memory()
-
 
 async def run_inline(config: Config, run_dir: RunDir, beside: Beside) -> None:
     """A whole run in this process, computing with `trainer.threads`. Raises what the components raise."""
     with torch_threads(config.trainer.threads), open_state(config, run_dir) as (prompts, store, coordinator):
         async with aclosing(await start_rollout(config, prompts.longest_tokens)) as rollout:
             link = InlineLink(config, Host(config, prompts.rows, coordinator, store), rollout)
+            turns = None
             if config.placement.in_turns:
-                await link.take_turn()
+                from asyncrl.loop.colocation import TakesTurns, TurnsInside
+
+                turns = TurnsInside(link, rollout.engine)
             trainer = make_trainer(config)
             with ThreadPoolExecutor(1) as executor:
-                by_turns = TakesTurns(link, link, trainer, executor) if config.placement.in_turns else link
+                by_turns = link if turns is None else TakesTurns(link, turns, trainer, executor)
                 async with link.working(), beside(by_turns, trainer) as seen:
                     await train(TrainingRun(config, trainer, seen, run_dir, executor=executor, overlap=False))

@@ -98,7 +98,10 @@ TURN_ADVANTAGES: Mapping[str, Entry] = {
 }
 """Functions of `turns.Turns`: one advantage for each turn of an episode."""
 
-ADVANTAGES = {**GROUP_ADVANTAGES, **TOKEN_ADVANTAGES, **STEP_ADVANTAGES, **TURN_ADVANTAGES}
+OF_TOKENS = {**TOKEN_ADVANTAGES, **STEP_ADVANTAGES, **TURN_ADVANTAGES}
+"""Advantages that are not the same for a whole response."""
+
+ADVANTAGES = {**GROUP_ADVANTAGES, **OF_TOKENS}
 
 BY_CRITIC = (*TOKEN_ADVANTAGES, "turn_gae")
 

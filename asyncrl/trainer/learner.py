@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from asyncrl.config import TrainerConfig
 from asyncrl.errors import RunFailed
 from asyncrl.states import doing
-from asyncrl.trainer.offload import HOST, move
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes, Stateful
@@ -109,7 +108,6 @@ class TorchLearner:
                 parameter.register_post_accumulate_grad_hook(_AddTo(master))
             self._masters[name] = master
         self._adamw = adamw(list(self._masters.values()), config)
-        self._device = next(model.parameters()).device
 
     def __call__(self, micro: MicroBatch, *inputs: Tensor) -> Any:
         return self._model(micro, *inputs)
@@ -151,20 +149,6 @@ class TorchLearner:
             yield WEIGHT, name, master.detach()
             for kind, tensor in (self._adamw.state.get(master) or adamw_start(master)).items():
                 yield kind, name, tensor
-
-    def offload(self) -> None:
-        move(self._resident(), HOST)
-
-    def reload(self) -> None:
-        move(self._resident(), self._device)
-
-    def _resident(self) -> Iterator[Tensor]:
-        """All that lies on the device between two steps."""
-        yield from self._model.parameters()
-        yield from self._model.buffers()
-        yield from self._masters.values()
-        for state in self._adamw.state.values():
-            yield from state.values()
 
     @torch.no_grad()
     def load(self, saved: SavedPart) -> None:

@@ -55,12 +55,6 @@ class Stateful(Protocol):
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """Kind, parameter, and the whole tensor, which is valid until the next is asked for."""
 
-    def offload(self) -> None:
-        """Between two steps: have nothing of any size in the memory of the trainer's device. Until `reload`,
-        nothing else is called."""
-
-    def reload(self) -> None: ...
-
     def load(self, saved: SavedPart) -> None:
         """Take over what `tensors` and `count` were elsewhere."""
 

@@ -20,6 +20,7 @@ from vllm_servers import VllmServer
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.engines.http.engine import HttpEngine
 from asyncrl.rollout.engines.torch.engine import TorchEngine
+from asyncrl.rollout.engines.torch.sleep import SleepingEngine
 from asyncrl.weights.canary import make_canary
 from asyncrl.weights.source import LocalWeights
 
@@ -75,7 +76,7 @@ class TorchHarness:
     tells = sleeps = True
     tells_kept = True
     kv_on_update = ("keep", "recompute")
-    engine = TorchEngine
+    engine: type[TorchEngine] = SleepingEngine
 
     def __init__(self, *, hybrid: bool) -> None:
         self.hybrid = hybrid
@@ -93,7 +94,7 @@ class TorchHarness:
             await asyncio.sleep(0)
 
 
-class SteppingItself(TorchEngine):
+class SteppingItself(SleepingEngine):
     """Ends its thread by itself: when there are so many tokens, or nothing to do."""
 
     until_tokens: int | None = None

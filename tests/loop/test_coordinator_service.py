@@ -36,11 +36,11 @@ def run_dir(tmp_path):
 
 
 @asynccontextmanager
-async def coordinator(run_dir):
+async def coordinator(run_dir, *overrides):
     """A coordinator in this process; when one has been there before, its successor."""
     tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
     sizes = ("rollout.group_size=2", "trainer.batch_groups=2", "staleness.max_staleness=1", "run.steps=3")
-    config = from_tree(tree, overrides=[*sizes, "data.shuffle=false"])
+    config = from_tree(tree, overrides=[*sizes, "data.shuffle=false", *overrides])
     with open_state(config, run_dir) as (prompts, store, state):
         service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
         run_dir.announce_endpoint("coordinator", service.bind())
@@ -89,10 +89,10 @@ class Peer:
 
 
 @asynccontextmanager
-async def begun(run_dir):
+async def begun(run_dir, *overrides):
     """A coordinator, a trainer that has published version 0, and a worker that has it."""
     async with (
-        coordinator(run_dir) as state,
+        coordinator(run_dir, *overrides) as state,
         Peer(run_dir, "trainer-0") as trainer,
         Peer(run_dir, "rollout-0") as worker,
     ):
@@ -240,15 +240,17 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
 
 
 def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coordinator_there_is(run_dir):
+    turns = ("placement.colocate=turns", "rollout.kv_on_update=recompute")
+
     async def go():
-        async with begun(run_dir) as (_, trainer, worker):
+        async with begun(run_dir, *turns) as (_, trainer, worker):
             assert (await worker.ask(m.EngineTurn(1, 0, awake=False, wait_s=0))).yours is False
             assert (await trainer.ask(m.TrainerTurn(2, 0, wants=True, wait_s=5))).yours is True
             sleeps = asyncio.create_task(worker.ask(m.EngineTurn(1, 1, awake=False, wait_s=60)))
             assert (await trainer.ask(m.TrainerTurn(2, 1, wants=False, wait_s=0))).yours is False
             assert (await sleeps).yours is True
         async with (
-            coordinator(run_dir),
+            coordinator(run_dir, *turns),
             Peer(run_dir, "trainer-0") as trainer,
             Peer(run_dir, "rollout-0") as worker,
             Peer(run_dir, "supervisor") as supervisor,
@@ -263,6 +265,17 @@ def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coord
             assert (await waits).yours is True
             with pytest.raises(RpcRefused, match="not for 'rollout-0' to send"):
                 await worker.ask(m.TrainerTurn(1, 4, wants=True, wait_s=0))
+
+    asyncio.run(go())
+
+
+def test_where_nobody_takes_turns_nobody_is_given_one(run_dir):
+    async def go():
+        async with begun(run_dir) as (_, trainer, worker):
+            with pytest.raises(RpcRefused, match="take no turns"):
+                await worker.ask(m.EngineTurn(1, 0, awake=True, wait_s=0))
+            with pytest.raises(RpcRefused, match="take no turns"):
+                await trainer.ask(m.TrainerTurn(2, 0, wants=True, wait_s=0))
 
     asyncio.run(go())
 

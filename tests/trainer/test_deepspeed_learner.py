@@ -104,6 +104,16 @@ def test_what_follows_is_as_if_no_memory_had_been_given_up(make_learner, monkeyp
     assert any(key[0] == "exp_avg" and t.abs().max() > 0 for key, t in after[0].items())
 
 
+def test_memory_can_be_given_up_where_nothing_is_shared_out_too(group, make_config, make_qwen3):
+    from asyncrl.trainer.backends.deepspeed.backend import _learner
+    from asyncrl.trainer.offload import offload, reload
+
+    config = make_config(trainer={"backend": "deepspeed", "deepspeed": {"zero_stage": 0}})
+    parts = {"policy": _learner(Critic(make_qwen3()), config, group)}
+    offload(parts)
+    reload(parts)
+
+
 def test_buffers_are_published_too_and_all_in_the_dtypes_that_the_model_was_loaded_with(
     group, make_config, tmp_path
 ):

@@ -7,7 +7,7 @@ import torch
 from batches import make_batch, with_true_logprobs
 from transformers import AutoModelForCausalLM
 
-from asyncrl.trainer import averaged, learner
+from asyncrl.trainer import averaged, offload
 from asyncrl.trainer.backend import make_trainer
 
 SECTIONS = {
@@ -17,6 +17,7 @@ SECTIONS = {
     "trainer": {"lr": 1e-3},
 }
 ADAPTED = {"trainer": {"lr": 1e-3, "lora": {"rank": 4}}}
+TURNS = {"placement": {"colocate": "turns"}, "rollout": {"kv_on_update": "recompute"}}
 SMALL_BYTES = 512
 
 
@@ -27,7 +28,7 @@ def storages():
 
 
 def elsewhere(tensors, device):
-    """In the place of `state.move`: on a CPU there is nowhere else to go, so the values get another place."""
+    """In the place of `offload.move`: on a CPU there is nowhere else to go, so values get another place."""
     for tensor in tensors:
         tensor.data = tensor.data.clone()
 
@@ -37,7 +38,7 @@ def make(make_qwen3, save_model, make_config):
     path = save_model(make_qwen3())
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     batches = [with_true_logprobs(make_batch(step, groups=4, step=step), model, seed=step) for step in (0, 1)]
-    return lambda **sections: (make_trainer(make_config(path, **sections)), batches)
+    return lambda **sections: (make_trainer(make_config(path, **TURNS, **sections)), batches)
 
 
 @pytest.mark.parametrize("sections", [SECTIONS, ADAPTED], ids=["critic-ewma", "lora"])
@@ -48,7 +49,7 @@ def test_what_follows_is_as_if_nothing_had_been_given_up(make, monkeypatch, sect
         for batch in batches:
             if offloads:
                 with monkeypatch.context() as patch:
-                    for module in (learner, averaged):
+                    for module in (offload, averaged):
                         patch.setattr(module, "move", elsewhere)
                     trainer.offload()
                     trainer.reload()
@@ -71,7 +72,7 @@ def test_nothing_of_any_size_stays(make, monkeypatch):
         for tensor in tensors:
             tensor.data = tensor.data.new_zeros(()).expand(tensor.shape)
 
-    for module in (learner, averaged):
+    for module in (offload, averaged):
         monkeypatch.setattr(module, "move", away)
     assert len(large()) > 10
     trainer.offload()

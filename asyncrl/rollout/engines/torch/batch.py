@@ -64,7 +64,6 @@ class ContinuousBatch:
         self._recompute = kv_on_update == "recompute"
         self._stop_token_ids = stop_token_ids
         self._prefill_tokens = prefill_tokens
-        self._asleep = False
 
     @property
     def vocab_size(self) -> int:
@@ -76,7 +75,7 @@ class ContinuousBatch:
 
     @property
     def idle(self) -> bool:
-        return self._asleep or (not self._waiting and self.running == 0)
+        return not self._waiting and self.running == 0
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request that can run: first come first served, but what begins waits for the later turns of
@@ -104,8 +103,6 @@ class ContinuousBatch:
     def step(self) -> list[Finished]:
         """Refill the empty rows, then decode one token in every running row. Returns the requests that
         finished."""
-        if self._asleep:
-            return []
         self._admit()
         self._close_holes()
         slots = self._slots
@@ -135,27 +132,12 @@ class ContinuousBatch:
                 request.tell([token])
         return [slots.finish(int(row)) for row in done]
 
-    def sleep(self) -> None:
-        """Give up the memory of weights, keys and values. Nothing is decoded before the next `swap`, of
-        whichever version, which computes those of what runs anew; what is submitted waits for it."""
-        if not self._recompute:
-            raise ValueError("kv_on_update=keep: sleeping gives up keys and values; use recompute")
-        self.forget()
-        self.weights.leave()
-        self._decoder.leave()
-        self._asleep = True
-        if self._decoder.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     @doing("swap")
     def swap(self, staged: Mapping[str, Tensor], version: int) -> float:
         """Exchange the weights for tensors that `weights.stage` returned. Returns the seconds it took (with
         `recompute`, the running rows' keys and values under the new weights included)."""
         started = time.perf_counter()
         self.weights.adopt(staged)
-        if self._asleep:
-            self._decoder.come_back()
-            self._asleep = False
         self._close_holes()
         if self._recompute or version <= self.version:  # one that comes again may be another to the bit
             self._slots.last_used[self._slots.active * self._recompute :] = 0

@@ -49,6 +49,8 @@ class TorchEngine(StreamingEngine):
         place of the old, instead of changing pointers.
     """
 
+    batch = ContinuousBatch
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -65,7 +67,7 @@ class TorchEngine(StreamingEngine):
             raise ValueError(
                 f"capacity={capacity}, max_length={max_length}; needed: capacity >= 1, max_length >= 2"
             )
-        self._batch = ContinuousBatch(
+        self._batch = self.batch(
             model,
             capacity=capacity,
             spare=spare,
@@ -122,16 +124,6 @@ class TorchEngine(StreamingEngine):
     def swap(self, tensors: Mapping[str, Tensor], version: int) -> float:
         self._refuse_to_step()
         return self._swap(self._batch.weights.stage(tensors), version).result()
-
-    async def sleep(self) -> None:
-        async with self._updating:
-            asleep: Future[None] = Future()
-            self._do("giving up its memory", lambda: asleep.set_result(self._batch.sleep()))
-            await self._done(asleep)
-
-    def give_up_memory(self) -> None:
-        self._refuse_to_step()
-        self._do("giving up its memory", self._batch.sleep)
 
     def forget(self) -> None:
         self._do("forgetting", self._batch.forget)

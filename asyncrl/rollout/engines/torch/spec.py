@@ -24,13 +24,17 @@ class Torch(EngineSpec):
 
     def make(self, config: Config, longest_prompt_tokens: int, *, shares_gpu: bool = False) -> TorchEngine:
         from asyncrl.data.stops import stop_token_ids
-        from asyncrl.rollout.engines.torch.engine import TorchEngine
         from asyncrl.rollout.engines.torch.model import build_model
+
+        if config.placement.in_turns:
+            from asyncrl.rollout.engines.torch.sleep import SleepingEngine as Engine
+        else:
+            from asyncrl.rollout.engines.torch.engine import TorchEngine as Engine
 
         c = config.rollout
         with unhurried("building the engine's model"):
             model = build_model(config.model, engine_device(config))
-        return TorchEngine(
+        return Engine(
             model,
             capacity=c.slots,
             spare=c.kept,

@@ -21,11 +21,11 @@ from asyncrl.trainer.backends.deepspeed.learner import DeepSpeedLearner
 from asyncrl.trainer.backends.deepspeed.snapshots import RankSnapshots
 from asyncrl.trainer.backends.deepspeed.weights import GatheredAdapter, GatheredWeights
 from asyncrl.trainer.host_memory import Shelf
-from asyncrl.trainer.learner import Learner, TorchLearner
+from asyncrl.trainer.learner import Learner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.models.checks import ModelError, model_name
-from asyncrl.trainer.offload import offload, reload
+from asyncrl.trainer.offload import MovableLearner, offload, reload
 from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, SavedPart, open_saved
 from asyncrl.weights.canary import Canary, canary_ids, make_canary
@@ -160,7 +160,7 @@ class DeepSpeedTrainer:
 
 def _learner(model: nn.Module, config: Config, group: RankGroup, adapters: Adapters | None = None) -> Learner:
     if not shares_out(config):
-        return TorchLearner(model, config.trainer, group)
+        return MovableLearner(model, config.trainer, group)
     if adapters is not None:
         _refuse_mixed(adapters.of(model).model)
     learner = DeepSpeedLearner(model, config)

@@ -12,7 +12,6 @@ from asyncrl.trainer.host_memory import Shelf
 from asyncrl.trainer.learner import TorchLearner
 from asyncrl.trainer.make import load_models, make_training
 from asyncrl.trainer.models.policy import published
-from asyncrl.trainer.offload import offload, reload
 from asyncrl.trainer.ranks import OneRank
 from asyncrl.trainer.saving import ModelSnapshot
 from asyncrl.trainer.state import HeldState, open_saved
@@ -27,12 +26,14 @@ class TorchTrainer:
     The number of threads is the process's (`torch.set_num_threads`), which whoever owns the process sets.
     """
 
+    learner = TorchLearner
+
     def __init__(self, config: Config) -> None:
         disable_progress_bar()  # one belongs on a terminal, not into a log
         self._models = models = load_models(config)
         self._canary_ids = canary_ids(models.tokenizer, config.rollout.max_new_tokens)
         self._step, self._parts = make_training(
-            config, models, lambda model: TorchLearner(model, config.trainer), OneRank(models.policy.device)
+            config, models, lambda model: self.learner(model, config.trainer), OneRank(models.policy.device)
         )
         self._shelf = Shelf()
 
@@ -53,11 +54,5 @@ class TorchTrainer:
     def restore(self, folder: Path) -> None:
         for name, saved in open_saved(folder, self._parts).items():
             self._parts[name].load(saved)
-
-    def offload(self) -> None:
-        offload(self._parts)
-
-    def reload(self) -> None:
-        reload(self._parts)
 
     def close(self) -> None: ...

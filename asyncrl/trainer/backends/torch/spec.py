@@ -12,6 +12,10 @@ class Torch(BackendSpec):
     offloads = True
 
     def make(self, config: Config, rendezvous: Path | None) -> Trainer:
+        if config.placement.in_turns:
+            from asyncrl.trainer.backends.torch.offload import OffloadingTrainer
+
+            return OffloadingTrainer(config)
         from asyncrl.trainer.backends.torch.backend import TorchTrainer
 
         return TorchTrainer(config)
