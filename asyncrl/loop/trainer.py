@@ -102,7 +102,9 @@ class TrainingRun:
         self._run_dir = run_dir
         self._executor = executor
         self._overlap = overlap
-        self._saver = CheckpointSaver(run_dir, config.checkpoint, link, by_clock=overlap)
+        self._saver = CheckpointSaver(
+            run_dir, config.checkpoint, link, by_clock=not config.run.in_one_process
+        )
         self._clock = StepClock(config, trainer)
         self.phase = self._clock.phase
         self._frontier = 0

@@ -98,9 +98,11 @@ class CheckpointSaver:
     async def finish(self) -> None:
         """Wait until the checkpoint in progress is written."""
         if self._writing is not None:
+            begun_s = self._now_s()
             with waiting(f"the checkpoint of step {self.last_step} to be written"):
                 await self._writing
             self._writing = None
+            self._pause_s += self._now_s() - begun_s
 
     def close(self) -> None:
         """Abandon a checkpoint in progress."""

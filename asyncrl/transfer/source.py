@@ -25,7 +25,7 @@ from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.publisher import ShmPublisher
-from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far
+from asyncrl.weights.shm.segment import MOST_BUFFERS, buffers_for_far
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError
@@ -65,8 +65,8 @@ class Source:
     def __init__(self, name: str, host: str, run: Endpoint) -> None:
         self._name = name
         self._shm: ShmPublisher | None = None
-        self.keeps = BUFFERS
-        """As `Transport.keeps`; it is known by the first version."""
+        self.keeps = MOST_BUFFERS
+        """As `Transport.keeps`; how many they are, the first version's size tells."""
         self._host = host
         self._versions: list[_Version] = []
         self._bases: dict[m.PieceId, str] = {}

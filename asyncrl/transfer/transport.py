@@ -16,7 +16,7 @@ from asyncrl.transfer.notice import TcpNotice, this_host
 from asyncrl.weights.canary import Canary
 from asyncrl.weights.delta import LARGEST_SHARE
 from asyncrl.weights.published import PublishedWeights
-from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far, shared_folder
+from asyncrl.weights.shm.segment import MOST_BUFFERS, buffers_for_far, shared_folder
 from asyncrl.weights.shm.transport import SharedMemory
 from asyncrl.weights.source import WeightsError
 from asyncrl.wire.keys import Endpoint
@@ -40,7 +40,9 @@ class Tcp:
 
     @property
     def keeps(self) -> int:
-        return self._source.keeps if "_source" in self.__dict__ else BUFFERS
+        """Before a trainer's first version, which overwrites nothing, as many as may be: an engine that was
+        behind when the trainer before it died comes no nearer until that version is there."""
+        return self._source.keeps if "_source" in self.__dict__ else MOST_BUFFERS
 
     def publish(self, version: int, weights: PublishedWeights, canary: Canary | None) -> bytes:
         return msgspec.msgpack.encode(self._source.publish(version, weights, canary))

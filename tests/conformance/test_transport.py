@@ -19,7 +19,7 @@ import asyncrl
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.transfer import fetcher, source
+from asyncrl.transfer import fetcher
 from asyncrl.transfer.collective import conductor
 from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.canary import Canary
@@ -198,7 +198,8 @@ def test_with_the_trainer_its_versions_go(ends, spec, end):
 
 @WHICH
 def test_a_damaged_version_is_refused_and_the_next_one_taken(ends, spec, monkeypatch):
-    monkeypatch.setattr(source, "SENT_ALONG_BYTES", 0)  # what has left already can be damaged no more
+    # It might be sent ahead before it is damaged.
+    monkeypatch.setattr("asyncrl.transfer.source.SENT_ALONG_BYTES", 0)
     trainer, engine = ends(spec)
     assert_equal(engine.source(trainer.publish(0, weights(0), None)), 0)
     notice = trainer.publish(1, weights(1), None)

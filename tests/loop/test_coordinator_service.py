@@ -16,7 +16,7 @@ from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
-from asyncrl.weights.source import LocalWeights
+from asyncrl.weights.source import LocalWeights, WeightsError
 from asyncrl.wire import messages as m
 from asyncrl.wire.codec import encode_group
 from asyncrl.wire.rpc import RpcClient, RpcRefused
@@ -160,6 +160,45 @@ def test_a_far_worker_begins_no_group_before_its_engine_has_the_version_that_it_
             assert state.ledger.generated_groups == 6 and not leasing.done()
             following = asyncio.create_task(link.follow_weights())
             assert len(await asyncio.wait_for(leasing, 60)) == 2 and link._weights.taken == 1
+            following.cancel()
+
+    asyncio.run(main())
+
+
+def test_who_holds_back_for_a_version_that_died_with_its_trainer_gets_it_from_the_next(run_dir, monkeypatch):
+    """Of the batches that there were, whatever that one begins with: nobody has to sample for it."""
+    monkeypatch.setattr(links, "FAR_S", 0.0)
+
+    class Gone:
+        def source(self, notice):
+            return Lost(1, {}) if notice == b"notice of version 1" else LocalWeights(int(notice[-1:]), {})
+
+        def is_gone(self, notice):
+            return notice == b"notice of version 1"
+
+    class Lost(LocalWeights):
+        def tensors(self):
+            raise WeightsError("its trainer has ended")
+
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
+            link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, Gone(), 60.0)
+            worker.client.on_notice = link.on_notice
+            await link.hello()
+            following = asyncio.create_task(link.follow_weights())
+            tasks = await link.lease(4)
+            await first_step(trainer, worker, [task.lease_id for task in tasks])
+            leasing = asyncio.create_task(link.lease(9))
+            async with asyncio.timeout(60):
+                while len(link._held) < 6:
+                    await asyncio.sleep(0.01)
+            assert (await trainer.ask(m.Begin(0))).frontier == 1
+            await trainer.ask(m.Publish(0, None))
+            assert len((await trainer.ask(m.Take(0, 60.0))).headers) == 2
+            assert not leasing.done()
+            await trainer.ask(m.Publish(1, b"the next trainer's version 1"))
+            assert len(await asyncio.wait_for(leasing, 60)) == 2
             following.cancel()
 
     asyncio.run(main())

@@ -101,7 +101,11 @@ def test_in_turns_a_gpu_is_to_hold_the_larger_of_the_two_and_what_stays_of_the_o
     trainer, engine = memory["trainer"], memory["rollout"]
     assert implied.gpus[0].total_bytes == engine.total_bytes + trainer.asleep_bytes
     assert 10**8 < trainer.asleep_bytes < 10**9
-    assert trainer.host_parts["asleep"] == trainer.certain_bytes - trainer.asleep_bytes
+    moved = trainer.certain_bytes - trainer.parts["CUDA"]
+    assert trainer.host_parts["asleep"] == moved > 10**10
+    ranks = {"backend": "deepspeed", "ranks": 2, "deepspeed": {"zero_stage": 3}}
+    of_two = planned(2, rollout=settings, trainer=ranks, **turns)[2].memory[0]
+    assert of_two.host_parts["asleep"] == of_two.certain_bytes - of_two.parts["CUDA"]  # NCCL's stays
     assert engine.host_parts["weights, asleep"] == 2 * 10**9
     deep = {"kv_on_update": "recompute", "vllm": {"gpu_memory_utilization": 0.85, "sleep_level": 2}}
     assert "weights, asleep" not in planned(1, rollout=deep, **turns)[2].memory[1].host_parts

@@ -142,6 +142,32 @@ def test_by_the_clock_a_checkpoint_is_the_rarer_the_longer_it_keeps_the_training
     assert seconds_until_due() == pytest.approx((2 * 10 * 86400) ** 0.5 - 10, abs=1)
 
 
+def test_what_the_training_waits_for_the_writing_counts_as_well(make_saver):
+    now_s = 1000.0
+    saver = make_saver(lambda: now_s)
+
+    class Slow(Snapshot):
+        def write(self, folder):
+            nonlocal now_s
+            super().write(folder)
+            now_s += 100
+
+    async def save():
+        async def take():
+            may_write = threading.Event()
+            may_write.set()
+            return Slow(may_write)
+
+        await saver.save(1, 0.5, take, {})
+        await saver.finish()
+
+    asyncio.run(save())
+    now_s += 2000  # more than four times as long
+    assert not saver.is_due(7)
+    now_s += 2200
+    assert saver.is_due(7)
+
+
 def test_a_disk_that_is_slow_is_left_alone_for_three_quarters_of_the_time():
     assert interval_s(0.0, writing_s=0.0) == 60
     assert interval_s(0.1, writing_s=100.0) == 400

@@ -129,11 +129,10 @@ def estimate_memory(
     if models.policy is not None and None not in trained:
         here, in_host = trainer_parts(config, models, models.policy, longest_tokens, TRAINER in on_gpu)
         kept = transport_gpu_bytes(config.transport, published_bytes(config, models.policy))
+        if config.placement.in_turns and TRAINER in on_gpu:
+            in_host = in_host | {"asleep": Memory(TRAINER, here).certain_bytes - CUDA_CONTEXT_BYTES}
         if kept and TRAINER in on_gpu:
             here = here | {VERSION: kept}  # of rank 0
-        if config.placement.in_turns and TRAINER in on_gpu:
-            of_trainer = Memory(TRAINER, here)
-            in_host = in_host | {"asleep": of_trainer.certain_bytes - of_trainer.asleep_bytes}
         entries.append(Memory(TRAINER, here, in_host))
     for kind in ENGINES:
         if not placement.of(kind):

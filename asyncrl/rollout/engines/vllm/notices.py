@@ -41,7 +41,8 @@ async def reachable(source: WeightSource) -> AsyncIterator[Reachable]:
     publisher = ShmPublisher(f"asyncrl-engine-{uuid.uuid4().hex[:12]}")
 
     def copy() -> WeightNotice:
-        return publisher.publish(source.version, WholeWeights(source.tensors()), source.canary)
+        weights = WholeWeights(source.tensors())  # by which the source may have become a newer version
+        return publisher.publish(source.version, weights, source.canary)
 
     try:
         yield Reachable(await asyncio.to_thread(copy))
