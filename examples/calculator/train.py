@@ -6,7 +6,7 @@
 The model is asked for products that it cannot work out. It has been warmed up on three pupils: one has the
 calculator do it, one does so and mixes up the digits, and one makes the answer up. By reinforcement it is to
 learn to call the tool, and to call it right. Held-out products that were right in three runs:
-0.29 before, 0.91, 0.96 and 0.97 after.
+0.29 and 0.30 before, 0.95 to 0.97 after.
 """
 
 import json
@@ -71,7 +71,8 @@ def main(overrides):
         "data": {"path": str(products), "held_out_rows": 64},
         "rollout": {"episode": f"{__file__}:episode", "max_new_tokens": 96, "max_sequence_tokens": 256},
         "reward": {},  # the episode says what it earned
-        "trainer": {"lr": 3e-4, "batch_groups": 8},
+        # At a constant rate, one of five runs forgot it all once it had learnt it.
+        "trainer": {"lr": 3e-4, "lr_schedule": "linear", "batch_groups": 8},
     }
     result = asyncrl.run(settings, overrides)
     config = asyncrl.load(result.run_dir / "config.yaml")

@@ -7,7 +7,7 @@
 The package generates the questions and scores the answers; any of its hundred tasks can be named. The tiny
 model has been warmed up on a pupil who writes the number in binary before the answer one time in three, and
 guesses otherwise. By reinforcement it is to learn to think first. (Held-out questions are about the same few
-numbers.) Held-out answers that were right in one run: 0.53 before, 0.95 after 34 steps.
+numbers.) Held-out answers that were right in three runs: 0.47 to 0.53 before, 0.97 to 0.98 after.
 """
 
 import sys

@@ -6,7 +6,7 @@
 The model is asked where people live, which only the index knows. It has been warmed up on three pupils: one
 searches for the whole name, one for the first name, which many have, and one makes the town up. By
 reinforcement it is to learn to search, and by what. Held-out people were never asked about in training.
-Right answers in two runs: 0.38 before, 0.94 and 0.97 after.
+Right answers in three runs: 0.38 before, 0.94 to 0.97 after.
 """
 
 import json

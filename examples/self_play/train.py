@@ -6,7 +6,7 @@
 Nim: two players take one to three stones from a heap in turn, and who takes the last one wins. The model has
 been warmed up on games of which one in three leaves a multiple of four, with which the other cannot win, and
 the others take what they like. By playing against itself it is to learn which is better. Held-out games are
-against a player who plays at random. Won in two runs: 0.41 before, 0.64 and 0.73 after.
+against a player who plays at random. Won in four runs: 0.41 before, 0.62 to 0.73 after.
 """
 
 import json

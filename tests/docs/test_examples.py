@@ -30,7 +30,13 @@ WARMED_UP = {
         "data.held_out_rows=32",
     ),
     "guess_number": ("some_player", 0.2, "run.mode=inline", "run.steps=12", "data.held_out_rows=8"),
-    "calculator": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=8"),
+    "calculator": (
+        "some_pupil",
+        0.2,
+        "run.steps=16",
+        "trainer.lr_schedule=constant",
+        "data.held_out_rows=8",
+    ),
     "search": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=8"),
     "reasoning_gym": (
         "some_pupil",
