@@ -28,7 +28,7 @@ def test_async_groups_are_scored_side_by_side_in_one_process_up_to_the_limit(tmp
     async def main():
         markers = [tmp_path / str(i) for i in range(6)]
         at_work = [Path(f"{marker}.at_work") for marker in markers]
-        async with running_pool("waits_for_file_side_by_side", "length", concurrency=5) as pool:
+        async with running_pool("waits_for_file_side_by_side", "length", concurrency=5, workers=1) as pool:
             tasks = [asyncio.create_task(pool.score(request(marker=str(m)))) for m in markers]
             for path in at_work[:5]:
                 await until(path.exists, f"{path.name}")
@@ -81,7 +81,7 @@ def test_time_in_which_another_blocks_the_loop_does_not_count(caplog):
 
 def test_a_cancelled_call_ends_and_its_neighbours_go_on(tmp_path):
     async def main():
-        async with running_pool("waits_for_file_side_by_side", concurrency=2) as pool:
+        async with running_pool("waits_for_file_side_by_side", concurrency=2, workers=1) as pool:
             markers = [tmp_path / str(i) for i in range(3)]
             tasks = [asyncio.create_task(pool.score(request(marker=str(m)))) for m in markers]
             await until(Path(f"{markers[0]}.at_work").exists, "the first call")
