@@ -136,6 +136,16 @@ def test_who_holds_back_is_given_the_groups_of_a_version_that_is_on_its_way(run_
     asyncio.run(main())
 
 
+async def at_work(worker, transport):
+    """Its link, the task by which its engine follows the versions, and the first groups that it was given."""
+    engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
+    link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, transport, 60.0)
+    worker.client.on_notice = link.on_notice
+    await link.hello()
+    following = asyncio.create_task(link.follow_weights())
+    return link, following, await link.lease(4)
+
+
 def test_a_far_worker_begins_no_group_before_its_engine_has_the_version_that_it_is_for(run_dir, monkeypatch):
     monkeypatch.setattr(links, "FAR_S", 0.0)
 
@@ -145,12 +155,7 @@ def test_a_far_worker_begins_no_group_before_its_engine_has_the_version_that_it_
 
     async def main():
         async with begun(run_dir) as (state, trainer, worker):
-            engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
-            link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, Local(), 60.0)
-            worker.client.on_notice = link.on_notice
-            await link.hello()
-            following = asyncio.create_task(link.follow_weights())
-            tasks = await link.lease(4)
+            link, following, tasks = await at_work(worker, Local())
             following.cancel()
             await first_step(trainer, worker, [task.lease_id for task in tasks])
             leasing = asyncio.create_task(link.lease(9))
@@ -182,12 +187,7 @@ def test_who_holds_back_for_a_version_that_died_with_its_trainer_gets_it_from_th
 
     async def main():
         async with begun(run_dir) as (_, trainer, worker):
-            engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
-            link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, Gone(), 60.0)
-            worker.client.on_notice = link.on_notice
-            await link.hello()
-            following = asyncio.create_task(link.follow_weights())
-            tasks = await link.lease(4)
+            link, following, tasks = await at_work(worker, Gone())
             await first_step(trainer, worker, [task.lease_id for task in tasks])
             leasing = asyncio.create_task(link.lease(9))
             async with asyncio.timeout(60):
