@@ -38,8 +38,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +62,7 @@ from asyncrl.rollout.engines.torch.probe import exact_decoder
 
 PROMPT_TOKENS = 16
 GROUP_SIZE = 8
+PEERS = "generate", "continuous"
 PAGE_TOKENS = 16
 """Of the cache of continuous batching."""
 RESULT_S = 300.0
@@ -187,8 +188,10 @@ def run_continuous(manager: ContinuousBatchingManager, requests: list[Generation
         assert len(result.generated_tokens) == asked[result.request_id]
 
 
-def measure(loop: asyncio.Runner, slots: int, new_tokens: int, repeats: int) -> list[Result]:
-    """Interleaved repetitions of every method at one size, the first of each thrown away."""
+def measure(
+    loop: asyncio.Runner, slots: int, new_tokens: int, repeats: int, peers: Sequence[str]
+) -> list[Result]:
+    """Interleaved repetitions of ours and of `peers` at one size, the first of each thrown away."""
     model = make_model()
     vocab_size = model.config.vocab_size
     max_length = PROMPT_TOKENS + new_tokens
@@ -209,11 +212,13 @@ def measure(loop: asyncio.Runner, slots: int, new_tokens: int, repeats: int) -> 
         (Result(lengths, slots, method, []), requests, run)
         for lengths, requests in (("equal", equal), ("mixed", mixed))
         for method, run in runs.items()
-        if (lengths, method) != ("mixed", "bare")
+        if (lengths, method) != ("mixed", "bare") and (method in peers or method not in PEERS)
     ]
     gc.collect()
     gc.freeze()  # or the collector scans all of transformers in the middle of somebody's measurement
-    with continuous_batching(slots, max_length) as manager:
+    with ExitStack() as stack:
+        if "continuous" in peers:
+            manager = stack.enter_context(continuous_batching(slots, max_length))
         for repeat in range(repeats + 1):
             for result, requests, run in methods:
                 started = time.process_time()
@@ -282,18 +287,24 @@ def main() -> None:
         default="torch,vllm" if find_spec("vllm") else "torch",
         help="comma-separated; default: %(default)s, those installed here",
     )
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        help="comma-separated; `continuous` takes ten times as long as the rest together (default: all)",
+    )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="JSON file to write")
     args = parser.parse_args()
-    engines = args.engines.split(",")
-    if unknown := set(engines) - {"torch", "vllm"}:
-        parser.error(f"--engines: {', '.join(sorted(unknown))} is none of torch, vllm")
+    engines, peers = args.engines.split(","), args.peers.split(",")
+    for option, given, known in (("engines", engines, ("torch", "vllm")), ("peers", peers, PEERS)):
+        if unknown := set(given) - set(known):
+            parser.error(f"--{option}: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
 
     torch.set_num_threads(1)
     results: list[Result] = []
     if "torch" in engines:
         with asyncio.Runner() as loop:
             for slots in args.slots.split(","):
-                results += measure(loop, int(slots), args.new_tokens, args.repeats)
+                results += measure(loop, int(slots), args.new_tokens, args.repeats, peers)
     if "vllm" in engines:
         for slots in args.slots.split(","):
             results += asyncio.run(measure_vllm(int(slots), args.new_tokens, args.repeats))
