@@ -17,7 +17,6 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         ser_json_inf_nan="constants",  # an infinity in a mapping of any values stays one
-        use_attribute_docstrings=True,
     )
 
     @model_validator(mode="before")

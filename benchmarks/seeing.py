@@ -122,7 +122,9 @@ def _seconds(arguments: Sequence[str]) -> float:
 
 
 def _run(arguments: Sequence[str]) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    # As people have it: containers often forbid Python to keep what it compiled.
+    unwanted = "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE_S)
     if done.returncode:

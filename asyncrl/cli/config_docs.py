@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -35,12 +39,30 @@ def render() -> str:
     return "\n".join([_INTRODUCTION, *_tables(Config, "")])
 
 
+def meanings(section: type[Section]) -> dict[str, str]:
+    """What each key of a section means: the docstring below it, but for those that are made of a table.
+    (Pydantic's own way reads the sources in every process that has a config.)"""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for key, below in pairwise(body.body):
+            match key, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str() as text)),
+                ):
+                    found[name] = " ".join(text.split())
+    return {name: field.description or found.get(name, "") for name, field in section.model_fields.items()}
+
+
 def _tables(section: type[Section], prefix: str) -> Iterator[str]:
     """The section's own keys (including lists of sections), then its sections."""
+    means = meanings(section)
     own = {name: f for name, f in section.model_fields.items() if not _is_section(f)}
     if own:
         yield "\n| key | type | default | meaning |\n|---|---|---|---|"
-        yield from (_row(f"{prefix}{name}", field) for name, field in own.items())
+        yield from (_row(f"{prefix}{name}", field, means[name]) for name, field in own.items())
     for name, field in section.model_fields.items():
         if inner := section_of(field.annotation):
             key = f"{prefix}{name}{_ITEM.get(get_origin(field.annotation), '')}"
@@ -52,9 +74,9 @@ def _is_section(field: FieldInfo) -> bool:
     return section_of(field.annotation) is not None and get_origin(field.annotation) not in _ITEM
 
 
-def _row(key: str, field: FieldInfo) -> str:
+def _row(key: str, field: FieldInfo, meaning: str) -> str:
     default = "" if field.is_required() else f"`{_yaml(field.default)}`"
-    cells = (f"`{key}`", _type(field), default, " ".join((field.description or "").split()))
+    cells = (f"`{key}`", _type(field), default, meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

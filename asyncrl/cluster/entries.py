@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from asyncrl.affinity import use_torch_threads
 from asyncrl.cluster.hosts.processes import DRAIN
 from asyncrl.cluster.kinds import role_sets
+from asyncrl.collector import spare_the_collector
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.liveness.pulse import beating, every_s
@@ -200,13 +200,6 @@ async def waiting_for_a_turn(config: Config, endpoint: Endpoint, name: str) -> A
     with unhurried("waiting for its turn with the memory (placement.colocate=turns)"):
         async with RpcClient(endpoint, name) as client:
             yield TurnsByMessage(client, answer_timeout_s(config))
-
-
-def spare_the_collector() -> None:
-    """Take what a role starts with out of the garbage collector's sight: looking through the many objects of
-    torch and transformers again and again would stop decoding and training for a tenth of a second a time."""
-    gc.collect()
-    gc.freeze()
 
 
 async def _while_serving(work: asyncio.Task[None], services: list[Awaitable[None]]) -> None:

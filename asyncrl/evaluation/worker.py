@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import time
 from pathlib import Path
 
+from asyncrl.collector import spare_the_collector
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
@@ -54,8 +54,7 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
         ):
             share = Share(config.evaluation.share, evaluator.busy_s, rounds.trained.exists)
             evaluator.turn = share.turn
-            gc.collect()
-            gc.freeze()  # as `cluster.entries.spare_the_collector`
+            spare_the_collector()
             while True:
                 with waiting("a version to evaluate", state="wait_work"):
                     while not (own := [v for v in rounds.pending() if v // every % workers == number]):

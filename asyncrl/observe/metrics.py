@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from asyncrl.collector import without_the_collector
 from asyncrl.core.invariants import InvariantError
 from asyncrl.errors import AsyncRLError
 from asyncrl.observe.histogram import Histogram
@@ -109,6 +110,7 @@ def parse_line(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
     return values
 
 
+@without_the_collector()
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Every complete line, with null as NaN. A last line that a crash cut short is left out.
 

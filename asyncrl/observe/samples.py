@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.collector import without_the_collector
 from asyncrl.core.records import NOT_SAMPLED, Batch, FinishReason, Group, Trajectory
 from asyncrl.observe.metrics import cut_after
 
@@ -180,6 +181,7 @@ class SamplesWriter(AbstractContextManager["SamplesWriter"]):
         self.close()
 
 
+@without_the_collector()
 def read_samples(path: Path) -> list[Sample]:
     """All samples in a run directory or in a file; a line that a crash cut short is left out. Raises
     `FileNotFoundError`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from asyncrl.collector import without_the_collector
 from asyncrl.config import load, yaml_tree
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import REQUIRED_KEYS
@@ -144,6 +145,7 @@ def evaluation_of(run: RunDir) -> list[Result]:
     return [*Rounds(run.evaluation).results().values()]
 
 
+@without_the_collector()
 def columns_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """float64[lines] of each metric that is a number; NaN in lines without it."""
     # A long run has millions of numbers: they are neither looked at nor moved one by one in Python.

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from asyncrl.collector import without_the_collector
 from asyncrl.core.coordinator import Coordinator, GroupEntry, LoopSettings, Saved
 from asyncrl.core.cursor import Mix, PromptCursor, Sampler
 from asyncrl.core.ledger import GroupState, Ledger
@@ -226,6 +227,7 @@ def read_ledger(path: Path) -> tuple[Ledger, int] | None:
         return (_books(db, meta), _left_out(db)) if meta else None
 
 
+@without_the_collector()
 def read_groups(path: Path) -> dict[str, list[Any]]:
     """The table of all groups in a ledger file, which may be in use and is left as it is, by column: of
     `tokens_by_version` {version: tokens}, of `rewards` those of the responses; None in both where a group is
