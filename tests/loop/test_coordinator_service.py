@@ -74,18 +74,23 @@ class Peer:
         return [task.lease_id for task in answer.tasks]
 
     async def submit(self, group_id, lease_id):
-        def trajectory(reward):
-            return Trajectory(
-                np.array([1, 2, 3], np.int32),
-                np.array([False, True, True]),
-                np.zeros(3, np.float32),
-                (VersionSpan(1, 2, 0),),
-                FinishReason.STOP,
-                reward=reward,
-            )
+        assert await self.ask(m.Submit(STATS), [made(group_id, lease_id)]) == m.Submitted({})
 
-        wire = encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
-        return await self.ask(m.Submit(wire.header, STATS), wire.frames)
+
+def made(group_id, lease_id, version=0):
+    """A group of two responses that the weights of a version have sampled."""
+
+    def trajectory(reward):
+        return Trajectory(
+            np.array([1, 2, 3], np.int32),
+            np.array([False, True, True]),
+            np.zeros(3, np.float32),
+            (VersionSpan(1, 2, version),),
+            FinishReason.STOP,
+            reward=reward,
+        )
+
+    return encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
 
 
 @asynccontextmanager
@@ -195,7 +200,7 @@ def test_who_holds_back_for_a_version_that_died_with_its_trainer_gets_it_from_th
                     await asyncio.sleep(0.01)
             assert (await trainer.ask(m.Begin(0))).frontier == 1
             await trainer.ask(m.Publish(0, None))
-            assert len((await trainer.ask(m.Take(0, 60.0))).headers) == 2
+            assert isinstance(await trainer.ask(m.Take(0, 60.0)), m.TakenBatch)
             assert not leasing.done()
             await trainer.ask(m.Publish(1, b"the next trainer's version 1"))
             assert len(await asyncio.wait_for(leasing, 60)) == 2
@@ -274,6 +279,37 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
                 assert metrics["ledger/returned_leases"] == 0
                 assert metrics["buffer/ready_groups"] == 1
                 assert (await worker.ask(m.WorkerReport(8, 0, STATS, {}))).notice == b"notice of version 1"
+
+    asyncio.run(main())
+
+
+def test_of_groups_that_come_together_each_has_its_own_outcome_however_often_they_come(run_dir):
+    """Also from a successor of the coordinator that has stored them, and whose answer was lost."""
+
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            leases = await worker.lease(4)
+            await worker.submit(1, leases[1])
+            groups = [
+                made(0, leases[0]),
+                made(1, leases[1]),
+                b"none",
+                made(2, leases[2], 1),
+                made(3, leases[3]),
+            ]
+            answer = await worker.ask(m.Submit(STATS), groups)
+            assert list(answer.refused) == [2, 3]
+            assert "not a group to train on" in answer.refused[2]
+            assert "but has tokens of [1]" in answer.refused[3]
+            assert [lease.group_id for lease in state.leases_of("rollout-0")] == [2]
+            assert state.ledger.metrics()["buffer/ready_groups"] == 3
+            assert await worker.ask(m.Submit(STATS), groups) == answer
+            with pytest.raises(RpcRefused, match="0 frames"):
+                await worker.ask(m.Submit(STATS))
+        async with coordinator(run_dir) as state, Peer(run_dir, "rollout-0") as worker:
+            assert await worker.ask(m.Submit(STATS), groups) == answer
+            assert [lease.group_id for lease in state.leases_of("rollout-0")] == [2]
+            assert state.ledger.metrics()["buffer/ready_groups"] == 3
 
     asyncio.run(main())
 
