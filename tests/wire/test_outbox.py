@@ -46,9 +46,7 @@ class Desk:
         assert len(self.messages) == n
 
 
-def test_what_comes_in_a_turn_or_while_a_message_is_under_way_goes_together(monkeypatch):
-    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 3600)
-
+def test_what_comes_in_a_turn_or_while_a_message_is_under_way_goes_together():
     async def main():
         desk = Desk()
         async with serve(desk.handle) as both, asyncio.TaskGroup() as handing_in:
@@ -70,14 +68,17 @@ def test_what_comes_in_a_turn_or_while_a_message_is_under_way_goes_together(monk
     asyncio.run(main())
 
 
-def test_no_group_waits_for_a_whole_way_there_and_back(monkeypatch):
-    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 0.0)
-
+def test_where_the_way_there_and_back_is_long_nothing_waits_for_an_answer(monkeypatch):
     async def main():
         desk = Desk()
         async with serve(desk.handle) as both, asyncio.TaskGroup() as handing_in:
             box = outbox_of(both)
-            for i in range(4):
+            first = asyncio.create_task(box.hand_in(b"first"))
+            await desk.has(1)
+            desk.may_answer[0].set()
+            await first
+            monkeypatch.setattr(outbox, "EACH_S", 1e-9)
+            for i in range(1, 10):
                 handing_in.create_task(box.hand_in(b"%d" % i))
                 await desk.has(i + 1)
             for may_answer in desk.may_answer:
@@ -89,7 +90,7 @@ def test_no_group_waits_for_a_whole_way_there_and_back(monkeypatch):
 def test_every_group_arrives_once_and_has_its_own_outcome(monkeypatch):
     """Whichever come together, in whatever order they are answered, and whoever waits no longer."""
     monkeypatch.setattr(outbox, "MESSAGE_BYTES", 1000)
-    monkeypatch.setattr(outbox, "LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(outbox, "EACH_S", 0.001)
     rng = random.Random(0)
     groups = [rng.choice((b"good", b"bad")) + b"%d " % i + bytes(rng.randrange(300)) for i in range(600)]
     groups[100] += bytes(2000)
