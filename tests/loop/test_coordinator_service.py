@@ -77,8 +77,8 @@ class Peer:
         assert await self.ask(m.Submit(STATS), [made(group_id, lease_id)]) == m.Submitted({})
 
 
-def made(group_id, lease_id, version=0):
-    """A group of two responses that the weights of a version have sampled."""
+def group_of(group_id, version=0):
+    """Two responses that the weights of a version have sampled."""
 
     def trajectory(reward):
         return Trajectory(
@@ -90,7 +90,11 @@ def made(group_id, lease_id, version=0):
             reward=reward,
         )
 
-    return encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
+    return Group(group_id, 0, [trajectory(0.0), trajectory(1.0)])
+
+
+def made(group_id, lease_id, version=0):
+    return encode_group(group_of(group_id, version), lease_id)
 
 
 @asynccontextmanager
@@ -312,6 +316,59 @@ def test_of_groups_that_come_together_each_has_its_own_outcome_however_often_the
             assert state.ledger.metrics()["buffer/ready_groups"] == 3
 
     asyncio.run(main())
+
+
+def test_a_worker_hears_of_each_group_what_became_of_it(run_dir):
+    class Local:
+        def source(self, notice):
+            return LocalWeights(0, {})
+
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            link, following, tasks = await at_work(worker, Local())
+            groups = [group_of(0), group_of(1, version=1), group_of(2)]
+            handing_in = (link.submit(task, group) for task, group in zip(tasks, groups, strict=False))
+            first, second, third = await asyncio.gather(*handing_in, return_exceptions=True)
+            assert first is third is None
+            assert isinstance(second, RpcRefused) and "has tokens of [1]" in str(second)
+            assert link._held == {tasks[1].lease_id, tasks[3].lease_id}
+            assert {lease.lease_id for lease in state.leases_of("rollout-0")} == link._held
+            following.cancel()
+
+    asyncio.run(main())
+
+
+def test_groups_that_were_not_stored_before_their_coordinator_died_are_taken_by_the_next(run_dir):
+    """Also beside one that it had stored."""
+
+    async def ask(service, request, *frames):
+        return (await service.handle(b"rollout-0", request, frames))[0]
+
+    async def dies(service, state, store):
+        for request in (m.Begin(0), m.Publish(0, NOTICE)):
+            await service.handle(b"trainer-0", request, ())
+        leased = await ask(service, m.LeaseRequest(4, 5.0, [], 0))
+        groups = [made(task.group_id, task.lease_id) for task in leased.tasks]
+        await ask(service, m.Submit(STATS), groups[0])
+        last = asyncio.create_task(ask(service, m.Submit(STATS), *groups))
+        await asyncio.sleep(0)
+        assert state.ledger.metrics()["buffer/ready_groups"] == 4 and not last.done()
+        store.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            await last
+        return groups
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree, overrides=["rollout.group_size=2", "trainer.batch_groups=4"])
+    with open_state(config, run_dir) as (prompts, store, state):
+        service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
+        groups = asyncio.run(dies(service, state, store))
+    with open_state(config, run_dir) as (prompts, store, state):
+        assert state.ledger.metrics()["buffer/ready_groups"] == 1
+        service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
+        assert asyncio.run(ask(service, m.Submit(STATS), *groups)) == m.Submitted({})
+    with open_state(config, run_dir) as (_, _, state):
+        assert state.ledger.metrics()["buffer/ready_groups"] == 4
 
 
 def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coordinator_there_is(run_dir):
