@@ -66,8 +66,9 @@ from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import GroupHeader, TrajectoryHeader, decode_header, encode_group
+from asyncrl.wire.codec import TrajectoryHeader, encode_group, pack, unpack
 from asyncrl.wire.keys import Endpoint
+from asyncrl.wire.outbox import Outbox
 from asyncrl.wire.rpc import RpcClient
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "control_plane.json"
@@ -78,9 +79,6 @@ LONG_TOKENS, LONG_BATCH = 4096, 64
 FLEET, FLEET_RANKS, FLEET_GROUP_S, FLEET_S = 4096, 1024, 8.0, 30.0
 SCORED_GROUPS, SIDE_BY_SIDE, BUSY_S = 2000, 64, 0.015
 TIMEOUT_S = 120.0
-
-Ask = Callable[..., Awaitable[Any]]
-"""Sends a request and its frames; returns the answer."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,16 @@ class Measured:
     """Of groups, in and out together."""
     cores: float = 0.0
     """That were busy for the coordinator."""
+    peers_us: float = 0.0
+    """Of the simulated workers' and trainer's process, a group."""
+    groups_a_message: float = 0.0
 
     @staticmethod
-    def of(spent: Reading, groups: float, n_bytes: float = 0) -> Measured:
+    def of(spent: Reading, groups: float, n_bytes: float = 0, **of_peers: float) -> Measured:
         parts_us = {name: s / groups * 1e6 for name, s in spent.parts_s.items()}
         cpu_us, cores = spent.cpu_s / groups * 1e6, spent.cpu_s / spent.wall_s
-        return Measured(groups / spent.wall_s, cpu_us, parts_us, n_bytes / spent.wall_s / 1e6, cores)
+        mb_per_s = n_bytes / spent.wall_s / 1e6
+        return Measured(groups / spent.wall_s, cpu_us, parts_us, mb_per_s, cores, **of_peers)
 
 
 def main() -> None:
@@ -141,6 +143,8 @@ def show(case: str, measured: list[Measured]) -> None:
     line += f", {least.cpu_us:,.0f} us of a processor each"
     if least.mb_per_s:
         line += f", {max(one.mb_per_s for one in measured):,.1f} MB/s, {least.cores:.2f} cores"
+    if least.peers_us:
+        line += f"; {least.peers_us:,.0f} us of its peers, {least.groups_a_message:.1f} groups a message"
     print(line)
     for name, us in sorted(least.parts_us.items(), key=lambda part: -part[1]):
         print(f"{name:>24} {us:7.1f} us")
@@ -195,22 +199,20 @@ class Groups:
             Trajectory(ids, mask, logprobs, spans, FinishReason.STOP, float(i % 2), {"right": float(i % 2)})
             for i in range(GROUP_SIZE)
         ]
-        wire = encode_group(Group(0, 0, members), 0)
-        self.frames = wire.frames
-        self.n_bytes = sum(map(len, wire.frames))
-        self._header = decode_header(wire.header)
-        self._encoder = msgspec.msgpack.Encoder()
+        group = encode_group(Group(0, 0, members), 0)
+        self.n_bytes = len(group)
+        self._header, self._arrays = unpack(group)
         self._trajectories = cache(self._sampled_by)
 
-    def submit(self, task: RolloutTask, version: int) -> m.Submit:
-        header: GroupHeader = msgspec.structs.replace(
+    def of(self, task: RolloutTask, version: int) -> bytes:
+        header = msgspec.structs.replace(
             self._header,
             group_id=task.group_id,
             lease_id=task.lease_id,
             row=task.row,
             trajectories=self._trajectories(version),
         )
-        return m.Submit(self._encoder.encode(header), STATS)
+        return pack(header, self._arrays)
 
     def _sampled_by(self, version: int) -> list[TrajectoryHeader]:
         return [
@@ -219,15 +221,30 @@ class Groups:
         ]
 
 
-@asynccontextmanager
-async def peer(endpoint: Endpoint, name: str) -> AsyncIterator[Ask]:
+class Peer:
     """A client of the coordinator."""
+
+    messages = 0
+    """With groups, of all peers."""
+
+    def __init__(self, client: RpcClient) -> None:
+        self.client = client
+        self._outbox = Outbox(client, self._stats, TIMEOUT_S)
+        self.hand_in = self._outbox.hand_in
+
+    async def ask(self, request: m.Request) -> Any:
+        return (await self.client.request(request, timeout_s=TIMEOUT_S))[0]
+
+    def _stats(self) -> EngineStats:
+        """Asked for once a message."""
+        Peer.messages += 1
+        return STATS
+
+
+@asynccontextmanager
+async def peer(endpoint: Endpoint, name: str) -> AsyncIterator[Peer]:
     async with RpcClient(endpoint, name) as client:
-
-        async def ask(request: m.Request, frames: Sequence[bytes] = ()) -> Any:
-            return (await client.request(request, frames, timeout_s=TIMEOUT_S))[0]
-
-        yield ask
+        yield Peer(client)
 
 
 async def first_of(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -255,37 +272,44 @@ class SimulatedLoop:
     async def run(self, warm_up: int, steps: int) -> Measured:
         """So many steps, of which those after the warm-up are measured."""
         async with peer(self._endpoint, "trainer-0") as trainer:
-            await trainer(m.Begin(0))
-            await trainer(m.Publish(0, b"version 0"))
+            await trainer.ask(m.Begin(0))
+            await trainer.ask(m.Publish(0, b"version 0"))
             training = asyncio.create_task(self._train(trainer, warm_up, steps))
             workers = [asyncio.create_task(self._work(n)) for n in names(ROLLOUT, self._args.workers)]
             await first_of([training, *workers])
             return training.result()
 
-    async def _train(self, ask: Ask, warm_up: int, steps: int) -> Measured:
+    async def _train(self, trainer: Peer, warm_up: int, steps: int) -> Measured:
         for step in range(warm_up + steps):
             if step == warm_up:
                 before, submitted = self._coordinator.read(), self._submitted
-            while not isinstance(await ask(m.Take(step, POLL_S)), m.TakenBatch):
+                messages, peers_s = Peer.messages, time.process_time()
+            while not isinstance(await trainer.ask(m.Take(step, POLL_S)), m.TakenBatch):
                 pass
-            await ask(m.Publish(step + 1, b"version"))
+            await trainer.ask(m.Publish(step + 1, b"version"))
             self._version = step + 1
+        submitted = self._submitted - submitted
         # The buffer may have been filled or emptied a little meanwhile: each way is half of a group's.
-        groups = (self._args.batch * steps + self._submitted - submitted) / 2
-        return Measured.of(self._coordinator.read().since(before), groups, 2 * groups * self._groups.n_bytes)
+        groups = (self._args.batch * steps + submitted) / 2
+        of_peers = {
+            "peers_us": (time.process_time() - peers_s) / groups * 1e6,
+            "groups_a_message": submitted / (Peer.messages - messages),
+        }
+        spent = self._coordinator.read().since(before)
+        return Measured.of(spent, groups, 2 * groups * self._groups.n_bytes, **of_peers)
 
     async def _work(self, name: str) -> None:
-        async with peer(self._endpoint, name) as ask:
-            await ask(m.Hello(name, 1))
+        async with peer(self._endpoint, name) as worker:
+            await worker.ask(m.Hello(name, 1))
             held: dict[int, tuple[RolloutTask, int]] = {}
             engine_version = -1
             late: list[int] = []
             while True:
                 if engine_version != self._version:
                     engine_version = self._version
-                    await ask(m.Applied(UpdateReport(engine_version, 0.0, 0.0)))
+                    await worker.ask(m.Applied(UpdateReport(engine_version, 0.0, 0.0)))
                 limit = max(1, self._args.batch // self._args.workers)
-                answer = await ask(m.LeaseRequest(limit, 0.05, sorted(held), engine_version))
+                answer = await worker.ask(m.LeaseRequest(limit, 0.05, sorted(held), engine_version))
                 if answer.finished:
                     return
                 held |= {task.lease_id: (task, engine_version) for task in answer.tasks}
@@ -294,12 +318,13 @@ class SimulatedLoop:
                 overdue = late[:-per_worker] if answer.tasks else late[:1]
                 late = late[len(overdue) :]
                 due = [lease for lease in held if lease not in late]
-                await asyncio.gather(*(self._submit(ask, *held[lease]) for lease in due))
-                for lease in due:
-                    del held[lease]
+                async with asyncio.TaskGroup() as handed_in:
+                    for lease in due:
+                        handed_in.create_task(self._submit(worker, *held.pop(lease)))
+                        await asyncio.sleep(0)  # each in a turn of its own, as engines finish them
 
-    async def _submit(self, ask: Ask, task: RolloutTask, version: int) -> None:
-        await ask(self._groups.submit(task, version), self._groups.frames)
+    async def _submit(self, worker: Peer, task: RolloutTask, version: int) -> None:
+        await worker.hand_in(self._groups.of(task, version))
         self._submitted += 1
 
 
@@ -333,8 +358,8 @@ class SimulatedFleet:
 
     async def run(self, workers: Sequence[str]) -> Measured:
         async with peer(self._endpoint, "trainer-0") as trainer:
-            await trainer(m.Begin(0))
-            await trainer(m.Publish(0, b"0"))
+            await trainer.ask(m.Begin(0))
+            await trainer.ask(m.Publish(0, b"0"))
             tasks = [asyncio.create_task(each) for each in (self._train(trainer), *map(self._work, workers))]
             measuring = asyncio.create_task(self._measure(len(workers)))
             await first_of([measuring, *tasks])
@@ -352,11 +377,11 @@ class SimulatedFleet:
         print(f"the fleet, each second: {rates}")
         return Measured.of(spent, done["groups"], 2 * done["groups"] * self._groups.n_bytes)
 
-    async def _train(self, ask: Ask) -> None:
+    async def _train(self, trainer: Peer) -> None:
         for step in itertools.count():
-            while not isinstance(await ask(m.Take(step, POLL_S)), m.TakenBatch):
+            while not isinstance(await trainer.ask(m.Take(step, POLL_S)), m.TakenBatch):
                 pass
-            await ask(m.Publish(step + 1, str(step + 1).encode()))
+            await trainer.ask(m.Publish(step + 1, str(step + 1).encode()))
             self._did["steps"] += 1
 
     async def _work(self, name: str) -> None:
@@ -367,15 +392,12 @@ class SimulatedFleet:
             version = int(notice.notice)
             news.set()
 
-        async with RpcClient(self._endpoint, name) as client, asyncio.TaskGroup() as tasks:
-            client.on_notice = heard
-
-            async def ask(request: m.Request, frames: Sequence[bytes] = ()) -> Any:
-                return (await client.request(request, frames, timeout_s=TIMEOUT_S))[0]
+        async with peer(self._endpoint, name) as worker, asyncio.TaskGroup() as tasks:
+            worker.client.on_notice = heard
 
             async def follow() -> None:
                 while True:
-                    await ask(m.Applied(UpdateReport(version, 0.0, 0.0)))
+                    await worker.ask(m.Applied(UpdateReport(version, 0.0, 0.0)))
                     self._did["versions applied"] += 1
                     await news.wait()
                     news.clear()
@@ -383,20 +405,20 @@ class SimulatedFleet:
             async def report() -> None:
                 for number in itertools.count(1):
                     await asyncio.sleep(every_s(REPORT_S, FLEET))
-                    await ask(m.WorkerReport(number, version, STATS, {"reward/mean": (4.0, 8)}))
+                    await worker.ask(m.WorkerReport(number, version, STATS, {"reward/mean": (4.0, 8)}))
                     self._did["signs of life"] += 1
 
-            version = int((await ask(m.Hello(name, 1))).notice)
+            version = int((await worker.ask(m.Hello(name, 1))).notice)
             self._did["joined"] += 1
             tasks.create_task(follow())
             tasks.create_task(report())
             while True:
-                answer = await ask(m.LeaseRequest(1, POLL_S, [], version))
+                answer = await worker.ask(m.LeaseRequest(1, POLL_S, [], version))
                 has = version
                 self._did["leases asked for"] += 1
                 for task in answer.tasks:
                     await asyncio.sleep(self._random.uniform(0.5, 1.5) * FLEET_GROUP_S)
-                    await ask(self._groups.submit(task, has), self._groups.frames)
+                    await worker.hand_in(self._groups.of(task, has))
                     self._did["groups"] += 1
 
 

@@ -75,7 +75,7 @@ class Evaluator:
         for rollout, prompts in self._passes:
             host = await self._pass(rollout, prompts, source.version, hopeless_after)
             for row, wire in sorted(host.groups.items()):
-                groups[begin + row] = replace(decode_group(wire.header, wire.frames), group_id=begin + row)
+                groups[begin + row] = replace(decode_group(wire), group_id=begin + row)
             failed |= {begin + row: why for row, why in host.failed.items()}
             begin += len(prompts)
         return groups, failed

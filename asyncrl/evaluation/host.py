@@ -12,7 +12,6 @@ from asyncrl.config import RolloutConfig
 from asyncrl.core.records import GroupSummary, Lease, Purpose, Submission
 from asyncrl.data.prompts import Prompt
 from asyncrl.rollout.task import RolloutTask, sampling_of
-from asyncrl.wire.codec import WireGroup
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class EvaluationHost:
         happened: Callable[[], None],
         hopeless_after: float = math.inf,
     ) -> None:
-        self.groups: dict[int, WireGroup] = {}
+        self.groups: dict[int, bytes] = {}
         """Finished ones, by row."""
         self.failed: dict[int, str] = {}
         """Why the last attempt at a prompt failed, by row."""
@@ -80,7 +79,7 @@ class EvaluationHost:
         return tasks
 
     def submit(
-        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: WireGroup
+        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: bytes
     ) -> Submission:
         """As `Coordinator.submit`. A group that other weights have sampled is dropped, and its prompt leased
         again."""

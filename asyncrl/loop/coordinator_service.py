@@ -25,7 +25,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import FRAMES_PER_GROUP, WireGroup, check_group, decode_header
+from asyncrl.wire.codec import check_group
 from asyncrl.wire.keys import Endpoint
 from asyncrl.wire.rpc import Frames, RpcError, RpcServer
 
@@ -77,8 +77,8 @@ class CoordinatorService:
         config: Config,
         run_dir: RunDir,
         prompts: PromptSet,
-        coordinator: Coordinator[WireGroup],
-        store: LedgerStore[WireGroup],
+        coordinator: Coordinator[bytes],
+        store: LedgerStore[bytes],
         roles: Collection[str],
     ) -> None:
         self._config = config
@@ -151,7 +151,7 @@ class CoordinatorService:
                 return await self._lease(name, request), ()
             case m.Submit():
                 self._host.meter.report(name, request.stats)
-                self._submit(request.header, frames)
+                return self._submit(name, frames), ()
             case m.Fail():
                 self._stalls.failed(request.group_id)
                 told = (request.reason, request.detail, request.sampled_tokens)
@@ -188,9 +188,8 @@ class CoordinatorService:
         may = self._turns is not None and self._turns.may_ask(name, request)
         if name not in self._senders.get(request.SENDER, set()) and not may:
             raise RpcError(f"{kind} is not for {name!r} to send")
-        wanted = FRAMES_PER_GROUP if isinstance(request, m.Submit) else 0
-        if len(frames) != wanted:
-            raise RpcError(f"{kind} has {len(frames)} frames, not {wanted}")
+        if bool(frames) != isinstance(request, m.Submit):
+            raise RpcError(f"{kind} has {len(frames)} frames; a Submit has one a group, all else has none")
         if isinstance(request, m.Hello) and request.worker != name:
             raise RpcError(f"{name!r} says hello as {request.worker!r}")
 
@@ -260,21 +259,31 @@ class CoordinatorService:
         is_on_its_way = worker.holds_back and self._notice is not None
         return max(worker.engine_version, self._coordinator.frontier if is_on_its_way else 0)
 
-    def _submit(self, header: bytes, frames: Frames) -> None:
+    def _submit(self, name: str, groups: Frames) -> m.Submitted:
+        """Each as if it had come alone."""
+        refused = {}
+        for i, payload in enumerate(groups):
+            if why := self._why_not(bytes(payload)):
+                self._server.refused.count(f"a group from {name}: {why}")
+                refused[i] = why
+        return m.Submitted(refused)
+
+    def _why_not(self, payload: bytes) -> str | None:
+        """Take a group; why it is none to take."""
         try:
-            group = decode_header(header)
-            check_group(group, frames, self._config.rollout.group_size)
-            payload, summary = WireGroup(header, tuple(frames)), group.summary()
+            group = check_group(payload, self._config.rollout.group_size)
+            summary = group.summary()
             became = self._host.submit(group.group_id, group.lease_id, group.row, summary, payload)
         except m.Malformed as error:
-            raise RpcError(f"not a group to train on: {error}") from None
+            return f"not a group to train on: {error}"
         except InvariantError as error:
             if error.number != VERSIONS_ARE_TRUE:
                 raise
             # Nothing of it was taken. The worker ends and is replaced: its engine is broken, not the run.
-            raise RpcError(str(error)) from None
+            return str(error)
         if became is not Submission.SETTLED:
             self._stalls.delivered(group.group_id, summary, kept=became is Submission.ACCEPTED)
+        return None
 
     def _lost(self, name: str) -> None:
         if (gone := self._workers.pop(name, None)) is not None:
@@ -297,9 +306,8 @@ class CoordinatorService:
         if taken is None:
             return m.Done(), ()
         self._stalls.taken()
-        headers = [payload.header for _, payload in taken.groups]
-        frames = [frame for _, payload in taken.groups for frame in payload.frames]
-        return m.TakenBatch(taken.step, taken.version, taken.oldest_version, headers), frames
+        answer = m.TakenBatch(taken.step, taken.version, taken.oldest_version)
+        return answer, [payload for _, payload in taken.groups]
 
     async def _publish(self, request: m.Publish) -> m.Published:
         if self._published is not None and self._published[0] == request.version == self._coordinator.version:

@@ -18,7 +18,6 @@ from asyncrl.observe.rollout_meter import RolloutMeter
 from asyncrl.rollout.task import RolloutTask, sampling_of
 from asyncrl.runfiles.prefixes import make_prefixes
 from asyncrl.runfiles.store import LedgerStore
-from asyncrl.wire.codec import WireGroup
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class Leases(Protocol):
     def finished(self) -> bool: ...
     def lease(self, worker: str, engine_version: int, limit: int) -> list[RolloutTask]: ...
     def submit(
-        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: WireGroup
+        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: bytes
     ) -> Submission: ...
     def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool: ...
 
@@ -46,8 +45,8 @@ class Host:
         self,
         config: Config,
         prompts: Sequence[Prompt],
-        coordinator: Coordinator[WireGroup],
-        store: LedgerStore[WireGroup],
+        coordinator: Coordinator[bytes],
+        store: LedgerStore[bytes],
         *,
         happened: Callable[[], None] | None = None,
         now_s: Callable[[], float] = time.monotonic,
@@ -89,7 +88,7 @@ class Host:
         return [self._task(one) for one in self.coordinator.leases_of(worker) if one.lease_id not in held]
 
     def submit(
-        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: WireGroup
+        self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: bytes
     ) -> Submission:
         """As `Coordinator.submit`. row: of the group's prompt."""
         became = self.coordinator.submit(group_id, lease_id, summary, payload)
@@ -129,7 +128,7 @@ class Host:
         self._happened()
         return self.coordinator.frontier
 
-    def take(self, step: int) -> Taken[WireGroup] | None:
+    def take(self, step: int) -> Taken[bytes] | None:
         """The batch of a training step, None as long as there is none. Raises `ValueError` when it is not the
         step's turn."""
         dropped = self.coordinator.ledger.dropped_groups

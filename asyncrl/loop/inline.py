@@ -36,7 +36,7 @@ from asyncrl.states import doing
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.weights.adapters import merging
 from asyncrl.weights.source import LocalWeights
-from asyncrl.wire.codec import WireGroup, decode_group, encode_group
+from asyncrl.wire.codec import decode_group, encode_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,8 +234,8 @@ class InlineLink(Schedule, TrainerLink):
         taken = self._host.take(step)
         return None if taken is None else self._batch(taken)
 
-    def _batch(self, taken: Taken[WireGroup]) -> Batch:
-        groups = tuple(decode_group(wire.header, wire.frames) for _, wire in taken.groups)
+    def _batch(self, taken: Taken[bytes]) -> Batch:
+        groups = tuple(decode_group(wire) for _, wire in taken.groups)
         return Batch(taken.step, taken.version, taken.oldest_version, groups)
 
     async def checkpointed(self, oldest: int) -> None:

@@ -25,7 +25,8 @@ from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.source import WeightsError
 from asyncrl.weights.transport import Transport
 from asyncrl.wire import messages as m
-from asyncrl.wire.codec import FRAMES_PER_GROUP, decode_group, encode_group
+from asyncrl.wire.codec import decode_group, encode_group
+from asyncrl.wire.outbox import Outbox
 from asyncrl.wire.rpc import RpcClient
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ZmqWorkerLink:
         self._name = name
         self._engine = engine
         self._answer_timeout_s = answer_timeout_s
+        self._outbox = Outbox(client, engine.stats, answer_timeout_s)
         self._process = secrets.randbits(53)
         self._held: set[int] = set()
         """The leases whose outcome the coordinator has not confirmed."""
@@ -80,9 +82,7 @@ class ZmqWorkerLink:
         return None if answer.finished else answer.tasks
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
-        wire = encode_group(group, task.lease_id)
-        request = m.Submit(wire.header, self._engine.stats())
-        await self._client.request(request, wire.frames, timeout_s=self._answer_timeout_s)
+        await self._outbox.hand_in(encode_group(group, task.lease_id))
         self._held.discard(task.lease_id)
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None:
@@ -164,11 +164,8 @@ class ZmqTrainerLink(TrainerLink):
         )
         if not isinstance(answer, m.TakenBatch):
             return None
-        groups = [
-            decode_group(header, frames[i * FRAMES_PER_GROUP : (i + 1) * FRAMES_PER_GROUP])
-            for i, header in enumerate(answer.headers)
-        ]
-        return Batch(answer.step, answer.version, answer.oldest_version, tuple(groups))
+        groups = tuple(map(decode_group, frames))
+        return Batch(answer.step, answer.version, answer.oldest_version, groups)
 
     async def begin(self, version: int) -> int:
         answer, _ = await self._client.request(m.Begin(version), timeout_s=self._answer_timeout_s)

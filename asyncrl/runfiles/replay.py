@@ -81,7 +81,7 @@ def _alone(config: Config) -> Config:
 
 def _batch(config: Config, run_dir: RunDir, step: int) -> Batch:
     with open_ledger(run_dir) as store:
-        groups = tuple(decode_group(wire.header, wire.frames) for wire in store.batch_of(step))
+        groups = tuple(decode_group(wire) for wire in store.batch_of(step))
     if not groups:
         raise ReplayError(
             f"{run_dir.ledger} has not kept the batch of step {step}: set run.record=true to replay a whole "

@@ -13,7 +13,6 @@ from asyncrl.curriculum.samplers import make_sampler
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.store import LedgerStore
-from asyncrl.wire.codec import WireGroup
 
 
 def loop_settings(config: Config, prompts: Sequence[Prompt] = ()) -> LoopSettings:
@@ -31,9 +30,9 @@ def loop_settings(config: Config, prompts: Sequence[Prompt] = ()) -> LoopSetting
 
 
 @contextmanager
-def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
+def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[bytes]]:
     """The ledger's file, created if there is none; closed at the end."""
-    store: LedgerStore[WireGroup] = LedgerStore(run_dir.ledger, WireGroup.to_bytes, WireGroup.from_bytes)
+    store: LedgerStore[bytes] = LedgerStore(run_dir.ledger, bytes, bytes)
     try:
         yield store
     finally:
@@ -43,7 +42,7 @@ def open_ledger(run_dir: RunDir) -> Iterator[LedgerStore[WireGroup]]:
 @contextmanager
 def open_state(
     config: Config, run_dir: RunDir
-) -> Iterator[tuple[PromptSet, LedgerStore[WireGroup], Coordinator[WireGroup]]]:
+) -> Iterator[tuple[PromptSet, LedgerStore[bytes], Coordinator[bytes]]]:
     """Prompts, store and coordinator; the store is closed at the end."""
     prompts = PromptSet.load(run_dir.prompts)
     with open_ledger(run_dir) as store:

@@ -1,10 +1,10 @@
-"""A finished group on the wire: a msgspec header and raw array frames. No pickle."""
+"""A finished group as one piece of bytes, on the wire and in the ledger's file: its header and its raw
+arrays, as a list in msgpack. No pickle."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -25,13 +25,12 @@ from asyncrl.core.records import (
 from asyncrl.wire.messages import Malformed, decode
 
 DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.float32))
-"""Of a group's frames: token ids, loss mask (0 or 1), behaviour logprobs, each of all trajectories end to
+"""Of a group's arrays: token ids, loss mask (0 or 1), behaviour logprobs, each of all trajectories end to
 end. After the token ids of all come the kept sets of those that have some: sizes, then ids."""
-FRAMES_PER_GROUP = len(DTYPES)
 
 
 class TrajectoryHeader(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What of a trajectory is not in the array frames."""
+    """What of a trajectory is not in the arrays."""
 
     n_tokens: Count
     versions: list[VersionSpan]
@@ -63,29 +62,20 @@ class GroupHeader(msgspec.Struct, frozen=True, omit_defaults=True):
         return GroupSummary.of(self.trajectories, self.left_out)
 
 
-@dataclass(frozen=True, slots=True)
-class WireGroup:
-    """A group as the coordinator keeps it: received, never opened beyond its header."""
-
-    header: bytes
-    frames: tuple[bytes, ...]
-
-    def to_bytes(self) -> bytes:
-        return _ENCODER.encode((self.header, *self.frames))
-
-    @staticmethod
-    def from_bytes(data: bytes) -> WireGroup:
-        header, *frames = msgspec.msgpack.decode(data, type=list[bytes])
-        return WireGroup(header, tuple(frames))
-
-
 _ENCODER = msgspec.msgpack.Encoder()
 _HEADER = msgspec.msgpack.Decoder(GroupHeader)
+_PARTS = msgspec.msgpack.Decoder(tuple[memoryview, memoryview, memoryview, memoryview])
 
 
-def decode_header(header: bytes) -> GroupHeader:
-    """Raises `Malformed` for anything that is no group header."""
-    return decode(_HEADER, header)
+def pack(header: GroupHeader, arrays: Sequence[bytes | memoryview]) -> bytes:
+    """arrays: of `DTYPES`."""
+    return _ENCODER.encode((_ENCODER.encode(header), *arrays))
+
+
+def unpack(group: bytes | memoryview) -> tuple[GroupHeader, list[memoryview]]:
+    """Header and arrays, which look into the group. Raises `Malformed` for anything that is none."""
+    header, *arrays = decode(_PARTS, group)
+    return decode(_HEADER, header), arrays
 
 
 def _of_turns(t: TrajectoryHeader, mask: NDArray[np.uint8]) -> str | None:
@@ -102,10 +92,11 @@ def _of_turns(t: TrajectoryHeader, mask: NDArray[np.uint8]) -> str | None:
     return None
 
 
-def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -> None:
-    """Raise `Malformed` unless this is a group of as many members as its lease asked for, on which one could
-    train: header and frames agree, every number is a number, segments of a member follow each other and have
-    one reward, and each token of the loss mask has a version and is in its kept set."""
+def check_group(group: bytes | memoryview, group_size: int) -> GroupHeader:
+    """The header. Raises `Malformed` unless this is a group of as many members as its lease asked for, on
+    which one could train: header and arrays agree, every number is a number, segments of a member follow each
+    other and have one reward, and each token of the loss mask has a version and is in its kept set."""
+    header, arrays = unpack(group)
     ts = header.trajectories
     where = f"group {header.group_id}"
     members = sum(t.segment == 0 for t in ts)
@@ -114,7 +105,7 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
     for before, t in zip([None, *ts], ts, strict=False):
         if t.segment and (before is None or t.segment != before.segment + 1 or t.reward != before.reward):
             raise Malformed(f"{where} has a segment {t.segment} that does not follow the one before it")
-    ids, mask, logprobs, kept = _arrays(header, frames)
+    ids, mask, logprobs, kept = _typed(header, arrays)
     versioned = np.zeros(len(mask), np.bool_)
     start = 0
     for i, t in enumerate(ts):
@@ -141,9 +132,10 @@ def check_group(header: GroupHeader, frames: Sequence[bytes], group_size: int) -
         raise Malformed(f"{where} has log-probabilities that are not finite")
     if not all(map(math.isfinite, header.left_out_rewards)):
         raise Malformed(f"{where} left out responses with the rewards {header.left_out_rewards}")
+    return header
 
 
-def encode_group(group: Group, lease_id: int) -> WireGroup:
+def encode_group(group: Group, lease_id: int) -> bytes:
     ts = group.trajectories
     header = GroupHeader(
         group.group_id,
@@ -164,23 +156,23 @@ def encode_group(group: Group, lease_id: int) -> WireGroup:
         list(group.left_out.rewards),
     )
     kept = [array for t in ts if t.kept is not None for array in (t.kept.sizes, t.kept.ids)]
-    frames = (
-        np.concatenate([*(t.token_ids for t in ts), *kept]).astype(np.int32, copy=False).tobytes(),
-        np.concatenate([t.loss_mask for t in ts]).astype(np.bool_, copy=False).tobytes(),
-        np.concatenate([t.behavior_logprobs for t in ts]).astype(np.float32, copy=False).tobytes(),
+    arrays = (
+        np.concatenate([*(t.token_ids for t in ts), *kept]).astype(np.int32, copy=False).data,
+        np.concatenate([t.loss_mask for t in ts]).astype(np.bool_, copy=False).data,
+        np.concatenate([t.behavior_logprobs for t in ts]).astype(np.float32, copy=False).data,
     )
-    return WireGroup(_ENCODER.encode(header), frames)
+    return pack(header, arrays)
 
 
-def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
-    """The group; its arrays look into the frames. Raises `Malformed` when frames and header disagree."""
-    decoded = decode_header(header)
-    all_ids, all_masks, all_logprobs, kept = _arrays(decoded, frames)
-    arrays = (all_ids, all_masks.view(np.bool_), all_logprobs)
+def decode_group(group: bytes | memoryview) -> Group:
+    """Its arrays look into the bytes. Raises `Malformed` when arrays and header disagree."""
+    header, arrays = unpack(group)
+    all_ids, all_masks, all_logprobs, kept = _typed(header, arrays)
+    of_all = (all_ids, all_masks.view(np.bool_), all_logprobs)
     trajectories = []
     start = 0
-    for t, sets in zip(decoded.trajectories, kept, strict=True):
-        ids, mask, logprobs = (array[start : start + t.n_tokens] for array in arrays)
+    for t, sets in zip(header.trajectories, kept, strict=True):
+        ids, mask, logprobs = (array[start : start + t.n_tokens] for array in of_all)
         start += t.n_tokens
         trajectories.append(
             Trajectory(
@@ -193,24 +185,24 @@ def decode_group(header: bytes, frames: Sequence[bytes | memoryview]) -> Group:
                 turn_parts=t.turn_parts,
             )
         )
-    return Group(decoded.group_id, decoded.row, trajectories, decoded.left_out)
+    return Group(header.group_id, header.row, trajectories, header.left_out)
 
 
-def _arrays(
-    header: GroupHeader, frames: Sequence[bytes | memoryview]
+def _typed(
+    header: GroupHeader, arrays: Sequence[memoryview]
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32], list[KeptSets | None]]:
-    """The frames as arrays of `DTYPES`, each of as many elements as the header has tokens, and the kept sets
+    """The arrays as ones of `DTYPES`, each of as many elements as the header has tokens, and the kept sets
     of each trajectory."""
     total = sum(t.n_tokens for t in header.trajectories)
     in_sets = sum(t.n_tokens + t.n_kept for t in header.trajectories if t.n_kept)
-    sizes = [len(frame) for frame in frames]
+    sizes = [array.nbytes for array in arrays]
     if sizes != [
         n * dtype.itemsize for n, dtype in zip((total + in_sets, total, total), DTYPES, strict=True)
     ]:
         raise Malformed(
-            f"group {header.group_id}: the header speaks of {total} tokens, the frames have {sizes} bytes"
+            f"group {header.group_id}: the header speaks of {total} tokens, the arrays have {sizes} bytes"
         )
-    ids, mask, logprobs = (np.frombuffer(frame, dtype) for frame, dtype in zip(frames, DTYPES, strict=True))
+    ids, mask, logprobs = (np.frombuffer(array, dtype) for array, dtype in zip(arrays, DTYPES, strict=True))
     kept: list[KeptSets | None] = []
     at = total
     for t in header.trajectories:

@@ -72,10 +72,9 @@ class LeaseRequest(FromWorker):
 
 
 class Submit(FromWorker):
-    """A finished, scored group (the arrays travel as frames). Answered by `Done`."""
+    """Finished, scored groups, each a frame (`wire.codec`): the trainer gets the same bytes. Answered by
+    `Submitted`."""
 
-    header: bytes
-    """`wire.codec.GroupHeader`, encoded: the trainer gets the same bytes."""
     stats: EngineStats
 
 
@@ -313,13 +312,19 @@ class Leases(WireMessage):
     """None of them may be sampled by older weights."""
 
 
+class Submitted(WireMessage):
+    """The groups are stored, or were settled before, but for some."""
+
+    refused: dict[int, str]
+    """Why those are not taken, by the number of their frame."""
+
+
 class TakenBatch(WireMessage):
-    """The groups of a training step; the frames of each (`wire.codec`) follow in order."""
+    """The groups of a training step follow, each a frame (`wire.codec`)."""
 
     step: int
     version: int
     oldest_version: int
-    headers: list[bytes]
 
 
 class Published(WireMessage):
@@ -437,6 +442,7 @@ Answer = (
     Welcome
     | Begun
     | Leases
+    | Submitted
     | TakenBatch
     | Published
     | Turn

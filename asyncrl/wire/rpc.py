@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 MAX_FRAME_BYTES = 256 << 20
 """Of one frame, either way: the token ids of a group of 67 million tokens. A peer that sends more is cut
 off."""
-MAX_FRAMES = 16
+MAX_FRAMES = 64
 """Of a request."""
 MAX_OPEN_REQUESTS = 10_000
 """That a server works on at the same time; more are refused."""

@@ -26,7 +26,7 @@ from asyncrl.trainer.packing.prefix import single_units
 from asyncrl.weights.adapters import BaseModel, MergedWeights
 from asyncrl.weights.canary import make_canary
 from asyncrl.weights.source import LocalWeights, WeightsError
-from asyncrl.wire.codec import check_group, decode_group, decode_header, encode_group
+from asyncrl.wire.codec import check_group, decode_group, encode_group
 
 VOCAB = 97
 EXPECTED = {"keep": stitched, "recompute": recomputed, "resubmit": recomputed}
@@ -117,8 +117,8 @@ def test_on_policy_every_ratio_is_1(run, harness, make_model, sampling):
         assert len(t.token_ids) - len(r.prompt_ids) >= params.min_new_tokens
         t.reward = 0.0
     wire = encode_group(Group(0, 0, trajectories), 0)
-    check_group(decode_header(wire.header), wire.frames, len(trajectories))
-    flat = flatten(Batch(0, 0, 0, (decode_group(wire.header, wire.frames),)))
+    check_group(wire, len(trajectories))
+    flat = flatten(Batch(0, 0, 0, (decode_group(wire),)))
     policy = Policy(model, temperature=params.temperature, chunk_tokens=16)
     row_tokens = 64
     if harness.hybrid:

@@ -210,7 +210,7 @@ def test_a_run_learns_from_what_was_sampled_with_a_hint(make_config, one_thread,
         batch = store.batch_of(3)
         assert len(batch) == 4
         for wire in batch:
-            group = decode_group(wire.header, wire.frames)
+            group = decode_group(wire)
             row = prompts[group.row]
             assert row.hint_of is not None
             ids = row.prompt_ids if train == "with" else prompts[row.hint_of].prompt_ids
@@ -251,10 +251,7 @@ def run_with_prefixes(make_config, one_thread, tmp_path):
         config = from_tree(tree)
         run_dir = asyncrl.run(config, progress=False).run_dir
         with open_state(config, RunDir(run_dir)) as (prompts, store, _):
-            batches = [
-                [decode_group(wire.header, wire.frames) for wire in store.batch_of(step)]
-                for step in range(steps)
-            ]
+            batches = [[decode_group(wire) for wire in store.batch_of(step)] for step in range(steps)]
             yield config, prompts, store, batches
 
     return run_with_prefixes

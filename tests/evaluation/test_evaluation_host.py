@@ -10,11 +10,10 @@ from asyncrl.core.records import GroupSummary, Purpose, Submission
 from asyncrl.data.prompts import Prompt
 from asyncrl.evaluation.host import NOT_TRIED, EvaluationHost
 from asyncrl.rollout.task import sampling_of
-from asyncrl.wire.codec import WireGroup
 
 VERSION, ATTEMPTS, PROMPTS = 7, 2, 4
 CONFIG = RolloutConfig(group_size=3, max_attempts=ATTEMPTS, temperature=0.7)
-WIRE = WireGroup(b"", ())
+WIRE = b"a group"
 
 
 def a_host():

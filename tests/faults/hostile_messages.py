@@ -28,12 +28,14 @@ def stranger_message(rng, number):
     body = msgspec.msgpack.encode(_request(rng))
     match rng.randrange(6):
         case 0:
-            return [rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, MAX_FRAMES + 6))]
+            parts = [rng.randbytes(rng.randrange(40)) for _ in range(rng.randrange(1, 6))]
+            return parts * rng.choice((1, 4, MAX_FRAMES))
         case 1:
             head = rng.choice((b"", bytes(8), rng.randbytes(7), rng.randbytes(200)))
             return [head, body]
         case 2:
-            frames = [rng.randbytes(rng.randrange(200)) for _ in range(rng.randrange(MAX_FRAMES + 4))]
+            frames = [rng.randbytes(rng.randrange(200)) for _ in range(rng.randrange(4))]
+            frames *= rng.choice((1, 4, MAX_FRAMES))
             return [request_id(number), body, *frames]
         case 3:
             return [request_id(number), _damaged(rng, body)]
@@ -47,8 +49,8 @@ def insider_message(rng, number, task, version):
     """The same of `INSIDER`, a rollout worker that has leased `task`, whose run is at `version`."""
     head = request_id(number)
     if rng.randrange(4):
-        header, frames = rng.choice(_BAD_GROUPS)(rng, task, version)
-        return [head, msgspec.msgpack.encode(plain(m.Submit, header=header)), *frames]
+        bad = rng.choice(_BAD_GROUPS)(rng, task, version)
+        return [head, msgspec.msgpack.encode(plain(m.Submit)), bad]
     match rng.randrange(4):
         case 0:  # not for it to say
             kinds = [kind for kind in KINDS if kind.SENDER != "rollout"]
@@ -131,45 +133,50 @@ def _damaged(rng, body):
 # ---- groups on which nobody could train ------------------------------------------------------------------
 
 
-def _bad_frames(change):
-    """A group whose three frames are `change(rng, frames)`."""
+def _parts(task, version):
+    """Header and arrays of a good one."""
+    return msgspec.msgpack.decode(encode_group(group_of(task, version), task.lease_id))
+
+
+def _bad_arrays(change):
+    """A group whose three arrays are `change(rng, arrays)`."""
 
     def make(rng, task, version):
-        wire = encode_group(group_of(task, version), task.lease_id)
-        return wire.header, change(rng, list(wire.frames))
+        header, *arrays = _parts(task, version)
+        return msgspec.msgpack.encode([header, *change(rng, arrays)])
 
     return make
 
 
 def _one(change):
-    """Change one of the frames."""
+    """Change one of the arrays."""
 
-    def change_one(rng, frames):
-        i = rng.randrange(len(frames))
-        return [*frames[:i], change(rng, frames[i]), *frames[i + 1 :]]
+    def change_one(rng, arrays):
+        i = rng.randrange(len(arrays))
+        return [*arrays[:i], change(rng, arrays[i]), *arrays[i + 1 :]]
 
     return change_one
 
 
-def _bad_array(frame, dtype, values):
+def _bad_array(i, dtype, values):
     """Put one of `values` into one place of an array."""
 
-    def change(rng, frames):
-        array = np.frombuffer(frames[frame], dtype).copy()
+    def change(rng, arrays):
+        array = np.frombuffer(arrays[i], dtype).copy()
         array[rng.randrange(len(array))] = rng.choice(values)
-        return [*frames[:frame], array.tobytes(), *frames[frame + 1 :]]
+        return [*arrays[:i], array.tobytes(), *arrays[i + 1 :]]
 
-    return _bad_frames(change)
+    return _bad_arrays(change)
 
 
 def _bad_header(change):
     """A group whose header, as plain values, was changed in place by `change(rng, header, version)`."""
 
     def make(rng, task, version):
-        wire = encode_group(group_of(task, version), task.lease_id)
-        header = msgspec.msgpack.decode(wire.header)
+        encoded, *arrays = _parts(task, version)
+        header = msgspec.msgpack.decode(encoded)
         change(rng, header, version)
-        return msgspec.msgpack.encode(header), wire.frames
+        return msgspec.msgpack.encode([msgspec.msgpack.encode(header), *arrays])
 
     return make
 
@@ -207,12 +214,18 @@ def _other_trajectories(rng, header, version):
     header["trajectories"] = header["trajectories"][:1] * rng.choice((0, 1, 3, 100))
 
 
+def _cut(rng, task, version):
+    group = encode_group(group_of(task, version), task.lease_id)
+    return group[: rng.randrange(100)]
+
+
 def _cut_header(rng, task, version):
-    wire = encode_group(group_of(task, version), task.lease_id)
-    return wire.header[: rng.randrange(len(wire.header))], wire.frames
+    header, *arrays = _parts(task, version)
+    return msgspec.msgpack.encode([header[: rng.randrange(len(header))], *arrays])
 
 
 _BAD_GROUPS = [
+    _cut,
     _cut_header,
     _bad_header(_bad_identity),
     _bad_header(_bad_versions),
@@ -222,12 +235,12 @@ _BAD_GROUPS = [
     _in_trajectory(reward_parts=({"part": math.nan}, {"part": None}, [], "none")),
     _in_trajectory(finish_reason=("", "stopped", 0, None)),
     _in_trajectory(versions=([], None, [[0, 1, 0]])),
-    _bad_frames(lambda rng, frames: frames[: rng.randrange(len(frames))]),
-    _bad_frames(lambda rng, frames: [*frames, rng.randbytes(8)]),
-    _bad_frames(lambda rng, frames: [frames[1], frames[0], frames[2]]),
-    _bad_frames(_one(lambda rng, frame: frame[: rng.randrange(len(frame))])),
-    _bad_frames(_one(lambda rng, frame: frame + rng.randbytes(rng.randrange(1, 100)))),
-    _bad_frames(_one(lambda rng, frame: frame * 2)),  # as if of float64
+    _bad_arrays(lambda rng, arrays: arrays[: rng.randrange(len(arrays))]),
+    _bad_arrays(lambda rng, arrays: [*arrays, rng.randbytes(8)]),
+    _bad_arrays(lambda rng, arrays: [arrays[1], arrays[0], arrays[2]]),
+    _bad_arrays(_one(lambda rng, array: array[: rng.randrange(len(array))])),
+    _bad_arrays(_one(lambda rng, array: array + rng.randbytes(rng.randrange(1, 100)))),
+    _bad_arrays(_one(lambda rng, array: array * 2)),  # as if of float64
     _bad_array(0, np.int32, (-1, -(2**31))),
     _bad_array(1, np.uint8, (2, 255)),
     _bad_array(2, np.float32, (math.nan, math.inf, -math.inf)),

@@ -111,12 +111,12 @@ class LiveCoordinator:
             )
             for task in leases.tasks:
                 wire = encode_group(group_of(task, self.version), task.lease_id)
-                await self.ask("rollout-0", m.Submit, wire.frames, header=wire.header)
-            answer, _ = await self.ask("trainer-0", m.Take, step=self.version)
+                await self.ask("rollout-0", m.Submit, [wire])
+            answer, groups = await self.ask("trainer-0", m.Take, step=self.version)
             if isinstance(answer, m.TakenBatch):
                 break
             assert time.monotonic() < deadline_s, "no batch comes together"
-        assert len(answer.headers) == BATCH_GROUPS
+        assert len(groups) == BATCH_GROUPS
         published, _ = await self.ask("trainer-0", m.Publish, version=self.version + 1, notice=b"weights")
         self.version += 1
         await self.ask("trainer-0", m.Checkpointed, oldest=self.version)

@@ -58,8 +58,8 @@ class Attack:
         self._numbers = itertools.count(1)
 
     async def round(self, rng, n):
-        """`n` messages of a stranger and `n` of an insider, who also replays a submission; then a step of
-        the true peers, for which every one of them was refused, once."""
+        """`n` messages of a stranger and `n` of an insider, who also hands in a group again and again, beside
+        bad ones; then a step of the true peers, for which all of these were refused, once."""
         live = self.coordinator
         async with self._peer(b"stranger") as stranger:
             for _ in range(n):
@@ -78,10 +78,14 @@ class Attack:
         (task,) = leases.tasks
         for _ in range(n):
             await insider.send(insider_message(rng, self._count(), task, version))
-        assert {type(answer) for answer in await insider.answers(n)} <= {m.Refused}
-        wire = encode_group(group_of(task, version), task.lease_id)
-        for _ in range(3):  # it counts once: the ledger of the step says so
-            assert await insider.ask(m.Submit, wire.frames, header=wire.header) == m.Done()
+        for answer in await insider.answers(n):
+            assert isinstance(answer, m.Refused) or set(answer.refused) == {0}
+        good = encode_group(group_of(task, version), task.lease_id)
+        for i in range(3):  # it counts once: the ledger of the step says so
+            bad = [good[: rng.randrange(100)] for _ in range(2)]
+            self.messages += len(bad)
+            answer = await insider.ask(m.Submit, [*bad[:i], good, *bad[i:]])
+            assert set(answer.refused) == {0, 1, 2} - {i}
 
     async def without_the_keys(self):
         """No keys, another client's, another server's: nothing of it is heard."""

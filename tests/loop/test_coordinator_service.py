@@ -74,18 +74,27 @@ class Peer:
         return [task.lease_id for task in answer.tasks]
 
     async def submit(self, group_id, lease_id):
-        def trajectory(reward):
-            return Trajectory(
-                np.array([1, 2, 3], np.int32),
-                np.array([False, True, True]),
-                np.zeros(3, np.float32),
-                (VersionSpan(1, 2, 0),),
-                FinishReason.STOP,
-                reward=reward,
-            )
+        assert await self.ask(m.Submit(STATS), [made(group_id, lease_id)]) == m.Submitted({})
 
-        wire = encode_group(Group(group_id, 0, [trajectory(0.0), trajectory(1.0)]), lease_id)
-        return await self.ask(m.Submit(wire.header, STATS), wire.frames)
+
+def group_of(group_id, version=0):
+    """Two responses that the weights of a version have sampled."""
+
+    def trajectory(reward):
+        return Trajectory(
+            np.array([1, 2, 3], np.int32),
+            np.array([False, True, True]),
+            np.zeros(3, np.float32),
+            (VersionSpan(1, 2, version),),
+            FinishReason.STOP,
+            reward=reward,
+        )
+
+    return Group(group_id, 0, [trajectory(0.0), trajectory(1.0)])
+
+
+def made(group_id, lease_id, version=0):
+    return encode_group(group_of(group_id, version), lease_id)
 
 
 @asynccontextmanager
@@ -195,7 +204,7 @@ def test_who_holds_back_for_a_version_that_died_with_its_trainer_gets_it_from_th
                     await asyncio.sleep(0.01)
             assert (await trainer.ask(m.Begin(0))).frontier == 1
             await trainer.ask(m.Publish(0, None))
-            assert len((await trainer.ask(m.Take(0, 60.0))).headers) == 2
+            assert isinstance(await trainer.ask(m.Take(0, 60.0)), m.TakenBatch)
             assert not leasing.done()
             await trainer.ask(m.Publish(1, b"the next trainer's version 1"))
             assert len(await asyncio.wait_for(leasing, 60)) == 2
@@ -276,6 +285,90 @@ def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
                 assert (await worker.ask(m.WorkerReport(8, 0, STATS, {}))).notice == b"notice of version 1"
 
     asyncio.run(main())
+
+
+def test_of_groups_that_come_together_each_has_its_own_outcome_however_often_they_come(run_dir):
+    """Also from a successor of the coordinator that has stored them, and whose answer was lost."""
+
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            leases = await worker.lease(4)
+            await worker.submit(1, leases[1])
+            groups = [
+                made(0, leases[0]),
+                made(1, leases[1]),
+                b"none",
+                made(2, leases[2], 1),
+                made(3, leases[3]),
+            ]
+            answer = await worker.ask(m.Submit(STATS), groups)
+            assert list(answer.refused) == [2, 3]
+            assert "not a group to train on" in answer.refused[2]
+            assert "but has tokens of [1]" in answer.refused[3]
+            assert [lease.group_id for lease in state.leases_of("rollout-0")] == [2]
+            assert state.ledger.metrics()["buffer/ready_groups"] == 3
+            assert await worker.ask(m.Submit(STATS), groups) == answer
+            with pytest.raises(RpcRefused, match="0 frames"):
+                await worker.ask(m.Submit(STATS))
+        async with coordinator(run_dir) as state, Peer(run_dir, "rollout-0") as worker:
+            assert await worker.ask(m.Submit(STATS), groups) == answer
+            assert [lease.group_id for lease in state.leases_of("rollout-0")] == [2]
+            assert state.ledger.metrics()["buffer/ready_groups"] == 3
+
+    asyncio.run(main())
+
+
+def test_a_worker_hears_of_each_group_what_became_of_it(run_dir):
+    class Local:
+        def source(self, notice):
+            return LocalWeights(0, {})
+
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            link, following, tasks = await at_work(worker, Local())
+            groups = [group_of(0), group_of(1, version=1), group_of(2)]
+            handing_in = (link.submit(task, group) for task, group in zip(tasks, groups, strict=False))
+            first, second, third = await asyncio.gather(*handing_in, return_exceptions=True)
+            assert first is third is None
+            assert isinstance(second, RpcRefused) and "has tokens of [1]" in str(second)
+            assert link._held == {tasks[1].lease_id, tasks[3].lease_id}
+            assert {lease.lease_id for lease in state.leases_of("rollout-0")} == link._held
+            following.cancel()
+
+    asyncio.run(main())
+
+
+def test_groups_that_were_not_stored_before_their_coordinator_died_are_taken_by_the_next(run_dir):
+    """Also beside one that it had stored."""
+
+    async def ask(service, request, *frames):
+        return (await service.handle(b"rollout-0", request, frames))[0]
+
+    async def dies(service, state, store):
+        for request in (m.Begin(0), m.Publish(0, NOTICE)):
+            await service.handle(b"trainer-0", request, ())
+        leased = await ask(service, m.LeaseRequest(4, 5.0, [], 0))
+        groups = [made(task.group_id, task.lease_id) for task in leased.tasks]
+        await ask(service, m.Submit(STATS), groups[0])
+        last = asyncio.create_task(ask(service, m.Submit(STATS), *groups))
+        await asyncio.sleep(0)
+        assert state.ledger.metrics()["buffer/ready_groups"] == 4 and not last.done()
+        store.close()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            await last
+        return groups
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree, overrides=["rollout.group_size=2", "trainer.batch_groups=4"])
+    with open_state(config, run_dir) as (prompts, store, state):
+        service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
+        groups = asyncio.run(dies(service, state, store))
+    with open_state(config, run_dir) as (prompts, store, state):
+        assert state.ledger.metrics()["buffer/ready_groups"] == 1
+        service = CoordinatorService(config, run_dir, prompts, state, store, ROLES)
+        assert asyncio.run(ask(service, m.Submit(STATS), *groups)) == m.Submitted({})
+    with open_state(config, run_dir) as (_, _, state):
+        assert state.ledger.metrics()["buffer/ready_groups"] == 4
 
 
 def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coordinator_there_is(run_dir):

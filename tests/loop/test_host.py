@@ -12,9 +12,8 @@ from asyncrl.loop.host import Host
 from asyncrl.rollout.task import sampling_of
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import loop_settings, open_ledger
-from asyncrl.wire.codec import WireGroup
 
-WIRE = WireGroup(b"", ())
+WIRE = b"a group"
 
 
 def prompts(word, n):

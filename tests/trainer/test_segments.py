@@ -15,7 +15,7 @@ from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.backends.deepspeed.group import RankGroup
 from asyncrl.trainer.metrics import batch_metrics
 from asyncrl.trainer.packing.batch import TokenBatch, flatten
-from asyncrl.wire.codec import Malformed, check_group, decode_group, decode_header, encode_group
+from asyncrl.wire.codec import Malformed, check_group, decode_group, encode_group
 
 
 def split(trajectory):
@@ -264,13 +264,12 @@ def test_metrics_count_a_member_once_and_tell_why_it_was_split():
 def test_segments_cross_the_wire_and_count_once():
     group = in_segments(with_turn_rewards(make_batch(2))).groups[0]
     wire = encode_group(group, lease_id=0)
-    check_group(decode_header(wire.header), wire.frames, 4)
-    decoded = decode_group(wire.header, wire.frames)
+    header, decoded = check_group(wire, 4), decode_group(wire)
     for key in ("segment", "turns", "turn_parts", "turn_rewards", "metadata", "versions"):
         assert [getattr(t, key) for t in decoded.trajectories] == [
             getattr(t, key) for t in group.trajectories
         ]
-    assert decoded.summary() == decode_header(wire.header).summary() == group.summary()
+    assert decoded.summary() == header.summary() == group.summary()
     assert len(group.summary().rewards) == 4 < len(group.trajectories)
 
 
@@ -301,4 +300,4 @@ def test_segments_that_contradict_each_other_are_refused(change, message):
     change(group, first_segment_of_two(group))
     wire = encode_group(group, lease_id=0)
     with pytest.raises(Malformed, match=message):
-        check_group(decode_header(wire.header), wire.frames, 4)
+        check_group(wire, 4)

@@ -5,6 +5,7 @@ import resource
 import msgspec
 import pytest
 import zmq
+from both_ends import serve
 from raw_peers import raw_peer
 
 from asyncrl.wire import messages as m
@@ -15,27 +16,6 @@ from asyncrl.wire.rpc import MAX_FRAMES, RpcClient, RpcError, RpcServer
 HELLO = msgspec.msgpack.encode(m.Hello("x", 1))
 
 
-def serve(handler):
-    """An async context: a server and one client."""
-
-    class Both:
-        async def __aenter__(self):
-            self.server = RpcServer(handler)
-            self.endpoint = self.server.bind(Keys.new())
-            self.task = asyncio.create_task(self.server.serve())
-            self.client = RpcClient(self.endpoint, "someone")
-            await self.client.__aenter__()
-            return self
-
-        async def __aexit__(self, *error):
-            await self.client.__aexit__(*error)
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
-            self.server.close()
-
-    return Both()
-
-
 def test_answers_find_their_requests_in_any_order_and_frames_travel():
     first_may_answer = asyncio.Event()
 
@@ -44,7 +24,7 @@ def test_answers_find_their_requests_in_any_order_and_frames_travel():
             await first_may_answer.wait()
         else:
             first_may_answer.set()
-        return m.TakenBatch(request.step, 0, 0, []), [bytes(frame)[::-1] for frame in frames]
+        return m.TakenBatch(request.step, 0, 0), [bytes(frame)[::-1] for frame in frames]
 
     async def main():
         async with serve(handler) as both:
@@ -213,7 +193,7 @@ def test_open_requests_go_to_the_next_server_on_the_same_port(impatient):
         await asyncio.sleep(3600)
 
     async def answering(peer, request, frames):
-        return m.TakenBatch(request.step, 0, 0, []), frames
+        return m.TakenBatch(request.step, 0, 0), frames
 
     async def main():
         keys = Keys.new()

@@ -4,7 +4,7 @@ import pytest
 
 from asyncrl.core.kept import KeptSets
 from asyncrl.core.records import FinishReason, Group, LeftOut, Trajectory, VersionSpan
-from asyncrl.wire.codec import WireGroup, check_group, decode_group, decode_header, encode_group
+from asyncrl.wire.codec import check_group, decode_group, encode_group, pack, unpack
 from asyncrl.wire.messages import Malformed
 
 
@@ -28,9 +28,9 @@ def a_group():
 
 def test_a_group_survives_the_wire_and_the_file():
     group = a_group()
-    wire = WireGroup.from_bytes(encode_group(group, 11).to_bytes())
-    back = decode_group(wire.header, wire.frames)
-    header = decode_header(wire.header)
+    wire = encode_group(group, 11)
+    back = decode_group(memoryview(wire))
+    header = check_group(wire, 2)
     assert (back.group_id, back.row, header.lease_id) == (7, 2, 11)
     for sent, got in zip(group.trajectories, back.trajectories, strict=True):
         for name in ("token_ids", "loss_mask", "behavior_logprobs"):
@@ -43,7 +43,7 @@ def test_a_group_survives_the_wire_and_the_file():
         )
         assert (sent.reward_parts, sent.metadata) == (got.reward_parts, got.metadata)
     assert back.left_out == group.left_out == group.summary().left_out
-    assert decode_header(wire.header).summary() == group.summary()
+    assert header.summary() == group.summary()
     assert group.summary().tokens_by_version == {3: 2, 4: 8}
 
 
@@ -54,24 +54,24 @@ def kept(*of_last):
 
 def test_kept_sets_survive_too_and_cost_nothing_where_there_are_none():
     group = a_group()
-    plain = encode_group(group, 11)
-    assert b"n_kept" not in plain.header
-    assert len(plain.frames[0]) == 4 * 14
+    _, arrays = unpack(encode_group(group, 11))
+    assert b"n_kept" not in encode_group(group, 11)
+    assert [array.nbytes for array in arrays] == [4 * 14, 14, 4 * 14]
     last = int(group.trajectories[0].token_ids[-1])
     group.trajectories[0].kept = kept(last, last + 1)
-    wire = WireGroup.from_bytes(encode_group(group, 11).to_bytes())
-    check_group(decode_header(wire.header), wire.frames, 2)
-    first, second = decode_group(wire.header, wire.frames).trajectories
+    wire = encode_group(group, 11)
+    check_group(wire, 2)
+    first, second = decode_group(wire).trajectories
     assert first.kept.ids.tolist() == [last, last + 1]
     assert first.kept.sizes.tolist() == [0, 0, 0, 0, 2]
     assert second.kept is None
     np.testing.assert_array_equal(second.token_ids, group.trajectories[1].token_ids)
 
 
-def test_frames_that_do_not_fit_the_header_are_refused():
-    wire = encode_group(a_group(), lease_id=1)
+def test_arrays_that_do_not_fit_the_header_are_refused():
+    header, arrays = unpack(encode_group(a_group(), lease_id=1))
     with pytest.raises(ValueError, match="speaks of 14 tokens"):
-        decode_group(wire.header, (wire.frames[0][:-4], *wire.frames[1:]))
+        decode_group(pack(header, [arrays[0][:-4], *arrays[1:]]))
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def test_frames_that_do_not_fit_the_header_are_refused():
     ],
 )
 def test_a_header_that_is_none_is_refused(garbage):
-    with pytest.raises(Malformed):
-        decode_header(garbage)
+    for group in (garbage, msgspec.msgpack.encode([garbage, b"", b"", b""])):
+        with pytest.raises(Malformed):
+            unpack(group)
 
 
 def check_changed(change, group_size=2):
     """`check` of the group after `change`."""
     group = a_group()
     change(group)
-    wire = encode_group(group, lease_id=1)
-    check_group(decode_header(wire.header), wire.frames, group_size)
+    check_group(encode_group(group, lease_id=1), group_size)
 
 
 def of_first(**fields):
@@ -139,12 +139,13 @@ def test_a_group_that_could_not_be_trained_on_is_refused(change, message):
         check_changed(change)
 
 
-def test_frames_of_other_sizes_or_numbers_are_refused():
-    wire = encode_group(a_group(), lease_id=1)
-    header = decode_header(wire.header)
-    ids, mask, logprobs = wire.frames
-    for frames in ((ids, mask), (ids, mask, logprobs, b""), (mask, ids, logprobs), (ids, mask, logprobs[1:])):
-        with pytest.raises(Malformed, match="the frames have"):
-            check_group(header, frames, 2)
+def test_arrays_of_other_sizes_or_numbers_are_refused():
+    header, (ids, mask, logprobs) = unpack(encode_group(a_group(), lease_id=1))
+    for arrays in ((ids, mask), (ids, mask, logprobs, b"")):
+        with pytest.raises(Malformed, match="`array` of length 4"):
+            check_group(pack(header, arrays), 2)
+    for arrays in ((mask, ids, logprobs), (ids, mask, logprobs[1:])):
+        with pytest.raises(Malformed, match="the arrays have"):
+            check_group(pack(header, arrays), 2)
     with pytest.raises(Malformed, match="loss mask"):
-        check_group(header, (ids, b"\x02" * len(mask), logprobs), 2)
+        check_group(pack(header, (ids, b"\x02" * len(mask), logprobs)), 2)
