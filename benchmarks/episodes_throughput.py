@@ -47,7 +47,7 @@ from rich.table import Table
 
 from asyncrl.config import RewardConfig
 from asyncrl.core.records import Group
-from asyncrl.loop.algorithm import roll_out
+from asyncrl.loop.algorithm import WorkerLink, roll_out
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
@@ -103,7 +103,7 @@ class Result:
     most_episodes: int
 
 
-class Link:
+class Link(WorkerLink):
     """Hands out groups without end, up to a bound on the episodes in progress (that of the staleness)."""
 
     def __init__(self, most_episodes: int) -> None:

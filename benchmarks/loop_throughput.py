@@ -66,7 +66,7 @@ from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group, Lease
 from asyncrl.data.load import load_prompts
 from asyncrl.data.tokenizer import load_tokenizer
-from asyncrl.loop.algorithm import roll_out
+from asyncrl.loop.algorithm import WorkerLink, roll_out
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.reward.rewards import Rewards
 from asyncrl.reward.text import response_text
@@ -174,7 +174,7 @@ def measure_computed(
     ]
 
 
-class Collector:
+class Collector(WorkerLink):
     """A `WorkerLink` without a coordinator: tasks without end, groups kept as they come."""
 
     def __init__(self, tasks: list[RolloutTask], wanted: int) -> None:
@@ -206,7 +206,7 @@ async def generate_and_train_alone(config: Config, steps: int) -> tuple[float, f
     prompts = load_prompts(config.data, load_tokenizer(config.model))
     rollout = config.rollout
     tasks = [
-        RolloutTask.of(Lease(0, 0, row.index, 0), row, rollout.group_size, sampling_of(rollout))
+        RolloutTask.of(Lease(0, 0, row.index, 0, 0), row, rollout.group_size, sampling_of(rollout))
         for row in prompts
     ]
     engine, trainer = make_engine(config, prompts.longest_tokens), make_trainer(config)

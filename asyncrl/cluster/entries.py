@@ -22,12 +22,8 @@ from asyncrl.states import doing
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
-    from asyncrl.cluster.ahead import Ahead
-    from asyncrl.core.records import Group
     from asyncrl.loop.colocation import TurnsByMessage
-    from asyncrl.loop.links import ZmqWorkerLink
     from asyncrl.loop.trainer import TrainerLink
-    from asyncrl.rollout.task import RolloutTask
     from asyncrl.wire.keys import Endpoint
 
 ENDPOINT_TIMEOUT_S = 60.0
@@ -48,7 +44,6 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
 
 async def rollout(config: Config, path: Path, name: str) -> None:
-    from asyncrl.cluster.ahead import Ahead
     from asyncrl.loop.algorithm import roll_out
     from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
     from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
@@ -75,11 +70,9 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         link = ZmqWorkerLink(client, name, group_rollout.engine, versions, answer_timeout_s(config))
         client.on_notice = link.on_notice
         await link.hello()
-        ahead = Ahead(lambda: client.round_trip_s)
-        group_rollout.ahead = ahead.groups
-        working = UntilDrained(link, ahead)
-        asyncio.get_running_loop().add_signal_handler(DRAIN, working.drain)
-        work = asyncio.create_task(roll_out(group_rollout, working), name="work")
+        group_rollout.ahead = link.ahead.groups
+        asyncio.get_running_loop().add_signal_handler(DRAIN, link.leave)
+        work = asyncio.create_task(roll_out(group_rollout, link), name="work")
         reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
         services = [group_rollout.engine.run(), link.follow_weights(), reports]
         if turns is not None:
@@ -93,26 +86,6 @@ async def rollout(config: Config, path: Path, name: str) -> None:
             await _while_serving(work, services)
         finally:
             getattr(transport, "leave", lambda: None)()
-
-
-class UntilDrained:
-    """A worker's link that gives it no more work once it is to leave (a guest, whose host is wanted back)."""
-
-    def __init__(self, link: ZmqWorkerLink, ahead: Ahead) -> None:
-        self._link = link
-        self._ahead = ahead
-        self._is_drained = False
-        self.fail = link.fail
-
-    async def lease(self, limit: int) -> list[RolloutTask] | None:
-        return None if self._is_drained else await self._link.lease(limit)
-
-    async def submit(self, task: RolloutTask, group: Group) -> None:
-        self._ahead.did_one()
-        await self._link.submit(task, group)
-
-    def drain(self) -> None:
-        self._is_drained = True
 
 
 async def reward(config: Config, path: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -223,6 +223,11 @@ class Coordinator(Generic[P]):
         brought the worker down is not known. Returns the groups concerned."""
         return self._give_back((GroupState.LEASED, worker), f"worker {worker} was lost")
 
+    def worker_leaves(self, worker: str, held: Collection[int]) -> list[int]:
+        """A worker takes no more: its leases go back, but for those that it holds. Returns the groups
+        concerned."""
+        return self._give_back((GroupState.LEASED, worker), f"worker {worker} leaves", held)
+
     def all_workers_lost(self) -> list[int]:
         """All of them have died, or will not come back: every lease goes back."""
         return self._give_back(GroupState.LEASED, "the run was interrupted")
@@ -394,8 +399,8 @@ class Coordinator(Generic[P]):
         self._move(entry, GroupState.LEASED, lease_id=lease_id, worker=worker, admitted_version=version)
         return _lease_of(entry)
 
-    def _give_back(self, key: Hashable, reason: str) -> list[int]:
-        leased = self._of(key)
+    def _give_back(self, key: Hashable, reason: str, held: Collection[int] = ()) -> list[int]:
+        leased = [entry for entry in self._of(key) if entry.lease_id not in held]
         for entry in leased:
             self._requeue(entry, reason)
         self.ledger.check()
@@ -553,4 +558,4 @@ class Coordinator(Generic[P]):
 
 
 def _lease_of(entry: GroupEntry) -> Lease:
-    return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt)
+    return Lease(entry.lease_id, entry.group_id, entry.row, entry.attempt, entry.admitted_version)

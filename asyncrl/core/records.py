@@ -31,13 +31,15 @@ class Purpose(StrEnum):
 class Lease:
     """A group handed to a worker. (`group_id`, `attempt`) seed its sampling.
 
-    lease_id: no number comes twice, also after a restart of the coordinator. row: of the prompt.
+    lease_id: no number comes twice, also after a restart of the coordinator. row: of the prompt. version: no
+    token of it may be older.
     """
 
     lease_id: int
     group_id: int
     row: int
     attempt: int
+    version: int
 
 
 class Submission(StrEnum):

@@ -19,7 +19,7 @@ from asyncrl.evaluation import scores
 from asyncrl.evaluation.host import EvaluationHost
 from asyncrl.evaluation.sets import by_scorer
 from asyncrl.evaluation.suites import further, scoring
-from asyncrl.loop.algorithm import roll_out
+from asyncrl.loop.algorithm import WorkerLink, roll_out
 from asyncrl.loop.inline import Schedule
 from asyncrl.observe.samples import Sample, choose
 from asyncrl.reward.rewards import RewardModel, Rewards
@@ -194,7 +194,7 @@ async def _beside(
         await rewards.close()
 
 
-class _Link:
+class _Link(WorkerLink):
     """The worker's, to a host in this process."""
 
     def __init__(

@@ -72,7 +72,7 @@ class EvaluationHost:
         tasks: list[RolloutTask] = []
         while engine_version == self._version and self.has_prompts and len(tasks) < limit:
             row, attempt = self._to_lease.popleft()
-            lease = Lease(next(self._numbers), row, row, attempt)
+            lease = Lease(next(self._numbers), row, row, attempt, self._version)
             self._leased[lease.lease_id] = lease
             how = (self._config.group_size, self._sampling, Purpose.EVAL)
             tasks.append(RolloutTask.of(lease, self._prompts[row], *how))

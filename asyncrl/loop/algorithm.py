@@ -24,6 +24,11 @@ class WorkerLink(Protocol):
         """Up to `limit` groups to sample; waits a while for the first and may come back empty. None: there
         will be no more."""
 
+    async def begins(self, task: RolloutTask) -> bool:
+        """Wait until the engine may sample it; whether it is to be sampled at all. (It may at once, where an
+        engine is given nothing for newer weights than it has.)"""
+        return True
+
     async def submit(self, task: RolloutTask, group: Group) -> None: ...
 
     async def fail(self, task: RolloutTask, failure: AttemptFailed) -> None: ...
@@ -33,6 +38,10 @@ async def roll_out(rollout: GroupRollout, link: WorkerLink) -> None:
     """Lease, generate, score, submit. Exceptions other than a failed attempt end the worker."""
 
     async def carry_out(task: RolloutTask) -> None:
+        with rollout.holding_back():
+            begins = await link.begins(task)
+        if not begins:
+            return
         try:
             responses = await rollout.generate(task)
             group = await rollout.score(task, responses)

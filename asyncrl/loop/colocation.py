@@ -124,7 +124,7 @@ class Updates(Protocol):
     updating: asyncio.Lock
     """While others hold it, the engine takes no version."""
 
-    async def update(self, *, wakes: bool) -> bool:
+    async def wake(self) -> bool:
         """Wake the engine with the newest version; whether there was one."""
 
 
@@ -139,7 +139,7 @@ async def engine_turns(turns: TurnsByMessage, engine: Engine, updates: Updates) 
             while not woken:
                 with waiting("the trainer to give up its memory", state="wait_turn"):
                     await turns.of_engine(awake=False)
-                if not (woken := await updates.update(wakes=True)):
+                if not (woken := await updates.wake()):
                     await asyncio.sleep(LOOK_S)  # reports bring the notice of weights that will do
 
 

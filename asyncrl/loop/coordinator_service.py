@@ -234,24 +234,27 @@ class CoordinatorService:
     async def _lease(self, name: str, request: m.LeaseRequest) -> m.Leases:
         worker = self._workers[name]
         worker.holds_back = request.holds_back
+        if request.leaves:
+            self._host.leaves(name, set(request.held))
+            return m.Leases([], True)
         if unanswered := self._host.unanswered(name, set(request.held)):
-            return m.Leases(unanswered[: max(1, request.limit)], False, self._coordinator.frontier)
+            return m.Leases(unanswered[: max(1, request.limit)], False)
 
-        def tasks() -> tuple[list[RolloutTask], int] | None:
+        def tasks() -> list[RolloutTask] | None:
             if self._workers.get(name) is not worker:
                 raise RpcError(f"{name} has been replaced")
             if self._host.finished:
-                return [], 0
+                return []
             if worker.engine_version is None:
                 return None
             for version in range(worker.engine_version, self._newest(worker) + 1):
                 if found := self._host.lease(name, version, request.limit):
-                    return found, version
+                    return found
             return None
 
-        granted, version = await self._until(tasks, request.wait_s, worker) or ([], 0)
+        granted = await self._until(tasks, request.wait_s, worker) or []
         self._stalls.leased(task.group_id for task in granted)
-        return m.Leases(granted, self._host.finished, version)
+        return m.Leases(granted, self._host.finished)
 
     def _newest(self, worker: _Worker) -> int:
         """The newest version that groups which the worker is given now may be for; it has a first one."""

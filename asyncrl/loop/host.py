@@ -111,6 +111,11 @@ class Host:
         self.coordinator.ledger.judge_failures(self._config.run.max_failed_share)
         return again
 
+    def leaves(self, worker: str, held: Collection[int]) -> None:
+        """As `Coordinator.worker_leaves`."""
+        if self.coordinator.worker_leaves(worker, held):
+            self._happened()
+
     def lost(self, worker: str) -> None:
         """The worker is gone: what it has leased goes back."""
         self.meter.lost(worker)

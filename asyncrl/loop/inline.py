@@ -23,7 +23,7 @@ from asyncrl.core.coordinator import Taken
 from asyncrl.core.records import Batch, Group, Submission
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.drops import Drops
-from asyncrl.loop.algorithm import roll_out, train
+from asyncrl.loop.algorithm import WorkerLink, roll_out, train
 from asyncrl.loop.host import Host, Leases
 from asyncrl.loop.trainer import TrainerLink, TrainingRun
 from asyncrl.rollout.engines.base import SteppedEngine, UpdateReport
@@ -52,7 +52,7 @@ Beside = Callable[["TrainerLink", "Trainer"], AbstractAsyncContextManager["Train
 """What goes on beside the training: it is given the trainer's link, and gives another one."""
 
 
-class Schedule:
+class Schedule(WorkerLink):
     """The worker's link to a host in its own process. What the worker asks for and hands in, and what its
     episodes ask of the engine, waits for its turn."""
 

@@ -14,6 +14,8 @@ from concurrent.futures import Executor
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
 from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
+from asyncrl.loop.ahead import Ahead
+from asyncrl.loop.algorithm import WorkerLink
 from asyncrl.loop.trainer import TrainerLink
 from asyncrl.rollout.engines.base import Engine
 from asyncrl.rollout.group import AttemptFailed
@@ -36,11 +38,13 @@ POLL_S = 5.0
 REPORT_S = 0.25
 FAR_S = 0.01
 """There and back, from which on the coordinator is told late what the engine has."""
+HOLD_BACK_S = 600.0
+"""Longest wait of a group for its weight version."""
 UPDATE_TRIES = 5
 MAX_DETAIL_CHARS = 10_000
 
 
-class ZmqWorkerLink:
+class ZmqWorkerLink(WorkerLink):
     """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
     date."""
 
@@ -55,6 +59,8 @@ class ZmqWorkerLink:
         self._process = secrets.randbits(53)
         self._held: set[int] = set()
         """The leases whose outcome the coordinator has not confirmed."""
+        self.ahead = Ahead(lambda: client.round_trip_s)
+        self._leaves = False
         self._transport = transport
         self._weights = NewestWeights(transport.source)
         self._news = asyncio.Event()
@@ -71,17 +77,44 @@ class ZmqWorkerLink:
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
         is_far = FAR_S < self._client.round_trip_s < math.inf
-        request = m.LeaseRequest(limit, POLL_S, sorted(self._held), self._weights.taken, is_far)
+        held, has = sorted(self._held), self._weights.taken
+        request = m.LeaseRequest(limit, POLL_S, held, has, is_far, self._leaves)
         with waiting("groups to sample", state="wait_work"):
             answer, _ = await self._client.request(request, timeout_s=POLL_S + self._answer_timeout_s)
+        if answer.finished:
+            self.leave()
+            return None
         self._held |= {task.lease_id for task in answer.tasks}
-        with waiting(f"weight version {answer.version}, for which there are groups", state="wait_work"):
-            while answer.tasks and (self._weights.taken is None or self._weights.taken < answer.version):
-                self._took.clear()
-                await self._took.wait()  # the coordinator watches for engines that do not get on
-        return None if answer.finished else answer.tasks
+        return answer.tasks
+
+    async def begins(self, task: RolloutTask) -> bool:
+        if not (begins := self._may_begin(task) or await self._held_back_until_it_may(task)):
+            self._held.discard(task.lease_id)
+        return begins
+
+    def _may_begin(self, task: RolloutTask) -> bool:
+        return not self._leaves and self._weights.taken is not None and self._weights.taken >= task.version
+
+    async def _held_back_until_it_may(self, task: RolloutTask) -> bool:
+        """False once the worker leaves, or where it takes too long: its lease is then asked for anew."""
+        what = f"weight version {task.version}, for which there are groups"
+        try:
+            with waiting(what, state="wait_work"):
+                async with asyncio.timeout(HOLD_BACK_S):
+                    while not self._may_begin(task) and not self._leaves:
+                        self._took.clear()
+                        await self._took.wait()
+        except TimeoutError:
+            log.warning("group %d has waited for %s, for %.0f s", task.group_id, what, HOLD_BACK_S)
+        return self._may_begin(task)
+
+    def leave(self) -> None:
+        """Take no more groups, and begin none of those that are held back."""
+        self._leaves = True
+        self._took.set()
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
+        self.ahead.did_one()
         await self._outbox.hand_in(encode_group(group, task.lease_id))
         self._held.discard(task.lease_id)
 
@@ -102,25 +135,25 @@ class ZmqWorkerLink:
 
     async def follow_weights(self) -> None:
         """Give the engine every new version, skipping those that are out of date already."""
-        while True:
-            await self._news.wait()
-            async with self.updating:
-                self._news.clear()
-                await self.update()
+        async with asyncio.TaskGroup() as telling:
+            while True:
+                await self._news.wait()
+                async with self.updating:
+                    self._news.clear()
+                    if (report := await self._take()) is not None:  # the next may be there before the answer
+                        telling.create_task(self._ask(m.Applied(report)))
 
-    async def update(self, *, wakes: bool = False) -> bool:
-        """Give the engine what is newer than it has, or to wake it, whatever is newest. Returns whether it
-        has taken it: it is not there, or not any more."""
-        if (report := await self._taken(wakes)) is None:
-            return False
-        self._weights.taken = report.version
-        self._took.set()
-        await self._ask(m.Applied(report))
-        return True
+    async def wake(self) -> bool:
+        """Give the engine whatever is newest, to wake it. Returns whether it has taken it: it is not there,
+        or not any more."""
+        if (report := await self._take(wakes=True)) is not None:
+            await self._ask(m.Applied(report))
+        return report is not None
 
-    async def _taken(self, wakes: bool) -> m.UpdateReport | None:
-        """None when there is nothing to take, or the weights are gone with the trainer that published them:
-        its successor's will come."""
+    async def _take(self, *, wakes: bool = False) -> m.UpdateReport | None:
+        """Give the engine what is newer than it has, or to wake it, whatever is newest. None when there is
+        nothing to take, or the weights are gone with the trainer that published them: its successor's will
+        come."""
         for attempt in range(1, UPDATE_TRIES + 1):
             source = self._weights.newest if wakes else self._weights.next
             notice = self._weights.notice
@@ -128,7 +161,10 @@ class ZmqWorkerLink:
                 return None
             try:
                 with waiting(f"the engine to take weight version {source.version}"):
-                    return await self._engine.update_weights(source)
+                    report = await self._engine.update_weights(source)
+                self._weights.taken = report.version
+                self._took.set()
+                return report
             except WeightsError as error:
                 # Usually overtaken by a newer version, whose notice is on its way.
                 log.warning("weight version %d, try %d: %s", source.version, attempt, error)

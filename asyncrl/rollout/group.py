@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -115,7 +115,8 @@ class GroupRollout:
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
         self.ahead: Callable[[], int] = lambda: 0
-        """Groups that there is `room` for besides, since they come late (`cluster/ahead.py`)."""
+        """Groups that there is `room` for besides, since they come late (`loop/ahead.py`)."""
+        self._held_back = 0
         self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""
         self._freed = asyncio.Event()
@@ -157,7 +158,17 @@ class GroupRollout:
         its door, so that a slot is refilled in the very step in which it falls free, and those `ahead`."""
         n = self._group_size
         taken = sum(self.progress(lease_id).generating for lease_id in self._sessions)
-        return (self.engine.capacity + n - taken) // n + self.ahead()
+        return (self.engine.capacity + n - taken) // n + self.ahead() - self._held_back
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """While the body runs, a group is to come that takes no slot yet."""
+        self._held_back += 1
+        try:
+            yield
+        finally:
+            self._held_back -= 1
+            self._freed.set()
 
     async def has_room(self) -> int:
         """Wait until there is room, and say how much: a slot is refilled when its request ends, not when its

@@ -36,6 +36,8 @@ class RolloutTask:
     """At the end of `prompt_ids`: what every response begins with."""
     hint_of: int | None = None
     """The row that this is, with a hint."""
+    version: Count = 0
+    """Weights that are older may sample none of it."""
 
     @staticmethod
     def of(
@@ -54,7 +56,7 @@ class RolloutTask:
             *(prompt.prompt, prompt.prompt_ids.tolist() + prefix, prompt.columns, group_size),
             *(sampling, purpose),
             None if prompt.trained_ids is None else prompt.trained_ids.tolist(),
-            *(len(prefix), prompt.hint_of),
+            *(len(prefix), prompt.hint_of, lease.version),
         )
 
 

@@ -19,7 +19,8 @@ class Along:
     """Belongs to one event loop.
 
     To ask ahead saves a version the way there and back. Where versions take the link longer than steps, what
-    comes ahead is overtaken before it can be used; after each such one there is a pause of twice as many.
+    comes ahead is overtaken before it can be used; after each such one but the first there is a pause of
+    twice as many.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,8 @@ class Along:
         """Each with whether it was asked for ahead."""
         self._asking: set[asyncio.Task[None]] = set()
         self._pause = self._left = 0
-        """So many versions nothing is asked for ahead, and how many of them are left."""
+        """For so many versions nothing is asked for ahead after the next one that is overtaken; and how many
+        of them are left."""
 
     def ask_ahead(self, source: RpcClient, request: m.Locate) -> None:
         """What comes of it may come at any time, or never."""
@@ -61,7 +63,7 @@ class Along:
         for name in unused:
             del self._pieces[name]
         if unused:
-            self._pause = self._left = min(2 * self._pause + 1, _MOST_PAUSED)
+            self._left, self._pause = self._pause, min(2 * self._pause + 1, _MOST_PAUSED)
         elif self._left:
             self._left -= 1
 

@@ -70,6 +70,8 @@ class Fetcher:
         self._shelf = Shelf()
         self._connections = Connections(run, host)
         self._along = Along()
+        self._is_behind_relay = False
+        """By what the source said last: then nothing comes along from there."""
         self._serving = Serving(run, self._answer)
 
     async def fetch(self, notice: TcpNotice) -> WeightNotice:
@@ -145,12 +147,14 @@ class Fetcher:
         have = None if base is None else base.identity
         request = m.Locate(self._host, self._serving.peer, have, notice.identity, lost)
         next_one = msgspec.structs.replace(request, have=notice.identity, want=None, lost=None)
-        self._along.ask_ahead(source, next_one)
+        if not self._is_behind_relay:
+            self._along.ask_ahead(source, next_one)
         while True:
             route, frames = await source.request(request, timeout_s=LOCATE_S)
             if isinstance(route, m.Route):
                 break
             self._progressed()  # the delta is being made
+        self._is_behind_relay = route.relay is not None
         self._along.keep(route, frames)
         n_bytes = notice.here.manifest.n_bytes
         fits = all(size <= n_bytes if name.is_delta else size == n_bytes for name, size in route.pieces)

@@ -174,6 +174,7 @@ class Source:
             await asyncio.wait([asyncio.wrap_future(self._making)], timeout=NOT_YET_S)
             if not self._making.done():
                 return m.NotYet(is_coming=True), ()
+            wanted = self._wanted(wanted.name.identity)  # newer ones may have been published meanwhile
         before = list(itertools.takewhile(lambda host: host != request.host, self._chain))
         relay = self._chain[before[-1]].peer if before and request.relay is not None else None
         names = self._deltas_between(request.have, wanted) or [wanted.name]

@@ -69,6 +69,9 @@ class LeaseRequest(FromWorker):
     holds_back: bool = False
     """Whether it may be given groups for the newest version, which it then holds back until its engine has
     it."""
+    leaves: bool = False
+    """Whether it takes no more: of its leases those that it does not hold go back, and the answer is that
+    there will be none."""
 
 
 class Submit(FromWorker):
@@ -308,8 +311,6 @@ class Leases(WireMessage):
     tasks: list[RolloutTask]
     finished: bool
     """No group will be leased any more."""
-    version: Count = 0
-    """None of them may be sampled by older weights."""
 
 
 class Submitted(WireMessage):

@@ -12,6 +12,7 @@ from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.loop import links
 from asyncrl.loop.coordinator_service import CoordinatorService
+from asyncrl.loop.host import Host
 from asyncrl.rollout.engines.base import EngineStats, UpdateReport
 from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.runfiles.layout import RunDir
@@ -140,7 +141,20 @@ def test_who_holds_back_is_given_the_groups_of_a_version_that_is_on_its_way(run_
             told = leased[2:], 0
             assert not (await worker.ask(m.LeaseRequest(9, 0.01, *told))).tasks
             found = await worker.ask(m.LeaseRequest(9, 0.01, *told, True))
-            assert len(found.tasks) == 2 and found.version == 1
+            assert [task.version for task in found.tasks] == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_of_one_who_leaves_the_leases_go_back_that_it_does_not_hold(run_dir):
+    async def main():
+        async with begun(run_dir) as (state, _, worker):
+            leased = await worker.lease(4)
+            for _ in range(2):  # the message may come twice
+                answer = await worker.ask(m.LeaseRequest(0, 5.0, leased[1:], 0, leaves=True))
+                assert answer.finished and not answer.tasks
+            assert [lease.lease_id for lease in state.leases_of("rollout-0")] == leased[1:]
+            assert state.ledger.returned_leases == 1
 
     asyncio.run(main())
 
@@ -155,26 +169,60 @@ async def at_work(worker, transport):
     return link, following, await link.lease(4)
 
 
+class Local:
+    """A transport."""
+
+    def source(self, notice):
+        return LocalWeights(int(notice[-1:]), {})
+
+
 def test_a_far_worker_begins_no_group_before_its_engine_has_the_version_that_it_is_for(run_dir, monkeypatch):
     monkeypatch.setattr(links, "FAR_S", 0.0)
-
-    class Local:
-        def source(self, notice):
-            return LocalWeights(int(notice[-1:]), {})
 
     async def main():
         async with begun(run_dir) as (state, trainer, worker):
             link, following, tasks = await at_work(worker, Local())
             following.cancel()
             await first_step(trainer, worker, [task.lease_id for task in tasks])
-            leasing = asyncio.create_task(link.lease(9))
-            async with asyncio.timeout(60):
-                while link._held == {task.lease_id for task in tasks}:
-                    await asyncio.sleep(0.01)
-            assert state.ledger.generated_groups == 6 and not leasing.done()
+            for_next, _ = await asyncio.wait_for(link.lease(9), 60)
+            assert state.ledger.generated_groups == 6
+            beginning = asyncio.create_task(link.begins(for_next))
+            assert await link.begins(tasks[-1]) and not beginning.done()
             following = asyncio.create_task(link.follow_weights())
-            assert len(await asyncio.wait_for(leasing, 60)) == 2 and link._weights.taken == 1
+            assert await asyncio.wait_for(beginning, 60) and link._weights.taken == 1
             following.cancel()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("why", ["it is asked to leave", "the run is over", "it takes too long"])
+def test_what_is_held_back_is_given_up(run_dir, monkeypatch, why):
+    monkeypatch.setattr(links, "FAR_S", 0.0)
+
+    async def main():
+        async with begun(run_dir) as (state, trainer, worker):
+            link, following, tasks = await at_work(worker, Local())
+            following.cancel()
+            await first_step(trainer, worker, [task.lease_id for task in tasks])
+            for_next, other = await asyncio.wait_for(link.lease(9), 60)
+            if why == "it takes too long":
+                monkeypatch.setattr(links, "HOLD_BACK_S", 0.05)
+            beginning = asyncio.create_task(link.begins(for_next))
+            await asyncio.sleep(0)
+            if why == "it is asked to leave":
+                link.leave()
+            elif why == "the run is over":
+                monkeypatch.setattr(Host, "finished", True)
+                assert await link.lease(9) is None
+            assert await asyncio.wait_for(beginning, 60) is False
+            if why == "it takes too long":
+                assert await link.lease(9) == [for_next]
+                return
+            assert not await link.begins(other)
+            assert await link.lease(9) is None
+            if why == "it is asked to leave":
+                kept = {lease.lease_id for lease in state.leases_of("rollout-0")}
+                assert kept == {task.lease_id for task in tasks[2:]}
 
     asyncio.run(main())
 
@@ -198,16 +246,14 @@ def test_who_holds_back_for_a_version_that_died_with_its_trainer_gets_it_from_th
         async with begun(run_dir) as (_, trainer, worker):
             link, following, tasks = await at_work(worker, Gone())
             await first_step(trainer, worker, [task.lease_id for task in tasks])
-            leasing = asyncio.create_task(link.lease(9))
-            async with asyncio.timeout(60):
-                while len(link._held) < 6:
-                    await asyncio.sleep(0.01)
+            held_back, _ = await asyncio.wait_for(link.lease(9), 60)
+            beginning = asyncio.create_task(link.begins(held_back))
             assert (await trainer.ask(m.Begin(0))).frontier == 1
             await trainer.ask(m.Publish(0, None))
             assert isinstance(await trainer.ask(m.Take(0, 60.0)), m.TakenBatch)
-            assert not leasing.done()
+            assert not beginning.done()
             await trainer.ask(m.Publish(1, b"the next trainer's version 1"))
-            assert len(await asyncio.wait_for(leasing, 60)) == 2
+            assert await asyncio.wait_for(beginning, 60)
             following.cancel()
 
     asyncio.run(main())
