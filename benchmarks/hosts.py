@@ -24,7 +24,8 @@ NEEDED = "ip", "tc", "nsenter", "unshare"
 _START_S = 10.0
 _DELAYED = "delayed"
 """The router's device to which all that is held back goes."""
-_NEW_MOUNTS, _NEW_NETWORK = 0x20000, 0x40000000
+NEW_MOUNTS, NEW_NETWORK = 0x20000, 0x40000000
+"""Of setns(2): CLONE_NEWNS, CLONE_NEWNET."""
 
 
 def missing() -> str | None:
@@ -42,6 +43,36 @@ def run(*command: str) -> str:
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)}: {ended.stderr.strip()}")
     return ended.stdout
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[str]:
+    """A new one of the network's, with a loopback."""
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=60)
+
+
+def join(near: tuple[str, str, str], far: tuple[str, str, str]) -> None:
+    """By a cable. Of each end: the namespace (of the near one, empty for this machine's), the device, and its
+    address in a network of 24 bits."""
+    here = ["netns", near[0]] if near[0] else []
+    run("ip", "link", "add", near[1], *here, "type", "veth", "peer", "name", far[1], "netns", far[0])
+    for where, device, address in (near, far):
+        inside = ["-n", where] if where else []
+        run("ip", *inside, "address", "add", f"{address}/24", "dev", device)
+        run("ip", *inside, "link", "set", device, "up")
+
+
+def enter(namespace: Path, kind: int) -> None:
+    """With this thread, and those that it starts from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with namespace.open() as file:
+        if libc.setns(file.fileno(), kind):
+            raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
 
 
 class Host:
@@ -81,11 +112,9 @@ class Host:
 
     def enter(self) -> None:
         """Be a process of that host, from now on. For one of a single thread."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        for kind, flag in (("net", _NEW_NETWORK), ("mnt", _NEW_MOUNTS)):
-            with open(f"/proc/{self._keeper.pid}/ns/{kind}") as file:  # noqa: PTH123
-                if libc.setns(file.fileno(), flag):
-                    raise OSError(ctypes.get_errno(), f"entering {self.namespace} failed")
+        of_keeper = Path(f"/proc/{self._keeper.pid}/ns")
+        enter(of_keeper / "net", NEW_NETWORK)
+        enter(of_keeper / "mnt", NEW_MOUNTS)
 
     def close(self) -> None:
         self._keeper.kill()
@@ -103,7 +132,7 @@ class Network:
         self._prefix = f"asyncrl-{os.getpid()}"
         self._open = ExitStack()
         try:
-            self._router = self._namespace("router")
+            self._router = self._open.enter_context(namespace(f"{self._prefix}-router"))
             for name in ("ip_forward=1", "conf.all.rp_filter=0", "conf.default.rp_filter=0"):
                 run("ip", "netns", "exec", self._router, "sysctl", "-qw", f"net.ipv4.{name}")
             if latency_s:
@@ -122,28 +151,18 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _namespace(self, name: str) -> str:
-        namespace = f"{self._prefix}-{name}"
-        run("ip", "netns", "add", namespace)
-        self._open.callback(
-            subprocess.run, ["ip", "netns", "del", namespace], capture_output=True, timeout=60
-        )
-        return namespace
-
     def _host(self, i: int, folders: list[Path], rate: str, is_delayed: bool) -> Host:
-        namespace, address, far = self._namespace(str(i)), f"10.77.{i}.2", f"far{i}"
-        run(*f"ip link add {far} netns {self._router} type veth peer name near netns {namespace}".split())
-        for where, device, own in ((self._router, far, f"10.77.{i}.1"), (namespace, "near", address)):
-            run("ip", "-n", where, "addr", "add", f"{own}/24", "dev", device)
-            run("ip", "-n", where, "link", "set", device, "up")
-            run("ip", "-n", where, "link", "set", "lo", "up")
+        name, address, far = f"{self._prefix}-{i}", f"10.77.{i}.2", f"far{i}"
+        self._open.enter_context(namespace(name))
+        join((self._router, far, f"10.77.{i}.1"), (name, "near", address))
+        for where, device in ((self._router, far), (name, "near")):
             if rate != "none":
                 limit = f"tc qdisc add dev {device} root tbf rate {rate} burst 256k latency 50ms"
                 run("ip", "netns", "exec", where, *limit.split())
-        run("ip", "-n", namespace, "route", "add", "default", "via", f"10.77.{i}.1")
+        run("ip", "-n", name, "route", "add", "default", "via", f"10.77.{i}.1")
         if is_delayed:  # what comes from a host goes there, and whence it comes back by the usual routes
             run("ip", "-n", self._router, "rule", "add", "iif", far, "table", "77")
-        host = Host(namespace, address, folders[i], [f for f in folders if f != folders[i]])
+        host = Host(name, address, folders[i], [f for f in folders if f != folders[i]])
         self._open.callback(host.close)
         return host
 

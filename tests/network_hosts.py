@@ -1,10 +1,9 @@
 """Whether a test can have hosts that are network namespaces (`benchmarks/hosts.py`)."""
 
-import runpy
-from pathlib import Path
-
 import pytest
+from namespaces import BENCHMARKS, hosts
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-missing = runpy.run_path(str(BENCHMARKS / "hosts.py"))["missing"]()
+__all__ = ["BENCHMARKS", "needs_hosts"]
+
+missing = hosts.missing()
 needs_hosts = pytest.mark.skipif(missing is not None, reason=missing or "")

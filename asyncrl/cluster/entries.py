@@ -16,6 +16,7 @@ from asyncrl.collector import spare_the_collector
 from asyncrl.config import Config
 from asyncrl.data.prompts import PromptSet
 from asyncrl.liveness.pulse import beating, every_s
+from asyncrl.liveness.status import WAITS_FOR_TURN
 from asyncrl.roles import COORDINATOR, EVALUATION, TRAINER, Role
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.states import doing
@@ -165,12 +166,12 @@ async def trainer(config: Config, path: Path, name: str) -> None:
 
 @asynccontextmanager
 async def waiting_for_a_turn(config: Config, endpoint: Endpoint, name: str) -> AsyncIterator[TurnsByMessage]:
-    """Before a role takes memory for the first time. Its start may take `run.start_s`, this included."""
+    """Before a role takes memory for the first time."""
     from asyncrl.loop.colocation import TurnsByMessage
     from asyncrl.loop.links import answer_timeout_s
     from asyncrl.wire.rpc import RpcClient
 
-    with unhurried("waiting for its turn with the memory (placement.colocate=turns)"):
+    with unhurried(WAITS_FOR_TURN):
         async with RpcClient(endpoint, name) as client:
             yield TurnsByMessage(client, answer_timeout_s(config))
 

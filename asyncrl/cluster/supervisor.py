@@ -18,7 +18,7 @@ from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse, Stall, Stillness, patience
 from asyncrl.liveness.restarts import COORDINATOR_START_S, WINDOW_S, Restarts
-from asyncrl.liveness.status import read_beginning, status_of
+from asyncrl.liveness.status import WAITS_FOR_TURN, read_beginning, status_of
 from asyncrl.roles import COORDINATOR, RANK_0, SUPERVISOR
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.units import format_bytes
@@ -81,6 +81,7 @@ class _Running:
     name: str
     handle: RoleHandle
     started_s: float = field(default_factory=time.monotonic)
+    """When its start began, or went on after it had to wait for others."""
     stillness: Stillness = field(default_factory=Stillness)
     condemned: str | None = None
     """Why it was killed, if we did it."""
@@ -215,6 +216,8 @@ class Supervisor:
             pulse = self._note_pulse(role)
             if role.condemned is not None:
                 continue
+            if pulse is None and self._beginning(role.name) == WAITS_FOR_TURN:
+                role.started_s = now_s
             still_s = None if pulse is None else role.stillness.look(pulse, now_s)
             why = why_lost(role.name, now_s - role.started_s, still_s, self.run_config)
             if why is not None:
@@ -310,10 +313,12 @@ class Supervisor:
 
     def _status(self) -> str:
         pulses = {name: self._note_pulse(role) for name, role in self._roles.items()}
-        beginnings = {
-            name: read_beginning(self.run_dir.beginning(name)) for name, pulse in pulses.items() if not pulse
-        }
+        beginnings = {name: self._beginning(name) for name, pulse in pulses.items() if not pulse}
         return status_of(beginnings, pulses.get(RANK_0))
+
+    def _beginning(self, name: str) -> str:
+        """What a role is doing that has no pulse yet."""
+        return read_beginning(self.run_dir.beginning(name))
 
     def _last_words(self, role: _Running) -> str:
         """What the role has said last: its message if it had one for people, else the end of its log."""

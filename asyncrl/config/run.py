@@ -65,7 +65,8 @@ class RunConfig(Section):
     limit."""
     start_s: float = Field(600.0, gt=0)
     """Longest start, until a first engine has taken the trainer's first weights. A process that is started
-    again and has not come up after as long is replaced."""
+    again and has not come up after as long is replaced; with `placement.colocate: turns` the wait for its
+    turn does not count."""
     stall_s: float = Field(300.0, gt=0)
     """When, after the start, nothing that the next step needs has moved for this long (no micro-batch
     computed, no token generated, no response scored), the run says who waits for whom, and does as `on_stall`

@@ -369,8 +369,8 @@ class Coordinator(Generic[P]):
         places = limit - (ledger.in_flight - ledger.groups[GroupState.TAKEN] - len(bound))
         if s.batch_tokens is None:
             return places
-        share = s.batch_tokens / s.batch_groups
-        size = self.group_tokens or share
+        size = self.group_tokens or s.batch_tokens / s.batch_groups
+        share = max(s.batch_tokens, size) / s.batch_groups  # no batch is without a group
         ready = ledger.tokens[GroupState.READY] - sum(entry.sampled_tokens for entry in bound)
         unfinished = ledger.groups[GroupState.QUEUED] + ledger.groups[GroupState.LEASED]
         return min(places, math.ceil((limit * share - ready) / size - unfinished))

@@ -78,7 +78,9 @@ class StallWatch:
         self.has_weights = False
         """Whether there are weights that an engine could load."""
         self.behind: tuple[str, ...] = ()
-        """The workers that the trainer must wait for before it can publish."""
+        """The workers that the trainer must wait for before it can publish, or take its turn."""
+        self.sleeps: Callable[[str], bool] = lambda role: False
+        """Whether a role need not be up now: its memory is others'."""
 
     def started(self) -> None:
         """An engine samples."""
@@ -194,13 +196,13 @@ class StallWatch:
 
     def _starting(self, pulses: Mapping[str, Pulse]) -> tuple[str, ...]:
         """The roles that are not up (again) yet: everything may be waiting for one of them."""
-        return tuple(role for role in self._roles if role not in pulses)
+        return tuple(role for role in self._roles if role not in pulses and not self.sleeps(role))
 
     def _culprits(self) -> tuple[str, ...]:
-        if self._starting(self._pulses()):
-            return ()  # the supervisor replaces roles that do not come up
         if self.behind:
             return self.behind
+        if self._starting(self._pulses()):
+            return ()  # the supervisor replaces roles that do not come up
         if self._is_the_trainer_s_turn or not self.has_weights:
             return (RANK_0,)
         leased = [e for e in self._coordinator.waits_for() if e.state is GroupState.LEASED]
@@ -225,7 +227,8 @@ class StallWatch:
     def _explain(self) -> str:
         """Who waits for whom, for what, since when."""
         now_s, version, pulses = self._now_s(), self._coordinator.version, self._pulses()
-        starting = [f"{role} has not come up yet." for role in self._starting(pulses)]
+        starting = [f"The trainer waits for {', '.join(self.behind)}."] if self.behind else []
+        starting += [f"{role} has not come up yet." for role in self._starting(pulses)]
         if self._coordinator.finished:
             ranks = {role: pulse for role, pulse in pulses.items() if Role.parse(role).kind == TRAINER}
             done = f"The trainer has done all {version} steps but has not ended."

@@ -13,6 +13,8 @@ from asyncrl.waits import Wait, open_waits
 from asyncrl.work import Work, current_unhurried, current_work, tell
 
 STARTING = "starting"
+WAITS_FOR_TURN = "waiting for its turn with the memory (placement.colocate=turns)"
+"""A beginning that is not timed: meanwhile the others work, for as long as a step takes."""
 
 
 def tell_beginning(path: Path) -> None:

@@ -39,10 +39,16 @@ class TurnsDesk:
         self._until = until
         self._ranks = set(names(TRAINER, config.trainer.ranks))
         trainers = store.recall(TRAINERS_TURN) != bytes(1)
-        self._turns = Turns(names(ROLLOUT, config.rollout.workers), trainers=trainers)
+        self._engines = names(ROLLOUT, config.rollout.workers)
+        self._turns = Turns(self._engines, trainers=trainers)
+        stalls.sleeps = self.sleeps
 
     def lost(self, worker: str) -> None:
         self._turns.lost(worker)
+
+    def sleeps(self, role: str) -> bool:
+        """An engine that dies in the trainer's turn comes up in its own."""
+        return self._turns.is_trainers and role in self._engines and role not in self._turns.awake
 
     def reads_weights(self, worker: str) -> bool:
         """One whose engine has given up its memory takes the newest version when it gets it back."""

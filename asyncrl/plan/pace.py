@@ -408,7 +408,8 @@ def _score_s(config: Config, models: KnownModels, lengths: _Lengths) -> dict[str
 
 
 def _start_s(config: Config, engine: EnginePace, models: KnownModels, version_bytes: int) -> float:
-    """All roles start side by side, from the same disk."""
+    """All roles start side by side, from the same disk, but engines that take turns with the trainer after
+    it."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
     read = sum(facts.parameters for facts in models.trained.values()) * value_bytes
     trainer_s = TRAINER_START_S + read / DISK_BYTES_PER_S
@@ -418,4 +419,5 @@ def _start_s(config: Config, engine: EnginePace, models: KnownModels, version_by
         for facts, model in zip(models.reward, config.reward.models, strict=True)
         if facts is not None
     ]
-    return max(trainer_s, engine_s, *scoring)
+    loop_s = trainer_s + engine_s if config.placement.in_turns else max(trainer_s, engine_s)
+    return max([loop_s, *scoring])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncrl.objective.proximal import ewma_update
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.offload import HOST, move
+from asyncrl.trainer.offload import Parking
 from asyncrl.trainer.state import WEIGHT, SavedPart, Shapes
 
 
@@ -23,6 +23,7 @@ class AveragedPolicy:
         self._decay = decay
         self.count = 0
         self.average = copy.deepcopy(policy).requires_grad_(False)
+        self._parking = Parking()
 
     def follow(self) -> None:
         """After each update of the policy's weights."""
@@ -37,15 +38,10 @@ class AveragedPolicy:
             yield WEIGHT, name, parameter
 
     def offload(self) -> None:
-        self._device = self.average.device
-        move(self._resident(), HOST)
+        self._parking.put((*self.average.parameters(), *self.average.buffers()))
 
     def reload(self) -> None:
-        move(self._resident(), self._device)
-
-    def _resident(self) -> Iterator[Tensor]:
-        yield from self.average.parameters()
-        yield from self.average.buffers()
+        self._parking.bring_back()
 
     @torch.no_grad()
     def load(self, saved: SavedPart) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from asyncrl.config import TrainerConfig
+from asyncrl.trainer.host_memory import HostMemory
 from asyncrl.trainer.learner import TorchLearner
+from asyncrl.trainer.ranks import Ranks
 from asyncrl.trainer.state import Stateful
-
-HOST = torch.device("cpu")
 
 
 class Movable(Stateful, Protocol):
@@ -40,21 +42,42 @@ def reload(parts: Mapping[str, Stateful]) -> None:
         cast(Movable, part).reload()
 
 
-def move(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Whoever refers to them finds their values there from now on."""
-    for tensor in tensors:
-        tensor.data = tensor.data.to(device)
+class Parking:
+    """Host memory for tensors that a device has no room for, page-locked for a GPU and the same at every
+    stay. Whoever refers to a tensor finds its values wherever they are."""
+
+    def __init__(self) -> None:
+        self._memory = HostMemory()
+        self._parked: list[tuple[Tensor, torch.device]] = []
+
+    def put(self, tensors: Iterable[Tensor]) -> None:
+        alike = Counter[tuple[torch.Size, torch.dtype]]()
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+            kind = tensor.shape, tensor.dtype
+            self._parked.append((tensor, tensor.device))
+            tensor.data = self._memory.copy((kind, alike[kind]), tensor)
+            alike[kind] += 1
+        self._memory.settle()
+
+    def bring_back(self) -> None:
+        """Each to the device that it was on."""
+        for tensor, device in self._parked:
+            tensor.data = tensor.data.to(device, non_blocking=True, copy=True)
+        self._parked.clear()
 
 
 class MovableLearner(TorchLearner):
     """`Movable`."""
 
+    def __init__(self, model: nn.Module, config: TrainerConfig, ranks: Ranks | None = None) -> None:
+        super().__init__(model, config, ranks)
+        self._parking = Parking()
+
     def offload(self) -> None:
-        self._device = next(self._model.parameters()).device
-        move(self._resident(), HOST)
+        self._parking.put(self._resident())
 
     def reload(self) -> None:
-        move(self._resident(), self._device)
+        self._parking.bring_back()
 
     def _resident(self) -> Iterator[Tensor]:
         """All that lies on the device between two steps."""

@@ -1,16 +1,20 @@
 """What the supervisor does when roles end, on a host of roles that live in this process."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
+from asyncrl.cluster import supervisor
 from asyncrl.cluster.hosts.base import RoleSpec
 from asyncrl.cluster.role import BAD_WEIGHTS, PAST_HELP
 from asyncrl.cluster.supervisor import Supervisor
 from asyncrl.config import RunConfig
 from asyncrl.errors import RunFailed
 from asyncrl.liveness.pulse import Pulse
+from asyncrl.liveness.status import WAITS_FOR_TURN
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire.keys import Endpoint
 
@@ -25,12 +29,15 @@ class Task:
     name: str
     has_pulse: bool
     ended: asyncio.Future = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    looks: int = 0
+    """How often the supervisor has asked for its pulse."""
 
     def end(self, status):
         if not self.ended.done():
             self.ended.set_result(status)
 
     def pulse(self):
+        self.looks += 1
         return Pulse(1, 0, []) if self.has_pulse else None
 
     def log(self):
@@ -87,8 +94,7 @@ def supervised(tmp_path):
         async def body():
             host, events, run_dir = Tasks(silent), Events(), RunDir(tmp_path)
             specs = [RoleSpec(name, {}, max_restarts) for name in (*NAMES, *more)]
-            supervisor = Supervisor(run_dir, host, specs, RunConfig(), events)
-            ended = asyncio.create_task(supervisor.run())
+            ended = asyncio.create_task(Supervisor(run_dir, host, specs, RunConfig(), events).run())
             await host.count(len(specs))
             await asyncio.gather(course(host, run_dir), ended)
             assert all(role.ended.done() for role in host.started)
@@ -132,6 +138,29 @@ def test_ranks_are_one_unit_and_others_die_alone(supervised):
         host.last("trainer-0").end(0)
 
     assert supervised(course)[0].endswith("; starting all of the trainer again")
+
+
+def test_a_start_is_not_timed_while_it_waits_for_the_others_turn(supervised, monkeypatch):
+    clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s, time=time.time)
+    monkeypatch.setattr(supervisor, "time", clock)
+
+    async def a_look_later(host, run_dir, beginning):
+        run_dir.beginning("rollout-1").parent.mkdir(exist_ok=True)
+        run_dir.beginning("rollout-1").write_text(beginning)
+        looks = host.last("coordinator").looks
+        while host.last("coordinator").looks < looks + 2:
+            await asyncio.sleep(0.01)
+        clock.now_s += RunConfig().start_s + 1
+
+    async def course(host, run_dir):
+        for _ in range(3):
+            await a_look_later(host, run_dir, WAITS_FOR_TURN)
+        await a_look_later(host, run_dir, "loading the model")
+        await host.count(7)
+        host.last("trainer-0").end(0)
+
+    (event,) = supervised(course, silent="rollout-1")
+    assert event == "rollout-1 has not come up within 600 s; replacing it"
 
 
 def test_damaged_weights_cost_the_rank_that_shares_them_its_life(supervised):

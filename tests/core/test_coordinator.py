@@ -488,6 +488,15 @@ def test_too_many_failures_end_the_run_with_their_reasons():
         coordinator.ledger.judge_failures(0.5)
 
 
+def test_a_budget_below_a_groups_tokens_admits_a_group_for_every_step_that_may_train_on_it():
+    coordinator = Coordinator(LoopSettings(4, 2, "wait", 10, batch_tokens=3), PromptCursor(5, 0))
+    (lease,) = coordinator.lease("w", 0, 1)
+    coordinator.submit(lease.group_id, lease.lease_id, GroupSummary({0: 30}, (1.0,)), "")
+    coordinator.take(0)
+    coordinator.published(1)
+    assert len(coordinator.lease("w", 1, 12)) == 3
+
+
 def trained(coordinator: Coordinator, steps: int) -> dict:
     """Train `steps` steps of one group each; the groups with their payloads, as a store keeps them."""
     groups = {}

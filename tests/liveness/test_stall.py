@@ -178,6 +178,34 @@ def test_a_role_that_is_being_started_gets_its_time(run):
     assert run.watch.look() is not None
 
 
+def test_an_engine_that_starts_in_the_trainers_turn_is_not_waited_for(run):
+    """However long the step takes, and the trainer stays the one that holds it up."""
+    run.train()
+    del run.pulses["rollout-1"]
+    run.watch.sleeps = lambda role: role == "rollout-1"
+    for done in range(6):
+        run.works("trainer-0", done)
+        run.pass_by(9.5)
+        assert run.watch.look() is None
+    run.watch.sleeps = lambda role: False
+    run.pass_by(100)  # for its start
+    assert run.watch.look() is None
+    run.watch.sleeps = lambda role: role == "rollout-1"
+    run.watch.stepped()
+    run.pass_by(11)
+    assert run.watch.look().culprits == ("trainer-0",)
+
+
+def test_an_engine_that_keeps_its_memory_from_a_trainer_that_starts_is_replaced(run):
+    run.begin()
+    del run.pulses["trainer-0"]
+    run.watch.behind = ("rollout-0",)
+    run.pass_by(101)
+    stall = run.watch.look()
+    assert stall.culprits == ("rollout-0",)
+    assert "The trainer waits for rollout-0. trainer-0 has not come up yet." in stall.text
+
+
 def test_a_role_that_does_not_come_back_is_a_stall_at_last(run):
     run.begin()
     del run.pulses["trainer-0"]

@@ -447,6 +447,22 @@ def test_an_engine_gives_up_its_memory_before_the_trainer_has_it_whichever_coord
     asyncio.run(go())
 
 
+def test_in_the_trainers_turn_no_step_waits_for_an_engine_to_come_up(run_dir):
+    async def main(service):
+        async def sleep(name, request):
+            await service.handle(name.encode(), request, ())
+            return {role for role in ROLES if service._stalls.sleeps(role)}
+
+        assert await sleep("trainer-0", m.TrainerTurn(2, 0, wants=True, wait_s=0)) == set()
+        assert await sleep("rollout-0", m.EngineTurn(1, 0, awake=False, wait_s=0)) == {"rollout-0"}
+        assert await sleep("trainer-0", m.TrainerTurn(2, 1, wants=False, wait_s=0)) == set()
+
+    tree = {"model": {"path": "m"}, "data": {"path": "d"}, "reward": {"functions": [{"function": "a:b"}]}}
+    config = from_tree(tree, overrides=["placement.colocate=turns", "rollout.kv_on_update=recompute"])
+    with open_state(config, run_dir) as (prompts, store, state):
+        asyncio.run(main(CoordinatorService(config, run_dir, prompts, state, store, ROLES)))
+
+
 def test_where_nobody_takes_turns_nobody_is_given_one(run_dir):
     async def go():
         async with begun(run_dir) as (_, trainer, worker):

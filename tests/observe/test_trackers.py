@@ -233,8 +233,14 @@ def finished_run(tmp_path, make_line):
     (tmp_path / "config.yaml").write_text(CONFIG)
     (tmp_path / "samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
     rewards = {"reward/histogram": Histogram.of([0.0, 1.0])}
-    write(tmp_path, [make_line(step) | rewards | {"warnings": ["hot"]} for step in (1, 2)])
+    late = [{"eval/version": version, "eval/math/reward/mean": version / 4} for version in (0, 1, 2)]
+    ends = {1: {}, 2: late[2] | {"earlier_rounds": late[:2]}}
+    write(tmp_path, [make_line(step) | rewards | {"warnings": ["hot"]} | ends[step] for step in (1, 2)])
     return tmp_path
+
+
+LATE_ROUNDS = (["eval/math/reward/mean", "eval/version"], [[0.0, 0], [0.25, 1], [0.5, 2]])
+"""Of `finished_run`: columns and rows."""
 
 
 @pytest.mark.slow
@@ -254,6 +260,10 @@ def test_wandb_offline(tmp_path, make_line, monkeypatch, capsys):
     _, row = wandb_rows(first)[0]
     assert row["histograms/reward._type"] == "histogram"
     assert row["samples._type"] == "table-file"
+    _, row = wandb_rows(first)[1]
+    [file] = first.parent.glob(f"files/{row['late_rounds.path']}")
+    told = json.loads(file.read_text())
+    assert (told["columns"], told["data"]) == LATE_ROUNDS
 
 
 def wandb_rows(path):
@@ -305,3 +315,5 @@ def test_trackio_in_a_local_folder(tmp_path, make_line, monkeypatch):
     assert [(row["step"], row["reward/mean"]) for row in rows] == [
         (step, make_line(step)["reward/mean"]) for step in (1, 2, 3)
     ]
+    columns, values = LATE_ROUNDS
+    assert rows[1]["late_rounds"]["_value"] == [dict(zip(columns, row, strict=True)) for row in values]

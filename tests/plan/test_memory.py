@@ -81,7 +81,7 @@ def test_in_float32_on_the_cpu():
             "KV cache": 10 * 64 * 800,
             "logits": 2 * 4 * 10 * 1000,
         },
-        "shared weights": {"two versions": 8_000_000},
+        "shared weights": {"versions": 8_000_000},
     }
     trainer, rollout, shared = e.memory
     # float32 weights and both moments, and the policy as it is computed with.
@@ -122,9 +122,9 @@ def test_the_trainers_gpu_keeps_the_version_that_engines_map():
     settings = {"weights": {"transport": "ipc"}}
     on_gpu = Estimate(gpus=4, **settings).parts
     assert on_gpu["trainer"]["version for engines"] == 4_000_000
-    assert on_gpu["shared weights"] == {"two versions": 0}
+    assert on_gpu["shared weights"] == {"versions": 0}
     assert "version for engines" not in Estimate(**settings).parts["trainer"]
-    assert Estimate(**settings).parts["shared weights"] == {"two versions": 4_000_000}
+    assert Estimate(**settings).parts["shared weights"] == {"versions": 4_000_000}
     assert "version for engines" not in Estimate(gpus=4).parts["trainer"]
 
 
@@ -303,7 +303,7 @@ def test_an_adapter_is_all_that_is_trained_and_the_reference_is_no_model():
     assert kept == {"weights": 4_000_000, "adapter": (4 + 4 + 8) * adapter, "base of the adapter": 4 * base}
     assert e.in_host["trainer"] == {"checkpoint": (12 + 4) * adapter}
     assert e.in_host["rollout"] == {"base of the adapter": 4_000_000}
-    assert e.parts["shared weights"] == {"two versions": 2 * 4 * adapter}
+    assert e.parts["shared weights"] == {"versions": 2 * 4 * adapter}
     on_gpu = Estimate(gpus=4, trainer=lora, model={"dtype": "bfloat16"}, **settings)
     assert on_gpu.parts["trainer"]["adapter"] == (2 + 4 + 4 + 8) * adapter
     assert on_gpu.in_host["trainer"] == {"base of the adapter": 2 * base, "loading": 2_000_000}
@@ -323,7 +323,7 @@ def test_an_adapter_is_all_that_is_trained_and_the_reference_is_no_model():
     assert usual.parts["trainer"]["NCCL"] == 2 * NCCL_BYTES
     # Its processes are given whole versions, one at a time.
     vllm = Estimate(rollout={"engine": "vllm"}, trainer=lora, **settings)
-    assert vllm.parts["shared weights"] == {"two versions": 2 * 4 * adapter + 3 * 4_000_000}
+    assert vllm.parts["shared weights"] == {"versions": 2 * 4 * adapter + 3 * 4_000_000}
     assert Estimate(trainer={"lora": {"rank": 2}}, **settings).parts["trainer"]["adapter"] == 16 * (
         adapter + 2 * (300 + 100)
     )

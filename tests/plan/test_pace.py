@@ -13,7 +13,14 @@ from asyncrl.plan.facts.model import (
 from asyncrl.plan.facts.models import KnownModels
 from asyncrl.plan.facts.reward import reward_model_facts
 from asyncrl.plan.facts.shapes import known_model
-from asyncrl.plan.pace import TRAINING_FLOPS_PER_S, longest_affordable, predict, warnings
+from asyncrl.plan.pace import (
+    DISK_BYTES_PER_S,
+    TRAINER_START_S,
+    TRAINING_FLOPS_PER_S,
+    longest_affordable,
+    predict,
+    warnings,
+)
 from asyncrl.plan.resources import assign
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -168,6 +175,13 @@ def test_what_shares_a_gpu_takes_turns():
     assert alone.bottleneck == {"trainer", "rollout"}
     assert alone.idle == {"trainer": 0, "rollout": 0}
     assert alone.gpu_hours(10) == alone.hours(10)
+
+
+def test_who_takes_turns_starts_one_after_the_other():
+    turns = "placement.colocate=turns", "rollout.kv_on_update=recompute"
+    p, one = pace(*turns, gpus=1), pace("placement.colocate=always", gpus=1)
+    moved_s, trainer_s = p.load_s - one.load_s, TRAINER_START_S + 2e9 / DISK_BYTES_PER_S
+    assert p.start_s - moved_s == pytest.approx(one.start_s + trainer_s)  # an engine's start is the longer
 
 
 def test_a_run_takes_its_start_its_first_step_and_the_others():

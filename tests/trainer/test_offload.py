@@ -7,8 +7,9 @@ import torch
 from batches import make_batch, with_true_logprobs
 from transformers import AutoModelForCausalLM
 
-from asyncrl.trainer import averaged, offload
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.host_memory import AREA_BYTES
+from asyncrl.trainer.offload import Parking
 
 SECTIONS = {
     "model": {"dtype": "bfloat16"},
@@ -27,12 +28,6 @@ def storages():
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 
-def elsewhere(tensors, device):
-    """In the place of `offload.move`: on a CPU there is nowhere else to go, so values get another place."""
-    for tensor in tensors:
-        tensor.data = tensor.data.clone()
-
-
 @pytest.fixture
 def make(make_qwen3, save_model, make_config):
     path = save_model(make_qwen3())
@@ -42,24 +37,22 @@ def make(make_qwen3, save_model, make_config):
 
 
 @pytest.mark.parametrize("sections", [SECTIONS, ADAPTED], ids=["critic-ewma", "lora"])
-def test_what_follows_is_as_if_nothing_had_been_given_up(make, monkeypatch, sections):
+def test_what_follows_is_as_if_nothing_had_been_given_up(make, sections):
+    """On a CPU, too, values move to another place, and references to the old one would show."""
     after = []
     for offloads in (False, True):
         trainer, batches = make(**sections)
         for batch in batches:
             if offloads:
-                with monkeypatch.context() as patch:
-                    for module in (offload, averaged):
-                        patch.setattr(module, "move", elsewhere)
-                    trainer.offload()
-                    trainer.reload()
+                trainer.offload()
+                trainer.reload()
             trainer.step(batch)
         after.append({name: weight.clone() for name, weight in trainer.weights().parts()})
     assert all(torch.equal(weight, after[1][name]) for name, weight in after[0].items())
 
 
-def test_nothing_of_any_size_stays(make, monkeypatch):
-    """Everything that the trainer has made is asked to move: masters, AdamW's state, the averaged weights."""
+def test_nothing_of_any_size_stays(make):
+    """All that the trainer has made lies where it is parked: masters, AdamW's state, the averaged weights."""
     gc.collect()
     before = storages()
     trainer, [batch, _] = make(**SECTIONS)
@@ -68,12 +61,23 @@ def test_nothing_of_any_size_stays(make, monkeypatch):
     def large():
         return {place: n for place, n in storages().items() if place not in before and n > SMALL_BYTES}
 
-    def away(tensors, device):
-        for tensor in tensors:
-            tensor.data = tensor.data.new_zeros(()).expand(tensor.shape)
-
-    for module in (offload, averaged):
-        monkeypatch.setattr(module, "move", away)
     assert len(large()) > 10
     trainer.offload()
-    assert large() == {}
+    assert set(large().values()) == {AREA_BYTES}
+    trainer.reload()
+    assert len(large()) > 10
+
+
+def test_tensors_come_back_where_they_were_and_their_host_memory_is_the_same_every_time():
+    """Named twice, and with others of their shape that come later: each keeps its values."""
+    first, second, late = torch.arange(3.0), torch.tensor(7.0), torch.arange(3.0) + 5
+    parking, places = Parking(), []
+    for tensors in ([first, second, first], [late, first, second]):
+        before = [tensor.clone() for tensor in tensors]
+        parking.put(tensors)
+        places.append({tensor.data_ptr() for tensor in tensors})
+        assert all(map(torch.equal, tensors, before))
+        parking.bring_back()
+        assert all(map(torch.equal, tensors, before))
+        assert not places[-1] & {tensor.data_ptr() for tensor in tensors}
+    assert places[0] < places[1]

@@ -44,6 +44,10 @@ class Service:
         if step.samples:
             rows = [sample_row(sample) for sample in step.samples]
             yield "samples", table(columns=list(SAMPLE_COLUMNS), data=rows)
+        if step.earlier:  # there is a step for one round alone
+            rounds = [*step.earlier, step.scalars]
+            names = sorted({name for scored in rounds for name in scored if name.startswith("eval/")})
+            yield "late_rounds", table(columns=names, data=[[*map(scored.get, names)] for scored in rounds])
         if step.warnings:
             yield "warnings", table(columns=["warning"], data=[[warning] for warning in step.warnings])
 

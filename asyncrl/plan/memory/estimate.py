@@ -152,8 +152,8 @@ def estimate_memory(
             parts = _reward_model_parts(model, facts, longest_tokens, role in on_gpu)
             entries.append(Memory(role, *parts))
     if models.policy is not None:
-        two_versions = shared_weights_bytes(config, models.policy, on_gpu=TRAINER in on_gpu)
-        entries.append(Memory(SHARED_WEIGHTS, {"two versions": two_versions}))
+        versions = shared_weights_bytes(config, models.policy, on_gpu=TRAINER in on_gpu)
+        entries.append(Memory(SHARED_WEIGHTS, {"versions": versions}))
     return tuple(entries)
 
 

@@ -31,7 +31,7 @@ from asyncrl.trainer.learner import (
     learner_shapes,
     trained_parameters,
 )
-from asyncrl.trainer.offload import HOST, move
+from asyncrl.trainer.offload import Parking
 from asyncrl.trainer.packing.pack import MicroBatch
 from asyncrl.trainer.state import AVERAGES, STEP, WEIGHT, SavedPart, Shapes
 from asyncrl.work import unhurried
@@ -61,6 +61,7 @@ class DeepSpeedLearner:
     def __init__(self, model: nn.Module, config: Config) -> None:
         self._parameters = trained_parameters(model)
         self._shapes = learner_shapes(self._parameters)
+        self._parking = Parking()
         settings = engine_settings(config)
         if config.trainer.deepspeed.zero_stage == 2:
             self._hold_large_gradients(settings["zero_optimization"]["reduce_bucket_size"])
@@ -136,17 +137,16 @@ class DeepSpeedLearner:
             yield STEP, name, states[0][STEP]
 
     def offload(self) -> None:
+        has_pinned = self._engine.device.type == "cuda"
         if self._engine.zero_optimization_stage() < 3:
-            self._engine.offload_states(pin_memory=False)
+            self._engine.offload_states(pin_memory=has_pinned)
             return
-        self._engine.offload_states(_MOVED_BY_ZERO_3, pin_memory=False)
-        move(self._masters(), HOST)
+        self._engine.offload_states(_MOVED_BY_ZERO_3, pin_memory=has_pinned)
+        self._parking.put(self._masters())
 
     def reload(self) -> None:
-        device = self._engine.device
         self._engine.reload_states()
-        if self._engine.zero_optimization_stage() == 3:
-            move(self._masters(), device)
+        self._parking.bring_back()
 
     def _masters(self) -> Iterator[Tensor]:
         """This rank's partitions and AdamW's state of them, which ZeRO 3 itself moves for its own AdamW
