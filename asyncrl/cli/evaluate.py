@@ -9,12 +9,13 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.packages import need
+from asyncrl.units import number, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from asyncrl.config import Config
     from asyncrl.data.prompts import PromptSet
     from asyncrl.evaluation.evaluate import Evaluation
-
-LENGTH_CONTROLLED = "/length_controlled/mean"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,8 +115,9 @@ def _report(arguments: argparse.Namespace, found: Sequence[tuple[str, Evaluation
 
     console = Console(highlight=False)
     console.print(_models(found))
-    if len(found[0][1].by_prompt) > 1 or any(LENGTH_CONTROLLED in key for key in found[0][1].metrics):
-        console.print(_sets(found))
+    sets = _sets(found)
+    if sets.row_count > 1:
+        console.print(sets)
     if len(found) > 1:
         (_, begin), (_, last) = found[0], found[-1]
         gain = last.mean - begin.mean
@@ -125,7 +125,7 @@ def _report(arguments: argparse.Namespace, found: Sequence[tuple[str, Evaluation
         print(
             f"from the first to the last: {gain:+.3f}, {deviations:+.2f} of the first's standard deviations"
         )
-        console.print(_differences([(path, one.by_prompt) for path, one in found]))
+        console.print(_differences([one.by_prompt for _, one in found]))
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps([_figures(*each) for each in found], indent=1) + "\n")
@@ -226,10 +226,6 @@ def _tell_failures(found: Sequence[tuple[str, Evaluation]], is_error: bool) -> N
         print(line, file=sys.stderr)
 
 
-def _parts(one: Evaluation) -> dict[str, float]:
-    return {name: statistics.fmean(values) for name, values in one.parts.items()}
-
-
 def _figures(path: str, one: Evaluation) -> dict[str, Any]:
     """What is written of a model."""
     return {
@@ -239,23 +235,39 @@ def _figures(path: str, one: Evaluation) -> dict[str, Any]:
         "responses": len(one.rewards),
         "reward_mean": one.mean,
         "reward_std": one.std,
-        "standard_error": one.standard_error,
-        "response_tokens": one.response_tokens,
-        "truncated_frac": one.truncated_frac,
-        "parts": _parts(one),
-        "areas": {area: value if math.isfinite(value) else None for area, value in one.areas.items()},
-        "metrics": one.metrics,
+        "standard_error": _or_none(one.standard_error),
+        "response_tokens": _or_none(one.response_tokens),
+        "truncated_frac": _or_none(one.truncated_frac),
+        "parts": {name: statistics.fmean(values) for name, values in one.parts.items()},
+        "areas": {area: _or_none(value) for area, value in one.areas.items()},
+        "metrics": {key: _or_none(value) for key, value in one.metrics.items()},
     }
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _with_error(mean: float, error: float) -> str:
+    return number(mean, 3) + ("" if math.isnan(error) else f" ± {number(error, 3)}")
+
+
+def _names(models: int) -> list[str]:
+    """What models are called beside their paths, which are too long for the heads of columns."""
+    return [f"model {i}" for i in range(1, models + 1)] if models > 1 else ["model"]
 
 
 def _models(found: Sequence[tuple[str, Evaluation]]) -> Table:
     from rich.table import Table
 
-    table = Table("model", "prompts", "failed", "score", "standard error", "deviation", "parts", box=None)
-    for path, one in found:
-        figures = (f"{value:.3f}" for value in (one.mean, one.standard_error, one.std))
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in _parts(one).items())
-        table.add_row(path, str(one.prompts), str(len(one.failures)), *figures, parts)
+    table = Table("", "", "prompts", "failed", "score", "tokens", "cut off", box=None)
+    table.columns[1].overflow = "fold"
+    for (path, one), name in zip(found, _names(len(found)), strict=True):
+        score = _with_error(one.mean, one.standard_error)
+        lengths = number(one.response_tokens, 1), percent(one.truncated_frac)
+        counts = str(one.prompts), str(len(one.failures))
+        table.add_row(name, path, *counts, score, *lengths)
     return table
 
 
@@ -265,19 +277,33 @@ def _sets(found: Sequence[tuple[str, Evaluation]]) -> Table:
 
     from asyncrl.evaluation.scores import mean_and_error
 
-    table = Table("set", "prompts", *(path for path, _ in found), box=None)
+    table = Table("set", "prompts", *_names(len(found)), box=None)
     for name, values in found[0][1].by_prompt.items():
-        columns = [mean_and_error(one.by_prompt[name]) for _, one in found]
-        table.add_row(name, str(len(values)), *(f"{mean:.3f} ± {error:.3f}" for mean, error in columns))
-    for key in (key for key in found[0][1].metrics if key.endswith(LENGTH_CONTROLLED)):
-        name = key.split("/")[1]
-        table.add_row(f"{name}, length-controlled", "", *(f"{one.metrics[key]:.3f}" for _, one in found))
+        scores = (_with_error(*mean_and_error(one.by_prompt[name])) for _, one in found)
+        table.add_row(name, str(len(values)), *scores)
+        for label, key in _more_of(name, found[0][1].metrics):
+            means = (
+                [one.metrics.get(f"{key}/{of}", math.nan) for of in ("mean", "stderr")] for _, one in found
+            )
+            table.add_row(f"  {label}", "", *(_with_error(*each) for each in means), style="dim")
     for area in found[0][1].areas:
-        table.add_row(f"mean of {area}", "", *(f"{one.areas[area]:.3f}" for _, one in found), style="bold")
+        table.add_row(f"mean of {area}", "", *(number(one.areas[area], 3) for _, one in found), style="bold")
     return table
 
 
-def _differences(by_prompt: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Table:
+def _more_of(name: str, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """What is told of a set beside its score, and the metric without its figure: the parts of the reward
+    where there are several, pass@k for the greatest k, and what comes of a judge."""
+    begin = f"eval/{name}/"
+    means = [key.removesuffix("/mean") for key in metrics if key.startswith(begin) and key.endswith("/mean")]
+    parts = [key for key in means if key.startswith(f"{begin}reward/")]
+    passes = [key for key in means if key.startswith(f"{begin}pass@") and not key.endswith("@1")]
+    judged = [key for key in means if key.endswith("/length_controlled")]
+    for key in (*(parts if len(parts) > 1 else ()), *passes[-1:], *judged):
+        yield key.removeprefix(begin).removeprefix("reward/").replace("_controlled", "-controlled"), key
+
+
+def _differences(by_prompt: Sequence[Mapping[str, Sequence[float]]]) -> Table:
     """Of every further model and the first, prompt by prompt: how hard a prompt is, is common to both and no
     error of the difference. One that either has failed on is left out. A difference is called real where
     chance would make any of them look so in fewer than 5 of 100 evaluations. by_prompt: each model's rewards,
@@ -286,17 +312,18 @@ def _differences(by_prompt: Sequence[tuple[str, Mapping[str, Sequence[float]]]])
 
     from asyncrl.sweep.statistics import CONFIDENCE, holm, interval
 
-    (_, first), *others = by_prompt
+    first, *others = by_prompt
     pairs = [
-        (path, name, interval([gain for gain in gains if not math.isnan(gain)]))
-        for path, sets in others
+        (f"{i} - 1", name, interval([gain for gain in gains if not math.isnan(gain)]))
+        for i, sets in enumerate(others, 2)
         for name, values in sets.items()
         for gains in [[b - a for a, b in zip(first[name], values, strict=True)]]
     ]
-    table = Table("against the first", "set", "difference", f"{CONFIDENCE:.0%} interval", "p", "", box=None)
-    for (path, name, of), p in zip(pairs, holm([of.p for *_, of in pairs]), strict=True):
+    table = Table("models", "set", f"difference ({CONFIDENCE:.0%} interval)", "p", "", box=None)
+    for (models, name, of), p in zip(pairs, holm([of.p for *_, of in pairs]), strict=True):
         verdict = "real" if p < 1 - CONFIDENCE else "may be chance"
-        table.add_row(path, name, f"{of.mean:+.3f}", f"{of.low:+.3f} to {of.high:+.3f}", f"{p:.3g}", verdict)
+        difference = f"{of.mean:+.3f} ({of.low:+.3f} to {of.high:+.3f})"
+        table.add_row(models, name, difference, f"{p:.3g}", verdict)
     return table
 
 

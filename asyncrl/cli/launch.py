@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from asyncrl import __version__
@@ -61,33 +60,20 @@ def _launch(arguments: argparse.Namespace) -> None:
     with started_ahead():
         from asyncrl.launch.checked import lacks
         from asyncrl.launch.launcher import resume, run
-        from asyncrl.observe.summary import print_summary
+        from asyncrl.observe.summary import print_summary, scores
         from asyncrl.plan.load import load
+        from asyncrl.runfiles.evaluation import Rounds
+        from asyncrl.runfiles.layout import RunDir
 
         if arguments.resume is None:
             config = load(arguments.config, arguments.overrides, lacks)
             result = run(config, gpus=arguments.gpus, nodes=arguments.nodes)
         else:
             result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus, nodes=arguments.nodes)
-        more = [*_scores(result.run_dir), ("report", _report(result.run_dir))]
+        rounds = Rounds(RunDir(result.run_dir).evaluation).results()
+        scored = scores({version: of.metrics for version, of in rounds.items()})
+        more = [*scored, ("report", _report(result.run_dir))]
         print_summary(result.summary, more=more)
-
-
-def _scores(run_dir: Path) -> Iterator[tuple[str, str]]:
-    """The mean rewards on held-out prompts of the first and the last version that was scored."""
-    from asyncrl.runfiles.evaluation import Rounds
-    from asyncrl.runfiles.layout import RunDir
-
-    results = list(Rounds(RunDir(run_dir).evaluation).results().values())
-    means = [key for key in (results[-1].metrics if results else ()) if key.endswith("/reward/mean")]
-    for key in means:
-        scores = (
-            f"{r.metrics[key]:.3f} ± {r.metrics.get(key.replace('mean', 'stderr'), math.nan):.3f} "
-            f"(version {r.version})"
-            for r in (results[0], results[-1])
-            if key in r.metrics
-        )
-        yield key.split("/")[1], " to ".join(scores)
 
 
 def _report(run_dir: Path) -> str:

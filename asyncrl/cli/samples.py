@@ -113,8 +113,8 @@ def _print(samples: Sequence[Sample], console: Console) -> None:
 
     for sample in samples:
         heading = Text("\n").append(printable(sample.heading()), "bold")
-        console.print(heading.append(f": {printable(sample.facts())}", "not bold"))
-        console.print(as_text(sample, Colours()))
+        console.print(heading.append(f": {printable(sample.facts())}", "not bold"), soft_wrap=True)
+        console.print(as_text(sample, Colours()), soft_wrap=True)
 
 
 def _export(samples: Sequence[Sample], path: Path) -> None:

@@ -27,7 +27,8 @@ class Prompt:
     """One usable row of the dataset."""
 
     index: int
-    """Position in its `PromptSet`, as in the prompt cursor and `Group.row`."""
+    """Number among the usable rows, as in the prompt cursor and `Group.row`: the place in its `PromptSet`.
+    Held-out rows keep theirs in the whole dataset."""
     prompt: str | list[Message]
     """Text or conversation, including the system prompt; reward functions see it as it is here."""
     prompt_ids: NDArray[np.int32]
@@ -112,6 +113,7 @@ class PromptSet:
                     *(r.prompt, _bytes(r.prompt_ids), r.columns, r.dataset, r.hint_of),
                     trained_ids=b"" if r.trained_ids is None else _bytes(r.trained_ids),
                     prefix_ids=b"" if r.prefix_ids is None else _bytes(r.prefix_ids),
+                    index=r.index,
                 )
                 for r in self.rows
             ],
@@ -130,7 +132,8 @@ class PromptSet:
             raise PromptFileError(f"{path} has the format {data.format!r}, this version reads {_FORMAT!r}")
         rows = tuple(
             Prompt(
-                *(i, row.prompt, _ids(row.prompt_ids), row.columns, row.dataset, row.hint_of),
+                i if row.index is None else row.index,
+                *(row.prompt, _ids(row.prompt_ids), row.columns, row.dataset, row.hint_of),
                 trained_ids=_ids(row.trained_ids) if row.trained_ids else None,
                 prefix_ids=_ids(row.prefix_ids) if row.prefix_ids else None,
             )
@@ -159,6 +162,7 @@ class _Row(msgspec.Struct, array_like=True):
     hint_of: int | None = None
     trained_ids: bytes = b""
     prefix_ids: bytes = b""
+    index: int | None = None  # None as in a run that a version without it began
 
 
 class _File(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from asyncrl.data.prompts import PromptSet
 from asyncrl.data.rows import told
 from asyncrl.errors import AsyncRLError, ConfigError, RunFailed
 from asyncrl.evaluation.evaluator import Evaluator, evaluating
+from asyncrl.evaluation.scores import mean_and_error
 from asyncrl.evaluation.sets import first, held_out
 from asyncrl.evaluation.suites import by_area, is_judged
 from asyncrl.event_loop import run_to_end
@@ -44,7 +45,7 @@ class Evaluation:
     rewards: tuple[float, ...]
     parts: dict[str, tuple[float, ...]]
     response_tokens: float
-    """Mean."""
+    """Mean; NaN where nothing is sampled, as is `truncated_frac`."""
     truncated_frac: float
     metrics: dict[str, float] = field(default_factory=dict)
     """By set, as a run's evaluation has them."""
@@ -67,8 +68,9 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `mean`, were the responses independent."""
-        return self.std / math.sqrt(len(self.rewards))
+        """Of `mean`, by the means of the prompts: responses to one prompt are not independent of each other.
+        NaN of a single prompt."""
+        return mean_and_error(itertools.chain(*self.by_prompt.values()))[1]
 
 
 def evaluate_model(config: Config, model: str | None = None, *, limit: int | None = None) -> Evaluation:

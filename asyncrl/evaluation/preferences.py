@@ -77,7 +77,9 @@ def evaluate_reward_model(model: RewardModelConfig, name: str, pairs: Sequence[P
     }
     columns = {subset: tuple(values) for subset, values in by_prompt.items()}
     sections = by_section({subset: mean_and_error(values)[0] for subset, values in columns.items()})
-    return Evaluation(len(known), (), tuple(known), {}, 0.0, 0.0, metrics, columns, sections, tuple(failures))
+    return Evaluation(
+        len(known), (), tuple(known), {}, math.nan, math.nan, metrics, columns, sections, tuple(failures)
+    )
 
 
 def by_section(accuracy: Mapping[str, float]) -> dict[str, float]:

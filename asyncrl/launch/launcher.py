@@ -153,7 +153,9 @@ def _run_resolved(config: Config, gpus: int | None, nodes: int | None, progress:
 def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | None) -> RunResult:
     config = checked.config
     with _held(checked) as (run_dir, news):
-        view = LiveView(run_dir.path, config.run.steps, config.staleness.bound) if progress else Silence()
+        results = Rounds(run_dir.evaluation).results_file
+        of_run = run_dir.path, config.run.steps, config.staleness.bound
+        view = LiveView(*of_run, results=results) if progress else Silence()
         view.start()
         try:
             for event in (*news, *checked.warnings):

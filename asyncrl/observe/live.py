@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, Protocol, TextIO
 
@@ -21,7 +22,7 @@ from asyncrl.observe.keys import Keys
 from asyncrl.observe.metrics import FILE_NAME, MetricsTail
 from asyncrl.observe.notebook import NOTEBOOK_WIDTH, as_html, display_in_notebook
 from asyncrl.observe.panel import PANEL_WIDTH, run_panel, sample_panel
-from asyncrl.observe.progress import RunProgress
+from asyncrl.observe.progress import RunProgress, scores
 from asyncrl.observe.samples import FILE_NAME as SAMPLES
 from asyncrl.observe.samples import Sample
 from asyncrl.observe.tail import LineTail
@@ -35,6 +36,13 @@ PLAIN_STEPS = 25
 """Without a terminal, about this many lines report the steps of a run."""
 PLAIN_STATUS_S = 5.0
 """Without a terminal, a changing status is reported at most this often."""
+
+
+class _Scored(msgspec.Struct):
+    """As far as it is shown."""
+
+    version: int
+    metrics: dict[str, float]
 
 
 class _View(Protocol):
@@ -60,7 +68,8 @@ class LiveView:
     away (a closed pipe, a lost terminal), it falls silent: watching a run never ends it.
 
     console: the output; standard output, or the cell of a notebook, by default. now_s: a monotonic clock.
-    keys: the terminal whose keys it reads; standard input by default.
+    keys: the terminal whose keys it reads; standard input by default. results: where a line tells of each
+    evaluated version (`asyncrl.runfiles.evaluation.Result`).
     """
 
     def __init__(
@@ -71,12 +80,14 @@ class LiveView:
         console: Console | None = None,
         now_s: Callable[[], float] = time.monotonic,
         keys: TextIO | None = None,
+        results: Path | None = None,
     ) -> None:
         notebook = display_in_notebook() if console is None else None
         console = console or Console()
         self._encoding = console.encoding
         self._now_s = now_s
         self._tail = MetricsTail(Path(run_dir) / FILE_NAME)
+        self._results = None if results is None else LineTail(results)
         self._progress = RunProgress(self._printable(Path(run_dir).name), total_steps, max_staleness, now_s())
         self._view: _View
         if notebook is not None:
@@ -90,6 +101,7 @@ class LiveView:
     def start(self) -> None:
         """Start. Metrics that the run wrote before it was resumed are not shown again."""
         self._progress.started_s = self._now_s()
+        self._read_scores()
         for line in self._tail.poll():
             self._progress.add(line, self._progress.started_s)
         self._progress.begun_with = self._progress.steps
@@ -102,6 +114,7 @@ class LiveView:
         """
         now_s = self._now_s()
         self._progress.status = self._printable(status)
+        self._read_scores()
         for line in self._tail.poll():
             self._progress.add(line, now_s)
             self._show(self._view.step, now_s)
@@ -117,6 +130,12 @@ class LiveView:
         """Show the final state, and leave it on the screen."""
         self.poll()
         self._show(self._view.stop, self._now_s())
+
+    def _read_scores(self) -> None:
+        for line in () if self._results is None else self._results.poll():
+            with suppress(msgspec.DecodeError):  # what a crash cut short
+                found = msgspec.json.decode(line, type=_Scored)
+                self._progress.scores = self._printable(scores(found.version, found.metrics))
 
     def _show(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         if self._silent:
@@ -199,7 +218,8 @@ class ScreenView(PanelView):
 
     def _put(self, now_s: float) -> None:
         width, height = self._console.size
-        panel = run_panel(self._progress, self._events, now_s, width, self._hint)
+        events = [*self._events][-1:] if self._shows_sample else self._events  # a sample needs the room
+        panel = run_panel(self._progress, events, now_s, width, self._hint, is_short=self._shows_sample)
         if self._shows_sample:
             used = len(self._console.render_lines(panel, pad=False))
             self._live.update(Group(panel, self._sample_panel(min(width, PANEL_WIDTH), height - used - 1)))
@@ -281,6 +301,7 @@ class LinesView:
             f"  staleness {number(p.number('staleness/mean'), 2)} (max {number(p.number('staleness/max'))})"
             f"  tok/s {number(p.number('throughput/generated_tokens_per_s'))} generated"
             f" {number(p.number('throughput/trained_tokens_per_s'))} trained"
+            f"{f'  evaluation {p.scores}' if p.scores else ''}"
             f"  idle {percent(p.number('idle/trainer'))} trainer {percent(p.number('idle/rollout'))} rollout"
             f"  {duration(now_s - p.started_s)}{left}"
         )

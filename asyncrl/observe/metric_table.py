@@ -305,6 +305,12 @@ def in_braces(key: str) -> Mapping[str, str]:
     return match.groupdict() if match else {}
 
 
+def scored_set(key: str) -> str:
+    """The set of prompts, if it is the mean reward of one in an evaluation; else nothing."""
+    match = re.fullmatch(r"eval/([^/]+)/reward/mean", key)
+    return match[1] if match else ""
+
+
 def unnamed(keys: Iterable[str]) -> list[str]:
     """The keys that are missing from the table."""
     return sorted({key for key in keys if named(key) is None})

@@ -32,14 +32,23 @@ PROMPT_LINES = 3
 
 
 def run_panel(
-    progress: RunProgress, events: Sequence[str], now_s: float, width: int, hint: str = ""
+    progress: RunProgress,
+    events: Sequence[str],
+    now_s: float,
+    width: int,
+    hint: str = "",
+    *,
+    is_short: bool = False,
 ) -> RenderableType:
     """The whole panel for a terminal of `width` columns, with `events` (one line of text each) at the
-    bottom, and a `hint` in its frame."""
+    bottom, and a `hint` in its frame. is_short: it leaves out where the time goes, for what is below it."""
     width = min(width, PANEL_WIDTH)
     parts: list[RenderableType] = [_progress_bar(progress, now_s), Text()]
     if progress.steps:
-        parts += [_chart_table(progress, width), Text(), _ledger(progress), *_times(progress)]
+        parts += [_chart_table(progress, width), Text(), _ledger(progress)]
+        parts += [] if is_short else _times(progress)
+        if progress.scores:
+            parts.append(_one_line("evaluation".ljust(LABEL_WIDTH), "dim").append(f" {progress.scores}", ""))
     status = list(_status(progress, now_s))
     if progress.steps and (status or events):
         parts.append(Text())
@@ -57,12 +66,12 @@ def run_panel(
 
 
 def sample_panel(sample: Sample, width: int, height: int) -> RenderableType:
-    """A response and the end of its prompt in so many lines at most."""
+    """A response and the end of its prompt, which has no more of the room, in so many lines at most."""
     inner, room = width - 4, max(1, height - 3)
     console = Console(width=inner)
     text = as_text(sample, Colours(VERSION))
-    prompt_lines = len(Text(printable(sample.prompt)).wrap(console, inner))
-    lines = text.wrap(console, inner)[max(0, prompt_lines - PROMPT_LINES) :]
+    prompt_lines = len(Text(printable(sample.prompt).removesuffix("\n")).wrap(console, inner))
+    lines = text.wrap(console, inner)[max(0, prompt_lines - min(PROMPT_LINES, room // 2)) :]
     facts = _one_line(printable(sample.facts()), "")
     title = Text(printable(sample.heading()), "bold")
     return Panel(

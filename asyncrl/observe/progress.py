@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from asyncrl.observe.metric_table import scored_set
 from asyncrl.observe.role_meter import Times, by_kind, times
+from asyncrl.units import number
 
 CHARTED_KEYS = (
     "reward/mean",
@@ -24,6 +26,12 @@ PACE_STEPS = 20
 """The ETA assumes the pace of this many last steps."""
 OVERDUE_PACES, OVERDUE_S = 5, 10.0
 """A step is overdue when it has taken this many times the usual time, and at least this many seconds."""
+
+
+def scores(version: int, metrics: Mapping[str, float]) -> str:
+    """The mean reward on each set of prompts, of an evaluated version."""
+    told = ", ".join(f"{of} {number(value, 3)}" for key, value in metrics.items() if (of := scored_set(key)))
+    return f"{told} (version {version})"
 
 
 @dataclass(slots=True)
@@ -42,6 +50,8 @@ class RunProgress:
     """The newest line of metrics; empty before the first."""
     last_line_s: float = math.nan
     """When it was read."""
+    scores: str = ""
+    """Of the version that was evaluated last."""
     series: dict[str, list[float]] = field(default_factory=lambda: {key: [] for key in CHARTED_KEYS})
     _lines: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS))
     _recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=PACE_STEPS + 1))

@@ -62,7 +62,7 @@ def ranges_of(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
 
 def as_text(sample: Sample, colours: Colours) -> Text:
     """Prompt and response; where there are several turns, each under a heading of its own."""
-    text = Text(printable(sample.prompt) + "\n", style="")
+    text = Text(printable(sample.prompt).removesuffix("\n") + "\n", style="")
     text.stylize("dim")
     turns = list(_turns(sample))
     several = len(turns) > 1

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from asyncrl.observe.metric_table import BOARD_NAME
+from asyncrl.observe.metric_table import BOARD_NAME, scored_set
 from asyncrl.observe.metrics import FILE_NAME, MetricsError, read_metrics
 from asyncrl.observe.role_meter import Times, by_kind, in_words, times
 from asyncrl.roles import REWARD, ROLLOUT, TRAINER
@@ -127,7 +127,7 @@ def print_summary(
     copied."""
     console = console or Console()
     for label, text in (*rows(summary), *more):
-        console.print(Text.assemble((f"{label:19}", "dim"), text), soft_wrap=True)
+        console.print(Text.assemble((f"{label:18} ", "dim"), text), soft_wrap=True)
     for step, text in summary.warnings[:SHOWN_WARNINGS]:
         console.print(Text.assemble((f"{'warning':19}", "yellow"), f"step {step:,}: {text}"), soft_wrap=True)
     if (others := len(summary.warnings) - SHOWN_WARNINGS) > 0:
@@ -160,6 +160,20 @@ def rows(s: Summary) -> Iterator[tuple[str, str]]:
     yield "model", str(s.checkpoint) if s.checkpoint else "no checkpoint was saved"
     if (s.run_dir / BOARD_NAME).is_dir():
         yield "curves", s.board_command
+
+
+def scores(metrics: Mapping[int, Mapping[str, float]]) -> Iterator[tuple[str, str]]:
+    """The mean rewards on held-out prompts of the first and the last version that was evaluated, as `rows`.
+    metrics: of each such version, in rising order."""
+    versions = list(metrics)
+    for key in (key for key in (metrics[versions[-1]] if versions else ()) if scored_set(key)):
+        told = (
+            f"{metrics[v][key]:.3f} ± {number(metrics[v].get(key.replace('mean', 'stderr'), math.nan), 3)} "
+            f"(version {v})"
+            for v in dict.fromkeys((versions[0], versions[-1]))
+            if key in metrics[v]
+        )
+        yield scored_set(key), " to ".join(told)
 
 
 def _useful(line: Mapping[str, Any]) -> float:

@@ -143,9 +143,10 @@ def _chart(
     curves: Sequence[Curve], key: str, x_name: str, runs: int, band: str, suffix: str = ""
 ) -> Chart | None:
     metric = named(key)
+    of = [value if len(name) > 1 else f"{name} = {value}" for name, value in in_braces(key).items()]
     return draw(
         curves,
-        title=(_title(metric.meaning, [*in_braces(key).values()]) if metric else key) + suffix,
+        title=(_title(metric.meaning, of) if metric else key) + suffix,
         key=key,
         x_name=x_name,
         y_name=_with_unit(key, metric.unit if metric else ""),

@@ -17,7 +17,7 @@ from asyncrl.errors import ConfigError
 from asyncrl.observe.metric_table import METRICS
 from asyncrl.observe.role_meter import named
 from asyncrl.observe.samples import Sample, printable, shortened
-from asyncrl.observe.summary import rows
+from asyncrl.observe.summary import rows, scores
 from asyncrl.paths import replace_file
 from asyncrl.report import charts
 from asyncrl.report.run import RunRecord, read_run
@@ -95,7 +95,7 @@ def render(runs: Sequence[RunRecord], now: float) -> str:
         runs=runs,
         written=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
         states=[run.state(now) for run in runs],
-        at_a_glance=_table([dict(rows(run.summary)) if run.summary else {} for run in runs]),
+        at_a_glance=_table([dict(_at_a_glance(run)) for run in runs]),
         settings=_table([run.settings for run in runs], "the default"),
         most_warnings=MOST_WARNINGS,
         overview=charts.overview(runs),
@@ -110,6 +110,13 @@ def render(runs: Sequence[RunRecord], now: float) -> str:
         samples=[chosen(run.samples) for run in runs],
         duration=duration,
     )
+
+
+def _at_a_glance(run: RunRecord) -> Iterator[tuple[str, str]]:
+    if run.summary is not None:
+        yield from rows(run.summary)
+    for name, text in scores({result.version: result.metrics for result in run.evaluation}):
+        yield f"score on {name}", text
 
 
 def figure(value: float) -> str:

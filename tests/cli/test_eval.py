@@ -33,7 +33,13 @@ def test_models_are_scored_on_the_held_out_rows_side_by_side(warmed_up_model, tm
     out = capsys.readouterr().out
     assert "+0.00 of the first's standard deviations" in out
     # That a model differs from itself may be chance.
-    assert "+0.000 to +0.000 1 may be chance" in " ".join(out.split())
+    assert "2 - 1 held_out +0.000 (+0.000 to +0.000) 1 may be chance" in " ".join(out.split())
+    # Responses to a prompt are alike, and so say less than as many prompts.
+    assert first["standard_error"] == first["metrics"]["eval/held_out/reward/stderr"]
+    assert f"held_out 40 {first['reward_mean']:.3f} ± {first['standard_error']:.3f}" in " ".join(out.split())
+    passed = first["metrics"]["eval/held_out/pass@4/mean"]
+    assert f" pass@4 {passed:.3f} ± " in " ".join(out.split())
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert first["metrics"]["eval/held_out/reward/mean"] == pytest.approx(first["reward_mean"])
 
 

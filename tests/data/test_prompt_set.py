@@ -30,6 +30,12 @@ def test_a_prompt_set_survives_its_file(jsonl, tokenizer, tmp_path):
         assert np.array_equal(new.prompt_ids, old.prompt_ids)
 
 
+def test_held_out_rows_keep_their_numbers_in_a_file(jsonl, tokenizer, tmp_path):
+    _, last = load_prompts(jsonl(*({"prompt": text} for text in "abcd")), tokenizer).split(2)
+    last.save(tmp_path / "p")
+    assert [row.index for row in PromptSet.load(tmp_path / "p")] == [2, 3]
+
+
 def test_loading_imports_neither_torch_nor_transformers(jsonl, tokenizer, tmp_path):
     load_prompts(jsonl({"prompt": "a"}), tokenizer).save(tmp_path / "p")
     code = (

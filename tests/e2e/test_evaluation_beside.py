@@ -47,7 +47,7 @@ def offline(run_dir, version):
 
 
 def texts(samples):
-    return [(s.group, s.prompt, s.response, s.reward, s.parts, s.finish) for s in samples]
+    return [(s.group, s.row, s.prompt, s.response, s.reward, s.parts, s.finish) for s in samples]
 
 
 def assert_as_offline(run_dir, version):
@@ -99,6 +99,7 @@ def test_every_version_is_scored_once_whoever_dies_and_training_waits_for_none(l
     page = write_report(run.run_dir).read_text()
     assert f'data-key="{MEAN}"' in page
     assert f'<data value="{told[8]}">' in page
+    assert "score on held_out" in page and "passes: held_out, k = 1" in page
     assert page.count('data-key="eval/') == len({k for k in rounds.results()[8].metrics if "stderr" not in k})
 
 

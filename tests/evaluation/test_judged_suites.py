@@ -42,7 +42,7 @@ def test_a_judge_compares_with_the_baseline_in_both_orders(tiny_folder, tmp_path
     assert [part["difficulty"] for part in parts] == pytest.approx([0.1 * i for i in range(1, 7)])
     columns = [[part[name] for part in parts] for name in ("preference", "longer_by", "difficulty")]
     assert metrics["eval/alpaca_eval/length_controlled/mean"] == length_controlled(*columns)
-    assert "alpaca_eval, length-controlled" in capsys.readouterr().out
+    assert "  length-controlled " in capsys.readouterr().out
 
 
 def test_without_a_judge_it_is_refused_before_anything_is_sampled(tiny_folder, capsys):

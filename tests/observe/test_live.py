@@ -94,6 +94,30 @@ def test_a_plain_line_says_what_matters(plain, append, make_line, clock):
     )
 
 
+def test_the_newest_scores_of_an_evaluation_stay_in_sight(tmp_path, terminal, append, make_line, clock):
+    """Those of rounds that are done late, too, and of names that are no text for a terminal."""
+    results, stream = tmp_path / "results.jsonl", io.StringIO()
+    consoles = terminal.console, Console(file=stream, force_terminal=True)
+    views = [LiveView(tmp_path, 5, 4, console, clock, results=results) for console in consoles]
+    for view in views:
+        view.start()
+    append(make_line(1))
+    results.write_text('{"version": 3, "metrics": {"eval/aime25/reward/mean": 0.25}}\n{"version"\n')
+    for view in views:
+        view.poll()
+    scored = {"eval/aime25/reward/mean": 0.5, "eval/aime25/reward/right/mean": 0.1, "eval/\nb/reward/mean": 1}
+    with results.open("a") as file:
+        file.write(json.dumps({"version": 5, "metrics": scored, "seconds": 1.0}) + "\n")
+    append(make_line(5))
+    for view in views:
+        view.stop()
+    told = "aime25 0.500,  b 1.000 (version 5)"
+    assert f"evaluation   {told}" in without_escapes(terminal.written())
+    first, last = stream.getvalue().splitlines()[1:]
+    assert "  evaluation aime25 0.250 (version 3)  idle 12%" in first
+    assert f"  evaluation {told}  idle 12%" in last
+
+
 def test_an_interrupted_run_ends_with_its_last_step(plain, append, make_line):
     make_view, lines = plain
     view = make_view(1000)
@@ -272,6 +296,13 @@ def test_a_key_shows_the_last_sample_and_takes_it_away(tmp_path, terminal, clock
     shown = without_escapes(terminal.written())
     assert "step 7, best" in shown and "an answer" in shown and "step 1/50" in shown
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))
+    for number in range(4):
+        view.event(f"worker {number} restarted")
+    clock.now_s += 1
+    view.poll()
+    shown = without_escapes(terminal.written())  # on 24 lines
+    assert shown.count("an answer") >= 2 and "│ p " in shown
+    assert "worker 3 restarted" in shown and "worker 2 restarted" not in shown
     terminal.press("s")
     view.poll()
     assert "an answer" not in terminal.written()
