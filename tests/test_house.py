@@ -17,6 +17,7 @@ LAYERS = (
         *(
             "affinity",
             "bounded",
+            "collector",
             "container",
             "decoders",
             "errors",
