@@ -37,7 +37,7 @@ class _Process:
         self._open = 0
         """Pairs that it has been asked for."""
         self._pace_s: float | None = None
-        """Wait for an answer, for each pair that it was asked for; None before the first."""
+        """Wait for an answer, or in vain, for each pair that it was asked for; None before the first."""
 
     @property
     def wait_s(self) -> float:
@@ -64,16 +64,19 @@ class _Process:
 
     async def ask(self, request: m.ScorePair, silence_s: float) -> m.PairScore:
         """Raises `RpcError`. Only while it listens."""
-        assert self.client is not None
+        client = self.client
+        assert client is not None
         self._open += 1
         asked_s, among = time.monotonic(), self._open
         try:
-            answer, _ = await self.client.request(request, timeout_s=silence_s, queued=True)
+            answer, _ = await client.request(request, timeout_s=silence_s, queued=True)
+            return answer
         finally:
             self._open -= 1
-        pace_s = (time.monotonic() - asked_s) / among
-        self._pace_s = pace_s if self._pace_s is None else self._pace_s + PACE_GAIN * (pace_s - self._pace_s)
-        return answer
+            if client is self.client:
+                pace_s = (time.monotonic() - asked_s) / among
+                before_s = pace_s if self._pace_s is None else self._pace_s
+                self._pace_s = before_s + PACE_GAIN * (pace_s - before_s)
 
 
 class RewardModelLink:

@@ -1,6 +1,7 @@
 """Reward models behind their sockets: batches, deaths, hangs, and what the worker makes of them."""
 
 import asyncio
+import socket
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from asyncrl.reward.template import UnreadablePairError
 from asyncrl.reward_models.link import reward_links
 from asyncrl.reward_models.service import RewardModelHung, RewardModelService
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.wire.keys import Keys
+from asyncrl.wire.keys import Endpoint, Keys
 
 DEADLINE_S = 60.0
 
@@ -235,3 +236,20 @@ def test_a_slow_guest_is_given_little_and_what_it_leaves_is_scored_by_others_wit
     assert asyncio.run(main()) == ([*map(float, range(11, 21))], [*map(float, range(1, 11))])
     guest.may_go_on.set()
     assert sum(map(len, own.batches)) == 20
+
+
+def test_a_guest_that_cannot_be_reached_costs_one_try_and_is_asked_no_more(tmp_path):
+    """As behind a firewall: nothing tells that it is not there."""
+    settings, own, run_dir = config(retries=1, guests=1, timeout_s=1.0), Counter(), RunDir(tmp_path)
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+            async with serving(own, settings, run_dir), linked(settings, run_dir) as link:
+                await until(lambda: link._own.client, "its own")
+                scores = [await link.score("p", "x")]
+                run_dir.announce_endpoint("reward-1", Endpoint.of(address, Keys.new()))
+                await until(lambda: link._guests[0].client, "the guest")
+                return scores + [await link.score("p", "x" * n) for n in range(2, 6)]
+
+    assert asyncio.run(main()) == [1.0, 2.0, 3.0, 4.0, 5.0]
