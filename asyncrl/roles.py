@@ -35,6 +35,12 @@ class Role:
         return cls(kind, int(index or 0))
 
 
+def scorers(models: int, model: int, guests: int) -> tuple[str, ...]:
+    """Who scores by one of a run's reward models: its own process, and after it those that may join. Every
+    `REWARD` role is one of the model with its number modulo that of the models."""
+    return names(REWARD, models * (1 + guests))[model::models]
+
+
 def names(kind: str, count: int) -> tuple[str, ...]:
     """Of the first `count` processes of a kind of which there may be several."""
     return tuple(f"{kind}-{i}" for i in range(count))

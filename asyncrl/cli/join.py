@@ -1,4 +1,4 @@
-"""`asyncrl join`: a rollout worker on this machine for a run that another one has started."""
+"""`asyncrl join`: a process on this machine for a run that another one has started."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ GRACE_S = 60.0
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "join",
-        help="lend this machine to a run as a rollout worker, for as long as you like",
+        help="lend this machine to a run, to sample or to score, for as long as you like",
         description="Start a rollout worker here for a run on another machine (its rollout.guests says how "
-        "many may join). It works until the run ends, or until you end it: by Ctrl-C or SIGTERM it hands in "
-        "what it is at and leaves, by another one at once; the run loses nothing either way. It computes on "
-        "the GPUs that CUDA_VISIBLE_DEVICES names.",
+        "many may join), or with --scores one more process of a reward model (its reward.guests). It works "
+        "until the run ends, or until you end it: by Ctrl-C or SIGTERM a worker hands in what it is at and "
+        "leaves, by another one at once; what a reward model is at, others score; the run loses nothing "
+        "either way. It computes on the GPUs that CUDA_VISIBLE_DEVICES names.",
     )
     parser.add_argument(
         "address",
@@ -25,11 +26,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the file `join` of the run's directory, or a copy of it, or the line in it: a secret",
     )
     parser.add_argument(
+        "--scores",
+        default="",
+        metavar="MODEL",
+        help="score by this reward model of the run (its reward.models[].name, or its folder's) instead",
+    )
+    parser.add_argument(
         "--grace",
         type=float,
         default=GRACE_S,
         metavar="SECONDS",
-        help="for what it is at when it is told to end (default: %(default)g)",
+        help="for what a worker is at when it is told to end (default: %(default)g)",
     )
     parser.set_defaults(run=_run)
 
@@ -42,7 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
     call = Call.of_guest(arguments.address)
     print(f"joining the run at {call.endpoint.address}; Ctrl-C leaves it", flush=True)
     try:
-        status = asyncio.run(serve(call, drain_s=arguments.grace))
+        drain_s = 0.0 if arguments.scores else arguments.grace
+        status = asyncio.run(serve(call, drain_s=drain_s, scores=arguments.scores))
     except RpcRefused:
         raise
     except RpcError as error:

@@ -93,7 +93,8 @@ async def reward(config: Config, path: Path, name: str) -> None:
     from asyncrl.reward.model import load_scorer
     from asyncrl.reward_models.service import RewardModelService
 
-    model = config.reward.models[Role.parse(name).index]
+    models = config.reward.models
+    model = models[Role.parse(name).index % len(models)]
     with unhurried("loading the reward model"):
         scorer = load_scorer(model)
     service = RewardModelService(scorer, model)

@@ -254,14 +254,16 @@ def _impossible_network(network: NetworkConfig) -> Iterator[str]:
 
 
 def _impossible_guests(c: Config) -> Iterator[str]:
-    if not (guests := c.rollout.guests):
-        return
-    if c.run.in_one_process:
-        yield (
-            f"rollout.guests={guests}: workers join a run of several processes, and run.mode={c.run.mode} "
-            "has one; use run.mode=async, or leave it out"
-        )
-    if c.weights_stay_here and not ipaddress.ip_address(c.network.bind).is_loopback:
+    guests, scoring = c.rollout.guests, c.reward.guests
+    for key, n in ("rollout.guests", guests), ("reward.guests", scoring):
+        if n and c.run.in_one_process:
+            yield (
+                f"{key}={n}: others join a run of several processes, and run.mode={c.run.mode} has "
+                "one; use run.mode=async, or leave it out"
+            )
+    if scoring and not c.reward.models:
+        yield f"reward.guests={scoring}: there is no reward model to score by (reward.models); leave it out"
+    if guests and c.weights_stay_here and not ipaddress.ip_address(c.network.bind).is_loopback:
         yield (
             f"rollout.guests={guests}: workers may join from other hosts (network.bind={c.network.bind}), "
             f"which weights.transport={c.weights.transport} does not reach; use weights.transport=tcp, or "

@@ -227,6 +227,9 @@ class RewardConfig(Section):
     """Reward functions; the reward is the weighted sum of all parts."""
     models: list[RewardModelConfig] = Field([])
     """Reward models, each in a process of its own; a response is scored as soon as it is finished."""
+    guests: int = Field(0, ge=0)
+    """Most processes that may join the run for each reward model, to score beside its own, and leave it while
+    it goes on (`asyncrl join --scores`, docs/cluster.md)."""
     judges: list[RewardJudgeConfig] = Field([])
     """Language models behind HTTP APIs; they are asked for a whole group when its responses are finished."""
     episode: dict[str, PartConfig] = Field({})

@@ -16,7 +16,7 @@ from asyncrl.cluster.remote.site import Site, site_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.plan.machine import Nodes
-from asyncrl.roles import ROLLOUT, names
+from asyncrl.roles import ROLLOUT, names, scorers
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.section import with_values
 
@@ -62,20 +62,27 @@ def nodes_of(site: Site, gpus: int | None, nodes: int | None) -> Nodes:
 async def guests_desk(
     host: RoleHost, run_dir: RunDir, config: Config, roles: Sequence[RoleSpec]
 ) -> AsyncIterator[Desk | None]:
-    """Where workers join the run while the body runs; None where none may."""
-    workers, guests = config.rollout.workers, config.rollout.guests
-    if not guests:
+    """Where processes join the run while the body runs; None where none may."""
+    workers, models, scoring = config.rollout.workers, config.reward.models, config.reward.guests
+    may_join = {model.label: scorers(len(models), i, scoring) for i, model in enumerate(models) if scoring}
+    if config.rollout.guests:
+        own, *others = names(ROLLOUT, workers + config.rollout.guests)
+        may_join[""] = (own, *others[workers - 1 :])
+    if not may_join:
         yield None
         return
     desk: Desk = getattr(host, "desk", None) or Desk(run_dir, config.network)
-    alike = next(role for role in roles if role.name in names(ROLLOUT, 1))
-    # Its own host has other cores and GPUs, and knows which of them a guest may use.
-    env = {
-        name: value for name, value in alike.env.items() if name not in (OWN_CORES, "CUDA_VISIBLE_DEVICES")
-    }
-    guest = replace(alike, env=env, node=0, gpus=())
-    desk.guests = [replace(guest, name=name) for name in names(ROLLOUT, workers + guests)[workers:]]
+    specs = {role.name: role for role in roles}
+    desk.guests = {what: _alike(specs[own], guests) for what, (own, *guests) in may_join.items()}
     try:
         yield desk
     finally:
         await desk.close()
+
+
+def _alike(own: RoleSpec, guests: Sequence[str]) -> list[RoleSpec]:
+    """Guests as that role of the run is. Their own host has other cores and GPUs, and knows which of them
+    they may use."""
+    elsewhere = OWN_CORES, "CUDA_VISIBLE_DEVICES"
+    env = {name: value for name, value in own.env.items() if name not in elsewhere}
+    return [replace(own, name=name, env=env, node=0, gpus=()) for name in guests]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections.abc import Sequence
 
 from asyncrl.config import Config, RewardModelConfig
 from asyncrl.reward.score import Message, RewardError
-from asyncrl.roles import REWARD, names
+from asyncrl.roles import scorers
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint
@@ -18,53 +20,110 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How soon a worker notices that a reward model's process is gone, or has a successor."""
+PACE_GAIN = 0.2
+"""What the newest answer says of a process's pace."""
+
+
+class _Process:
+    """One that scores by a reward model, and perhaps its successor, under the same name."""
+
+    def __init__(self, role: str, run_dir: RunDir, worker: str) -> None:
+        self.role = role
+        self.client: RpcClient | None = None
+        """None while it does not listen."""
+        self._run_dir = run_dir
+        self._worker = worker
+        self._endpoint: Endpoint | None = None
+        self._open = 0
+        """Pairs that it has been asked for."""
+        self._pace_s: float | None = None
+        """Wait for an answer, or in vain, for each pair that it was asked for; None before the first."""
+
+    @property
+    def wait_s(self) -> float:
+        """Expected of one pair more. Of whose pace nothing is known, one is asked."""
+        if self._pace_s is None:
+            return math.inf if self._open else 0.0
+        return (self._open + 1) * self._pace_s
+
+    async def look(self) -> None:
+        """Connect to it wherever it is."""
+        if (endpoint := self._run_dir.endpoint(self.role)) != self._endpoint:
+            await self.connect(endpoint)
+
+    async def connect(self, endpoint: Endpoint | None) -> None:
+        """Let go of the process that was, and take the one at `endpoint`, if any."""
+        client, self.client, self._endpoint, self._pace_s = self.client, None, endpoint, None
+        if client is not None:
+            client.give_up(f"{self.role} is gone")
+            await client.__aexit__()
+        if endpoint is not None:
+            client = RpcClient(endpoint, self._worker)
+            await client.__aenter__()
+            self.client = client
+
+    async def ask(self, request: m.ScorePair, silence_s: float) -> m.PairScore:
+        """Raises `RpcError`. Only while it listens."""
+        client = self.client
+        assert client is not None
+        self._open += 1
+        asked_s, among = time.monotonic(), self._open
+        try:
+            answer, _ = await client.request(request, timeout_s=silence_s, queued=True)
+            return answer
+        finally:
+            self._open -= 1
+            if client is self.client:
+                pace_s = (time.monotonic() - asked_s) / among
+                before_s = pace_s if self._pace_s is None else self._pace_s
+                self._pace_s = before_s + PACE_GAIN * (pace_s - before_s)
 
 
 class RewardModelLink:
-    """One reward model, in its process `role`. When that dies, what it had not scored goes to its
-    successor."""
+    """One reward model, in processes of these roles: the run's own, and after it those that may join. What
+    one had not scored when it died goes to another, or to its successor."""
 
     def __init__(
-        self, model: RewardModelConfig, role: str, config: Config, run_dir: RunDir, worker: str
+        self, model: RewardModelConfig, roles: Sequence[str], config: Config, run_dir: RunDir, worker: str
     ) -> None:
         self._label = model.label
-        self._role = role
         self._run_dir = run_dir
-        self._worker = worker
         self._attempts = 1 + config.reward.retries
         self._start_s = config.run.start_s
-        # The process ends itself after `timeout_s` over one batch; nothing is heard of it twice that long at
+        # A process ends itself after `timeout_s` over one batch; nothing is heard of it twice that long at
         # most.
         self._silence_s = 2 * model.timeout_s
-        self._endpoint: Endpoint | None = None
-        self._client: RpcClient | None = None
-        self._connected = asyncio.Event()
+        self._own, *self._guests = (_Process(role, run_dir, worker) for role in roles)
         self._metrics: dict[str, tuple[float, int]] = {}
 
     async def follow(self) -> None:
-        """For ever: connect to the process wherever it is."""
+        """For ever: connect to the processes wherever they are."""
+        processes = (self._own, *self._guests)
         try:
             while True:
-                endpoint = self._run_dir.endpoint(self._role)
-                if endpoint != self._endpoint:
-                    await self._connect(endpoint)
+                for process in processes:
+                    await process.look()
                 await asyncio.sleep(POLL_S)
         finally:
-            await self._connect(None)
+            for process in processes:
+                await process.connect(None)
 
     async def score(self, prompt: str | list[Message], response: str) -> float:
         """Raises `RewardError` when the model refuses the pair, or when no process answers in
-        `reward.retries` tries more."""
-        reason = ""
-        for attempt in range(1, self._attempts + 1):
-            asked_s = time.monotonic()
+        `reward.retries` tries more; that a guest has left is no try."""
+        reason, attempt, request = "", 1, m.ScorePair(prompt, response)
+        while attempt <= self._attempts:
+            asked_s, process, client = time.monotonic(), None, None
             try:
-                answer = await self._ask(m.ScorePair(prompt, response))
+                process = await self._quickest()
+                client = process.client
+                answer = await process.ask(request, self._silence_s)
             except RpcRefused as refusal:
                 raise RewardError(self._label, str(refusal), attempt, kind="model") from None
             except RpcError as error:
                 log.warning("reward model `%s`, try %d: %s", self._label, attempt, error)
                 reason = str(error)
+                attempt += process not in self._guests or process.client is client
                 continue
             self._add("score_s", answer.scoring_s)
             self._add("wait_s", time.monotonic() - asked_s - answer.scoring_s)
@@ -76,31 +135,18 @@ class RewardModelLink:
         metrics, self._metrics = self._metrics, {}
         return metrics
 
-    async def _ask(self, request: m.ScorePair) -> m.PairScore:
-        try:
-            async with asyncio.timeout(self._start_s):
-                await self._connected.wait()
-        except TimeoutError:
-            raise RpcError(
-                f"{self._role} did not come up within run.start_s={self._start_s:g}; see "
-                f"{self._run_dir.log(self._role)}"
-            ) from None
-        assert self._client is not None
-        answer, _ = await self._client.request(request, timeout_s=self._silence_s, queued=True)
-        return answer
-
-    async def _connect(self, endpoint: Endpoint | None) -> None:
-        """Let go of the process that was, and take the one at `endpoint`, if any."""
-        self._endpoint = endpoint
-        self._connected.clear()
-        if self._client is not None:
-            self._client.give_up(f"{self._role} is gone")
-            await self._client.__aexit__()
-            self._client = None
-        if endpoint is not None:
-            self._client = RpcClient(endpoint, self._worker)
-            await self._client.__aenter__()
-            self._connected.set()
+    async def _quickest(self) -> _Process:
+        """Of those that listen. Raises `RpcError` when none does in time."""
+        deadline_s = time.monotonic() + self._start_s
+        while not (up := [p for p in (self._own, *self._guests) if p.client is not None]):
+            if time.monotonic() > deadline_s:
+                role = self._own.role
+                raise RpcError(
+                    f"{role} did not come up within run.start_s={self._start_s:g}; see "
+                    f"{self._run_dir.log(role)}"
+                )
+            await asyncio.sleep(POLL_S)
+        return min(up, key=lambda process: process.wait_s)
 
     def _add(self, what: str, value: float) -> None:
         metric = f"reward_time/{self._label}/{what}"
@@ -110,8 +156,8 @@ class RewardModelLink:
 
 def reward_links(config: Config, run_dir: RunDir, worker: str) -> dict[str, RewardModelLink]:
     """The links of a worker to all reward models, by label."""
-    models = config.reward.models
+    models, guests = config.reward.models, config.reward.guests
     return {
-        model.label: RewardModelLink(model, role, config, run_dir, worker)
-        for role, model in zip(names(REWARD, len(models)), models, strict=True)
+        model.label: RewardModelLink(model, scorers(len(models), i, guests), config, run_dir, worker)
+        for i, model in enumerate(models)
     }

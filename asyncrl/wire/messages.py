@@ -275,6 +275,8 @@ class Enlist(FromAgent):
     """An agent is ready. Answered by `Posting`, whose frames are the files that its role needs."""
 
     host: Text
+    scores: Text = ""
+    """Of one that comes unasked: the name of the reward model that it is to be; nothing: a rollout worker."""
 
 
 class RoleNews(FromAgent):

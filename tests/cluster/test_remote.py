@@ -14,6 +14,7 @@ from asyncrl.cluster.remote.desk import Desk
 from asyncrl.config import NetworkConfig, dump, from_tree
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.errors import ConfigError
+from asyncrl.roles import scorers
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.trace import KEPT_PARTS, Recorder
 from asyncrl.wire import messages as m
@@ -135,3 +136,33 @@ def test_who_was_given_up_changes_nothing_any_more(run_dir):
         await desk.close()
 
     asyncio.run(body())
+
+
+def test_a_guest_gets_a_place_among_those_of_its_kind(run_dir):
+    """Of two reward models, whose processes are dealt out by number."""
+    names = {"": ["rollout-1"], "first": ["reward-2", "reward-4"], "second": ["reward-3", "reward-5"]}
+
+    async def body():
+        desk = Desk(run_dir, NetworkConfig())
+        desk.guests = {what: [RoleSpec(name, {}) for name in of] for what, of in names.items()}
+
+        async def joins(number, scores=""):
+            posting, _ = await desk._handle(b"guest-%d" % number, m.Enlist("far", scores), ())
+            return posting.role
+
+        assert [await joins(1), await joins(2, "second"), await joins(3, "second")] == [
+            *names[""],
+            *names["second"],
+        ]
+        with pytest.raises(RpcError, match=r"no more than 2 scorers by second may join \(reward.guests\)"):
+            await joins(4, "second")
+        with pytest.raises(RpcError, match=r"no more than 1 workers may join \(rollout.guests\)"):
+            await joins(5)
+        with pytest.raises(RpcError, match=r"--scores third: .* others join to score by: first, second"):
+            await joins(6, "third")
+        assert [role.spec.name for _, role in desk.arrived()] == ["rollout-1", "reward-3", "reward-5"]
+        await desk.close()
+
+    asyncio.run(body())
+    assert scorers(2, 1, 2) == ("reward-1", *names["second"])
+    assert scorers(1, 0, 0) == ("reward-0",)

@@ -474,6 +474,7 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (["rollout.guests=1", "run.mode=inline"], "run.mode=inline has one", "use run.mode=async"),
+        (["reward.guests=1"], "there is no reward model to score by", "leave it out"),
         (
             ["rollout.guests=1", "network.bind=10.0.0.1", "weights.transport=shm"],
             "which weights.transport=shm does not reach",

@@ -1,4 +1,4 @@
-"""Workers that join a run and leave it: each is `asyncrl join`, in a process of its own."""
+"""Workers and reward models that join a run and leave it: each is `asyncrl join`, in a process of its own."""
 
 import signal
 
@@ -7,6 +7,7 @@ import pytest
 from forked_server import start
 from launched import ENDLESS, LONG_S
 
+from asyncrl.liveness.pulse import read_pulse
 from asyncrl.observe.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -17,9 +18,9 @@ def join(launch, tmp_path):
     """`join(run)`: a guest of a run, as a process that prints into `tmp_path / "guest.txt"`."""
     started = []
 
-    def join(run, typed=False):
+    def join(run, *words, typed=False):
         with (tmp_path / "guest.txt").open("w") as output:
-            command = ("asyncrl.cli.main", "join", str(run.run_dir / "join"))
+            command = ("asyncrl.cli.main", "join", str(run.run_dir / "join"), *words)
             started.append(start(*command, output=output, typed=typed))
         return started[-1]
 
@@ -33,9 +34,12 @@ def said(run, words):
     return lambda: words in run.output.read_text()
 
 
-def test_workers_join_and_leave_and_nothing_is_lost(launch, join, assert_nothing_left, tmp_path):
+def test_guests_join_and_leave_and_nothing_is_lost(
+    launch, join, make_reward_model, assert_nothing_left, tmp_path
+):
     paced = "rollout.engine=paced", "trainer.backend=paced", "rollout.slots=8"
-    run = launch(ENDLESS, "rollout.guests=1", "run.hang_s=8", *paced)
+    model = f"reward.models=[{{path: {make_reward_model(tmp_path / 'judge')}, dtype: float32}}]"
+    run = launch(ENDLESS, "rollout.guests=1", "reward.guests=1", model, "run.hang_s=8", *paced)
     run.wait((run.run_dir / "join").exists, "the run's address")
     assert (run.run_dir / "join").stat().st_mode & 0o077 == 0, "it holds the keys"
 
@@ -47,6 +51,13 @@ def test_workers_join_and_leave_and_nothing_is_lost(launch, join, assert_nothing
     assert second.wait(LONG_S) == 1
     assert "no more than 1 workers may join (rollout.guests)" in (tmp_path / "guest.txt").read_text()
     run.wait_for_steps(run.steps() + 2)
+
+    scorer = join(run, "--scores", "judge", typed=True)
+    work = run.run_dir / ".pulse" / "reward-1"
+    run.wait(lambda: (pulse := read_pulse(work)) and pulse.work.done > 0, "a guest that scores")
+    scorer.send_signal(signal.SIGTERM)
+    run.wait(said(run, "reward-1 has left: it ended with status"), "it to leave")
+    assert scorer.wait(60) == 0
 
     guest.send_signal(signal.SIGTERM)  # as a cluster wants a machine back
     run.wait(said(run, "rollout-1 has left: it ended with status 0"), "it to leave in good order")

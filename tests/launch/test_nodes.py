@@ -1,12 +1,14 @@
 """Runs over several nodes: who computes where, what a cluster must have, and how others reach a run."""
 
 import os
+import socket
 
 import pytest
 import zmq
 
 from asyncrl.cluster.remote import slurm
 from asyncrl.cluster.remote.call import GUEST, Call, address_of, with_ways_to_ranks
+from asyncrl.cluster.remote.ray import ray_address
 from asyncrl.cluster.remote.site import Site
 from asyncrl.config import from_tree
 from asyncrl.errors import ConfigError
@@ -161,6 +163,26 @@ def test_a_run_that_goes_on_elsewhere_listens_there(monkeypatch):
         assert found.network.bind == CLUSTER.address
     wildcard = {"bind": "0.0.0.0", "advertise": "node-0"}
     assert spread(config(network=wildcard), None, 2)[0].network.bind == "0.0.0.0"
+
+
+def test_a_ray_cluster_that_is_gone_is_not_waited_for(tmp_path, monkeypatch):
+    """Of one that was killed the address stays."""
+    (tmp_path / "ray").mkdir()
+    noted = tmp_path / "ray" / "ray_current_cluster"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_address() == "auto"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        noted.write_text(address)
+        assert ray_address() == "auto"
+        for named in address, f"ray://{address}":
+            monkeypatch.setenv("RAY_ADDRESS", named)
+            assert ray_address() == named
+    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS=ray://{address}: no Ray cluster answers .*refused"):
+        ray_address()
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert ray_address() == "local"
 
 
 @pytest.fixture

@@ -169,6 +169,10 @@ OWN = """
         pass
     class Failing(Base):
         def write(self, steps): raise OSError("no\\nroute")
+    class Asked(Base):
+        def write(self, steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().write(steps)
     class Deadly(Base):
         def write(self, steps): os.kill(os.getpid(), signal.SIGKILL)
     class Hanging(Base):
@@ -180,6 +184,7 @@ OWN = """
     ("name", "told"),
     [
         ("Good", None),
+        ("Asked", None),  # as a cluster asks all processes of a job, of which the run is one
         ("Failing", "OSError: no route"),
         ("Deadly", "status -9"),
         ("Hanging", "it was not done"),

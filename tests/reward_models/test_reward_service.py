@@ -1,6 +1,7 @@
 """Reward models behind their sockets: batches, deaths, hangs, and what the worker makes of them."""
 
 import asyncio
+import socket
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -14,12 +15,12 @@ from asyncrl.reward.template import UnreadablePairError
 from asyncrl.reward_models.link import reward_links
 from asyncrl.reward_models.service import RewardModelHung, RewardModelService
 from asyncrl.runfiles.layout import RunDir
-from asyncrl.wire.keys import Keys
+from asyncrl.wire.keys import Endpoint, Keys
 
 DEADLINE_S = 60.0
 
 
-def config(folder="judge", *, retries=1, start_s=DEADLINE_S, **model):
+def config(folder="judge", *, retries=1, start_s=DEADLINE_S, guests=0, **model):
     return from_tree(
         {
             "run": {"start_s": start_s},
@@ -28,6 +29,7 @@ def config(folder="judge", *, retries=1, start_s=DEADLINE_S, **model):
             "reward": {
                 "models": [{"path": str(folder), "dtype": "float32"} | model],
                 "retries": retries,
+                "guests": guests,
             },
         }
     )
@@ -55,15 +57,15 @@ class Counter:
 
 
 @asynccontextmanager
-async def serving(scorer, settings, run_dir):
-    """The process `reward-0`, in this one."""
+async def serving(scorer, settings, run_dir, role="reward-0"):
+    """The process of that name, in this one."""
     service = RewardModelService(scorer, settings.reward.models[0])
-    run_dir.announce_endpoint("reward-0", service.bind(Keys.new(), settings.network))
+    run_dir.announce_endpoint(role, service.bind(Keys.new(), settings.network))
     task = asyncio.create_task(service.run())
     try:
         yield task
     finally:
-        run_dir.forget_process("reward-0")
+        run_dir.forget_process(role)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -204,3 +206,50 @@ def test_a_queue_is_waited_for_as_long_as_it_moves(tmp_path):
             return await asyncio.gather(*(link.score("p", "xx") for _ in range(8)))
 
     assert asyncio.run(main()) == [2.0] * 8
+
+
+def test_a_slow_guest_is_given_little_and_what_it_leaves_is_scored_by_others_without_a_try_more(tmp_path):
+    """Guests of two models: `reward-2` is of the first, since there are two."""
+    settings, own, guest = config(retries=0, guests=1), Counter(), Counter()
+    settings.reward.models.append(settings.reward.models[0].model_copy(update={"name": "other"}))
+    run_dir = RunDir(tmp_path)
+
+    async def main():
+        links = reward_links(settings, run_dir, "rollout-0")
+        following = [asyncio.create_task(link.follow()) for link in links.values()]
+        try:
+            async with serving(own, settings, run_dir):
+                async with serving(guest, settings, run_dir, "reward-2"):
+                    link = links["judge"]
+                    await until(lambda: all(p.client for p in (link._own, *link._guests)), "both")
+                    guest.may_go_on.clear()
+                    asked = [asyncio.create_task(link.score("p", "x" * n)) for n in range(1, 11)]
+                    await until(lambda: guest.begun.is_set(), "the guest to have one")
+                    await until(lambda: sum(task.done() for task in asked) >= 8, "its own to score")
+                    more = [await link.score("p", "x" * n) for n in range(11, 21)]
+                return more, await asyncio.gather(*asked)
+        finally:
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+
+    assert asyncio.run(main()) == ([*map(float, range(11, 21))], [*map(float, range(1, 11))])
+    guest.may_go_on.set()
+    assert sum(map(len, own.batches)) == 20
+
+
+def test_a_guest_that_cannot_be_reached_costs_one_try_and_is_asked_no_more(tmp_path):
+    """As behind a firewall: nothing tells that it is not there."""
+    settings, own, run_dir = config(retries=1, guests=1, timeout_s=1.0), Counter(), RunDir(tmp_path)
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+            async with serving(own, settings, run_dir), linked(settings, run_dir) as link:
+                await until(lambda: link._own.client, "its own")
+                scores = [await link.score("p", "x")]
+                run_dir.announce_endpoint("reward-1", Endpoint.of(address, Keys.new()))
+                await until(lambda: link._guests[0].client, "the guest")
+                return scores + [await link.score("p", "x" * n) for n in range(2, 6)]
+
+    assert asyncio.run(main()) == [1.0, 2.0, 3.0, 4.0, 5.0]

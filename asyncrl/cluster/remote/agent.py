@@ -57,17 +57,18 @@ SHARED = {
 and whose nodes."""
 
 
-async def serve(call: Call, *, drain_s: float | None = None) -> int:
+async def serve(call: Call, *, drain_s: float | None = None, scores: str = "") -> int:
     """Run the role of a call to its end, and return its exit status. Raises `RpcError` where there is no
     supervisor who wants it.
 
     drain_s: how long a role has for what it is at when this process is told to end (SIGTERM, Ctrl-C); a
-    second time it ends at once. None where such signals are somebody else's.
+    second time it ends at once. None where such signals are somebody else's. scores: the reward model that it
+    is to be, of one that comes unasked; nothing: a rollout worker.
     """
     async with RpcClient(call.endpoint, call.ticket) as desk:
         posting, files = await desk.request(
             # Once: its answer may take longer than what is not answered is asked again after.
-            m.Enlist(socket.gethostname()),
+            m.Enlist(socket.gethostname(), scores),
             timeout_s=ENLIST_S,
             queued=True,
         )

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,11 @@ class RemoteRole:
 class Desk:
     """Listens from the first call on.
 
-    guests: the roles that may come unasked.
+    guests: the roles that may come unasked, by the reward model that they are; under no name, the workers.
     """
 
     def __init__(self, run_dir: RunDir, network: NetworkConfig) -> None:
-        self.guests: Sequence[RoleSpec] = ()
+        self.guests: Mapping[str, Sequence[RoleSpec]] = {}
         self._run_dir = run_dir
         self._network = network
         self._roles: dict[str, RemoteRole] = {}
@@ -153,7 +153,7 @@ class Desk:
         ticket = peer.decode(errors="replace")
         role = self._roles.get(ticket)
         if role is None and ticket.startswith(GUEST) and isinstance(request, m.Enlist):
-            role = self._received(ticket, request.host)
+            role = self._received(ticket, request)
         if role is None or role.ended.done():
             if role is not None and isinstance(request, m.RoleNews) and request.status is not None:
                 return m.Orders([], {}), ()  # it has said so, or its successor is there
@@ -165,16 +165,21 @@ class Desk:
                 return m.Orders(role.hear(request), self._run_dir.meeting_points()), ()
         raise RpcError(f"a supervisor has no answer to {type(request).__name__}")
 
-    def _received(self, ticket: str, host: str) -> RemoteRole:
+    def _received(self, ticket: str, guest: m.Enlist) -> RemoteRole:
+        may_join = self.guests.get(guest.scores, ())
+        if guest.scores and not may_join:
+            models = ", ".join(filter(None, self.guests)) or "none (reward.guests)"
+            raise RpcError(f"--scores {guest.scores}: the run lets others join to score by: {models}")
         there = {role.spec.name for role in self._roles.values() if not role.ended.done()}
-        free = next((spec for spec in self.guests if spec.name not in there), None)
+        free = next((spec for spec in may_join if spec.name not in there), None)
         if free is None:
-            raise RpcError(
-                f"no more than {len(self.guests)} workers may join (rollout.guests), and so many are there"
+            what = (
+                f"scorers by {guest.scores} may join (reward" if guest.scores else "workers may join (rollout"
             )
+            raise RpcError(f"no more than {len(may_join)} {what}.guests), and so many are there")
         self._run_dir.forget_process(free.name)
         role = self._roles[ticket] = RemoteRole(self._run_dir, free)
-        self._arrived.append((f"from {host}", role))
+        self._arrived.append((f"from {guest.host}", role))
         return role
 
     def _posting(self, spec: RoleSpec) -> tuple[m.Posting, Frames]:

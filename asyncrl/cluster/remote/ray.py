@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +27,8 @@ from asyncrl.runfiles.layout import RunDir
 
 PLACE_S = 60.0
 """Longest wait for the placement group: the nodes are there, but others may hold what it needs."""
+CONNECT_S = 10.0
+"""For a connection to a cluster's address."""
 PLACE_AGAIN_S = 1.0
 """After an actor that has not come up."""
 
@@ -41,13 +45,40 @@ def _connected() -> Any:
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if not ray.is_initialized():
+        address = ray_address()
         try:
-            ray.init(os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+            ray.init(address, **quiet)
         except ConnectionError as error:
-            if address := os.environ.get("RAY_ADDRESS"):
+            if address != "auto":
                 raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-            ray.init(**quiet)
+            ray.init("local", **quiet)
     return ray
+
+
+def ray_address() -> str:
+    """Of the cluster to take: an address, `auto` for one that Ray finds here, `local` for a new one. Raises
+    `ConfigError` where nobody listens at the one that `RAY_ADDRESS` names."""
+    named = os.environ.get("RAY_ADDRESS") or "auto"
+    if named != "auto":
+        if (error := _unreachable(named)) is not None:
+            raise ConfigError(f"RAY_ADDRESS={named}: no Ray cluster answers there ({error})")
+        return named
+    # Where Ray notes the newest cluster of this machine. Of one that was killed, it stays, and Ray would wait
+    # for that one for minutes.
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    is_dead = noted.is_file() and _unreachable(noted.read_text()) is not None
+    return "local" if is_dead else "auto"
+
+
+def _unreachable(address: str) -> OSError | None:
+    """Why nobody can be reached there; None, too, where it is no host and port."""
+    host, _, port = address.strip().rpartition("://")[2].rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def ray_site() -> Site:

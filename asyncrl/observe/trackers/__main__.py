@@ -7,6 +7,7 @@ output and error are a log, whose last line says what has gone wrong if the proc
 from __future__ import annotations
 
 import select
+import signal
 import sys
 import traceback
 
@@ -21,6 +22,8 @@ POLL_S = 1.0
 
 def main() -> int:
     forget_own_path()
+    # A cluster asks all processes of a job to end: the run does, and this one when it has brought the rest.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     start = msgspec.json.decode(sys.stdin.buffer.readline(), type=Start)
     try:
         tracker = resolve(start.factory, what="observe.trackers")(start.run)

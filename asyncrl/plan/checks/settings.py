@@ -408,12 +408,13 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
             "ratios come out low even on policy"
         )
-    if config.rollout.guests and ipaddress.ip_address(config.network.bind).is_loopback:
-        yield (
-            f"rollout.guests={config.rollout.guests}: network.bind={config.network.bind} is reached by no "
-            "other machine, so workers can join from this one alone; set network.bind to an address that "
-            "others reach"
-        )
+    joined = ("rollout.guests", config.rollout.guests), ("reward.guests", config.reward.guests)
+    for key, guests in joined:
+        if guests and ipaddress.ip_address(config.network.bind).is_loopback:
+            yield (
+                f"{key}={guests}: network.bind={config.network.bind} is reached by no other machine, "
+                "so others can join from this one alone; set network.bind to an address that they reach"
+            )
     objective, reference = config.objective, config.reference
     if objective.advantage == "grpo" and reference is not None and reference.where == "reward":
         yield (
