@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncrl.core.records import Group, LeftOut, Purpose, Trajectory
@@ -119,6 +120,8 @@ class GroupRollout:
         self._held_back = 0
         self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""
+        self._progress: dict[int, GroupProgress] = {}
+        """Of those, by lease, where nothing has changed since it was counted: asked for at every token."""
         self._freed = asyncio.Event()
 
     async def generate(self, task: RolloutTask) -> list[Response]:
@@ -135,6 +138,7 @@ class GroupRollout:
                     sampling += [running.create_task(self._sample(task, each, counts)) for each in sessions]
         finally:
             del self._sessions[task.lease_id]
+            self._progress.pop(task.lease_id, None)
         return [
             Response(session) if one.cancelled() else one.result()
             for session, one in zip(sessions, sampling, strict=True)
@@ -180,11 +184,19 @@ class GroupRollout:
 
     def progress(self, lease_id: int) -> GroupProgress:
         """Of a group; nothing of one whose episodes are over."""
-        sessions = self._sessions.get(lease_id, [])
+        if (known := self._progress.get(lease_id)) is not None:
+            return known
+        if (sessions := self._sessions.get(lease_id)) is None:
+            return GroupProgress(0, 0)
         standing_back = sum(session.stands_back for session in sessions)
         generating = sum(session.open_requests for session in sessions) - standing_back
         elsewhere = sum(not session.ended and not session.open_requests for session in sessions)
-        return GroupProgress(generating, elsewhere, standing_back)
+        counted = self._progress[lease_id] = GroupProgress(generating, elsewhere, standing_back)
+        return counted
+
+    def _changed(self, lease_id: int) -> None:
+        self._progress.pop(lease_id, None)
+        self._freed.set()
 
     def _session(self, task: RolloutTask, index: int) -> Session:
         if self._choice is not None and self._choice.is_greedy(task.group_size, index):
@@ -194,7 +206,7 @@ class GroupRollout:
             seed=self._seed,
             context_tokens=self._context_tokens,
             enter=self.enter,
-            changed=self._freed.set,
+            changed=partial(self._changed, task.lease_id),
         )
 
     async def _sample(

@@ -6,7 +6,8 @@ Users' episodes, which make many requests, have a session of their own kind (`ep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ class Session:
 
     seed: of the run. context_tokens: longest sequence that the engine has room for, where it is less than any
     prompt and `max_new_tokens`. enter: awaited before a request goes to the engine, with what orders
-    requests. changed: called when requests have ended.
+    requests. changed: called when `open_requests`, `stands_back` or `ended` have.
     """
 
     def __init__(
@@ -81,6 +82,16 @@ class Session:
             self._trajectories.append(transcript.trajectory(completion.finish_reason))
         return completion
 
+    @contextmanager
+    def standing_back(self) -> Iterator[None]:
+        self.stands_back = True
+        self._changed()
+        try:
+            yield
+        finally:
+            self.stands_back = False
+            self._changed()
+
     def end(self) -> None:
         """The episode is over: what it has left in the engine is of no use to anybody."""
         if not self.ended and self._requests == self._first_request:
@@ -129,6 +140,7 @@ class Session:
         self._requests += 1
         if number > self._first_request:
             self.open_requests += 1
+            self._changed()
         try:
             if self._context_tokens is not None:
                 limit = min(limit, self._context_tokens - len(prompt_ids))

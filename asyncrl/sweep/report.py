@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from asyncrl.config import SweepConfig
-from asyncrl.sweep.choice import nested
+from asyncrl.sweep.choice import ByValue, nested, ranked
 from asyncrl.sweep.record import ORIGIN
 from asyncrl.sweep.results import ALONG_THE_WAY, CURVE_METRICS
 from asyncrl.sweep.statistics import CONFIDENCE, Interval, holm, interval
@@ -34,6 +34,8 @@ class Point:
     reached: Mapping[int, float]
     tuned: Sequence[str]
     """The values that were chosen, the most frequent first."""
+    choosing: ByValue
+    """What the runs reached that choose and are not reported."""
 
     @property
     def mean(self) -> Interval:
@@ -105,6 +107,7 @@ def _point(rows: Iterable[Row], tune: str, by: str) -> Point:
         {seed: runs[value, seed] for seed, (value, _) in chosen.items()},
         {seed: reached for seed, (_, reached) in chosen.items()},
         sorted(dict.fromkeys(values), key=lambda value: -values.count(value)),
+        {value: {seed: of[seed] for seed in tuning if seed in of} for value, of in found.items()},
     )
 
 
@@ -180,12 +183,15 @@ def report_md(compared: Compared) -> str:
     parts = [
         _explained(compared),
         _in_words(costs(compared), f"From {across} {first} to")
-        + _in_words(advantages(compared), f"Beside `{reference}` at {across}"),
+        + _in_words(advantages(compared), f"Beside `{reference}` at {across}")
+        + _in_doubt(compared),
         _table(["variant", *(f"{across} {at}" for at in rising(compared.at))], _levels(compared)),
         f"**The cost of {across}**: each value minus {across} {first} of the same variant.\n",
         _claims_table(compared, costs(compared)),
         f"**Beside `{reference}`**: each variant minus `{reference}` at the same {across}.\n",
         _claims_table(compared, advantages(compared)),
+        f"**The choice of `{settings.tune}`**: mean of the runs that choose; in bold what is reported.\n",
+        _table(["variant", across, *_tried(compared)], _choices(compared)),
         "**On the way**: means over the same runs and the last steps' batches: their reward, which is that "
         f"of weights as old as they are stale, and `{'`, `'.join(ALONG_THE_WAY.values())}`.\n",
         _table(["variant", across, "reward", *ALONG_THE_WAY], _ways(compared)),
@@ -227,6 +233,26 @@ def _in_words(claims: Sequence[Claim], where: str) -> str:
     return "".join(lines)
 
 
+def _in_doubt(compared: Compared) -> str:
+    """Lines that name the choices on which a claim may rest that other seeds or further values would undo."""
+    torn, at_edge = [], []
+    for (variant, at), point in _in_order(compared):
+        values, where = rising([*point.choosing]), f"`{variant}` at {_short(compared.settings.across)} {at}"
+        best, *others = ranked(point.choosing, {seed for of in point.choosing.values() for seed in of})
+        second = others[0] if others else best
+        if any(point.choosing[second][seed] > reached for seed, reached in point.choosing[best].items()):
+            torn.append(f"{where} ({best} or {second})")
+        if best in (values[0], values[-1]) and others:
+            at_edge.append(f"{where} ({best})")
+    tune = f"`{compared.settings.tune}`"
+    lines = {
+        f"The runs that choose {tune} disagree on the better of its two best values; of the one that is not "
+        "reported nothing more is known": torn,
+        f"The best {tune} is at the edge of what was tried; beyond it may be a better one": at_edge,
+    }
+    return "".join(f"- {what}: {', '.join(points)}.\n" for what, points in lines.items() if points)
+
+
 def _between(claim: Claim) -> str:
     d = claim.difference
     interval_of = "" if math.isnan(d.low) else f"{d.low:+.3f} to {d.high:+.3f}; "
@@ -256,6 +282,17 @@ def _claims_table(compared: Compared, claims: Sequence[Claim]) -> str:
         p = "-" if math.isnan(claim.p) else f"{claim.p:.3g}"
         lines.append([f"`{claim.variant}`", claim.at, f"{d.mean:+.3f}", between, str(d.n), p, claim.verdict])
     return _table([*head, "p", "verdict"], lines)
+
+
+def _tried(compared: Compared) -> list[str]:
+    return rising([*dict.fromkeys(value for point in compared.points.values() for value in point.choosing)])
+
+
+def _choices(compared: Compared) -> Iterator[list[str]]:
+    for (variant, at), point in _in_order(compared):
+        means = {value: interval([*of.values()]).mean for value, of in point.choosing.items()}
+        told = {v: f"**{m:.3f}**" if v in point.tuned else number(m, 3) for v, m in means.items()}
+        yield [f"`{variant}`", at, *(told.get(value, "-") for value in _tried(compared))]
 
 
 def _ways(compared: Compared) -> Iterator[list[str]]:

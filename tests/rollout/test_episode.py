@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
@@ -184,6 +184,34 @@ def test_an_episode_that_waits_for_something_else_holds_no_slot(carry_out):
 
     group, _ = carry_out(waits_between, watch)
     assert all(len(t.versions) == 2 for t in group.trajectories)
+
+
+def test_progress_follows_every_change_of_a_member(carry_out):
+    """It is asked for at every token, so it is counted anew only after a change."""
+    rollouts, seen = [], []
+
+    async def watch(rollout):
+        rollouts.append(rollout)
+
+    async def episode(task, model):
+        def look():
+            seen.append(astuple(rollouts[0].progress(TASK.lease_id)))
+
+        look()
+        with model.standing_back():
+            look()
+        look()
+        await model.generate(task.prompt_ids)
+        look()
+        both = [asyncio.create_task(model.generate(task.prompt_ids)) for _ in range(2)]
+        await asyncio.sleep(0)
+        look()
+        await asyncio.gather(*both)
+        look()
+
+    carry_out(episode, watch, task=replace(TASK, group_size=1))
+    assert seen == [(1, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0), (2, 0, 0), (0, 1, 0)]
+    assert astuple(rollouts[0].progress(TASK.lease_id)) == (0, 0, 0)
 
 
 def test_requests_of_one_episode_may_run_side_by_side_and_are_segments_of_one_member(carry_out):

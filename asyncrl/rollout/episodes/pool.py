@@ -141,11 +141,8 @@ class EpisodePool:
         return await self._ask(min(self._shared, key=lambda child: child.calls), task, session)
 
     async def _play_alone(self, task: RolloutTask, session: Conversation) -> wire.Reply:
-        session.stands_back = True
-        try:
+        with session.standing_back():
             await self._alone.acquire()
-        finally:
-            session.stands_back = False
         try:
             child = await self._spawn()
             try:
