@@ -315,7 +315,12 @@ def measure_scale(
             config = scale_config(model, run, engines, decode_s, generation_s, eta)
             with watched() as cores:
                 step_s.append(run_step_s(config, warm_up, cool_down))
-            print(f"{case}, {kind}: {step_s[-1]:.3f} s a step, {cores.busy()}", flush=True)
+            busy, coordinator = cores.busy()
+            print(
+                f"{case}, {kind}: {step_s[-1]:.3f} s a step, {busy:.2f} cores busy, the coordinator "
+                f"{coordinator:.2f}",
+                flush=True,
+            )
     training_s = TRAINING_SHARE * generation_s
     return [
         Measured(case, "generation alone", [generation_s]),
@@ -395,12 +400,13 @@ class CoreWatch:
             self._shares.append(shares)
             before, sampled_s = now, now_s
 
-    def busy(self) -> str:
-        """In the second half of the run."""
+    def busy(self) -> tuple[float, float]:
+        """Cores that were busy in the second half of the run, and those of them for the coordinator."""
         late = self._shares[len(self._shares) // 2 :]
-        cores = statistics.fmean(shares.total() for shares in late)
-        of_it = statistics.fmean(shares[COORDINATOR] for shares in late)
-        return f"{cores:.2f} cores busy, the coordinator {of_it:.2f}"
+        return (
+            statistics.fmean(shares.total() for shares in late),
+            statistics.fmean(shares[COORDINATOR] for shares in late),
+        )
 
     def _spent(self) -> dict[tuple[int, str], float]:
         """Seconds of a processor, by process."""
