@@ -406,8 +406,7 @@ class CoordinatorService:
             elif fed >= most:
                 break
         for bell in bells:
-            if not bell.done():
-                bell.set_result(None)
+            _ring(bell)
 
     async def _until(
         self, look: Callable[[], T | None], wait_s: float, worker: _Worker | None = None
@@ -422,12 +421,15 @@ class CoordinatorService:
             if self._stored is not None:  # by `look`, perhaps, and nobody else would hear that it failed
                 await self._stored
                 continue
-            bell = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            bell = loop.create_future()
+            at_last = loop.call_later(left_s, _ring, bell)
             waiting: dict[Any, Any] = self._watching if worker is None else self._hungry
             waiting[bell] = worker
             try:
-                await asyncio.wait([bell], timeout=left_s)
+                await bell
             finally:
+                at_last.cancel()
                 del waiting[bell]
         return found
 
@@ -437,6 +439,11 @@ class CoordinatorService:
             if (stall := self._stalls.look()) is not None:
                 log.warning("%s", stall.text)
                 self._heart.stall = stall  # for the supervisor to see
+
+
+def _ring(bell: asyncio.Future[None]) -> None:
+    if not bell.done():
+        bell.set_result(None)
 
 
 def _or_refuse(call: Callable[[A], T], argument: A) -> T:

@@ -124,7 +124,7 @@ def check_group(group: bytes | memoryview, group_size: int) -> GroupHeader:
         if (sets := kept[i]) is not None and (problem := sets.problem(ids[start : start + t.n_tokens])):
             raise Malformed(f"{where}: trajectory {i}: {problem}")
         start += t.n_tokens
-    if mask.max() > 1 or (mask > versioned).any():
+    if (mask > versioned).any():
         raise Malformed(f"{where}: its loss mask covers tokens that have no version, or is none")
     if ids.min() < 0:
         raise Malformed(f"{where} has the token id {ids.min()}")
