@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokenised: TypeAlias = NDArray[np.int32] | UnusablePromptError
+_CHARACTERS = 8
+"""More than most tokens have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,16 @@ def tokenise(
             adds = before if isinstance(prompts[i], str) and ids[: len(before)] != before else []
             results[i] = _within(adds + ids, max_tokens)
     return [result for result in results if result is not None]
+
+
+def cut_beyond(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text, or where it is far longer than so many tokens, a beginning that is longer, too: to tokenise
+    megabytes takes seconds, in which a worker's event loop does nothing else."""
+    begin = text[: _CHARACTERS * tokens]
+    if len(begin) == len(text):
+        return text
+    ids = tokenizer(begin, add_special_tokens=False, verbose=False)["input_ids"]
+    return begin if len(ids) > tokens else text
 
 
 def _within(ids: list[int], max_tokens: int) -> Tokenised:

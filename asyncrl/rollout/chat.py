@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from asyncrl.config import Config
 from asyncrl.data.stops import end_of_turn, stop_token_ids
+from asyncrl.data.tokenise import cut_beyond
 from asyncrl.data.tokenizer import load_tokenizer
 from asyncrl.data.values import Message
 from asyncrl.errors import ConfigError
@@ -112,7 +113,8 @@ class _OfTokenizer:
 class TemplateChat(_OfTokenizer):
     """By the tokenizer's chat template, whatever it is.
 
-    ends: tokens that end a turn. arguments: of the template.
+    ends: tokens that end a turn. arguments: of the template. context_tokens: longest sequence that there is
+    room for; of a prompt that is far longer, only a beginning without room is tokenised.
     """
 
     def __init__(
@@ -120,8 +122,10 @@ class TemplateChat(_OfTokenizer):
         tokenizer: PreTrainedTokenizerBase,
         ends: Sequence[int],
         arguments: Mapping[str, Any] | None = None,
+        context_tokens: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
+        self._context_tokens = context_tokens
         self._arguments = dict(arguments or {})
         self._ends = {*ends, tokenizer.eos_token_id}
         end = end_of_turn(tokenizer)
@@ -131,7 +135,7 @@ class TemplateChat(_OfTokenizer):
         self._knows = {key for key in ("reasoning_content", "tool_calls") if key in template}
 
     def render(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
-        return self.encode(self._text(messages, tools))
+        return self._shown(self._text(messages, tools))
 
     def extend(self, turn: Turn, new: Sequence[Message]) -> list[int] | None:
         """Where the template's text begins with what was read and sampled, what follows that; else where it
@@ -140,7 +144,7 @@ class TemplateChat(_OfTokenizer):
         text = self._text([*turn.messages, *new], turn.tools)
         seen = self.decode(before)
         if text.startswith(seen):
-            return before + self.encode(text[len(seen) :])
+            return before + self._shown(text[len(seen) :])
         asked = self._text(turn.messages[:-1], turn.tools)
         closed = self._text(turn.messages, turn.tools, asks=False)
         answer, end, _ = closed.removeprefix(asked).rpartition(self._end or "\0")
@@ -148,7 +152,7 @@ class TemplateChat(_OfTokenizer):
         if not is_kept or _squashed(answer) != _squashed(self.decode(self._inner(turn.completion_ids))):
             return None
         follows = text[len(asked) + len(answer) :]
-        return before + self.encode(follows.removeprefix(end) if before[-1] in self._ends else follows)
+        return before + self._shown(follows.removeprefix(end) if before[-1] in self._ends else follows)
 
     def parse(
         self, completion_ids: NDArray[np.int32], prompt_ids: NDArray[np.int32], tools: Tools | None
@@ -182,6 +186,11 @@ class TemplateChat(_OfTokenizer):
             return text
         text = before_any(text, ["<tool_call>"])
         return "" if text[:1].isspace() else text.rstrip()
+
+    def _shown(self, text: str) -> list[int]:
+        if self._context_tokens is not None:
+            text = cut_beyond(text, self._context_tokens, self._tokenizer)
+        return self.encode(text)
 
     def _inner(self, completion_ids: NDArray[np.int32]) -> list[int]:
         """Without the token that ended it."""
@@ -253,13 +262,13 @@ class RendererChat(_OfTokenizer):
         return message
 
 
-def make_chat(config: Config) -> ChatFormat:
-    """As `rollout.renderer` says. Raises `ConfigError`."""
+def make_chat(config: Config, context_tokens: int | None = None) -> ChatFormat:
+    """As `rollout.renderer` says. context_tokens: as of `TemplateChat`. Raises `ConfigError`."""
     tokenizer, name = load_tokenizer(config.model), config.rollout.renderer
     if name != TEMPLATE and (renderer := _renderer(tokenizer, config, name)) is not None:
         return RendererChat(tokenizer, renderer)
     ends = (*stop_token_ids(config.model), *config.rollout.stop_token_ids)
-    return TemplateChat(tokenizer, ends, config.data.chat_template_kwargs)
+    return TemplateChat(tokenizer, ends, config.data.chat_template_kwargs, context_tokens)
 
 
 def _renderer(tokenizer: PreTrainedTokenizerBase, config: Config, name: str) -> Renderer | None:

@@ -315,7 +315,8 @@ def _checked(earned: Earned, session: Session) -> dict[str, list[float]] | None:
     if session.broken is not None:
         return None
     if not session.trajectories():
-        raise ValueError("the policy sampled nothing in it that could be trained on")
+        why = f": {session.without_room}" if session.without_room else ""
+        raise ValueError(f"the policy sampled nothing in it that could be trained on{why}")
     if earned is None:
         return None
     from asyncrl.rollout.episodes.program import checked_earned  # which a single turn has no need of

@@ -65,6 +65,8 @@ class Session:
         self._requests = 0
         self._first_request = 0
         """Of the episode: what came before is of one that is carried out again."""
+        self.without_room: str | None = None
+        """Which prompt left no room for an answer, if one did."""
         self._under_way: set[str] = set()
         """Ids of the requests that are in the engine."""
         self._trajectories: list[Trajectory] = []
@@ -143,7 +145,11 @@ class Session:
             self._changed()
         try:
             if self._context_tokens is not None:
-                limit = min(limit, self._context_tokens - len(prompt_ids))
+                room = self._context_tokens - len(prompt_ids)
+                if room < 1:
+                    self.without_room = f"a prompt has {len(prompt_ids):,} tokens or more, and the context "
+                    self.without_room += f"(rollout.max_sequence_tokens) {self._context_tokens:,}"
+                limit = min(limit, room)
             if limit < 1:
                 return number, Completion.nothing()
             if self._enter is not None:

@@ -262,6 +262,11 @@ async def samples_nothing(task, model):
     return 1.0
 
 
+async def asks_too_much(task, model):
+    await model.generate([5] * 9999)
+    return 1.0
+
+
 @pytest.mark.parametrize(
     ("episode", "reason", "detail", "tokens"),
     [
@@ -269,6 +274,12 @@ async def samples_nothing(task, model):
         (returns_text, "episode: TypeError", "it returned 'done'; it should return a finite number", GROUP),
         (returns_too_many, "episode: ValueError", "2 rewards for 1 requests", GROUP),
         (samples_nothing, "episode: ValueError", "the policy sampled nothing", 0),
+        (
+            asks_too_much,
+            "episode: ValueError",
+            r"a prompt has 9,999 tokens or more, and the context \(roll",
+            0,
+        ),
     ],
 )
 def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(

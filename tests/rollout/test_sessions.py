@@ -15,10 +15,11 @@ from chat_families import FAMILIES, RENDERED, SPECIAL, TAGGED_CALL, Rendered
 from tokenizers import AddedToken
 
 from asyncrl.core.records import FinishReason, VersionSpan
-from asyncrl.rollout.chat import RendererChat, TemplateChat
+from asyncrl.rollout.chat import RendererChat, TemplateChat, Turn
 from asyncrl.rollout.engines.base import SamplingParams, TokenChunk
 from asyncrl.rollout.episodes.conversation import Conversation
 from asyncrl.rollout.task import RolloutTask
+from asyncrl.rollout.transcript import Completion
 from asyncrl.tiny.tokenizer import byte_tokenizer
 
 TOOLS = [
@@ -128,6 +129,27 @@ def format_of(name, tokenizer):
     own = deepcopy(tokenizer)
     own.chat_template, end = FAMILIES[name]
     return TemplateChat(own, [own.convert_tokens_to_ids(end)]), Rendered(end, TAGGED_CALL)
+
+
+def test_of_a_prompt_that_is_far_too_long_only_a_beginning_without_room_is_tokenised():
+    tokenizer, room = byte_tokenizer(4096), 100
+    bounded, whole = TemplateChat(tokenizer, [], context_tokens=room), TemplateChat(tokenizer, [])
+
+    def asked(content):
+        messages = [{"role": "user", "content": content}]
+        return bounded.render(messages, None), whole.render(messages, None)
+
+    cut, full = asked("a" * 100_000)
+    assert room < len(cut) < 10 * room and full[: len(cut)] == cut
+    for content in ("a" * 500, "<|im_start|>" * 80 + "a"):  # the latter has long tokens, and there is room
+        cut, full = asked(content)
+        assert cut == full
+    hello = [{"role": "user", "content": "hello"}]
+    said = np.array([*bounded.encode("yes"), tokenizer.eos_token_id], np.int32)
+    completion = Completion(said, np.zeros(len(said), np.float32), (), FinishReason.STOP)
+    messages = [*hello, {"role": "assistant", "content": "yes"}]
+    turn = Turn(np.array(bounded.render(hello, None), np.int32), completion, messages)
+    assert room < len(bounded.extend(turn, [{"role": "user", "content": "a" * 100_000}])) < 10 * room
 
 
 TEMPLATE_SPLITS = {"reasoning", "qwen3", "glm-4.5"}

@@ -30,9 +30,10 @@ def make_episodes(
         keeps_contexts=rollout.kv_on_update == "keep",
         gateway=gateway,
     )
+    chat = make_chat(config, rollout.context_tokens(longest_prompt_tokens))
     return episodes, {
         "episode": episodes,
-        "session": partial(Conversation, chat=make_chat(config), max_turns=rollout.episode_turns),
+        "session": partial(Conversation, chat=chat, max_turns=rollout.episode_turns),
         "end_episodes": episodes.close,
         "episode_metrics": episodes.drain_metrics,
     }

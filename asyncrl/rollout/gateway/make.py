@@ -24,7 +24,8 @@ def make_open_gateway(config: Config, engine: Engine, longest_prompt_tokens: int
     """To this engine, for whoever has the key."""
     listening = _listening(config, response_text(config), longest_prompt_tokens)
     sampling, seed = sampling_of(config.rollout), config.run.seed
-    return OpenGateway(engine, make_chat(config), key, sampling, seed=seed, **listening)
+    chat = make_chat(config, listening["context_tokens"])
+    return OpenGateway(engine, chat, key, sampling, seed=seed, **listening)
 
 
 def _listening(config: Config, text_of: ResponseText, longest_prompt_tokens: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class OpenGateway(Gateway):
         reply = await super()._reply(session, ask, prompt, tell)
         if not len(reply.completion.token_ids):
             raise Refused(
-                f"the prompt has {len(reply.prompt_ids)} tokens, and the context holds no more than "
+                f"the prompt has {len(reply.prompt_ids)} tokens or more, and the context holds no more than "
                 f"{self._context_tokens}, the reply among them",
                 param="messages",
                 code="context_length_exceeded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from asyncrl.core.records import FinishReason
 from asyncrl.data.messages import UnusablePromptError
-from asyncrl.data.tokenise import tokenise
+from asyncrl.data.tokenise import cut_beyond, tokenise
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.episodes.conversation import Conversation, Reply
 from asyncrl.rollout.gateway import anthropic, chat, completions, responses, tokens
@@ -266,9 +267,13 @@ class Gateway:
     def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
         """Raises `Refused`."""
         if isinstance(prompt, str):
-            (ids,) = tokenise([prompt], self._tokenizer, self._context_tokens, [{}])
+            text = cut_beyond(prompt, self._context_tokens, self._tokenizer)
+            (ids,) = tokenise([text], self._tokenizer, sys.maxsize, [{}])
             if isinstance(ids, UnusablePromptError):
-                raise Refused(f"prompt: it {ids}", param="prompt", code="context_length_exceeded")
+                raise Refused(f"prompt: it {ids}", param="prompt")
+            if len(ids) > self._context_tokens:
+                why = f"prompt: it has {len(ids)} tokens or more, and the context {self._context_tokens}"
+                raise Refused(why, param="prompt", code="context_length_exceeded")
             return ids
         ids, n = np.asarray(prompt), len(self._tokenizer)
         if ids.min() < 0 or ids.max() >= n:

@@ -120,7 +120,7 @@ def serve(make_model, tokenizer, one_thread):
         engine = TorchEngine(make_model(kind), capacity=4, max_length=CONTEXT, stop_token_ids=(end,))
         params = SamplingParams(LONGEST, temperature, **sampling)
         task = RolloutTask(0, 0, 0, 0, "say", [5, 6, 7], {}, 1, params)
-        chat = TemplateChat(tokenizer, [end])
+        chat = TemplateChat(tokenizer, [end], context_tokens=CONTEXT)
         session = Conversation(task, 0, engine, seed=3, context_tokens=CONTEXT, chat=chat)
         text_of = ResponseText(tokenizer, {end})
         ends = frozenset([end])

@@ -177,6 +177,9 @@ def test_a_full_context_ends_replies_and_then_the_program(serve):
             with pytest.raises(openai.BadRequestError, match="context is full") as caught:
                 await client.chat.completions.create(**long)
             assert caught.value.code == "context_length_exceeded"
+            with pytest.raises(openai.BadRequestError, match="or more, and the context 400") as caught:
+                await client.completions.create(model="any", prompt="a" * 500)
+            assert caught.value.code == "context_length_exceeded"
             assert served.sampled == []
 
     asyncio.run(run())
