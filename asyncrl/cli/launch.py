@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +61,7 @@ def _launch(arguments: argparse.Namespace) -> None:
         from asyncrl.launch.launcher import resume, run
         from asyncrl.observe.summary import print_summary, scores
         from asyncrl.plan.load import load
+        from asyncrl.report.page import report_or_why_not
         from asyncrl.runfiles.evaluation import Rounds
         from asyncrl.runfiles.layout import RunDir
 
@@ -72,19 +72,8 @@ def _launch(arguments: argparse.Namespace) -> None:
             result = resume(arguments.resume, arguments.overrides, gpus=arguments.gpus, nodes=arguments.nodes)
         rounds = Rounds(RunDir(result.run_dir).evaluation).results()
         scored = scores({version: of.metrics for version, of in rounds.items()})
-        more = [*scored, ("report", _report(result.run_dir))]
+        more = [*scored, ("report", report_or_why_not(result.run_dir))]
         print_summary(result.summary, more=more)
-
-
-def _report(run_dir: Path) -> str:
-    """Writes the run's report, and says where. Nothing that is wrong with it makes a run fail that has
-    succeeded."""
-    try:
-        from asyncrl.report.page import write_report
-
-        return str(write_report(run_dir))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run has succeeded
-        return f"none was written ({error}); to try again: asyncrl report {shlex.quote(str(run_dir))}"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

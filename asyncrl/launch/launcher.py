@@ -28,12 +28,13 @@ from asyncrl.cluster.remote.call import interface_of
 from asyncrl.cluster.supervisor import TICK_S, Supervisor
 from asyncrl.config import Config
 from asyncrl.data.hub import with_folders
-from asyncrl.errors import ConfigError
+from asyncrl.errors import AsyncRLError, ConfigError
 from asyncrl.event_loop import run_to_end
 from asyncrl.launch.checked import Checked, check, lacks
 from asyncrl.launch.nodes import guests_desk, spread
 from asyncrl.liveness.status import own_status
 from asyncrl.observe.live import LiveView
+from asyncrl.observe.metrics import FILE_NAME as METRICS
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.observe.trackers.base import TrackedRun
 from asyncrl.observe.trackers.start import tracked, tracked_run
@@ -168,6 +169,10 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
                 run_to_end(_run(checked, run_dir, view, fork_server))
         except KeyboardInterrupt:
             view.event(f"interrupted; continue with: asyncrl-launch --resume {run_dir.path}")
+            _tell_report(run_dir, view)
+            raise
+        except AsyncRLError:
+            _tell_report(run_dir, view)
             raise
         finally:
             if config.observe.trace:
@@ -176,6 +181,15 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
     summary = summarise(run_dir.path)
     assert summary.checkpoint is not None or not backend_of(config).computes
     return RunResult(run_dir.path, summary.checkpoint, summary)
+
+
+def _tell_report(run_dir: RunDir, view: LiveView | Silence) -> None:
+    """Of a run that ends too early, what it has come to. (Of one that succeeds, the command writes it.)"""
+    metrics = run_dir.path / METRICS
+    if metrics.is_file() and metrics.stat().st_size:
+        from asyncrl.report.page import report_or_why_not
+
+        view.event(f"report: {report_or_why_not(run_dir.path)}")
 
 
 def _trace(run_dir: RunDir) -> str:

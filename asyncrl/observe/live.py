@@ -36,6 +36,8 @@ PLAIN_STEPS = 25
 """Without a terminal, about this many lines report the steps of a run."""
 PLAIN_STATUS_S = 5.0
 """Without a terminal, a changing status is reported at most this often."""
+SEEN_S = 1.0
+"""A status that is no newer than this may be of before the step."""
 
 
 class _Scored(msgspec.Struct):
@@ -292,6 +294,7 @@ class LinesView:
     def _tell_step(self, now_s: float) -> None:
         p = self._progress
         self._told_step = p.steps
+        self._told_status_s = max(self._told_status_s, now_s - PLAIN_STATUS_S + SEEN_S)
         eta_s = p.eta_s(now_s)
         left = f", {duration(eta_s)} left" if eta_s else ""
         digits = len(str(p.total_steps))

@@ -12,7 +12,7 @@ from rich.text import Text
 from asyncrl.observe.sample_text import PLAIN, VERSION, Colours, as_text, ranges_of
 from asyncrl.observe.samples import KINDS, Sample, printable
 
-HELP = "←→ sample  ↑↓ space scroll  [ ] step  f kind  c colours  / search  q quit"
+HELP = "←→ sample  ↑↓ space scroll  [ ] step  f kind  c colours  / N search  q quit"
 HEAD_LINES, FOOT_LINES = 3, 2
 PATIENCE_S = 0.5
 """The size of the terminal is looked at this often."""
@@ -40,6 +40,10 @@ class Pager:
     """What is being typed; None while nothing is."""
     found: str = ""
     """What was searched for last."""
+    told: str = ""
+    """In place of the keys, until the next one is pressed."""
+    found_at: tuple[int, int] | None = None
+    """Sample and line."""
     is_done: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +61,7 @@ class Pager:
         return max(1, self.height - HEAD_LINES - FOOT_LINES)
 
     def press(self, key: str) -> None:
+        self.told = ""
         if self.search is not None:
             self._type(key)
         elif key in ("q", "escape"):
@@ -83,7 +88,7 @@ class Pager:
             "f": self._next_kind,
             "c": self._next_colours,
             "/": self._begin_search,
-            "N": lambda: self._find(self.found),
+            "N": self._find,
         }
 
     def lines(self) -> list[Text]:
@@ -97,14 +102,16 @@ class Pager:
     def screen(self) -> Group:
         """What fills the terminal."""
         lines = self.lines()
-        shown = lines[self.top : self.top + self.room]
+        shown = [line.copy() for line in lines[self.top : self.top + self.room]]
+        for line in shown if self.found else ():
+            line.highlight_words([self.found], "reverse", case_sensitive=False)
         shown += [Text()] * (self.room - len(shown))
         until = min(len(lines), self.top + self.room)
         meant = [i for i, sample in enumerate(self.samples) if self._is_meant(sample)]
         which = f"{meant.index(self.place) + 1}/{len(meant)}" if self.place in meant else f"-/{len(meant)}"
         told = f"{which} {self.kind or 'all'}   lines {self.top + 1}-{until} of {len(lines)}   "
         foot = Text.assemble((f"{told}colours by ", "dim"), self.colours.legend(self.sample))
-        asked = Text(f"/{self.search}█") if self.search is not None else Text(HELP, "dim")
+        asked = Text(f"/{self.search}█") if self.search is not None else Text(self.told or HELP, "dim")
         heading = Text(printable(self.sample.heading()), "bold")
         facts = Text(printable(self.sample.facts()))
         return Group(*(self._fitted(line) for line in (heading, facts, Text("─" * self.width, "dim"))),
@@ -148,8 +155,8 @@ class Pager:
     def _type(self, key: str) -> None:
         assert self.search is not None
         if key == "enter":
-            self.found, self.search = self.search, None
-            self._find(self.found)
+            self.found, self.search, self.found_at = self.search, None, None
+            self._find()
         elif key == "escape":
             self.search = None
         elif key == "backspace":
@@ -157,25 +164,29 @@ class Pager:
         else:
             self.search += " " if key == "page down" else key if len(key) == 1 else ""
 
-    def _find(self, text: str) -> None:
+    def _find(self) -> None:
         """Further down, or else in the samples that follow, from the first on after the last."""
-        text = text.casefold()
+        text = self.found.casefold()
         if not text:
             return
-        start, after = self.place, self.top + 1
+        start, at = self.place, self.found_at
+        after = at[1] + 1 if at is not None and at[0] == start else self.top
+        was = self.place, self.top
         for offset in range(len(self.samples) + 1):
             place = (start + offset) % len(self.samples)
             sample = self.samples[place]
             if not self._is_meant(sample) or text not in f"{sample.prompt}\n{sample.response}".casefold():
                 continue
-            was = self.place, self.top
-            self.place = place
+            self.place, self.top = place, self.top if place == start else 0
             lines = self.lines()
             for number in range(after if offset == 0 else 0, len(lines)):
                 if text in lines[number].plain.casefold():
-                    self.top = number
+                    self.found_at = place, number
+                    if not self.top <= number < self.top + self.room:
+                        self._scroll(number)
                     return
-            self.place, self.top = was
+        self.place, self.top = was
+        self.told = f"{printable(self.found)} is in no other line of these samples"
 
 
 def browse(samples: Sequence[Sample], keys: KeySource, console: Console, place: int = 0) -> None:

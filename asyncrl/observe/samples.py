@@ -196,14 +196,15 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def as_table(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """One column for each field, and for each part of the reward `reward/PART`; None where a sample has no
-    such part."""
+    """One column for each field but `turn_parts`, and for each part of the reward `reward/PART`; None where a
+    sample has no such part. `versions` are two columns."""
     fields = ("step", "group", "row", "reward", "tokens", "segment", "model", "prompt", "response", "chosen")
     return {
         **{name: [getattr(sample, name) for sample in samples] for name in fields},
         "finish": [sample.finish.value for sample in samples],
         "oldest_version": [sample.versions[0] for sample in samples],
         "newest_version": [sample.versions[1] for sample in samples],
+        "spans": [[[len(text), version] for text, version in sample.pieces()] for sample in samples],
         **{
             f"reward/{part}": [sample.parts.get(part) for sample in samples]
             for part in sorted({part for sample in samples for part in sample.parts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,15 @@ def write_report(run_dirs: str | Path | Sequence[str | Path], path: str | Path |
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from None
     return path
+
+
+def report_or_why_not(run_dir: Path) -> str:
+    """Writes the report of a run that has ended, and says where. Nothing that is wrong with it makes a run
+    fail."""
+    try:
+        return str(write_report(run_dir))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run's end is what matters
+        return f"none was written ({error}); to try again: asyncrl report {shlex.quote(str(run_dir))}"
 
 
 def names(folders: Sequence[Path]) -> list[str]:

@@ -144,9 +144,16 @@ def test_under_top_p_and_top_k_fresh_tokens_have_a_ratio_of_1(make_config, one_t
     assert all(0 < step["mismatch/max_abs_log_ratio"] < 1e-5 for step in steps)
 
 
-def test_a_run_that_fails_leaves_nothing_but_its_reason(make_config, tmp_path, caplog):
-    broken = tmp_path / "broken.py"
-    broken.write_text("def broken(completions, **_):\n    raise KeyError('no such answer')\n")
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_run_that_fails_leaves_its_reason_and_a_report_of_its_steps(make_config, tmp_path, caplog, steps):
+    broken, metrics = tmp_path / "broken.py", tmp_path / "run" / "metrics.jsonl"
+    broken.write_text(
+        "from pathlib import Path\n\n"
+        "def broken(completions, **_):\n"
+        f"    if len(Path({str(metrics)!r}).read_bytes().splitlines()) >= {steps}:\n"
+        "        raise KeyError('no such answer')\n"
+        "    return [0.5] * len(completions)\n"
+    )
     config = make_config(
         *("run.mode=inline", f"reward.functions.0.function={broken}:broken"),
         *("rollout.max_attempts=1", "reward.retries=0", "rollout.slots=8"),
@@ -155,3 +162,4 @@ def test_a_run_that_fails_leaves_nothing_but_its_reason(make_config, tmp_path, c
         asyncrl.run(config, progress=False)
     gc.collect()  # a task that nobody asked for its exception is complained of when it goes
     assert "never retrieved" not in caplog.text
+    assert (tmp_path / "run" / "report.html").exists() == (steps > 0)

@@ -145,8 +145,11 @@ def test_a_status_is_told_when_it_changes_but_not_in_floods(plain, clock, append
     view.poll("training")
     assert [line[:8] for line in lines()] == ["step 1/3"]  # between steps, a status says nothing new
     append(make_line(3))
+    view.poll("computing the last step")  # which is older than the step's line
+    assert lines()[-1].startswith("step 3/3")
+    clock.now_s += 1
     view.poll("saving the model")
-    assert lines()[-1] == "0:56  saving the model"
+    assert lines() == ["0:57  saving the model"]
 
 
 def test_a_run_that_is_gone_on_with_tells_its_start_but_not_its_past(plain, append, make_line, clock):

@@ -173,7 +173,9 @@ def test_what_is_asked_for_is_exported(options, responses, ending, run_dir, tmp_
     if ending == "jsonl":
         found = [sample.response for sample in read_samples(file)]
     else:
-        found = pytest.importorskip("pyarrow.parquet").read_table(file).to_pydict()["response"]
+        table = pytest.importorskip("pyarrow.parquet").read_table(file).to_pydict()
+        found = table["response"]
+        assert table["spans"] == [[[len(response), 3]] for response in found]
     assert [response for response in found if response != "x"] == responses
 
 
@@ -238,8 +240,22 @@ def test_the_pager_scrolls_through_a_long_response(tmp_path):
     _, lines = pages(tmp_path, "G")
     assert "w299" in "".join(lines)
     assert pages(tmp_path, "G", "g")[0].top == 0
-    _, lines = pages(tmp_path, *"/w250", "enter")
-    assert "w250" in lines[3]
+    pager, lines = pages(tmp_path, *"/w250", "enter")
+    assert pager.top > 20 and "w250" in "".join(lines)
+    styles = [(span.style, line.plain) for line in pager.lines() for span in line.spans]
+    assert "reverse" not in dict(styles)  # the match is shown so, and nothing is kept of it
+
+
+def test_a_search_goes_on_and_says_where_it_ends(run_dir):
+    first, lines = pages(run_dir, *"/FIRST", "enter")
+    assert (first.sample.response, first.top) == ("first", 0) and "ab" in lines[3]  # it was in sight
+    assert first.screen().renderables[first.found_at[1] + 3].spans[-1].style == "reverse"
+    again, _ = pages(run_dir, *"/first", "enter", "N")
+    assert again.sample.response == "first" and again.place != first.place
+    assert pages(run_dir, *"/first", "enter", "N", "N")[0].place == first.place
+    nowhere, lines = pages(run_dir, *"/nowhere", "enter", width=80)
+    assert lines[-1] == "nowhere is in no other line of these samples"
+    assert nowhere.place == 0 and "q quit" in pages(run_dir, *"/nowhere", "enter", "c", width=80)[1][-1]
 
 
 @pytest.mark.slow

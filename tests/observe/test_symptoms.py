@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asyncrl import config as settings
+from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.symptoms import WINDOW, RunFacts, Symptoms
 
 RECORDED = json.loads((Path(__file__).parent / "recorded_runs.json").read_text())
@@ -92,6 +93,11 @@ SAYS = {
 
 def test_every_illness_was_recorded():
     assert RECORDED["ill"].keys() == SAYS.keys()
+
+
+def test_what_was_recorded_is_still_written():
+    """A metric that is called otherwise now would blind the rules, and not these tests."""
+    assert not {key for runs in RECORDED.values() for run in runs.values() for key in unnamed(run["columns"])}
 
 
 @pytest.mark.parametrize("name", RECORDED["ill"])

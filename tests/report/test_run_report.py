@@ -9,12 +9,11 @@ import pytest
 from pages import Page, check_numbers, needs_chromium, opened
 
 import asyncrl
-from asyncrl.cli.launch import _report
 from asyncrl.cli.main import main
 from asyncrl.core.coordinator import LoopSettings
 from asyncrl.core.records import GroupSummary, LeftOut
 from asyncrl.observe.samples import FILE_NAME as SAMPLES
-from asyncrl.report.page import MOST_CHARACTERS, names
+from asyncrl.report.page import MOST_CHARACTERS, names, report_or_why_not
 from asyncrl.report.run import find_run, read_run, state_of
 from asyncrl.runfiles.budget import Usage
 from asyncrl.runfiles.store import LedgerStore
@@ -214,7 +213,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, make_run):
 def test_a_report_that_cannot_be_written_leaves_a_run_in_peace(make_run, make_line):
     folder = make_run(lines=[make_line(1)])
     (folder / "report.html").mkdir()
-    assert _report(folder).startswith("none was written")
+    assert report_or_why_not(folder).startswith("none was written")
 
 
 @pytest.mark.slow
