@@ -92,6 +92,17 @@ def k1_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     return -_difference(ref_logprobs, logprobs.detach(), mask)
 
 
+def teachers_advantage(penalty: Tensor, mask: Tensor) -> Tensor:
+    """float[N]: d less its mean over the batch's tokens, d = log q - log pi = -`penalty`; 0 where masked.
+
+    The mean is a baseline. A token has a part in it, which shortens the mean gradient by about 1/N for N
+    tokens.
+
+    Source: Lu 2025, "On-Policy Distillation" (Thinking Machines Lab), which takes off no mean.
+    """
+    return torch.where(mask, penalty[mask].mean() - penalty, 0.0)
+
+
 def _difference(ref_logprobs: Tensor, logprobs: Tensor, mask: Tensor) -> Tensor:
     d = torch.where(mask, ref_logprobs.detach() - logprobs, 0.0)
     return d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -340,8 +340,9 @@ def test_whitened_advantages_are_those_of_verl(case):
     torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", case), rtol=1e-6, atol=1e-7)
 
 
-def test_gdpo_is_that_of_verl(monkeypatch):
-    """Parts standardised in their groups, then the batch whitened. verl divides by the sample's deviation."""
+@pytest.fixture
+def standardised(monkeypatch):
+    """The rewards of parts that are standardised in their groups, by the population's deviation."""
     monkeypatch.setattr(statistics, "EPS", 0.0)
     parts = [
         {"function": "f:a", "standardise": "group"},
@@ -355,10 +356,27 @@ def test_gdpo_is_that_of_verl(monkeypatch):
     ids = T["groups"].tolist()
     groups = [Group(g, g, [t for t, at in zip(rows, ids, strict=True) if at == g]) for g in sorted(set(ids))]
     statistics.RewardScaler(RewardConfig.model_validate({"functions": parts}))(Batch(0, 0, 0, tuple(groups)))
+    return torch.tensor([t.reward for t in rows], dtype=torch.float64)
+
+
+def test_gdpo_is_that_of_verl(standardised):
+    """The batch is whitened over its tokens then. verl divides by the sample's deviation."""
     sizes = torch.bincount(T["groups"])[T["groups"]]
-    rewards = torch.tensor([t.reward for t in rows], dtype=torch.float64) * ((sizes - 1) / sizes).sqrt()
+    rewards = standardised * ((sizes - 1) / sizes).sqrt()
     found = sample_deviation(reinforce_pp(Outcomes(rewards, T["groups"], LENGTHS)))
     torch.testing.assert_close(found[:, None] * T["mask"], peers("verl", "gdpo"), rtol=1e-6, atol=1e-7)
+
+
+def test_gdpo_of_its_paper_is_lite_ppo_of_standardised_parts(standardised):
+    """It whitens over responses (arXiv 2601.05242)."""
+    total = torch.zeros(len(LENGTHS), dtype=torch.float64)
+    for part, weight in zip(T["parts"].T, (1.0, 0.25), strict=True):
+        for group in T["groups"].unique():
+            of_group = part[T["groups"] == group]
+            total[T["groups"] == group] += weight * (of_group - of_group.mean()) / of_group.std(correction=0)
+    expected = (total - total.mean()) / total.std(correction=0)
+    found = make_advantage("lite_ppo", {})(Outcomes(standardised, T["groups"], LENGTHS))
+    torch.testing.assert_close(found, expected)
 
 
 def steps(values):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asyncrl.config import Config, TeacherConfig
-from asyncrl.objective.kl import k1_penalty
+from asyncrl.objective.kl import k1_penalty, teachers_advantage
 from asyncrl.objective.policy import PolicyTokens
 from asyncrl.trainer.lesson import Lesson
 from asyncrl.trainer.lessons.divergence import DivergenceFrom
@@ -31,8 +31,9 @@ class Teacher(Lesson):
         exact     loss_t += kl_coef · sum_v pi_theta(v) · (log pi_theta(v) - log q(v))
 
     Here pi is the policy that the step starts from. `sampled` goes the way of every advantage, importance
-    ratios and clips included; its mean gradient is that of `exact`, and the mean of d a baseline, which only
-    takes noise away. (With mu in the place of pi, stale tokens would pull to where q / mu is largest.)
+    ratios and clips included; but for the mean of d, a baseline (`objective.kl.teachers_advantage`), its mean
+    gradient is that of `exact`. (With mu in the place of pi, stale tokens would pull to where q / mu is
+    largest.)
 
     Source: Lu 2025, "On-Policy Distillation" (Thinking Machines Lab); the exact divergence: Gu et al. 2023
     (MiniLLM, arXiv 2306.08543), Agarwal et al. 2023 (GKD, arXiv 2306.13649).
@@ -50,8 +51,7 @@ class Teacher(Lesson):
         if self._config.form == "sampled":
             logprobs = self._frozen.logprobs(minis, tokens)
             gap = k1_penalty(tokens.start_logprobs, logprobs, tokens.mask)
-            centred = gap[tokens.mask].mean() - gap
-            self.advantages = self._config.kl_coef * torch.where(tokens.mask, centred, 0.0)
+            self.advantages = self._config.kl_coef * teachers_advantage(gap, tokens.mask)
             if self._ranks.rank == 0:  # every rank has seen the whole batch
                 self._count(gap, tokens.mask)
         return flat
