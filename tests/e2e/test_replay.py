@@ -1,13 +1,18 @@
 """What a run has trained on is trained again, and comes out the same bit by bit."""
 
+import json
+
 import pytest
 import torch
 
 import asyncrl
+from asyncrl.affinity import own_cores
 from asyncrl.cli.main import main
+from asyncrl.observe.metrics import read_metrics
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.replay import ReplayError, replay
 from asyncrl.runfiles.state import open_ledger
+from asyncrl.trainer.backends.torch.backend import TorchTrainer
 
 CHECKPOINTS = ("checkpoint.every_steps=2", "checkpoint.keep_last=3")
 
@@ -32,11 +37,29 @@ def test_an_inline_run_is_replayed_whole_or_in_part(inline_run):
     assert_same(replay(inline_run, from_step=2, to_step=5), range(3, 6))
 
 
+def test_a_step_is_repeated_with_the_threads_that_it_had(inline_run, monkeypatch):
+    path = inline_run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2]["threads/trainer"] = 2
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    step, seen = TorchTrainer.step, []
+
+    def seen_step(*arguments):
+        seen.append(torch.get_num_threads())
+        return step(*arguments)
+
+    monkeypatch.setattr(TorchTrainer, "step", seen_step)
+    assert len(list(replay(inline_run, to_step=4))) == 4
+    assert seen == [1, 1, 2, 1]
+
+
 @pytest.mark.slow
 def test_an_asynchronous_run_that_keeps_its_batches_is_replayed(make_config, one_thread):
-    config = make_config("run.record=true", "trainer.threads=1", *CHECKPOINTS)
+    shared = f"rollout.threads={max(1, own_cores() - 1)}"  # no core is left over
+    config = make_config("run.record=true", "trainer.threads=1", shared, *CHECKPOINTS)
     run_dir = asyncrl.run(config, progress=False).run_dir
-    torch.set_num_threads(1)
+    told = [line.get("threads/trainer") for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert told == [1 if own_cores() > 1 else None] * 6
     assert_same(replay(run_dir), range(1, 7))
     assert_same(replay(run_dir, from_step=4), range(5, 7))
 
