@@ -190,7 +190,7 @@ def config_of(case: Case, model: Path, run_dir: Path, division: str, steps: int)
         model,
         run_dir,
         0,
-        run={"dir": str(run_dir), "steps": steps, "record": True},
+        run={"dir": str(run_dir), "steps": steps, "record": division == "1+1"},
         rollout={"slots": case.slots, "threads": rollout},
         trainer={"batch_groups": case.groups, "threads": trainer},
         staleness={"max_staleness": max_staleness},

@@ -31,11 +31,13 @@ class TrainerThreads:
 
 def balanced_threads(config: Config) -> TrainerThreads | None:
     """None where nothing is to be gained: the trainer does not compute on cores, has enough of its own
-    (`placement.pin_cores`), or there are more than all roles together compute with."""
+    (`placement.pin_cores`), or there are more than all roles together compute with. And where a run is
+    recorded: steps of several threads cannot be repeated bit by bit."""
     own, most = config.trainer.threads, own_cores()
     wanted = sum(len(of.roles) * of.cores_each for of in role_sets(config))
     if (
         config.placement.balance_threads == "never"
+        or config.run.record
         or not backend_of(config).computes
         or config.trainer.ranks > 1
         or torch.cuda.is_available()

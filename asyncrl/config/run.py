@@ -111,8 +111,9 @@ class PlacementConfig(Section):
     each on a set of its own then (`taskset`)."""
     balance_threads: Literal["auto", "never"] = "auto"
     """`auto`: where a trainer on the CPU shares its cores with engines that are often idle, it tries all of
-    them for a few steps, and keeps them where the run is faster by it. Not in `inline` mode, nor where there
-    are more cores than threads. Metric: `threads/trainer`."""
+    them for a few steps, and keeps them where the run is faster by it. Not in `inline` mode, nor with
+    `run.record` (only steps of one thread are repeated bit by bit), nor where there are more cores than
+    threads. Metric: `threads/trainer`."""
 
     @property
     def in_turns(self) -> bool:

@@ -23,6 +23,7 @@ PACED = ("trainer.backend=paced", "rollout.engine=paced")
         (2, ("trainer.threads=2",), False),
         (2, ("placement.balance_threads=never",), False),
         (2, PACED, False),
+        (2, ("run.record=true",), False),
         (2, ("trainer.backend=deepspeed", "trainer.ranks=2"), False),
     ],
 )
