@@ -211,14 +211,16 @@ def measure_alone(name: str, policy: str, run_dir: Path, case: Case) -> dict[str
         found[step] = {
             "one_s": [s.wall_s for s in one],
             "two_s": [s.wall_s for s in two],
+            "one_cpu_s": [s.cpu_s for s in one],
+            "two_cpu_s": [s.cpu_s for s in two],
             "time": [b.wall_s / a.wall_s for a, b in zip(one, two, strict=True)],
             "processor": [b.cpu_s / a.cpu_s for a, b in zip(one, two, strict=True)],
         }
-        least = min(s.cpu_s for s in two) / min(s.cpu_s for s in one)
+        least = " and ".join(f"{min(s.cpu_s for s in of):.4f}" for of in (one, two))
         print(
             f"{name:10}{step:9} {policy:8} {spread(found[step]['one_s'])} s with one thread, with two "
             f"{spread(found[step]['time'])} of the time for {spread(found[step]['processor'])} of the "
-            f"processor seconds (least to least {least:.2f})",
+            f"processor seconds (at least {least})",
             flush=True,
         )
     return found
