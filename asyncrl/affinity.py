@@ -41,6 +41,11 @@ def usable_cores() -> int:
     return container_limits().cores(_cores(pinned_from) if pinned_from else os.sched_getaffinity(0))
 
 
+def own_cores() -> int:
+    """Cores that this process itself can keep busy."""
+    return container_limits().cores(os.sched_getaffinity(0) if sys.platform == "linux" else ())
+
+
 @contextmanager
 def torch_threads(n: int) -> Iterator[None]:
     """What torch computes on the CPU meanwhile, it computes with `n` threads."""

@@ -10,14 +10,15 @@ few-slots  that model with 6 slots, where generation does
 
 runs   Whole runs that differ in how many threads trainer and engine have, in turns: `2+1` are two for the
        trainer and one for the engine. `in turns` is what moving both cores to whoever works comes to:
-       `max_staleness: 0` and two threads for each. The ratio to `1+1` is that of the pairs.
+       `max_staleness: 0` and two threads for each. `auto` is `placement.balance_threads`, after its first
+       try; the others have `never`. The ratio to `1+1` is that of the pairs.
 alone  On batches of such a run, a training step and a decode step with one thread and with two, in pairs
        step by step: what the second saves of the time, and what it costs in processor seconds. Either way
        for threads to wait: `passive`, as the roles of a run have it, and spinning.
 
 A step of a run trains on one batch, and lets the engine sample one more. So however threads move between two
-steps, a step's time is that of a batch's training beside a batch's generation, and a controller could at best
-find which of these divisions is the fastest.
+steps, a step's time is that of a batch's training beside a batch's generation, and the best that a controller
+can do is to find which of these divisions is the fastest.
 
 Prediction (two cores). tiny: a run keeps both cores busy but for a tenth, two threads make a training step
 take 0.75 of the time for 1.3 of the processor seconds, and no division is faster than 1+1 by over 3%. larger:
@@ -60,7 +61,17 @@ from asyncrl.wire.codec import decode_group
 
 DEFAULT_OUT = Path(__file__).parent / "results" / "thread_balance.json"
 WARM_UP_STEPS = 5
-DIVISIONS = {"1+1": (1, 1, 4), "2+1": (2, 1, 4), "1+2": (1, 2, 4), "2+2": (2, 2, 4), "in turns": (2, 2, 0)}
+TRIED_STEPS = 40
+"""After so many, `placement.balance_threads` has tried the second thread and judged it."""
+AUTO = "auto"
+DIVISIONS = {
+    "1+1": (1, 1, 4),
+    "2+1": (2, 1, 4),
+    "1+2": (1, 2, 4),
+    "2+2": (2, 2, 4),
+    "in turns": (2, 2, 0),
+    AUTO: (1, 1, 4),
+}
 """Threads of the trainer and of the engine, and `max_staleness`."""
 POLICIES = "passive", "active"
 """Of OpenMP's threads that wait."""
@@ -107,6 +118,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--divisions", default=",".join(DIVISIONS), help="besides 1+1")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="'' measures no steps alone")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each run")
     parser.add_argument("--model", type=Path, help="one of `asyncrl tiny-model`; default: made anew")
@@ -121,7 +133,7 @@ def main() -> None:
             divisions = ["1+1", *(d for d in args.divisions.split(",") if d not in ("", "1+1"))]
             runs, batches = measure_runs(name, model, folder, divisions, args.repeats, args.steps)
             figures[f"{name}/runs"] = {division: asdict(of) for division, of in runs.items()}
-            for policy in POLICIES:
+            for policy in filter(None, args.policies.split(",")):
                 figures[f"{name}/alone/{policy}"] = measure_alone(name, policy, batches, case)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -151,11 +163,12 @@ def measure_runs(
     for repeat in range(repeats):
         for division in divisions if repeat % 2 == 0 else divisions[::-1]:
             run_dir = folder / f"{division.replace(' ', '-')}-{repeat}"
-            config = config_of(CASES[name], model, run_dir, division, WARM_UP_STEPS + steps)
+            warm_up = TRIED_STEPS if division == AUTO else WARM_UP_STEPS
+            config = config_of(CASES[name], model, run_dir, division, warm_up + steps)
             with watched() as cores:
                 lines = read_metrics(asyncrl.run(config, progress=False).run_dir / "metrics.jsonl")
-            measured, of = lines[WARM_UP_STEPS:], runs[division]
-            of.step_s.append((lines[-1]["wall_s"] - lines[WARM_UP_STEPS - 1]["wall_s"]) / len(measured))
+            measured, of = lines[warm_up:], runs[division]
+            of.step_s.append((lines[-1]["wall_s"] - lines[warm_up - 1]["wall_s"]) / len(measured))
             of.cpu_s.append(cores.busy()[0] * of.step_s[-1])
             of.idle_trainer.append(statistics.fmean(line["idle/trainer"] for line in measured))
             of.idle_rollout.append(statistics.fmean(line["idle/rollout"] for line in measured))
@@ -177,10 +190,11 @@ def config_of(case: Case, model: Path, run_dir: Path, division: str, steps: int)
         model,
         run_dir,
         0,
-        run={"dir": str(run_dir), "steps": steps, "record": True},
+        run={"dir": str(run_dir), "steps": steps, "record": division == "1+1"},
         rollout={"slots": case.slots, "threads": rollout},
         trainer={"batch_groups": case.groups, "threads": trainer},
         staleness={"max_staleness": max_staleness},
+        placement={"balance_threads": "auto" if division == AUTO else "never"},
     )
 
 
@@ -197,14 +211,16 @@ def measure_alone(name: str, policy: str, run_dir: Path, case: Case) -> dict[str
         found[step] = {
             "one_s": [s.wall_s for s in one],
             "two_s": [s.wall_s for s in two],
+            "one_cpu_s": [s.cpu_s for s in one],
+            "two_cpu_s": [s.cpu_s for s in two],
             "time": [b.wall_s / a.wall_s for a, b in zip(one, two, strict=True)],
             "processor": [b.cpu_s / a.cpu_s for a, b in zip(one, two, strict=True)],
         }
-        least = min(s.cpu_s for s in two) / min(s.cpu_s for s in one)
+        least = " and ".join(f"{min(s.cpu_s for s in of):.4f}" for of in (one, two))
         print(
             f"{name:10}{step:9} {policy:8} {spread(found[step]['one_s'])} s with one thread, with two "
             f"{spread(found[step]['time'])} of the time for {spread(found[step]['processor'])} of the "
-            f"processor seconds (least to least {least:.2f})",
+            f"processor seconds (at least {least})",
             flush=True,
         )
     return found

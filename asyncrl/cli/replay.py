@@ -29,13 +29,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """0, or 1 if the weights differ from the run's at a checkpoint."""
-    import torch
-
-    from asyncrl.config import load
-    from asyncrl.runfiles.layout import RunDir
     from asyncrl.runfiles.replay import replay
 
-    torch.set_num_threads(load(RunDir(arguments.run_dir).config).trainer.threads)
     print(f"{'step':>8} {'loss':>12} {'of the run':>12} {'grad norm':>12} {'of the run':>12}  weights")
     differs = False
     for step in replay(arguments.run_dir, arguments.from_step, arguments.to_step):

@@ -125,6 +125,7 @@ async def judge(config: Config, path: Path, name: str) -> None:
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:
+    from asyncrl.cluster.threads import balanced_threads
     from asyncrl.evaluation.beside import evaluated
     from asyncrl.loop.algorithm import train
     from asyncrl.loop.links import ZmqTrainerLink
@@ -158,9 +159,13 @@ async def trainer(config: Config, path: Path, name: str) -> None:
                 turns.client = client
                 link = TakesTurns(link, turns, made, executor)
             async with evaluated(config, run_dir, link, made, executor) as to_all:
-                await train(
-                    TrainingRun(config, made, to_all, run_dir, executor=executor, overlap=turns is None)
+                run = TrainingRun(
+                    *(config, made, to_all, run_dir),
+                    executor=executor,
+                    overlap=turns is None,
+                    after_step=balanced_threads(config),
                 )
+                await train(run)
     finally:
         transport.close()
 

@@ -110,6 +110,11 @@ class PlacementConfig(Section):
     """`auto`: where the cores are enough for all their threads, engines, trainer ranks and reward models that
     compute on the CPU stay on cores of their own. Runs that share a machine would choose the same ones; start
     each on a set of its own then (`taskset`)."""
+    balance_threads: Literal["auto", "never"] = "auto"
+    """`auto`: where a trainer on the CPU shares its cores with engines that are often idle, it tries all of
+    them for a few steps, and keeps them where the run is faster by it. Not in `inline` mode, nor with
+    `run.record` (only steps of one thread are repeated bit by bit), nor where there are more cores than
+    threads. Metric: `threads/trainer`."""
 
     @property
     def in_turns(self) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -81,6 +81,7 @@ class TrainingRun:
 
     executor: where the trainer computes, so that the next batch arrives meanwhile.
     overlap: ask for the next batch before training on this one, and write checkpoints beside the training.
+    after_step: called where the trainer computes, between two steps, with the last one's metrics; gives more.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class TrainingRun:
         *,
         executor: Executor,
         overlap: bool,
+        after_step: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
     ) -> None:
         self.trainer = trainer
         self.steps = config.run.steps
@@ -102,6 +104,7 @@ class TrainingRun:
         self._run_dir = run_dir
         self._executor = executor
         self._overlap = overlap
+        self._after_step = after_step
         self._saver = CheckpointSaver(
             run_dir, config.checkpoint, link, by_clock=not config.run.in_one_process
         )
@@ -165,6 +168,8 @@ class TrainingRun:
         done = batch.step + 1
         line = {"step": done, "version": done, "wall_s": time.monotonic() - self._started_s}
         line |= metrics | self._clock.metrics(batch, metrics)
+        if self._after_step is not None:
+            line |= await self.compute(self._after_step, line)
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(batch, line | dict(self.budget.metrics(done)) | told)

@@ -173,6 +173,7 @@ time/checkpoint_s                     s          a checkpoint kept the trainer w
 time/other_s                          s          everything else
 idle/trainer*                         share      part of the step in which the trainer waited for groups
 idle/rollout*                         share      part of the step in which the engines had nothing to decode
+threads/trainer                       threads    of the trainer, where they may change
 throughput/generated_tokens_per_s*    tokens/s   tokens sampled by all workers, over the step
 throughput/trained_tokens_per_s*      tokens/s   sampled tokens that were trained on, over the step
 mfu/trainer                           share      of the GPUs' peak: forward and backward pass, over the step

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncrl import config as settings
+from asyncrl.affinity import torch_threads
 from asyncrl.config import Config, TrainerConfig
 from asyncrl.core.records import Batch
 from asyncrl.errors import AsyncRLError
@@ -61,7 +62,8 @@ def replay(run_dir: str | Path, from_step: int = 0, to_step: int | None = None) 
     for step in range(from_step, last):
         batch = _batch(config, directory, step)
         line, weights_hash = recorded.get(step + 1, {}), hashes.get(step + 1)
-        metrics = scaler(batch) | trainer.step(batch, line.get("schedule/total_steps"))
+        with torch_threads(int(line.get("threads/trainer", config.trainer.threads))):
+            metrics = scaler(batch) | trainer.step(batch, line.get("schedule/total_steps"))
         yield ReplayedStep(
             step + 1,
             metrics["loss"],

@@ -3,10 +3,12 @@
 import sqlite3
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import asyncrl
 from asyncrl import config as settings
+from asyncrl.affinity import own_cores
 from asyncrl.observe.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,8 @@ def test_a_run_trains_within_its_bound_and_leaves_all_its_files(
     assert max(line["staleness/max"] for line in lines) <= eta
     if eta > 0:
         assert max(line["staleness/mean"] for line in lines) > 0
+    shares_cores = 1 < own_cores() <= 1 + config.rollout.workers and not torch.cuda.is_available()
+    assert {line.get("threads/trainer") for line in lines} == {1 if shares_cores else None}
     for line in lines:
         assert line["ledger/generated_groups"] == sum(
             line[f"ledger/{where}_groups"] for where in ("trained", "failed", "dropped", "in_flight")

@@ -1,5 +1,7 @@
 """What a run has trained on is trained again, and comes out the same bit by bit."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from asyncrl.cli.main import main
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.replay import ReplayError, replay
 from asyncrl.runfiles.state import open_ledger
+from asyncrl.trainer.backends.torch.backend import TorchTrainer
 
 CHECKPOINTS = ("checkpoint.every_steps=2", "checkpoint.keep_last=3")
 
@@ -30,6 +33,22 @@ def test_an_inline_run_is_replayed_whole_or_in_part(inline_run):
     assert_same(replay(inline_run), range(1, 7))
     assert_same(replay(inline_run, from_step=4), range(5, 7))
     assert_same(replay(inline_run, from_step=2, to_step=5), range(3, 6))
+
+
+def test_a_step_is_repeated_with_the_threads_that_it_had(inline_run, monkeypatch):
+    path = inline_run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2]["threads/trainer"] = 2
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    step, seen = TorchTrainer.step, []
+
+    def seen_step(*arguments):
+        seen.append(torch.get_num_threads())
+        return step(*arguments)
+
+    monkeypatch.setattr(TorchTrainer, "step", seen_step)
+    assert len(list(replay(inline_run, to_step=4))) == 4
+    assert seen == [1, 1, 2, 1]
 
 
 @pytest.mark.slow
