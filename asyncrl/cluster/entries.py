@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -23,6 +24,7 @@ from asyncrl.states import doing
 from asyncrl.work import unhurried
 
 if TYPE_CHECKING:
+    from asyncrl.cluster.joining import Joining
     from asyncrl.loop.colocation import TurnsByMessage
     from asyncrl.loop.trainer import TrainerLink
     from asyncrl.wire.keys import Endpoint
@@ -45,33 +47,61 @@ async def coordinator(config: Config, path: Path, name: str) -> None:
 
 
 async def rollout(config: Config, path: Path, name: str) -> None:
-    from asyncrl.loop.algorithm import roll_out
-    from asyncrl.loop.links import REPORT_S, ZmqWorkerLink, answer_timeout_s
-    from asyncrl.reward_models.initial import while_it_stays, with_initial_judges
-    from asyncrl.reward_models.link import reward_links
-    from asyncrl.rollout.make import start_rollout
-    from asyncrl.weights.adapters import engine_end
+    from asyncrl.cluster.joining import Joining
+    from asyncrl.liveness.restarts import answer_timeout_s
+    from asyncrl.reward_models.initial import with_initial_judges
     from asyncrl.weights.transport import find_transport
     from asyncrl.wire.rpc import RpcClient
 
     run_dir = RunDir(path)
     endpoint = await run_dir.await_endpoint(COORDINATOR, ENDPOINT_TIMEOUT_S)
     unjudged, config = config, await with_initial_judges(config, run_dir)
-    models = reward_links(config, run_dir, name)
     turns = None
     if config.placement.in_turns:
         async with waiting_for_a_turn(config, endpoint, name) as turns:
             await turns.of_engine(awake=False)
+    transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
+    async with RpcClient(endpoint, name) as client:
+        joining = Joining(client, name, transport)
+        try:
+            # torch, which takes seconds to import: the first weights may come meanwhile.
+            importing = asyncio.to_thread(importlib.import_module, "asyncrl.loop.links")
+            await asyncio.gather(joining.hello(answer_timeout_s(config)), importing)
+            await _roll_out(config, run_dir, name, joining, turns, is_judged=config is not unjudged)
+        finally:
+            getattr(transport, "leave", lambda: None)()
+
+
+async def _roll_out(
+    config: Config,
+    run_dir: RunDir,
+    name: str,
+    joining: Joining,
+    turns: TurnsByMessage | None,
+    *,
+    is_judged: bool,
+) -> None:
+    """A worker's, once what it needs to compute is imported. is_judged: by the run's own judges."""
+    from asyncrl.cluster.ahead import Ahead
+    from asyncrl.liveness.restarts import answer_timeout_s
+    from asyncrl.loop.algorithm import roll_out
+    from asyncrl.loop.links import REPORT_S, ZmqWorkerLink
+    from asyncrl.reward_models.initial import while_it_stays
+    from asyncrl.reward_models.link import reward_links
+    from asyncrl.rollout.make import start_rollout
+    from asyncrl.weights.adapters import engine_end
+
+    models = reward_links(config, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
     group_rollout = await start_rollout(config, longest, models)
-    transport = find_transport(config.transport)(run_dir.weights_prefix, run_dir.path)
-    versions = engine_end(transport, config)
+    versions = engine_end(joining.transport, config)
     spare_the_collector()
-    async with beating(run_dir.pulse(name)), aclosing(group_rollout), RpcClient(endpoint, name) as client:
-        link = ZmqWorkerLink(client, name, group_rollout.engine, versions, answer_timeout_s(config))
-        client.on_notice = link.on_notice
-        await link.hello()
-        group_rollout.ahead = link.ahead.groups
+    async with beating(run_dir.pulse(name)), aclosing(group_rollout):
+        ahead = Ahead(lambda: joining.client.round_trip_s)
+        timeout_s = answer_timeout_s(config)
+        link = ZmqWorkerLink(joining.client, group_rollout.engine, versions, timeout_s, ahead.did_one)
+        joining.hand_over(link.on_notice)
+        group_rollout.ahead = ahead.groups
         asyncio.get_running_loop().add_signal_handler(DRAIN, link.leave)
         work = asyncio.create_task(roll_out(group_rollout, link), name="work")
         reports = link.reports(group_rollout.drain_metrics, every_s(REPORT_S, config.rollout.workers))
@@ -79,14 +109,11 @@ async def rollout(config: Config, path: Path, name: str) -> None:
         if turns is not None:
             from asyncrl.loop.colocation import engine_turns
 
-            turns.client = client
+            turns.client = joining.client
             services.append(engine_turns(turns, group_rollout.engine, link))
         services += [model.follow() for model in models.values()]
-        services += [while_it_stays(config, run_dir)] if config is not unjudged else []
-        try:
-            await _while_serving(work, services)
-        finally:
-            getattr(transport, "leave", lambda: None)()
+        services += [while_it_stays(config, run_dir)] if is_judged else []
+        await _while_serving(work, services)
 
 
 async def reward(config: Config, path: Path, name: str) -> None:
@@ -173,8 +200,8 @@ async def trainer(config: Config, path: Path, name: str) -> None:
 @asynccontextmanager
 async def waiting_for_a_turn(config: Config, endpoint: Endpoint, name: str) -> AsyncIterator[TurnsByMessage]:
     """Before a role takes memory for the first time."""
+    from asyncrl.liveness.restarts import answer_timeout_s
     from asyncrl.loop.colocation import TurnsByMessage
-    from asyncrl.loop.links import answer_timeout_s
     from asyncrl.wire.rpc import RpcClient
 
     with unhurried(WAITS_FOR_TURN):

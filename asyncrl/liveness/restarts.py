@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from asyncrl.config import Config
+
 WINDOW_S = 3600.0
 """Older restarts do not count: a role that dies once a day is not broken."""
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 30.0
 COORDINATOR_START_S = 60.0
 """Time for a new coordinator to start and to read the ledger."""
+
+
+def answer_timeout_s(config: Config) -> float:
+    """Longest wait for an answer that the coordinator gives at once: longer than it takes to find out that it
+    hangs and to start another one in its place."""
+    return config.run.hang_s + MAX_DELAY_S + COORDINATOR_START_S
 
 
 @dataclass(slots=True)

@@ -211,7 +211,8 @@ class StallWatch:
         # Nobody has leased what the step waits for: admission is blocked by a worker that is silent or
         # samples with old weights.
         now_s = self._now_s()
-        silent = [n for n, w in self._workers.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
+        loaded = {n: w for n, w in self._workers.items() if w.engine_version is not None}  # others say little
+        silent = [n for n, w in loaded.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
         versions = {n: -1 if (v := w.engine_version) is None else v for n, w in self._workers.items()}
         return tuple(silent or [n for n, v in versions.items() if v < self._coordinator.version])
 

@@ -6,15 +6,13 @@ import asyncio
 import itertools
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group
-from asyncrl.liveness.restarts import COORDINATOR_START_S, MAX_DELAY_S
-from asyncrl.loop.ahead import Ahead
+from asyncrl.liveness.restarts import answer_timeout_s
 from asyncrl.loop.algorithm import WorkerLink
 from asyncrl.loop.trainer import TrainerLink
 from asyncrl.rollout.engines.base import Engine
@@ -46,20 +44,23 @@ MAX_DETAIL_CHARS = 10_000
 
 class ZmqWorkerLink(WorkerLink):
     """A rollout worker's link. `reports` sends the signs of life, `follow_weights` keeps the engine up to
-    date."""
+    date. `did_one` is told of each group that is done."""
 
     def __init__(
-        self, client: RpcClient, name: str, engine: Engine, transport: Transport, answer_timeout_s: float
+        self,
+        client: RpcClient,
+        engine: Engine,
+        transport: Transport,
+        answer_timeout_s: float,
+        did_one: Callable[[], None] = lambda: None,
     ) -> None:
+        self._did_one = did_one
         self._client = client
-        self._name = name
         self._engine = engine
         self._answer_timeout_s = answer_timeout_s
         self._outbox = Outbox(client, engine.stats, answer_timeout_s)
-        self._process = secrets.randbits(53)
         self._held: set[int] = set()
         """The leases whose outcome the coordinator has not confirmed."""
-        self.ahead = Ahead(lambda: client.round_trip_s)
         self._leaves = False
         self._transport = transport
         self._weights = NewestWeights(transport.source)
@@ -71,9 +72,6 @@ class ZmqWorkerLink(WorkerLink):
     def on_notice(self, news: m.NewWeights | m.Welcome) -> None:
         if news.notice is not None and self._weights.hear(news.notice, news.serial):
             self._news.set()
-
-    async def hello(self) -> None:
-        self.on_notice(await self._ask(m.Hello(self._name, self._process)))
 
     async def lease(self, limit: int) -> list[RolloutTask] | None:
         is_far = FAR_S < self._client.round_trip_s < math.inf
@@ -114,7 +112,7 @@ class ZmqWorkerLink(WorkerLink):
         self._took.set()
 
     async def submit(self, task: RolloutTask, group: Group) -> None:
-        self.ahead.did_one()
+        self._did_one()
         await self._outbox.hand_in(encode_group(group, task.lease_id))
         self._held.discard(task.lease_id)
 
@@ -230,9 +228,3 @@ class ZmqTrainerLink(TrainerLink):
             )
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._transport.publish, version, weights, canary)
-
-
-def answer_timeout_s(config: Config) -> float:
-    """Longest wait for an answer that the coordinator gives at once: longer than it takes to find out that it
-    hangs and to start another one in its place."""
-    return config.run.hang_s + MAX_DELAY_S + COORDINATOR_START_S

@@ -116,7 +116,7 @@ class GroupRollout:
         self.enter: Callable[[tuple[int, int, int]], Awaitable[None]] | None = None
         """As of `Session`."""
         self.ahead: Callable[[], int] = lambda: 0
-        """Groups that there is `room` for besides, since they come late (`loop/ahead.py`)."""
+        """Groups that there is `room` for besides, since they come late (`cluster/ahead.py`)."""
         self._held_back = 0
         self._sessions: dict[int, list[Session]] = {}
         """By lease, of the groups whose episodes are not all over."""

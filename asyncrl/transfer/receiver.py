@@ -35,6 +35,12 @@ class Receiver:
         self._newest: TcpNotice | None = None
         self._heard: deque[TcpNotice] = deque(maxlen=2 * MOST_BUFFERS)
 
+    def expect(self, notice: TcpNotice) -> None:
+        """Fetch it, unless another process of the host fetches."""
+        if self._fetcher is None:
+            self._take_seat()
+        self.hear(notice)
+
     def hear(self, notice: TcpNotice) -> None:
         """This is the notice in force. Whoever fetches begins at once: others may wait for it."""
         self._newest = notice
@@ -52,9 +58,7 @@ class Receiver:
                 held = self._seat.read()
                 if (here := self._newest_of(held, notice)) is not None:
                     return here
-                if self._seat.take():
-                    sweep_abandoned(f"{self._prefix.partition('-')[0]}-")  # no launcher does it here
-                    self._fetcher = self._loop.run(self._make_fetcher())
+                if self._take_seat():
                     break
                 if held.arrived_chunks != progress:
                     progress, since_s = held.arrived_chunks, time.monotonic()
@@ -67,6 +71,13 @@ class Receiver:
                     )
                 time.sleep(_POLL_S)
             return self._loop.run(self._fetcher.fetch(notice))
+
+    def _take_seat(self) -> bool:
+        """Whether it is this process that fetches now."""
+        if self._seat.take():
+            sweep_abandoned(f"{self._prefix.partition('-')[0]}-")  # no launcher does it here
+            self._fetcher = self._loop.run(self._make_fetcher())
+        return self._fetcher is not None
 
     def _newest_of(self, held: Held, wanted: TcpNotice) -> WeightNotice | None:
         """Of the versions that lie there, if it is the wanted one or a newer one that has been heard of."""

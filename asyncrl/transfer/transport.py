@@ -59,6 +59,11 @@ class Tcp:
         if "_receiver" in self.__dict__:
             self._receiver.close()
 
+    def expect(self, notice: bytes) -> None:
+        told = decoded(notice)
+        if told.host != self._host:
+            self._receiver.expect(told)
+
     def source(self, notice: bytes) -> ShmWeights:
         from asyncrl.transfer.fetched import FetchedWeights
         from asyncrl.weights.shm.subscriber import ShmWeights

@@ -33,6 +33,10 @@ class Transport(Protocol):
         """The trainer's end: take away what it has published. Engines that are reading finish undisturbed, or
         get a `WeightsError`."""
 
+    def expect(self, notice: bytes) -> None:
+        """An engine's end: begin to bring here what a notice tells of, which an engine that is being loaded
+        will ask for. Waits for nothing. Your own need not have it."""
+
     def source(self, notice: bytes) -> WeightSource:
         """An engine's end: what a notice tells of, which is in force from now on. Waits for
         nothing."""

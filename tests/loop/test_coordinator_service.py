@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from asyncrl.cluster.joining import Joining
 from asyncrl.config import from_tree
 from asyncrl.core.records import FinishReason, Group, Trajectory, VersionSpan
 from asyncrl.data.prompts import Prompt, PromptSet
@@ -159,12 +160,40 @@ def test_of_one_who_leaves_the_leases_go_back_that_it_does_not_hold(run_dir):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("known", ["when it says hello", "only later"])
+def test_what_a_worker_hears_of_weights_while_it_loads_is_brought_and_handed_over(run_dir, known):
+    expected, handed_over = asyncio.Queue(), []
+
+    class Far:
+        expect = staticmethod(expected.put_nowait)
+
+    async def main():
+        async with coordinator(run_dir) as state, Peer(run_dir, "trainer-0") as trainer:
+            await trainer.ask(m.Begin(0))
+            if known == "when it says hello":
+                await trainer.ask(m.Publish(0, NOTICE))
+            async with Peer(run_dir, "rollout-0") as worker:
+                joining = Joining(worker.client, "rollout-0", Far())
+                await joining.hello(60.0)
+                if known == "only later":
+                    joining.hand_over(handed_over.append)
+                    assert not handed_over
+                    joining = Joining(worker.client, "rollout-0", Far())
+                    await trainer.ask(m.Publish(0, NOTICE))
+                assert await asyncio.wait_for(expected.get(), 60) == NOTICE and expected.empty()
+                joining.hand_over(handed_over.append)
+                assert [news.notice for news in handed_over] == [NOTICE]
+            assert state.ledger.generated_groups == 0
+
+    asyncio.run(main())
+
+
 async def at_work(worker, transport):
     """Its link, the task by which its engine follows the versions, and the first groups that it was given."""
     engine = PacedEngine(capacity=1, step_base_s=0.1, step_per_request_s=0.0)
-    link = links.ZmqWorkerLink(worker.client, "rollout-0", engine, transport, 60.0)
+    link = links.ZmqWorkerLink(worker.client, engine, transport, 60.0)
     worker.client.on_notice = link.on_notice
-    await link.hello()
+    link.on_notice(await worker.ask(m.Hello("rollout-0", 1)))
     following = asyncio.create_task(link.follow_weights())
     return link, following, await link.lease(4)
 

@@ -204,6 +204,21 @@ def test_a_version_that_is_overwritten_while_a_delta_is_made_is_gone(end):
     at_source._loop.run(overtaken())
 
 
+def test_what_a_host_is_to_expect_comes_before_an_engine_asks_for_it(end):
+    trainer, host, other, weights = end("trainer"), end("host"), end("host"), Weights()
+    notice = weights.publish(trainer, 0)
+    for each in (trainer, host, other):
+        each.expect(notice)
+    deadline_s = time.monotonic() + 60
+    while not host._receiver._seat.read().buffers:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert sent(trainer) == N_BYTES
+    for each in (host, other):
+        weights.assert_read(each, notice)
+    assert sent(trainer) == 0
+
+
 def test_versions_that_nobody_has_begun_to_fetch_are_skipped(end):
     trainer, fetching, reading, weights = end("trainer"), end("host"), end("host"), Weights()
     notices = [weights.publish(trainer, version) for version in range(3)]

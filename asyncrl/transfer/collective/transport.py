@@ -21,6 +21,9 @@ class Collective(Tcp):
     """A `Transport`. Versions lie in the shared memory of the trainer's host, as with the others, and engines
     on any host receive them in a process group of all that want the same version."""
 
+    def expect(self, notice: bytes) -> None:
+        """Nothing: a broadcast goes to the engines themselves."""
+
     def source(self, notice: bytes) -> ReceivedWeights:
         from asyncrl.transfer.collective.received import ReceivedWeights
 

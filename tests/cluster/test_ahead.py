@@ -4,7 +4,7 @@ import heapq
 
 import pytest
 
-from asyncrl.loop.ahead import Ahead
+from asyncrl.cluster.ahead import Ahead
 
 PLACES = 8
 GROUP_S = 0.1
