@@ -9,7 +9,8 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,32 @@ def _run(arguments: argparse.Namespace) -> None:
         if prompts is None:
             one = _by_harness(config, arguments.limit)
         else:
-            one = asyncio.run(evaluate(config, first(prompts, arguments.limit)))
+            asked = first(prompts, arguments.limit)
+            with _progress(path, len(asked)) as ended:
+                one = asyncio.run(evaluate(config, asked, ended))
         if arguments.responses is not None:
             with arguments.responses.open("ab") as file:
                 file.writelines(sample.line() for sample in one.samples)
         found.append((path, one))
     _report(arguments, found)
+
+
+@contextmanager
+def _progress(path: str, prompts: int) -> Iterator[Callable[[int], None]]:
+    """On a terminal, a bar while the body samples; it takes the number of prompts that are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"prompts: {path}", total=prompts)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _report(arguments: argparse.Namespace, found: Sequence[tuple[str, Evaluation]]) -> None:

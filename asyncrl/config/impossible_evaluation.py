@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 from asyncrl.config.schema import Config
+
+_FIGURE = re.compile(
+    r"reward/(.+/)?mean|pass@\d+/mean|response_tokens/mean|truncated_frac|length_controlled/mean"
+)
+"""Of a set of prompts, as `checkpoint.best_of` can name it."""
 
 
 def impossible_evaluation(c: Config) -> Iterator[str]:
@@ -66,8 +72,16 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             "checkpoint.best_of and checkpoint.keep_best=1"
         )
     names = c.scored_names
-    if best_of is not None and not any(best_of.startswith(f"eval/{name}/") for name in names):
+    figures = [best_of.removeprefix(f"eval/{n}/") for n in names if (best_of or "").startswith(f"eval/{n}/")]
+    if best_of is not None and not any(map(_FIGURE.fullmatch, figures)):
         yield (
             f"checkpoint.best_of={best_of}: evaluation has no such metric; name one such as "
             f"eval/{names[0]}/reward/mean"
+        )
+    n = evaluation.responses(c.rollout)
+    asked = re.fullmatch(r"pass@(\d+)/mean", next(iter(figures), ""))
+    if asked and int(asked[1]) not in (known := [1 << i for i in range(n.bit_length())]):
+        yield (
+            f"checkpoint.best_of={best_of}: with {n} responses to a prompt, pass@k is known for k of "
+            f"{', '.join(map(str, known))}; use one of them, or more evaluation.samples"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from asyncrl.config import Config, from_tree
@@ -86,9 +86,11 @@ def evaluate_model(config: Config, model: str | None = None, *, limit: int | Non
     return run_to_end(evaluate(config, first(held_out(config), limit)))
 
 
-async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
+async def evaluate(
+    config: Config, prompts: PromptSet, ended: Callable[[int], None] = lambda prompts: None
+) -> Evaluation:
     """Sample responses to each prompt from `model.path`, by the engine that the config names, and score them:
-    as `evaluation` says, else `rollout.group_size` as in training.
+    as `evaluation` says, else `rollout.group_size` as in training. ended: as of `Evaluator`.
 
     A prompt that fails in every attempt is left out and counted. Raises `ConfigError` for a config that asks
     for nothing, `RunFailed` when all of them fail, or no attempt succeeds at first (`HOPELESS_AFTER`).
@@ -112,6 +114,7 @@ async def evaluate(config: Config, prompts: PromptSet) -> Evaluation:
     config = with_values(config, {"trainer.lora": None})
     try:
         async with evaluating(config, prompts, shares_gpu=True) as evaluator:
+            evaluator.ended = ended
             weights = load_decoder("model.path", config.model.path, on_cpu).state_dict()
             source = LocalWeights(VERSION, weights)
             hopeless_after = HOPELESS_AFTER * config.rollout.max_attempts

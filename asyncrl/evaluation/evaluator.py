@@ -55,6 +55,8 @@ class Evaluator:
         self._sets = [self._names[prompt.dataset] for _, prompts in passes for prompt in prompts]
         self.turn: Callable[[], Awaitable[None]] | None = None
         """Waited for before prompts are taken."""
+        self.ended: Callable[[int], None] = lambda prompts: None
+        """Called with how many prompts have come to an end, whenever one has."""
         self._decode: Callable[[Sequence[int]], str] = load_tokenizer(config.model).decode
 
     async def measure(
@@ -73,7 +75,7 @@ class Evaluator:
         failed: dict[int, str] = {}
         begin = 0
         for rollout, prompts in self._passes:
-            host = await self._pass(rollout, prompts, source.version, hopeless_after)
+            host = await self._pass(rollout, prompts, source.version, hopeless_after, begin)
             for row, wire in sorted(host.groups.items()):
                 groups[begin + row] = replace(decode_group(wire), group_id=begin + row)
             failed |= {begin + row: why for row, why in host.failed.items()}
@@ -81,11 +83,21 @@ class Evaluator:
         return groups, failed
 
     async def _pass(
-        self, rollout: GroupRollout, prompts: PromptSet, version: int, hopeless_after: float
+        self,
+        rollout: GroupRollout,
+        prompts: PromptSet,
+        version: int,
+        hopeless_after: float,
+        ended_before: int,
     ) -> EvaluationHost:
-        """With what came of each prompt."""
+        """With what came of each prompt. ended_before: prompts of earlier passes."""
         changed = asyncio.Event()
-        host = EvaluationHost(version, prompts.rows, self._config.rollout, changed.set, hopeless_after)
+
+        def happened() -> None:
+            changed.set()
+            self.ended(ended_before + len(host.groups) + len(host.failed))
+
+        host = EvaluationHost(version, prompts.rows, self._config.rollout, happened, hopeless_after)
         if self._config.run.in_one_process:
             link = Schedule(self._config, host, rollout)
             async with link.working():

@@ -182,7 +182,9 @@ def fails_by_row(completions, index, **_):
 """
 
 
-def test_a_prompt_that_fails_in_every_attempt_is_told_beside_the_score(tiny_folder, tmp_path, capsys):
+def test_a_prompt_that_fails_in_every_attempt_is_told_beside_the_score(
+    tiny_folder, tmp_path, capsys, monkeypatch
+):
     calls, reward = tmp_path / "calls", tmp_path / "reward.py"
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "tell {i}", "index": {i}}}\n' for i in range(20)))
@@ -208,7 +210,10 @@ def test_a_prompt_that_fails_in_every_attempt_is_told_beside_the_score(tiny_fold
         assert figures["metrics"]["eval/held_out/failed_prompts"] == 1
     assert "+0.000 to +0.000" in " ".join(shown.out.split())
 
+    assert "4/4" not in shown.err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     status, _, shown = asked(False, "--limit", "4", "--strict")
+    assert "4/4" in shown.err  # the bar
     assert status == 1 and "which --strict calls an error" in shown.err
     assert json.loads(out.read_text())[0]["failed_prompts"] == 1
 

@@ -668,6 +668,22 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "evaluation has no such metric",
             "name one such as eval/held_out/reward/mean",
         ),
+        (
+            [
+                *("evaluation.every_steps=5", "data.held_out_rows=9", "checkpoint.keep_best=1"),
+                "checkpoint.best_of=eval/held_out/rewrd/mean",
+            ],
+            "evaluation has no such metric",
+            "name one such as eval/held_out/reward/mean",
+        ),
+        (
+            [
+                *("evaluation={every_steps: 5, samples: 6}", "data.held_out_rows=9"),
+                *("checkpoint.keep_best=1", "checkpoint.best_of=eval/held_out/pass@8/mean"),
+            ],
+            "with 6 responses to a prompt, pass@k is known for k of 1, 2, 4",
+            "or more evaluation.samples",
+        ),
         (["checkpoint.best_of=reward/mean"], "checkpoint.keep_best=0 keeps none", "checkpoint.keep_best=1"),
         (
             ["checkpoint.best_of=reward/mean", "checkpoint.keep_best=1"],
