@@ -7,10 +7,10 @@ file, the wire, and the reward processes. Nothing is sampled and nothing trained
 
 groups   simulated workers lease groups of 8 responses and hand them in without delay, one after the other,
          and a trainer takes, publishes, and waits for what it has not got, all over ZMQ with CURVE. The
-         coordinator is a process of its own, as in a run, and tells what its processor's time goes to: `wire`
-         (event loop, tasks, sockets), ZMQ's own threads (CURVE, TCP), `decode` (messages, checks of groups),
-         `ledger` (admission, buffer, choice of batches), `store` (`ledger.db`), `encode` (answers) and
-         `watch` (others' pulses).
+         coordinator is a process of its own, as in a run, and tells what its processor's time goes to:
+         `wire` (event loop, tasks, sockets), ZMQ's own threads (CURVE, TCP), `decode` (messages, checks of
+         groups), `ledger` (admission, buffer, choice of batches), `store` (`ledger.db`), `encode` (answers)
+         and `watch` (others' pulses).
 bytes    the same with responses of 4,096 tokens and 64 groups a batch: megabytes a second, in and out.
 fleet    4,096 workers with a group every 8 s each, a step of 4,096 groups, signs of life, leases that wait,
          acknowledgements of each version, and the pulses of their 4,096 GPUs and of 1,024 trainer ranks.

@@ -113,7 +113,8 @@ def test_every_group_arrives_once_and_has_its_own_outcome(monkeypatch):
                 handed_in.append(asyncio.create_task(box.hand_in(group)))
                 if rng.randrange(20) == 0:
                     await asyncio.sleep(0)
-            handed_in[-1].cancel()
+            await asyncio.sleep(0)
+            handed_in[-1].cancel()  # before its message goes
             outcomes = await asyncio.gather(*handed_in, return_exceptions=True)
             answers.cancel()
         for group, outcome in zip(groups[:-1], outcomes, strict=False):
