@@ -64,6 +64,7 @@ class Parking:
         for tensor, device in self._parked:
             tensor.data = tensor.data.to(device, non_blocking=True, copy=True)
         self._parked.clear()
+        self._memory.settle()
 
 
 class MovableLearner(TorchLearner):

@@ -25,7 +25,8 @@ class Sft(Lesson):
         coef · mean over the tokens of its demonstrations of -log pi_theta(token)
 
     Which rows a step has is a function of the step and of `run.seed`: all of them in an order of each epoch's
-    own, so that a run that goes on from a checkpoint neither repeats nor skips one.
+    own, so that a run that goes on from a checkpoint neither repeats nor skips one. (A step of which all is
+    masked has no update; its rows come again in the next epoch.)
 
     With `choose: batch` or `failed` it is of the batch alone: the rows of its prompts, or of those that no
     response has answered. With `loss: rl_plus` that takes the place of -log pi_theta, by the advantage that
