@@ -124,12 +124,18 @@ def print_summary(
     summary: Summary, console: Console | None = None, more: Iterable[tuple[str, str]] = ()
 ) -> None:
     """Print to standard output by default, and `more` after it. Paths are never wrapped, so that they can be
-    copied."""
+    copied; what the console's encoding lacks is a question mark."""
     console = console or Console()
+
+    def show(label: str, text: str, style: str = "dim") -> None:
+        line = f"{label:18} ", text
+        known, told = (part.encode(console.encoding, "replace").decode(console.encoding) for part in line)
+        console.print(Text.assemble((known, style), told), soft_wrap=True)
+
     for label, text in (*rows(summary), *more):
-        console.print(Text.assemble((f"{label:18} ", "dim"), text), soft_wrap=True)
+        show(label, text)
     for step, text in summary.warnings[:SHOWN_WARNINGS]:
-        console.print(Text.assemble((f"{'warning':19}", "yellow"), f"step {step:,}: {text}"), soft_wrap=True)
+        show("warning", f"step {step:,}: {text}", "yellow")
     if (others := len(summary.warnings) - SHOWN_WARNINGS) > 0:
         console.print(Text.assemble((f"{'':19}", "dim"), f"and {others:,} more warnings, in the report"))
 

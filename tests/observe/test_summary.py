@@ -139,3 +139,10 @@ def test_the_first_and_the_last_scores_are_told_with_their_errors():
     }
     assert dict(scores({3: first})) == {"a": "0.250 ± 0.010 (version 3)"}
     assert dict(scores({})) == {}
+
+
+def test_a_console_without_a_character_shows_the_rest(run_dir):
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True), width=200)
+    print_summary(summarise(run_dir), console, [("aufgäben", "0.5 ± 0.1")])
+    assert raw.getvalue().decode("ascii").splitlines()[-1] == "aufg?ben           0.5 ? 0.1"
