@@ -38,7 +38,7 @@ WARMED_UP = {
         "trainer.lr_schedule=constant",
         "data.held_out_rows=4",
     ),
-    "search": ("some_pupil", 0.2, "run.steps=16", "data.held_out_rows=4"),
+    "search": ("some_pupil", 0.1, "run.steps=16", "data.held_out_rows=4"),
     "reasoning_gym": (
         "some_pupil",
         0.1,
