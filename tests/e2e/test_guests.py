@@ -54,7 +54,7 @@ def test_guests_join_and_leave_and_nothing_is_lost(
 
     scorer = join(run, "--scores", "judge", typed=True)
     work = run.run_dir / ".pulse" / "reward-1"
-    run.wait(lambda: (pulse := read_pulse(work)) and pulse.work.done > 0, "a guest that scores")
+    run.wait(lambda: (pulse := read_pulse(work)) and pulse.work and pulse.work.done, "a guest that scores")
     scorer.send_signal(signal.SIGTERM)
     run.wait(said(run, "reward-1 has left: it ended with status"), "it to leave")
     assert scorer.wait(60) == 0
