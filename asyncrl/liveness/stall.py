@@ -210,10 +210,10 @@ class StallWatch:
             return (min(leased, key=lambda e: self._leased_s.get(e.group_id, self._begun_s)).worker,)
         # Nobody has leased what the step waits for: admission is blocked by a worker that is silent or
         # samples with old weights.
-        now_s = self._now_s()
-        loaded = {n: w for n, w in self._workers.items() if w.engine_version is not None}  # others say little
+        now_s, pulses = self._now_s(), self._pulses()
+        loaded = {n: w for n, w in self._workers.items() if n in pulses}  # a guest may still load its engine
         silent = [n for n, w in loaded.items() if now_s - w.last_heard_s > self._run.stall_s / 2]
-        versions = {n: -1 if (v := w.engine_version) is None else v for n, w in self._workers.items()}
+        versions = {n: -1 if (v := w.engine_version) is None else v for n, w in loaded.items()}
         return tuple(silent or [n for n, v in versions.items() if v < self._coordinator.version])
 
     @property

@@ -51,6 +51,8 @@ class _Worker:
     """None until its engine has taken a first version: it must not sample before."""
     holds_back: bool = False
     """As in its last request for groups."""
+    leaves: bool = False
+    """Whether it has ever said so: an older request for groups may still wait, or come once more."""
     reports: int = 0
     """The number of its last report."""
     last_heard_s: float = field(default_factory=time.monotonic)
@@ -235,6 +237,7 @@ class CoordinatorService:
         worker = self._workers[name]
         worker.holds_back = request.holds_back
         if request.leaves:
+            worker.leaves = True
             self._host.leaves(name, set(request.held))
             return m.Leases([], True)
         if unanswered := self._host.unanswered(name, set(request.held)):
@@ -245,7 +248,7 @@ class CoordinatorService:
                 raise RpcError(f"{name} has been replaced")
             if self._host.finished:
                 return []
-            if worker.engine_version is None:
+            if worker.engine_version is None or worker.leaves:
                 return None
             for version in range(worker.engine_version, self._newest(worker) + 1):
                 if found := self._host.lease(name, version, request.limit):
@@ -399,7 +402,7 @@ class CoordinatorService:
         places = cache(self._coordinator.open_places)
         most, is_over, fed = places(self._coordinator.frontier), self._host.finished, 0
         for bell, worker in self._hungry.items():
-            has = None if worker.engine_version is None else self._newest(worker)
+            has = None if worker.engine_version is None or worker.leaves else self._newest(worker)
             if is_over or (has is not None and fed < places(has)):
                 bells.append(bell)
                 fed += 1

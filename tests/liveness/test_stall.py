@@ -160,8 +160,11 @@ def test_a_worker_that_is_silent_holds_up_a_step_for_which_nothing_is_leased(run
 
 
 def test_nobody_is_blamed_where_all_seem_well(run):
+    """Nor a guest that has said hello and still loads its engine."""
     run.begin()
+    run.workers["rollout-2"] = Worker(engine_version=None)
     run.pass_by(11)
+    run.workers["rollout-2"].last_heard_s = run.now_s - 11
     assert run.watch.look().culprits == ()
 
 

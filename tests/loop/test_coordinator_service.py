@@ -151,11 +151,14 @@ def test_of_one_who_leaves_the_leases_go_back_that_it_does_not_hold(run_dir):
     async def main():
         async with begun(run_dir) as (state, _, worker):
             leased = await worker.lease(4)
+            older = asyncio.create_task(worker.ask(m.LeaseRequest(9, 60.0, leased, 0)))
+            await asyncio.sleep(0)
             for _ in range(2):  # the message may come twice
                 answer = await worker.ask(m.LeaseRequest(0, 5.0, leased[1:], 0, leaves=True))
                 assert answer.finished and not answer.tasks
             assert [lease.lease_id for lease in state.leases_of("rollout-0")] == leased[1:]
-            assert state.ledger.returned_leases == 1
+            assert state.ledger.returned_leases == 1 and not older.done()
+            older.cancel()
 
     asyncio.run(main())
 
