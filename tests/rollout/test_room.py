@@ -25,3 +25,25 @@ def test_a_worker_asks_for_the_room_that_it_has_seen_whatever_it_is_by_then():
 
     asyncio.run(roll_out(rollout, Link()))
     assert asked == [2]
+
+
+def test_what_is_held_back_takes_room_and_keeps_nobody_from_asking_for_more():
+    asked, rollout = [], GroupRollout(SimpleNamespace(capacity=8), None, str, seed=0, group_size=4)
+    rollout.ahead = lambda: 1
+
+    class Link:
+        over = asyncio.Event()
+
+        async def lease(self, limit):
+            asked.append(limit)
+            if len(asked) < 3:
+                return [TASK]
+            self.over.set()
+            return None
+
+        async def begins(self, task):
+            await self.over.wait()
+            return False
+
+    asyncio.run(asyncio.wait_for(roll_out(rollout, Link()), 60))
+    assert asked == [4, 3, 2] and rollout.room == 4
