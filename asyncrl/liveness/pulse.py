@@ -169,7 +169,10 @@ def describe_waits(pulses: Mapping[str, Pulse], now_s: float) -> list[str]:
 
 
 def _describe(pulse: Pulse, now_s: float) -> str:
-    waits = [f"{wait.what} (for {max(0.0, now_s - wait.since_s):.0f} s)" for wait in pulse.waits]
+    oldest: dict[str, Wait] = {}
+    for wait in pulse.waits:  # many groups may wait for the same
+        oldest.setdefault(wait.what, wait)
+    waits = [f"{what} (for {max(0.0, now_s - wait.since_s):.0f} s)" for what, wait in oldest.items()]
     silent_s = now_s - pulse.at_s
     silent = f", and has not moved for {silent_s:.0f} s" if silent_s > 2 * LONGEST_LOOK_S else ""
     work = f", {_how_far(pulse.work, now_s)}" if pulse.work is not None else ""

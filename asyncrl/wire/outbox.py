@@ -50,9 +50,8 @@ class Outbox:
 
     def _look(self) -> None:
         self._will_look = False
-        self._waiting = deque(
-            one for one in self._waiting if not one[1].done()
-        )  # as who waited was cancelled
+        # Whoever was cancelled waits no longer.
+        self._waiting = deque(one for one in self._waiting if not one[1].done())
         while self._waiting and len(self._under_way) <= self._round_trip_s // EACH_S:
             task = asyncio.create_task(self._send(self._together()))
             self._under_way.add(task)

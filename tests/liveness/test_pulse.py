@@ -142,7 +142,10 @@ def test_who_was_stopped_itself_has_not_seen_others_stand_still():
 
 def test_the_waits_of_all_roles_in_words():
     pulses = {
-        "rollout-0": Pulse(1, 0, [Wait("the rewards of group 3", 90.0), Wait("groups", 99.0)], at_s=100.0),
+        "rollout-0": Pulse(
+            *(1, 0, [Wait("the rewards of group 3", 90.0), Wait("groups", 99.0), Wait("groups", 99.5)]),
+            at_s=100.0,
+        ),
         "trainer-0": Pulse(2, 0, [], at_s=60.0),
         "trainer-1": Pulse(3, 0, [Wait("a", 99.0)], work=Work("micro-batches", 1037, 4096, 97.0), at_s=100.0),
         "reward-0": Pulse(3, 0, [], work=Work("batches of responses", 0, None, 90.0), at_s=100.0),

@@ -397,10 +397,6 @@ def test_of_groups_that_come_together_each_has_its_own_outcome_however_often_the
 
 
 def test_a_worker_hears_of_each_group_what_became_of_it(run_dir):
-    class Local:
-        def source(self, notice):
-            return LocalWeights(0, {})
-
     async def main():
         async with begun(run_dir) as (state, _, worker):
             link, following, tasks = await at_work(worker, Local())
