@@ -243,7 +243,7 @@ def steps_alone(run_dir: Path, case: Case) -> dict[str, tuple[list[Spent], list[
     config = asyncrl.config.load(RunDir(run_dir).config)
     trainer = make_trainer(config)
     with open_ledger(RunDir(run_dir)) as store:
-        groups = tuple(decode_group(wire.header, wire.frames) for wire in store.batch_of(WARM_UP_STEPS))
+        groups = tuple(decode_group(wire) for wire in store.batch_of(WARM_UP_STEPS))
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     engine = ContinuousBatch(
         model,

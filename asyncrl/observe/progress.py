@@ -31,7 +31,7 @@ OVERDUE_PACES, OVERDUE_S = 5, 10.0
 def scores(version: int, metrics: Mapping[str, float]) -> str:
     """The mean reward on each set of prompts, of an evaluated version."""
     told = ", ".join(f"{of} {number(value, 3)}" for key, value in metrics.items() if (of := scored_set(key)))
-    return f"{told} (version {version})"
+    return f"{told or 'nothing scored'} (version {version})"
 
 
 @dataclass(slots=True)

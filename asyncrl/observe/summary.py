@@ -174,7 +174,7 @@ def scores(metrics: Mapping[int, Mapping[str, float]]) -> Iterator[tuple[str, st
     versions = list(metrics)
     for key in (key for key in (metrics[versions[-1]] if versions else ()) if scored_set(key)):
         told = (
-            f"{metrics[v][key]:.3f} ± {number(metrics[v].get(key.replace('mean', 'stderr'), math.nan), 3)} "
+            f"{metrics[v][key]:.3f} ± {number(metrics[v].get(f'{key[:-4]}stderr', math.nan), 3)} "
             f"(version {v})"
             for v in dict.fromkeys((versions[0], versions[-1]))
             if key in metrics[v]

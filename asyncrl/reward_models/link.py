@@ -71,9 +71,12 @@ class _Process:
         try:
             answer, _ = await client.request(request, timeout_s=silence_s, queued=True)
             return answer
+        except asyncio.CancelledError:
+            client = None  # how soon it was given up tells nothing of the process
+            raise
         finally:
             self._open -= 1
-            if client is self.client:
+            if client is not None and client is self.client:
                 pace_s = (time.monotonic() - asked_s) / among
                 before_s = pace_s if self._pace_s is None else self._pace_s
                 self._pace_s = before_s + PACE_GAIN * (pace_s - before_s)

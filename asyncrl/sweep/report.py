@@ -235,16 +235,20 @@ def _in_words(claims: Sequence[Claim], where: str) -> str:
 
 def _in_doubt(compared: Compared) -> str:
     """Lines that name the choices on which a claim may rest that other seeds or further values would undo."""
-    torn, at_edge = [], []
+    torn, at_edge, settings = [], [], compared.settings
+    keys = VARIANT, settings.across, settings.tune
+    reported = {tuple(row[key] for key in keys) for row in compared.rows if row["use"] == "result"}
     for (variant, at), point in _in_order(compared):
-        values, where = rising([*point.choosing]), f"`{variant}` at {_short(compared.settings.across)} {at}"
+        values, where = rising([*point.choosing]), f"`{variant}` at {_short(settings.across)} {at}"
         best, *others = ranked(point.choosing, {seed for of in point.choosing.values() for seed in of})
         second = others[0] if others else best
-        if any(point.choosing[second][seed] > reached for seed, reached in point.choosing[best].items()):
+        of_best, of_second = point.choosing[best], point.choosing[second]
+        disagree = any(of_second[seed] > reached for seed, reached in of_best.items())
+        if disagree and (variant, at, second) not in reported:
             torn.append(f"{where} ({best} or {second})")
         if best in (values[0], values[-1]) and others:
             at_edge.append(f"{where} ({best})")
-    tune = f"`{compared.settings.tune}`"
+    tune = f"`{settings.tune}`"
     lines = {
         f"The runs that choose {tune} disagree on the better of its two best values; of the one that is not "
         "reported nothing more is known": torn,

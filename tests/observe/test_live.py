@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from asyncrl.observe.live import LiveView, NotebookView
-from asyncrl.observe.progress import RunProgress
+from asyncrl.observe.progress import RunProgress, scores
 
 
 class Clock:
@@ -116,6 +116,7 @@ def test_the_newest_scores_of_an_evaluation_stay_in_sight(tmp_path, terminal, ap
     first, last = stream.getvalue().splitlines()[1:]
     assert "  evaluation aime25 0.250 (version 3)  idle 12%" in first
     assert f"  evaluation {told}  idle 12%" in last
+    assert scores(7, {"eval/aime25/failed_prompts": 30}) == "nothing scored (version 7)"
 
 
 def test_an_interrupted_run_ends_with_its_last_step(plain, append, make_line):

@@ -131,13 +131,14 @@ def test_a_run_without_a_finished_step_says_where_to_look(tmp_path):
 
 
 def test_the_first_and_the_last_scores_are_told_with_their_errors():
-    first = {"eval/a/reward/mean": 0.25, "eval/a/reward/stderr": 0.01, "eval/a/reward/part/mean": 0.1}
-    last = first | {"eval/a/reward/mean": 0.5, "eval/b/reward/mean": 1.0}
+    part = {"eval/means/reward/part/mean": 0.1}
+    first = {"eval/means/reward/mean": 0.25, "eval/means/reward/stderr": 0.01} | part
+    last = first | {"eval/means/reward/mean": 0.5, "eval/b/reward/mean": 1.0}
     assert dict(scores({0: first, 8: last})) == {
-        "a": "0.250 ± 0.010 (version 0) to 0.500 ± 0.010 (version 8)",
+        "means": "0.250 ± 0.010 (version 0) to 0.500 ± 0.010 (version 8)",
         "b": "1.000 ± - (version 8)",
     }
-    assert dict(scores({3: first})) == {"a": "0.250 ± 0.010 (version 3)"}
+    assert dict(scores({3: first})) == {"means": "0.250 ± 0.010 (version 3)"}
     assert dict(scores({})) == {}
 
 

@@ -238,6 +238,25 @@ def test_a_slow_guest_is_given_little_and_what_it_leaves_is_scored_by_others_wit
     assert sum(map(len, own.batches)) == 20
 
 
+def test_who_stops_waiting_has_learnt_nothing_of_a_process_that_stands_still(tmp_path):
+    """As when another response of the group cannot be scored."""
+    settings, own, run_dir = config(), Counter(), RunDir(tmp_path)
+
+    async def main():
+        own.may_go_on.clear()
+        async with serving(own, settings, run_dir), linked(settings, run_dir) as link:
+            await until(lambda: link._own.client, "its own")
+            asked = asyncio.create_task(link.score("p", "x"))
+            await until(own.begun.is_set, "it to have begun")
+            asked.cancel()
+            await asyncio.wait([asked])
+            own.may_go_on.set()
+            return link._own.wait_s, await link.score("p", "xx"), link._own.wait_s
+
+    before_s, score, after_s = asyncio.run(main())
+    assert (before_s, score) == (0.0, 2.0) and after_s > 0
+
+
 def test_a_guest_that_cannot_be_reached_costs_one_try_and_is_asked_no_more(tmp_path):
     """As behind a firewall: nothing tells that it is not there."""
     settings, own, run_dir = config(retries=1, guests=1, timeout_s=1.0), Counter(), RunDir(tmp_path)

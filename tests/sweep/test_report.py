@@ -131,6 +131,11 @@ def test_the_choices_are_told_with_those_that_other_runs_might_have_made_otherwi
     assert f"| `same` | 4 | **{chosen:.3f}** | {other:.3f} |" in told
     assert "| variant | fixed_lag | 1e-4 | 1e-3 |" in told
 
+    ran = [row for row in rows if row[:5] == ["same", "4", "1e-4", row[3], "result"]]
+    runs.write_text(text + "".join(",".join([*row[:2], "1e-3", *row[3:]]) + "\n" for row in ran))
+    told = report_md(read_runs(runs, settings)).splitlines()
+    assert [line for line in told if line.startswith("- The ")] == [at_edge], "both rates are reported"
+
 
 def test_the_way_is_that_of_the_reported_runs(runs, settings, tmp_path):
     compared = read_runs(runs, settings)
