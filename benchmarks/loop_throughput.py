@@ -61,7 +61,7 @@ from rich.table import Table
 import asyncrl
 import asyncrl.tiny
 from asyncrl import config as settings
-from asyncrl.cluster.entries import spare_the_collector
+from asyncrl.collector import spare_the_collector
 from asyncrl.config import Config
 from asyncrl.core.records import Batch, Group, Lease
 from asyncrl.data.load import load_prompts
