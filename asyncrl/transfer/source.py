@@ -20,7 +20,7 @@ from asyncrl.transfer.serving import Serving
 from asyncrl.transfer.shelf import NOT_YET_S, Piece, Shelf
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.delta import LARGEST_SHARE, difference, word_bytes
+from asyncrl.weights.delta import SMALL_BYTES, difference, largest_share, word_bytes
 from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
@@ -32,7 +32,7 @@ from asyncrl.wire.rpc import Frames, RpcError
 
 log = logging.getLogger(__name__)
 
-SENT_ALONG_BYTES = 4 << 20
+SENT_ALONG_BYTES = SMALL_BYTES
 """Pieces of together at most so much go along with the way to them: of larger ones, the ways there and back
 are not what costs."""
 
@@ -216,7 +216,8 @@ class Source:
         """The newest deltas stay, as many as are together no larger than the largest one may be."""
         self._shelf.put(name, Piece(np.frombuffer(encoded, np.uint8), is_here=True))
         self._bases[name] = base
-        room = LARGEST_SHARE * len(self._versions[-1].payload)
+        n_bytes = len(self._versions[-1].payload)
+        room = largest_share(n_bytes) * n_bytes
         while sum(len(self._shelf.pieces[n].memory) for n in self._bases) > room:
             oldest = next(iter(self._bases))
             del self._bases[oldest], self._shelf.pieces[oldest]

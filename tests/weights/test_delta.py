@@ -47,8 +47,19 @@ def test_equal_payloads_take_next_to_nothing():
     assert len(difference(base, base.copy(), 2).encoded) < (1 << 16) // 20
 
 
-def test_what_is_larger_than_half_of_the_whole_is_not_made():
+def test_what_is_as_large_as_the_whole_is_not_made():
     assert difference(payload(4096), payload(4096, seed=1), 2) is None
+
+
+def test_a_step_in_float32_goes_as_a_difference_where_the_model_is_small(monkeypatch):
+    monkeypatch.setattr(delta, "BLOCK_BYTES", 4 << 20)
+    generator = np.random.default_rng(0)
+    weights = generator.normal(0, 0.02, 50_000).astype(np.float32)
+    stepped = weights + generator.uniform(-2e-4, 2e-4, 50_000).astype(np.float32)
+    base, target = weights.view(np.uint8), stepped.view(np.uint8)
+    assert 0.5 < len(difference(base, target, 4).encoded) / len(base) < 0.7
+    monkeypatch.setattr(delta, "SMALL_BYTES", 0)
+    assert difference(base, target, 4) is None
 
 
 def test_a_changed_tail_is_seen_behind_a_sample_without_change(monkeypatch):
