@@ -73,6 +73,7 @@ class Fetcher:
         self._is_behind_relay = False
         """By what the source said last: then nothing comes along from there."""
         self._serving = Serving(run, self._answer)
+        self._leaves = False
 
     async def fetch(self, notice: TcpNotice) -> WeightNotice:
         """The notice of the version in this host's memory, once it lies there, proven; of the newest where
@@ -97,6 +98,7 @@ class Fetcher:
         return max(notice, newest, key=lambda told: told.here.version)
 
     async def close(self) -> None:
+        self._leaves = True  # a fetch may be under way
         await self._along.close()
         await self._connections.close()
         await self._serving.close()
@@ -185,7 +187,10 @@ class Fetcher:
             self._latest = target
 
     def _occupy(self, buffer: int, whole: m.PieceId, n_bytes: int) -> Bytes:
-        """Memory for a version; what is of it already stays."""
+        """Memory for a version; what is of it already stays. Raises `WeightsError` once this host leaves:
+        nobody would take it away."""
+        if self._leaves:
+            raise WeightsError("this host leaves")
         if (before := self._in_buffer[buffer]) != whole:
             self._in_buffer[buffer] = whole
             self._held = {name: b for name, b in self._held.items() if b != buffer}

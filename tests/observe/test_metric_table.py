@@ -17,11 +17,12 @@ ELSEWHERE = {
     "eval/{set}/length_controlled/mean",  # tests/evaluation/test_judged_suites.py
     *("gateway/lost_frac", "gateway/refused_frac", "gateway/other_sampling_frac"),
     *(name for name in METRICS if name.startswith("judge/")),
+    "threads/trainer",  # tests/cluster/test_threads.py
     *("weights/sent_bytes", "weights/changed_frac", "weights/delta_frac"),  # tests/transfer
 }
 """Of what the run below does not have: symptoms, logs of a reward function, drops, processes, several
 datasets, segments, episodes, rows that come again, a gateway, judges, of which `tests/e2e/test_judge.py`
-has a run, other hosts, and rounds that are late (`tests/evaluation/test_beside.py`)."""
+has a run, other hosts, threads that may change, and late rounds (`tests/evaluation/test_beside.py`)."""
 
 
 @pytest.fixture

@@ -219,6 +219,22 @@ def test_what_a_host_is_to_expect_comes_before_an_engine_asks_for_it(end):
     assert sent(trainer) == 0
 
 
+def test_who_leaves_in_the_middle_of_a_fetch_makes_no_more_memory(end):
+    trainer, host, weights = end("trainer"), end("host"), Weights()
+    weights.assert_read(host, weights.publish(trainer, 0))
+    fetcher = host._receiver._fetcher
+
+    async def leave():
+        closing = asyncio.create_task(fetcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(WeightsError, match="leaves"):
+            fetcher._occupy(1, m.PieceId(1, "on its way", is_delta=False), 8)
+        await closing
+
+    host._receiver._loop.run(leave())
+    assert not fetcher._paths[1].exists()
+
+
 def test_versions_that_nobody_has_begun_to_fetch_are_skipped(end):
     trainer, fetching, reading, weights = end("trainer"), end("host"), end("host"), Weights()
     notices = [weights.publish(trainer, version) for version in range(3)]
