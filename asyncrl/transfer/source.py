@@ -20,7 +20,7 @@ from asyncrl.transfer.serving import Serving
 from asyncrl.transfer.shelf import NOT_YET_S, Piece, Shelf
 from asyncrl.weights.blocks import spare_threads
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.delta import SMALL_BYTES, difference, largest_share, word_bytes
+from asyncrl.weights.delta import SMALL_BYTES, difference, kept_bytes, word_bytes
 from asyncrl.weights.digest import Bytes
 from asyncrl.weights.manifest import WeightNotice
 from asyncrl.weights.published import PublishedWeights
@@ -213,11 +213,10 @@ class Source:
             self._loop.run(self._keep(name, base.name.identity, delta.encoded))
 
     async def _keep(self, name: m.PieceId, base: str, encoded: bytes) -> None:
-        """The newest deltas stay, as many as are together no larger than the largest one may be."""
+        """The newest stay: who has got one ahead is still to be told that it is the way."""
         self._shelf.put(name, Piece(np.frombuffer(encoded, np.uint8), is_here=True))
         self._bases[name] = base
-        n_bytes = len(self._versions[-1].payload)
-        room = largest_share(n_bytes) * n_bytes
+        room = kept_bytes(len(self._versions[-1].payload), self.keeps)
         while sum(len(self._shelf.pieces[n].memory) for n in self._bases) > room:
             oldest = next(iter(self._bases))
             del self._bases[oldest], self._shelf.pieces[oldest]

@@ -14,7 +14,7 @@ from asyncrl.roles import COORDINATOR
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.transfer.notice import TcpNotice, this_host
 from asyncrl.weights.canary import Canary
-from asyncrl.weights.delta import largest_share
+from asyncrl.weights.delta import kept_bytes
 from asyncrl.weights.published import PublishedWeights
 from asyncrl.weights.shm.segment import MOST_BUFFERS, buffers_for_far, shared_folder
 from asyncrl.weights.shm.transport import SharedMemory
@@ -94,7 +94,8 @@ class Tcp:
     @staticmethod
     def host_bytes(version_bytes: int) -> int:
         """The versions, and the newest deltas."""
-        return int((buffers_for_far(version_bytes) + largest_share(version_bytes)) * version_bytes)
+        versions = buffers_for_far(version_bytes)
+        return versions * version_bytes + kept_bytes(version_bytes, versions)
 
     @cached_property
     def _source(self) -> Source:

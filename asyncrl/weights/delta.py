@@ -65,6 +65,11 @@ def largest_share(n_bytes: int) -> float:
     return 0.8 if n_bytes <= SMALL_BYTES else 0.5
 
 
+def kept_bytes(n_bytes: int, versions: int) -> int:
+    """Of the newest deltas together, beside so many versions of so many bytes."""
+    return int(largest_share(n_bytes) * n_bytes) * (versions // 2)
+
+
 def difference(base: Bytes, target: Bytes, word_bytes: int, threads: int = 1) -> Delta | None:
     """Of two payloads, uint8[N] each, in words of so many bytes; None where it would be larger than their
     `largest_share`."""

@@ -140,7 +140,7 @@ def test_who_missed_too_much_gets_the_whole(end):
     weights.assert_read(host, weights.publish(trainer, 0))
     sent(trainer)
     for version in range(1, 6):
-        notice = weights.publish(trainer, version, changed=N_VALUES // 4)
+        notice = weights.publish(trainer, version, changed=N_VALUES // 2)
     weights.assert_read(host, notice)
     assert N_BYTES <= sent(trainer) < 1.5 * N_BYTES  # with what was sent ahead
 
