@@ -1,8 +1,9 @@
-"""Pieces of versions that come along with the way to them, also of one that nobody has asked for yet."""
+"""Pieces of versions that come along with the way to them, also of one that nobody has heard of yet."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import suppress
 
 from asyncrl.event_loop import cancelled
@@ -10,65 +11,80 @@ from asyncrl.transfer.shelf import NOT_YET_S
 from asyncrl.wire import messages as m
 from asyncrl.wire.rpc import Frames, RpcClient, RpcError
 
-_ANSWER_S = NOT_YET_S + 5.0
-_MOST_PAUSED = 63
-_MOST_ASKED = 2
+ANSWER_S = NOT_YET_S + 5.0
+MOST_AHEAD = 3
+"""Versions that are asked for before they are there. One saves the way there and back; with the others they
+come as fast as they are published, where a step is shorter than that."""
 
 
 class Along:
-    """Belongs to one event loop.
-
-    To ask ahead saves a version the way there and back. Where versions take the link longer than steps, what
-    comes ahead is overtaken before it can be used; after each such one but the first there is a pause of
-    twice as many.
-    """
+    """Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._pieces: dict[m.PieceId, tuple[memoryview, bool]] = {}
-        """Each with whether it was asked for ahead."""
+        self._pieces: dict[m.PieceId, memoryview] = {}
+        self._came: deque[m.Route] = deque()
+        """In order, with their pieces."""
         self._asking: set[asyncio.Task[None]] = set()
-        self._pause = self._left = 0
-        """For so many versions nothing is asked for ahead after the next one that is overtaken; and how many
-        of them are left."""
+        self._news = asyncio.Event()
 
-    def ask_ahead(self, source: RpcClient, request: m.Locate) -> None:
-        """What comes of it may come at any time, or never."""
+    def follow(self, source: RpcClient, host: str) -> None:
+        """Have the versions that are to be there next sent as soon as they are."""
 
         async def ask() -> None:
             with suppress(RpcError):
-                answer, frames = await source.request(request, timeout_s=_ANSWER_S)
+                answer, frames = await source.request(m.Follow(host), timeout_s=ANSWER_S, queued=True)
                 if isinstance(answer, m.Route):
-                    self.keep(answer, frames, is_ahead=True)
+                    self.keep(answer, frames)
+                    self._came.append(answer)
 
-        if not self._left and len(self._asking) < _MOST_ASKED:
-            task = asyncio.create_task(ask(), name="ask ahead for weights")
+        def end(task: asyncio.Task[None]) -> None:
+            self._asking.discard(task)
+            self._news.set()
+
+        while len(self._asking) + len(self._came) < MOST_AHEAD:
+            task = asyncio.create_task(ask(), name="follow weights")
             self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            task.add_done_callback(end)
 
-    def keep(self, route: m.Route, frames: Frames, *, is_ahead: bool = False) -> None:
+    async def way(self, source: RpcClient, host: str, have: m.PieceId, version: int) -> m.Route | None:
+        """From the version that is here to this one or a newer one, by what has come or is on its way; None
+        where that does not lead there."""
+        route, at = None, have
+        while at.version < version:
+            while not self._came:
+                if not self._asking:
+                    return None
+                self._news.clear()
+                await self._news.wait()  # requests have deadlines
+            part = self._came.popleft()
+            self.follow(source, host)
+            end, _ = part.pieces[-1]
+            if end.version <= at.version or part.base not in (at.identity, None):
+                continue
+            if part.base is not None and route is not None:
+                part = m.Route([*route.pieces, *part.pieces], None, route.base)
+            route, at = part, end
+        return route
+
+    def keep(self, route: m.Route, frames: Frames) -> None:
         for (name, size), frame in zip(route.pieces, frames, strict=False):
             if len(frame) == size:
-                self._pieces[name] = memoryview(frame), is_ahead
+                self._pieces[name] = memoryview(frame)
 
     def take(self, name: m.PieceId) -> memoryview | None:
         """A piece, if it has come."""
-        piece, is_ahead = self._pieces.pop(name, (None, False))
-        if is_ahead:
-            self._pause = 0
-        return piece
+        return self._pieces.pop(name, None)
 
     def fetched(self, version: int) -> None:
         """The version is here: what came of it and of older ones, and was not taken, is of no more use."""
-        unused = [name for name in self._pieces if name.version <= version]
-        for name in unused:
+        for name in [name for name in self._pieces if name.version <= version]:
             del self._pieces[name]
-        if unused:
-            self._left, self._pause = self._pause, min(2 * self._pause + 1, _MOST_PAUSED)
-        elif self._left:
-            self._left -= 1
 
     def forget(self) -> None:
+        for task in self._asking:
+            task.cancel()
         self._pieces.clear()
+        self._came.clear()
 
     async def close(self) -> None:
         for task in list(self._asking):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -46,15 +46,13 @@ class Fetcher:
     """The one of its host. Belongs to the event loop in which it is made. Of what an interrupted fetch has
     got, nothing is fetched again.
 
-    run: the coordinator's endpoint, for the keys. newest: the notice in force.
+    run: the coordinator's endpoint, for the keys. heard: the last notices that came; the newest is in force.
     """
 
-    def __init__(
-        self, prefix: str, seat: Seat, host: str, run: Endpoint, newest: Callable[[], TcpNotice | None]
-    ) -> None:
+    def __init__(self, prefix: str, seat: Seat, host: str, run: Endpoint, heard: Sequence[TcpNotice]) -> None:
         self._seat = seat
         self._host = host
-        self._newest = newest
+        self._heard = heard
         self._paths = [segment_path(prefix, buffer) for buffer in range(MOST_BUFFERS)]
         self._memory: list[Bytes] = [np.empty(0, np.uint8)] * MOST_BUFFERS
         self._in_buffer: list[m.PieceId | None] = [None] * MOST_BUFFERS
@@ -70,8 +68,6 @@ class Fetcher:
         self._shelf = Shelf()
         self._connections = Connections(run, host)
         self._along = Along()
-        self._is_behind_relay = False
-        """By what the source said last: then nothing comes along from there."""
         self._serving = Serving(run, self._answer)
         self._leaves = False
 
@@ -85,17 +81,15 @@ class Fetcher:
                 if notice.identity not in self._held:
                     self._shelf.coming = notice.here.version
                     try:
-                        await self._fetch(notice)
+                        notice = await self._fetch(notice)
                     finally:
                         self._shelf.coming = -1
         return replace(notice.here, segment=str(self._paths[self._held[notice.identity]]))
 
     def _newest_like(self, notice: TcpNotice) -> TcpNotice:
         """The notice in force, if it is the same trainer's and newer."""
-        newest = self._newest()
-        if newest is None or newest.source != notice.source:
-            return notice
-        return max(notice, newest, key=lambda told: told.here.version)
+        alike = [notice, *(told for told in tuple(self._heard) if told.source == notice.source)]
+        return max(alike, key=lambda told: told.here.version)
 
     async def close(self) -> None:
         self._leaves = True  # a fetch may be under way
@@ -113,7 +107,8 @@ class Fetcher:
 
     # ---- a version -------------------------------------------------------------------------------------
 
-    async def _fetch(self, notice: TcpNotice) -> None:
+    async def _fetch(self, notice: TcpNotice) -> TcpNotice:
+        """What has been fetched: the version, or a newer one that came first."""
         if notice.source != self._source:  # its versions may be numbered anew
             self._source, self._shelf.complete = notice.source, -1
             self._along.forget()
@@ -124,11 +119,11 @@ class Fetcher:
         while True:
             try:
                 async with self._connections.to(notice.source) as source:
-                    route = await self._route(source, notice, lost)
+                    route, notice = await self._route(source, notice, lost)
                     await self._take(route, notice, source, route.relay if use_relays else None)
                 if await self._prove(notice):
                     self._along.fetched(notice.here.version)
-                    return
+                    return notice
                 if not use_relays:
                     raise WeightsError(f"{what} does not match its checksums; nothing was applied")
                 use_relays = False  # whose fault it was is not known
@@ -140,27 +135,42 @@ class Fetcher:
                 await self._go_on(notice, what, error)
 
     async def _go_on(self, notice: TcpNotice, what: str, error: RpcError) -> None:
-        await refuse_ended(notice, self._newest(), what, error)
+        await refuse_ended(notice, self._heard[-1] if self._heard else None, what, error)
         if (silence_s := asyncio.get_running_loop().time() - self._progress_s) > GIVE_UP_S:
             raise WeightsError(f"{what}: nothing has come for {silence_s:.0f} s ({error})") from error
 
-    async def _route(self, source: RpcClient, notice: TcpNotice, lost: str | None) -> m.Route:
-        base = None if self._latest is None else self._in_buffer[self._latest]
-        have = None if base is None else base.identity
+    async def _route(
+        self, source: RpcClient, notice: TcpNotice, lost: str | None
+    ) -> tuple[m.Route, TcpNotice]:
+        """The way to the version, or to a newer one."""
+        have = None if self._latest is None else self._in_buffer[self._latest]
+        way = None if have is None else await self._along.way(source, self._host, have, notice.here.version)
+        if way is not None:
+            end, _ = way.pieces[-1]
+            for told in tuple(self._heard):
+                if told.source == notice.source and told.identity == end.identity:
+                    return self._checked(way, told), told
+        route = await self._located(source, notice, None if have is None else have.identity, lost)
+        if route.relay is None:  # behind one, nothing comes along
+            self._along.follow(source, self._host)
+        return self._checked(route, notice), notice
+
+    async def _located(
+        self, source: RpcClient, notice: TcpNotice, have: str | None, lost: str | None
+    ) -> m.Route:
         request = m.Locate(self._host, self._serving.peer, have, notice.identity, lost)
-        next_one = msgspec.structs.replace(request, have=notice.identity, want=None, lost=None)
-        if not self._is_behind_relay:
-            self._along.ask_ahead(source, next_one)
         while True:
             route, frames = await source.request(request, timeout_s=LOCATE_S)
             if isinstance(route, m.Route):
-                break
+                self._along.keep(route, frames)
+                return route
             self._progressed()  # the delta is being made
-        self._is_behind_relay = route.relay is not None
-        self._along.keep(route, frames)
+
+    def _checked(self, route: m.Route, notice: TcpNotice) -> m.Route:
+        """Raises `WeightsError` where it does not lead there."""
         n_bytes = notice.here.manifest.n_bytes
         fits = all(size <= n_bytes if name.is_delta else size == n_bytes for name, size in route.pieces)
-        has_base = base is not None or not route.pieces[0][0].is_delta
+        has_base = self._latest is not None or not route.pieces[0][0].is_delta
         if not (fits and has_base and route.pieces[-1][0].identity == notice.identity):
             raise WeightsError(f"{notice.source.address} knows no way to version {notice.here.version}")
         return route

@@ -99,4 +99,4 @@ class Receiver:
         self._fetcher = None
 
     async def _make_fetcher(self) -> Fetcher:
-        return Fetcher(self._prefix, self._seat, self._host, self._run, lambda: self._newest)
+        return Fetcher(self._prefix, self._seat, self._host, self._run, self._heard)

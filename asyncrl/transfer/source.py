@@ -7,7 +7,7 @@ import itertools
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,12 @@ class _Follower:
 
     peer: m.Peer
     """Where it passes on what it gets."""
-    asked: int
-    """The version that it last asked for."""
-    sent: str | None = None
-    """Identity of the last one that was sent along."""
+    asked: int = -1
+    """The newest version when it last asked for any."""
+    told: str | None = None
+    """Identity of the last one that it was told the way to."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of what it asks for ahead."""
 
 
 class Source:
@@ -141,6 +143,8 @@ class Source:
                 return await self._shelf.serve(request)
             case m.Locate():
                 return await self._locate(request)
+            case m.Follow():
+                return await self._follow(request)
         raise RpcError(f"{type(request).__name__} is not for a source of weights")
 
     def _wanted(self, identity: str) -> _Version:
@@ -149,45 +153,67 @@ class Source:
             raise RpcError("the version is gone; a newer one takes its place")
         return wanted
 
-    async def _next_after(self, identity: str | None) -> _Version | None:
-        """The newest version, once it is another one; None where that takes long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(NOT_YET_S):
-                while self._versions[-1].name.identity == identity:
-                    await self._shelf.news()
-                return self._versions[-1]
-        return None
-
     async def _locate(self, request: m.Locate) -> tuple[m.Answer, Frames]:
-        is_ahead = request.want is None
-        wanted = await self._next_after(request.have) if is_ahead else self._wanted(request.want)
-        if wanted is None:
-            return m.NotYet(is_coming=True), ()
+        wanted = self._wanted(request.want)
         for host, follower in list(self._chain.items()):
             if follower.peer.address == request.lost:
                 log.warning("%s was asked for weights and did not answer", request.lost)
                 del self._chain[host]
-        if request.relay is not None and not is_ahead:
-            sent = self._chain[request.host].sent if request.host in self._chain else None
-            self._chain[request.host] = _Follower(request.relay, wanted.notice.version, sent)  # in its place
-        if self._making is not None and not self._making.done():
-            await asyncio.wait([asyncio.wrap_future(self._making)], timeout=NOT_YET_S)
-            if not self._making.done():
-                return m.NotYet(is_coming=True), ()
-            wanted = self._wanted(wanted.name.identity)  # newer ones may have been published meanwhile
-        before = list(itertools.takewhile(lambda host: host != request.host, self._chain))
-        relay = self._chain[before[-1]].peer if before and request.relay is not None else None
-        names = self._deltas_between(request.have, wanted) or [wanted.name]
-        pieces = [self._shelf.pieces[name].memory for name in names]
-        route = m.Route([(name, len(piece)) for name, piece in zip(names, pieces, strict=True)], relay)
-        return route, self._along(self._chain.get(request.host), wanted, pieces) if relay is None else ()
+        follower = None
+        if request.relay is not None:
+            follower = self._chain.setdefault(request.host, _Follower(request.relay))
+            follower.peer, follower.asked = request.relay, wanted.notice.version
+        if not await self._has_delta():
+            return m.NotYet(is_coming=True), ()
+        wanted = self._wanted(request.want)  # newer ones may have been published meanwhile
+        ahead = list(itertools.takewhile(lambda host: host != request.host, self._chain))
+        relay = self._chain[ahead[-1]].peer if ahead and request.relay is not None else None
+        route, pieces = self._way(request.have, wanted, relay)
+        if follower is None or relay is not None or follower.told == wanted.name.identity:
+            return route, ()  # pieces come along once, whatever becomes of them
+        follower.told = wanted.name.identity
+        return route, self._along(pieces) or ()
 
-    def _along(self, follower: _Follower | None, wanted: _Version, pieces: list[Bytes]) -> Frames:
-        """The pieces, where they go along with the way to them: only once, whatever has become of them."""
+    async def _follow(self, request: m.Follow) -> tuple[m.Answer, Frames]:
+        """A version leaves while the one before it is on its way. Asked several times, it answers in turn."""
+        follower = self._chain.get(request.host)
+        if follower is None or follower is not next(iter(self._chain.values())):
+            return m.NotYet(is_coming=False), ()
+        follower.asked = self._versions[-1].notice.version
+        with suppress(TimeoutError):
+            async with asyncio.timeout(NOT_YET_S), follower.turn:
+                while self._versions[-1].name.identity == follower.told:
+                    await self._shelf.news()
+                if await self._has_delta():
+                    wanted = self._versions[-1]
+                    route, pieces = self._way(follower.told, wanted, None)
+                    if (frames := self._along(pieces)) is not None:
+                        follower.told = wanted.name.identity
+                        return route, frames
+        return m.NotYet(is_coming=False), ()
+
+    async def _has_delta(self) -> bool:
+        """Once the difference to the newest version is made, if it is worth it; not where that takes long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(NOT_YET_S):
+                while self._making is not None and not self._making.done():
+                    await asyncio.wait([asyncio.wrap_future(self._making)])
+                return True
+        return False
+
+    def _way(self, have: str | None, wanted: _Version, relay: m.Peer | None) -> tuple[m.Route, list[Bytes]]:
+        """With the pieces."""
+        deltas = self._deltas_between(have, wanted)
+        names = deltas or [wanted.name]
+        pieces = [self._shelf.pieces[name].memory for name in names]
+        sizes = [(name, len(piece)) for name, piece in zip(names, pieces, strict=True)]
+        return m.Route(sizes, relay, have if deltas else None), pieces
+
+    def _along(self, pieces: list[Bytes]) -> Frames | None:
+        """The pieces, where they are small enough to go along with the way to them."""
         n_bytes = sum(map(len, pieces))
-        if follower is None or follower.sent == wanted.name.identity or n_bytes > SENT_ALONG_BYTES:
-            return ()
-        follower.sent = wanted.name.identity
+        if n_bytes > SENT_ALONG_BYTES:
+            return None
         self._shelf.sent_bytes += n_bytes
         return [piece.data for piece in pieces]
 

@@ -227,10 +227,17 @@ class Locate(WireMessage, frozen=True):
     """Where this host will pass on what it gets; None only asks."""
     have: Text | None
     """Identity of the version that it has."""
-    want: Text | None
-    """None: the next that there will be after the one that it has by then."""
+    want: Text
     lost: Text | None
     """Address of a relay that did not answer."""
+
+
+class Follow(WireMessage, frozen=True):
+    """Ask the trainer's host for the next version after the last one that this host was told the way to, once
+    there is one. Answered by `Route`, with its pieces as frames, or by `NotYet` where there is none for a
+    while, or where it is too large to come along."""
+
+    host: Text
 
 
 class Join(WireMessage, frozen=True):
@@ -352,6 +359,8 @@ class Route(WireMessage):
 
     pieces: list[tuple[PieceId, Count]]
     relay: Peer | None
+    base: Text | None
+    """Identity of the version that the first piece is a difference to; None where it is a whole one."""
 
 
 class Gathered(WireMessage):
@@ -436,6 +445,7 @@ Request = (
     | TrainerTurn
     | WorkerLost
     | Locate
+    | Follow
     | Join
     | FetchChunk
     | Enlist

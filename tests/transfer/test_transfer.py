@@ -1,6 +1,7 @@
 """Weight versions from the trainer's host to others, all of them in one process."""
 
 import asyncio
+import itertools
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from asyncrl.transfer.along import Along
 from asyncrl.transfer.fetcher import is_gone
 from asyncrl.transfer.notice import TcpNotice
 from asyncrl.transfer.shelf import CHUNK_BYTES
+from asyncrl.transfer.source import Source
 from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far
@@ -156,33 +158,89 @@ def test_a_trainers_first_version_waits_for_no_engine_that_the_one_before_it_let
     assert second.keeps >= first.keeps > BUFFERS
 
 
-def test_a_small_version_is_sent_before_it_is_asked_for_and_once(end, monkeypatch):
-    for module, name in ((source, "NOT_YET_S"), (along, "_ANSWER_S")):
-        monkeypatch.setattr(module, name, 60.0)  # the next one may come late
+@pytest.fixture
+def patient(monkeypatch):
+    """The next version may come late."""
+    for module, name in ((source, "NOT_YET_S"), (along, "ANSWER_S")):
+        monkeypatch.setattr(module, name, 60.0)
+
+
+@pytest.fixture
+def located(monkeypatch):
+    """The hosts that asked for the way to a version, which takes a way there and back."""
+    hosts, locate = [], Source._locate
+
+    def counted(self, request):
+        hosts.append(request.host)
+        return locate(self, request)
+
+    monkeypatch.setattr(Source, "_locate", counted)
+    return hosts
+
+
+def until(condition):
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_a_small_version_is_sent_before_it_is_asked_for_and_once(end, patient, located):
     trainer, host = end("trainer"), end("host")
     assert host.source(trainer.publish(0, small(0), None)).tensors()["w"][0] == 0
     trainer.metrics()
     for version in range(1, 4):
         notice = trainer.publish(version, small(version), None)
-        ahead, deadline_s = host._receiver._fetcher._along, time.monotonic() + 60
-        while not ahead._pieces:  # nobody there has heard of it
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        until(lambda: host._receiver._fetcher._along._pieces)  # nobody there has heard of it
         sent_bytes = sent(trainer)
         assert sent_bytes > 0
         assert host.source(notice).tensors()["w"][0] == version
         assert sent(trainer) == 0
+    assert located == ["host"]
+
+
+def test_versions_are_sent_while_those_before_them_are_not_taken(end, patient, located):
+    """As far as they are asked for ahead; who has taken these gets on without asking the way."""
+    trainer, host = end("trainer"), end("host")
+    host.source(trainer.publish(0, small(0), None)).tensors()
+    ahead = host._receiver._fetcher._along
+    for version in range(1, 1 + along.MOST_AHEAD):
+        notice = trainer.publish(version, small(version), None)
+        until(lambda: len(ahead._came) == version)  # noqa: B023
+    last = trainer.publish(version + 1, small(version + 1), None)
+    assert len(ahead._came) == along.MOST_AHEAD
+    assert host.source(notice).tensors()["w"][0] == version
+    assert host.source(last).tensors()["w"][0] == version + 1
+    assert located == ["host"]
+
+
+def test_a_newer_version_than_the_one_asked_for_is_taken_where_that_is_skipped(
+    end, patient, located, monkeypatch
+):
+    trainer, host, goes_on = end("trainer"), end("host"), threading.Event()
+    host.source(trainer.publish(0, small(0), None)).tensors()
+
+    async def has_delta(self):
+        return await asyncio.to_thread(goes_on.wait, 60)
+
+    monkeypatch.setattr(Source, "_has_delta", has_delta)
+    notices = [trainer.publish(version, small(version), None) for version in (1, 2)]
+    early, late = map(host.source, notices)
+    goes_on.set()
+    assert early.tensors()["w"][0] == late.tensors()["w"][0] == 2
+    assert early.version == 2
+    assert located == ["host"]
 
 
 def test_behind_a_relay_nothing_is_asked_for_ahead_since_nothing_would_come(end, monkeypatch):
     asked = []
-    monkeypatch.setattr(Along, "ask_ahead", lambda self, source, request: asked.append(request.host))
+    monkeypatch.setattr(Along, "follow", lambda self, source, host: asked.append(host))
     trainer, hosts = end("trainer"), [end("first"), end("second")]
     for version in range(3):
         notice = trainer.publish(version, small(version), None)
         for host in hosts:
             host.source(notice).tensors()
-    assert asked == ["first", "second", "first", "first"]
+    assert asked == ["first"] * 3
 
 
 def test_a_version_that_is_overwritten_while_a_delta_is_made_is_gone(end):
@@ -209,10 +267,7 @@ def test_what_a_host_is_to_expect_comes_before_an_engine_asks_for_it(end):
     notice = weights.publish(trainer, 0)
     for each in (trainer, host, other):
         each.expect(notice)
-    deadline_s = time.monotonic() + 60
-    while not host._receiver._seat.read().buffers:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    until(lambda: host._receiver._seat.read().buffers)
     assert sent(trainer) == N_BYTES
     for each in (host, other):
         weights.assert_read(each, notice)
@@ -254,53 +309,43 @@ def test_small_versions_have_more_buffers(end):
     assert trainer.host_bytes(1 << 30) < 3 << 30
 
 
-class Overtaken:
-    """A source whose connection is never the faster."""
-
-    def __init__(self):
-        self.asked = 0
-
-    async def request(self, request, *, timeout_s):
-        self.asked += 1
-        return m.NotYet(is_coming=True), ()
+def whole(version):
+    return m.PieceId(version, str(version), is_delta=False)
 
 
-def test_what_was_sent_ahead_in_vain_is_followed_by_ever_longer_pauses():
-    def ahead(along, version):
-        name = m.PieceId(version, str(version), is_delta=False)
-        along.keep(m.Route([(name, 1)], None), [b"x"], is_ahead=True)
-        return name
+def part(base, version):
+    return m.Route([(m.PieceId(version, str(version), base is not None), 1)], None, base)
 
-    async def asked(along, n_versions):
-        """Before which of so many versions the next is asked for ahead."""
-        source, found = Overtaken(), []
-        for number in range(n_versions):
-            before = source.asked
-            along.ask_ahead(source, m.Locate("host", None, None, None, None))
-            await asyncio.sleep(0)
-            found += [number] if source.asked > before else []
-            along.fetched(100)
-            await asyncio.sleep(0)
-        return found
 
-    async def check():
-        along = Along()
-        assert await asked(along, 2) == [0, 1]
-        ahead(along, 1)
-        along.fetched(2)
-        assert await asked(along, 2) == [0, 1]  # that may happen where steps are not of one length
-        ahead(along, 3)
-        along.fetched(4)
-        assert await asked(along, 3) == [1, 2]
-        ahead(along, 101)
-        along.fetched(102)
-        assert await asked(along, 5) == [3, 4]
-        assert along.take(ahead(along, 103)) == b"x"  # of use: from here on as at first
-        ahead(along, 104)
-        along.fetched(105)
-        assert await asked(along, 2) == [0, 1]
+@pytest.mark.parametrize(
+    ("came", "version", "expected"),
+    [
+        ([part("0", 1)], 1, part("0", 1)),
+        ([part("0", 1), part("1", 2), part("2", 3)], 2, ["0", 1, 2]),
+        ([part("0", 2)], 1, part("0", 2)),  # the one between was skipped
+        ([part("0", 1), part(None, 2)], 2, part(None, 2)),
+        ([part(None, 1), part("1", 2)], 2, [None, 1, 2]),
+        ([part("7", 1), part("0", 1)], 1, part("0", 1)),  # of another base
+        ([part(None, 0), part("0", 1)], 1, part("0", 1)),  # no newer than what is here
+        ([part("0", 1)], 2, None),
+        ([part("1", 2)], 2, None),
+        ([], 1, None),
+    ],
+)
+def test_the_way_by_what_has_come(monkeypatch, came, version, expected):
+    monkeypatch.setattr(Along, "follow", lambda *_: None)
 
-    asyncio.run(check())
+    async def found():
+        ahead = Along()
+        ahead._came.extend(came)
+        return await ahead.way(None, "host", whole(0), version)
+
+    if isinstance(expected, list):
+        base, *steps = expected
+        ends = [base, *map(str, steps)]
+        pieces = [part(b, int(v)).pieces[0] for b, v in itertools.pairwise(ends)]
+        expected = m.Route(pieces, None, base)
+    assert asyncio.run(found()) == expected
 
 
 def test_what_changes_wholly_is_sent_whole(end):
