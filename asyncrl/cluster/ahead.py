@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 _FADES_S = 1.0
 """After so long a group counts for 1/e of its pace."""
+_LEAST_S = 0.1
+"""What is done in less says nothing of a pace."""
 
 
 class Ahead:
@@ -18,13 +20,14 @@ class Ahead:
     ) -> None:
         self._round_trip_s = round_trip_s
         self._now_s = now_s
-        self._pace_per_s = 0.0
-        """Of groups, at the end of the last one."""
+        self._done = 0.0
+        """Groups, faded, at the end of the last one."""
         self._last_s = now_s()
+        self._began_s = math.inf
 
     def did_one(self) -> None:
         """A group."""
-        self._pace_per_s, self._last_s = self._faded() + 1 / _FADES_S, self._now_s()
+        self._done, self._last_s = self._faded() + 1, self._now_s()
 
     def groups(self) -> int:
         """As many as are done within four round trips: a place that falls free waits for the answer that is
@@ -33,7 +36,10 @@ class Ahead:
         they do at their longest length, are no sign of more to come.)"""
         if math.isinf(round_trip_s := self._round_trip_s()):
             return 0
-        return round(4 * round_trip_s * self._faded())
+        now_s = self._now_s()
+        self._began_s = min(self._began_s, now_s)
+        counted_s = _FADES_S * -math.expm1((self._began_s - now_s) / _FADES_S)  # less at first
+        return round(4 * round_trip_s * self._faded() / max(counted_s, _LEAST_S))
 
     def _faded(self) -> float:
-        return self._pace_per_s * math.exp((self._last_s - self._now_s()) / _FADES_S)
+        return self._done * math.exp((self._last_s - self._now_s()) / _FADES_S)

@@ -250,10 +250,11 @@ class CoordinatorService:
                 return []
             if worker.engine_version is None or worker.leaves:
                 return None
+            found: list[RolloutTask] = []
             for version in range(worker.engine_version, self._newest(worker) + 1):
-                if found := self._host.lease(name, version, request.limit):
-                    return found
-            return None
+                if len(found) < request.limit:
+                    found += self._host.lease(name, version, request.limit - len(found))
+            return found or None
 
         granted = await self._until(tasks, request.wait_s, worker) or []
         self._stalls.leased(task.group_id for task in granted)

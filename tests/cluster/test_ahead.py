@@ -45,6 +45,7 @@ def test_far_away_an_engine_stays_as_busy_as_nearby(round_trip_s):
 def test_on_one_host_nothing_is_asked_for_ahead():
     now_s = 0.0
     ahead = Ahead(lambda: 0.001, lambda: now_s)
+    assert ahead.groups() == 0
     for _ in range(100):
         now_s += 0.02
         ahead.did_one()
@@ -53,14 +54,29 @@ def test_on_one_host_nothing_is_asked_for_ahead():
 
 @pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 0), (0.3, 40)])
 def test_groups_that_end_in_the_same_moment_are_no_sign_of_more_to_come(round_trip_s, most):
-    now_s = 100.0
+    now_s = 0.0
     ahead = Ahead(lambda: round_trip_s, lambda: now_s)
+    assert ahead.groups() == 0
+    now_s = 100.0
     for _ in range(32):
         now_s += 1e-5
         ahead.did_one()
     assert ahead.groups() <= most
     now_s += 10.0
     assert ahead.groups() == 0
+
+
+def test_the_pace_is_known_from_the_first_groups_on():
+    now_s = 0.0
+    ahead = Ahead(lambda: 0.1, lambda: now_s)
+    assert ahead.groups() == 0
+    found = []
+    for _ in range(40):
+        now_s += 0.05
+        ahead.did_one()
+        found.append(ahead.groups())
+    assert found[-1] == pytest.approx(4 * 0.1 * 20, abs=1)
+    assert found[3] == pytest.approx(found[-1], abs=1)
 
 
 def test_before_anything_is_known_nothing_is_asked_for_ahead():

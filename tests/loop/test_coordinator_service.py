@@ -147,6 +147,16 @@ def test_who_holds_back_is_given_the_groups_of_a_version_that_is_on_its_way(run_
     asyncio.run(main())
 
 
+def test_who_holds_back_is_given_the_groups_of_several_versions_at_once(run_dir):
+    async def main():
+        async with begun(run_dir) as (_, trainer, worker):
+            await first_step(trainer, worker, await worker.lease(2))
+            found = await worker.ask(m.LeaseRequest(3, 0.01, [], 0, True))
+            assert [task.version for task in found.tasks] == [0, 0, 1]
+
+    asyncio.run(main())
+
+
 def test_of_one_who_leaves_the_leases_go_back_that_it_does_not_hold(run_dir):
     async def main():
         async with begun(run_dir) as (state, _, worker):
