@@ -88,8 +88,15 @@ class Fetcher:
 
     def _newest_like(self, notice: TcpNotice) -> TcpNotice:
         """The notice in force, if it is the same trainer's and newer."""
-        alike = [notice, *(told for told in tuple(self._heard) if told.source == notice.source)]
-        return max(alike, key=lambda told: told.here.version)
+        newest = self._newest
+        if newest is None or newest.source != notice.source:
+            return notice
+        return max(notice, newest, key=lambda told: told.here.version)
+
+    @property
+    def _newest(self) -> TcpNotice | None:
+        """The notice in force."""
+        return self._heard[-1] if self._heard else None
 
     async def close(self) -> None:
         self._leaves = True  # a fetch may be under way
@@ -135,7 +142,7 @@ class Fetcher:
                 await self._go_on(notice, what, error)
 
     async def _go_on(self, notice: TcpNotice, what: str, error: RpcError) -> None:
-        await refuse_ended(notice, self._heard[-1] if self._heard else None, what, error)
+        await refuse_ended(notice, self._newest, what, error)
         if (silence_s := asyncio.get_running_loop().time() - self._progress_s) > GIVE_UP_S:
             raise WeightsError(f"{what}: nothing has come for {silence_s:.0f} s ({error})") from error
 
