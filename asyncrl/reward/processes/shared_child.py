@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from asyncrl.reward.processes import wire
-from asyncrl.reward.processes.child import ChildDied, RewardChild
+from asyncrl.reward.processes.child import Child, ChildDied
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SharedChild:
 
     def __init__(
         self,
-        child: RewardChild,
+        child: Child,
         *,
         on_asks: Callable[[wire.Asks], None] = lambda _: None,
         away_s: Callable[[int], float] = lambda _: 0.0,
