@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-import time
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 from asyncrl.reward.processes.child import Child, ChildDied
 from asyncrl.reward.processes.shared_child import Interrupted
 from asyncrl.roles import EPISODES, names
-from asyncrl.runfiles.followed import Followed, follow
+from asyncrl.runfiles.followed import POLL_S, Followed, follow
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.rpc import RpcClient, RpcError
@@ -76,21 +74,22 @@ class GuestProcess(Child):
             self._end(ChildDied(f"it sent an invalid reply: {error}"))
 
     def _lose(self, error: RpcError) -> None:
-        self._end(Interrupted(f"{self._guest.role} has left, or does not answer: {error}"))
+        lost = Interrupted(f"{self._guest.role} has left, or does not answer: {error}")
+        self._end(lost, is_silent=True)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _end(self, death: ChildDied) -> None:
+    def _end(self, death: ChildDied, *, is_silent: bool = False) -> None:
         if self._death is not None:
             return
         self._death = death
         self.fail(death)
         for task in self._tasks:
             task.cancel()
-        self._guest.leave(self._client, self._episode)
+        self._guest.leave(self._client, self._episode, is_silent=is_silent)
 
 
 class _Guest(Followed):
@@ -98,46 +97,53 @@ class _Guest(Followed):
         super().__init__(role, run_dir, worker)
         self.open = 0
         """Processes that it lends."""
-        self._silent_until_s = 0.0
+        self._is_silent = False
         self._leaving: set[asyncio.Task[None]] = set()
 
     def begin(self) -> None:
-        self._silent_until_s = 0.0
+        self._is_silent = False
 
     @property
     def may_lend(self) -> bool:
-        return self.client is not None and time.monotonic() >= self._silent_until_s
+        return self.client is not None and not self._is_silent
 
     async def lend(self) -> GuestProcess | None:
-        """None where no process is free, and where there is no answer: then it is not asked for a while."""
+        """None where no process is free, or no answer comes: then it is not asked before one does."""
         client, episode = self.client, secrets.randbits(53)
         assert client is not None
         self.open += 1
         try:
             answer, _ = await client.request(m.TakeProcess(episode), timeout_s=SILENCE_S)
-            if isinstance(answer, m.Done):
-                return GuestProcess(self, client, episode)
         except RpcError:
-            if client is self.client:
-                self._silent_until_s = time.monotonic() + SILENCE_S
+            self.leave(client, episode, is_silent=True)
+            return None
         except asyncio.CancelledError:
             self.leave(client, episode)
             raise
+        if isinstance(answer, m.Done):
+            return GuestProcess(self, client, episode)
         self.open -= 1
         return None
 
-    def leave(self, client: RpcClient, episode: int) -> None:
-        """If this does not arrive, the guest gives the episode up by itself."""
+    def leave(self, client: RpcClient, episode: int, *, is_silent: bool = False) -> None:
+        """is_silent: the guest has not answered."""
         self.open -= 1
-
-        async def tell() -> None:
-            with suppress(RpcError):
-                await client.request(m.LeaveProcess(episode), timeout_s=SILENCE_S)
-
         if client is self.client:
-            task = asyncio.create_task(tell())
+            self._is_silent |= is_silent
+            task = asyncio.create_task(self._tell_of_end(client, episode))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+    async def _tell_of_end(self, client: RpcClient, episode: int) -> None:
+        """Until it answers, or is gone."""
+        while client is self.client:
+            try:
+                await client.request(m.LeaveProcess(episode), timeout_s=SILENCE_S)
+            except RpcError:
+                await asyncio.sleep(POLL_S)
+            else:
+                self._is_silent = False
+                return
 
 
 class EpisodeGuests:
