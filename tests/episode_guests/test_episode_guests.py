@@ -14,10 +14,12 @@ from asyncrl.episode_guests.link import EpisodeGuests
 from asyncrl.episode_guests.service import EpisodeService
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.child import Child
+from asyncrl.reward.processes.shared_child import Interrupted
 from asyncrl.rollout.engines.base import SamplingParams
 from asyncrl.rollout.engines.paced.engine import PacedEngine
 from asyncrl.rollout.episodes.conversation import Conversation
-from asyncrl.rollout.episodes.pool import EpisodeError, EpisodePool
+from asyncrl.rollout.episodes.pool import MOST_INTERRUPTIONS, EpisodeError, EpisodePool
 from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
@@ -78,11 +80,16 @@ def run_dir(tmp_path):
 
 
 @asynccontextmanager
-async def lending(run_dir, spec, processes, *, role="episodes-0"):
-    """The guest of that name, in this process."""
+async def lending(run_dir, spec, processes, *, keys=None, port=None):
+    """A guest, in this process; with the keys and the port of one before it, where nobody sees a change."""
     guest = EpisodeService(spec, processes)
     await guest.start()
-    run_dir.announce_endpoint(role, guest.bind(Keys.new(), NetworkConfig()))
+    if keys is None:
+        keys = Keys.new()
+        run_dir.announce_endpoint("episodes-0", guest.bind(keys, NetworkConfig()))
+    else:
+        guest._server.bind(keys, port=port)
+    guest.keys = keys
     running = asyncio.create_task(guest.run())
     guest.running = running
     try:
@@ -98,14 +105,14 @@ async def ended(task):
 
 
 @asynccontextmanager
-async def playing(run_dir, spec, *, guests=1, timeout_s=DEADLINE_S):
+async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S):
     """A worker's pool of one process of its own; `play(**columns)` carries an episode out and returns the
     process that it was in."""
     engine = PacedEngine(capacity=8, step_base_s=1e-3, step_per_request_s=0.0)
     driving = asyncio.create_task(engine.run())
-    others = EpisodeGuests(guests, run_dir, "rollout-0")
+    others = EpisodeGuests(1, run_dir, "rollout-0")
     following = asyncio.create_task(others.follow())
-    pool = EpisodePool(spec, str, processes=1, timeout_s=timeout_s, lend=others.lend)
+    pool = EpisodePool(spec, str, processes=1, timeout_s=timeout_s, lend=lend or others.lend)
     await pool.start()
 
     numbers = itertools.count()
@@ -176,10 +183,45 @@ def test_what_a_lost_guest_was_at_begins_again_here(run_dir, spec, how, tmp_path
                 run_dir.forget_process("episodes-0")
             assert await asked != int(begun.read_text())
             assert play.session.turns == 1 and play.session.sampled_tokens > play.trajectory.sampled_tokens
+            (known,) = play.others._guests
+            assert not known.may_lend
             await play(begun=str(begun))
             assert play.pool.drain_metrics()["episodes/guests_frac"] == (1, 3)
+            if how == "falls silent":
+                port = run_dir.endpoint("episodes-0").port
+                async with lending(run_dir, spec("waits"), 1, keys=guest.keys, port=port):
+                    await until(lambda: known.may_lend, "its next word")
+                    await play(begun=str(begun))
+                    assert play.pool.drain_metrics()["episodes/guests_frac"] == (1, 1)
 
     asyncio.run(main())
+
+
+class Lost(Child):
+    """On a machine that is gone as soon as it is asked for anything."""
+
+    alive, death = True, Interrupted("gone")
+
+    def tell(self, request):
+        self.fail(self.death)
+
+    def kill(self):
+        self.alive = False
+
+
+def test_an_episode_that_guests_lose_again_and_again_stays_here(run_dir, spec):
+    asked = []
+
+    async def lend():
+        asked.append(Lost())
+        return asked[-1]
+
+    async def main():
+        async with playing(run_dir, spec("two"), lend=lend) as play:
+            await play()
+
+    asyncio.run(main())
+    assert [process.alive for process in asked] == [False] * MOST_INTERRUPTIONS
 
 
 def test_a_process_that_dies_there_fails_its_episode_and_is_replaced(run_dir, spec, tmp_path):
