@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 COORDINATOR, TRAINER, ROLLOUT, REWARD, JUDGE = "coordinator", "trainer", "rollout", "reward", "judge"
-EVALUATION = "evaluation"
+EVALUATION, EPISODES = "evaluation", "episodes"
 """The kinds; what there is to know of each: `asyncrl.cluster.kinds`."""
 
 ENGINES = (ROLLOUT, EVALUATION, JUDGE)

@@ -20,7 +20,7 @@ BESIDE = (
     *(("objective", "kl.py"), ("objective", "rejection.py"), ("core", "colocation.py")),
     *(("objective", "gae.py"), ("objective", "otb.py"), ("trainer", "token_advantages.py")),
     *(("loop", "colocation.py"), ("loop", "colocation_desk.py"), ("trainer", "offload.py")),
-    ("trainer", "backends", "torch", "offload.py"),
+    *(("trainer", "backends", "torch", "offload.py"), ("episode_guests",)),
     *(("trainer", "averaged.py"), ("trainer", "critic"), ("trainer", "lessons"), ("trainer", "lora")),
     *(("rollout", "engines", "torch", name) for name in ("graphs.py", "row_decoder.py", "sleep.py")),
 )

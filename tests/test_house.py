@@ -45,7 +45,7 @@ LAYERS = (
     {"wire"},
     {"runfiles"},
     {"report"},
-    {"liveness", "reward_models", "transfer"},
+    {"liveness", "reward_models", "episode_guests", "transfer"},
     {"loop"},
     {"evaluation"},
     {"cluster"},

@@ -91,9 +91,13 @@ async def _roll_out(
     from asyncrl.rollout.make import start_rollout
     from asyncrl.weights.adapters import engine_end
 
-    models = reward_links(config, run_dir, name)
+    models, guests = reward_links(config, run_dir, name), None
+    if config.rollout.episode_guests:
+        from asyncrl.episode_guests.link import EpisodeGuests
+
+        guests = EpisodeGuests(config.rollout.episode_guests, run_dir, name)
     longest = PromptSet.load(run_dir.prompts).longest_tokens
-    group_rollout = await start_rollout(config, longest, models)
+    group_rollout = await start_rollout(config, longest, models, lend=guests and guests.lend)
     versions = engine_end(joining.transport, config)
     spare_the_collector()
     async with beating(run_dir.pulse(name)), aclosing(group_rollout):
@@ -112,6 +116,7 @@ async def _roll_out(
             turns.client = joining.client
             services.append(engine_turns(turns, group_rollout.engine, link))
         services += [model.follow() for model in models.values()]
+        services += [] if guests is None else [guests.follow()]
         services += [while_it_stays(config, run_dir)] if is_judged else []
         await _while_serving(work, services)
 
@@ -149,6 +154,20 @@ async def judge(config: Config, path: Path, name: str) -> None:
         finally:
             await gateway.close()
             await gateway.engine.close()
+
+
+async def episodes(config: Config, path: Path, name: str) -> None:
+    from asyncrl.episode_guests.service import EpisodeService
+
+    assert config.rollout.episode is not None
+    service = EpisodeService(config.rollout.episode, config.rollout.episode_processes)
+    with unhurried("starting the episodes' processes"):
+        await service.start()
+    spare_the_collector()
+    run_dir = RunDir(path)
+    run_dir.announce_endpoint(name, service.bind(run_dir.keys(), config.network))
+    async with beating(run_dir.pulse(name)):
+        await service.run()
 
 
 async def trainer(config: Config, path: Path, name: str) -> None:

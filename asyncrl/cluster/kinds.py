@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from asyncrl.config import Config
-from asyncrl.roles import COORDINATOR, EVALUATION, JUDGE, RANK_0, REWARD, ROLLOUT, TRAINER, Role, names
+from asyncrl.roles import (
+    COORDINATOR,
+    EPISODES,
+    EVALUATION,
+    JUDGE,
+    RANK_0,
+    REWARD,
+    ROLLOUT,
+    TRAINER,
+    Role,
+    names,
+)
 from asyncrl.rollout.engines.spec import engine_of
 from asyncrl.trainer.backend import backend_of
 
@@ -194,6 +205,7 @@ KINDS = {
         ),
         RoleKind(REWARD, f"{_ENTRIES}:reward", _reward_models, are_alike=False),
         RoleKind(JUDGE, f"{_ENTRIES}:judge", _initial_judges, keeps_place=True),
+        RoleKind(EPISODES, f"{_ENTRIES}:episodes", lambda _: iter(())),  # guests only
     )
 }
 """In the order in which they are started, and choose their GPUs."""

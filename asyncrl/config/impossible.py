@@ -254,8 +254,8 @@ def _impossible_network(network: NetworkConfig) -> Iterator[str]:
 
 
 def _impossible_guests(c: Config) -> Iterator[str]:
-    guests, scoring = c.rollout.guests, c.reward.guests
-    for key, n in ("rollout.guests", guests), ("reward.guests", scoring):
+    guests, scoring, episodes = c.rollout.guests, c.reward.guests, c.rollout.episode_guests
+    for key, n in c.guests.items():
         if n and c.run.in_one_process:
             yield (
                 f"{key}={n}: others join a run of several processes, and run.mode={c.run.mode} has "
@@ -263,6 +263,8 @@ def _impossible_guests(c: Config) -> Iterator[str]:
             )
     if scoring and not c.reward.models:
         yield f"reward.guests={scoring}: there is no reward model to score by (reward.models); leave it out"
+    if episodes and c.rollout.episode is None:
+        yield f"rollout.episode_guests={episodes}: there is no rollout.episode to carry out; leave it out"
     if guests and c.weights_stay_here and not ipaddress.ip_address(c.network.bind).is_loopback:
         yield (
             f"rollout.guests={guests}: workers may join from other hosts (network.bind={c.network.bind}), "

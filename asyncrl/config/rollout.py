@@ -55,6 +55,10 @@ class RolloutConfig(Section):
     """Seconds that an episode may take beside its waits for the model; then the attempt has failed."""
     episode_processes: int = Field(1, ge=1)
     """Processes per rollout worker in which the episodes run, many side by side in each."""
+    episode_guests: int = Field(0, ge=0)
+    """Most machines that may join the run and leave it while it goes on, to carry out episodes (`asyncrl join
+    --episodes`, docs/cluster.md). Episodes go there first, and run beside the engine where no process of
+    theirs is free."""
     kept_contexts: int | None = Field(None, ge=0)
     """Contexts of episodes that wait for something else than the model (a tool), kept beside those in the
     slots, so that the next turn computes only what is new. Each takes as much memory as a slot. null: as many

@@ -113,6 +113,13 @@ class Config(Section):
         return "shm" if ipaddress.ip_address(self.network.bind).is_loopback else "tcp"
 
     @property
+    def guests(self) -> dict[str, int]:
+        """Most of each kind that may join the run, by setting."""
+        rollout, scoring = self.rollout, self.reward.guests
+        of_rollout = {"rollout.guests": rollout.guests, "rollout.episode_guests": rollout.episode_guests}
+        return of_rollout | {"reward.guests": scoring}
+
+    @property
     def weights_stay_here(self) -> bool:
         """Whether the transport that was asked for is for engines on the trainer's host alone."""
         return self.weights.transport in ("shm", "ipc")

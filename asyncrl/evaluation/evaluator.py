@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from asyncrl.config import Config
 from asyncrl.config.evaluation import EvaluationConfig
@@ -33,6 +33,9 @@ from asyncrl.weights.adapters import Merging, merging
 from asyncrl.weights.source import WeightSource
 from asyncrl.wire.codec import decode_group, encode_group
 from asyncrl.work import did_one, unhurried, working
+
+if TYPE_CHECKING:
+    from asyncrl.rollout.episodes.pool import Lend
 
 WORKER = "evaluation"
 
@@ -150,9 +153,10 @@ async def evaluating(
     models: Mapping[str, RewardModel] | None = None,
     *,
     shares_gpu: bool = False,
+    lend: Lend | None = None,
 ) -> AsyncIterator[Evaluator]:
-    """An evaluator with an engine of its own, while the body runs. models, shares_gpu: as of `start_rollout`.
-    What goes wrong in the engine ends the body, and is raised as an `ExceptionGroup`."""
+    """An evaluator with an engine of its own, while the body runs. models, shares_gpu, lend: as of
+    `start_rollout`. What goes wrong in the engine ends the body, and is raised as an `ExceptionGroup`."""
     merge = merging(config)
     own = {} if config.evaluation is None else config.evaluation.rollout(config.rollout)
     alone = {"rollout.candidates": None, "rollout.choose": "first", "trainer.lora": None}
@@ -161,7 +165,7 @@ async def evaluating(
     first = config if len(of_rewards) else scoring(config)
     async with (
         aclosing(
-            await start_rollout(first, prompts.longest_tokens, models, shares_gpu=shares_gpu)
+            await start_rollout(first, prompts.longest_tokens, models, shares_gpu=shares_gpu, lend=lend)
         ) as rollout,
         AsyncExitStack() as stack,
         asyncio.TaskGroup() as tasks,

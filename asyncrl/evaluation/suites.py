@@ -99,7 +99,8 @@ def scoring(config: Config) -> Config:
     reward = RewardConfig(
         functions=functions, judges=judges, route=RewardRouteConfig(column=DATASET, parts=parts)
     ).model_copy(update={name: getattr(config.reward, name) for name in kept})
-    return with_values(config, {"reward": reward, "rollout.episode": None, "teacher": None})
+    alone = {"rollout.episode": None, "rollout.episode_guests": 0, "teacher": None}
+    return with_values(config, {"reward": reward, **alone})
 
 
 def further(config: Config, by_set: Mapping[str, Sequence[Group]]) -> dict[str, float]:

@@ -41,15 +41,24 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
     config = engine_of(config).for_evaluation(config)
     unjudged, config = config, await with_initial_judges(config, run_dir)
     rounds, models = Rounds(run_dir.evaluation), reward_links(config, run_dir, name)
+    guests = None
+    if config.rollout.episode_guests:
+        from asyncrl.episode_guests.link import EpisodeGuests
+
+        guests = EpisodeGuests(config.rollout.episode_guests, run_dir, name)
     assert config.evaluation is not None
     every, workers, number = config.evaluation.every_steps, config.evaluation.workers, Role.parse(name).index
     async with asyncio.TaskGroup() as services:
         for model in models.values():
             services.create_task(model.follow())
+        if guests is not None:
+            services.create_task(guests.follow())
         if config is not unjudged:
             services.create_task(while_it_stays(config, run_dir))
         async with (
-            evaluating(config, PromptSet.load(rounds.prompts), models) as evaluator,
+            evaluating(
+                config, PromptSet.load(rounds.prompts), models, lend=guests and guests.lend
+            ) as evaluator,
             beating(run_dir.pulse(name)),
         ):
             share = Share(config.evaluation.share, evaluator.busy_s, rounds.trained.exists)

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import chain
 
 import psutil
 
@@ -16,7 +17,7 @@ from asyncrl.cluster.remote.site import Site, site_of
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.plan.machine import Nodes
-from asyncrl.roles import ROLLOUT, names, scorers
+from asyncrl.roles import EPISODES, ROLLOUT, names, scorers
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.section import with_values
 
@@ -68,12 +69,16 @@ async def guests_desk(
     if config.rollout.guests:
         own, *others = names(ROLLOUT, workers + config.rollout.guests)
         may_join[""] = (own, *others[workers - 1 :])
-    if not may_join:
+    episodes = names(EPISODES, config.rollout.episode_guests)
+    if not may_join and not episodes:
         yield None
         return
     desk: Desk = getattr(host, "desk", None) or Desk(run_dir, config.network)
     specs = {role.name: role for role in roles}
     desk.guests = {what: _alike(specs[own], guests) for what, (own, *guests) in may_join.items()}
+    desk.episodes = _alike(specs[names(ROLLOUT, 1)[0]], episodes)
+    for spec in chain(desk.episodes, *desk.guests.values()):
+        run_dir.forget_process(spec.name)  # that was there when an earlier start of the run was killed
     try:
         yield desk
     finally:

@@ -82,6 +82,7 @@ segments/split_frac/{reason}  share   those split by the chat template (`templat
 > With `rollout.episode`.
 episodes/computed_again_frac           share  of the prompts of later turns: computed before, and once more
 episodes/computed_again_frac/{reason}  share  those not kept (`room`), or of older weights (`weights`)
+episodes/guests_frac                   share  begun on machines that have joined (`rollout.episode_guests`)
 
 # The gateway
 > With `rollout.gateway`: shares of the requests that came over HTTP.

@@ -11,29 +11,22 @@ from collections.abc import Sequence
 from asyncrl.config import Config, RewardModelConfig
 from asyncrl.reward.score import Message, RewardError
 from asyncrl.roles import scorers
+from asyncrl.runfiles.followed import POLL_S, Followed, follow
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
-from asyncrl.wire.keys import Endpoint
-from asyncrl.wire.rpc import RpcClient, RpcError, RpcRefused
+from asyncrl.wire.rpc import RpcError, RpcRefused
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
-"""How soon a worker notices that a reward model's process is gone, or has a successor."""
 PACE_GAIN = 0.2
 """What the newest answer says of a process's pace."""
 
 
-class _Process:
-    """One that scores by a reward model, and perhaps its successor, under the same name."""
+class _Process(Followed):
+    """One that scores by a reward model."""
 
     def __init__(self, role: str, run_dir: RunDir, worker: str) -> None:
-        self.role = role
-        self.client: RpcClient | None = None
-        """None while it does not listen."""
-        self._run_dir = run_dir
-        self._worker = worker
-        self._endpoint: Endpoint | None = None
+        super().__init__(role, run_dir, worker)
         self._open = 0
         """Pairs that it has been asked for."""
         self._pace_s: float | None = None
@@ -46,21 +39,8 @@ class _Process:
             return math.inf if self._open else 0.0
         return (self._open + 1) * self._pace_s
 
-    async def look(self) -> None:
-        """Connect to it wherever it is."""
-        if (endpoint := self._run_dir.endpoint(self.role)) != self._endpoint:
-            await self.connect(endpoint)
-
-    async def connect(self, endpoint: Endpoint | None) -> None:
-        """Let go of the process that was, and take the one at `endpoint`, if any."""
-        client, self.client, self._endpoint, self._pace_s = self.client, None, endpoint, None
-        if client is not None:
-            client.give_up(f"{self.role} is gone")
-            await client.__aexit__()
-        if endpoint is not None:
-            client = RpcClient(endpoint, self._worker)
-            await client.__aenter__()
-            self.client = client
+    def begin(self) -> None:
+        self._pace_s = None
 
     async def ask(self, request: m.ScorePair, silence_s: float) -> m.PairScore:
         """Raises `RpcError`. Only while it listens."""
@@ -101,15 +81,7 @@ class RewardModelLink:
 
     async def follow(self) -> None:
         """For ever: connect to the processes wherever they are."""
-        processes = (self._own, *self._guests)
-        try:
-            while True:
-                for process in processes:
-                    await process.look()
-                await asyncio.sleep(POLL_S)
-        finally:
-            for process in processes:
-                await process.connect(None)
+        await follow((self._own, *self._guests))
 
     async def score(self, prompt: str | list[Message], response: str) -> float:
         """Raises `RewardError` when the model refuses the pair, or when no process answers in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncrl.config import Config
 from asyncrl.curriculum.choices import make_choice
@@ -15,6 +15,9 @@ from asyncrl.rollout.engines.spec import make_engine
 from asyncrl.rollout.group import GroupRollout
 from asyncrl.work import unhurried
 
+if TYPE_CHECKING:
+    from asyncrl.rollout.episodes.pool import Lend
+
 
 async def start_rollout(
     config: Config,
@@ -22,11 +25,13 @@ async def start_rollout(
     models: Mapping[str, RewardModel] | None = None,
     *,
     shares_gpu: bool = False,
+    lend: Lend | None = None,
 ) -> GroupRollout:
     """A rollout with its engine and its rewards, started; `aclose` ends them.
 
-    models: the reward models by name; None loads them into this process. shares_gpu: as of `make_engine`.
-    Raises `ConfigError` for a reward function or an episode that cannot be imported.
+    models: the reward models by name; None loads them into this process. shares_gpu, lend: as of
+    `make_engine` and `EpisodePool`. Raises `ConfigError` for a reward function or an episode that cannot be
+    imported.
     """
     async with AsyncExitStack() as failing:
         engine = make_engine(config, longest_prompt_tokens, shares_gpu=shares_gpu)
@@ -44,7 +49,7 @@ async def start_rollout(
         if config.rollout.episode is not None:
             from asyncrl.rollout.episodes.make import make_episodes
 
-            episodes, of_episodes = make_episodes(config, text_of, longest_prompt_tokens)
+            episodes, of_episodes = make_episodes(config, text_of, longest_prompt_tokens, lend)
         rollout = GroupRollout(
             engine,
             rewards,

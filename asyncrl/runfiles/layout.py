@@ -15,7 +15,7 @@ import msgspec
 from asyncrl import trace
 from asyncrl.errors import ConfigError, RunFailed
 from asyncrl.paths import Under
-from asyncrl.roles import COORDINATOR, JUDGE, REWARD
+from asyncrl.roles import COORDINATOR, EPISODES, JUDGE, REWARD
 from asyncrl.wire.keys import Endpoint, Keys, write_private
 
 SHARED_MEMORY_PREFIX = "asyncrl-"
@@ -109,7 +109,7 @@ class RunDir:
 
     def meeting_points(self) -> dict[str, bytes]:
         """Where processes listen now, by the names of the files that say so."""
-        kinds = (COORDINATOR, f"{REWARD}-*", f"{JUDGE}-*", self.rendezvous.name[1:])
+        kinds = (COORDINATOR, f"{REWARD}-*", f"{JUDGE}-*", f"{EPISODES}-*", self.rendezvous.name[1:])
         found = {}
         for file in (file for kind in kinds for file in self.path.glob(f".{kind}") if file.suffix != ".new"):
             with suppress(FileNotFoundError):  # it has just gone

@@ -134,6 +134,42 @@ class ScorePair(FromWorker):
     response: str
 
 
+# ---- from who has episodes carried out, to a guest that lends processes for them ---------------------------
+
+
+class ForEpisode(WireMessage, frozen=True):
+    """Refused where the guest has given the episode up."""
+
+    SENDER = ROLLOUT
+
+    episode: Count
+    """A number that the sender gives no other one."""
+
+
+class TakeProcess(ForEpisode, frozen=True):
+    """Ask for a process for an episode. Answered by `Done`, or by `NotYet` where none is free."""
+
+
+class TellProcess(ForEpisode, frozen=True):
+    """What the process is to read (`reward.processes.wire`). Answered by `Done`."""
+
+    number: Count
+    """Counts what it is told from 0."""
+    frame: bytes
+
+
+class HearProcess(ForEpisode, frozen=True):
+    """Answered by `Heard` as soon as there is something, at the latest after `wait_s`."""
+
+    heard: Count
+    """Messages that have come."""
+    wait_s: WaitSeconds
+
+
+class LeaveProcess(ForEpisode, frozen=True):
+    """The episode is over, or given up. Answered by `Done`."""
+
+
 # ---- from the trainer --------------------------------------------------------------------------------------
 
 
@@ -284,6 +320,8 @@ class Enlist(FromAgent):
     host: Text
     scores: Text = ""
     """Of one that comes unasked: the name of the reward model that it is to be; nothing: a rollout worker."""
+    carries_out: bool = False
+    """Of one that comes unasked: whether it carries out episodes instead."""
 
 
 class RoleNews(FromAgent):
@@ -351,6 +389,13 @@ class PairScore(WireMessage):
     score: float
     scoring_s: float
     """Seconds that the forward pass took, of the whole batch that it was in."""
+
+
+class Heard(WireMessage):
+    """What a process has said since, each message a frame."""
+
+    death: Text = ""
+    """How it has ended, once it has without an answer."""
 
 
 class Route(WireMessage):
@@ -437,6 +482,10 @@ Request = (
     | WorkerReport
     | EngineTurn
     | ScorePair
+    | TakeProcess
+    | TellProcess
+    | HearProcess
+    | LeaveProcess
     | Begin
     | Take
     | Publish
@@ -460,6 +509,7 @@ Answer = (
     | Published
     | Turn
     | PairScore
+    | Heard
     | Route
     | Gathered
     | Chunk

@@ -315,6 +315,7 @@ class RpcClient:
         for future in self._open.values():
             if not future.done():
                 future.set_exception(RpcError(reason))
+                future.exception()  # a request that has just been cancelled does not look at it
 
     async def _send(self, parts: Sequence[bytes | memoryview], timeout_s: float) -> None:
         try:

@@ -145,9 +145,10 @@ def test_a_guest_gets_a_place_among_those_of_its_kind(run_dir):
     async def body():
         desk = Desk(run_dir, NetworkConfig())
         desk.guests = {what: [RoleSpec(name, {}) for name in of] for what, of in names.items()}
+        desk.episodes = [RoleSpec("episodes-0", {})]
 
-        async def joins(number, scores=""):
-            posting, _ = await desk._handle(b"guest-%d" % number, m.Enlist("far", scores), ())
+        async def joins(number, *what):
+            posting, _ = await desk._handle(b"guest-%d" % number, m.Enlist("far", *what), ())
             return posting.role
 
         assert [await joins(1), await joins(2, "second"), await joins(3, "second")] == [
@@ -160,7 +161,13 @@ def test_a_guest_gets_a_place_among_those_of_its_kind(run_dir):
             await joins(5)
         with pytest.raises(RpcError, match=r"--scores third: .* others join to score by: first, second"):
             await joins(6, "third")
-        assert [role.spec.name for _, role in desk.arrived()] == ["rollout-1", "reward-3", "reward-5"]
+        assert await joins(7, "", True) == "episodes-0"
+        with pytest.raises(
+            RpcError, match=r"no more than 1 machines for episodes .*\(rollout.episode_guests"
+        ):
+            await joins(8, "", True)
+        arrived = [role.spec.name for _, role in desk.arrived()]
+        assert arrived == ["rollout-1", "reward-3", "reward-5", "episodes-0"]
         await desk.close()
 
     asyncio.run(body())

@@ -475,6 +475,12 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["network.bind=0.0.0.0"], "listens on every address", "set network.advertise"),
         (["rollout.guests=1", "run.mode=inline"], "run.mode=inline has one", "use run.mode=async"),
         (["reward.guests=1"], "there is no reward model to score by", "leave it out"),
+        (["rollout.episode_guests=1"], "there is no rollout.episode to carry out", "leave it out"),
+        (
+            ["rollout.episode_guests=1", "rollout.episode=a:b", "run.mode=inline"],
+            "rollout.episode_guests=1: others join a run of several processes, and run.mode=inline has one",
+            "use run.mode=async",
+        ),
         (
             ["rollout.guests=1", "network.bind=10.0.0.1", "weights.transport=shm"],
             "which weights.transport=shm does not reach",

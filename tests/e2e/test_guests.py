@@ -78,3 +78,43 @@ def test_guests_join_and_leave_and_nothing_is_lost(
     assert not (run.run_dir / "join").exists()
     last = read_metrics(run.run_dir / "metrics.jsonl")[-1]
     assert last["ledger/failed_groups"] == 0
+
+
+EPISODE = """
+import asyncio
+
+
+async def slow(task, model):
+    first = await model.generate(task.prompt_ids, max_new_tokens=4)
+    await asyncio.sleep(0.2)
+    await model.generate([*task.prompt_ids, *first.token_ids, 5], max_new_tokens=4)
+"""
+
+
+def test_a_guest_carries_out_episodes_until_it_is_gone(launch, join, assert_nothing_left, tmp_path):
+    (tmp_path / "own.py").write_text(EPISODE)
+    run = launch(
+        *(ENDLESS, "rollout.engine=paced", "trainer.backend=paced", "rollout.slots=8"),
+        *(f"rollout.episode={tmp_path / 'own.py'}:slow", "rollout.episode_guests=1"),
+    )
+    run.wait((run.run_dir / "join").exists, "the run's address")
+    guest = join(run, "--episodes", "3")
+    run.wait(said(run, "episodes-0 joins from"), "a guest")
+
+    def shares():
+        return [line.get("episodes/guests_frac", 0) for line in read_metrics(run.run_dir / "metrics.jsonl")]
+
+    run.wait(lambda: run.steps() and shares()[-1] > 0, "episodes on the guest")
+    pulse = read_pulse(run.run_dir / ".pulse" / "episodes-0")
+    assert pulse.work.what == "episodes" and pulse.work.done > 0
+    psutil.Process(pulse.pid).kill()
+    log = run.run_dir / "logs" / "rollout-0.log"
+    again = "is carried out again: episodes-0 has left, or does not answer"
+    run.wait(lambda: again in log.read_text(), "its episodes to begin again")
+    assert guest.wait(LONG_S) == 1
+    run.wait_for_steps(run.steps() + 4)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(LONG_S) == 130
+    assert_nothing_left(run.run_dir)
+    assert 0 < max(shares()) < 1 and shares()[-1] == 0, "some had no place there, and all go on here"
+    assert read_metrics(run.run_dir / "metrics.jsonl")[-1]["ledger/failed_groups"] == 0

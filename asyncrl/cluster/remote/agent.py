@@ -57,23 +57,24 @@ SHARED = {
 and whose nodes."""
 
 
-async def serve(call: Call, *, drain_s: float | None = None, scores: str = "") -> int:
+async def serve(call: Call, *, drain_s: float | None = None, scores: str = "", episodes: int = 0) -> int:
     """Run the role of a call to its end, and return its exit status. Raises `RpcError` where there is no
     supervisor who wants it.
 
     drain_s: how long a role has for what it is at when this process is told to end (SIGTERM, Ctrl-C); a
-    second time it ends at once. None where such signals are somebody else's. scores: the reward model that it
-    is to be, of one that comes unasked; nothing: a rollout worker.
+    second time it ends at once. None where such signals are somebody else's. scores, episodes: of one that
+    comes unasked, the reward model that it is to be, or how many episodes it carries out at a time; neither:
+    a rollout worker.
     """
     async with RpcClient(call.endpoint, call.ticket) as desk:
         posting, files = await desk.request(
             # Once: its answer may take longer than what is not answered is asked again after.
-            m.Enlist(socket.gethostname(), scores),
+            m.Enlist(socket.gethostname(), scores, episodes > 0),
             timeout_s=ENLIST_S,
             queued=True,
         )
         with scratch_folder() as folder:
-            own, role = OwnFolder(folder, posting.role), None
+            own, role = OwnFolder(folder, posting.role, episodes), None
             host = LocalHost(own.run_dir)
             try:
                 try:
@@ -146,12 +147,13 @@ def _leaving(role: LocalRole, drain_s: float | None) -> Iterator[None]:
 
 class OwnFolder:
     """What a role takes for the run's directory, in a temporary folder: what the supervisor has sent, and
-    what it is sent back."""
+    what it is sent back. episodes: how many it carries out at a time, if it does."""
 
-    def __init__(self, folder: Path, role: str) -> None:
+    def __init__(self, folder: Path, role: str, episodes: int = 0) -> None:
         self.run_dir = RunDir(folder / "run")
         self._temporary = folder / "tmp"
         self._role = role
+        self._episodes = episodes
         self.news_s = NEWS_S
         self._seen: dict[str, int] = {}
         """When each small file was written that has been told of."""
@@ -180,9 +182,12 @@ class OwnFolder:
             getattr(run_dir, folder).symlink_to(getattr(origin, folder))
         config = settings.load(run_dir.config)
         self.news_s = every_s(NEWS_S, sum(len(of.roles) for of in role_sets(config)))
-        run_dir.model_folders.write_text(json.dumps(_folders(config, run_dir)))
+        if not self._episodes:  # which use no model themselves
+            run_dir.model_folders.write_text(json.dumps(_folders(config, run_dir)))
         bind, name = own_address(supervisor)
         own = {"network.bind": bind, "network.advertise": name, "weights.transport": config.transport}
+        if self._episodes:
+            own["rollout.episode_processes"] = self._episodes
         run_dir.config.write_text(settings.dump(with_values(config, own)))
         environment = with_ways_to_ranks(posting.env, name) | {"TMPDIR": str(self._temporary)}
         environment.pop(OWN_CORES, None)  # of another machine

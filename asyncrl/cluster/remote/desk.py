@@ -102,10 +102,12 @@ class Desk:
     """Listens from the first call on.
 
     guests: the roles that may come unasked, by the reward model that they are; under no name, the workers.
+    episodes: those that carry out episodes.
     """
 
     def __init__(self, run_dir: RunDir, network: NetworkConfig) -> None:
         self.guests: Mapping[str, Sequence[RoleSpec]] = {}
+        self.episodes: Sequence[RoleSpec] = ()
         self._run_dir = run_dir
         self._network = network
         self._roles: dict[str, RemoteRole] = {}
@@ -123,7 +125,7 @@ class Desk:
             network = self._network
             self._endpoint = self._server.bind(self._run_dir.keys(), network.bind, network.advertise)
             self._serving = asyncio.create_task(self._server.serve(), name="desk")
-            if self.guests:
+            if self.guests or self.episodes:
                 write_private(self._run_dir.join, address_of(self._endpoint).encode())
         return self._endpoint
 
@@ -166,17 +168,19 @@ class Desk:
         raise RpcError(f"a supervisor has no answer to {type(request).__name__}")
 
     def _received(self, ticket: str, guest: m.Enlist) -> RemoteRole:
-        may_join = self.guests.get(guest.scores, ())
+        may_join = self.episodes if guest.carries_out else self.guests.get(guest.scores, ())
         if guest.scores and not may_join:
             models = ", ".join(filter(None, self.guests)) or "none (reward.guests)"
             raise RpcError(f"--scores {guest.scores}: the run lets others join to score by: {models}")
         there = {role.spec.name for role in self._roles.values() if not role.ended.done()}
         free = next((spec for spec in may_join if spec.name not in there), None)
         if free is None:
-            what = (
-                f"scorers by {guest.scores} may join (reward" if guest.scores else "workers may join (rollout"
-            )
-            raise RpcError(f"no more than {len(may_join)} {what}.guests), and so many are there")
+            who, setting = "workers", "rollout.guests"
+            if guest.scores:
+                who, setting = f"scorers by {guest.scores}", "reward.guests"
+            elif guest.carries_out:
+                who, setting = "machines for episodes", "rollout.episode_guests"
+            raise RpcError(f"no more than {len(may_join)} {who} may join ({setting}), and so many are there")
         self._run_dir.forget_process(free.name)
         role = self._roles[ticket] = RemoteRole(self._run_dir, free)
         self._arrived.append((f"from {guest.host}", role))

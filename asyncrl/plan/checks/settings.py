@@ -408,8 +408,7 @@ def warnings(config: Config, implied: Outline) -> Iterator[str]:
             f"rollout.engine={config.rollout.engine} does not tell, and the trainer's policy is not cut: "
             "ratios come out low even on policy"
         )
-    joined = ("rollout.guests", config.rollout.guests), ("reward.guests", config.reward.guests)
-    for key, guests in joined:
+    for key, guests in config.guests.items():
         if guests and ipaddress.ip_address(config.network.bind).is_loopback:
             yield (
                 f"{key}={guests}: network.bind={config.network.bind} is reached by no other machine, "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from asyncrl.reward.processes import wire
-from asyncrl.reward.processes.child import ChildDied, RewardChild
+from asyncrl.reward.processes.child import Child, ChildDied
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SharedChild:
 
     def __init__(
         self,
-        child: RewardChild,
+        child: Child,
         *,
         on_asks: Callable[[wire.Asks], None] = lambda _: None,
         away_s: Callable[[int], float] = lambda _: 0.0,
@@ -127,11 +127,12 @@ class SharedChild:
             return
         if isinstance(notice, wire.Stuck):
             self._stuck, self._stuck_since_s = notice, time.monotonic() - notice.for_s
-            log.warning(
-                "%s blocks the event loop of its process, and %d other groups are waiting: `await` slow "
-                "work, or run it with `await asyncio.to_thread(...)`",
-                *(notice.where, max(0, self.calls - 1)),
-            )
+            if self.calls > 1:
+                log.warning(
+                    "%s blocks the event loop of its process, and %d other groups are waiting: `await` slow "
+                    "work, or run it with `await asyncio.to_thread(...)`",
+                    *(notice.where, self.calls - 1),
+                )
             return
         self._stuck = None
         self._blocked_s += notice.blocked_s

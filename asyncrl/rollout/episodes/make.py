@@ -9,14 +9,14 @@ from asyncrl.config import Config
 from asyncrl.reward.text import ResponseText
 from asyncrl.rollout.chat import make_chat
 from asyncrl.rollout.episodes.conversation import Conversation
-from asyncrl.rollout.episodes.pool import EpisodePool
+from asyncrl.rollout.episodes.pool import EpisodePool, Lend
 
 
 def make_episodes(
-    config: Config, text_of: ResponseText, longest_prompt_tokens: int
+    config: Config, text_of: ResponseText, longest_prompt_tokens: int, lend: Lend | None = None
 ) -> tuple[EpisodePool, dict[str, Any]]:
     """Those that `rollout.episode` names, with the gateway before them where there is to be one; and what a
-    `GroupRollout` is given of them."""
+    `GroupRollout` is given of them. lend: as of `EpisodePool`."""
     rollout, gateway = config.rollout, None
     assert rollout.episode is not None
     if rollout.gateway:
@@ -29,6 +29,7 @@ def make_episodes(
         timeout_s=rollout.episode_timeout_s,
         keeps_contexts=rollout.kv_on_update == "keep",
         gateway=gateway,
+        lend=lend,
     )
     chat = make_chat(config, rollout.context_tokens(longest_prompt_tokens))
     return episodes, {

@@ -1,11 +1,12 @@
-"""Runs a user's episodes in killable processes, many side by side in each, for a rollout worker."""
+"""Runs a user's episodes in killable processes, for a rollout worker: many side by side in each of its own,
+and one in each that others lend."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,10 @@ import numpy as np
 
 from asyncrl.errors import ConfigError
 from asyncrl.reward.processes import wire
-from asyncrl.reward.processes.child import ChildDied, RewardChild
-from asyncrl.reward.processes.children import end
+from asyncrl.reward.processes.child import Child, ChildDied
 from asyncrl.reward.processes.shared_child import Interrupted, SharedChild
 from asyncrl.rollout.episodes.conversation import Conversation
+from asyncrl.rollout.episodes.processes import Processes
 from asyncrl.rollout.episodes.program import Earned
 from asyncrl.rollout.episodes.reuse import computed_again
 from asyncrl.rollout.task import RolloutTask
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 120.0
-"""Longest time for a process to start and import the episode; users' modules may import a lot."""
-MODULE = "asyncrl.rollout.episodes.process"
+MOST_INTERRUPTIONS = 3
+"""After so many an episode is carried out here, wherever else there is room."""
+
+Lend = Callable[[], Awaitable[Child | None]]
+"""A process on another machine that is free, for one episode; None where there is none. Ending it gives it
+back, and its `Interrupted` says that the machine is gone."""
 
 
 class EpisodeError(Exception):
@@ -46,8 +50,8 @@ class EpisodePool:
     text_of: what an episode reads of tokens. timeout_s: an episode may take so long beside its waits for the
     model; then it has failed. One that blocks its process' loop for as long has it killed: the others there
     are carried out again, in another process. So are all when a process dies, each then in one of its own, to
-    find out which it was. keeps_contexts: as of `computed_again`. gateway: by which programs ask in an
-    episode's name; started and closed with this.
+    find out which it was. An episode goes first to whoever will `lend` a process. keeps_contexts: as of
+    `computed_again`. gateway: by which programs ask in an episode's name; started and closed with this.
     """
 
     def __init__(
@@ -59,21 +63,23 @@ class EpisodePool:
         timeout_s: float,
         keeps_contexts: bool = True,
         gateway: Gateway | None = None,
+        lend: Lend | None = None,
     ) -> None:
         self._spec = spec
         self._text_of = text_of
-        self._processes = processes
+        self._most = processes
+        self._processes = Processes(spec)
+        self._lend = lend
+        self._lent = np.zeros(2, int)
+        """Episodes that were begun elsewhere, and all, since `drain_metrics`."""
         self._timeout_s = timeout_s
         self._gateway = gateway
         self._numbers = itertools.count(1)
         self._shared: list[SharedChild] = []
         self._starting = asyncio.Lock()
         self._alone = asyncio.Semaphore(processes)
-        self._all: set[RewardChild] = set()
-        """All whose process may still exist."""
         self._lines: dict[int, Line] = {}
         """Of the episodes in progress, by number."""
-        self._closed = False
         self._keeps_contexts = keeps_contexts
         self._computed_again = np.zeros(3)
         """As of `computed_again`, since `drain_metrics`."""
@@ -83,16 +89,15 @@ class EpisodePool:
         try:
             if self._gateway is not None:
                 await self._gateway.start()
-            self._shared = list(await asyncio.gather(*(self._spawn() for _ in range(self._processes))))
+            self._shared = list(await asyncio.gather(*(self._spawn() for _ in range(self._most))))
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Kill every process and wait until they are gone. Episodes in progress fail."""
-        self._closed = True
         try:
-            await end(self._all)
+            await self._processes.close()
         finally:
             if self._gateway is not None:
                 await self._gateway.close()
@@ -102,14 +107,20 @@ class EpisodePool:
         (lost, outdated, tokens), self._computed_again = self._computed_again.tolist(), np.zeros(3)
         again = {"": lost + outdated, "/room": lost, "/weights": outdated} if tokens else {}
         own = {f"episodes/computed_again_frac{why}": (n, int(tokens)) for why, n in again.items()}
+        (lent, begun), self._lent = self._lent.tolist(), np.zeros(2, int)
+        own |= {"episodes/guests_frac": (lent, begun)} if begun else {}
         return own if self._gateway is None else own | self._gateway.drain_metrics()
 
     async def __call__(self, task: RolloutTask, session: Conversation) -> Earned:
         """Raises `EpisodeError`."""
-        alone = False
+        alone, interruptions = False, 0
         while True:
             try:
-                reply = await (self._play_alone if alone else self._play)(task, session)
+                reply = None
+                if not alone and interruptions < MOST_INTERRUPTIONS:
+                    reply = await self._play_elsewhere(task, session)
+                if reply is None:
+                    reply = await (self._play_alone if alone else self._play)(task, session)
             except TimeoutError as error:
                 why = f"it took longer than rollout.episode_timeout_s={self._timeout_s:g}, the model apart"
                 if where := str(error):
@@ -121,10 +132,11 @@ class EpisodePool:
             except (ConfigError, OSError) as error:
                 raise EpisodeError("no process", f"no process could be started for it: {error}") from error
             except ChildDied as death:
-                if alone or self._closed:
-                    raise EpisodeError("process died", f"its process died ({death})") from None
+                if self._processes.closed:
+                    raise _died(death) from None
                 log.warning("episode %s is carried out again: %s", self._spec, death)
                 alone = not isinstance(death, Interrupted)
+                interruptions += not alone
                 session.begin_again()
                 continue
             if isinstance(reply, wire.Played):
@@ -133,10 +145,18 @@ class EpisodePool:
             assert isinstance(reply, wire.Raised)
             raise EpisodeError(reply.message.partition(":")[0], f"{reply.message}\n{reply.traceback}".strip())
 
+    async def _play_elsewhere(self, task: RolloutTask, session: Conversation) -> wire.Reply | None:
+        """In a process that somebody lends; None where nobody does."""
+        if self._lend is None:
+            return None
+        lent = await self._lend()
+        self._lent += [lent is not None, 1]
+        return None if lent is None else await self._ask_alone(self._shared_by(lent), task, session)
+
     async def _play(self, task: RolloutTask, session: Conversation) -> wire.Reply:
         async with self._starting:
             self._shared = [child for child in self._shared if child.alive]
-            if len(self._shared) < self._processes:
+            if len(self._shared) < self._most:
                 self._shared.append(await self._spawn())
         return await self._ask(min(self._shared, key=lambda child: child.calls), task, session)
 
@@ -144,13 +164,20 @@ class EpisodePool:
         with session.standing_back():
             await self._alone.acquire()
         try:
-            child = await self._spawn()
-            try:
-                return await self._ask(child, task, session)
-            finally:
-                child.kill()
+            return await self._ask_alone(await self._spawn(), task, session)
         finally:
             self._alone.release()
+
+    async def _ask_alone(self, child: SharedChild, task: RolloutTask, session: Conversation) -> wire.Reply:
+        """In a process that has no other episode. Raises `EpisodeError` where it dies by that."""
+        try:
+            return await self._ask(child, task, session)
+        except Interrupted:
+            raise
+        except ChildDied as death:
+            raise _died(death) from None
+        finally:
+            child.kill()
 
     async def _ask(self, child: SharedChild, task: RolloutTask, session: Conversation) -> wire.Reply:
         # A key of its own each time: what an episode that is carried out again has left behind has none.
@@ -188,24 +215,14 @@ class EpisodePool:
 
     async def _spawn(self) -> SharedChild:
         """A process that is ready. Raises `ConfigError`, `ChildDied`, or `OSError`."""
-        if self._closed:
-            raise ChildDied("the pool was closed")
-        child = RewardChild(MODULE)
-        self._all.add(child)
-        child.exited.add_done_callback(lambda _: self._all.discard(child))
-        what = f"rollout.episode `{self._spec}`"
-        try:
-            reply = await child.start(wire.Program(self._spec), START_TIMEOUT_S)
-        except TimeoutError:
-            raise ConfigError(
-                f"{what}: not imported after {START_TIMEOUT_S:g} s; do less at import time"
-            ) from None
-        except ChildDied as death:
-            raise ConfigError(f"{what}: the process died ({death}) while importing it") from None
-        if isinstance(reply, wire.SetupFailed):
-            child.kill()
-            raise ConfigError(reply.message)
+        return self._shared_by(await self._processes.spawn())
+
+    def _shared_by(self, child: Child) -> SharedChild:
         return SharedChild(child, on_asks=self._asked, away_s=self._away_s)
+
+
+def _died(death: ChildDied) -> EpisodeError:
+    return EpisodeError("process died", f"its process died ({death})")
 
 
 class Line:
