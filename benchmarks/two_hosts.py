@@ -182,7 +182,7 @@ class Run:
     def end(self) -> None:
         """Returns when everything has ended."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()  # Ctrl-C is ignored in the background of a shell
         self.process.wait(LONG_S)
 
     def result(self) -> dict[str, Any]:

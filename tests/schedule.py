@@ -5,7 +5,9 @@ at the end. The others follow by file.
 """
 
 import json
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,35 @@ BUILT_ONCE = "warmed_up_model"
 FILE = "groups_of_tests"
 """Where a worker tells the groups: only workers see marks, and xdist names tests to the scheduler. (Its own
 `--dist loadgroup` tells them in the tests' names, which pytest 9.2 does not let it change.)"""
+COMPILED_S = 60.0
+"""For one worker to collect all tests."""
 _file = pytest.StashKey()
 
 
 class _Turn:
     VLLM, LONG, MODEL, SHORT = range(4)
     """MODEL: long, and wants what is built once; the first of them builds it while LONG ones run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    """In a fresh clone one worker compiles all tests, and the others read what it has compiled."""
+    config, told = session.config, getattr(session.config, "workerinput", {})
+    if FILE not in told or told["workerid"] == "gw0" or sys.dont_write_bytecode or _is_compiled(config):
+        return
+    until_s = time.monotonic() + COMPILED_S
+    while not Path(told[FILE]).stat().st_size and time.monotonic() < until_s:
+        time.sleep(0.05)
+
+
+def _is_compiled(config):
+    """As pytest keeps it: with its asserts rewritten."""
+    for named in config.args:
+        path = config.invocation_params.dir / named.partition("::")[0]
+        for file in path.rglob("test_*.py") if path.is_dir() else [path]:
+            if not any(file.parent.glob(f"__pycache__/{file.stem}.*-pytest-*.pyc")):
+                return False
+    return True
 
 
 @pytest.hookimpl(trylast=True)

@@ -13,6 +13,9 @@ TESTS = """
 import os
 import pytest
 
+with open("collected", "a") as file:
+    file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+
 @pytest.fixture(autouse=True)
 def _told(request):
     with open("told", "a") as file:
@@ -34,6 +37,16 @@ def test_long(i): ...
 @pytest.mark.vllm
 def test_of_vllm(): ...
 """
+SLOW_TO_COMPILE = """
+import pathlib, time
+
+until_s = time.monotonic() + 2
+while os.environ["PYTEST_XDIST_WORKER"] == "gw0" and time.monotonic() < until_s:
+    if "gw1" in pathlib.Path("collected").read_text():
+        break
+    time.sleep(0.05)
+"""
+"""On the worker that compiles; until another has begun."""
 SHARING = """
 @pytest.fixture(scope="module")
 def shared(): ...
@@ -50,7 +63,7 @@ def run_pytest(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "schedule", "-n", "3", "-q", *arguments],
         cwd=folder,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -68,10 +81,14 @@ def test_a_path_that_does_not_exist_is_told(tmp_path):
 def test_tests_of_vllm_share_a_worker_as_do_those_of_a_file_and_the_long_ones_come_first(tmp_path):
     for name in "abcd":
         (tmp_path / f"test_{name}.py").write_text(TESTS)
+    (tmp_path / "test_a.py").write_text(TESTS + SLOW_TO_COMPILE)
     (tmp_path / "test_e.py").write_text(TESTS.partition("@pytest.mark")[0] + SHARING)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  vllm: x\n  slow: x\n")
     done = run_pytest(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    collected = (tmp_path / "collected").read_text().split()
+    assert len(collected) == 3 * 5
+    assert set(collected[:5]) == {"gw0"}, "one compiles them for all"
     told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
     assert len(told) == len({test for _, test in told}) == 4 * 7 + 3
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_programs
 import pytest
 
 from asyncrl.observe.metrics import read_metrics
@@ -35,17 +36,20 @@ def script(page):
 @pytest.fixture
 def clone(tmp_path, warmed_up_model):
     """A clone in which `make install` and `asyncrl tiny-model` have been typed before: both find their work
-    done."""
+    done. Its commands are forked."""
     for name in ("Makefile", "pyproject.toml", "asyncrl"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(warmed_up_model)
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
-    (programs / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    (programs / "activate").write_text(f"export PATH={commands}:{Path(sys.executable).parent}:$PATH\n")
     for stamp in (programs / "python", programs.parent / ".torch", programs.parent / ".core"):
         stamp.touch()
-    return tmp_path
+    with forked_programs.programs(commands):
+        yield tmp_path
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_guests_join_and_leave_and_nothing_is_lost(
     assert "no more than 1 workers may join (rollout.guests)" in (tmp_path / "guest.txt").read_text()
     run.wait_for_steps(run.steps() + 2)
 
-    scorer = join(run, "--scores", "judge", typed=True)
+    scorer = join(run, "--scores", "judge")
     work = run.run_dir / ".pulse" / "reward-1"
     run.wait(lambda: (pulse := read_pulse(work)) and pulse.work and pulse.work.done, "a guest that scores")
     scorer.send_signal(signal.SIGTERM)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_programs
 import pytest
 from launched import LONG_S
 
@@ -54,13 +55,13 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """`asyncrl-launch` of this very package, on the path; what is beside it there is found first."""
+    """`asyncrl-launch`, forked, on the path; what is beside it there is found first."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    add(folder, "asyncrl-launch", f'#!/bin/bash\nexec {sys.executable} -m asyncrl.cli.launch "$@"\n')
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    return folder
+    with forked_programs.programs(folder):
+        yield folder
 
 
 def add(folder, name, text):

@@ -22,6 +22,7 @@ def sweep_config(tiny_folder, tmp_path):
         "trainer": {"batch_groups": 4, "lr": 1e-3},
         "reward": {"functions": [{"function": f"{tmp_path / 'rewards.py'}:letter_share"}], "retries": 0},
         "staleness": {"max_staleness": 2},
+        "observe": {"trackers": []},
     }
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(tree))

@@ -190,6 +190,7 @@ def test_without_matplotlib_the_tables_are_written_all_the_same(sweep_config, tm
 
 
 COMPARED = """
+observe: {trackers: [tensorboard]}
 data: {held_out_rows: 4}
 staleness: {max_staleness: 1}
 sweep:
