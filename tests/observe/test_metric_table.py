@@ -11,7 +11,7 @@ ELSEWHERE = {
     *("warnings", "reward_log/{name}", "ledger/dropped/{reason}"),
     *("memory/{role}_rss_bytes", "rpc/refused", "rpc/refused_peers", "rollout/lost/{role}"),
     *("data/epoch/{dataset}", "reward_of/{dataset}/mean"),  # tests/data/test_mix.py
-    *("segments/mean", "segments/split_frac/{reason}"),
+    *("segments/mean", "segments/split_frac/{reason}", "episodes/guests_frac"),
     *("episodes/computed_again_frac", "episodes/computed_again_frac/{reason}"),
     *("mfu/trainer", "mfu/rollout", "replay/age", "replay/ratio", "earlier_rounds"),
     "eval/{set}/length_controlled/mean",  # tests/evaluation/test_judged_suites.py
