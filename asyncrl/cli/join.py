@@ -38,7 +38,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     instead.add_argument(
         "--episodes",
         type=int,
-        default=0,
         metavar="N",
         help="carry out the run's episodes instead, up to N at a time, each in a process of its own",
     )
@@ -57,8 +56,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from asyncrl.cluster.remote.call import Call
     from asyncrl.wire.rpc import RpcError, RpcRefused
 
-    scores, episodes = arguments.scores, arguments.episodes
-    if episodes < 0:
+    scores, episodes = arguments.scores, arguments.episodes or 0
+    if arguments.episodes is not None and episodes < 1:
         raise ConfigError(f"--episodes {episodes}: say how many at a time, 1 or more")
     call = Call.of_guest(arguments.address)
     print(f"joining the run at {call.endpoint.address}; Ctrl-C leaves it", flush=True)

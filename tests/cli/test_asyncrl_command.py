@@ -28,3 +28,11 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path, capsys)
     assert error.startswith("asyncrl tiny-model: ")
     assert COMPLETE in error
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_guest_says_how_many_episodes_it_carries_out_and_is_no_scorer_as_well(capsys):
+    assert main(["join", "join", "--episodes", "0"]) == 2
+    assert "--episodes 0: say how many at a time, 1 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["join", "join", "--episodes", "2", "--scores", "judge"])
+    assert "not allowed with argument" in capsys.readouterr().err
