@@ -315,6 +315,7 @@ async def _run(
                     fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
                 make_host = find_host(config.run.role_host)
                 host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
+                getattr(host, "fork_by", lambda _: None)(fork_server)
                 holding = getattr(host, "holding", lambda _: nullcontext())
                 async with holding(roles), guests_desk(host, run_dir, config, roles) as guests:
                     await Supervisor(run_dir, host, roles, config.run, view, guests).run()

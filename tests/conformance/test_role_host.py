@@ -105,7 +105,9 @@ def fork_server():
     server.close()
 
 
-@pytest.fixture(params=["local", OWN, "forking", "agents"], ids=["local", "own", "forking", "agents"])
+@pytest.fixture(
+    params=["local", OWN, "forking", "agents", "home"], ids=["local", "own", "forking", "agents", "home"]
+)
 def with_host(request, run_dir):
     """`with_host(body)`: awaits `body` of a host of the run."""
 
@@ -119,6 +121,9 @@ def with_host(request, run_dir):
             host = LocalHost(run_dir, request.getfixturevalue("fork_server"))
         elif request.param == "agents":
             host = RemoteHost(run_dir, Programs(), NetworkConfig(), home=())
+        elif request.param == "home":  # and forked, as by the fixture
+            host = RemoteHost(run_dir, Programs(), NetworkConfig())
+            host.fork_by(request.getfixturevalue("fork_server"))
         else:
             host = find_host(request.param)(run_dir)
         asyncio.run(hold(host, body))

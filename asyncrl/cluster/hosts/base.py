@@ -57,7 +57,8 @@ class RoleHost(Protocol):
     """Starts roles. Every implementation passes `tests/conformance/test_role_host.py`.
 
     It may have a method `holding(specs)` that returns an asynchronous context manager: what it holds for all
-    roles of a run, from before the first start until after the last end.
+    roles of a run, from before the first start until after the last end. And it may have a method
+    `fork_by(server)`, called first: the run's fork server, or None, for roles on this machine.
     """
 
     async def start(self, spec: RoleSpec) -> RoleHandle:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from asyncrl.cluster.hosts.base import HOSTS
 from asyncrl.cluster.hosts.processes import ROLE_TAG
 from asyncrl.lifeline import leave
 from asyncrl.resolve import OWN_PATH, forget_own_path
@@ -221,7 +222,7 @@ def forking(config: Config) -> Iterator[ForkServer | None]:
     global _ahead
     server, _ahead = _ahead, None
     try:
-        if config.run.in_one_process or config.run.role_host != "local":
+        if config.run.in_one_process or config.run.role_host not in HOSTS:
             if server is not None:
                 server.close()
             yield None

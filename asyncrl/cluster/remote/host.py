@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from asyncrl.cluster.hosts.base import RoleHandle, RoleSpec
+from asyncrl.cluster.hosts.fork_server import ForkServer
 from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.remote.call import Call, with_ways_to_ranks
 from asyncrl.cluster.remote.desk import Desk, RemoteRole
@@ -54,6 +55,10 @@ class RemoteHost:
         self._network = network
         self.desk = Desk(run_dir, network)
         self._agents: dict[asyncio.Task[None], RemoteRole] = {}
+
+    def fork_by(self, server: ForkServer | None) -> None:
+        """For the roles that stay on this host."""
+        self._local = LocalHost(self._run_dir, server)
 
     @asynccontextmanager
     async def holding(self, specs: Sequence[RoleSpec]) -> AsyncIterator[None]:
