@@ -22,7 +22,6 @@ from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES, listed
 from asyncrl.cluster.hosts.base import RoleSpec, find_host, visible_gpu
 from asyncrl.cluster.hosts.fork_server import ForkServer, forking
-from asyncrl.cluster.hosts.local import LocalHost
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.cluster.remote.call import interface_of
 from asyncrl.cluster.supervisor import TICK_S, Supervisor
@@ -313,9 +312,11 @@ async def _run(
                 roles = _roles(checked, folder)
                 if fork_server is not None and all(role.fresh for role in roles if role.name != COORDINATOR):
                     fork_server.close()  # nobody waits for it to have imported what only the coordinator uses
-                make_host = find_host(config.run.role_host)
-                host = LocalHost(run_dir, fork_server) if make_host is LocalHost else make_host(run_dir)
-                getattr(host, "fork_by", lambda _: None)(fork_server)
+                host = find_host(config.run.role_host)(run_dir)
+                if hasattr(host, "fork_by"):
+                    host.fork_by(fork_server)
+                elif fork_server is not None:
+                    fork_server.close()
                 holding = getattr(host, "holding", lambda _: nullcontext())
                 async with holding(roles), guests_desk(host, run_dir, config, roles) as guests:
                     await Supervisor(run_dir, host, roles, config.run, view, guests).run()

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from asyncrl.cluster.hosts.base import HOSTS
 from asyncrl.cluster.hosts.processes import ROLE_TAG
 from asyncrl.lifeline import leave
 from asyncrl.resolve import OWN_PATH, forget_own_path
@@ -218,11 +217,11 @@ def ahead() -> ForkServer | None:
 
 @contextmanager
 def forking(config: Config) -> Iterator[ForkServer | None]:
-    """A fork server for a run, where its roles can be forked."""
+    """A fork server for a run, where it has roles."""
     global _ahead
     server, _ahead = _ahead, None
     try:
-        if config.run.in_one_process or config.run.role_host not in HOSTS:
+        if config.run.in_one_process:
             if server is not None:
                 server.close()
             yield None

@@ -72,6 +72,9 @@ class LocalHost:
         self._run_dir = run_dir
         self._fork_server = fork_server
 
+    def fork_by(self, server: ForkServer | None) -> None:
+        self._fork_server = server
+
     async def start(self, spec: RoleSpec) -> LocalRole:
         arguments = [spec.name, "--run-dir", str(self._run_dir.path), "--supervisor", str(os.getpid())]
         environment = {**os.environ, **spec.env, ROLE_TAG: self._tag(spec.name)}

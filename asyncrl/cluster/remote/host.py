@@ -58,7 +58,7 @@ class RemoteHost:
 
     def fork_by(self, server: ForkServer | None) -> None:
         """For the roles that stay on this host."""
-        self._local = LocalHost(self._run_dir, server)
+        self._local.fork_by(server)
 
     @asynccontextmanager
     async def holding(self, specs: Sequence[RoleSpec]) -> AsyncIterator[None]:
