@@ -59,6 +59,27 @@ async def blocks(task, model):
     return float(os.getpid())
 
 
+go, asked = asyncio.Event(), asyncio.Event()
+
+
+async def leaves_behind(task, model):
+    """The first what asks the model later, when the second is there."""
+    if task.columns["is_first"]:
+
+        async def later():
+            await go.wait()
+            asking = asyncio.create_task(model.generate(task.prompt_ids, max_new_tokens=3))
+            await asyncio.sleep(0)
+            asked.set()
+            await asking
+
+        asked.task = asyncio.create_task(later())
+        return
+    go.set()
+    await asked.wait()
+    await model.generate(task.prompt_ids, max_new_tokens=3)
+
+
 async def dies(task, model):
     begun = Path(task.columns["begun"])
     if not begun.exists():
@@ -105,12 +126,12 @@ async def ended(task):
 
 
 @asynccontextmanager
-async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S):
+async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S, worker="rollout-0"):
     """A worker's pool of one process of its own; `play(**columns)` carries an episode out and returns the
     process that it was in."""
     engine = PacedEngine(capacity=8, step_base_s=1e-3, step_per_request_s=0.0)
     driving = asyncio.create_task(engine.run())
-    others = EpisodeGuests(1, run_dir, "rollout-0")
+    others = EpisodeGuests(1, run_dir, worker)
     following = asyncio.create_task(others.follow())
     pool = EpisodePool(spec, str, processes=1, timeout_s=timeout_s, lend=lend or others.lend)
     await pool.start()
@@ -123,7 +144,7 @@ async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S):
         earned = await asyncio.wait_for(pool(task, session), DEADLINE_S)
         (trajectory,) = session.trajectories(earned) or [None]
         play.trajectory = trajectory
-        return int(earned["episode"][0])
+        return earned and int(earned["episode"][0])
 
     play.pool, play.others = pool, others
     try:
@@ -256,6 +277,24 @@ def test_a_process_whose_episode_is_given_up_is_free_again(run_dir, spec, progra
             found = await play(begun=str(begun))
             assert play.pool.drain_metrics()["episodes/guests_frac"] == (2, 2)
             assert (found == int(begun.read_text())) == (program == "waits")
+
+    asyncio.run(main())
+
+
+def test_what_an_episode_has_left_behind_does_not_speak_for_another_workers(run_dir, spec):
+    async def main():
+        program = spec("leaves_behind")
+        async with (
+            lending(run_dir, program, 1) as guest,
+            playing(run_dir, program) as first,
+            playing(run_dir, program, worker="rollout-1") as second,
+        ):
+            for play in first, second:
+                await here(play)
+                await until(lambda: guest._free, "its process")
+                await play(is_first=play is first)
+                assert play.pool.drain_metrics()["episodes/guests_frac"] == (1, 1)
+            assert (first.session.turns, second.session.turns) == (0, 1)
 
     asyncio.run(main())
 
