@@ -24,7 +24,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Keys
-from asyncrl.wire.rpc import RpcClient, RpcError, RpcRefused
+from asyncrl.wire.rpc import RESEND_S, RpcClient, RpcError, RpcRefused
 
 DEADLINE_S = 60.0
 PROGRAMS = '''
@@ -354,6 +354,11 @@ def test_what_is_said_comes_once_and_in_order_whatever_is_lost_on_the_way(run_di
             assert (await says(m.TakeProcess(2)))[0] == m.Done(), "its process was free long before"
 
     asyncio.run(main())
+
+
+def test_who_has_nothing_to_say_says_so_before_it_is_asked_again():
+    """Else there are two questions to each, and what is said goes out twice."""
+    assert link.HEAR_S < RESEND_S
 
 
 def test_a_guest_that_cannot_import_the_episode_says_so(spec):
