@@ -38,6 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     instead.add_argument(
         "--episodes",
         type=int,
+        default=0,
         metavar="N",
         help="carry out the run's episodes instead, up to N at a time, each in a process of its own",
     )
@@ -57,13 +58,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from asyncrl.wire.rpc import RpcError, RpcRefused
 
     scores, episodes = arguments.scores, arguments.episodes
-    if episodes is not None and episodes < 1:
+    if episodes < 0:
         raise ConfigError(f"--episodes {episodes}: say how many at a time, 1 or more")
     call = Call.of_guest(arguments.address)
     print(f"joining the run at {call.endpoint.address}; Ctrl-C leaves it", flush=True)
     try:
         drain_s = 0.0 if scores or episodes else arguments.grace
-        status = asyncio.run(serve(call, drain_s=drain_s, scores=scores, episodes=episodes or 0))
+        status = asyncio.run(serve(call, drain_s=drain_s, scores=scores, episodes=episodes))
     except RpcRefused:
         raise
     except RpcError as error:

@@ -28,9 +28,3 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path, capsys)
     assert error.startswith("asyncrl tiny-model: ")
     assert COMPLETE in error
     assert (tmp_path / "thesis.txt").exists()
-
-
-@pytest.mark.parametrize("n", ["0", "-1"])
-def test_who_lends_no_process_for_episodes_does_not_join_to_sample(n, capsys):
-    assert main(["join", "nowhere", "--episodes", n]) == 2
-    assert f"--episodes {n}: say how many at a time, 1 or more" in capsys.readouterr().err
