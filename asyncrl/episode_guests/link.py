@@ -16,8 +16,9 @@ from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.rpc import RpcClient, RpcError
 
-HEAR_S = 2.0
-"""A guest says at the latest after this time that there is nothing new."""
+HEAR_S = 1.5
+"""A guest says at the latest after this time that there is nothing new, before it is asked once more
+(`rpc.RESEND_S`)."""
 SILENCE_S = 8.0
 """A guest that does not answer for so long beyond that is gone."""
 

@@ -184,8 +184,7 @@ class Source:
             async with asyncio.timeout(NOT_YET_S), follower.turn:
                 while self._versions[-1].name.identity == follower.told:
                     await self._shelf.news()
-                if await self._has_delta():
-                    wanted = self._versions[-1]
+                if await self._has_delta() and (wanted := self._versions[-1]).name.identity != follower.told:
                     route, pieces = self._way(follower.told, wanted, None)
                     if (frames := self._along(pieces)) is not None:
                         follower.told = wanted.name.identity

@@ -326,7 +326,9 @@ class RpcClient:
 
     def _check_receiving(self) -> None:
         assert self._receiver is not None, "use it as an async context manager"
-        if self._receiver.done() and not self._receiver.cancelled():
+        if self._receiver.cancelled():
+            raise RpcError(f"{self._name} has let go of this server")
+        if self._receiver.done():
             raise RpcError(f"{self._name} receives no more: {self._receiver.exception()!r}")
 
     async def _receive(self) -> None:

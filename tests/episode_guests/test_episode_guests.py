@@ -24,7 +24,7 @@ from asyncrl.rollout.task import RolloutTask
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Keys
-from asyncrl.wire.rpc import RpcClient, RpcError, RpcRefused
+from asyncrl.wire.rpc import RESEND_S, RpcClient, RpcError, RpcRefused
 
 DEADLINE_S = 60.0
 PROGRAMS = '''
@@ -57,6 +57,27 @@ async def blocks(task, model):
         begun.write_text(str(os.getpid()))
         time.sleep(3600)
     return float(os.getpid())
+
+
+go, asked = asyncio.Event(), asyncio.Event()
+
+
+async def leaves_behind(task, model):
+    """The first what asks the model later, when the second is there."""
+    if task.columns["is_first"]:
+
+        async def later():
+            await go.wait()
+            asking = asyncio.create_task(model.generate(task.prompt_ids, max_new_tokens=3))
+            await asyncio.sleep(0)
+            asked.set()
+            await asking
+
+        asked.task = asyncio.create_task(later())
+        return
+    go.set()
+    await asked.wait()
+    await model.generate(task.prompt_ids, max_new_tokens=3)
 
 
 async def dies(task, model):
@@ -105,12 +126,12 @@ async def ended(task):
 
 
 @asynccontextmanager
-async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S):
+async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S, worker="rollout-0"):
     """A worker's pool of one process of its own; `play(**columns)` carries an episode out and returns the
     process that it was in."""
     engine = PacedEngine(capacity=8, step_base_s=1e-3, step_per_request_s=0.0)
     driving = asyncio.create_task(engine.run())
-    others = EpisodeGuests(1, run_dir, "rollout-0")
+    others = EpisodeGuests(1, run_dir, worker)
     following = asyncio.create_task(others.follow())
     pool = EpisodePool(spec, str, processes=1, timeout_s=timeout_s, lend=lend or others.lend)
     await pool.start()
@@ -123,7 +144,7 @@ async def playing(run_dir, spec, *, lend=None, timeout_s=DEADLINE_S):
         earned = await asyncio.wait_for(pool(task, session), DEADLINE_S)
         (trajectory,) = session.trajectories(earned) or [None]
         play.trajectory = trajectory
-        return int(earned["episode"][0])
+        return earned and int(earned["episode"][0])
 
     play.pool, play.others = pool, others
     try:
@@ -260,6 +281,24 @@ def test_a_process_whose_episode_is_given_up_is_free_again(run_dir, spec, progra
     asyncio.run(main())
 
 
+def test_what_an_episode_has_left_behind_does_not_speak_for_another_workers(run_dir, spec):
+    async def main():
+        program = spec("leaves_behind")
+        async with (
+            lending(run_dir, program, 1) as guest,
+            playing(run_dir, program) as first,
+            playing(run_dir, program, worker="rollout-1") as second,
+        ):
+            for play in first, second:
+                await here(play)
+                await until(lambda: guest._free, "its process")
+                await play(is_first=play is first)
+                assert play.pool.drain_metrics()["episodes/guests_frac"] == (1, 1)
+            assert (first.session.turns, second.session.turns) == (0, 1)
+
+    asyncio.run(main())
+
+
 def test_the_time_limit_holds_there(run_dir, spec, tmp_path):
     async def main():
         async with lending(run_dir, spec("waits"), 1), playing(run_dir, spec("waits"), timeout_s=0.3) as play:
@@ -315,6 +354,11 @@ def test_what_is_said_comes_once_and_in_order_whatever_is_lost_on_the_way(run_di
             assert (await says(m.TakeProcess(2)))[0] == m.Done(), "its process was free long before"
 
     asyncio.run(main())
+
+
+def test_who_has_nothing_to_say_says_so_before_it_is_asked_again():
+    """Else there are two questions to each, and what is said goes out twice."""
+    assert link.HEAR_S < RESEND_S
 
 
 def test_a_guest_that_cannot_import_the_episode_says_so(spec):

@@ -232,6 +232,25 @@ def test_a_newer_version_than_the_one_asked_for_is_taken_where_that_is_skipped(
     assert located == ["host"]
 
 
+def test_what_a_host_was_told_meanwhile_does_not_come_again(end, patient, monkeypatch):
+    trainer, host, waits, goes_on = end("trainer"), end("host"), threading.Event(), threading.Event()
+    host.source(trainer.publish(0, small(0), None)).tensors()
+    trainer.metrics()
+
+    async def has_delta(self):
+        waits.set()
+        return await asyncio.to_thread(goes_on.wait, 60)
+
+    monkeypatch.setattr(Source, "_has_delta", has_delta)
+    trainer.publish(1, small(1), None)
+    assert waits.wait(60)
+    trainer._source._chain["host"].told = trainer._source._versions[-1].name.identity
+    goes_on.set()
+    ahead = host._receiver._fetcher._along
+    until(lambda: len(ahead._asking) < along.MOST_AHEAD)
+    assert not ahead._came and sent(trainer) == 0
+
+
 def test_behind_a_relay_nothing_is_asked_for_ahead_since_nothing_would_come(end, monkeypatch):
     asked = []
     monkeypatch.setattr(Along, "follow", lambda self, source, host: asked.append(host))

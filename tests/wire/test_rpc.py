@@ -270,6 +270,19 @@ def test_no_two_clients_of_a_name_use_the_same_ids():
     assert all(0 < number < 2**64 - 2**62 for number in ids)
 
 
+def test_a_client_that_is_closed_says_so():
+    """Whoever was about to ask may not have heard of it."""
+
+    async def main():
+        async with serve(None) as both:
+            async with RpcClient(both.endpoint, "another") as client:
+                pass
+            with pytest.raises(RpcError, match="another has let go of this server"):
+                await client.request(m.Done(), timeout_s=60)
+
+    asyncio.run(main())
+
+
 def test_who_closes_a_client_can_be_cancelled_meanwhile():
     """Else what follows a process wherever it is would go on for ever."""
 

@@ -18,7 +18,7 @@ LOOK_S = 0.05
 
 
 class Interrupted(ChildDied):
-    """The process was killed because of another call."""
+    """The process was killed because of another call, or its machine is gone."""
 
 
 class SharedChild:

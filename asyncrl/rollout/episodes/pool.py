@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
@@ -74,7 +75,8 @@ class EpisodePool:
         """Episodes that were begun elsewhere, and all, since `drain_metrics`."""
         self._timeout_s = timeout_s
         self._gateway = gateway
-        self._numbers = itertools.count(1)
+        # A process that is lent may still hear of an episode of another worker, which has numbers, too.
+        self._numbers = itertools.count(1 + secrets.randbits(48))
         self._shared: list[SharedChild] = []
         self._starting = asyncio.Lock()
         self._alone = asyncio.Semaphore(processes)
