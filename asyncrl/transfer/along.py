@@ -59,8 +59,10 @@ class Along:
             part = self._came.popleft()
             self.follow(source, host)
             end, _ = part.pieces[-1]
-            if end.version <= at.version or part.base not in (at.identity, None):
+            if end.version <= at.version:
                 continue
+            if part.base not in (at.identity, None):
+                return None  # nor do those that come after it
             if part.base is not None and route is not None:
                 part = m.Route([*route.pieces, *part.pieces], None, route.base)
             route, at = part, end

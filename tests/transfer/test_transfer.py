@@ -344,7 +344,8 @@ def part(base, version):
         ([part("0", 2)], 1, part("0", 2)),  # the one between was skipped
         ([part("0", 1), part(None, 2)], 2, part(None, 2)),
         ([part(None, 1), part("1", 2)], 2, [None, 1, 2]),
-        ([part("7", 1), part("0", 1)], 1, part("0", 1)),  # of another base
+        ([part("7", 2), part("2", 3)], 2, None),  # of another base
+        ([part("7", 0), part("0", 1)], 1, part("0", 1)),
         ([part(None, 0), part("0", 1)], 1, part("0", 1)),  # no newer than what is here
         ([part("0", 1)], 2, None),
         ([part("1", 2)], 2, None),
