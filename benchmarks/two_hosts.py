@@ -210,11 +210,26 @@ class Run:
             "last_reward": self.reward(),
             "restarts": self.output.count("starting it again"),
             "step_s": statistics.median(line["time/step_s"] for line in lines),
-            "idle_share": idle_s / (sum(states.values()) - states.get("start", 0.0)),
+            "idle_share": idle_s / (run_s := sum(states.values()) - states.get("start", 0.0)),
+            "both_idle_share": both_idle_s(lines) / run_s,
             "idle_at_first_s": sum(at_first),
             "states_s": {role: of_roles[role] for role in ("trainer-0", "rollout-0")},
             "link_bytes_a_step": self.network.sent_bytes(0) / len(lines),
         }
+
+
+def both_idle_s(lines: Sequence[Mapping[str, Any]]) -> float:
+    """For how long at most the engine had nothing to do while the trainer waited for data: an engine that has
+    run ahead to its bound idles, too, and holds nobody up. The engine's times come twice a second, so the
+    trainer's are taken together that long."""
+    found_s = trainer_s = 0.0
+    for line in lines:
+        trainer_s += line.get("state/trainer-0/wait_data_s", 0.0)
+        if of_engine := [s for key, s in line.items() if key.startswith("state/rollout-0/wait_")]:
+            found_s += min(sum(of_engine), trainer_s)
+        if any(key.startswith("state/rollout-0/") for key in line):
+            trainer_s = 0.0
+    return found_s
 
 
 @contextmanager
@@ -277,7 +292,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 f"{case:9} {found['steps']} steps of {found['step_s']:.2f} s, reward "
                 f"{found['first_reward']:.2f} to {found['last_reward']:.2f}, generation idle "
-                f"{found['idle_share']:.1%} (of it {found['idle_at_first_s']:.1f} s before the first step), "
+                f"{found['idle_share']:.1%} (of it {found['idle_at_first_s']:.1f} s before the first step; "
+                f"while the trainer waited, too: {found['both_idle_share']:.1%}), "
                 f"{found['restarts']} restarts, "
                 f"{found['link_bytes_a_step'] / 1e6:.2f} MB a step left the first host",
                 flush=True,
