@@ -118,7 +118,8 @@ def with_host(request, run_dir):
 
     def run(body):
         if request.param == "forking":
-            host = LocalHost(run_dir, request.getfixturevalue("fork_server"))
+            host = LocalHost(run_dir)
+            host.fork_by(request.getfixturevalue("fork_server"))
         elif request.param == "agents":
             host = RemoteHost(run_dir, Programs(), NetworkConfig(), home=())
         elif request.param == "home":  # and forked, as by the fixture
@@ -215,7 +216,9 @@ def shows(role):
 def test_a_forked_role_looks_like_one_that_was_started(run_dir, fork_server):
     async def body():
         shown = []
-        for host in (LocalHost(run_dir), LocalHost(run_dir, fork_server)):
+        for server in (None, fork_server):
+            host = LocalHost(run_dir)
+            host.fork_by(server)
             role = await host.start(COORDINATOR)
             await up(role)
             parent, command, session, tag = shows(role)
@@ -236,7 +239,8 @@ def test_without_its_fork_server_a_host_goes_on(run_dir, caplog):
 
     async def body():
         server = ForkServer()
-        host = LocalHost(run_dir, server)
+        host = LocalHost(run_dir)
+        host.fork_by(server)
         rollout = RoleSpec("rollout-0", {})
         forked, beside = await asyncio.gather(host.start(COORDINATOR), host.start(rollout))
         assert "no role is forked" not in caplog.text

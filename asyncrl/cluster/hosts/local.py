@@ -63,16 +63,14 @@ class LocalRole:
 
 
 class LocalHost:
-    """A `RoleHost`: a Python process for each role, which ends with this one.
+    """A `RoleHost`: a Python process for each role, which ends with this one."""
 
-    fork_server: forks the roles that need not be fresh, as long as it lives.
-    """
-
-    def __init__(self, run_dir: RunDir, fork_server: ForkServer | None = None) -> None:
+    def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
-        self._fork_server = fork_server
+        self._fork_server: ForkServer | None = None
 
     def fork_by(self, server: ForkServer | None) -> None:
+        """It forks the roles that need not be fresh, as long as it lives."""
         self._fork_server = server
 
     async def start(self, spec: RoleSpec) -> LocalRole:
