@@ -82,17 +82,24 @@ def test_guests_join_and_leave_and_nothing_is_lost(
 
 EPISODE = """
 import asyncio
+import os
+from pathlib import Path
+
+HERE = Path({here!r})
 
 
 async def slow(task, model):
     first = await model.generate(task.prompt_ids, max_new_tokens=4)
     await asyncio.sleep(0.2)
+    while (HERE / "hold").exists():
+        (HERE / f"held-{{os.getpid()}}").touch()
+        await asyncio.sleep(0.05)
     await model.generate([*task.prompt_ids, *first.token_ids, 5], max_new_tokens=4)
 """
 
 
 def test_a_guest_carries_out_episodes_until_it_is_gone(launch, join, assert_nothing_left, tmp_path):
-    (tmp_path / "own.py").write_text(EPISODE)
+    (tmp_path / "own.py").write_text(EPISODE.format(here=str(tmp_path)))
     run = launch(
         *(ENDLESS, "rollout.engine=paced", "trainer.backend=paced", "rollout.slots=8"),
         *(f"rollout.episode={tmp_path / 'own.py'}:slow", "rollout.episode_guests=1"),
@@ -107,7 +114,14 @@ def test_a_guest_carries_out_episodes_until_it_is_gone(launch, join, assert_noth
     run.wait(lambda: run.steps() and shares()[-1] > 0, "episodes on the guest")
     pulse = read_pulse(run.run_dir / ".pulse" / "episodes-0")
     assert pulse.work.what == "episodes" and pulse.work.done > 0
-    psutil.Process(pulse.pid).kill()
+    (tmp_path / "hold").touch()
+    role = psutil.Process(pulse.pid)
+    run.wait(
+        lambda: any((tmp_path / f"held-{child.pid}").exists() for child in role.children(recursive=True)),
+        "an episode that is held on the guest",
+    )
+    role.kill()
+    (tmp_path / "hold").unlink()
     log = run.run_dir / "logs" / "rollout-0.log"
     again = "is carried out again: episodes-0 has left, or does not answer"
     run.wait(lambda: again in log.read_text(), "its episodes to begin again")
