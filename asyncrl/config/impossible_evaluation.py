@@ -78,6 +78,14 @@ def impossible_evaluation(c: Config) -> Iterator[str]:
             f"checkpoint.best_of={best_of}: evaluation has no such metric; name one such as "
             f"eval/{names[0]}/reward/mean"
         )
+    part = re.fullmatch(r"reward/(.+)/mean", next(iter(figures), ""))
+    by_rewards = any((best_of or "").startswith(f"eval/{n}/") for n in c.scored_by_rewards)
+    # What parts an episode gives, and a suite has, only they know.
+    if part and by_rewards and c.rollout.episode is None and part[1] not in (known := c.reward.part_names):
+        yield (
+            f"checkpoint.best_of={best_of}: the reward has no part called `{part[1]}`; name one of "
+            f"{', '.join(known)}, or no part for their sum"
+        )
     n = evaluation.responses(c.rollout)
     asked = re.fullmatch(r"pass@(\d+)/mean", next(iter(figures), ""))
     if asked and int(asked[1]) not in (known := [1 << i for i in range(n.bit_length())]):

@@ -684,6 +684,14 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (
             [
+                *("evaluation.every_steps=5", "data.held_out_rows=9", "checkpoint.keep_best=1"),
+                "checkpoint.best_of=eval/held_out/reward/shrot/mean",
+            ],
+            "the reward has no part called `shrot`",
+            "name one of right, short, or no part for their sum",
+        ),
+        (
+            [
                 *("evaluation={every_steps: 5, samples: 6}", "data.held_out_rows=9"),
                 *("checkpoint.keep_best=1", "checkpoint.best_of=eval/held_out/pass@8/mean"),
             ],
@@ -820,6 +828,14 @@ def test_a_combination_that_cannot_work_is_refused_with_reason_and_remedy(
     assert message.startswith(f"{config_file()} with the overrides: ")
     assert reason in message
     assert remedy in message
+
+
+def test_a_part_of_the_reward_says_which_checkpoints_are_the_best(config_file):
+    scored = "evaluation.every_steps=5", "data.held_out_rows=9", "checkpoint.keep_best=1"
+    best = "checkpoint.best_of=eval/held_out/reward/right/mean"
+    assert load(config_file(), [*scored, best]).checkpoint.best_of
+    of_an_episode = "rollout.episode=mine:play", "checkpoint.best_of=eval/held_out/reward/won/mean"
+    assert load(config_file(), [*scored, *of_an_episode]).checkpoint.best_of
 
 
 def test_rewards_may_only_be_watched_where_something_else_teaches(config_file):
