@@ -1,6 +1,6 @@
 """What staleness costs, by objective, on a task of short and one of long responses.
 
-    python benchmarks/ablation.py [sorting] [shifting] [--first] [--jobs 2] [--out DIR] [key.sub=value ...]
+    python benchmarks/ablation.py [sorting] [shifting] [--first] [--jobs 2] [--out DIR] [sweep.key=value ...]
     python benchmarks/ablation.py --write
 
 Builds each task's model where its config has it, runs what `docs/ablation/TASK-runs.csv` lacks of the
@@ -64,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [text for text in args.what if "=" not in text] or [*EXPERIMENTS]
     if unknown := [task for task in tasks if task not in EXPERIMENTS]:
         parser.error(f"there is no task {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    other = [text for text in overrides if not text.startswith("sweep.")]
+    if other and args.page.resolve() == PAGE.resolve():
+        parser.error(
+            f"{', '.join(other)}: runs of other settings would take the place of those that are kept for "
+            f"{PAGE.name}; change the config and run all again, or write into a page of your own with --page"
+        )
     for task in tasks:
         if not args.write:
             first = EXPERIMENTS[task].first if args.first else ()

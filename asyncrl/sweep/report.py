@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from asyncrl.config import SweepConfig
+from asyncrl.config import SweepConfig, yaml_tree
 from asyncrl.sweep.choice import ByValue, nested, ranked
 from asyncrl.sweep.record import ORIGIN
 from asyncrl.sweep.results import ALONG_THE_WAY, CURVE_METRICS
@@ -50,8 +50,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """settings: what was compared. at: the values of `across` in the order of the file; the others are
-    compared with the first. points: by variant and value, those that have a reported run."""
+    """settings: what was compared. at: the values of `across` in the order of the settings, and then of the
+    file; the others are compared with the first. points: by variant and value, those that have a reported
+    run."""
 
     settings: SweepConfig
     rows: Sequence[Row]
@@ -88,7 +89,8 @@ def read_runs(path: Path, settings: SweepConfig) -> Compared:
     for row in rows:
         by_point.setdefault((row[VARIANT], row[across]), []).append(row)
     points = {key: _point(of_point, settings.tune, settings.by) for key, of_point in by_point.items()}
-    at = [*dict.fromkeys(row[across] for row in rows)]
+    asked, there = map(yaml_tree.text, settings.across_values), dict.fromkeys(row[across] for row in rows)
+    at = [*dict.fromkeys([*(value for value in asked if value in there), *there])]
     return Compared(settings, rows, at, {key: point for key, point in points.items() if point.runs})
 
 
@@ -234,8 +236,9 @@ def _in_words(claims: Sequence[Claim], where: str) -> str:
 
 
 def _in_doubt(compared: Compared) -> str:
-    """Lines that name the choices on which a claim may rest that other seeds or further values would undo."""
-    torn, at_edge, settings = [], [], compared.settings
+    """Lines that name what other seeds, further values or missing runs might undo of a claim."""
+    torn, at_edge, lacking, settings = [], [], [], compared.settings
+    most = max(len(point.runs) for point in compared.points.values())
     keys = VARIANT, settings.across, settings.tune
     reported = {tuple(row[key] for key in keys) for row in compared.rows if row["use"] == "result"}
     for (variant, at), point in _in_order(compared):
@@ -248,11 +251,15 @@ def _in_doubt(compared: Compared) -> str:
             torn.append(f"{where} ({best} or {second})")
         if best in (values[0], values[-1]) and others:
             at_edge.append(f"{where} ({best})")
+        if len(point.runs) < most:
+            lacking.append(f"{where} ({len(point.runs)} of {most})")
     tune = f"`{settings.tune}`"
     lines = {
         f"The runs that choose {tune} disagree on the better of its two best values; of the one that is not "
         "reported nothing more is known": torn,
         f"The best {tune} is at the edge of what was tried; beyond it may be a better one": at_edge,
+        "Some reported runs failed or were not run; the figures are of the others, which flatters what "
+        "fails": lacking,
     }
     return "".join(f"- {what}: {', '.join(points)}.\n" for what, points in lines.items() if points)
 

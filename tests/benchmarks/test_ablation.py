@@ -47,6 +47,12 @@ def test_new_lines_take_the_place_of_those_of_the_same_runs():
     assert BENCHMARK["merged"](before, fresh) == expected == BENCHMARK["merged"]("", expected)
 
 
+def test_runs_of_other_settings_are_kept_away_from_the_page(capsys):
+    with pytest.raises(SystemExit):
+        BENCHMARK["main"](["--write", "sorting", "run.steps=20"])
+    assert "run.steps=20: runs of other settings would take the place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", EXPERIMENTS)
 def test_the_smaller_comparison_is_the_beginning_of_the_whole_one(task):
     config, few = BENCHMARK["config_of"](task), ["sweep.tune_values=[2e-4]", "sweep.tuning_seeds=1"]

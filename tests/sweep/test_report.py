@@ -113,6 +113,20 @@ def test_the_report_names_for_each_claim_difference_interval_and_runs(runs, sett
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_point_that_lacks_runs_is_named(runs, settings):
+    (line,) = [line for line in report_md(read_runs(runs, settings)).splitlines() if "flatters" in line]
+    assert line.endswith(": `bad` at fixed_lag 4 (4 of 5).")
+
+
+def test_costs_are_from_the_first_value_of_the_settings_whatever_was_run_first(runs, settings):
+    head, *lines = runs.read_text().splitlines()
+    runs.write_text("\n".join([head, *reversed(lines)]) + "\n")
+    assert {claim.at for claim in costs(read_runs(runs, settings))} == {"4", "16"}
+    without = [line for line in lines if line.split(",")[1] != "0"]
+    runs.write_text("\n".join([head, *without]) + "\n")
+    assert {claim.at for claim in costs(read_runs(runs, settings))} == {"4"}, "16 comes next"
+
+
 def test_the_choices_are_told_with_those_that_other_runs_might_have_made_otherwise(runs, settings):
     """Of two values one is always at the edge; one point's seeds are made to disagree."""
     rows = [*csv.reader(runs.read_text().splitlines())]

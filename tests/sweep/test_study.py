@@ -113,6 +113,14 @@ def test_no_figure_has_a_part_in_the_choice_that_it_is_reported_for():
     assert nested({"x": {0: 1.0}}, [0]) == {}
 
 
+def test_a_value_that_failed_with_a_reported_seed_is_not_chosen_by_the_others():
+    """x failed with seed 3: for what has 3 among the other seeds it is the worst, and for 3 there is none."""
+    found = {"x": {0: 1.0, 1: 0.9, 2: 0.9}, "y": {0: 0.8, 1: 0.5, 2: 0.5, 3: 0.5}, "z": {0: 0.0}}
+    assert nested(found, [0]) == {1: ("y", 0.5), 2: ("y", 0.5)}
+    assert nested({"x": found["x"]}, [0]) == {1: ("x", 0.9), 2: ("x", 0.9)}, "nothing else was run"
+    assert nested(found | {"z": {0: 2.0}}, [0]) == {}, "the best has not been reported yet"
+
+
 def test_nested_choice_among_equals_is_not_optimistic():
     """Values that do not differ, and much noise: the best mean flatters, the nested one does not."""
     rng = np.random.default_rng(0)
