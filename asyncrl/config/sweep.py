@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,9 +34,10 @@ class SweepConfig(Section):
     factor, so many times."""
     tuning_seeds: int = Field(2, ge=1)
     """Runs by which a value is chosen. None of them is reported."""
-    finalists: int = Field(1, ge=1)
-    """So many of the best values are run with all `seeds`. With more than one, the choice that a seed's
-    figure is reported for is made by all other seeds (nested selection)."""
+    finalists: Annotated[int, Field(ge=1)] | Literal["contested"] = 1
+    """So many of the best values are run with all `seeds`; `contested`: the two best where a seed that tunes
+    has the second above the first, else the best. With more than one, the choice that a seed's figure is
+    reported for is made by all other seeds (nested selection)."""
     seeds: int = Field(8, ge=2)
     """Runs that are reported; the same seeds everywhere, so that differences are of pairs."""
     by: Literal["held_out_reward", "final_reward"] = "held_out_reward"

@@ -33,6 +33,12 @@ def next_value(found: ByValue, seeds: Iterable[int]) -> str | None:
     return None
 
 
+def is_contested(found: ByValue, seeds: Iterable[int]) -> bool:
+    """Whether a seed has the second-best mean's value above the best one's."""
+    best, *others = ranked(found, seeds := [*seeds])
+    return bool(others) and any(found[others[0]][seed] > found[best][seed] for seed in seeds)
+
+
 def nested(found: ByValue, tuning: Sequence[int]) -> dict[int, tuple[str, float]]:
     """For each reported seed, the value that all other seeds choose, and what that seed reached with it.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from asyncrl.config import SweepConfig, yaml_tree
-from asyncrl.sweep.choice import ByValue, nested, ranked
+from asyncrl.sweep.choice import ByValue, is_contested, nested, ranked
 from asyncrl.sweep.record import ORIGIN
 from asyncrl.sweep.results import ALONG_THE_WAY, CURVE_METRICS
 from asyncrl.sweep.statistics import CONFIDENCE, Interval, holm, interval
@@ -203,7 +203,11 @@ def report_md(compared: Compared) -> str:
 
 def _explained(compared: Compared) -> str:
     settings, rows = compared.settings, compared.rows
-    results = sum(row["use"] == "result" for row in rows)
+    results, figures = (
+        sum(row["use"] == "result" for row in rows),
+        sum(len(p.runs) for p in compared.points.values()),
+    )
+    second = f", {results - figures} of values beside which others were chosen" * (results > figures)
     tuning_seeds = len({row["seed"] for row in rows if row["use"] == "tuning"})
     what = {
         "held_out_reward": "mean reward of the final weights on the held-out rows",
@@ -212,12 +216,13 @@ def _explained(compared: Compared) -> str:
     cpu_h = math.fsum(float(row["cpu_s"] or 0) for row in rows) / 3600
     origins = "; ".join(", ".join(dict.fromkeys(row[name] for row in rows)) for name in ORIGIN)
     return (
-        f"Figures: {what}; {CONFIDENCE:.0%} intervals of Student's t over seeds. At every point "
-        f"`{settings.tune}` was chosen by other runs than those that are reported. Runs: "
-        f"{len(rows) - results} to choose by (seeds a value: {tuning_seeds}), {results} reported, with the "
-        "same seeds everywhere. Differences are of pairs of equal seeds; p is corrected for all comparisons "
-        f"of its table (Holm), and what is not below {LEVEL:.2g} cannot be told apart by so many runs. "
-        f"{cpu_h:.1f} hours of processor time. Commit; machine; torch: {origins}.\n"
+        f"Figures: {what}; {CONFIDENCE:.0%} intervals of Student's t over seeds. At every point the "
+        f"`{settings.tune}` of a figure was chosen by runs of other seeds: those that are not reported and, "
+        "where two values have all seeds, the other reported ones, too. Runs: "
+        f"{len(rows) - results} to choose by (seeds a value: {tuning_seeds}), {figures} reported{second}. "
+        "Differences are of pairs of equal seeds; p is corrected for all comparisons "
+        f"of its table (Holm), intervals are not, and what is not below {LEVEL:.2g} cannot be told apart by "
+        f"so many runs. {cpu_h:.1f} hours of processor time. Commit; machine; torch: {origins}.\n"
     )
 
 
@@ -243,12 +248,10 @@ def _in_doubt(compared: Compared) -> str:
     reported = {tuple(row[key] for key in keys) for row in compared.rows if row["use"] == "result"}
     for (variant, at), point in _in_order(compared):
         values, where = rising([*point.choosing]), f"`{variant}` at {_short(settings.across)} {at}"
-        best, *others = ranked(point.choosing, {seed for of in point.choosing.values() for seed in of})
-        second = others[0] if others else best
-        of_best, of_second = point.choosing[best], point.choosing[second]
-        disagree = any(of_second[seed] > reached for seed, reached in of_best.items())
-        if disagree and (variant, at, second) not in reported:
-            torn.append(f"{where} ({best} or {second})")
+        seeds = {seed for of in point.choosing.values() for seed in of}
+        best, *others = ranked(point.choosing, seeds)
+        if is_contested(point.choosing, seeds) and (variant, at, others[0]) not in reported:
+            torn.append(f"{where} ({best} or {others[0]})")
         if best in (values[0], values[-1]) and others:
             at_edge.append(f"{where} ({best})")
         if len(point.runs) < most:

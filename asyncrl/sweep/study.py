@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from asyncrl.config import SweepConfig
-from asyncrl.sweep.choice import ByValue, next_value, ranked
+from asyncrl.sweep.choice import ByValue, is_contested, next_value, ranked
 
 
 class Trial(NamedTuple):
@@ -53,7 +53,7 @@ class Study:
         for trial, reached in found.items():
             by_point.setdefault(trial[:2], {}).setdefault(trial.tuned, {})[trial.seed] = reached
         trials: list[Trial] = []
-        later = 0
+        later, finalists = 0, self.settings.finalists
         for at in self.at:
             tuning, reported = [], []
             for variant in self.settings.variants:
@@ -61,10 +61,14 @@ class Study:
                 tried, is_tuned = self._tried(there)
                 tuning += [Trial(variant, at, value, seed) for value in tried for seed in self.tuning_seeds]
                 if not is_tuned:
-                    later += self.settings.finalists * self.settings.seeds
+                    later += (1 if finalists == "contested" else finalists) * self.settings.seeds
                     continue
-                best = ranked({value: there[value] for value in tried}, self.tuning_seeds)
-                for place, value in enumerate(best[: self.settings.finalists]):
+                runs = {value: there[value] for value in tried}
+                if finalists == "contested":
+                    places = 2 if is_contested(runs, self.tuning_seeds) else 1
+                else:
+                    places = finalists
+                for place, value in enumerate(ranked(runs, self.tuning_seeds)[:places]):
                     reported += [(place, seed, Trial(variant, at, value, seed)) for seed in self.seeds]
             trials += tuning
             trials += [trial for _, _, trial in sorted(reported, key=lambda item: item[:2])]

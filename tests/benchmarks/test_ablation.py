@@ -29,12 +29,11 @@ def test_the_page_is_written_from_the_numbers_that_are_kept(task):
 
 @pytest.mark.parametrize("task", MEASURED)
 def test_what_is_kept_is_not_run_again(task, tmp_path):
-    """Each of its lines is a run that the config asks for today, some for a runner-up. If a setting was
-    changed, run them again."""
+    """Each of its lines is a run that the config asks for today. If a setting was changed, run them again."""
     files = [BENCHMARK["kept"](task, PAGE, name) for name in ("runs.csv", "curves.csv")]
     kept = read_kept(*files)
     variants = {line.partition(",")[0] for line in files[0].read_text().splitlines()[1:]}
-    overrides = [f"sweep.only=[{', '.join(variants)}]", "sweep.finalists=2"]
+    overrides = [f"sweep.only=[{', '.join(variants)}]"]
     results = Results(SweepFolder(tmp_path), Reading(10, None), kept)
     results.waiting(make_design(Sweep(BENCHMARK["config_of"](task), overrides=overrides)))
     assert results.total - results.left == len(kept) > 0

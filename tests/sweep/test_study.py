@@ -53,6 +53,18 @@ def test_each_point_is_tuned_and_its_best_is_run_with_other_seeds():
     assert [trial.seed for trial in in_order[12:18]] == [9, 9, 10, 10, 11, 11]
 
 
+def test_the_second_best_value_is_reported_where_a_seed_that_tunes_has_it_above_the_best():
+    study = make_study(across_values=[0], finalists="contested")
+    assert study.needed({})[1] == 2 * 3
+
+    def reach(trial):
+        torn = trial.variant == "a" and trial.tuned == "1" and trial.seed == 7
+        return 2.5 if torn else {"1": 1.0, "2": 2.0, "4": 0.0}[trial.tuned]
+
+    reported = {trial[::2] for trial in finish(study, reach) if trial.seed in study.seeds}
+    assert reported == {("a", "2"), ("a", "1"), ("b", "2")}
+
+
 def test_what_follows_is_counted_before_it_is_known():
     trials, later = make_study(finalists=2).needed({})
     assert (len(trials), later) == (4 * 3 * 2, 4 * 2 * 3)
