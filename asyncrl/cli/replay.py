@@ -11,8 +11,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "replay",
         help="repeat a run's training step by step, on its recorded batches",
         description="Repeat a run's training in one process and without engines, on the batches that it "
-        "recorded (run.record=true, or run.mode=inline), and compare each step with the run's metrics. In "
-        "float32 with one thread, the weights are the same, bit by bit.",
+        "recorded (those since its oldest kept checkpoint; with run.record=true or run.mode=inline all), and "
+        "compare each step with the run's metrics. In float32 with one thread, the weights are the same, bit "
+        "by bit.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")

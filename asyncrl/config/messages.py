@@ -11,6 +11,26 @@ from pydantic import ValidationError
 
 from asyncrl.config.yaml_tree import COMMAND_LINE
 
+OF_PEERS = {
+    "learning_rate": "trainer.lr",
+    "max_steps": "run.steps",
+    "total_training_steps": "run.steps",
+    "train_batch_size": "trainer.batch_groups",
+    "ppo_mini_batch_size": "trainer.mini_batches",
+    "n": "rollout.group_size",
+    "num_generations": "rollout.group_size",
+    "max_completion_length": "rollout.max_new_tokens",
+    "max_response_length": "rollout.max_new_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "beta": "reference.kl_coef",
+    "adv_estimator": "objective.advantage",
+    "loss_agg_mode": "objective.aggregation",
+    "clip_ratio_low": "objective.clip_eps_low",
+    "clip_ratio_high": "objective.clip_eps_high",
+    "reward_funcs": "reward.functions",
+}
+"""What TRL's and verl's settings are called here, as far as their names do not tell."""
+
 
 def explain(
     error: ValidationError, valid_keys: Sequence[str], source: str, overridden: Sequence[str]
@@ -33,11 +53,14 @@ def did_you_mean(key: str, valid_keys: Sequence[str]) -> str:
 
 
 def _nearest(key: str, valid_keys: Sequence[str]) -> list[str]:
-    """All keys of the same name elsewhere; else the nearest name in the same section, else anywhere."""
+    """All keys of the same name elsewhere; else the one that peers call so; else the nearest name in the same
+    section, else anywhere."""
     parent, _, name = key.rpartition(".")
     names = {k: k.rpartition(".")[2] for k in valid_keys}
     if same_name := [k for k in valid_keys if names[k] == name]:
         return same_name
+    if name in OF_PEERS:
+        return [OF_PEERS[name]]
     siblings = {names[k]: k for k in valid_keys if k.rpartition(".")[0] == parent}
     close = difflib.get_close_matches(name, siblings, n=1) or [s for s in siblings if s.startswith(name)]
     if close:

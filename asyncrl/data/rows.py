@@ -4,6 +4,7 @@ broken."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -56,9 +57,11 @@ def read_rows(data: DataConfig) -> Iterator[Row | BadRow]:
     if path.is_dir():
         return _saved_by_datasets(path, data)
     if not path.exists():
+        looks_like_hub = not path.suffix and re.fullmatch(r"\w[\w.-]*/[\w.-]+", data.path)
+        instead = f"{data.key}=hub:{data.path} if it is a dataset of the hub" if looks_like_hub else ""
         raise NotHereError(
             f"{data.key}={data.path}: there is no such file or folder (looked for {path.absolute()})",
-            command=f"name yours: {data.key}=FILE.jsonl, or put it there",
+            command=instead or f"name yours: {data.key}=FILE.jsonl, or put it there",
             advice="write a dataset of the Hugging Face hub as hub:OWNER/NAME, a task of reasoning-gym as "
             f"{REASONING_GYM}TASK",
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from asyncrl.data.hub import is_name
 from asyncrl.errors import AsyncRLError
 from asyncrl.paths import user_path
 
@@ -18,10 +20,10 @@ _WHOLE, _TEKKEN = "tokenizer.json", "tekken.json"
 class TokenizerError(AsyncRLError):
     """A model has no usable tokenizer. reason: why, without the model's name."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            f"no tokenizer could be loaded from {path}: {reason}; save the model's tokenizer to the folder"
-        )
+    def __init__(
+        self, path: str, reason: str, advice: str = "save the model's tokenizer to the folder"
+    ) -> None:
+        super().__init__(f"no tokenizer could be loaded from {path}: {reason}; {advice}")
         self.reason = reason
 
 
@@ -48,6 +50,8 @@ def _loaded_once(path: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 def read_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A new object from the model's current files. Raises `TokenizerError`."""
     path = str(user_path(path, path)) if path.startswith("~") else path
+    if not is_name(path) and not Path(path).is_dir():
+        raise TokenizerError(path, "there is no such folder", "name a model's folder, or a model of the hub")
     try:
         tokenizer = _read(path, trust_remote_code)
     except Exception as error:

@@ -129,7 +129,9 @@ def _look(
     is_elsewhere = gpus is not None and gpus > here.gpus
     machine = here.with_planned_gpus(gpus or 0) if is_elsewhere else here
     if is_elsewhere:
-        findings.missing.append(too_few_gpus(gpus or 0, here.gpus))
+        lacking = too_few_gpus(gpus or 0, here.gpus)
+        # Who plans for other GPUs needs no advice to do so.
+        findings.missing.append(lacking if needs_all else NotHereError(lacking.what, command=lacking.command))
     placement = findings.of(lambda: assign(config, gpus, machine.gpus, nodes.count))
     if placement is not None:
         placement = with_own_cores(config, placement, machine.own_cores)

@@ -21,6 +21,7 @@ from asyncrl.config import (
     section_of,
     yaml_tree,
 )
+from asyncrl.config.messages import OF_PEERS
 from asyncrl.errors import AsyncRLError, ConfigError
 from asyncrl.objective.catalogue import (
     AGGREGATIONS,
@@ -124,6 +125,8 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(config_file
         ("reward.functions.1.weigth=1", "`reward.functions.1.weight`"),
         ("trainer.max_staleness=1", "`staleness.max_staleness`"),
         ("lr=1", "`trainer.lr` or `critic.lr`"),
+        ("trainer.learning_rate=1", "`trainer.lr`"),
+        ("rollout.n=8", "`rollout.group_size`"),
         ("workers=1", "`rollout.workers` or `reward.workers` or `evaluation.workers`"),
     ],
 )
@@ -132,6 +135,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, nearest,
     key = override.partition("=")[0]
     shown = "stalenes" if key.startswith("stalenes.") else key
     assert message == f"the command line: unknown key `{shown}`; did you mean {nearest}?"
+
+
+def test_what_peers_call_otherwise_is_there():
+    assert {*OF_PEERS.values()} <= {*keys()} and not {*OF_PEERS} & {k.rpartition(".")[2] for k in keys()}
 
 
 def test_an_unknown_key_that_resembles_nothing_is_refused_with_what_is_valid_there(config_file):

@@ -8,7 +8,7 @@ import pytest
 
 from asyncrl.config import DataConfig
 from asyncrl.data.load import load_prompts
-from asyncrl.errors import ConfigError
+from asyncrl.errors import ConfigError, NotHereError
 
 GRLO = Path(__file__).parents[2] / "../shared/data/grlo_prompts_1000.jsonl"
 USER = {"role": "user", "content": "Hi"}
@@ -182,6 +182,17 @@ def test_a_path_that_is_no_dataset_is_refused_with_what_would_be(path, words, tm
         load_prompts(DataConfig(path=str(tmp_path / path)), tokenizer)
     assert words in str(caught.value)
     assert f"data.path={tmp_path / path}" in str(caught.value)
+
+
+def test_what_may_be_a_dataset_of_the_hub_is_shown_as_one(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = {}
+    for path in ("openai/gsm8k", "folder/rows.jsonl"):
+        with pytest.raises(NotHereError) as caught:
+            load_prompts(DataConfig(path=path), tokenizer)
+        commands[path] = caught.value.command
+    assert "data.path=hub:openai/gsm8k" in commands["openai/gsm8k"]
+    assert "hub:" not in commands["folder/rows.jsonl"]
 
 
 @pytest.mark.skipif(not GRLO.exists(), reason="the prompts that GRLO's authors released are not at hand")

@@ -110,3 +110,9 @@ def test_a_folder_without_a_tokenizer_that_can_be_used(files, reason, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(TokenizerError, match=f"^no tokenizer could be loaded from {tmp_path}: {reason}"):
         read_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["../models/none", "{}/none"])
+def test_a_folder_that_is_not_there_is_no_error_of_the_hub(path, tmp_path):
+    with pytest.raises(TokenizerError, match="there is no such folder; name a model's folder"):
+        read_tokenizer(path.format(tmp_path))

@@ -94,3 +94,9 @@ def test_where_no_row_can_be_read_that_is_said(held_out, tmp_path):
     assert "2 of 2 rows cannot be used:" in message
     assert "rows.jsonl:1: no column `prompt` (data.prompt_column); its columns: question" in message
     assert "held_out_rows" not in message
+
+
+def test_a_plan_for_other_gpus_that_is_refused_is_not_advised_to_be_a_plan():
+    wrong = MISSING | {"reward": {"functions": [{"function": "json:nothing_of_this_name"}]}}
+    message = refusal(lambda: plan(load(wrong), gpus=64))
+    assert "--gpus 64: this machine has" in message and "--dry-run" not in message
