@@ -11,6 +11,7 @@ from asyncrl import config as settings
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.runfiles.checkpoints import Checkpoint, Checkpoints
+from asyncrl.runfiles.evaluation import Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.runfiles.store import is_sound
@@ -50,24 +51,26 @@ def put_in_order(config: Config, run_dir: RunDir) -> str:
     checkpoint = Checkpoints(run_dir.checkpoints).newest_whole()
     words = "from its start" if checkpoint is None else f"from the checkpoint of step {checkpoint.step}"
     if config.run.in_one_process or not is_sound(run_dir.ledger):
-        _replace_ledger(run_dir, checkpoint)
+        _replace_ledger(config, run_dir, checkpoint)
     step = 0 if checkpoint is None else checkpoint.step
     version, ready, reaches_back = _give_leases_back(config, run_dir, step)
     if version < step or not reaches_back:
         if not reaches_back:
             words += ", with the ledger of then: of the batches trained since, some are no longer kept"
-        _replace_ledger(run_dir, checkpoint)
+        _replace_ledger(config, run_dir, checkpoint)
         version, ready, _ = _give_leases_back(config, run_dir, step)
     if again := version - step:
         words += f"; the {again} steps since then are trained again, on the same batches"
     return f"continuing {words}; {ready} sampled groups are ready for training"
 
 
-def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
+def _replace_ledger(config: Config, run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{run_dir.ledger}{suffix}").unlink(missing_ok=True)
     if checkpoint is not None:
         shutil.copyfile(checkpoint.ledger, run_dir.ledger)
+    if not config.run.in_one_process:  # later versions will be made of other groups
+        Rounds(run_dir.evaluation).forget_after(0 if checkpoint is None else checkpoint.step)
 
 
 def _give_leases_back(config: Config, run_dir: RunDir, step: int) -> tuple[int, int, bool]:

@@ -10,6 +10,7 @@ from asyncrl.core.records import GroupSummary
 from asyncrl.data.prompts import Prompt, PromptSet
 from asyncrl.loop.host import Host
 from asyncrl.runfiles.checkpoints import Checkpoints, CheckpointState
+from asyncrl.runfiles.evaluation import Result, Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.resume import put_in_order
 from asyncrl.runfiles.state import open_state
@@ -43,6 +44,12 @@ def run_dir(config, tmp_path):
                 state, lambda f, s=step + 1: copy_ledger(run_dir.ledger, f / "ledger.db", from_step=s)
             )
         host.checkpointed(STEPS - 1)
+    rounds = Rounds(run_dir.evaluation)
+    rounds.path.mkdir()
+    for version in range(STEPS + 1):
+        (rounds.path / f"version_{version}.safetensors").touch()
+    for version in range(STEPS):
+        rounds.finish(Result(version, {"eval/reward/mean": 0.5}, 1.0), b"")
     return run_dir
 
 
@@ -57,3 +64,6 @@ def test_a_run_goes_on_from_what_is_left_though_the_batches_since_are_forgotten(
     with open_state(config, run_dir) as (prompts, store, coordinator):
         Host(config, prompts.rows, coordinator, store).begin(step)
         assert coordinator.version == step
+    # Later versions are the same again, or others with nothing of theirs scored.
+    last, rounds = STEPS if step >= STEPS - 1 else step, Rounds(run_dir.evaluation)
+    assert [*rounds.results(), *rounds.pending()] == list(range(last + 1))
