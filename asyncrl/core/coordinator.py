@@ -196,14 +196,15 @@ class Coordinator(Generic[P]):
 
     def fail(
         self, group_id: int, lease_id: int, reason: str, detail: str = "", sampled_tokens: int = 0
-    ) -> bool:
-        """A worker gives up an attempt. Returns True when the group will be tried again.
+    ) -> bool | None:
+        """A worker gives up an attempt. Returns whether the group will be tried again; None where the lease
+        was settled before.
 
         reason: in few words, the same for failures of a kind: the ledger counts by it. detail: all of it.
         """
         entry = self._held(group_id, lease_id)
         if entry is None or entry.state is not GroupState.LEASED:
-            return False
+            return None
         self.ledger.lose(sampled_tokens)
         self.ledger.failures[reason] = detail or reason
         entry.attempt += 1

@@ -92,10 +92,12 @@ class EvaluationHost:
         self._happened()
         return Submission.ACCEPTED if is_whole else Submission.DROPPED
 
-    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool:
+    def fail(
+        self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int
+    ) -> bool | None:
         """As `Coordinator.fail`."""
         if (lease := self._leased.pop(lease_id, None)) is None:
-            return False
+            return None
         self._failures += 1
         is_hopeless = self._is_in_doubt and not self._leased
         if again := lease.attempt + 1 < self._config.max_attempts and not is_hopeless:

@@ -155,9 +155,9 @@ class CoordinatorService:
                 self._host.meter.report(name, request.stats)
                 return self._submit(name, frames), ()
             case m.Fail():
-                self._stalls.failed(request.group_id)
                 told = (request.reason, request.detail, request.sampled_tokens)
-                self._host.fail(request.group_id, request.lease_id, *told)
+                if self._host.fail(request.group_id, request.lease_id, *told) is not None:
+                    self._stalls.failed(request.group_id)
             case m.WorkerReport():
                 return self._report(name, request), ()
             case m.Hello():

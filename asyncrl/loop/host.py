@@ -31,7 +31,9 @@ class Leases(Protocol):
     def submit(
         self, group_id: int, lease_id: int, row: int, summary: GroupSummary, payload: bytes
     ) -> Submission: ...
-    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool: ...
+    def fail(
+        self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int
+    ) -> bool | None: ...
 
 
 class Host:
@@ -101,9 +103,13 @@ class Host:
         self._happened()
         return became
 
-    def fail(self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int) -> bool:
+    def fail(
+        self, group_id: int, lease_id: int, reason: str, detail: str, sampled_tokens: int
+    ) -> bool | None:
         """As `Coordinator.fail`. Raises `RunFailed` when too many groups have failed for good."""
         again = self.coordinator.fail(group_id, lease_id, reason, detail, sampled_tokens)
+        if again is None:
+            return None
         log.warning(
             "group %d failed (%s): %s", group_id, "to be tried again" if again else "given up", detail
         )

@@ -122,6 +122,14 @@ class Rounds:
             os.fsync(file.fileno())
         self._weights(result.version).unlink()
 
+    def forget_after(self, version: int) -> None:
+        """What there is of later versions: others will have their numbers."""
+        kept = [result for result in self.results().values() if result.version <= version]
+        if self.results_file.exists():
+            replace_file(self.results_file, b"".join(msgspec.json.encode(one) + b"\n" for one in kept))
+        for later in (each for each in self.pending() if each > version):
+            self._weights(later).unlink()
+
     def set_aside(self, version: int) -> None:
         """Make no round of what cannot be read."""
         self._weights(version).replace(self._weights(version).with_suffix(_DAMAGED))

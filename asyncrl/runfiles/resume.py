@@ -11,6 +11,7 @@ from asyncrl import config as settings
 from asyncrl.config import Config
 from asyncrl.errors import ConfigError
 from asyncrl.runfiles.checkpoints import Checkpoint, Checkpoints
+from asyncrl.runfiles.evaluation import Rounds
 from asyncrl.runfiles.layout import RunDir
 from asyncrl.runfiles.state import open_state
 from asyncrl.runfiles.store import is_sound
@@ -44,35 +45,42 @@ def put_in_order(config: Config, run_dir: RunDir) -> str:
     description.
 
     The ledger in the run directory knows everything that was sampled since the checkpoint, and is kept. The
-    checkpoint's own ledger replaces it if it is damaged, and in `inline` mode, which samples the same again.
+    checkpoint's own ledger (an empty one, where there is no checkpoint) replaces it if it is damaged, or has
+    forgotten batches that would come again; and in `inline` mode, which samples the same again.
     """
     checkpoint = Checkpoints(run_dir.checkpoints).newest_whole()
     words = "from its start" if checkpoint is None else f"from the checkpoint of step {checkpoint.step}"
     if config.run.in_one_process or not is_sound(run_dir.ledger):
-        _replace_ledger(run_dir, checkpoint)
-    version, ready = _give_leases_back(config, run_dir)
-    if checkpoint is not None and version < checkpoint.step:
-        _replace_ledger(run_dir, checkpoint)
-        version, ready = _give_leases_back(config, run_dir)
-    again = version - (0 if checkpoint is None else checkpoint.step)
-    if again:
+        _replace_ledger(config, run_dir, checkpoint)
+    step = 0 if checkpoint is None else checkpoint.step
+    version, ready, reaches_back = _give_leases_back(config, run_dir, step)
+    if version < step or not reaches_back:
+        if not reaches_back:
+            words += ", with the ledger of then: of the batches trained since, some are no longer kept"
+        _replace_ledger(config, run_dir, checkpoint)
+        version, ready, _ = _give_leases_back(config, run_dir, step)
+    if again := version - step:
         words += f"; the {again} steps since then are trained again, on the same batches"
     return f"continuing {words}; {ready} sampled groups are ready for training"
 
 
-def _replace_ledger(run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
+def _replace_ledger(config: Config, run_dir: RunDir, checkpoint: Checkpoint | None) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{run_dir.ledger}{suffix}").unlink(missing_ok=True)
     if checkpoint is not None:
         shutil.copyfile(checkpoint.ledger, run_dir.ledger)
+    if not config.run.in_one_process:  # later versions will be made of other groups
+        Rounds(run_dir.evaluation).forget_after(0 if checkpoint is None else checkpoint.step)
 
 
-def _give_leases_back(config: Config, run_dir: RunDir) -> tuple[int, int]:
-    """The run has no workers any more. Returns its version and the number of groups that are ready."""
+def _give_leases_back(config: Config, run_dir: RunDir, step: int) -> tuple[int, int, bool]:
+    """The run has no workers any more. Returns its version, the number of groups that are ready, and whether
+    the trainer can go back to before `step`."""
     with open_state(config, run_dir) as (_, store, coordinator):
         coordinator.all_workers_lost()
         store.save(coordinator)
-        return coordinator.version, coordinator.ledger.metrics()["buffer/ready_groups"]
+        ready = coordinator.ledger.metrics()["buffer/ready_groups"]
+        return coordinator.version, ready, store.has_batches_since(step)
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

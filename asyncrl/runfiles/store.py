@@ -153,6 +153,12 @@ class LedgerStore(Generic[P]):
         found = self._with_payloads("state = 'trained' and step >= ?", version)
         return {group_id: (entry, p) for group_id, (entry, p) in found.items() if p is not None}
 
+    def has_batches_since(self, version: int) -> bool:
+        """Whether no group that was trained by step `version` or later was forgotten."""
+        forgotten = "state = 'trained' and step >= ? and group_id not in (select group_id from payloads)"
+        query = f"select not exists (select * from groups where {forgotten})"
+        return bool(self._db.execute(query, (version,)).fetchone()[0])
+
     def batch_of(self, step: int) -> list[P]:
         """The batch of training step `step`, in admission order. Empty if it was forgotten."""
         found = self._with_payloads("state = 'trained' and step = ?", step)

@@ -68,3 +68,17 @@ def test_a_host_that_takes_over_knows_every_lease(config, tmp_path):
         assert [entry.row for entry, _ in host.take(0).groups] == [0, 1]
         host.publish(1)
         assert host.finished
+
+
+def test_of_a_failure_that_was_settled_before_nothing_is_said(config, tmp_path, caplog):
+    """A message that comes twice; or one of a worker that was taken for lost, whose group is another's."""
+    with opened(config, tmp_path) as host:
+        first, second = host.lease("w", 0, 2)
+        assert host.fail(first.group_id, first.lease_id, "boom", "all of it", 3)
+        host.lost("w")
+        told = len(caplog.records)
+        assert {host.fail(one.group_id, one.lease_id, "boom", "all of it", 3) for one in (first, second)} == {
+            None
+        }
+        assert len(caplog.records) == told
+        assert host.coordinator.ledger.generated_tokens == 3
