@@ -62,7 +62,7 @@ def test_a_worker_knows_whether_it_is_alone_on_its_gpus(make_config):
 def test_what_vllm_is_told_about_a_gpu(make_qwen3, tmp_path, monkeypatch):
     from vllm.platforms import current_platform
 
-    from asyncrl.rollout.engines.vllm.launch import LaunchSettings, _arguments, _shared_gpu_bytes
+    from asyncrl.rollout.engines.vllm.launch import LaunchSettings, _arguments, _share_gpu
 
     model = make_qwen3(hidden=128)
     model.config.architectures = [type(model).__name__]
@@ -82,6 +82,10 @@ def test_what_vllm_is_told_about_a_gpu(make_qwen3, tmp_path, monkeypatch):
     config = _arguments(settings).create_engine_config()
     block = config.cache_config.block_size
     token_bytes = 2 * 2 * 2 * 32 * 2  # keys and values, two layers, two heads of 32, bfloat16
-    assert _shared_gpu_bytes(config, settings, 10**9) == room_bytes(8, 512, block, token_bytes)
+    _share_gpu(config, settings, 10**9)
+    cache, room = config.cache_config, room_bytes(8, 512, block, token_bytes)
+    assert cache.kv_cache_memory_bytes == room
+    # It is to start wherever so much is free: the trainer may have more than 60% of the GPU by then.
+    assert 10**9 + room < cache.gpu_memory_utilization * CARD_BYTES < 10**9 + room + 3 * 10**9
     with pytest.raises(ValueError, match=r"gpu_memory_utilization=0\.4 of a GPU of 80\.0 GB does not hold"):
-        _shared_gpu_bytes(config, settings, 31 * 10**9)
+        _share_gpu(config, settings, 31 * 10**9)

@@ -87,7 +87,7 @@ def launch(settings: LaunchSettings, weights_bytes: int = 0) -> AsyncLLM:
             config.cache_config.kv_cache_memory_bytes = _room_bytes(config, settings)
             _choose_start_method(settings)
         elif settings.shares_gpu:
-            config.cache_config.kv_cache_memory_bytes = _shared_gpu_bytes(config, settings, weights_bytes)
+            _share_gpu(config, settings, weights_bytes)
         with _children_end_with_us():
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
@@ -169,8 +169,10 @@ def _room_bytes(config: VllmConfig, settings: LaunchSettings) -> int:
     return room_bytes(settings.capacity + settings.kept, settings.max_length, block, token_bytes)
 
 
-def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_bytes: int) -> int:
-    """Of one rank. Raises `ValueError` where its share of the GPU does not hold one sequence."""
+def _share_gpu(config: VllmConfig, settings: LaunchSettings, weights_bytes: int) -> None:
+    """Give each rank's cache its size, and make what it takes of the GPU in all its share: vLLM does not
+    start where less than that is free, and of the settings' share much may be left to the others. Raises
+    `ValueError` where that does not hold one sequence."""
     from vllm.platforms import current_platform
 
     model, share = config.model_config, settings.gpu_memory_utilization
@@ -182,13 +184,13 @@ def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_byte
         vocab_size=model.get_vocab_size(),
         value_bytes=model.dtype.itemsize,
     )
-    room = _room_bytes(config, settings)
+    weights = -(-weights_bytes // settings.tensor_parallel_size)
     n_bytes = shared_gpu_bytes(
         card_bytes=card_bytes,
         utilization=share,
-        weights_bytes=-(-weights_bytes // settings.tensor_parallel_size),
+        weights_bytes=weights,
         workspace_bytes=workspace,
-        room_bytes=room,
+        room_bytes=_room_bytes(config, settings),
     )
     if n_bytes < _room_bytes(config, replace(settings, capacity=1, kept=0)):
         raise ValueError(
@@ -196,7 +198,8 @@ def _shared_gpu_bytes(config: VllmConfig, settings: LaunchSettings, weights_byte
             f"hold the weights, {format_bytes(workspace)} to compute in and the keys and values of one "
             f"sequence of {settings.max_length} tokens; raise it, or lower rollout.vllm.prefill_tokens"
         )
-    return n_bytes
+    config.cache_config.kv_cache_memory_bytes = n_bytes
+    config.cache_config.gpu_memory_utilization = (weights + workspace + n_bytes) / card_bytes
 
 
 def _choose_start_method(settings: LaunchSettings) -> None:
