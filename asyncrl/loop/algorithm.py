@@ -78,5 +78,5 @@ async def train(run: TrainingRun) -> None:
             await run.save_if_due(step + 1, metrics["reward/mean"])
             await run.record(batch, metrics | {"schedule/total_steps": total_steps})
             if run.ends_because is not None:
-                await run.end_early(step + 1)
+                await run.end_early(step + 1, metrics["reward/mean"])
                 break

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
@@ -181,11 +180,11 @@ class TrainingRun:
         """Why no further step is to be done, if so."""
         return self.budget.why_spent or self._link.ends_because
 
-    async def end_early(self, done: int) -> None:
+    async def end_early(self, done: int, mean_reward: float) -> None:
         if done < self.steps:
             log.warning("%s: the run ends after %d of %d steps", self.ends_because, done, self.steps)
             if self._saver.last_step != done:
-                await self._save(done, math.nan)
+                await self._save(done, mean_reward)
             await self._conclude()  # which may take long
 
     async def _conclude(self) -> None:

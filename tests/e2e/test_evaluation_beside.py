@@ -173,6 +173,8 @@ def test_the_last_version_is_scored_whichever_it_becomes_and_whatever_is_lost(
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line.get("eval/version") for line in lines] == [0, 2]
     assert lines[0]["state/inline/evaluate_s"] > 0, "version 0 was scored before the first step"
+    last = Checkpoints(RunDir(run_dir).checkpoints).at(2)
+    assert last.state().reward == lines[-1]["reward/mean"], "it may be a best one"
 
     rounds.results_file.write_bytes(rounds.results_file.read_bytes().splitlines(keepends=True)[0])
     assert list(rounds.results()) == [0]

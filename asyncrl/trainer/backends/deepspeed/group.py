@@ -129,8 +129,8 @@ class RankGroup:
                 return Order(kind)
 
     def wait_for_all(self) -> None:
-        """Until every rank is here."""
-        dist.barrier(group=self._host)
+        """Until every rank is here, however long it takes."""
+        dist.barrier(group=self._orders)
 
     def close(self) -> None:
         dist.destroy_process_group()
