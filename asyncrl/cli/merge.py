@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,6 +20,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from asyncrl.errors import ConfigError
     from asyncrl.runfiles.earlier_run import model_in
+    from asyncrl.runfiles.layout import RunDir
 
+    if not RunDir(Path(arguments.run_dir)).config.is_file():
+        raise ConfigError(f"{arguments.run_dir}: no run: it has no config.yaml; name the folder of a run")
     print(model_in("RUN_DIR", arguments.run_dir))
