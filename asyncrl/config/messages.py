@@ -86,6 +86,7 @@ def _explain(key: str, error: Mapping[str, Any], valid_keys: Sequence[str], wher
     """What is wrong at `key`, which was set at `where`, and what would be right."""
     kind, value = error["type"], error["input"]
     inside = [k.rpartition(".")[2] for k in valid_keys if k.rpartition(".")[0] == key]
+    of_items = [k.rpartition(".")[2] for k in valid_keys if k.rpartition(".")[0] == f"{key}.*"]
     match kind:
         case "extra_forbidden":
             return f"unknown key `{key}`{did_you_mean(key, valid_keys)}"
@@ -96,6 +97,11 @@ def _explain(key: str, error: Mapping[str, Any], valid_keys: Sequence[str], wher
         case "model_type" | "model_attributes_type":
             return f"`{key}` is {_yaml(value)}; it is a section" + (
                 f" with the keys {', '.join(inside)}" * bool(inside)
+            )
+        case "list_type" if of_items:
+            return (
+                f"`{key}` is {_yaml(value)}; it should be a list, [{{key: value, ...}}, ...], of sections "
+                f"with the keys {', '.join(of_items)}"
             )
         case "literal_error":
             return f"`{key}` is {_yaml(value)}; valid: {error['ctx']['expected']}"

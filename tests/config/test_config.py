@@ -176,6 +176,11 @@ def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
             "`network.bind` is 'localhost'; give an IP address of this machine, such as 127.0.0.1 or "
             "10.0.0.5",
         ),
+        (
+            "evaluation={every_steps: 1, suites: gsm8k}",
+            "`evaluation.suites` is 'gsm8k'; it should be a list, [{key: value, ...}, ...], of sections with the "
+            "keys name, path",
+        ),
         ("run.name=true", "`run.name` is the boolean true; it should be text: write '\"true\"'"),
         ("model.path=", "`model.path` is null; it should be a valid string"),
         ("data.shuffle=1", "`data.shuffle` is 1; it should be true or false"),
