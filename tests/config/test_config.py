@@ -178,8 +178,8 @@ def test_every_wrong_key_of_the_file_is_reported_with_the_file(config_file):
         ),
         (
             "evaluation={every_steps: 1, suites: gsm8k}",
-            "`evaluation.suites` is 'gsm8k'; it should be a list, [{key: value, ...}, ...], of sections with the "
-            "keys name, path",
+            "`evaluation.suites` is 'gsm8k'; it should be a list, [{key: value, ...}, ...], of sections with "
+            "the keys name, path",
         ),
         ("run.name=true", "`run.name` is the boolean true; it should be text: write '\"true\"'"),
         ("model.path=", "`model.path` is null; it should be a valid string"),
