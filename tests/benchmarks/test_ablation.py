@@ -1,5 +1,6 @@
 """The ablation's page says what its numbers say, and what it runs is sound. No measurement is judged."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def test_the_page_is_written_from_the_numbers_that_are_kept(task):
         assert BENCHMARK["with_report"](text, task, PAGE) == text, (
             "run `python benchmarks/ablation.py --write`"
         )
+
+
+def test_what_is_said_elsewhere_of_the_ablation_is_on_its_page():
+    """Every difference with an interval and a number of pairs."""
+    claim, page = r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}; \d pairs\)", PAGE.read_text()
+    said = re.findall(claim, (PAGE.parent / "objectives.md").read_text().replace("\n", " "))
+    assert said and not [each for each in said if each not in page]
 
 
 @pytest.mark.parametrize("task", MEASURED)
