@@ -9,7 +9,9 @@ from batches import with_true_logprobs
 
 from asyncrl.core.records import FinishReason
 from asyncrl.objective.catalogue import POLICY_LOSSES
+from asyncrl.trainer.averaged import AveragedPolicy
 from asyncrl.trainer.backend import make_trainer
+from asyncrl.trainer.models.policy import Policy
 from asyncrl.trainer.packing.batch import TokenBatch
 
 
@@ -84,6 +86,20 @@ def test_an_average_that_forgets_at_once_is_the_policy_itself(make, batch, rando
     for one in (batch, second):
         slow.step(one)
     assert not torch.allclose(flat(slow), flat(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_an_average_follows_by_less_than_its_models_dtype_can_tell(make_qwen3):
+    """In bfloat16 a ninth of the least difference is rounded to nothing."""
+    policy = Policy(make_qwen3().bfloat16(), temperature=1.0, chunk_tokens=16)
+    averaged = AveragedPolicy(policy, 8 / 9)
+    before = [p.clone() for p in policy.parameters()]
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1 + 2**-7)
+    assert not all(map(torch.equal, policy.parameters(), before))
+    for _ in range(100):
+        averaged.follow()
+    assert all(map(torch.equal, averaged.average.parameters(), policy.parameters()))
 
 
 def test_vcpo_scales_the_learning_rate_by_the_root_of_the_effective_sample_size(make, batch, make_qwen3):
