@@ -7,12 +7,14 @@ import pytest
 import torch
 from batches import with_true_logprobs
 
+from asyncrl.config import ObjectiveConfig
 from asyncrl.core.records import FinishReason
 from asyncrl.objective.catalogue import POLICY_LOSSES
+from asyncrl.trainer.advantages import AdvantageEstimator
 from asyncrl.trainer.averaged import AveragedPolicy
 from asyncrl.trainer.backend import make_trainer
 from asyncrl.trainer.models.policy import Policy
-from asyncrl.trainer.packing.batch import TokenBatch
+from asyncrl.trainer.packing.batch import TokenBatch, flatten
 
 
 @pytest.fixture
@@ -140,6 +142,18 @@ def test_the_kl_loss_counts_a_token_by_its_capped_ratio(make, batch):
         moved.append(trained(trainer, batch)[0])
     assert torch.equal(moved[0], moved[1])
     assert not torch.allclose(moved[0], moved[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_response_is_not_among_the_short_ones_for_being_masked(random_batch):
+    batch, advantages = random_batch(0), []
+    for mask_truncated in (False, True):
+        flat = flatten(batch, mask_truncated=mask_truncated)
+        tokens = TokenBatch.of(flat, torch.device("cpu"))
+        of_all, _ = AdvantageEstimator(ObjectiveConfig(advantage="canon"))(flat, tokens, None)
+        advantages.append(of_all[flat.offsets[:-1]])
+    assert 0 < flat.truncated.sum() < flat.sequences
+    assert advantages[0].any()
+    assert torch.equal(*advantages)
 
 
 @pytest.mark.parametrize("advantage", ["reinforce_pp", "reinforce_pp_baseline"])
