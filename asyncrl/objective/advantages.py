@@ -291,7 +291,8 @@ def reinforce_pp(outcomes: Outcomes) -> Tensor:
 def reinforce_pp_baseline(outcomes: Outcomes) -> Tensor:
     """REINFORCE++ with a baseline: the group's mean is taken off first, then the batch is whitened.
 
-        A_i = (r_i - mean of i's group) / standard deviation of that over the batch's tokens
+        d_i = r_i - mean of i's group
+        A_i = (d_i - mean of d) / standard deviation of d, over the batch's tokens
 
     Source: Hu et al. 2025 (arXiv 2501.03262).
     """
