@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from asyncrl.config.data import CurriculumConfig, HintsConfig
 from asyncrl.config.impossible_evaluation import impossible_evaluation
 from asyncrl.config.messages import explain
-from asyncrl.config.objective import ObjectiveConfig, TeacherConfig
+from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import INITIAL, PartConfig, RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES, RolloutConfig
 from asyncrl.config.run import NetworkConfig
@@ -69,10 +69,10 @@ def impossible(c: Config) -> Iterator[str]:
             f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
             "responses, and nothing to compare; use a larger group, or a smaller k"
         )
-    if c.rollout.temperature == 0 and c.rollout.sampled > 1:
+    if c.rollout.temperature == 0:
         yield (
-            "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
-            "from it; use a temperature above 0"
+            "rollout.temperature=0 samples the same response every time, so nothing can be learnt from it; "
+            "use a temperature above 0"
         )
     if c.run.resume == "auto" and c.run.dir is None:
         yield (
@@ -184,6 +184,11 @@ def _impossible_reference(c: Config) -> Iterator[str]:
         yield (
             f"reference.ratio_cap={c.reference.ratio_cap} is for a KL in the loss, and reference.where="
             "reward; leave it out"
+        )
+    if c.reference.estimator not in ("k1", ReferenceConfig().estimator):
+        yield (
+            f"reference.estimator={c.reference.estimator} is for a KL in the loss, and with reference.where="
+            "reward it is k1 always; leave it out"
         )
 
 
@@ -314,6 +319,9 @@ def _impossible_critic(c: Config) -> Iterator[str]:
     if c.critic is not None and c.critic.value_range[0] >= c.critic.value_range[1]:
         bounds = list(c.critic.value_range)
         yield f"critic.value_range={bounds}: write the lower bound first, then a higher one"
+    elif c.critic and c.critic.bins is None and c.critic.value_range != CriticConfig().value_range:
+        bounds = list(c.critic.value_range)
+        yield f"critic.value_range={bounds} is for critic.bins, which is null; leave it out"
     if c.objective.bootstrap_truncated and c.objective.mask_truncated:
         yield (
             "objective.bootstrap_truncated and objective.mask_truncated: responses that were cut off are "
@@ -347,6 +355,12 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
             f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
             f"proximal policy; those that have: {having}"
         )
+    for key in ("behavior_cap", "behavior_level") if objective.proximal == "behavior" else ():
+        if (value := getattr(objective, key)) is not None:
+            yield (
+                f"objective.{key}={value}: with objective.proximal=behavior the correction is 1 for every "
+                "token; leave it out"
+            )
     target, step = objective.entropy_target, objective.entropy_step
     if target is not None and not objective.entropy_coef:
         yield (
