@@ -102,6 +102,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"than one response, so no success would be rare; use {least:.2g} or more, or larger groups"
         )
     yield from _impossible_filter(c)
+    yield from _impossible_max_rl(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
@@ -247,6 +248,23 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
             "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
+
+
+def _impossible_max_rl(c: Config) -> Iterator[str]:
+    """What makes rewards negative, by whose mean `max_rl` divides."""
+    if c.objective.advantage != "max_rl":
+        return
+    parts = (*c.reward.scoring.values(), *c.reward.episode.values())
+    lowering = {
+        "reward.overlong": c.reward.overlong.buffer_tokens > 0,
+        "reward.format": c.reward.format.pattern is not None,
+        "`standardise` of a part": any(part.standardise for part in parts),
+    }
+    for key in (key for key, does in lowering.items() if does):
+        yield (
+            f"{key} makes rewards negative, and objective.advantage=max_rl is for rewards of at least 0: the "
+            "run would end at the first negative one; leave it out, or use objective.advantage=grpo"
         )
 
 

@@ -626,6 +626,18 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
             "samples the same response every time",
             "use a temperature above 0",
         ),
+        *(
+            (
+                ["objective.advantage=max_rl", setting],
+                f"{what} makes rewards negative, and objective.advantage=max_rl is for",
+                "leave it out, or use objective.advantage=grpo",
+            )
+            for setting, what in (
+                ("reward.overlong.buffer_tokens=2", "reward.overlong"),
+                ("reward.format.pattern=a+", "reward.format"),
+                ("reward.functions=[{function: 'a:b', standardise: group}]", "`standardise` of a part"),
+            )
+        ),
         (
             ["reference={where: reward, estimator: k3}"],
             "reference.estimator=k3 is for a KL in the loss",
