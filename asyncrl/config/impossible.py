@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from asyncrl.config.data import CurriculumConfig, HintsConfig
 from asyncrl.config.impossible_evaluation import impossible_evaluation
 from asyncrl.config.messages import explain
-from asyncrl.config.objective import ObjectiveConfig, TeacherConfig
+from asyncrl.config.objective import CriticConfig, ObjectiveConfig, ReferenceConfig, TeacherConfig
 from asyncrl.config.reward import INITIAL, PartConfig, RewardJudgeConfig, RewardRouteConfig
 from asyncrl.config.rollout import ENGINES, RolloutConfig
 from asyncrl.config.run import NetworkConfig
@@ -69,10 +69,10 @@ def impossible(c: Config) -> Iterator[str]:
             f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
             "responses, and nothing to compare; use a larger group, or a smaller k"
         )
-    if c.rollout.temperature == 0 and c.rollout.sampled > 1:
+    if c.rollout.temperature == 0:
         yield (
-            "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
-            "from it; use a temperature above 0"
+            "rollout.temperature=0 samples the same response every time, so nothing can be learnt from it; "
+            "use a temperature above 0"
         )
     if c.run.resume == "auto" and c.run.dir is None:
         yield (
@@ -102,6 +102,7 @@ def impossible(c: Config) -> Iterator[str]:
             f"than one response, so no success would be rare; use {least:.2g} or more, or larger groups"
         )
     yield from _impossible_filter(c)
+    yield from _impossible_max_rl(c)
     yield from _impossible_critic(c)
     yield from _impossible_rewards(c)
     yield from _impossible_devices(c)
@@ -185,6 +186,11 @@ def _impossible_reference(c: Config) -> Iterator[str]:
             f"reference.ratio_cap={c.reference.ratio_cap} is for a KL in the loss, and reference.where="
             "reward; leave it out"
         )
+    if c.reference.estimator not in ("k1", ReferenceConfig().estimator):
+        yield (
+            f"reference.estimator={c.reference.estimator} is for a KL in the loss, and with reference.where="
+            "reward it is k1 always; leave it out"
+        )
 
 
 def _impossible_teacher(teacher: TeacherConfig, rollout: RolloutConfig, ranks: int) -> Iterator[str]:
@@ -242,6 +248,23 @@ def _impossible_filter(c: Config) -> Iterator[str]:
         yield (
             f"{key}: with reference.where=reward equal rewards differ by their KL, and it is not known yet "
             "when groups are filtered; use reference.where=loss, or leave the filter out"
+        )
+
+
+def _impossible_max_rl(c: Config) -> Iterator[str]:
+    """What makes rewards negative, by whose mean `max_rl` divides."""
+    if c.objective.advantage != "max_rl":
+        return
+    parts = (*c.reward.scoring.values(), *c.reward.episode.values())
+    lowering = {
+        "reward.overlong": c.reward.overlong.buffer_tokens > 0,
+        "reward.format": c.reward.format.pattern is not None,
+        "`standardise` of a part": any(part.standardise for part in parts),
+    }
+    for key in (key for key, does in lowering.items() if does):
+        yield (
+            f"{key} makes rewards negative, and objective.advantage=max_rl is for rewards of at least 0: the "
+            "run would end at the first negative one; leave it out, or use objective.advantage=grpo"
         )
 
 
@@ -314,6 +337,9 @@ def _impossible_critic(c: Config) -> Iterator[str]:
     if c.critic is not None and c.critic.value_range[0] >= c.critic.value_range[1]:
         bounds = list(c.critic.value_range)
         yield f"critic.value_range={bounds}: write the lower bound first, then a higher one"
+    elif c.critic and c.critic.bins is None and c.critic.value_range != CriticConfig().value_range:
+        bounds = list(c.critic.value_range)
+        yield f"critic.value_range={bounds} is for critic.bins, which is null; leave it out"
     if c.objective.bootstrap_truncated and c.objective.mask_truncated:
         yield (
             "objective.bootstrap_truncated and objective.mask_truncated: responses that were cut off are "
@@ -347,6 +373,12 @@ def _impossible_objective(objective: ObjectiveConfig) -> Iterator[str]:
             f"objective.proximal={objective.proximal}: objective.policy_loss={objective.policy_loss} has no "
             f"proximal policy; those that have: {having}"
         )
+    for key in ("behavior_cap", "behavior_level") if objective.proximal == "behavior" else ():
+        if (value := getattr(objective, key)) is not None:
+            yield (
+                f"objective.{key}={value}: with objective.proximal=behavior the correction is 1 for every "
+                "token; leave it out"
+            )
     target, step = objective.entropy_target, objective.entropy_step
     if target is not None and not objective.entropy_coef:
         yield (

@@ -176,7 +176,8 @@ class CriticConfig(Section):
     """`bins`: lowest and highest value; targets beyond are taken for these. Leave a bin or two of room beyond
     the rewards: what a critic learns of the edge itself is 0.7 bins inside of it."""
     warmup_steps: int = Field(0, ge=0)
-    """Training steps at the start in which only the critic learns."""
+    """Training steps at the start in which only the critic learns. `trainer.warmup_steps` counts from the
+    same start: the policy's rate rises only in those of its steps that are left."""
     updates_per_policy_step: int = Field(1, ge=1)
     """Passes of the critic over each batch, of `trainer.mini_batches` updates each."""
 

@@ -24,7 +24,8 @@ class Outcomes:
     rewards: float[S]. group_ids: int[S], which group each belongs to, in any order and any group sizes.
     lengths: int[S], trained tokens of each. log_ratios: float[S], log pi_prox - log mu of each, summed over
     its tokens; None where nothing asks for it. baselines: float[S], what a greedy response to the same prompt
-    has earned; None where none was sampled.
+    has earned; None where none was sampled. sampled_lengths: int[S], tokens of each, those that are masked
+    included; None where these are `lengths`.
 
     Raises `ValueError` for other shapes, and for rewards that are not finite.
     """
@@ -34,6 +35,7 @@ class Outcomes:
     lengths: Tensor
     log_ratios: Tensor | None = None
     baselines: Tensor | None = None
+    sampled_lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.rewards, self.group_ids, self.lengths)]
@@ -177,13 +179,15 @@ def canon(outcomes: Outcomes, *, inter_share: float = 1.0) -> Tensor:
 
         A_i = inter_share·(r_i - mean of the other half) + (1 - inter_share)·(r_i - mean of i's own half)
 
-    The shorter half are the n // 2 shortest of n responses; where it ends, those of equal length belong to
-    both halves in equal shares. With inter_share = 1/2 and equal halves this is `dr_grpo`.
+    The shorter half are the n // 2 shortest of n responses, masked tokens included; where it ends, those of
+    equal length belong to both halves in equal shares. With inter_share = 1/2 and equal halves this is
+    `dr_grpo`.
 
     Source: CANON, Chen et al. 2025 (arXiv 2509.23962), of its metrics that of length.
     """
     groups = _Groups(outcomes)
-    short = groups.least_half(outcomes.lengths)
+    lengths = outcomes.lengths if outcomes.sampled_lengths is None else outcomes.sampled_lengths
+    short = groups.least_half(lengths)
     means = [groups.sum(h * groups.centred) / groups.sum(h).clamp(min=1) for h in (short, 1 - short)]
     own = short * means[0] + (1 - short) * means[1]
     baseline = own + inter_share * (means[0] + means[1] - 2 * own)
@@ -287,7 +291,8 @@ def reinforce_pp(outcomes: Outcomes) -> Tensor:
 def reinforce_pp_baseline(outcomes: Outcomes) -> Tensor:
     """REINFORCE++ with a baseline: the group's mean is taken off first, then the batch is whitened.
 
-        A_i = (r_i - mean of i's group) / standard deviation of that over the batch's tokens
+        d_i = r_i - mean of i's group
+        A_i = (d_i - mean of d) / standard deviation of d, over the batch's tokens
 
     Source: Hu et al. 2025 (arXiv 2501.03262).
     """

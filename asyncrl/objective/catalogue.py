@@ -108,7 +108,8 @@ BY_CRITIC = (*TOKEN_ADVANTAGES, "turn_gae")
 COMPARE_WITHIN_GROUPS = frozenset(GROUP_ADVANTAGES) - {
     *("remax", "pacs", "ngrpo", "nsr", "psr", "reinforce_pp")
 }
-"""Advantages that are 0 where a group's rewards are all equal, as in a group of one."""
+"""Advantages that are 0 where a group's rewards are all equal, as in a group of one (in
+`reinforce_pp_baseline` before the mean over the batch's tokens is taken off)."""
 
 JUDGE_SUCCESS = frozenset({"pass_at_k", "pacs", "max_rl", "ngrpo", "nsr", "psr"})
 """Advantages of whether, or how often, a response succeeded, from rewards of a known range."""

@@ -88,8 +88,8 @@ def kl_loss(
 
 def k1_penalty(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     """float[N], without gradient: -d = log pi - log pi_ref, to be taken off each token's reward; 0 where
-    masked."""
-    return -_difference(ref_logprobs, logprobs.detach(), mask)
+    masked, and where pi is 0, of which nothing is learnt."""
+    return -_difference(ref_logprobs, logprobs.detach(), mask & ~logprobs.detach().isneginf())
 
 
 def teachers_advantage(penalty: Tensor, mask: Tensor) -> Tensor:

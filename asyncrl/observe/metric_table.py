@@ -111,7 +111,7 @@ adv/zero_groups_frac  share    groups without a learning signal: all their advan
 
 # The critic
 > Where the config has a section `critic`.
-critic/loss                -        mean value loss
+critic/loss                -        mean of (V - target)² / 2, without the clip; with `critic.bins`, too
 critic/explained_variance  -        share of the targets' variance that the values explain before the update
 critic/clip_frac           share    tokens whose value was clipped (`critic.value_clip`)
 critic/grad_norm           -        global norm of its gradient before clipping, mean over the updates
@@ -157,7 +157,7 @@ ratio/p75                    -      75% quantile of w
 ratio/p90                    -      90% quantile of w
 ratio/p99                    -      99% quantile of w
 log_ratio/second_moment      -      mean of (log w)²: what `m2po` bounds
-kl/behavior*                 nats   estimated KL divergence per token of the policy from the one that sampled
+kl/behavior*                 nats   estimated KL(mu ‖ pi_prox) per token, mu the policy that sampled
 mismatch/abs_log_ratio       nats   mean of |log w| over tokens of age 0: numerical gap of engine and trainer
 mismatch/max_abs_log_ratio   nats   largest |log w| of these tokens
 mismatch/kl                  nats   KL divergence over these tokens

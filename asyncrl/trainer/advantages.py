@@ -60,7 +60,10 @@ class AdvantageEstimator:
 def _outcomes(flat: FlatBatch, rewards: Tensor) -> Outcomes:
     """rewards: float64[M], of each member."""
     firsts = flat.first_segments()
-    lengths = np.add.reduceat(flat.loss_mask, flat.offsets[firsts], dtype=np.int64)
+    lengths, sampled_lengths = (
+        torch.from_numpy(np.add.reduceat(tokens, flat.offsets[firsts], dtype=np.int64))
+        for tokens in (flat.loss_mask, flat.sampled)
+    )
     baselines = None if flat.baselines is None else torch.from_numpy(flat.baselines[firsts])
     group_ids = torch.from_numpy(flat.group_ids[firsts])
-    return Outcomes(rewards, group_ids, torch.from_numpy(lengths), baselines=baselines)
+    return Outcomes(rewards, group_ids, lengths, baselines=baselines, sampled_lengths=sampled_lengths)

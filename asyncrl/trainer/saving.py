@@ -83,8 +83,8 @@ def refuse_unsavable(model: PreTrainedModel) -> None:
 class ModelSnapshot:
     """A trainer's state at the end of a step, in host memory, which the next step does not change.
 
-    It takes 12 bytes a parameter of the policy and of the critic, and with objective.proximal=ewma those of
-    another copy of the policy; of several ranks, each keeps its share of that. Rank 0 has the policy in its
+    It takes 12 bytes a parameter of the policy and of the critic, and with objective.proximal=ewma 4 more of
+    the policy; of several ranks, each keeps its share of that. Rank 0 has the policy in its
     own dtype besides (one rank alone: while it is written).
 
     state: this rank's, which writes the other ranks' too where there are any.

@@ -76,12 +76,14 @@ def turns_of(
     return turns, torch.from_numpy(at), of_token
 
 
-def values_at_ends(flat: FlatBatch, values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """`flat.turn_rewards` with a value (float64, of each that was cut off) at the last trained token of what
-    was cut off; what earlier turns have earned stays."""
+def values_at_ends(
+    flat: FlatBatch, values: NDArray[np.float64], cut: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """`flat.turn_rewards` with the values (float64[S]) of what was `cut` off (bool[S]) at the last trained
+    token of each; what earlier turns have earned stays."""
     assert flat.turn_rewards is not None
     of_turns = flat.turn_rewards.copy()
-    for value, s in zip(values, np.flatnonzero(flat.truncated), strict=True):
+    for s in np.flatnonzero(cut):
         trained = np.flatnonzero(flat.loss_mask[flat.offsets[s] : flat.offsets[s + 1]])
-        of_turns[flat.offsets[s] + trained[-1:]] += value
+        of_turns[flat.offsets[s] + trained[-1:]] += values[s]
     return of_turns

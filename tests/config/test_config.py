@@ -622,6 +622,41 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
         (
+            ["rollout.temperature=0", "rollout.group_size=1", "objective.advantage=nsr"],
+            "samples the same response every time",
+            "use a temperature above 0",
+        ),
+        *(
+            (
+                ["objective.advantage=max_rl", setting],
+                f"{what} makes rewards negative, and objective.advantage=max_rl is for",
+                "leave it out, or use objective.advantage=grpo",
+            )
+            for setting, what in (
+                ("reward.overlong.buffer_tokens=2", "reward.overlong"),
+                ("reward.format.pattern=a+", "reward.format"),
+                ("reward.functions=[{function: 'a:b', standardise: group}]", "`standardise` of a part"),
+            )
+        ),
+        (
+            ["reference={where: reward, estimator: k3}"],
+            "reference.estimator=k3 is for a KL in the loss",
+            "leave it out",
+        ),
+        (
+            ["objective.advantage=gae", "critic={value_range: [0, 2]}"],
+            "is for critic.bins, which is null",
+            "leave it out",
+        ),
+        *(
+            (
+                ["objective.proximal=behavior", f"objective.{setting}"],
+                f"objective.{setting}: with objective.proximal=behavior the correction is 1",
+                "leave it out",
+            )
+            for setting in ("behavior_cap=3.0", "behavior_level=geometric")
+        ),
+        (
             [
                 *("rollout.temperature=0", "rollout.group_size=1", "rollout.candidates=4"),
                 "objective.advantage=nsr",

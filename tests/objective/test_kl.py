@@ -99,6 +99,12 @@ def test_the_penalty_is_k1_without_gradient():
     assert not penalty.requires_grad
 
 
+def test_a_token_of_probability_0_has_no_penalty_whatever_the_reference_says_of_it():
+    impossible = torch.full((2,), -torch.inf)
+    everywhere = torch.ones(2, dtype=torch.bool)
+    assert k1_penalty(impossible, torch.tensor([-1.0, -torch.inf]), everywhere).tolist() == [0.0, 0.0]
+
+
 finite = st.floats(-(2.0**127), 2.0**127, width=32)
 
 

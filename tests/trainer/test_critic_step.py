@@ -150,6 +150,32 @@ def test_what_is_known_to_follow_a_cut_off_response_is_not_estimated_too(make_st
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("by_turns", [False, True])
+def test_what_was_cut_off_is_not_worth_more_to_earlier_segments_than_to_the_last(
+    make_step, random_batch, by_turns
+):
+    """All segments share what their member earns: where the last was cut off, what is expected there."""
+    targets = []
+    for reward in (0.0, 5.0):
+        batch = random_batch(0, groups=2)
+        for group in batch.groups:
+            first, second, *others = group.trajectories
+            first.reward = second.reward = reward
+            second.segment, first.finish_reason, second.finish_reason = (
+                1,
+                FinishReason.STOP,
+                FinishReason.LENGTH,
+            )
+            for t in others if by_turns else ():
+                t.turn_rewards = ((int(np.flatnonzero(t.loss_mask)[-1]), t.reward),)
+        targets.append(value_targets(make_step, batch))
+    for ignored, same in zip(*targets, strict=True):
+        assert torch.equal(ignored, same)
+    assert len(targets[0]) == 8
+    for first, second in (targets[0][0:2], targets[0][4:6]):
+        assert first[first != 0][-1] == second[second != 0][-1]
+
+
 def test_invariant_5_holds_for_policy_and_critic(make_step, random_batch, make_qwen3):
     start = make_qwen3()
     batches = [with_true_logprobs(random_batch(s, groups=6, step=s), start, seed=s) for s in range(3)]

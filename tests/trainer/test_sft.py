@@ -163,6 +163,8 @@ def test_only_what_no_response_answers_is_demonstrated(config_of, batch, make_qw
     every = lesson._config.model_copy(update={"choose": "batch"})
     of_all = Sft(lesson._policy, lesson._packing, lesson._ranks, every, known, seed=0)
     assert [*of_all._of_batch(flat)] == [(0, 1.5), (1, 1.75), (2, 1.75)]
+    in_segments = replace(flat, members=np.repeat(np.arange(8), [1, 3] * 4))
+    assert [*of_all._of_batch(in_segments)] == [(0, 1.0), (1, 1.5), (2, 1.5)]
     # Also where nothing of a response is trained on, whose beginning was certain.
     flat = replace(
         flat, loss_mask=np.zeros_like(flat.loss_mask), behavior_logprobs=0 * flat.behavior_logprobs

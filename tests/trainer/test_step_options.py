@@ -7,10 +7,14 @@ import pytest
 import torch
 from batches import with_true_logprobs
 
+from asyncrl.config import ObjectiveConfig
 from asyncrl.core.records import FinishReason
 from asyncrl.objective.catalogue import POLICY_LOSSES
+from asyncrl.trainer.advantages import AdvantageEstimator
+from asyncrl.trainer.averaged import AveragedPolicy
 from asyncrl.trainer.backend import make_trainer
-from asyncrl.trainer.packing.batch import TokenBatch
+from asyncrl.trainer.models.policy import Policy
+from asyncrl.trainer.packing.batch import TokenBatch, flatten
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def sequence_log_ratios(batch, model):
 
 
 def test_with_the_behaviour_policy_as_the_centre_the_decoupled_objective_is_ppo(make, batch):
-    decoupled, _ = trained(make({"proximal": "behavior", "behavior_cap": 1e9}), batch)
+    decoupled, _ = trained(make({"proximal": "behavior"}), batch)
     naive, _ = trained(make({"policy_loss": "ppo"}), batch)
     torch.testing.assert_close(decoupled, naive)
 
@@ -84,6 +88,20 @@ def test_an_average_that_forgets_at_once_is_the_policy_itself(make, batch, rando
     for one in (batch, second):
         slow.step(one)
     assert not torch.allclose(flat(slow), flat(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_an_average_follows_by_less_than_its_models_dtype_can_tell(make_qwen3):
+    """In bfloat16 a ninth of the least difference is rounded to nothing."""
+    policy = Policy(make_qwen3().bfloat16(), temperature=1.0, chunk_tokens=16)
+    averaged = AveragedPolicy(policy, 8 / 9)
+    before = [p.clone() for p in policy.parameters()]
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1 + 2**-7)
+    assert not all(map(torch.equal, policy.parameters(), before))
+    for _ in range(100):
+        averaged.follow()
+    assert all(map(torch.equal, averaged.average.parameters(), policy.parameters()))
 
 
 def test_vcpo_scales_the_learning_rate_by_the_root_of_the_effective_sample_size(make, batch, make_qwen3):
@@ -124,6 +142,18 @@ def test_the_kl_loss_counts_a_token_by_its_capped_ratio(make, batch):
         moved.append(trained(trainer, batch)[0])
     assert torch.equal(moved[0], moved[1])
     assert not torch.allclose(moved[0], moved[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_long_response_is_not_among_the_short_ones_for_being_masked(random_batch):
+    batch, advantages = random_batch(0), []
+    for mask_truncated in (False, True):
+        flat = flatten(batch, mask_truncated=mask_truncated)
+        tokens = TokenBatch.of(flat, torch.device("cpu"))
+        of_all, _ = AdvantageEstimator(ObjectiveConfig(advantage="canon"))(flat, tokens, None)
+        advantages.append(of_all[flat.offsets[:-1]])
+    assert 0 < flat.truncated.sum() < flat.sequences
+    assert advantages[0].any()
+    assert torch.equal(*advantages)
 
 
 @pytest.mark.parametrize("advantage", ["reinforce_pp", "reinforce_pp_baseline"])

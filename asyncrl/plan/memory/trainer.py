@@ -48,7 +48,7 @@ def trainer_parts(
         parts["critic"] = sum(critic.values())
         host_parts["critic"] = sum(critic_in_host.values())
     if config.objective.proximal == "ewma":
-        parts["averaged policy"] = value_bytes * policy.parameters
+        parts["averaged policy"] = (value_bytes + 4 * (value_bytes < 4)) * policy.parameters
     own = {n: facts for n, facts in models.frozen.items() if n != "reference" or has_own_reference(config)}
     in_turns = config.placement.in_turns
     parked = {n for n, section in config.frozen.items() if section.offload or in_turns}
@@ -166,9 +166,9 @@ def _in_host(config: Config, models: KnownModels, policy: ModelFacts, on_gpu: bo
 
 def snapshot_bytes(config: Config, models: KnownModels, policy: ModelFacts) -> int:
     """What training needs to go on, in host memory or on disk: of policy and critic float32 weights and
-    AdamW's two moments, and the policy in the model's dtype."""
+    AdamW's two moments, the policy in the model's dtype, and a float32 average of it where there is one."""
     value_bytes = DTYPE_BYTES[config.model.dtype]
     learners = [facts for facts in (policy, models.critic) if facts is not None]
     of_learners = [adapters.trained_parameters(config, facts) for facts in learners]
-    averaged = value_bytes * policy.parameters if config.objective.proximal == "ewma" else 0
+    averaged = 4 * policy.parameters if config.objective.proximal == "ewma" else 0
     return 12 * sum(of_learners) + value_bytes * of_learners[0] + averaged

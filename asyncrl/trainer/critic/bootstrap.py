@@ -26,14 +26,16 @@ def make_bootstrap(
         ends = cut_ends(flat)
         mini = mini_batch(ends, np.arange(ends.sequences), packing, ranks, max_length)
         values = critic.values([mini], len(ends.token_ids))[ends.offsets[1:] - 1]
-        after = discount * values.double().cpu().numpy()
-        rewards = flat.rewards.copy()
-        rewards[flat.truncated] = after
+        members = np.arange(flat.sequences) if flat.members is None else flat.members
+        cut = np.isin(members, members[flat.truncated])  # segments share what their member earns
+        after = np.zeros(len(members))
+        after[members[flat.truncated]] = discount * values.double().cpu().numpy()
+        rewards = np.where(cut, after[members], flat.rewards)
         if flat.turn_rewards is None:
             return replace(flat, rewards=rewards)
         from asyncrl.trainer.turns import values_at_ends  # of episodes
 
-        return replace(flat, rewards=rewards, turn_rewards=values_at_ends(flat, after))
+        return replace(flat, rewards=rewards, turn_rewards=values_at_ends(flat, rewards, cut))
 
     return bootstrapped
 

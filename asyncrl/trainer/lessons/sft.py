@@ -70,8 +70,9 @@ class Sft(Lesson):
     def _of_batch(self, flat: FlatBatch) -> Iterator[tuple[int, float]]:
         """Rows with the prompt of a group (of one without a reward above 0, where these are asked for), and
         what a reward of 1 is more than the group's mean."""
+        firsts = flat.first_segments()
         for group in np.unique(flat.group_ids):
-            [members] = np.nonzero(flat.group_ids == group)
+            members = firsts[flat.group_ids[firsts] == group]
             row, rewards = self._by_prompt.get(prompt_of(flat, members[0])), flat.rewards[members]
             if row is not None and (self._config.choose == "batch" or (rewards <= 0).all()):
                 yield row, 1 - float(rewards.mean())

@@ -151,7 +151,8 @@ def flatten(batch: Batch, *, mask_truncated: bool = False, bootstraps: bool = Fa
     if any(t.turns or t.turn_rewards for t in trajectories):
         from asyncrl.trainer.packing.turns import turn_arrays  # of episodes
 
-        of_turns = turn_arrays(trajectories, ends & bootstraps)
+        number = np.cumsum(firsts)
+        of_turns = turn_arrays(trajectories, np.isin(number, number[ends]) & bootstraps)
     return FlatBatch(
         token_ids=np.concatenate([t.token_ids for t in trajectories]).astype(np.int64),
         loss_mask=sampled & fresh & ~np.repeat(cut & mask_truncated, lengths),
