@@ -5,7 +5,13 @@ import asyncio
 import pytest
 from reward_pools import request, running_pool
 
-from asyncrl.reward.verifiers.answers import json_schema, multiple_choice, number, regular_expression
+from asyncrl.reward.verifiers.answers import (
+    json_schema,
+    multiple_choice,
+    number,
+    regular_expression,
+    strict_json,
+)
 from asyncrl.reward.verifiers.instructions import CHECKS, followed, followed_all
 from asyncrl.reward.verifiers.references import reference_chain
 
@@ -107,6 +113,7 @@ JSONS = [
     ('{"n": 1, "m": 2}', False),
     ('{"n": 1} or so', False),
     ('```json\n{"n": 1}\n```\n```json\n{"n": 2}\n```', False),
+    ('```python\nx\n```\nprints\n```json\n{"n": 1}\n```', True),
     ("[" * 100_000, False),
     ("", False),
 ]
@@ -116,6 +123,11 @@ JSONS = [
 def test_json_is_what_the_schema_allows(text, is_allowed):
     pytest.importorskip("jsonschema")
     assert json_schema([text], [SCHEMA]) == [float(is_allowed)]
+
+
+def test_blocks_that_do_not_end_take_no_time_from_others():
+    with pytest.raises(ValueError, match="Expecting value"):  # minutes, if each of them looks for its end
+        strict_json("```json\n" * 99_999)
 
 
 def test_a_schema_that_is_none_is_refused_and_nothing_is_fetched():
@@ -167,7 +179,7 @@ INSTRUCTIONS = {
     ),
     "detectable_format:number_bullet_lists": (
         {"num_bullets": 2},
-        ["* a\n* b", "- a\n  - b"],
+        ["* a\n* b", "- a\n  - b", '- **A**: x\n* "b"\n---\n* * *'],
         ["* a", "- a\n- b\n- c", "**a**\n**b**", "-\n-"],
     ),
     "detectable_format:constrained_response": (
@@ -185,7 +197,11 @@ INSTRUCTIONS = {
         ["SECTION 1\na\nSECTION 2\nb"],
         ["SECTION one SECTION two"],
     ),
-    "detectable_format:json_format": ({}, ['```json\n{"a": 1}\n```', "[1]"], ["{a: 1}", "[NaN]"]),
+    "detectable_format:json_format": (
+        {},
+        ['```json\n{"a": 1}\n```', "[1]"],
+        ["{a: 1}", "[NaN]", "So:\n```\n[1]\n```"],
+    ),
     "detectable_format:title": ({}, ["<<Joy>>\nx"], ["<< >>", "<Joy>"]),
     "combination:two_responses": ({}, ["a\n******\nb"], ["a", "a******a", "a******b******c", "a******"]),
     "combination:repeat_prompt": ({"prompt_to_repeat": "Say it."}, ["say it. it"], ["it. Say it."]),

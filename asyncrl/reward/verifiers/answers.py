@@ -156,14 +156,21 @@ def _is_allowed(text: str, schema: Mapping[str, Any] | str) -> bool:
         return False
 
 
+# Possessive, and no line of a block begins like its end: a response may begin blocks to its end.
+_JSON_BLOCK = re.compile(
+    r"^```(?:json)?[ \t]*+\n((?:(?!```).*+\n)*+)```[ \t]*$", re.MULTILINE | re.IGNORECASE
+)
+
+
 def strict_json(text: str) -> Any:
     """The value that a text is, or its only code block. Raises `ValueError` or `RecursionError`."""
-    blocks = re.findall(
-        r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", text, re.MULTILINE | re.DOTALL | re.IGNORECASE
-    )
-    return json.loads(
-        blocks[0] if len(blocks) == 1 else text, parse_constant=_refused, object_pairs_hook=_with_own_keys
-    )
+    blocks = _JSON_BLOCK.findall(text)
+    return strict_value(blocks[0] if len(blocks) == 1 else text)
+
+
+def strict_value(text: str) -> Any:
+    """The value that a text is. Raises `ValueError` or `RecursionError`."""
+    return json.loads(text, parse_constant=_refused, object_pairs_hook=_with_own_keys)
 
 
 def _refused(constant: str) -> Any:
