@@ -18,6 +18,10 @@ from asyncrl.reward.verifiers.references import reference_chain
 CHOICES = [
     (r"so \boxed{B}", True),
     (r"\boxed{\text{(B)}}", True),
+    (r"Option A is too small. \boxed{\textbf{(B)}\ 42}", True),
+    (r"Option A is too small. \boxed{\mathrm{B. }42}", True),
+    (r"\boxed{(A), (B)}", False),
+    (r"\boxed{A or B}", False),
     (r"The answer is A. No, \boxed{B}.", True),
     ("The answer is (B).", True),
     ("**Answer:** B", True),
@@ -27,6 +31,7 @@ CHOICES = [
     ("Answer: B. Option A is too long, and option C is too short.", True),
     ("Option A fails. **Option B**", True),
     ("answer" + 4 * ("." * 9999 + " " * 9999), False),
+    (r"\boxed{" + 99_999 * " ", False),
     ("Let me see ...\n\n(B)", True),
     ("B", True),
     ("The answer is A or B.", False),

@@ -22,7 +22,9 @@ _LETTER = r"(?:[B-HJ-Z]|[AI](?!\s+(?!because\b|since\b)[a-z]))\b(?!['’])"
 _SAYS = rf"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+({_LETTER})"
 _STATED = re.compile(rf"(?i:\banswer\b){_SAYS}")
 _NAMED = re.compile(rf"(?i:\b(?:choice|option)\b){_SAYS}")
-_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text(?:bf)?\s*\{)?\s*\(?([A-Za-z])\)?\s*\}")
+# What the choice says may stand behind its letter: `\boxed{\textbf{(B)}\ 42}`.
+_IN_TEXT = r"(?:\\(?:text|math)[a-z]*+\s*+\{\s*+)?+"
+_BOXED = re.compile(rf"\\boxed\s*+\{{\s*+{_IN_TEXT}\(?([A-Za-z])(?:\)|\s*+(?=[}}.:]))")
 _ALONE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
 _ANOTHER = re.compile(r"[^\w\n]*(?:(?:or|and)\b|[/&,])[^\w\n]*[A-Z]\b(?!\s*\w)")
 
