@@ -128,6 +128,7 @@ JSONS = [
 def test_json_is_what_the_schema_allows(text, is_allowed):
     pytest.importorskip("jsonschema")
     assert json_schema([text], [SCHEMA]) == [float(is_allowed)]
+    assert json_schema(["1e999"], [{"multipleOf": 0.01}]) == [0.0]
 
 
 def test_blocks_that_do_not_end_take_no_time_from_others():

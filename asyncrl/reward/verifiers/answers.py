@@ -154,7 +154,7 @@ def _is_allowed(text: str, schema: Mapping[str, Any] | str) -> bool:
         return bool(kind(tree, registry=Registry()).is_valid(strict_json(text)))
     except Unresolvable as error:
         raise ValueError(f"`schema` is {schema!r:.100}, and nothing is fetched for it: {error}") from None
-    except (ValueError, RecursionError):
+    except (ValueError, OverflowError, RecursionError):
         return False
 
 
