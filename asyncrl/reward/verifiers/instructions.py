@@ -2,8 +2,8 @@
 
 Names, arguments and meaning of the instructions are those of IFEval (Zhou et al. 2023, arXiv 2311.07911),
 whose rows have the columns `instruction_id_list` and `kwargs`. Sentences and words are told apart by
-punctuation and white space, not by a trained splitter; `language:response_language`, which needs a
-classifier, is not here.
+punctuation and white space, not by a trained splitter, and key words are whole words;
+`language:response_language`, which needs a classifier, is not here.
 """
 
 from __future__ import annotations
