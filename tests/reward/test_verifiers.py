@@ -26,6 +26,7 @@ CHOICES = [
     ("The answer is (B).", True),
     ("**Answer:** B", True),
     ("Answer: **B**", True),
+    (r"Option A is too small. The answer is $\text{(B)}$.", True),
     ("The correct option is B because A is wrong.", True),
     ("A is tempting.\nAnswer: A\nWait.\nAnswer: B", True),
     ("Answer: B. Option A is too long, and option C is too short.", True),

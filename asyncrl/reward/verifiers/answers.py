@@ -19,7 +19,10 @@ LIMIT_S = 1.0
 # `A` and `I` are words, too: `the answer is a matter of taste`, `answer: I am not sure`.
 _LETTER = r"(?:[B-HJ-Z]|[AI](?!\s+(?!because\b|since\b)[a-z]))\b(?!['’])"
 # Possessive, since a response may go on with dots or blanks to its end.
-_SAYS = rf"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+({_LETTER})"
+_SAYS = (
+    r"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+"
+    rf"(?:(?:text|math)[a-z]*+\{{[^\n\w]*+)?+({_LETTER})"
+)
 _STATED = re.compile(rf"(?i:\banswer\b){_SAYS}")
 _NAMED = re.compile(rf"(?i:\b(?:choice|option)\b){_SAYS}")
 # What the choice says may stand behind its letter: `\boxed{\textbf{(B)}\ 42}`.
