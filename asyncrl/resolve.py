@@ -53,6 +53,18 @@ def resolve(spec: str, base: Path | None = None, what: str = "function") -> Func
     return cast(Function, function)
 
 
+def resolve_plain(spec: str, what: str) -> Function:
+    """As `resolve`, but no class: a call would make an object of it, and give no answer."""
+    function = resolve(spec, what=what)
+    if isinstance(function, type):
+        source, _, name = spec.rpartition(":")
+        raise ConfigError(
+            f"{what} `{spec}`: `{name}` is a class; name an object of it that can be called: write "
+            f"`{name.lower()} = {name}()` below the class, and {source}:{name.lower()} here"
+        )
+    return function
+
+
 def find(spec: str, base: Path | None = None, what: str = "function") -> Any:
     """What is named by `package.module:name` or `path/file.py:name`.
 

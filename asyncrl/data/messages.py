@@ -49,7 +49,7 @@ def _is_conversation_as_text(text: str) -> bool:
         return False
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
 

@@ -100,6 +100,8 @@ def _json_row(where: str, line: bytes) -> Row | BadRow:
         return BadRow(where, f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return BadRow(where, "not usable: nested too deeply")
+    except ValueError as error:
+        return BadRow(where, f"not usable: {error}")  # a number of thousands of digits
     if not isinstance(row, dict):
         kinds = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
         return BadRow(where, f"not a JSON object but {kinds.get(type(row), 'null')}")

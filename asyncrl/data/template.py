@@ -33,7 +33,7 @@ def _tools(value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value or "[]")
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UnusablePromptError(f"has `{TOOLS}` that are not valid JSON: {error}") from None
     tools = without_nulls(value or [], IN_SCHEMAS)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

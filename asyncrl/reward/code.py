@@ -19,7 +19,8 @@ Test = Mapping[str, str] | str
 """`{"input": ..., "output": ...}`, standard input and expected standard output; or Python statements that
 raise if the program is wrong: `assert solve(2) == 4`."""
 
-_BLOCK = re.compile(r"^```[ \t]*(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Possessive, since the line of a block's beginning may go on to the end of a response.
+_BLOCK = re.compile(r"^```[ \t]*+(\S*+)[^\n]*+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = {"", "python", "python3", "py"}
 
 

@@ -105,7 +105,10 @@ def checked_values(returned: Any, n: int) -> list[float | None]:
 def _checked_value(value: Any, i: int) -> float | None:
     if value is None:
         return None
-    number = value.item() if hasattr(value, "item") else value
+    try:
+        number = value.item() if hasattr(value, "item") else value
+    except (ValueError, TypeError, RuntimeError):  # an array or a tensor of several
+        number = value
     if not isinstance(number, numbers.Real):
         raise ValueError(f"result {i} is {_shown(value)}; it should be a number or None")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -35,11 +36,12 @@ class ResponseText:
     ) -> None:
         self._tokenizer = tokenizer
         self._left_out = {*ends, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        self._strip_special = strip_special
+        special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+        self._special = re.compile("|".join(map(re.escape, special)) or "(?!)") if strip_special else None
         self._thinking = thinking
 
     def __call__(self, token_ids: Sequence[int]) -> str:
-        return self._text(token_ids, strip_special=self._strip_special)
+        return self._stripped(self._text(token_ids, skip_special=self._special is not None))
 
     def answer(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str | None:
         """What follows the thinking; None if nobody wants it. prompt_ids: what stands before the response."""
@@ -48,15 +50,16 @@ class ResponseText:
         prompt = self._tokenizer.decode(prompt_ids[-PROMPTS_END:])
         # The marks may be special tokens, so these are left out after they have been looked for.
         is_begun = self._thinking.is_begun_by(prompt)
-        answer = self._thinking.answer(self._text(token_ids, strip_special=False), is_begun=is_begun)
-        if self._strip_special:
-            for token in self._tokenizer.added_tokens_decoder.values():
-                answer = answer.replace(token.content, "") if token.special else answer
-        return answer
+        return self._stripped(self._thinking.answer(self._text(token_ids), is_begun=is_begun))
 
-    def _text(self, token_ids: Sequence[int], *, strip_special: bool) -> str:
+    def _stripped(self, text: str) -> str:
+        """Without special tokens, if they are to be left out, also those that the policy spelled: whoever
+        tokenises the text again would take them for such. A space breaks what leaving out one has formed."""
+        return text if self._special is None else self._special.sub(" ", self._special.sub("", text))
+
+    def _text(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
         kept = [token_id for token_id in token_ids if token_id not in self._left_out]
-        text = self._tokenizer.decode(kept, skip_special_tokens=strip_special)
+        text = self._tokenizer.decode(kept, skip_special_tokens=skip_special)
         assert isinstance(text, str)
         return text
 

@@ -17,7 +17,7 @@ import msgspec
 from asyncrl.errors import ConfigError, NotHereError
 from asyncrl.lifeline import die_with
 from asyncrl.paths import replace_file
-from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve
+from asyncrl.resolve import OWN_PATH, file_of, forget_own_path, loaded_files, resolve, resolve_plain
 from asyncrl.reward.functions import needed_columns
 from asyncrl.scratch import scratch_folder
 
@@ -105,7 +105,7 @@ def look_here(wanted: Wanted) -> Found:
 
     for spec in wanted.reward:
         with noting():
-            function = resolve(spec, what="reward function")
+            function = resolve_plain(spec, "reward function")
             needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.episode is not None:
         from asyncrl.rollout.episodes.program import load_program
@@ -115,7 +115,7 @@ def look_here(wanted: Wanted) -> Found:
             files[wanted.episode] = file_of(resolve(wanted.episode, what="rollout.episode"))
     for key, spec in wanted.choices.items():
         with noting():
-            function = resolve(spec, what=key)
+            function = resolve_plain(spec, key)
             needs[spec], files[spec] = needed_columns(function), file_of(function)
     if wanted.objective:
         from asyncrl.objective.make import check_own  # imports torch

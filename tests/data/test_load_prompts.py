@@ -70,6 +70,11 @@ def test_the_prompt_column_can_have_another_name(jsonl, tokenizer):
     assert (row.prompt, row.columns) == ("2+2?", {"prompt": "unused"})
 
 
+def test_a_text_that_begins_like_a_list_of_a_number_that_python_does_not_read_is_text(jsonl, tokenizer):
+    data = jsonl({"prompt": "[" + "9" * 5000}, max_prompt_tokens=9999)
+    assert [len(row.prompt) for row in load_prompts(data, tokenizer)] == [5001]
+
+
 def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_fault(jsonl, tokenizer):
     data = jsonl(b'\xef\xbb\xbf{"prompt": "a"}\r', b"", b"  ", '{"prompt": "b\u2028c"}')
     assert [row.prompt for row in load_prompts(data, tokenizer)] == ["a", "b\u2028c"]
@@ -82,6 +87,7 @@ BROKEN = {
     "null": "not a JSON object but null",
     b'{"prompt": "\xff"}': "not UTF-8: invalid start byte at byte 13 of the line",
     "[" * 100_000: "not usable: nested too deeply",
+    f'{{"prompt": "a", "n": {"9" * 5000}}}': "not usable: Exceeds the limit (4300 digits)",
     '{"question": "a", "id": 1}': "no column `prompt` (data.prompt_column); its columns: question, id",
     '{"prompt": null}': "`prompt` is null; it should be a string or a list of messages",
     '{"prompt": 3}': "`prompt` is of type int; it should be a string or a list of messages",

@@ -82,7 +82,11 @@ def tokenizer():
 def test_rewards_see_special_tokens_but_no_ends_and_no_padding(tokenizer):
     ids = tokenizer("<think>so<|im_end|><|pad|><|pad|>")["input_ids"]
     assert ResponseText(tokenizer, [END])(ids) == "<think>so"
-    assert ResponseText(tokenizer, [], strip_special=True)(ids) == "so"
+    stripped = ResponseText(tokenizer, [], strip_special=True)
+    assert stripped(ids) == "so"
+    spelled = [tokenizer(letter)["input_ids"][0] for letter in "so<th<think>ink> it<think>"]
+    assert ResponseText(tokenizer, [])(spelled) == "so<th<think>ink> it<think>"
+    assert stripped(spelled) == "so  it"
 
 
 def test_an_end_that_only_the_model_names_is_left_out_too(tokenizer):

@@ -35,6 +35,12 @@ def test_the_last_program_runs_on_input_and_output(completion, passed):
     assert code.passed_all_tests([completion], [PAIRS]) == [float(passed == 1)]
 
 
+@pytest.mark.parametrize("text", ["```" + "a" * 999_999, "```" + " " * 999_999])
+def test_a_response_that_never_stops_takes_no_time_from_others(text):
+    assert code.last_program(text) is None  # it would take minutes to try all ways to divide its line
+    assert code.last_program(f"```py\n1\n```\n{text}") == "1\n"
+
+
 @pytest.mark.parametrize(
     ("program", "passed"),
     [

@@ -4,6 +4,8 @@ import ast
 import asyncio
 import json
 import os
+import pickle
+import struct
 
 import msgspec
 import pytest
@@ -73,6 +75,21 @@ def test_an_answer_that_is_run_reaches_nothing_and_its_siblings_keep_their_score
         f"[c for c in {row['answer']!r}]",
     ]
     assert scores(row, *answers) == [*[0.0] * 7, 0.1]  # what the task gives for the right characters
+    assert not told.exists()
+
+
+def test_a_reply_that_an_answer_forges_runs_nothing_here(tmp_path):
+    told = tmp_path / "told"
+
+    class Forged:
+        def __reduce__(self):
+            return exec, (f"open({str(told)!r}, 'w')",)
+
+    data = pickle.dumps(Forged())
+    message = struct.pack("!i", len(data)) + data
+    write = f"import os\nfor fd in range(3, 99):\n try: os.write(fd, {message!r})\n except OSError: pass"
+    answers = [f"[exec({write!r})]", "no"]
+    assert scores(row_of("string_insertion"), *answers) == [0.0, 0.0]
     assert not told.exists()
 
 

@@ -222,6 +222,16 @@ def test_nobody_is_called():
             listener.accept()
 
 
+def test_a_datagram_goes_to_its_pair_and_nowhere_else():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind("")  # the kernel chooses an abstract name, which no rule for files concerns
+        pair = "import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        assert run_program(f"{pair}a.send(b'x'); print(b.recv(9))").stdout == "b'x'\n"
+        assert refused(run_program(f"{pair}a.sendto(b'x', {other.getsockname()!r})"))
+        with pytest.raises(BlockingIOError):
+            other.recv(9, socket.MSG_DONTWAIT)
+
+
 def test_the_environment_and_the_descriptors_of_the_parent_stay_with_it(monkeypatch, tmp_path):
     monkeypatch.setenv("API_KEY", "secret of the run")
     secret = tmp_path / "secret"

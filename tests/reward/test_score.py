@@ -35,7 +35,7 @@ def test_what_is_not_finite_is_refused_with_its_index(value):
         checked_values([0.0, value], 2)
 
 
-@pytest.mark.parametrize("value", ["1.0", [1.0], Decimal(1), {}, object()])
+@pytest.mark.parametrize("value", ["1.0", [1.0], Decimal(1), {}, object(), torch.ones(2)])
 def test_what_is_no_number_is_refused_with_its_index(value):
     with pytest.raises(ValueError, match=r"result 1 is .*; it should be a number or None"):
         checked_values([0.0, value], 2)

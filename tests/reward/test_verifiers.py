@@ -5,22 +5,34 @@ import asyncio
 import pytest
 from reward_pools import request, running_pool
 
-from asyncrl.reward.verifiers.answers import json_schema, multiple_choice, number, regular_expression
+from asyncrl.reward.verifiers.answers import (
+    json_schema,
+    multiple_choice,
+    number,
+    regular_expression,
+    strict_json,
+)
 from asyncrl.reward.verifiers.instructions import CHECKS, followed, followed_all
 from asyncrl.reward.verifiers.references import reference_chain
 
 CHOICES = [
     (r"so \boxed{B}", True),
     (r"\boxed{\text{(B)}}", True),
+    (r"Option A is too small. \boxed{\textbf{(B)}\ 42}", True),
+    (r"Option A is too small. \boxed{\mathrm{B. }42}", True),
+    (r"\boxed{(A), (B)}", False),
+    (r"\boxed{A or B}", False),
     (r"The answer is A. No, \boxed{B}.", True),
     ("The answer is (B).", True),
     ("**Answer:** B", True),
     ("Answer: **B**", True),
+    (r"Option A is too small. The answer is $\text{(B)}$.", True),
     ("The correct option is B because A is wrong.", True),
     ("A is tempting.\nAnswer: A\nWait.\nAnswer: B", True),
     ("Answer: B. Option A is too long, and option C is too short.", True),
     ("Option A fails. **Option B**", True),
     ("answer" + 4 * ("." * 9999 + " " * 9999), False),
+    (r"\boxed{" + 99_999 * " ", False),
     ("Let me see ...\n\n(B)", True),
     ("B", True),
     ("The answer is A or B.", False),
@@ -107,6 +119,7 @@ JSONS = [
     ('{"n": 1, "m": 2}', False),
     ('{"n": 1} or so', False),
     ('```json\n{"n": 1}\n```\n```json\n{"n": 2}\n```', False),
+    ('```python\nx\n```\nprints\n```json\n{"n": 1}\n```', True),
     ("[" * 100_000, False),
     ("", False),
 ]
@@ -116,6 +129,12 @@ JSONS = [
 def test_json_is_what_the_schema_allows(text, is_allowed):
     pytest.importorskip("jsonschema")
     assert json_schema([text], [SCHEMA]) == [float(is_allowed)]
+    assert json_schema(["1e999"], [{"multipleOf": 0.01}]) == [0.0]
+
+
+def test_blocks_that_do_not_end_take_no_time_from_others():
+    with pytest.raises(ValueError, match="Expecting value"):  # minutes, if each of them looks for its end
+        strict_json("```json\n" * 99_999)
 
 
 def test_a_schema_that_is_none_is_refused_and_nothing_is_fetched():
@@ -167,7 +186,7 @@ INSTRUCTIONS = {
     ),
     "detectable_format:number_bullet_lists": (
         {"num_bullets": 2},
-        ["* a\n* b", "- a\n  - b"],
+        ["* a\n* b", "- a\n  - b", '- **A**: x\n* "b"\n---\n* * *'],
         ["* a", "- a\n- b\n- c", "**a**\n**b**", "-\n-"],
     ),
     "detectable_format:constrained_response": (
@@ -185,7 +204,11 @@ INSTRUCTIONS = {
         ["SECTION 1\na\nSECTION 2\nb"],
         ["SECTION one SECTION two"],
     ),
-    "detectable_format:json_format": ({}, ['```json\n{"a": 1}\n```', "[1]"], ["{a: 1}", "[NaN]"]),
+    "detectable_format:json_format": (
+        {},
+        ['```json\n{"a": 1}\n```', "[1]"],
+        ["{a: 1}", "[NaN]", "So:\n```\n[1]\n```"],
+    ),
     "detectable_format:title": ({}, ["<<Joy>>\nx"], ["<< >>", "<Joy>"]),
     "combination:two_responses": ({}, ["a\n******\nb"], ["a", "a******a", "a******b******c", "a******"]),
     "combination:repeat_prompt": ({"prompt_to_repeat": "Say it."}, ["say it. it"], ["it. Say it."]),

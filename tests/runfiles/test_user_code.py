@@ -56,10 +56,14 @@ def test_all_is_known_and_nothing_is_imported_here(write):
 
 def test_every_problem_is_told_as_it_would_be_here(write):
     write("import a_package_that_is_not_there", "lacks.py")
-    write("def right(completions): ...")
-    reward = ["mine.py:rigth", "lacks.py:right", "mine.py:right"]
+    write("def right(completions): ...\nclass Own:\n    def __call__(self, completions): ...")
+    reward = ["mine.py:rigth", "lacks.py:right", "mine.py:Own", "mine.py:right"]
     found = look(Wanted(reward, {"objective.policy_loss": "none.py:f"}, episode="mine.py:right"))
-    typo, package, arguments, file = found.problems
+    typo, package, called, arguments, file = found.problems
+    with pytest.raises(
+        ConfigError, match=r"reward function `mine.py:Own`: `Own` is a class; .*mine.py:own here"
+    ):
+        called.tell()
     with pytest.raises(ConfigError, match=r"rollout.episode `mine.py:right`: it is called with .task, mod"):
         arguments.tell()
     with pytest.raises(

@@ -7,6 +7,7 @@ another thread could stop it.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -29,6 +30,8 @@ END_S = 15.0
 """Longest wait for a killed process to be gone."""
 ROOM_BYTES = 2 << 30
 """Memory that a call may take beyond what the process starts with."""
+REPLY_BYTES = 1 << 16
+"""Longest reply of the process."""
 BUDGET_S, BUDGET_SHARE = 30.0, 0.5
 """Time for a group without a time limit, and the share of the limit that slow calls may use."""
 _POLL_S = 0.01
@@ -82,14 +85,17 @@ class Limited:
             self._start()
             self._connection.send(arguments)
         try:
-            found = self._connection.recv() if self._answered(limit_s) else None
-        except (EOFError, ConnectionResetError):  # this call killed it, for example by running out of memory
+            # No pickle, which could run anything here: what a model wrote may have written the reply.
+            reply = self._connection.recv_bytes(REPLY_BYTES) if self._answered(limit_s) else b""
+            found = json.loads(reply)
+        except (EOFError, OSError, ValueError, RecursionError):  # this call may have killed the process
             found = None
-        if found is None:
-            self.close()
-        if isinstance(found, ValueError):
-            raise found
-        return found
+        if isinstance(found, str):
+            raise ValueError(found)
+        if isinstance(found, int | float):
+            return found
+        self.close()
+        return None
 
     def _answered(self, limit_s: float) -> bool:
         assert self._connection is not None
@@ -149,14 +155,15 @@ def _serve(
             arguments = connection.recv()
         except EOFError:
             return
-        connection.send(_found(function, arguments))
+        connection.send_bytes(json.dumps(_found(function, arguments)).encode())
 
 
-def _found(function: Callable[..., float], arguments: Sequence[str]) -> float | ValueError:
+def _found(function: Callable[..., float], arguments: Sequence[str]) -> float | str:
+    """What the function returns, or its `ValueError` in words."""
     try:
         return function(*arguments)
     except ValueError as error:
-        return error
+        return str(error)[: REPLY_BYTES // 8]
     except (MemoryError, OverflowError, RecursionError):
         return 0.0
 

@@ -29,7 +29,7 @@ import msgspec
 from asyncrl.affinity import unpin
 from asyncrl.errors import ConfigError
 from asyncrl.lifeline import die_with
-from asyncrl.resolve import forget_own_path, resolve
+from asyncrl.resolve import forget_own_path, resolve_plain
 from asyncrl.reward.functions import RewardFunction, accepted_arguments
 from asyncrl.reward.processes import deadline, wire
 from asyncrl.reward.processes.outage import is_outage, retry_after_s
@@ -138,7 +138,7 @@ def begun(
 
 def function_of(named: wire.Function) -> RewardFunction:
     """Raises `ConfigError`."""
-    function = resolve(named.spec, what="reward function")
+    function = resolve_plain(named.spec, "reward function")
     return function if named.settings is None else function(**named.settings)
 
 

@@ -64,6 +64,7 @@ _IF: dict[str, list[tuple[int, int, int]]] = {
     "openat": _opening(2),
     "clone": [(0, _CLONE_THREAD, _CLONE_THREAD)],
     "socketpair": [(0, _ANY, socket.AF_UNIX)],
+    "sendto": [(5, _ANY, 0)],  # an address of no bytes: a datagram of a pair would reach any other socket
     "prlimit64": [(0, _ANY, 0)],
     "prctl": [(0, _ANY, option) for option in (_PR_SET_NAME, _PR_SET_VMA)],
     "fcntl": [(1, _ANY, command) for command in _FCNTL],

@@ -19,10 +19,15 @@ LIMIT_S = 1.0
 # `A` and `I` are words, too: `the answer is a matter of taste`, `answer: I am not sure`.
 _LETTER = r"(?:[B-HJ-Z]|[AI](?!\s+(?!because\b|since\b)[a-z]))\b(?!['’])"
 # Possessive, since a response may go on with dots or blanks to its end.
-_SAYS = rf"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+({_LETTER})"
+_SAYS = (
+    r"[^\n\w]*+(?i:(?:is|was)\b)?+[^\n\w]*+(?i:(?:option|choice)\b)?+[^\n\w]*+"
+    rf"(?:(?:text|math)[a-z]*+\{{[^\n\w]*+)?+({_LETTER})"
+)
 _STATED = re.compile(rf"(?i:\banswer\b){_SAYS}")
 _NAMED = re.compile(rf"(?i:\b(?:choice|option)\b){_SAYS}")
-_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text(?:bf)?\s*\{)?\s*\(?([A-Za-z])\)?\s*\}")
+# What the choice says may stand behind its letter: `\boxed{\textbf{(B)}\ 42}`.
+_IN_TEXT = r"(?:\\(?:text|math)[a-z]*+\s*+\{\s*+)?+"
+_BOXED = re.compile(rf"\\boxed\s*+\{{\s*+{_IN_TEXT}\(?([A-Za-z])(?:\)|\s*+(?=[}}.:]))")
 _ALONE = re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$", re.MULTILINE)
 _ANOTHER = re.compile(r"[^\w\n]*(?:(?:or|and)\b|[/&,])[^\w\n]*[A-Z]\b(?!\s*\w)")
 
@@ -152,18 +157,25 @@ def _is_allowed(text: str, schema: Mapping[str, Any] | str) -> bool:
         return bool(kind(tree, registry=Registry()).is_valid(strict_json(text)))
     except Unresolvable as error:
         raise ValueError(f"`schema` is {schema!r:.100}, and nothing is fetched for it: {error}") from None
-    except (ValueError, RecursionError):
+    except (ValueError, OverflowError, RecursionError):
         return False
+
+
+# Possessive, and no line of a block begins like its end: a response may begin blocks to its end.
+_JSON_BLOCK = re.compile(
+    r"^```(?:json)?[ \t]*+\n((?:(?!```).*+\n)*+)```[ \t]*$", re.MULTILINE | re.IGNORECASE
+)
 
 
 def strict_json(text: str) -> Any:
     """The value that a text is, or its only code block. Raises `ValueError` or `RecursionError`."""
-    blocks = re.findall(
-        r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", text, re.MULTILINE | re.DOTALL | re.IGNORECASE
-    )
-    return json.loads(
-        blocks[0] if len(blocks) == 1 else text, parse_constant=_refused, object_pairs_hook=_with_own_keys
-    )
+    blocks = _JSON_BLOCK.findall(text)
+    return strict_value(blocks[0] if len(blocks) == 1 else text)
+
+
+def strict_value(text: str) -> Any:
+    """The value that a text is. Raises `ValueError` or `RecursionError`."""
+    return json.loads(text, parse_constant=_refused, object_pairs_hook=_with_own_keys)
 
 
 def _refused(constant: str) -> Any:

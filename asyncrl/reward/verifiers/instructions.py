@@ -2,8 +2,8 @@
 
 Names, arguments and meaning of the instructions are those of IFEval (Zhou et al. 2023, arXiv 2311.07911),
 whose rows have the columns `instruction_id_list` and `kwargs`. Sentences and words are told apart by
-punctuation and white space, not by a trained splitter; `language:response_language`, which needs a
-classifier, is not here.
+punctuation and white space, not by a trained splitter, and key words are whole words;
+`language:response_language`, which needs a classifier, is not here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asyncrl.reward.score import completion_text
-from asyncrl.reward.verifiers.answers import strict_json
+from asyncrl.reward.verifiers.answers import strict_value
 
 Check = Callable[..., bool]
 
@@ -128,9 +128,15 @@ def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", text)) >= num_sections
 
 
+def _bullets(text: str) -> int:
+    """Lines with a word that begin with a mark; not those of `**bold**`, nor rules."""
+    return len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-(?!-))[^\w\n]*\w", text, re.MULTILINE))
+
+
 def _is_json(text: str) -> bool:
+    """The whole of it, which may stand in a code block."""
     try:
-        strict_json(text.strip())
+        strict_value(re.sub(r"\A```(?:json)?|```\Z", "", text.strip(), flags=re.IGNORECASE))
     except (ValueError, RecursionError):
         return False
     return True
@@ -165,9 +171,7 @@ CHECKS: dict[str, Check] = {
         len(re.findall(r"\[[^\[\]\n]+\]", text)) >= num_placeholders
     ),
     "detectable_content:postscript": _postscript,
-    "detectable_format:number_bullet_lists": lambda text, num_bullets: (
-        len(re.findall(r"^[^\S\n]*(?:\*(?!\*)|-)\s*\w.*$", text, re.MULTILINE)) == num_bullets
-    ),
+    "detectable_format:number_bullet_lists": lambda text, num_bullets: _bullets(text) == num_bullets,
     "detectable_format:constrained_response": lambda text: (
         sum(f"My answer is {word}." in text for word in ("yes", "no", "maybe")) == 1
     ),
