@@ -37,7 +37,7 @@ from asyncrl.observe.metrics import FILE_NAME as METRICS
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.observe.trackers.base import TrackedRun
 from asyncrl.observe.trackers.start import tracked, tracked_run
-from asyncrl.paths import user_path
+from asyncrl.paths import replace_file, user_path
 from asyncrl.plan import disk
 from asyncrl.plan.load import load
 from asyncrl.plan.resources import Place, Placement
@@ -258,7 +258,8 @@ def _held(checked: Checked) -> Iterator[tuple[RunDir, list[str]]]:
 
 
 def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
-    """Write the settings and the prompts of the run to its directory. Returns messages about it."""
+    """Write the settings and the prompts of the run to its directory, each whole or not at all: a full disk
+    takes nothing that a run goes on from. Returns messages about it."""
     # Only now is it certain that no other run has started here since the preflight.
     goes_on = disk.run_dir(checked.config)
     files, begun_with = checked.user_files, UserFiles.load(run_dir.user_files)
@@ -266,17 +267,17 @@ def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
     if goes_on and begun_with is not None:
         news = check_unchanged(begun_with, files, accept=checked.config.run.accept_changed_files)
     files.save(run_dir.user_files)
-    run_dir.config.write_text(settings.dump(checked.config))
-    run_dir.model_folders.write_text(json.dumps(checked.folders))
+    replace_file(run_dir.config, settings.dump(checked.config).encode())
+    replace_file(run_dir.model_folders, json.dumps(checked.folders).encode())
     if checked.held_out:
         run_dir.evaluation.mkdir(exist_ok=True)
-        Rounds(run_dir.evaluation).prompts.write_bytes(checked.held_out)
+        replace_file(Rounds(run_dir.evaluation).prompts, checked.held_out)
     gpus, now = checked.placement.gpus, time.time()
     if goes_on:
         Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
         return [*news, put_in_order(checked.config, run_dir)]
     Usage(gpus, now, seen_at=now).save(run_dir.usage)
-    run_dir.prompts.write_bytes(checked.prompts)
+    replace_file(run_dir.prompts, checked.prompts)
     return news
 
 

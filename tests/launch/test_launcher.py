@@ -1,12 +1,17 @@
 """The launcher apart from the run itself: which settings and which directory."""
 
+import resource
+from contextlib import contextmanager
+
 import pytest
 
 from asyncrl import config as settings
 from asyncrl.errors import ConfigError
 from asyncrl.launch import launcher
-from asyncrl.plan.resources import Place
+from asyncrl.launch.checked import Checked
+from asyncrl.plan.resources import Place, Placement
 from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.user_files import UserFiles
 
 TREE = {
     "model": {"path": "m"},
@@ -38,6 +43,37 @@ def test_a_directory_holds_one_run_at_a_time(tmp_path):
             second.__enter__()
     with RunDir(tmp_path).held():
         pass
+
+
+@contextmanager
+def largest_file(n_bytes):
+    """While the body runs, whoever writes more to a file gets an error, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_takes_nothing_that_a_run_goes_on_from(tmp_path):
+    config = settings.from_tree(TREE | {"run": {"dir": str(tmp_path), "resume": "auto"}})
+    checked = Checked(config, bytes(1 << 20), Placement(()), (), {}, UserFiles({}, {}))
+    run_dir = RunDir(tmp_path)
+
+    def begins():
+        with launcher._held(checked):
+            pass
+
+    with largest_file(1 << 19), pytest.raises(ConfigError, match=r"cannot write .*free some space"):
+        begins()
+    written = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert written == {"config.yaml", ".models", "user_files.json", "usage.json"}
+    begins()  # the same run, from its start
+    assert run_dir.prompts.stat().st_size == 1 << 20
+    with largest_file(100), pytest.raises(ConfigError, match=r"cannot write .*free some space"):
+        begins()
+    assert settings.load(run_dir.config) == config
 
 
 @pytest.mark.parametrize(
