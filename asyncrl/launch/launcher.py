@@ -174,9 +174,11 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
             _tell_report(run_dir, view)
             raise
         finally:
-            if config.observe.trace:
-                view.event(_trace(run_dir))
-            view.stop()
+            try:
+                if config.observe.trace:
+                    view.event(_trace(run_dir))
+            finally:  # a terminal gets its modes back, also from who interrupts that
+                view.stop()
     summary = summarise(run_dir.path)
     assert summary.checkpoint is not None or not backend_of(config).computes
     return RunResult(run_dir.path, summary.checkpoint, summary)

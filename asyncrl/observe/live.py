@@ -131,7 +131,8 @@ class LiveView:
     def stop(self) -> None:
         """Show the final state, and leave it on the screen."""
         self.poll()
-        self._show(self._view.stop, self._now_s())
+        with suppress(OSError):  # a terminal gets its modes back, even one that has not taken all
+            self._view.stop(self._now_s())
 
     def _read_scores(self) -> None:
         for line in () if self._results is None else self._results.poll():
@@ -214,9 +215,11 @@ class ScreenView(PanelView):
 
     def stop(self, now_s: float) -> None:
         self._shows_sample, self._hint = False, ""
-        super().stop(now_s)
-        self._live.stop()
-        self._keys.__exit__()
+        try:
+            super().stop(now_s)
+            self._live.stop()
+        finally:
+            self._keys.__exit__()
 
     def _put(self, now_s: float) -> None:
         width, height = self._console.size
