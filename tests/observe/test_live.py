@@ -14,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from asyncrl.observe.live import LiveView, NotebookView
+from asyncrl.observe.panel import sample_panel
 from asyncrl.observe.progress import RunProgress, scores
+from asyncrl.observe.samples import Sample
 
 
 class Clock:
@@ -398,6 +400,23 @@ def test_a_lost_terminal_lets_the_run_go_on(tmp_path, clock, append, make_line):
     clock.now_s += 1
     view.poll("training")
     view.stop()
+
+
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_a_terminal_may_become_narrow(width):
+    sample = Sample(1, ["best"], 1, 2, 0.5, {}, 3, "stop", (0, 1), "p\n" * 9, "an answer")
+    Console(file=io.StringIO(), width=width).print(sample_panel(sample, width, 9))
+
+
+def test_a_run_goes_on_where_it_cannot_be_shown(plain, append, make_line, caplog):
+    view = plain[0](10)
+    view.start()
+    append(make_line(1), ["no line of metrics"], make_line(2))
+    view.poll("training")
+    view.poll("training")
+    view.stop()
+    assert "line 2, is not a line of metrics" in caplog.text
+    assert caplog.text.count("the run goes on, but is shown no more") == 1
 
 
 def test_a_terminal_that_was_too_slow_once_gets_its_modes_back(tmp_path, terminal, clock):
