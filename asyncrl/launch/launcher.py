@@ -48,13 +48,14 @@ from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.evaluation import Rounds
-from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.section import flat, with_values
 from asyncrl.trace import recording
 from asyncrl.trainer.backend import backend_of
+from asyncrl.weights.shm.segment import sweep_abandoned
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
@@ -145,6 +146,8 @@ def _no_such_run(path: Path) -> str:
 def _run_resolved(config: Config, gpus: int | None, nodes: int | None, progress: bool) -> RunResult:
     if progress:
         print("checking settings, model and data ...", flush=True)
+    if not config.run.in_one_process:
+        sweep_abandoned(SHARED_MEMORY_PREFIX)  # the checks look at what is free
     config, on = spread(config, gpus, nodes)
     with forking(config) as fork_server:
         return _run_checked(check(config, gpus, fork_server, on), progress, fork_server)

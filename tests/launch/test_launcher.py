@@ -6,12 +6,14 @@ from contextlib import contextmanager
 import pytest
 
 from asyncrl import config as settings
+from asyncrl.cluster.hosts.fork_server import NO_FORK
 from asyncrl.errors import ConfigError
 from asyncrl.launch import launcher
 from asyncrl.launch.checked import Checked
 from asyncrl.plan.resources import Place, Placement
-from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runfiles.user_files import UserFiles
+from asyncrl.weights.shm import segment
 
 TREE = {
     "model": {"path": "m"},
@@ -74,6 +76,20 @@ def test_a_full_disk_takes_nothing_that_a_run_goes_on_from(tmp_path):
     with largest_file(100), pytest.raises(ConfigError, match=r"cannot write .*free some space"):
         begins()
     assert settings.load(run_dir.config) == config
+
+
+def test_what_killed_runs_have_left_in_shared_memory_is_gone_before_that_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "shared_folder", lambda: tmp_path)
+    monkeypatch.setattr(segment, "_YOUNG_S", 0.0)
+    monkeypatch.setenv(NO_FORK, "1")
+    (tmp_path / f"{SHARED_MEMORY_PREFIX}0123456789ab-0").touch()
+
+    def check(*_):
+        raise ConfigError(f"there is {[*map(str, tmp_path.iterdir())]}")
+
+    monkeypatch.setattr(launcher, "check", check)
+    with pytest.raises(ConfigError, match=r"^there is \[\]$"):
+        launcher.run(TREE, progress=False)
 
 
 @pytest.mark.parametrize(
