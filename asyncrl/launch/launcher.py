@@ -113,7 +113,7 @@ def resume(
     run = RunDir(user_path(run_dir, f"--resume {run_dir}"))
     if not run.config.is_file():
         raise ConfigError(_no_such_run(run.path))
-    again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
+    again = [*overrides, f"run.dir={_in_yaml(str(run_dir))}", "run.resume=auto"]
     config = load(run.config, again, lacks)
     rounds = Rounds(run.evaluation)
     is_scored = config.evaluation is None or (rounds.is_known(config.run.steps) and not rounds.pending())
@@ -213,13 +213,18 @@ def _resolve(
         raise ConfigError(f"overrides: give a list such as [{overrides!r}], not a single string")
     given = [reward] if callable(reward) or isinstance(reward, str) else reward
     if named := [{"function": spec_of(function)} for function in given]:
-        overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
+        overrides = [*overrides, f"reward.functions={_in_yaml(named)}"]
     if isinstance(config, str | Path):
         return load(config, overrides, lacks)
     if isinstance(config, Config):
         for part in config.reward.functions:  # assigned attributes are not validated
             part.function = spec_of(part.function)
     return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides, lacks)
+
+
+def _in_yaml(value: Any) -> str:
+    """For an override. YAML knows no pairs of surrogates, as which JSON may write a character."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"

@@ -33,6 +33,14 @@ def test_overrides_apply_to_every_kind_of_config(config):
         launcher._resolve(config, "run.steps=7")
 
 
+def test_a_run_goes_on_in_its_directory_whatever_that_is_called(tmp_path, monkeypatch):
+    folder = tmp_path / "a run: \N{ROCKET} # 1"
+    folder.mkdir()
+    RunDir(folder).config.write_text(settings.dump(settings.from_tree(TREE)))
+    monkeypatch.setattr(launcher, "_run_resolved", lambda config, *_: config)
+    assert launcher.resume(folder).run.dir == str(folder)
+
+
 def test_runs_that_start_in_the_same_second_get_directories_of_their_own(tmp_path):
     made = [launcher._make_new(tmp_path / "runs" / "run-1") for _ in range(3)]
     assert [path.name for path in made] == ["run-1", "run-1-2", "run-1-3"]
