@@ -25,7 +25,10 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
     `KeyboardInterrupt`."""
     if _loop_is_running():
         return _run_in_thread(main)
-    return asyncio.run(_terminable(main))
+    try:
+        return asyncio.run(_terminable(main))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def idle_is_waiting() -> asyncio.AbstractEventLoop:
@@ -79,7 +82,7 @@ def _loop_is_running() -> bool:
 
 
 async def _terminable(main: Coroutine[Any, Any, T]) -> T:
-    """What ends `main` as Ctrl-C does: cleanly, and with `KeyboardInterrupt`."""
+    """Other signals cancel `main` as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         return await main
     task = asyncio.ensure_future(main)
@@ -91,8 +94,6 @@ async def _terminable(main: Coroutine[Any, Any, T]) -> T:
         loop.add_signal_handler(end, task.cancel)
     try:
         return await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
     finally:
         for end in heard:
             loop.remove_signal_handler(end)
