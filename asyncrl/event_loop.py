@@ -21,10 +21,14 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
     """Run an event loop until `main` ends and return its result. Where this thread already has a loop (in a
     notebook), another thread runs it.
 
-    Ctrl-C and SIGTERM cancel `main`, wait until it has cleaned up, and raise `KeyboardInterrupt`."""
+    Ctrl-C, SIGTERM and a terminal that closes cancel `main`, wait until it has cleaned up, and raise
+    `KeyboardInterrupt`."""
     if _loop_is_running():
         return _run_in_thread(main)
-    return asyncio.run(_terminable(main))
+    try:
+        return asyncio.run(_terminable(main))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def idle_is_waiting() -> asyncio.AbstractEventLoop:
@@ -78,15 +82,18 @@ def _loop_is_running() -> bool:
 
 
 async def _terminable(main: Coroutine[Any, Any, T]) -> T:
-    """SIGTERM ends `main` as Ctrl-C does: cleanly, and with `KeyboardInterrupt`."""
+    """Other signals cancel `main` as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         return await main
     task = asyncio.ensure_future(main)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    heard = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is by `nohup`
+        heard.append(signal.SIGHUP)
+    for end in heard:
+        loop.add_signal_handler(end, task.cancel)
     try:
         return await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for end in heard:
+            loop.remove_signal_handler(end)

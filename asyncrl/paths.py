@@ -58,7 +58,11 @@ def check_can_be_written(folder: Path, called: str) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that others may read at any time: they find the old content or the new, never a part."""
     aside = path.with_suffix(".new")
-    aside.write_bytes(content)
+    try:
+        aside.write_bytes(content)
+    except OSError:  # such as of a full disk, which has room for others then
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)
 
 

@@ -1,11 +1,17 @@
 """How a run's event loop is interrupted."""
 
 import asyncio
+import gc
+import os
+import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 
 from asyncrl import event_loop
+
+LONG_S = 120.0
 
 
 def test_an_interrupt_reaches_a_run_beside_a_running_loop(monkeypatch):
@@ -40,6 +46,55 @@ def test_an_interrupt_reaches_a_run_beside_a_running_loop(monkeypatch):
 
     asyncio.run(notebook())
     assert cleaned_up.is_set()
+
+
+@pytest.mark.parametrize(
+    ("number", "before", "is_heard"),
+    [
+        (signal.SIGTERM, signal.SIG_IGN, True),
+        (signal.SIGHUP, lambda *_: None, True),
+        (signal.SIGHUP, signal.SIG_IGN, False),  # as by `nohup`
+    ],
+)
+def test_a_run_cleans_up_when_it_is_told_to_end_or_its_terminal_closes(number, before, is_heard):
+    done = []
+
+    async def main():
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.sleep(0.2)
+            done.append("all")
+        finally:
+            done.append("cleaned up")
+
+    ours = signal.signal(number, before)
+    try:
+        with pytest.raises(KeyboardInterrupt) if is_heard else nullcontext():
+            event_loop.run_to_end(main())
+    finally:
+        signal.signal(number, ours)
+    assert done == ["all"] * (not is_heard) + ["cleaned up"]
+
+
+def test_whoever_interrupts_twice_is_told_no_more_than_once(caplog):
+    done = []
+
+    async def main():
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(LONG_S)
+        finally:
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.sleep(LONG_S)
+            finally:
+                done.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        event_loop.run_to_end(main())
+    gc.collect()
+    assert done == ["cleaned up"]
+    assert caplog.text == ""
 
 
 def test_who_waits_for_the_end_of_a_task_can_be_cancelled_meanwhile():

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     except AsyncRLError as error:
-        print(error, file=sys.stderr)
+        from asyncrl.observe.samples import printable
+
+        print(printable(str(error)), file=sys.stderr)  # a role's last words may have what a model wrote
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted: everything has stopped", file=sys.stderr)

@@ -40,9 +40,14 @@ def _track(arguments: argparse.Namespace) -> None:
     trackers(config)
     run = told_of(config, run_dir)
     processes = [TrackerProcess(*each, run) for each in config.observe.factories.items()]
-    for process in processes:
-        process.end()
-    failures = [f"{p.tracker}: {why} (see {p.log})" for p in processes if (why := p.wait()) is not None]
+    try:
+        for process in processes:
+            process.end()
+        failures = [f"{p.tracker}: {why} (see {p.log})" for p in processes if (why := p.wait()) is not None]
+    finally:  # also of who interrupts it
+        for process in processes:
+            if not process.has_ended:
+                process.kill()
     if failures:
         raise AsyncRLError("; ".join(failures))
     print(f"{run_dir.path}: brought to {', '.join(config.observe.trackers) or 'no tracker'}")

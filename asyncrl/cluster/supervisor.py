@@ -126,8 +126,10 @@ class Supervisor:
                 await self._start(unit)
             await self._watch(units)
         finally:
-            await self._stop_all()
-            self._forget_files()
+            try:
+                await self._stop_all()
+            finally:
+                self._forget_files()
 
     async def _watch(self, units: list[_Unit]) -> None:
         while True:
@@ -298,18 +300,23 @@ class Supervisor:
             self.run_dir.forget_process(spec.name)
 
     async def _stop_all(self) -> None:
-        """Ask every role to end, then make it; its process group too, whatever it has started."""
+        """Ask every role to end, then make it; its process group too, whatever it has started. Who is
+        interrupted again meanwhile makes it at once: nothing of this run may live when it is continued."""
         for role in self._roles.values():
             role.handle.ask_to_end()
         tasks = [role.handle.ended for role in self._roles.values()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_GRACE_S)
-        for role in self._roles.values():
-            role.handle.kill()
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_GRACE_S)
-        self.host.clear_away([spec.name for spec in self.specs])
-        self._roles.clear()
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+        finally:
+            for role in self._roles.values():
+                role.handle.kill()
+            try:
+                if tasks:
+                    await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+            finally:
+                self.host.clear_away([spec.name for spec in self.specs])
+                self._roles.clear()
 
     def _status(self) -> str:
         pulses = {name: self._note_pulse(role) for name, role in self._roles.items()}

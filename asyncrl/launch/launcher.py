@@ -37,7 +37,7 @@ from asyncrl.observe.metrics import FILE_NAME as METRICS
 from asyncrl.observe.summary import Summary, summarise
 from asyncrl.observe.trackers.base import TrackedRun
 from asyncrl.observe.trackers.start import tracked, tracked_run
-from asyncrl.paths import user_path
+from asyncrl.paths import replace_file, user_path
 from asyncrl.plan import disk
 from asyncrl.plan.load import load
 from asyncrl.plan.resources import Place, Placement
@@ -48,13 +48,14 @@ from asyncrl.rollout.engines.spec import SHARES_GPU, engine_of
 from asyncrl.runfiles.budget import Usage, metered
 from asyncrl.runfiles.checkpoints import Checkpoints
 from asyncrl.runfiles.evaluation import Rounds
-from asyncrl.runfiles.layout import RunDir
+from asyncrl.runfiles.layout import SHARED_MEMORY_PREFIX, RunDir
 from asyncrl.runfiles.resume import check_settings, put_in_order
 from asyncrl.runfiles.user_files import UserFiles, check_unchanged
 from asyncrl.scratch import scratch_folder
 from asyncrl.section import flat, with_values
 from asyncrl.trace import recording
 from asyncrl.trainer.backend import backend_of
+from asyncrl.weights.shm.segment import sweep_abandoned
 from asyncrl.weights.transport import find_transport
 
 _ALLOCATOR_SETTINGS = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
@@ -112,7 +113,7 @@ def resume(
     run = RunDir(user_path(run_dir, f"--resume {run_dir}"))
     if not run.config.is_file():
         raise ConfigError(_no_such_run(run.path))
-    again = [*overrides, f"run.dir={json.dumps(str(run_dir))}", "run.resume=auto"]
+    again = [*overrides, f"run.dir={_in_yaml(str(run_dir))}", "run.resume=auto"]
     config = load(run.config, again, lacks)
     rounds = Rounds(run.evaluation)
     is_scored = config.evaluation is None or (rounds.is_known(config.run.steps) and not rounds.pending())
@@ -145,6 +146,8 @@ def _no_such_run(path: Path) -> str:
 def _run_resolved(config: Config, gpus: int | None, nodes: int | None, progress: bool) -> RunResult:
     if progress:
         print("checking settings, model and data ...", flush=True)
+    if not config.run.in_one_process:
+        sweep_abandoned(SHARED_MEMORY_PREFIX)  # the checks look at what is free
     config, on = spread(config, gpus, nodes)
     with forking(config) as fork_server:
         return _run_checked(check(config, gpus, fork_server, on), progress, fork_server)
@@ -174,9 +177,11 @@ def _run_checked(checked: Checked, progress: bool, fork_server: ForkServer | Non
             _tell_report(run_dir, view)
             raise
         finally:
-            if config.observe.trace:
-                view.event(_trace(run_dir))
-            view.stop()
+            try:
+                if config.observe.trace:
+                    view.event(_trace(run_dir))
+            finally:  # a terminal gets its modes back, also from who interrupts that
+                view.stop()
     summary = summarise(run_dir.path)
     assert summary.checkpoint is not None or not backend_of(config).computes
     return RunResult(run_dir.path, summary.checkpoint, summary)
@@ -208,13 +213,18 @@ def _resolve(
         raise ConfigError(f"overrides: give a list such as [{overrides!r}], not a single string")
     given = [reward] if callable(reward) or isinstance(reward, str) else reward
     if named := [{"function": spec_of(function)} for function in given]:
-        overrides = [*overrides, f"reward.functions={json.dumps(named)}"]
+        overrides = [*overrides, f"reward.functions={_in_yaml(named)}"]
     if isinstance(config, str | Path):
         return load(config, overrides, lacks)
     if isinstance(config, Config):
         for part in config.reward.functions:  # assigned attributes are not validated
             part.function = spec_of(part.function)
     return load(config.model_dump(mode="json") if isinstance(config, Config) else config, overrides, lacks)
+
+
+def _in_yaml(value: Any) -> str:
+    """For an override. YAML knows no pairs of surrogates, as which JSON may write a character."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -258,7 +268,8 @@ def _held(checked: Checked) -> Iterator[tuple[RunDir, list[str]]]:
 
 
 def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
-    """Write the settings and the prompts of the run to its directory. Returns messages about it."""
+    """Write the settings and the prompts of the run to its directory, each whole or not at all: a full disk
+    takes nothing that a run goes on from. Returns messages about it."""
     # Only now is it certain that no other run has started here since the preflight.
     goes_on = disk.run_dir(checked.config)
     files, begun_with = checked.user_files, UserFiles.load(run_dir.user_files)
@@ -266,17 +277,17 @@ def _fill(run_dir: RunDir, checked: Checked) -> list[str]:
     if goes_on and begun_with is not None:
         news = check_unchanged(begun_with, files, accept=checked.config.run.accept_changed_files)
     files.save(run_dir.user_files)
-    run_dir.config.write_text(settings.dump(checked.config))
-    run_dir.model_folders.write_text(json.dumps(checked.folders))
+    replace_file(run_dir.config, settings.dump(checked.config).encode())
+    replace_file(run_dir.model_folders, json.dumps(checked.folders).encode())
     if checked.held_out:
         run_dir.evaluation.mkdir(exist_ok=True)
-        Rounds(run_dir.evaluation).prompts.write_bytes(checked.held_out)
+        replace_file(Rounds(run_dir.evaluation).prompts, checked.held_out)
     gpus, now = checked.placement.gpus, time.time()
     if goes_on:
         Usage.load(run_dir.usage).resumed(gpus, now).save(run_dir.usage)
         return [*news, put_in_order(checked.config, run_dir)]
     Usage(gpus, now, seen_at=now).save(run_dir.usage)
-    run_dir.prompts.write_bytes(checked.prompts)
+    replace_file(run_dir.prompts, checked.prompts)
     return news
 
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,8 +188,10 @@ def _how_far(work: Work, now_s: float) -> str:
 
 def _rss_bytes() -> int:
     total = 0
-    process = psutil.Process()
-    for one in [process, *process.children(recursive=True)]:
+    process, children = psutil.Process(), list[psutil.Process]()
+    with suppress(psutil.Error, OSError):  # such as where others' processes are hidden (`hidepid`)
+        children = process.children(recursive=True)
+    for one in [process, *children]:
         try:
             total += one.memory_info().rss
         except psutil.Error:

@@ -5,6 +5,7 @@ It only reads the tail of `metrics.jsonl`, so it runs in the supervisor and does
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from asyncrl.observe.samples import FILE_NAME as SAMPLES
 from asyncrl.observe.samples import Sample
 from asyncrl.observe.tail import LineTail
 from asyncrl.units import duration, number, percent
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
@@ -67,7 +70,7 @@ class LiveView:
     """Shows a run until it ends.
 
     Besides numbers it shows the `warnings` of the metrics (a list of strings) and events. If the output goes
-    away (a closed pipe, a lost terminal), it falls silent: watching a run never ends it.
+    away (a closed pipe, a lost terminal), or cannot be drawn, it falls silent: watching a run never ends it.
 
     console: the output; standard output, or the cell of a notebook, by default. now_s: a monotonic clock.
     keys: the terminal whose keys it reads; standard input by default. results: where a line tells of each
@@ -114,15 +117,7 @@ class LiveView:
 
         status: what the run is doing or waiting for, in a few words.
         """
-        now_s = self._now_s()
-        self._progress.status = self._printable(status)
-        self._read_scores()
-        for line in self._tail.poll():
-            self._progress.add(line, now_s)
-            self._show(self._view.step, now_s)
-            for warning in line.get("warnings", ()):
-                self.event(warning)
-        self._show(self._view.tick, now_s)
+        self._show(self._look, status)
 
     def event(self, text: str) -> None:
         """Show something that happened, such as a worker's restart."""
@@ -131,7 +126,19 @@ class LiveView:
     def stop(self) -> None:
         """Show the final state, and leave it on the screen."""
         self.poll()
-        self._show(self._view.stop, self._now_s())
+        with suppress(Exception):  # a terminal gets its modes back, even one that has not taken all
+            self._view.stop(self._now_s())
+
+    def _look(self, status: str) -> None:
+        now_s = self._now_s()
+        self._progress.status = self._printable(status)
+        self._read_scores()
+        for line in self._tail.poll():
+            self._progress.add(line, now_s)
+            self._view.step(now_s)
+            for warning in line.get("warnings", ()):
+                self.event(warning)
+        self._view.tick(now_s)
 
     def _read_scores(self) -> None:
         for line in () if self._results is None else self._results.poll():
@@ -146,6 +153,9 @@ class LiveView:
             action(*args, **kwargs)
         except OSError:
             self._silent = True
+        except Exception:
+            self._silent = True
+            log.exception("the run goes on, but is shown no more")
 
     def _printable(self, text: str) -> str:
         """External text on one line, without control characters, and within the output's encoding."""
@@ -214,9 +224,11 @@ class ScreenView(PanelView):
 
     def stop(self, now_s: float) -> None:
         self._shows_sample, self._hint = False, ""
-        super().stop(now_s)
-        self._live.stop()
-        self._keys.__exit__()
+        try:
+            super().stop(now_s)
+            self._live.stop()
+        finally:
+            self._keys.__exit__()
 
     def _put(self, now_s: float) -> None:
         width, height = self._console.size

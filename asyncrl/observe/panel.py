@@ -67,7 +67,7 @@ def run_panel(
 
 def sample_panel(sample: Sample, width: int, height: int) -> RenderableType:
     """A response and the end of its prompt, which has no more of the room, in so many lines at most."""
-    inner, room = width - 4, max(1, height - 3)
+    inner, room = max(1, width - 4), max(1, height - 3)
     console = Console(width=inner)
     text = as_text(sample, Colours(VERSION))
     prompt_lines = len(Text(printable(sample.prompt).removesuffix("\n")).wrap(console, inner))

@@ -60,7 +60,10 @@ class RunProgress:
     def add(self, line: Mapping[str, Any], now_s: float) -> None:
         self.last, self.last_line_s = line, now_s
         self._lines.append(line)
-        self._recent.append((int(line["step"]), float(line["wall_s"])))
+        wall_s = float(line["wall_s"])
+        if self._recent and wall_s < self._recent[-1][1]:
+            self._recent.clear()  # the trainer has gone on from a checkpoint, whose time counts on
+        self._recent.append((int(line["step"]), wall_s))
         for key, values in self.series.items():
             values.append(self.number(key))
 

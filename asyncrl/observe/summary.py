@@ -86,7 +86,7 @@ def summary_of(run_dir: Path, lines: Sequence[Mapping[str, Any]]) -> Summary:
     def whole_run(key: str) -> float:
         return _mean(column(key), durations_s)
 
-    kept = [path for path in run_dir.glob("checkpoints/step_*") if path.name.removeprefix("step_").isdigit()]
+    kept = _checkpoints(run_dir)
     return Summary(
         run_dir=run_dir,
         steps=last["step"],
@@ -115,9 +115,15 @@ def summary_of(run_dir: Path, lines: Sequence[Mapping[str, Any]]) -> Summary:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The latest model in `checkpoints/*/hf`, or adapter in `checkpoints/*/adapter`."""
-    found = [*run_dir.glob("checkpoints/*/hf"), *run_dir.glob("checkpoints/*/adapter")]
-    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=None)
+    """The model of the latest whole checkpoint that has one, `checkpoints/step_N/hf`, or its `adapter`."""
+    found = (folder / form for folder in reversed(_checkpoints(run_dir)) for form in ("hf", "adapter"))
+    return next(filter(Path.is_dir, found), None)
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """The folders of those that are whole, by step: names of others end in a word."""
+    steps = {path: path.name.removeprefix("step_") for path in run_dir.glob("checkpoints/step_*")}
+    return sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]))
 
 
 def print_summary(

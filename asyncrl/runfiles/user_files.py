@@ -13,7 +13,7 @@ from asyncrl.curriculum.own import named_choices
 from asyncrl.data.rows import is_on_hub
 from asyncrl.errors import ConfigError
 from asyncrl.objective.catalogue import is_own
-from asyncrl.paths import user_path
+from asyncrl.paths import replace_file, user_path
 from asyncrl.resolve import digest_of
 from asyncrl.runfiles.user_code import Found, Wanted, look
 from asyncrl.section import with_values
@@ -33,7 +33,7 @@ class UserFiles(msgspec.Struct, frozen=True):
         return cls({_of_file(spec): file for spec, file in found.files.items()}, found.digests)
 
     def save(self, path: Path) -> None:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
+        replace_file(path, msgspec.json.format(msgspec.json.encode(self)))
 
     @classmethod
     def load(cls, path: Path) -> UserFiles | None:

@@ -53,7 +53,7 @@ def test_a_config_file_that_is_not_there(tmp_path, capsys):
     ("raised", "status", "words"),
     [
         (ConfigError("a wrong key"), 2, "a wrong key"),
-        (RunFailed("rollout-0 died"), 1, "rollout-0 died"),
+        (RunFailed("rollout-0 died:\n\x1b[2Jwhat a model wrote"), 1, "rollout-0 died:\n\ufffd[2Jwhat"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -216,3 +216,25 @@ def test_a_role_that_has_never_come_up_is_started_again_where_what_it_needs_may_
 
     (event,) = supervised(course, silent="reward-0")
     assert event == "reward-0 ended with status 1 (fatal: the reason); starting it again"
+
+
+def test_another_interruption_ends_everything_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "STOP_GRACE_S", 2 * LONG_S)
+
+    async def body():
+        host, run_dir, asked = Tasks(None), RunDir(tmp_path), asyncio.Event()
+        specs = [RoleSpec(name, {}) for name in NAMES]
+        run = asyncio.create_task(Supervisor(run_dir, host, specs, RunConfig(), Events()).run())
+        await host.count(len(NAMES))
+        for role in host.started:
+            role.ask_to_end = asked.set  # and goes on with what it is at
+        run.cancel()
+        await asked.wait()
+        run.cancel()
+        await asyncio.wait([run])
+        assert run.cancelled()
+        assert [role.ended.done() and role.ended.result() for role in host.started] == [-9] * len(NAMES)
+        assert host.cleared == [*NAMES]
+        assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+    asyncio.run(asyncio.wait_for(body(), LONG_S))

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from asyncrl.liveness.pulse import (
@@ -99,22 +100,30 @@ def test_a_pulse_says_who_waits_for_what_does_what_and_takes_how_much_memory(tmp
     assert list(read_pulses(tmp_path)) == ["rollout-0"]
 
 
-def test_the_memory_of_children_counts(tmp_path):
-    async def rss_bytes():
-        async with beating(tmp_path / "role"):
-            async with asyncio.timeout(60):
-                while not (pulse := read_pulse(tmp_path / "role")):
-                    await asyncio.sleep(0.02)
-        return pulse.rss_bytes
+async def rss_bytes(path):
+    async with beating(path), asyncio.timeout(60):
+        while not (pulse := read_pulse(path)):
+            await asyncio.sleep(0.02)
+    return pulse.rss_bytes
 
-    alone = asyncio.run(rss_bytes())
+
+def test_a_role_has_a_pulse_where_its_children_cannot_be_seen(tmp_path, monkeypatch):
+    def hidden(self, recursive=False):
+        raise psutil.AccessDenied(1)  # what psutil makes of a /proc with hidepid=1
+
+    monkeypatch.setattr(psutil.Process, "children", hidden)
+    assert asyncio.run(rss_bytes(tmp_path / "role")) > 10 << 20
+
+
+def test_the_memory_of_children_counts(tmp_path):
+    alone = asyncio.run(rss_bytes(tmp_path / "role"))
     (tmp_path / "role").unlink()
     code = "x = bytearray(100 << 20); print(flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     )
     assert child.stdout.readline()
-    together = asyncio.run(rss_bytes())
+    together = asyncio.run(rss_bytes(tmp_path / "role"))
     child.communicate(b"\n", timeout=60)
     assert together - alone > 90 << 20
 

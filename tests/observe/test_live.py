@@ -14,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from asyncrl.observe.live import LiveView, NotebookView
+from asyncrl.observe.panel import sample_panel
 from asyncrl.observe.progress import RunProgress, scores
+from asyncrl.observe.samples import Sample
 
 
 class Clock:
@@ -200,11 +202,14 @@ def test_a_closed_pipe_silences_the_view_and_lets_the_run_go_on(tmp_path, append
 
 
 class Terminal:
-    """The far end of a pseudo-terminal of 80 by 24, in raw mode."""
+    """The far end of a pseudo-terminal of 80 by 24 that shows what is typed, and output as it is."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
         self._master, slave = pty.openpty()
         tty.setraw(slave)
+        modes = termios.tcgetattr(slave)
+        modes[tty.LFLAG] |= termios.ECHO | termios.ICANON
+        termios.tcsetattr(slave, termios.TCSANOW, modes)
         termios.tcsetwinsize(slave, (24, 80))
         os.set_blocking(self._master, False)
         self._modes = termios.tcgetattr(slave)
@@ -395,6 +400,36 @@ def test_a_lost_terminal_lets_the_run_go_on(tmp_path, clock, append, make_line):
     clock.now_s += 1
     view.poll("training")
     view.stop()
+
+
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_a_terminal_may_become_narrow(width):
+    sample = Sample(1, ["best"], 1, 2, 0.5, {}, 3, "stop", (0, 1), "p\n" * 9, "an answer")
+    Console(file=io.StringIO(), width=width).print(sample_panel(sample, width, 9))
+
+
+def test_a_run_goes_on_where_it_cannot_be_shown(plain, append, make_line, caplog):
+    view = plain[0](10)
+    view.start()
+    append(make_line(1), ["no line of metrics"], make_line(2))
+    view.poll("training")
+    view.poll("training")
+    view.stop()
+    assert "line 2, is not a line of metrics" in caplog.text
+    assert caplog.text.count("the run goes on, but is shown no more") == 1
+
+
+def test_a_terminal_that_was_too_slow_once_gets_its_modes_back(tmp_path, terminal, clock):
+    view = LiveView(tmp_path, 50, 4, terminal.console, clock, keys=terminal.file)
+    view.start()
+    assert not terminal.has_its_modes()
+    os.set_blocking(terminal.file.fileno(), False)  # as another process may have it
+    for _ in range(200):
+        clock.now_s += 1
+        view.poll("training")
+    terminal.written()
+    view.stop()
+    assert terminal.has_its_modes()
 
 
 @pytest.mark.parametrize("reason", ["dumb", "ascii"])

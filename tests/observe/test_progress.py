@@ -48,6 +48,14 @@ def test_a_step_far_beyond_the_pace_is_overdue(progress):
     assert progress.overdue_s(110.5) == 10.5
 
 
+def test_a_trainer_that_goes_on_from_a_checkpoint_begins_a_pace_of_its_own(progress, make_line):
+    for step in (11, 12):  # what was done by step 10 took 20 s, and less when it was repeated
+        progress.add(make_line(step) | {"wall_s": 12.0 + 4 * (step - 11)}, now_s=110.0)
+    assert progress.pace_s() == 4.0
+    assert progress.eta_s(110.0) == 38 * 4.0
+    assert progress.overdue_s(125.0) is None and progress.overdue_s(131.0) == 21.0
+
+
 def test_a_finished_run_is_neither_overdue_nor_has_anything_left(progress, make_line):
     progress.add(make_line(50), now_s=200.0)
     assert progress.is_done and progress.eta_s(500.0) == 0.0 and progress.overdue_s(500.0) is None

@@ -1,7 +1,6 @@
 import io
 import json
 import math
-import os
 import shlex
 from pathlib import Path
 
@@ -34,10 +33,9 @@ def run_dir(tmp_path, make_line):
     return tmp_path
 
 
-def add_checkpoint(run_dir: Path, name: str, time_s: int) -> Path:
-    folder = run_dir / "checkpoints" / name / "hf"
+def add_checkpoint(run_dir: Path, name: str, form: str) -> Path:
+    folder = run_dir / "checkpoints" / name / form
     folder.mkdir(parents=True)
-    os.utime(folder, (time_s, time_s))
     return folder
 
 
@@ -75,10 +73,12 @@ def test_fewer_steps_than_the_windows(tmp_path, make_line):
 
 def test_the_newest_whole_checkpoint_is_the_model(run_dir):
     assert summarise(run_dir).checkpoint is None
-    add_checkpoint(run_dir, "step_9", 1000)
-    newest = add_checkpoint(run_dir, "step_10", 2000)
-    (run_dir / "checkpoints" / "step_11" / "hf.unfinished").mkdir(parents=True)
+    add_checkpoint(run_dir, "step_9", "hf")
+    newest = add_checkpoint(run_dir, "step_10", "adapter")
+    add_checkpoint(run_dir, "step_11.unfinished", "hf")  # what a killed run was writing
+    add_checkpoint(run_dir, "step_12.damaged", "hf")
     assert newest_checkpoint(run_dir) == newest == summarise(run_dir).checkpoint
+    assert summarise(run_dir).checkpoints == 2
 
 
 def test_the_board_command_can_be_pasted_into_a_shell(run_dir, tmp_path_factory):
@@ -92,7 +92,7 @@ def test_what_checkpoints_cost(tmp_path, make_line):
     lines = [make_line(step, time__checkpoint_s=0.75 * (step % 2)) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("step_3", "step_5", "step_7.unfinished"):
-        (add_checkpoint(tmp_path, name, 1000) / "model.safetensors").write_bytes(bytes(10**6))
+        (add_checkpoint(tmp_path, name, "hf") / "model.safetensors").write_bytes(bytes(10**6))
     s = summarise(tmp_path)
     assert (s.checkpoints, s.checkpoint_bytes, s.checkpoint_s) == (2, 2 * 10**6, 2.25)
     out = io.StringIO()
@@ -103,7 +103,7 @@ def test_what_checkpoints_cost(tmp_path, make_line):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_printed_summary_keeps_paths_and_commands_whole(run_dir, width):
-    folder = add_checkpoint(run_dir, "step_8", 1000)
+    folder = add_checkpoint(run_dir, "step_8", "hf")
     out = io.StringIO()
     print_summary(summarise(run_dir), Console(file=out, width=width))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]

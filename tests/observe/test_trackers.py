@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import threading
 import time
 from itertools import chain
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
@@ -226,6 +230,33 @@ def test_whoever_waits_for_a_tracker_gives_it_up_once_it_stands_still(
     assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 1
     assert "it has brought nothing for 1 s, and was ended" in capsys.readouterr().err
     assert (tmp_path / "own.txt").read_text() == "1 2 "
+
+
+def test_a_full_disk_leaves_no_run_without_an_id(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tracked_run(tmp_path, "tests", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    first = tracked_run(tmp_path, "tests", {})
+    assert len(first.id) == 8
+    assert tracked_run(tmp_path, "tests", {}) == first
+
+
+def test_who_is_interrupted_bringing_a_run_to_a_tracker_leaves_nothing_running(make_line, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
+    folder, brought = finished_run(tmp_path, make_line), tmp_path / "own.txt"
+
+    def once_all_is_brought():
+        while not brought.exists() or not brought.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=once_all_is_brought, daemon=True).start()
+    assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 130
+    assert [child for child in psutil.Process().children() if start.__package__ in child.cmdline()] == []
 
 
 def test_a_name_that_is_none_is_refused(tmp_path):

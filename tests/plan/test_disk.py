@@ -1,5 +1,6 @@
 """What a run takes of its disk, as its files have it."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -68,3 +69,14 @@ def test_a_disk_without_room_for_the_checkpoints_is_warned_of(tiny_folder):
     large = replace(planned.outline.disk, checkpoint_bytes=10**15)
     (warning,) = disk_warnings(planned.config, replace(planned.outline, disk=large))
     assert f"take about {3 * 10**3}.0 TB, and the disk of {tiny_folder} has" in warning
+
+
+def test_a_run_that_goes_on_has_the_room_of_its_checkpoints(tiny_folder, tmp_path):
+    planned = plan(config_of(tiny_folder, f"run.dir={tmp_path}"))
+    each = (shutil.disk_usage(tmp_path).free + 10**10) // 3
+    full = replace(planned.outline, disk=replace(planned.outline.disk, checkpoint_bytes=each))
+    assert len(list(disk_warnings(planned.config, full))) == 1
+    (tmp_path / "checkpoints/step_1/hf").mkdir(parents=True)
+    with (tmp_path / "checkpoints/step_1/hf/model.safetensors").open("wb") as file:
+        file.truncate(2 * 10**10)  # takes none of the disk
+    assert not list(disk_warnings(planned.config, full))

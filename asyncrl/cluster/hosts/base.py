@@ -6,11 +6,15 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from asyncrl.liveness.pulse import Pulse
 from asyncrl.resolve import resolve
 from asyncrl.runfiles.layout import RunDir
+
+LOG_BYTES = 1 << 20
+"""Of a log that are read: what a user's functions print may have become gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class RoleHandle(Protocol):
         """Its newest; None before it has come up."""
 
     def log(self) -> list[str]:
-        """The lines that it has written."""
+        """The lines that it has written last (`last_lines`)."""
 
     def ask_to_end(self) -> None:
         """Politely: it has some seconds to end in good order."""
@@ -79,6 +83,17 @@ HOSTS = {
 def find_host(spec: str) -> Callable[[RunDir], RoleHost]:
     """One of `HOSTS`, or the user's own. Raises `ConfigError` for one that cannot be imported."""
     return resolve(HOSTS.get(spec, spec), what="run.role_host")
+
+
+def last_lines(log: Path, start: int = 0) -> list[str]:
+    """What a role has written behind `start` in its log, of the end of it `LOG_BYTES` at most; nothing where
+    there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - LOG_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def visible_gpu(index: int) -> str:

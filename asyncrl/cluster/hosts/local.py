@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asyncrl.cluster.hosts.base import RoleSpec
+from asyncrl.cluster.hosts.base import RoleSpec, last_lines
 from asyncrl.cluster.hosts.fork_server import ForkServer
 from asyncrl.cluster.hosts.processes import DRAIN, ROLE_TAG, kill_tagged, signal_group
 from asyncrl.liveness.pulse import Pulse, read_pulse
@@ -40,9 +40,7 @@ class LocalRole:
         return pulse if pulse is not None and pulse.pid == self.pid else None
 
     def log(self) -> list[str]:
-        with self._run_dir.log(self._name).open("rb") as file:
-            file.seek(self._log_start)
-            return file.read().decode(errors="replace").splitlines()
+        return last_lines(self._run_dir.log(self._name), self._log_start)
 
     def ask_to_end(self) -> None:
         signal_group(self.pid, signal.SIGTERM)

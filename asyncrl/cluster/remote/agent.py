@@ -21,7 +21,7 @@ import msgspec
 
 from asyncrl import config as settings
 from asyncrl.affinity import OWN_CORES
-from asyncrl.cluster.hosts.base import RoleSpec, visible_gpu
+from asyncrl.cluster.hosts.base import RoleSpec, last_lines, visible_gpu
 from asyncrl.cluster.hosts.local import LocalHost, LocalRole
 from asyncrl.cluster.kinds import role_sets
 from asyncrl.cluster.remote.call import CALL, Call, with_ways_to_ranks
@@ -98,7 +98,7 @@ async def serve(call: Call, *, drain_s: float | None = None, scores: str = "", e
 
 def _say_why(log: Path) -> None:
     """The last words of a role, for whoever looks at this process: its log goes elsewhere."""
-    lines = log.read_text(errors="replace").splitlines()
+    lines = last_lines(log)
     fatal = [line for line in lines if line.startswith(FATAL)]
     print(*(fatal or lines[-LAST_LINES:]), sep="\n", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncrl.cluster.hosts.base import RoleSpec
+from asyncrl.cluster.hosts.base import RoleSpec, last_lines
 from asyncrl.cluster.remote.call import GUEST, Call, address_of
 from asyncrl.config import NetworkConfig
 from asyncrl.liveness.pulse import Pulse, read_pulse
@@ -49,12 +49,7 @@ class RemoteRole:
         return pulse if pulse is not None and pulse.pid == self._pid else None
 
     def log(self) -> list[str]:
-        try:
-            with self._run_dir.log(self.spec.name).open("rb") as file:
-                file.seek(self._log_start)
-                return file.read().decode(errors="replace").splitlines()
-        except FileNotFoundError:
-            return []
+        return last_lines(self._run_dir.log(self.spec.name), self._log_start)
 
     def ask_to_end(self) -> None:
         self._orders.append("ask_to_end")

@@ -21,6 +21,7 @@ import msgspec
 from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.observe.trackers.base import TrackedRun
 from asyncrl.observe.trackers.follow import FOLDER
+from asyncrl.paths import replace_file
 from asyncrl.resolve import OWN_PATH
 
 LOOK_S = 0.2
@@ -47,10 +48,11 @@ def tracked_run(run_dir: Path, project: str, settings: Mapping[str, Any]) -> Tra
     """What trackers are told of a run. settings: by dotted key."""
     path = run_dir.absolute()
     (path / FOLDER).mkdir(exist_ok=True)
-    with suppress(FileExistsError), (path / FOLDER / "id").open("x") as file:
-        file.write(secrets.token_hex(4))
+    identity = path / FOLDER / "id"
+    if not identity.exists():
+        replace_file(identity, secrets.token_hex(4).encode())
     plain = {key: v if isinstance(v, int | float | str) else str(v) for key, v in settings.items()}
-    return TrackedRun(str(path), path.name, (path / FOLDER / "id").read_text(), project, plain)
+    return TrackedRun(str(path), path.name, identity.read_text(), project, plain)
 
 
 class TrackerProcess:

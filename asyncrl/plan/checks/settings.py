@@ -33,6 +33,7 @@ from asyncrl.reward.route import RouteError, scoring_parts
 from asyncrl.reward_models.initial import judge_config
 from asyncrl.roles import ROLLOUT, TRAINER
 from asyncrl.rollout.engines.spec import EngineSpec, engine_of
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.specs import those
 from asyncrl.trainer.backend import backend_of
 from asyncrl.units import format_bytes
@@ -447,10 +448,12 @@ def machine_warnings(machine: Machine, implied: Outline) -> Iterator[str]:
 
 
 def disk_warnings(config: Config, implied: Outline) -> Iterator[str]:
-    """Whether the run directory's disk has room for the checkpoints."""
-    folder = nearest_folder(Path(config.run.dir or config.run.root).expanduser())
+    """Whether the run directory's disk has room for the checkpoints, those included that the run has."""
+    run_dir = Path(config.run.dir or config.run.root).expanduser()
+    folder, there = nearest_folder(run_dir), RunDir(run_dir).checkpoints
     free = shutil.disk_usage(folder).free
-    if implied.disk is not None and implied.disk.total_bytes > free:
+    taken = sum(path.stat().st_size for path in there.rglob("*") if path.is_file())
+    if implied.disk is not None and implied.disk.total_bytes > free + taken:
         yield (
             f"checkpoints take about {format_bytes(implied.disk.total_bytes)}, and the disk of {folder} has "
             f"{format_bytes(free)} free; choose another place (run.dir), or keep fewer (checkpoint.keep_last)"
