@@ -15,6 +15,7 @@ from chat_families import FAMILIES, RENDERED, SPECIAL, TAGGED_CALL, Rendered
 from tokenizers import AddedToken
 
 from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.reward.processes import wire
 from asyncrl.rollout.chat import RendererChat, TemplateChat, Turn
 from asyncrl.rollout.engines.base import SamplingParams, TokenChunk
 from asyncrl.rollout.episodes.conversation import Conversation
@@ -150,6 +151,31 @@ def test_of_a_prompt_that_is_far_too_long_only_a_beginning_without_room_is_token
     messages = [*hello, {"role": "assistant", "content": "yes"}]
     turn = Turn(np.array(bounded.render(hello, None), np.int32), completion, messages)
     assert room < len(bounded.extend(turn, [{"role": "user", "content": "a" * 100_000}])) < 10 * room
+
+
+@pytest.mark.parametrize(
+    ("said", "content", "arguments"),
+    [
+        ('<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "", '{"a": "\ufffd"}'),
+        ('<tool_call>{"name": "add", "arguments": "\\ud83d\\ude00"}</tool_call>', "", "\U0001f600"),
+        (f'<tool_call>{{"name": "add", "arguments": {"1" * 5000}}}</tool_call>', None, None),
+        (
+            '<tool_call>{"name": "add"}</tool_call>\n<tool_call>{"name": subtract}</tool_call>',
+            '<tool_call>{"name": subtract}</tool_call>',
+            "{}",
+        ),
+    ],
+)
+def test_whatever_is_called_can_be_sent_and_shown_again_and_what_is_no_call_stays(said, content, arguments):
+    own = byte_tokenizer(4096)
+    own.chat_template = FAMILIES["hermes"][0]
+    chat = TemplateChat(own, [own.eos_token_id])
+    message = chat.parse(np.array([*chat.encode(said), own.eos_token_id]), np.array([5]), TOOLS)
+    assert message["content"] == (said if content is None else content)
+    calls = [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+    assert calls == ([] if arguments is None else [arguments])
+    wire.frame(wire.Told(1, 0, message))
+    assert chat.render([{"role": "user", "content": "?"}, message], TOOLS)
 
 
 TEMPLATE_SPLITS = {"reasoning", "qwen3", "glm-4.5"}

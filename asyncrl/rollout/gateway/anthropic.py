@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from asyncrl.rollout.chat import json_or_text
 from asyncrl.rollout.gateway import chat
 from asyncrl.rollout.gateway.ask import (
     Answer,
@@ -125,7 +126,7 @@ def _blocks(reply: Said) -> list[Body]:
         blocks.append({"type": "text", "text": message.get("content") or ""})
     for call in calls:
         function = call["function"]
-        given = json.loads(function["arguments"] or "{}")
+        given = json_or_text(function["arguments"] or "{}")  # whatever the policy has written there
         blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
     return blocks
 
