@@ -100,7 +100,7 @@ def _messages(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for k, block in enumerate(content):
         match block.get("type"), role:
             case "text", _:
-                texts.append(str(block.get("text", "")))
+                texts += texts_of(block, f"{where}.content.{k}", "text")
             case "tool_result", "user":
                 inner = text_of_parts(block.get("content") or "", f"{where}.content.{k}", ("text",))
                 yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": inner}
@@ -109,7 +109,8 @@ def _messages(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
                 call = tool_call(call_id, name, json.dumps(block.get("input") or {}))
                 said.setdefault("tool_calls", []).append(call)
             case "thinking", "assistant":
-                said["reasoning_content"] = said.get("reasoning_content", "") + str(block.get("thinking", ""))
+                (thought,) = texts_of(block, f"{where}.content.{k}", "thinking")
+                said["reasoning_content"] = said.get("reasoning_content", "") + thought
             case kind, _:
                 raise Refused(f"{where}.content.{k}: a block of type {kind!r} of the {role}'s; not supported")
     if texts or said:

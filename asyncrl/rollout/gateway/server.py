@@ -128,8 +128,8 @@ class Gateway:
     async def _serve(self, service: Service, request: web.Request) -> web.StreamResponse:
         outcome = _LOST
         try:
-            visit = self._visit(request)
             content = await request.read()
+            visit = self._visit(request)  # with no wait from here on in which its episode could begin again
             ask = self._parsed(service, content, visit)
             response = await self._answered(service, request, content, visit, ask)
             outcome = ""
@@ -154,6 +154,8 @@ class Gateway:
     def _parsed(self, service: Service, content: bytes, visit: Visit) -> Ask:
         try:
             body = json.loads(content)
+            if b"\\u" in content:  # halves of characters, which no tokenizer takes
+                json.dumps(body, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise Refused(f"the request's body is no JSON: {error}") from None
         if not isinstance(body, dict):
