@@ -61,6 +61,11 @@ class Turn:
             and all(_essence(a) == _essence(b) for a, b in zip(self.messages, messages[:n], strict=True))
         )
 
+    def thinks_as(self, messages: Sequence[Message]) -> bool:
+        """Whether messages that continue it have its very reasoning, by which equal answers differ."""
+        both = zip(self.messages, messages, strict=False)
+        return all(a.get("reasoning_content") == b.get("reasoning_content") for a, b in both)
+
 
 def _essence(message: Message) -> tuple[Any, ...]:
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]

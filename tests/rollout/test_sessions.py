@@ -178,6 +178,30 @@ def test_whatever_is_called_can_be_sent_and_shown_again_and_what_is_no_call_stay
     assert chat.render([{"role": "user", "content": "?"}, message], TOOLS)
 
 
+def test_a_conversation_goes_on_from_the_answer_that_its_program_has_seen(tokenizer, model, one_thread):
+    """Of two that say the same after other thoughts, as programs side by side get them. A text that ended an
+    answer gives nothing up: the next turn may yet go on from that."""
+    chat, family = format_of("reasoning", tokenizer)
+    call = family.call.format(name="add", arguments='{"a": 1}')
+    said = [[*chat.encode(f"<think>\n{thought}\n</think>\n\n{call}"), 7] for thought in ("one", "two")]
+    engine = Ventriloquist(model)
+    task = RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(99))
+    session = Conversation(task, 0, engine, seed=0, chat=chat)
+
+    async def run():
+        asked = [{"role": "user", "content": "?"}]
+        engine.says = [*said, said[0], said[0]]
+        replies = [await session.chat(asked, TOOLS, stop=["</tool_call>"]) for _ in said]
+        for reply in reversed(replies):
+            result = {"role": "tool", "content": "2", "name": "add"}
+            more = await session.chat([*asked, reply.message, result], TOOLS)
+            before = np.concatenate([reply.prompt_ids, reply.completion.token_ids])
+            assert more.prompt_ids[: len(before)].tolist() == before.tolist()
+
+    asyncio.run(run())
+    assert len(session.trajectories()) == 2
+
+
 TEMPLATE_SPLITS = {"reasoning", "qwen3", "glm-4.5"}
 """Families of which the template, or the renderer, drops the reasoning when a question follows."""
 
