@@ -66,7 +66,7 @@ class Line:
         asks, self._asks = self._asks, []
         try:
             self._say(wire.Asks(self._number, asks))
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             why = f"what it asks the model for cannot be sent: {error}"
             for ask in asks:
                 self.told(wire.Told(self._number, ask.ask, None, why))
