@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +134,18 @@ def test_tools_are_used_until_nothing_is_called():
     model, asked = says(*[("", [call(0, 1)])] * 3)
     asyncio.run(model.use_tools("sum?", [add], max_turns=2))
     assert len(asked) == 2
+
+
+def test_what_a_tool_gives_at_last_is_no_answer_in_the_docs_example():
+    """Calls alone, until the turns are up, would earn as much as an answer."""
+    text, example = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(), {}
+    exec(text.partition("## Tools")[2].partition("```python\n")[2].partition("```")[0], example)
+    task = Task("2 * 3?", [5], {"answer": "6"}, 0, 0, 0, 0, "train")
+    arguments = json.dumps({"a": 2, "b": 3})
+    called = "", [{"id": "call_0", "function": {"name": "multiply", "arguments": arguments}}]
+    for says_last, earned in ((called, 0.0), (("It is 6.", None), 1.0)):
+        model, _ = says(*[called] * 3, says_last)
+        assert asyncio.run(example["solve"](task, model)) == earned
 
 
 GAME = """
