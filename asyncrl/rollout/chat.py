@@ -61,13 +61,18 @@ class Turn:
             and all(_essence(a) == _essence(b) for a, b in zip(self.messages, messages[:n], strict=True))
         )
 
+    def thinks_as(self, messages: Sequence[Message]) -> bool:
+        """Whether messages that continue it have its very reasoning, by which equal answers differ."""
+        both = zip(self.messages, messages, strict=False)
+        return all(a.get("reasoning_content") == b.get("reasoning_content") for a, b in both)
+
 
 def _essence(message: Message) -> tuple[Any, ...]:
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
     return (
         message.get("role"),
         message.get("content") or "",
-        [(call.get("name"), _json(call.get("arguments"))) for call in calls],
+        [(call.get("name"), json_or_text(call.get("arguments"))) for call in calls],
         message.get("tool_call_id"),
     )
 
@@ -166,10 +171,11 @@ class TemplateChat(_OfTokenizer):
         if "reasoning_content" in self._knows and (opened or (closed and self._is_thinking(prompt_ids))):
             message["reasoning_content"] = thought.strip().removeprefix("<think>").strip()
             text = rest.lstrip("\n")
-        if tools and (calls := _calls(text)):
+        calls, besides = _calls(text) if tools else ([], text)
+        if calls:
             message["tool_calls"] = calls
             if "tool_calls" in self._knows:
-                text = _CALL.sub("", text).strip()
+                text = besides.strip()
         return message | {"content": text}
 
     def settled(
@@ -295,7 +301,7 @@ def _for_template(message: Message) -> Message:
     if not (calls := message.get("tool_calls")):
         return message
     functions = [call.get("function", call) for call in calls]
-    parsed = [{**call, "arguments": _json(call.get("arguments"))} for call in functions]
+    parsed = [{**call, "arguments": json_or_text(call.get("arguments"))} for call in functions]
     return {
         **message,
         "content": message.get("content") or "",
@@ -311,14 +317,18 @@ def _specs(tools: Tools | None) -> list[Any] | None:
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
-def _calls(text: str) -> list[dict[str, Any]]:
-    """The calls in a text; what is none is left in it."""
-    found = [_json(body) for body in _CALL.findall(text)]
-    return [
-        _call(i, call["name"], call.get("arguments", {}))
-        for i, call in enumerate(found)
-        if isinstance(call, dict) and isinstance(call.get("name"), str)
-    ]
+def _calls(text: str) -> tuple[list[dict[str, Any]], str]:
+    """The calls in a text, and the text without them; what is none is left in it."""
+    calls: list[dict[str, Any]] = []
+
+    def take(found: re.Match[str]) -> str:
+        call = json_or_text(found[1])
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return found[0]
+        calls.append(_call(len(calls), call["name"], call.get("arguments", {})))
+        return ""
+
+    return calls, _CALL.sub(take, text)
 
 
 def _call(i: int, name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:
@@ -327,17 +337,22 @@ def _call(i: int, name: str, arguments: Any, call_id: str | None = None) -> dict
     return {
         "id": call_id or f"call_{i}",
         "type": "function",
-        "function": {"name": name, "arguments": text},
+        "function": {"name": _paired(name), "arguments": _paired(text)},
     }
 
 
-def _json(value: Any) -> Any:
+def _paired(text: str) -> str:
+    """With U+FFFD for halves of characters, which JSON may name: they can be neither sent nor tokenised."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def json_or_text(value: Any) -> Any:
     """A JSON text's value; other texts and values as they are."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # also for a number of thousands of digits
         return value
 
 

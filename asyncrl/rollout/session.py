@@ -183,8 +183,10 @@ class Session:
                 async for chunk in self._engine.generate(request):
                     self.sampled_tokens += len(chunk.token_ids)
                     chunks.append(chunk)
-                    if watch is not None and cut is None and (cut := watch(chunks)) is not None:
-                        self._engine.abort(name)
+                    if watch is not None and cut is None:
+                        cut = watch(chunks)
+                        if cut is not None and chunk.finish_reason is None:
+                            self._engine.abort(name)
             completion = Completion.of(chunks)
         except Exception as error:
             if not isinstance(error, ValueError):

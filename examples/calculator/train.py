@@ -29,8 +29,8 @@ def times(a: int, b: int) -> int:
 
 async def episode(task, model):
     """1 for the right answer, however it was found."""
-    conversation = await model.use_tools(task.prompt, [times], max_turns=3)
-    return float(conversation[-1]["content"] == task.columns["answer"])
+    *_, last = await model.use_tools(task.prompt, [times], max_turns=3)
+    return float(last["role"] == "assistant" and last["content"] == task.columns["answer"])
 
 
 def draw(rng):

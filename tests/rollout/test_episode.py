@@ -6,6 +6,7 @@ from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
+from asyncrl.reward.processes import wire
+from asyncrl.reward.processes.child import Child, ChildDied
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import EngineError, SamplingParams
 from asyncrl.rollout.engines.torch.engine import TorchEngine
@@ -613,6 +616,44 @@ def test_a_second_run_of_an_episode_has_no_more_time_for_what_the_first_has_wait
     session.waited.begin()
     now_s = 107.0
     assert line.waited_s == 7.0
+
+
+class Heard(Child):
+    """A process of which nothing is but what it is told."""
+
+    alive, death = True, ChildDied("not yet")
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def tell(self, request):
+        self.told.append(msgspec.msgpack.decode(request[wire.HEADER_BYTES :], type=wire.Request))
+
+    def kill(self): ...
+
+
+@pytest.mark.parametrize("end", ["cancelled", "raised"])
+def test_an_episode_that_asks_once_it_is_given_up_is_told_so(end):
+    """Else what it does at its end would wait for ever, and keep what it holds."""
+
+    async def run():
+        child, session = Heard(), Conversation(TASK, 0, None, seed=0)
+        pool = EpisodePool("own.py:any", letters, processes=1, timeout_s=60.0)
+        playing = asyncio.create_task(pool._ask(pool._shared_by(child), TASK, session))
+        await asyncio.sleep(0)
+        (play,) = child.told
+        if end == "cancelled":
+            playing.cancel()
+        else:
+            child.received(wire.frame(wire.Raised(play.number, "KeyError: 1", "")))
+        await asyncio.wait([playing])
+        child.received(wire.frame(wire.Asks(play.number, [wire.Ask(3, "generate", {})], withdrawn=[2])))
+        told = child.told[-1]
+        assert (told.number, told.ask) == (play.number, 3)
+        assert "asked after its episode had ended" in told.error
+
+    asyncio.run(run())
 
 
 def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):

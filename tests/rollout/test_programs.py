@@ -3,13 +3,16 @@
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asyncrl.errors import ConfigError
+from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.process import MAX_TRACEBACK_CHARS, raised
 from asyncrl.rollout.episodes import program
+from asyncrl.rollout.episodes.process import Stage
 from asyncrl.rollout.episodes.program import Model, Task, call_tool, checked_earned, load_program, schema_of
 
 TASK = Task("guess", [5, 6], {"secret": "b"}, 0, 0, 0, 0, "train")
@@ -133,6 +136,18 @@ def test_tools_are_used_until_nothing_is_called():
     assert len(asked) == 2
 
 
+def test_what_a_tool_gives_at_last_is_no_answer_in_the_docs_example():
+    """Calls alone, until the turns are up, would earn as much as an answer."""
+    text, example = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(), {}
+    exec(text.partition("## Tools")[2].partition("```python\n")[2].partition("```")[0], example)
+    task = Task("2 * 3?", [5], {"answer": "6"}, 0, 0, 0, 0, "train")
+    arguments = json.dumps({"a": 2, "b": 3})
+    called = "", [{"id": "call_0", "function": {"name": "multiply", "arguments": arguments}}]
+    for says_last, earned in ((called, 0.0), (("It is 6.", None), 1.0)):
+        model, _ = says(*[called] * 3, says_last)
+        assert asyncio.run(example["solve"](task, model)) == earned
+
+
 GAME = """
 class Game:
     async def reset(self, task):
@@ -189,6 +204,44 @@ def test_a_reward_is_a_number_or_parts_in_all_or_by_requests(earned, parts):
 def test_what_is_no_reward_is_refused(earned):
     with pytest.raises(TypeError, match="should return a finite number"):
         checked_earned(earned)
+
+
+@pytest.mark.parametrize("content", ["why?", object()])
+def test_what_an_episode_leaves_behind_ends_with_it(content):
+    """Also where it ends since one of several requests could not be made; so what these hold is given up."""
+    said, released = [], []
+
+    def say(message):
+        wire.frame(message)
+        said.append(message)
+
+    async def branch(model, content):
+        try:
+            await model.chat([{"role": "user", "content": content}])
+        finally:
+            released.append(content)
+
+    async def episode(task, model):
+        left = asyncio.create_task(branch(model, "left"))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(branch(model, content), 0.001 if content == "why?" else 60)
+        await left
+
+    async def main():
+        stage = Stage(episode, say)
+        task = {f: getattr(TASK, f) for f in TASK.__slots__}
+        reply = await stage.answer(wire.Play(1, task))
+        while len(released) < 2:
+            await asyncio.sleep(0)
+        return reply
+
+    reply = asyncio.run(asyncio.wait_for(main(), 30))
+    expected = (
+        "TimeoutError" if content == "why?" else "what it asks the model for cannot be sent: a value of"
+    )
+    assert expected in reply.message
+    assert released == [content, "left"]
+    assert [ask.ask for asks in said for ask in asks.asks] == ([0, 1] if content == "why?" else [0])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from chat_families import FAMILIES, RENDERED, SPECIAL, TAGGED_CALL, Rendered
 from tokenizers import AddedToken
 
 from asyncrl.core.records import FinishReason, VersionSpan
+from asyncrl.reward.processes import wire
 from asyncrl.rollout.chat import RendererChat, TemplateChat, Turn
 from asyncrl.rollout.engines.base import SamplingParams, TokenChunk
 from asyncrl.rollout.episodes.conversation import Conversation
@@ -150,6 +151,55 @@ def test_of_a_prompt_that_is_far_too_long_only_a_beginning_without_room_is_token
     messages = [*hello, {"role": "assistant", "content": "yes"}]
     turn = Turn(np.array(bounded.render(hello, None), np.int32), completion, messages)
     assert room < len(bounded.extend(turn, [{"role": "user", "content": "a" * 100_000}])) < 10 * room
+
+
+@pytest.mark.parametrize(
+    ("said", "content", "arguments"),
+    [
+        ('<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "", '{"a": "\ufffd"}'),
+        ('<tool_call>{"name": "add", "arguments": "\\ud83d\\ude00"}</tool_call>', "", "\U0001f600"),
+        (f'<tool_call>{{"name": "add", "arguments": {"1" * 5000}}}</tool_call>', None, None),
+        (
+            '<tool_call>{"name": "add"}</tool_call>\n<tool_call>{"name": subtract}</tool_call>',
+            '<tool_call>{"name": subtract}</tool_call>',
+            "{}",
+        ),
+    ],
+)
+def test_whatever_is_called_can_be_sent_and_shown_again_and_what_is_no_call_stays(said, content, arguments):
+    own = byte_tokenizer(4096)
+    own.chat_template = FAMILIES["hermes"][0]
+    chat = TemplateChat(own, [own.eos_token_id])
+    message = chat.parse(np.array([*chat.encode(said), own.eos_token_id]), np.array([5]), TOOLS)
+    assert message["content"] == (said if content is None else content)
+    calls = [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+    assert calls == ([] if arguments is None else [arguments])
+    wire.frame(wire.Told(1, 0, message))
+    assert chat.render([{"role": "user", "content": "?"}, message], TOOLS)
+
+
+def test_a_conversation_goes_on_from_the_answer_that_its_program_has_seen(tokenizer, model, one_thread):
+    """Of two that say the same after other thoughts, as programs side by side get them. A text that ended an
+    answer gives nothing up: the next turn may yet go on from that."""
+    chat, family = format_of("reasoning", tokenizer)
+    call = family.call.format(name="add", arguments='{"a": 1}')
+    said = [[*chat.encode(f"<think>\n{thought}\n</think>\n\n{call}"), 7] for thought in ("one", "two")]
+    engine = Ventriloquist(model)
+    task = RolloutTask(0, 0, 0, 0, "say", [5], {}, 1, SamplingParams(99))
+    session = Conversation(task, 0, engine, seed=0, chat=chat)
+
+    async def run():
+        asked = [{"role": "user", "content": "?"}]
+        engine.says = [*said, said[0], said[0]]
+        replies = [await session.chat(asked, TOOLS, stop=["</tool_call>"]) for _ in said]
+        for reply in reversed(replies):
+            result = {"role": "tool", "content": "2", "name": "add"}
+            more = await session.chat([*asked, reply.message, result], TOOLS)
+            before = np.concatenate([reply.prompt_ids, reply.completion.token_ids])
+            assert more.prompt_ids[: len(before)].tolist() == before.tolist()
+
+    asyncio.run(run())
+    assert len(session.trajectories()) == 2
 
 
 TEMPLATE_SPLITS = {"reasoning", "qwen3", "glm-4.5"}

@@ -213,13 +213,13 @@ _sending = threading.Lock()
 
 
 def send(replies: BinaryIO, reply: wire.Reply | wire.Notice) -> None:
-    """From any thread."""
+    """From any thread. Raises as `wire.frame` for what an episode asks."""
     try:
         data = wire.frame(reply)
     except (TypeError, ValueError, OverflowError) as error:
-        asks = isinstance(reply, wire.Asks)
-        what = "what it asks the model for" if asks else "the values it logged with log_extra"
-        why = f"{what} cannot be sent: {error}"
+        if isinstance(reply, wire.Asks):
+            raise
+        why = f"the values it logged with log_extra cannot be sent: {error}"
         data = wire.frame(wire.Raised(reply.number, why, ""))
     with _sending:
         replies.write(data)

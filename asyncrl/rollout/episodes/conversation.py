@@ -216,7 +216,7 @@ class Conversation(Session):
             ids = np.asarray(self.format.render(messages, tools), np.int32)
             anew = not any(message.get("role") == "assistant" for message in messages)
             return ids, None if anew else self._why_anew(ids)
-        turn = max(before, key=lambda turn: len(turn.messages))
+        turn = max(before, key=lambda turn: (len(turn.messages), turn.thinks_as(messages)))
         new = messages[len(turn.messages) :]
         extended = self.format.extend(turn, new)
         if extended is not None:

@@ -203,13 +203,16 @@ class EpisodePool:
             del self._lines[number]
             line.close()
 
-    def _tell(self, child: SharedChild, number: int, ask: int, answer: Any, error: str) -> None:
+    def _tell(self, child: Child | SharedChild, number: int, ask: int, answer: Any, error: str) -> None:
         if child.alive:
             child.tell(wire.frame(wire.Told(number, ask, answer, error)))
 
-    def _asked(self, asks: wire.Asks) -> None:
+    def _asked(self, child: Child, asks: wire.Asks) -> None:
         if (line := self._lines.get(asks.number)) is not None:
             line.asked(asks)
+            return
+        for ask in asks.asks:  # of one that was given up, and asks as it ends
+            self._tell(child, asks.number, ask.ask, None, "the policy was asked after its episode had ended")
 
     def _away_s(self, number: int) -> float:
         line = self._lines.get(number)
@@ -220,7 +223,7 @@ class EpisodePool:
         return self._shared_by(await self._processes.spawn())
 
     def _shared_by(self, child: Child) -> SharedChild:
-        return SharedChild(child, on_asks=self._asked, away_s=self._away_s)
+        return SharedChild(child, on_asks=partial(self._asked, child), away_s=self._away_s)
 
 
 def _died(death: ChildDied) -> EpisodeError:

@@ -27,9 +27,12 @@ class Line:
         self._numbers = itertools.count()
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._asks: list[wire.Ask] = []
+        self._is_over = False
 
     async def ask(self, what: str, arguments: dict[str, Any]) -> Any:
         """Raises `RuntimeError` with what went wrong at the other end."""
+        if self._is_over:
+            raise RuntimeError("the policy was asked after its episode had ended")
         ask = wire.Ask(next(self._numbers), what, arguments)
         loop = asyncio.get_running_loop()
         answer = self._open[ask.ask] = loop.create_future()
@@ -53,9 +56,20 @@ class Line:
         else:
             answer.set_result(told.answer)
 
+    def close(self) -> None:
+        """What the episode has left behind gets no answer any more, and so is to end, too."""
+        self._is_over = True
+        for answer in self._open.values():
+            answer.cancel()
+
     def _flush(self) -> None:
         asks, self._asks = self._asks, []
-        self._say(wire.Asks(self._number, asks))
+        try:
+            self._say(wire.Asks(self._number, asks))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            why = f"what it asks the model for cannot be sent: {error}"
+            for ask in asks:
+                self.told(wire.Told(self._number, ask.ask, None, why))
 
 
 class Stage:
@@ -75,7 +89,7 @@ class Stage:
         except BaseException as error:  # noqa: BLE001 - ends this episode, not the others
             return raised(error, play.number, began_s)
         finally:
-            del self._lines[play.number]
+            self._lines.pop(play.number).close()
         return wire.Played(play.number, values, time.monotonic() - began_s)
 
     def told(self, told: wire.Told) -> None:

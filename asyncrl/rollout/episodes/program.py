@@ -153,7 +153,7 @@ class Model:
         **options: Any,
     ) -> list[Message]:
         """Ask, carry out what is called, and ask again, until nothing is called or `max_turns` answers were
-        given. Returns the whole conversation."""
+        given. Returns the whole conversation, which then ends with what the tools gave."""
         conversation = _messages(messages)
         for _ in range(max_turns):
             reply = await self.chat(conversation, tools, **options)

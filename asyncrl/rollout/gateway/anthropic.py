@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from asyncrl.rollout.chat import json_or_text
 from asyncrl.rollout.gateway import chat
 from asyncrl.rollout.gateway.ask import (
     Answer,
@@ -99,7 +100,7 @@ def _messages(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
     for k, block in enumerate(content):
         match block.get("type"), role:
             case "text", _:
-                texts.append(str(block.get("text", "")))
+                texts += texts_of(block, f"{where}.content.{k}", "text")
             case "tool_result", "user":
                 inner = text_of_parts(block.get("content") or "", f"{where}.content.{k}", ("text",))
                 yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": inner}
@@ -108,7 +109,8 @@ def _messages(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
                 call = tool_call(call_id, name, json.dumps(block.get("input") or {}))
                 said.setdefault("tool_calls", []).append(call)
             case "thinking", "assistant":
-                said["reasoning_content"] = said.get("reasoning_content", "") + str(block.get("thinking", ""))
+                (thought,) = texts_of(block, f"{where}.content.{k}", "thinking")
+                said["reasoning_content"] = said.get("reasoning_content", "") + thought
             case kind, _:
                 raise Refused(f"{where}.content.{k}: a block of type {kind!r} of the {role}'s; not supported")
     if texts or said:
@@ -125,7 +127,7 @@ def _blocks(reply: Said) -> list[Body]:
         blocks.append({"type": "text", "text": message.get("content") or ""})
     for call in calls:
         function = call["function"]
-        given = json.loads(function["arguments"] or "{}")
+        given = json_or_text(function["arguments"] or "{}")  # whatever the policy has written there
         blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": given})
     return blocks
 

@@ -200,4 +200,5 @@ def text_of_parts(content: Any, where: str, kinds: tuple[str, ...]) -> str:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind not in kinds:
             raise Refused(f"{where}: a part of type {kind!r}; the model reads text only", param=where)
-    return "\n".join(str(part.get("text", part.get("refusal", ""))) for part in content)
+    names = ["refusal" if part["type"] == "refusal" else "text" for part in content]
+    return "\n".join(texts_of(part, where, name)[0] for part, name in zip(content, names, strict=True))

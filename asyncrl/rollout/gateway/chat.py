@@ -128,7 +128,9 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     if content is None and not (role == "assistant"):
         raise Refused(f"{where}: it has no content", param=where)
     calls = message.get("tool_calls") or []
-    for call in calls if isinstance(calls, list) else [calls]:
+    if not isinstance(calls, list):
+        raise Refused(f"{where}.tool_calls: expected a list of calls", param=where)
+    for call in calls:
         function = call.get("function") if isinstance(call, dict) else None
         texts_of(function, f"{where}.tool_calls.function", "name")
     known = ("name", "tool_calls", "tool_call_id", "reasoning_content")

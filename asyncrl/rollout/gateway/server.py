@@ -128,8 +128,8 @@ class Gateway:
     async def _serve(self, service: Service, request: web.Request) -> web.StreamResponse:
         outcome = _LOST
         try:
-            visit = self._visit(request)
             content = await request.read()
+            visit = self._visit(request)  # with no wait from here on in which its episode could begin again
             ask = self._parsed(service, content, visit)
             response = await self._answered(service, request, content, visit, ask)
             outcome = ""
@@ -154,6 +154,8 @@ class Gateway:
     def _parsed(self, service: Service, content: bytes, visit: Visit) -> Ask:
         try:
             body = json.loads(content)
+            if b"\\u" in content:  # halves of characters, which no tokenizer takes
+                json.dumps(body, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise Refused(f"the request's body is no JSON: {error}") from None
         if not isinstance(body, dict):
@@ -193,14 +195,17 @@ class Gateway:
         replying.add_done_callback(speech.end)
         answer = Answer(uuid.uuid4().hex, int(time.time()), ask.model, ask.n, [], self._token_text)
         response: web.StreamResponse | None = None
+        silent_since_s = time.monotonic()
         try:
             while ask.stream and not replying.done():
-                changed = await speech.change(PING_S)
-                news = [*_sign_of_life(service, ask, answer, speech)] if changed else None
-                for told in (service.ping,) if news is None else news:
+                await speech.change(silent_since_s + PING_S - time.monotonic())
+                news = [*_sign_of_life(service, ask, answer, speech)]
+                is_due = not news and time.monotonic() >= silent_since_s + PING_S
+                for told in (service.ping,) if is_due else news:
                     response = response or await _streaming(request)
                     await response.write(told)
-                answer = replace(answer, events=answer.events + len(news or ()))
+                    silent_since_s = time.monotonic()
+                answer = replace(answer, events=answer.events + len(news))
             replies = await replying
             answer = self._answer(visit, ask, replies, answer)
             response = await _deliver(service, request, ask, _unheard(answer, speech), response)

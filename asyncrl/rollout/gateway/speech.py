@@ -45,13 +45,11 @@ class Speech:
         """Nothing more will come."""
         self._changed.set()
 
-    async def change(self, timeout_s: float) -> bool:
-        """Wait for more, or its end; whether there was any in time."""
+    async def change(self, timeout_s: float) -> None:
+        """Wait for more, or its end, or for so long."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout_s)
-        changed = self._changed.is_set()
         self._changed.clear()
-        return changed
 
     def news(self) -> str:
         """More of the text, as told from now on."""

@@ -1,13 +1,17 @@
 """Whatever a request's body holds, it is parsed or refused with a reason."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncrl.rollout.gateway.ask import Ask, Refused
+from asyncrl.rollout.chat import Turn
+from asyncrl.rollout.gateway.ask import Answer, Ask, Refused, Said
 from asyncrl.rollout.gateway.server import SERVICES
+from asyncrl.rollout.transcript import Completion
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 ASKED = {"role": "user", "content": [{"type": "text", "text": "4+1?"}]}
@@ -102,3 +106,24 @@ def test_a_damaged_body_is_parsed_or_refused(damage, value):
         assert isinstance(SERVICES[path].parse(body, {}), Ask)
     except Refused as refused:
         assert str(refused)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_call_whose_arguments_are_no_json_is_told_and_comes_back_as_it_was(path):
+    """The policy may write anything there."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "4 and 1"}}
+    said = {"role": "assistant", "content": "", "tool_calls": [call]}
+    reply = Said(said, np.asarray([5]), Completion.nothing(), "tool_calls")
+    service, ask, answer = SERVICES[path], Ask([]), Answer("0", 0, "tiny", 1, [reply], str)
+    told = json.loads(json.dumps(service.whole(ask, answer)))
+    assert b"4 and 1" in b"".join(service.events(ask, answer))
+    asked = {"role": "user", "content": "4+1?"}
+    if path == "/v1/responses":
+        result = {"type": "function_call_output", "call_id": "call_1", "output": "5"}
+        again = service.parse({"input": [asked, *told["output"], result]}, {})
+    else:
+        result = {"type": "tool_result", "tool_use_id": "call_1", "content": "5"}
+        messages = [asked, {k: told[k] for k in ("role", "content")}, {"role": "user", "content": [result]}]
+        again = service.parse({"messages": messages, "max_tokens": 9}, {})
+    (messages,) = again.prompts
+    assert Turn(reply.prompt_ids, reply.completion, [asked, said]).is_continued_by(messages, None)

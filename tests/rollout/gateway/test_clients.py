@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 from optional import optional
@@ -33,6 +34,34 @@ def test_a_session_is_whoever_has_its_key_and_only_until_it_is_over(serve):
             with pytest.raises(openai.AuthenticationError):
                 await theirs.chat.completions.create(**BODY)
             assert other.door is None
+
+    asyncio.run(run())
+
+
+def test_a_request_whose_body_comes_when_its_episode_is_over_is_refused(serve):
+    """It would be of the episode that is carried out again by then."""
+
+    async def run():
+        async with serve() as served:
+            url, body = urlsplit(served.gateway.base_url), json.dumps(BODY).encode()
+            other = type(served.session)(
+                served.session.task, 1, served.engine, seed=3, chat=served.session.format
+            )
+            with served.gateway.serving(other):
+                reader, writer = await asyncio.open_connection(url.hostname, url.port)
+                head = (
+                    f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {other.door[1]}"
+                )
+                head += (
+                    f"\r\nContent-Length: {len(body)}\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n"
+                )
+                writer.write(head.encode())
+                assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            writer.write(body)
+            assert (await reader.readline()).split()[1] == b"401"
+            assert await reader.read()
+            writer.close()
+            assert other.turns == 0
 
     asyncio.run(run())
 

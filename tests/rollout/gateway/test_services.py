@@ -286,6 +286,8 @@ def test_several_replies_to_a_prompt_are_samples_of_their_own(serve):
 
 
 CALLED = [{"role": "assistant", "content": "", "tool_calls": ["add"]}]
+ONE_CALL = [{"role": "assistant", "content": "", "tool_calls": {"function": {"name": "add"}}}]
+NOTHING = {"role": "user", "content": [{"type": "text", "text": None}]}
 REFUSED = [
     ("chat/completions", {"messages": "hello"}, "Expected `array`, got `str`"),
     ("chat/completions", {"messages": []}, "at least one message"),
@@ -294,16 +296,29 @@ REFUSED = [
     ("chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 3}, "top_logprobs"),
     ("chat/completions", {"messages": HELLO, "max_tokens": -1}, "max_tokens=-1"),
     ("chat/completions", {"messages": [*HELLO, *CALLED, *HELLO]}, "messages[1].tool_calls"),
+    (
+        "chat/completions",
+        {"messages": [*HELLO, *ONE_CALL, *HELLO]},
+        "messages[1].tool_calls: expected a list",
+    ),
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
+    (
+        "chat/completions",
+        {"messages": [NOTHING]},
+        "messages[0].content: expected an object with a text `text`",
+    ),
+    ("chat/completions", {"messages": [{"role": "user", "content": "\ud83d"}]}, "surrogates not allowed"),
     ("completions", {"prompt": "a", "echo": True}, "echo"),
     ("completions", {"prompt": ["a", [1]], "max_tokens": 1, "best_of": 3}, "best_of"),
     ("completions", {"prompt": [99_999]}, "not all in 0"),
+    ("completions", {"prompt": "\ud83d"}, "surrogates not allowed"),
     ("responses", {"input": "a", "background": True}, "background"),
     ("responses", {"input": "a", "tools": [{"type": "web_search"}]}, "web_search"),
     ("responses", {"input": "a", "previous_response_id": "resp_0"}, "no response 'resp_0'"),
     ("messages", {"messages": HELLO}, "max_tokens"),
     ("messages", {"messages": [*HELLO, {"role": "assistant", "content": "I"}], "max_tokens": 1}, "last one"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 1}, "image"),
+    ("messages", {"messages": [NOTHING], "max_tokens": 1}, "messages.0.content.0: expected an object with"),
     ("../inference/v1/generate", {"token_ids": [], "sampling_params": {}}, "at least one"),
     ("../inference/v1/generate", {"token_ids": [-1], "sampling_params": {}}, "not all in 0"),
     ("../inference/v1/generate", {"token_ids": [1], "sampling_params": {"stop_token_ids": [7]}}, "[7]"),

@@ -1,12 +1,15 @@
 """What a client hears of a reply while it is sampled."""
 
 import asyncio
+import itertools
+import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from optional import optional
-from test_services import clients
+from test_services import clients, post
 
 from asyncrl.rollout.chat import TemplateChat, before_any
 from asyncrl.rollout.gateway.speech import Speech
@@ -135,6 +138,25 @@ def test_a_long_reply_is_not_decoded_anew_with_every_token():
     said = asyncio.run(run())
     assert decoded[:64] == list(range(1, 65)) and sum(decoded) < 100 * 8192
     assert len(said) > 0.98 * 8192
+
+
+def test_while_what_is_sampled_cannot_be_told_yet_there_are_signs_of_life(serve, lesson, monkeypatch):
+    """Here it is a call. The clock goes on by a second with every look at it."""
+    seconds = itertools.count()
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: next(seconds))
+    monkeypatch.setattr("asyncrl.rollout.gateway.server.time", clock)
+
+    async def run():
+        async with serve("taught", temperature=0.0, drive=False) as served:
+            body = {"messages": [lesson.question], "tools": [lesson.tool], "stream": True}
+            asking = asyncio.create_task(post(served, "/v1/chat/completions", body))
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            _, _, text = await ended(served, asking)
+            before, call, _ = text.partition("tool_calls")
+            assert call
+            assert before.count(": still sampling") > 1
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("client", [of_openai, of_completions])
