@@ -314,7 +314,9 @@ def _specs(tools: Tools | None) -> list[Any] | None:
     return [dict(tool.get("function", tool)) for tool in tools] if tools else None
 
 
-_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+_END = "</tool_call>"
+# Possessive, since a response may begin calls to its end.
+_CALL = re.compile(rf"<tool_call>\s*+(\{{(?:(?!{_END}).)*+){_END}", re.DOTALL)
 
 
 def _calls(text: str) -> tuple[list[dict[str, Any]], str]:
@@ -328,7 +330,8 @@ def _calls(text: str) -> tuple[list[dict[str, Any]], str]:
         calls.append(_call(len(calls), call["name"], call.get("arguments", {})))
         return ""
 
-    return calls, _CALL.sub(take, text)
+    ended, end, rest = text.rpartition(_END)
+    return calls, _CALL.sub(take, ended + end) + rest
 
 
 def _call(i: int, name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def test_of_a_prompt_that_is_far_too_long_only_a_beginning_without_room_is_token
         ('<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "", '{"a": "\ufffd"}'),
         ('<tool_call>{"name": "add", "arguments": "\\ud83d\\ude00"}</tool_call>', "", "\U0001f600"),
         (f'<tool_call>{{"name": "add", "arguments": {"1" * 5000}}}</tool_call>', None, None),
+        ("<tool_call>{" * 100_000, None, None),  # in time that grows with it
         (
             '<tool_call>{"name": "add"}</tool_call>\n<tool_call>{"name": subtract}</tool_call>',
             '<tool_call>{"name": subtract}</tool_call>',
