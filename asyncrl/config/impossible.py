@@ -69,10 +69,10 @@ def impossible(c: Config) -> Iterator[str]:
             f"objective.pass_k={pass_k} leaves one subset of rollout.group_size={c.rollout.group_size} "
             "responses, and nothing to compare; use a larger group, or a smaller k"
         )
-    if c.rollout.temperature == 0:
+    if c.rollout.temperature == 0 and c.rollout.sampled > 1:
         yield (
-            "rollout.temperature=0 samples the same response every time, so nothing can be learnt from it; "
-            "use a temperature above 0"
+            "rollout.temperature=0 samples the same response for the whole group, so nothing can be learnt "
+            "from it; use a temperature above 0"
         )
     if c.run.resume == "auto" and c.run.dir is None:
         yield (

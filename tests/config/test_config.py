@@ -621,11 +621,6 @@ OVER_HTTP = ["rollout.engine=http", "rollout.http.urls=[http://a:1]", "rollout.h
         ),
         (["objective.settings.beta=1"], "an objective or advantage of your own", "set their own keys"),
         (["rollout.temperature=0"], "samples the same response", "use a temperature above 0"),
-        (
-            ["rollout.temperature=0", "rollout.group_size=1", "objective.advantage=nsr"],
-            "samples the same response every time",
-            "use a temperature above 0",
-        ),
         *(
             (
                 ["objective.advantage=max_rl", setting],

@@ -199,6 +199,7 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
 ):
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
     monkeypatch.setattr(start, "END_S", 0.1 if name == "Hanging" else 60.0)
+    monkeypatch.setattr(start, "TOLD_S", 60.0)
     messages = []
 
     async def go_on():
