@@ -199,7 +199,7 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
 ):
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
     monkeypatch.setattr(start, "END_S", 0.1 if name == "Hanging" else 60.0)
-    monkeypatch.setattr(start, "TOLD_S", 60.0)
+    monkeypatch.setattr(start, "TOLD_S", 0.0 if name == "Hanging" else 60.0)
     messages = []
 
     async def go_on():
@@ -211,7 +211,10 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
         assert messages == []
         assert (tmp_path / "own.txt").read_text() == "1 2 "
     else:
-        (message,) = messages
+        *before, message = messages
+        assert [text.partition("; ")[2] for text in before] == (
+            ["own may take 0 s to write the rest"] if name == "Hanging" else []
+        )
         assert told in message
         assert f"asyncrl track {tmp_path} --to own" in message
 
