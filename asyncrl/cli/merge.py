@@ -20,10 +20,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from asyncrl.errors import ConfigError
     from asyncrl.runfiles.earlier_run import model_in
     from asyncrl.runfiles.layout import RunDir
 
-    if not RunDir(Path(arguments.run_dir)).config.is_file():
-        raise ConfigError(f"{arguments.run_dir}: no run: it has no config.yaml; name the folder of a run")
+    RunDir(Path(arguments.run_dir)).must_have_begun()
     print(model_in("RUN_DIR", arguments.run_dir))

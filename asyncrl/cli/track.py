@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asyncrl.errors import AsyncRLError, ConfigError
+from asyncrl.errors import AsyncRLError
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,8 +33,7 @@ def _track(arguments: argparse.Namespace) -> None:
     from asyncrl.runfiles.layout import RunDir
 
     run_dir = RunDir(arguments.run_dir)
-    if not run_dir.config.is_file():
-        raise ConfigError(f"{run_dir.path}: no run: it has no config.yaml; name the folder of a run")
+    run_dir.must_have_begun()
     to = f"observe.trackers={arguments.to}"
     config = load(run_dir.config, [to] if arguments.to else [])
     trackers(config)

@@ -63,6 +63,11 @@ class RunDir:
     """Of the copy that a role has on another host (`cluster.remote`): the path of the run's own directory."""
     _keys = Under(".keys")
 
+    def must_have_begun(self) -> None:
+        """Raises `ConfigError` for a folder that is no run's."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path}: no run: it has no config.yaml; name the folder of a run")
+
     def log(self, role: str) -> Path:
         return self.logs / f"{role}.log"
 
