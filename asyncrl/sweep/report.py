@@ -203,10 +203,8 @@ def report_md(compared: Compared) -> str:
 
 def _explained(compared: Compared) -> str:
     settings, rows = compared.settings, compared.rows
-    results, figures = (
-        sum(row["use"] == "result" for row in rows),
-        sum(len(p.runs) for p in compared.points.values()),
-    )
+    results = sum(row["use"] == "result" for row in rows)
+    figures = sum(len(point.runs) for point in compared.points.values())
     second = f", {results - figures} of values beside which others were chosen" * (results > figures)
     tuning_seeds = len({row["seed"] for row in rows if row["use"] == "tuning"})
     what = {

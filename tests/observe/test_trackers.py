@@ -219,18 +219,24 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
         assert f"asyncrl track {tmp_path} --to own" in message
 
 
+def once_all_is_brought(folder, act):
+    """In a thread, which ends with the test's process if it waits in vain."""
+    brought = folder / "own.txt"
+
+    def look():
+        while not brought.exists() or not brought.read_text():
+            time.sleep(0.01)
+        act()
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def test_whoever_waits_for_a_tracker_gives_it_up_once_it_stands_still(
     make_line, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
-    folder, brought = finished_run(tmp_path, make_line), tmp_path / "own.txt"
-
-    def once_all_is_brought():
-        while not brought.exists() or not brought.read_text():
-            time.sleep(0.01)
-        monkeypatch.setattr(start, "STILL_S", 1.0)
-
-    threading.Thread(target=once_all_is_brought, daemon=True).start()
+    folder = finished_run(tmp_path, make_line)
+    once_all_is_brought(tmp_path, lambda: monkeypatch.setattr(start, "STILL_S", 1.0))
     assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 1
     assert "it has brought nothing for 1 s, and was ended" in capsys.readouterr().err
     assert (tmp_path / "own.txt").read_text() == "1 2 "
@@ -251,14 +257,8 @@ def test_a_full_disk_leaves_no_run_without_an_id(tmp_path):
 
 def test_who_is_interrupted_bringing_a_run_to_a_tracker_leaves_nothing_running(make_line, tmp_path, capsys):
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
-    folder, brought = finished_run(tmp_path, make_line), tmp_path / "own.txt"
-
-    def once_all_is_brought():
-        while not brought.exists() or not brought.read_text():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=once_all_is_brought, daemon=True).start()
+    folder = finished_run(tmp_path, make_line)
+    once_all_is_brought(tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 130
     assert [child for child in psutil.Process().children() if start.__package__ in child.cmdline()] == []
 
