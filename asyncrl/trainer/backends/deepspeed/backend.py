@@ -134,7 +134,7 @@ class DeepSpeedTrainer:
     def _load(self, saved: Mapping[str, SavedPart]) -> None:
         for name, part in self._parts.items():
             part.load(saved[name])
-        self._group.wait_for_all()  # a node that reads slowly must not be waited for in NCCL
+        self._group.wait_for_all(is_long=True)  # a node that reads slowly must not be waited for in NCCL
 
     def offload(self) -> None:
         self._move(Order.OFFLOAD, tell=True)

@@ -128,9 +128,10 @@ class RankGroup:
             case _:
                 return Order(kind)
 
-    def wait_for_all(self) -> None:
-        """Until every rank is here, however long it takes."""
-        dist.barrier(group=self._orders)
+    def wait_for_all(self, *, is_long: bool = False) -> None:
+        """Until every rank is here. is_long: what they are at may take longer than a collective."""
+        with waiting("the other ranks of the trainer to be as far"):
+            dist.barrier(group=self._orders if is_long else self._host)
 
     def close(self) -> None:
         dist.destroy_process_group()
