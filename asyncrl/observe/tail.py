@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 ALL = -1
@@ -30,13 +31,16 @@ class LineTail:
                 if file.read(len(self._known)) != self._known:
                     file.seek(0)
                     self.lines, self._offset, self._known = 0, 0, b""
-                found = file.readlines(most_bytes)
+                # A line that grows while it is read comes in two parts. The next poll has it whole.
+                found = list(takewhile(_is_whole, file.readlines(most_bytes)))
         except FileNotFoundError:
             return []
-        if found and not found[-1].endswith(b"\n"):
-            del found[-1]
         if found:
             self._known = found[-1][-_KNOWN_BYTES:]
         self._offset += sum(map(len, found))
         self.lines += len(found)
         return [line[:-1] for line in found]
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")

@@ -1,9 +1,11 @@
+import io
 import json
 import math
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,33 @@ def test_a_tail_gives_each_line_once_whatever_the_pieces_it_arrives_in(tmp_path,
             seen += [line["step"] for line in tail.poll()]
             assert tail.poll() == []
     assert seen == [1, 2, 3, 4, 5]
+
+
+class GrowsWhileRead(io.FileIO):
+    """A file to which the rest of a line is added as a reader has come to its end."""
+
+    rest = b""
+
+    def readinto(self, buffer):
+        got = super().readinto(buffer)
+        if got == 0 and self.rest:
+            rest, self.rest = self.rest, b""
+            with io.FileIO(self.name, "ab") as file:
+                file.write(rest)
+        return got
+
+
+def test_a_tail_leaves_a_line_that_grows_while_it_is_read_for_the_next_poll(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step')
+    growing = GrowsWhileRead(path)
+    growing.rest = b'": 2}\n{"step": 3}\n'
+    tail = MetricsTail(path)
+    with monkeypatch.context() as at_once:
+        at_once.setattr(Path, "open", lambda *_: io.BufferedReader(growing))
+        assert tail.poll() == [{"step": 1}]
+    assert growing.rest == b""
+    assert tail.poll() == [{"step": 2}, {"step": 3}]
 
 
 def test_a_tail_counts_lines_across_polls(tmp_path):
