@@ -63,7 +63,10 @@ def _choice(text: str) -> str | None:
 
 
 _BOXED_NUMBER = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
+# `\frac12` takes two digits; `3\frac{1}{2}` is three and a half.
+_FRACTION = re.compile(
+    r"(?:(?<![\d.,])(\d{1,999}+)\s*+)?\\[dt]?frac\s*+(?:\{(-?\d{1,999})\}|(\d))\s*+(?:\{(\d{1,999})\}|(\d))"
+)
 _LONGEST_NUMBER = 1000
 """Characters. A response may repeat a digit to its end, and Python reads 4,300 of them at most."""
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|\s*/\s*\d+)?|\.\d+)")
@@ -93,11 +96,17 @@ def _boxed(text: str) -> str:
 
 
 def _last_number(text: str) -> Fraction | None:
-    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text.replace("{,}", ",").replace("\u2212", "-")))
+    found = _NUMBER.findall(_FRACTION.sub(_on_a_line, text.replace("{,}", ",").replace("\u2212", "-")))
     if not found or len(found[-1]) > _LONGEST_NUMBER:
         return None
     top, _, bottom = found[-1].replace(",", "").partition("/")
     return Fraction(top.strip()) / int(bottom or 1) if int(bottom or 1) else None
+
+
+def _on_a_line(fraction: re.Match[str]) -> str:
+    whole, in_braces, digit, *bottoms = fraction.groups()
+    top, bottom = int(in_braces or digit), int(bottoms[0] or bottoms[1])
+    return f"{int(whole or 0) * bottom + top}/{bottom}"
 
 
 def regular_expression(
