@@ -19,7 +19,7 @@ from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.reward.processes import wire
+from asyncrl.reward.processes import shared_child, wire
 from asyncrl.reward.processes.child import Child, ChildDied
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import EngineError, SamplingParams
@@ -686,6 +686,19 @@ def test_an_episode_that_asks_once_it_is_given_up_is_told_so(end):
         assert "asked after its episode had ended" in told.error
 
     asyncio.run(run())
+
+
+def test_where_an_episode_blocks_is_told_also_if_that_is_known_only_when_its_time_is_up(monkeypatch):
+    monkeypatch.setattr(shared_child, "CANCEL_S", 0.0)
+
+    class Blocked(Heard):
+        def tell(self, request):
+            super().tell(request)
+            if isinstance(self.told[-1], wire.Cancel):
+                self.received(wire.frame(wire.Stuck(1, "play (own.py, line 7)", 1.0)))
+
+    with pytest.raises(TimeoutError, match=r"play \(own.py, line 7\)"):
+        asyncio.run(shared_child.SharedChild(Blocked()).ask(wire.frame(wire.Told(1, 0, None)), 1, 0.0))
 
 
 def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):
