@@ -80,7 +80,7 @@ class VllmServer:
         """GET, or POST a body."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def call(self, method: str, *args: object) -> None:
@@ -95,7 +95,7 @@ class VllmServer:
         """At once and altogether. May be called more than once."""
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 def _free_port() -> int:
