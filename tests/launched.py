@@ -73,7 +73,7 @@ class Launched:
         for process in [self.process, *self.family()]:
             with suppress(psutil.NoSuchProcess):  # some end with those before them
                 process.send_signal(signal.SIGKILL)
-        self.process.wait(10.0)
+        self.process.wait(60.0)
 
     def steps(self):
         path = self.run_dir / "metrics.jsonl"

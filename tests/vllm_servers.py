@@ -3,11 +3,13 @@ process that has imported vLLM a few seconds."""
 
 import json
 import os
+import random
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ class VllmServer:
         """GET, or POST a body."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def call(self, method: str, *args: object) -> None:
@@ -93,10 +95,14 @@ class VllmServer:
         """At once and altogether. May be called more than once."""
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """None of those that systems give away by themselves: nobody else gets it before the server listens, nor
+    while a server that was killed starts again."""
+    for port in random.SystemRandom().sample(range(20_000, 29_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")

@@ -144,7 +144,6 @@ async def up(role):
 def test_a_role_comes_up_and_ends_when_it_is_asked_to(with_host):
     async def body(host):
         role = await host.start(COORDINATOR)
-        assert role.pulse() is None
         await up(role)
         role.ask_to_end()
         assert await role.ended == 128 + signal.SIGTERM
@@ -156,11 +155,13 @@ def test_a_role_is_killed_and_its_successor_has_a_pulse_and_a_log_of_its_own(wit
     async def body(host):
         first = await host.start(COORDINATOR)
         await up(first)
+        of_first = first.pulse().pid
         first.kill()
         assert await first.ended == -signal.SIGKILL
         first.kill()  # nothing
         second = await host.start(COORDINATOR)
-        assert second.pulse() is None, "that is the first one's"
+        shown = second.pulse()  # a fork may have one already
+        assert shown is None or shown.pid != of_first, "that is the first one's"
         await up(second)
         assert first.pulse() is None
         assert not any(line in first.log() for line in second.log())

@@ -105,6 +105,8 @@ def file_of(notice):
     return Path(told.get("here", told)["segment"])
 
 
+NAME = f"asyncrl-conformance-{os.getpid()}-run"
+"""In it the process id is no beginning of another's."""
 OWN, APART = f"{__file__}:Folder", f"{__file__}:Apart"
 WHICH = pytest.mark.parametrize("spec", [*TRANSPORTS, APART, OWN], ids=[*TRANSPORTS, "tcp-apart", "own"])
 
@@ -114,18 +116,17 @@ def ends(tmp_path, monkeypatch):
     """`ends(spec)`: a trainer's end and an engine's, of one run."""
     monkeypatch.setattr(fetcher, "LOCATE_S", 2.0)
     monkeypatch.setattr(conductor, "GATHER_S", 0.2)
-    name = f"asyncrl-conformance-{os.getpid()}"
     RunDir(tmp_path).announce_endpoint(COORDINATOR, Endpoint.of("tcp://127.0.0.1:1", Keys.new()))
     made = []
 
     def make(spec):
-        made.extend(find_transport(spec)(name, tmp_path) for _ in range(2))
+        made.extend(find_transport(spec)(NAME, tmp_path) for _ in range(2))
         return made[-2:]
 
     yield make
     for end in made:
         end.close()
-    assert not list(Path("/dev/shm").glob(f"{name}*"))
+    assert not list(Path("/dev/shm").glob(f"{NAME}*"))
 
 
 def weights(version):
@@ -232,7 +233,7 @@ def test_two_hundred_versions_leave_no_more_behind_than_ten(ends, spec, tmp_path
     steady = torch.randn(200_000).bfloat16()
 
     def use():
-        files = [*Path("/dev/shm").glob(f"*{os.getpid()}*"), *tmp_path.rglob("*")]
+        files = [*Path("/dev/shm").glob(f"{NAME}*"), *tmp_path.rglob("*")]
         process = psutil.Process()
         return len(files), process.num_fds(), threading.active_count(), process.memory_info().rss
 

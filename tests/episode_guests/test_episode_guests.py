@@ -162,6 +162,11 @@ async def until(condition, what):
         await asyncio.sleep(0.01)
 
 
+async def has_begun(begun):
+    """Until an episode has said on the guest, whole, which process it is in."""
+    await until(lambda: begun.exists() and begun.read_text(), "the episode on the guest")
+
+
 async def here(play):
     """Until the worker has found its guest."""
     await until(lambda: any(guest.client for guest in play.others._guests), "a guest")
@@ -198,7 +203,7 @@ def test_what_a_lost_guest_was_at_begins_again_here(run_dir, spec, how, tmp_path
             await here(play)
             begun = tmp_path / "begun"
             asked = asyncio.create_task(play(begun=str(begun)))
-            await until(begun.exists, "the episode on the guest")
+            await has_begun(begun)
             await ended(guest.running)
             if how == "leaves":
                 run_dir.forget_process("episodes-0")
@@ -264,14 +269,14 @@ def test_a_process_that_dies_there_fails_its_episode_and_is_replaced(run_dir, sp
 def test_a_process_whose_episode_is_given_up_is_free_again(run_dir, spec, program, tmp_path, monkeypatch):
     """The same one where the episode can be cancelled, else another."""
     for module in "asyncrl.reward.processes.shared_child", "asyncrl.episode_guests.service":
-        monkeypatch.setattr(f"{module}.CANCEL_S", 10.0 if program == "waits" else 0.2)
+        monkeypatch.setattr(f"{module}.CANCEL_S", DEADLINE_S if program == "waits" else 0.2)
     begun = tmp_path / "begun"
 
     async def main():
         async with lending(run_dir, spec(program), 1) as guest, playing(run_dir, spec(program)) as play:
             await here(play)
             asked = asyncio.create_task(play(begun=str(begun)))
-            await until(begun.exists, "the episode on the guest")
+            await has_begun(begun)
             await ended(asked)
             await until(lambda: guest._free and not guest._episodes, "its process")
             found = await play(begun=str(begun))
@@ -299,7 +304,9 @@ def test_what_an_episode_has_left_behind_does_not_speak_for_another_workers(run_
     asyncio.run(main())
 
 
-def test_the_time_limit_holds_there(run_dir, spec, tmp_path):
+def test_the_time_limit_holds_there(run_dir, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("asyncrl.reward.processes.shared_child.CANCEL_S", DEADLINE_S)
+
     async def main():
         async with lending(run_dir, spec("waits"), 1), playing(run_dir, spec("waits"), timeout_s=0.3) as play:
             await here(play)
@@ -326,7 +333,7 @@ def test_what_is_said_comes_once_and_in_order_whatever_is_lost_on_the_way(run_di
             async def says(request):
                 return await client.request(request, timeout_s=DEADLINE_S)
 
-            async def hears(heard, wait_s=10.0):
+            async def hears(heard, wait_s=DEADLINE_S / 2):
                 reader = wire.ReplyReader()
                 answer, frames = await says(m.HearProcess(1, heard, wait_s))
                 assert not answer.death

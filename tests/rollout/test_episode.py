@@ -1,10 +1,13 @@
 """Episodes of many requests, with a real engine: what they may do, and what becomes of those that fail."""
 
 import asyncio
+import itertools
+import threading
 from contextlib import suppress
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -16,10 +19,11 @@ from asyncrl.config import RewardConfig
 from asyncrl.core.records import Batch, FinishReason
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
-from asyncrl.reward.processes import wire
+from asyncrl.reward.processes import shared_child, wire
 from asyncrl.reward.processes.child import Child, ChildDied
 from asyncrl.reward.rewards import Rewards
 from asyncrl.rollout.engines.base import EngineError, SamplingParams
+from asyncrl.rollout.engines.torch.batch import ContinuousBatch
 from asyncrl.rollout.engines.torch.engine import TorchEngine
 from asyncrl.rollout.episode import single_turn
 from asyncrl.rollout.episodes.conversation import Conversation
@@ -294,8 +298,23 @@ def test_an_episode_that_fails_costs_an_attempt_and_its_tokens_are_counted(
     assert caught.value.sampled_tokens >= tokens
 
 
-def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_out):
-    late = []
+def test_a_request_that_outlives_its_episode_is_taken_out_of_the_engine(carry_out, monkeypatch):
+    """The engine takes no step before that: on a busy machine it might be through with the request."""
+    late, names, all_given_up = [], set(), threading.Event()
+    abort, step = TorchEngine.abort, ContinuousBatch.step
+
+    def noted(self, name):
+        abort(self, name)
+        names.add(name)
+        if len(names) == GROUP:
+            all_given_up.set()
+
+    def held(self):
+        assert all_given_up.wait(60)
+        return step(self)
+
+    monkeypatch.setattr(TorchEngine, "abort", noted)
+    monkeypatch.setattr(ContinuousBatch, "step", held)
 
     async def forgets(task, model):
         request = asyncio.ensure_future(model.generate(task.prompt_ids))
@@ -387,10 +406,12 @@ async def hangs(task, model):
 """
 
 
-def test_an_inline_run_does_not_wait_for_an_episode_for_ever(make_config, one_thread, tmp_path):
+def test_an_inline_run_does_not_wait_for_an_episode_for_ever(make_config, one_thread, tmp_path, monkeypatch):
+    """By a clock that goes on by a second with every look at it."""
     (tmp_path / "own.py").write_text(HANGS)
-    episode = f"rollout.episode={tmp_path / 'own.py'}:hangs"
-    config = make_config("run.mode=inline", "run.stall_s=0.05", episode)
+    config = make_config("run.mode=inline", f"rollout.episode={tmp_path / 'own.py'}:hangs")
+    clock = SimpleNamespace(monotonic=partial(next, itertools.count()))
+    monkeypatch.setattr("asyncrl.loop.inline.time", clock)
     with pytest.raises(asyncrl.RunFailed, match=r"an episode has kept the run waiting for .* time limit"):
         asyncrl.run(config, progress=False)
 
@@ -585,7 +606,6 @@ def test_what_is_not_to_be_trained_on_is_context(carry_out, program):
     ("name", "reason", "detail", "settings"),
     [
         ("raises", "episode: ConnectionError", "the tool is away", {}),
-        ("waits", "episode: time-out", "longer than rollout.episode_timeout_s=0.3", {"timeout_s": 0.3}),
         (
             *("blocks", "episode: time-out"),
             r"programs.py:blocks`: it took longer than rollout.episode_timeout_s=2, .* in blocks \(.*, line ",
@@ -601,6 +621,18 @@ def test_an_episode_at_fault_costs_an_attempt_and_leaves_nothing(
     with pytest.raises(AttemptFailed, match=detail) as caught:
         carry_out(program(name), **settings)
     assert caught.value.reason == reason
+    assert caught.value.sampled_tokens >= GROUP * TURN, "what was sampled is counted"
+
+
+def test_an_episode_that_takes_too_long_costs_an_attempt_and_leaves_nothing(carry_out, program, monkeypatch):
+    """Time stands still until the model has answered all: a busy machine may ask it late."""
+    answered, tell = [], EpisodePool._tell
+    monkeypatch.setattr(EpisodePool, "_tell", lambda *what: (answered.append(what), tell(*what)))
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * (len(answered) >= GROUP))
+    monkeypatch.setattr("asyncrl.reward.processes.shared_child.time", clock)
+    with pytest.raises(AttemptFailed, match=r"longer than rollout.episode_timeout_s=0.3") as caught:
+        carry_out(program("waits"), timeout_s=0.3)
+    assert caught.value.reason == "episode: time-out"
     assert caught.value.sampled_tokens >= GROUP * TURN, "what was sampled is counted"
 
 
@@ -654,6 +686,19 @@ def test_an_episode_that_asks_once_it_is_given_up_is_told_so(end):
         assert "asked after its episode had ended" in told.error
 
     asyncio.run(run())
+
+
+def test_where_an_episode_blocks_is_told_also_if_that_is_known_only_when_its_time_is_up(monkeypatch):
+    monkeypatch.setattr(shared_child, "CANCEL_S", 0.0)
+
+    class Blocked(Heard):
+        def tell(self, request):
+            super().tell(request)
+            if isinstance(self.told[-1], wire.Cancel):
+                self.received(wire.frame(wire.Stuck(1, "play (own.py, line 7)", 1.0)))
+
+    with pytest.raises(TimeoutError, match=r"play \(own.py, line 7\)"):
+        asyncio.run(shared_child.SharedChild(Blocked()).ask(wire.frame(wire.Told(1, 0, None)), 1, 0.0))
 
 
 def test_a_process_that_dies_costs_its_other_episodes_nothing(carry_out, program):

@@ -160,7 +160,7 @@ def test_who_has_left_is_not_waited_for_again(end, monkeypatch):
 def test_one_that_is_lost_in_the_middle_holds_nobody_up(end, other, monkeypatch, how):
     """Killed, or silent: neither the trainer nor the others stay in the group with it."""
     monkeypatch.setattr(group, "STALL_S", 2.0)
-    monkeypatch.setattr(conductor, "GATHER_S", 600.0)
+    monkeypatch.setattr(conductor, "GATHER_S", 30.0)  # should it be lost before its signal, too
     trainer, engine, lost = end(), end(), other(stops_at=1)
     notice = publish(trainer, 0)
     ask(lost, notice)

@@ -27,7 +27,7 @@ from asyncrl.transfer.transport import Tcp
 from asyncrl.weights.published import WholeWeights
 from asyncrl.weights.shm.segment import BUFFERS, buffers_for_far
 from asyncrl.weights.source import WeightsError
-from asyncrl.wire import addresses
+from asyncrl.wire import addresses, rpc
 from asyncrl.wire import messages as m
 from asyncrl.wire.keys import Endpoint, Keys
 from asyncrl.wire.rpc import RpcError
@@ -169,6 +169,7 @@ def patient(monkeypatch):
 def located(monkeypatch):
     """The hosts that asked for the way to a version, which takes a way there and back."""
     hosts, locate = [], Source._locate
+    monkeypatch.setattr(rpc, "RESEND_S", 60.0)  # each asks once, however busy the machine is
 
     def counted(self, request):
         hosts.append(request.host)
@@ -262,7 +263,7 @@ def test_behind_a_relay_nothing_is_asked_for_ahead_since_nothing_would_come(end,
     assert asked == ["first"] * 3
 
 
-def test_a_version_that_is_overwritten_while_a_delta_is_made_is_gone(end):
+def test_a_version_that_is_overwritten_while_a_delta_is_made_is_gone(end, patient):
     trainer = end("trainer")
     told = msgspec.msgpack.decode(trainer.publish(0, small(0), None), type=TcpNotice)
     at_source = trainer._source
@@ -404,7 +405,7 @@ def test_a_connection_lasts_from_one_version_to_the_next_but_not_for_ever(
 
 
 def test_a_relay_that_dies_in_the_middle_is_done_without(end, monkeypatch):
-    monkeypatch.setattr(fetcher, "STALL_S", 0.5)
+    monkeypatch.setattr(fetcher, "STALL_S", 1.0)
     trainer, relay, host, weights = end("trainer"), end("relay"), end("host"), Weights()
     notice = weights.publish(trainer, 0)
     weights.assert_read(relay, notice)

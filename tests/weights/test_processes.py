@@ -114,7 +114,7 @@ def test_a_reader_killed_in_the_middle_disturbs_nobody(start, prefix):
 
 def test_sweep_cleans_up_after_a_killed_publisher(start, prefix):
     publisher, reader = start(PUBLISHER, prefix), start(READER)
-    publisher.ask("0")
+    assert reader.ask(publisher.ask("0")) == "ok"  # it is up: other runs sweep what is nobody's for long
     notice = publisher.ask("1")
     publisher.process.send_signal(signal.SIGKILL)
     publisher.finish()

@@ -69,7 +69,7 @@ def test_whoever_speaks_another_protocol_gets_a_greeting_and_no_more():
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(b"GET /metrics HTTP/1.1\r\n\r\n" + bytes(range(256)) * 40)
-            async with asyncio.timeout(10), RpcClient(endpoint, "friend") as client:
+            async with asyncio.timeout(60), RpcClient(endpoint, "friend") as client:
                 received = b""
                 with contextlib.suppress(ConnectionResetError):
                     while chunk := await reader.read(1000):
@@ -77,7 +77,7 @@ def test_whoever_speaks_another_protocol_gets_a_greeting_and_no_more():
                 await client.request(m.Hello("x", 1), timeout_s=60)
             writer.close()
             assert len(received) <= 64  # ZMTP's greeting
-            assert heard == [b"friend"]
+            assert set(heard) == {b"friend"}
 
     asyncio.run(main())
 

@@ -7,11 +7,17 @@ from both_ends import serve
 
 from asyncrl.rollout.engines.base import EngineStats
 from asyncrl.wire import messages as m
-from asyncrl.wire import outbox
+from asyncrl.wire import outbox, rpc
 from asyncrl.wire.outbox import Outbox
 from asyncrl.wire.rpc import MAX_FRAMES, RpcError, RpcRefused
 
 STATS = EngineStats(0, 0, 0, 100, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _sent_once(monkeypatch):
+    """Messages are counted here, however busy the machine is."""
+    monkeypatch.setattr(rpc, "RESEND_S", 60.0)
 
 
 def outbox_of(both, timeout_s=60):

@@ -87,7 +87,7 @@ def test_messages_that_are_none_of_ours_are_refused_counted_and_do_no_harm():
             ]
             for message in messages:
                 await stranger.send_multipart(message)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while both.server.refused.total < len(messages):
                     await both.client.request(m.Hello("x", 1), timeout_s=60)
                 head, body = await stranger.recv_multipart()  # whom it concerns is told
@@ -100,6 +100,7 @@ def test_messages_that_are_none_of_ours_are_refused_counted_and_do_no_harm():
 
 def test_what_is_too_large_is_not_sent_and_cuts_off_who_sends_it_all_the_same(monkeypatch):
     monkeypatch.setattr(rpc, "MAX_FRAME_BYTES", 100_000)
+    monkeypatch.setattr(rpc, "RESEND_S", 60.0)  # each is heard once, however busy the machine is
     heard = []
 
     async def handler(peer, request, frames):
@@ -129,7 +130,7 @@ def test_a_defect_in_a_handler_ends_the_server_instead_of_hanging_its_client():
         async with serve(handler) as both:
             with pytest.raises(RpcError):
                 await both.client.request(m.Hello("x", 1), timeout_s=0.2)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with pytest.raises(ExceptionGroup) as caught:
                     await both.task
             assert caught.value.subgroup(KeyError)
@@ -205,7 +206,7 @@ def test_open_requests_go_to_the_next_server_on_the_same_port(impatient):
                 asyncio.create_task(client.request(m.Take(i, 1.0), [b"x" * i], timeout_s=60))
                 for i in range(20)
             ]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(first._open) < 20:
                     await asyncio.sleep(0.01)
             serving.cancel()

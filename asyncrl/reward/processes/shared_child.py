@@ -70,9 +70,9 @@ class SharedChild:
             reply = self._child.post(request, number)
             if await self._comes(reply, number, timeout_s, excuse_s=timeout_s):
                 return reply.result()
-            blocks = self._stuck.where if self._stuck is not None and self._stuck.number == number else ""
+            blocks = self._blocks(number)
             await self._give_up(reply, number, timeout_s)
-            raise TimeoutError(blocks)
+            raise TimeoutError(blocks or self._blocks(number))  # it may have begun shortly before
         except asyncio.CancelledError:
             if self.alive:
                 self._child.tell(wire.frame(wire.Cancel(number)))
@@ -81,6 +81,10 @@ class SharedChild:
             self.calls -= 1
             del self._own_s[number]
             self._child.forget(number)
+
+    def _blocks(self, number: int) -> str:
+        """Where a call blocks the event loop, if it is known to."""
+        return self._stuck.where if self._stuck is not None and self._stuck.number == number else ""
 
     async def _give_up(self, reply: asyncio.Future[wire.Reply], number: int, timeout_s: float) -> None:
         """End a call that has used up its time. Raises `ChildDied` if the whole process must be killed and it

@@ -237,10 +237,11 @@ def test_a_long_wait_is_bridged_by_signs_of_life(serve, monkeypatch):
 
 def test_an_engine_that_breaks_is_an_error_that_no_client_tries_again(serve):
     async def run():
-        async with serve() as served:
+        async with serve(drive=False) as served:
             client, _ = clients(served)
-            asking = asyncio.create_task(client.chat.completions.create(**{**BODY, "max_tokens": 60}))
-            await served.until(lambda: served.session.turns == 1)
+            asking = asyncio.create_task(client.chat.completions.create(**BODY))
+            await served.until(lambda: served.engine.stats().waiting == 1)
+            served.engine.step()
             await served.engine.close()
             with pytest.raises(openai.InternalServerError, match="closed"):
                 await asking
