@@ -2,10 +2,11 @@
 
     python benchmarks/soak.py [--minutes 30] [--config FILE] [--model FOLDER] [--out FILE] [key=value ...]
 
-Runs the config through `asyncrl-launch`, without an end, looks at its processes every five seconds, and ends
-it by SIGTERM. The first fifth is warm-up: allocators and caches fill. Of what follows, the table has the
-medians of the first and of the last sixth, and the growth by the median of all slopes between two looks
-(Theil and Sen's estimator: a single peak does not move it), in MB an hour.
+Runs the config through `asyncrl-launch`, without an end, looks at its processes every five seconds, more
+often if it goes on for less than half a minute, and ends it by SIGTERM. The first fifth is warm-up:
+allocators and caches fill. Of what follows, the table has the medians of the first and of the last sixth, and
+the growth by the median of all slopes between two looks (Theil and Sen's estimator: a single peak does not
+move it), in MB an hour.
 
 Prediction: the engine, the trainer and the reward workers stay within 1%. The coordinator holds a few numbers
 of each group that a kept checkpoint may go back to, so it stays too. Files grow with the steps: the metrics
@@ -39,7 +40,7 @@ from asyncrl.observe.metrics import FILE_NAME, read_metrics
 
 ROOT = Path(__file__).parents[1]
 DEFAULT_OUT = Path(__file__).parent / "results" / "soak.json"
-LOOK_S = 5.0
+LOOK_S, LEAST_LOOKS = 5.0, 6
 WARM_UP_SHARE = 0.2
 START_S, END_S = 300.0, 120.0
 MB = 1e6
@@ -116,13 +117,13 @@ def watch(
 ) -> tuple[dict[str, list[Look]], list[dict[str, int]]]:
     looks: dict[str, list[Look]] = {}
     sizes: list[dict[str, int]] = []
-    start_s = time.monotonic()
+    start_s, look_s = time.monotonic(), min(LOOK_S, length_s / LEAST_LOOKS)
     while (now_s := time.monotonic() - start_s) < length_s:
         check_runs(job, output)
         for role, processes in roles(psutil.Process(job.pid)).items():
             looks.setdefault(role, []).append(look(processes, now_s))
         sizes.append(file_bytes(run_dir))
-        time.sleep(max(0.0, LOOK_S - (time.monotonic() - start_s - now_s)))
+        time.sleep(max(0.0, look_s - (time.monotonic() - start_s - now_s)))
     return looks, sizes
 
 

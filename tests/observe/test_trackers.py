@@ -15,6 +15,7 @@ from itertools import chain
 
 import psutil
 import pytest
+from launched import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
@@ -180,7 +181,9 @@ OWN = """
     class Deadly(Base):
         def write(self, steps): os.kill(os.getpid(), signal.SIGKILL)
     class Hanging(Base):
-        def close(self): time.sleep(600)
+        def close(self):
+            self.file.with_name("closing").touch()
+            time.sleep(600)
 """
 
 
@@ -220,11 +223,10 @@ def test_a_run_neither_waits_for_a_tracker_nor_dies_with_it(
 
 
 def once_all_is_brought(folder, act):
-    """In a thread, which ends with the test's process if it waits in vain."""
-    brought = folder / "own.txt"
+    """And is waited for. In a thread, which ends with the test's process if it waits in vain."""
 
     def look():
-        while not brought.exists() or not brought.read_text():
+        while not (folder / "closing").exists():
             time.sleep(0.01)
         act()
 
@@ -260,7 +262,7 @@ def test_who_is_interrupted_bringing_a_run_to_a_tracker_leaves_nothing_running(m
     folder = finished_run(tmp_path, make_line)
     once_all_is_brought(tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert main(["track", str(folder), "--to", f"{tmp_path / 'own.py'}:Hanging"]) == 130
-    assert [child for child in psutil.Process().children() if start.__package__ in child.cmdline()] == []
+    assert [child for child in psutil.Process().children() if start.__package__ in command(child)] == []
 
 
 def test_a_name_that_is_none_is_refused(tmp_path):

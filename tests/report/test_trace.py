@@ -30,13 +30,14 @@ def complete(found, **wanted):
 
 
 def test_what_a_process_does_becomes_rows_of_a_trace(make_run, capsys):
-    run = RunDir(make_run())
+    run, began_ns = RunDir(make_run()), time.monotonic_ns()
     with recording(run.spans, "rollout-0"):
         with waiting("groups", state="wait_work"):
             time.sleep(0.002)
         with in_engine("5/0", "train", [Chunk()]), doing("swap"):
             time.sleep(0.002)
         ended("step", "step 1", 0.5)
+    took_us = (time.monotonic_ns() - began_ns) / 1000
     assert CLOCK.listener is None
     with doing("swap"):  # nobody records any more
         ended("step", "step 2", 0.5)
@@ -46,7 +47,7 @@ def test_what_a_process_does_becomes_rows_of_a_trace(make_run, capsys):
     rows = {(e["tid"], e["args"]["name"]) for e in found if e["ph"] == "M"}
     assert {name for _, name in rows} == {"rollout-0", "states", "steps", "slot 0", "waits 0"}
     (work,), (groups,) = complete(found, name="wait_work"), complete(found, name="groups")
-    assert work["dur"] == pytest.approx(groups["dur"], abs=1000)
+    assert 1900 < work["dur"] < took_us and 1900 < groups["dur"] < took_us  # by two clocks
     assert work["ts"] / 1e6 == pytest.approx(time.time(), abs=600)
     assert len(complete(found, name="swap")) == 1
     (step,) = complete(found, name="step 1")
@@ -93,7 +94,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(make_run, caplog):
     recorder._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
     for _ in range(2):
         recorder.add("state", "generate", 0, S)
-    assert [record.message.startswith("the trace ends here") for record in caplog.records] == [True]
+    assert caplog.text.count("the trace ends here") == 1
 
 
 def test_a_run_that_recorded_nothing_says_how(make_run, capsys):

@@ -90,10 +90,10 @@ def spins(completions, **kwargs):
         pass
 
 
-def say_at_work(marker):
-    """Make the file `MARKER.at_work`, with this process's id in it."""
+def say_at_work(marker, pid=None):
+    """Make the file `MARKER.at_work`, with this process's id in it, or another's."""
     at_work = Path(marker + ".at_work")
-    at_work.with_suffix(".tmp").write_text(str(os.getpid()))
+    at_work.with_suffix(".tmp").write_text(str(pid or os.getpid()))
     at_work.with_suffix(".tmp").rename(at_work)
 
 
@@ -128,7 +128,7 @@ def waits_for_file(completions, marker, **kwargs):
 
 def starts_a_process_and_hangs(completions, marker, **kwargs):
     child = subprocess.Popen(["sleep", "3600"])
-    Path(marker[0]).write_text(str(child.pid))
+    say_at_work(marker[0], child.pid)
     time.sleep(3600)
 
 

@@ -166,7 +166,7 @@ def test_a_server_that_is_away_is_waited_for_and_costs_no_try():
 
     with serving(rule) as server:
         row = request(["ab", "abc"])
-        (values,), metrics = judged(server, [row], reward={"retries": 0}, timeout_s=1.0)
+        (values,), metrics = judged(server, [row], reward={"retries": 0}, timeout_s=3.0)
     assert values == [0.2, 0.3]
     asked = [between(question, "response") for question in server.questions]
     assert sorted(asked) == ["ab", "abc", "abc", "abc", "abc"]  # what was answered is not asked again

@@ -35,7 +35,8 @@ def test_a_hanging_function_is_killed_and_the_pool_works_on(name, tmp_path, capf
 
 def test_a_time_out_is_tried_again_in_a_fresh_process(tmp_path):
     async def main():
-        async with running_pool("hangs_at_first", retries=1, timeout_s=1.0) as pool:
+        # A busy machine may let more than the first one take too long, and that before it could begin.
+        async with running_pool("hangs_at_first", retries=9, timeout_s=1.0) as pool:
             return await pool.score(request(marker=str(tmp_path / "m")))
 
     assert [s.reward for s in asyncio.run(main())] == [1.0, 1.0]
@@ -46,30 +47,34 @@ def test_waiting_in_the_queue_does_not_count(tmp_path):
 
     async def main():
         loop = asyncio.get_running_loop()
-        async with running_pool("waits_for_file", retries=0, timeout_s=3.0) as pool:
-            markers = [tmp_path / str(i) for i in range(5)]
+        async with running_pool("waits_for_file", workers=1, retries=0, timeout_s=4.0) as pool:
+            markers = [tmp_path / str(i) for i in range(14)]
             asked_s = loop.time()
             tasks = [asyncio.create_task(pool.score(request(marker=str(m)))) for m in markers]
             for marker in markers:
                 await until(Path(f"{marker}.at_work").exists, f"{marker.name} at work")
                 started_s = loop.time()
-                while loop.time() < started_s + 0.7:
+                while loop.time() < started_s + 0.3:
                     await asyncio.sleep(0.05)
                 marker.touch()
             await asyncio.gather(*tasks)
             return loop.time() - asked_s
 
-    assert asyncio.run(main()) > 3.0
+    assert asyncio.run(main()) > 4.0
 
 
 def test_what_a_function_started_is_killed_with_it(tmp_path):
-    marker = tmp_path / "pid"
+    marker = tmp_path / "m"
+    at_work = Path(f"{marker}.at_work")
 
     async def main():
-        async with running_pool("starts_a_process_and_hangs", retries=0, timeout_s=2.0) as pool:
-            with pytest.raises(RewardError):
-                await pool.score(request(marker=str(marker)))
-            await until(lambda: not is_running(pid_in(marker)), "the grandchild's end")
+        async with running_pool("starts_a_process_and_hangs", retries=0, timeout_s=3600.0) as pool:
+            task = asyncio.create_task(pool.score(request(marker=str(marker))))
+            await until(at_work.exists, "its process")
+            started = pid_in(at_work)
+            assert is_running(started)
+            task.cancel()
+            await until(lambda: not is_running(started), "the grandchild's end")
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from reward_pools import is_running, request, reward_config, running_pool, until
+from reward_pools import DEADLINE_S, is_running, request, reward_config, running_pool, until
 
 from asyncrl.reward.processes import wire
 from asyncrl.reward.processes.line import Line
@@ -33,9 +33,9 @@ async def know_the_pace(pool):
 
 def wait_without_the_loop(path):
     """Until the file is there; the event loop hears of nothing meanwhile."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + DEADLINE_S
     while not path.exists():
-        assert time.monotonic() < deadline_s, f"waited 30 s for {path}"
+        assert time.monotonic() < deadline_s, f"waited {DEADLINE_S:g} s for {path}"
         time.sleep(0.005)
 
 
@@ -78,15 +78,21 @@ def test_a_process_that_sends_what_is_no_reply_is_told_of_as_that():
 
 
 def test_a_call_that_takes_too_long_fails_alone(tmp_path):
+    marker = tmp_path / "never"
+
     async def main():
-        async with running_pool("does_as_told", workers=1, retries=0, timeout_s=1.0) as pool:
+        async with running_pool("does_as_told", workers=1, retries=0, timeout_s=3600.0) as pool:
             await know_the_pace(pool)
-            _, tasks = await scored_beside(pool, asked("wait", tmp_path / "never"))
+            _, tasks = await scored_beside(pool, asked("wait", marker))
+            (server,) = pool._pool._children._line._servers
+            await until(Path(f"{marker}.at_work").exists, "the slow call at work")
+            await until(lambda: server.is_late, "it to take long")
+            server._timed_out()  # what its timer is set to; `test_killing` waits for timers
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     failures = [outcome for outcome in asyncio.run(main()) if isinstance(outcome, Exception)]
     assert len(failures) == 1
-    assert "took longer than reward.timeout_s=1" in failures[0].reason
+    assert "took longer than reward.timeout_s=3600" in failures[0].reason
 
 
 def test_what_was_sent_after_a_slow_call_goes_to_another_process(tmp_path):
@@ -242,7 +248,7 @@ def test_a_call_hears_of_whatever_keeps_its_process_from_starting():
         line = Line(spawn, 2, 1.0)
         call = wire.Call(0, 0, "p", ["c"], [[1]], {}, 0, 1, 1.0)
         with pytest.raises(RuntimeError, match="new thread"):
-            await asyncio.wait_for(line.ask(call), 30)
+            await asyncio.wait_for(line.ask(call), DEADLINE_S)
 
     asyncio.run(main())
     assert tries == 1

@@ -129,7 +129,7 @@ def test_a_process_that_was_killed_has_a_successor():
     assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
     (process,) = [p for p in psutil.Process().children() if p not in before]
     process.kill()
-    process.wait(10)
+    process.wait(60)
     assert math_answer(["\\boxed{8}"], ground_truth=["8"]) == [1.0]
 
 
@@ -149,7 +149,7 @@ def test_the_process_ends_with_the_one_that_asks():
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not has_ended(int(done.stdout)):
         assert time.monotonic() < deadline_s, "it outlives the one that asked"
         time.sleep(0.02)

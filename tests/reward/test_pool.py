@@ -218,7 +218,7 @@ def test_an_import_that_hangs_or_dies_ends_the_start(tmp_path, text, message):
     config = reward_config({"function": f"{file}:f"})
 
     async def main():
-        pool = RewardPool(config, max_steps=1, start_timeout_s=30.0 if "died" in message else 1.0)
+        pool = RewardPool(config, max_steps=1, start_timeout_s=120.0 if "died" in message else 1.0)
         with pytest.raises(ConfigError, match=message):
             await pool.start()
 

@@ -94,6 +94,11 @@ def test_a_cancelled_call_ends_and_its_neighbours_go_on(tmp_path):
     assert len(set(asyncio.run(main()))) == 1
 
 
+def waits_for(function):
+    """Other tests' waits in this process are not looked at."""
+    return [w for w in open_waits() if w.what == f"the service of the reward function {function}"]
+
+
 def test_one_call_asks_again_for_all_while_a_judge_is_away(tmp_path, monkeypatch):
     monkeypatch.setattr("asyncrl.reward.processes.absence.FIRST_PAUSE_S", 0.05)
     calls = tmp_path / "calls"
@@ -107,12 +112,11 @@ def test_one_call_asks_again_for_all_while_a_judge_is_away(tmp_path, monkeypatch
             tasks = [asyncio.create_task(pool.score(row)) for row in rows]
             await until(lambda: made().total() >= 5 + 3, "three more than the first calls")
             assert sorted(made().values())[:4] == [1] * 4
-            (wait,) = [wait for wait in open_waits() if wait.until_s is not None]
-            assert wait.what == "the service of the reward function asks_a_judge"
+            (wait,) = waits_for("asks_a_judge")
             assert 0 < wait.until_s - wait.since_s <= 120
             (tmp_path / "is_back").touch()
             await asyncio.gather(*tasks)
-            assert not open_waits()
+            assert not waits_for("asks_a_judge")
 
     asyncio.run(main())
 
@@ -124,7 +128,7 @@ def test_who_waits_for_a_judge_keeps_no_process_from_others(tmp_path, monkeypatc
         async with running_pool("asks_a_judge_for_some_rows", retries=0) as pool:
             marker = tmp_path / "is_back"
             away = [asyncio.create_task(pool.score(request(marker=str(marker), asks=True))) for _ in range(3)]
-            await until(lambda: any(w.until_s for w in open_waits()), "the first to find it away")
+            await until(lambda: waits_for("asks_a_judge_for_some_rows"), "the first to find it away")
             await pool.score(request(marker=str(marker), asks=False))
             assert not any(task.done() for task in away)
             marker.touch()

@@ -197,15 +197,15 @@ def test_a_forward_pass_that_hangs_ends_the_process(tmp_path):
 
 def test_a_queue_is_waited_for_as_long_as_it_moves(tmp_path):
     """Each answer comes in time after the one before it, the last long after the limit of a single wait."""
-    settings, slow = config(batch_tokens=1, timeout_s=1.0), Counter()
+    settings, slow = config(retries=0, batch_tokens=1, timeout_s=1.5), Counter()  # the limit is twice that
     score = slow.score
     slow.score = lambda pairs: (time.sleep(0.2), score(pairs))[1]
 
     async def main():
         async with serving(slow, settings, RunDir(tmp_path)), linked(settings, RunDir(tmp_path)) as link:
-            return await asyncio.gather(*(link.score("p", "xx") for _ in range(8)))
+            return await asyncio.gather(*(link.score("p", "xx") for _ in range(16)))
 
-    assert asyncio.run(main()) == [2.0] * 8
+    assert asyncio.run(main()) == [2.0] * 16
 
 
 def test_a_slow_guest_is_given_little_and_what_it_leaves_is_scored_by_others_without_a_try_more(tmp_path):

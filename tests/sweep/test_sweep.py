@@ -11,17 +11,19 @@ import psutil
 import pytest
 import yaml
 from forked_server import start as start_command
-from launched import GONE_S, command
+from launched import command
 
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import read_metrics
 from asyncrl.sweep import Sweep, plot, run_sweep
-from asyncrl.sweep.lane import MODULE
+from asyncrl.sweep.lane import MODULE, STOP_GRACE_S
 from asyncrl.sweep.sweep import make_design
 
 pytestmark = pytest.mark.slow
 
 LONG_S = 600.0
+GONE_S = STOP_GRACE_S + 30.0
+"""For the end of lanes and their cells."""
 
 
 class Started:
@@ -218,7 +220,7 @@ def test_a_comparison_that_was_killed_goes_on_and_reports(start, sweep_config):
         time.sleep(0.05)
     family = first.family()
     first.process.kill()
-    assert psutil.wait_procs(family, timeout=60.0)[1] == []
+    assert psutil.wait_procs(family, timeout=GONE_S)[1] == []
     before = {path: path.stat().st_mtime_ns for path in ended}
 
     again = start()

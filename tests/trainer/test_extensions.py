@@ -10,6 +10,8 @@ from asyncrl.trainer.backends.deepspeed import extensions
 from asyncrl.trainer.backends.deepspeed.extensions import STALE_S, wait_for_compilers
 from asyncrl.waits import open_waits
 
+DEADLINE_S = 60.0
+
 
 @pytest.fixture(params=["name/lock", "py311_cpu/name/lock"])
 def lock(request, tmp_path, monkeypatch):
@@ -32,15 +34,19 @@ def test_one_who_compiles_is_waited_for(lock, monkeypatch):
     monkeypatch.setattr(extensions, "POLL_S", 0.001)
     waiter = threading.Thread(target=wait_for_compilers, daemon=True)
     waiter.start()
-    deadline = time.monotonic() + 10.0
-    while not any("compile name" in wait.what for wait in open_waits()):
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_told():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert lock.exists()
     lock.unlink()
-    waiter.join(10.0)
+    waiter.join(DEADLINE_S)
     assert not waiter.is_alive()
-    assert open_waits() == []
+    assert not is_told()
+
+
+def is_told():
+    return any("compile name" in wait.what for wait in open_waits())
 
 
 def test_where_nothing_was_ever_compiled_there_is_nothing_to_wait_for(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_on_a_cpu_nothing_is_fused_and_on_a_gpu_a_line_says_what_is_missing(monk
     monkeypatch.setitem(__import__("sys").modules, "liger_kernel.ops", None)
     with caplog.at_level(logging.WARNING):
         fuse_kernels(model, "never")
-        assert not caplog.text
+        assert "kernels" not in caplog.text
         fuse_kernels(model, "auto")
     assert "without fused kernels: liger-kernel is not installed" in caplog.text
     assert [type(m) for m in model.modules()] == kinds

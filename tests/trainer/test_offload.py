@@ -24,7 +24,8 @@ SMALL_BYTES = 512
 
 def storages():
     """Bytes of all that tensors refer to, by where it lies."""
-    found = (t.untyped_storage() for t in gc.get_objects() if isinstance(t, torch.Tensor))
+    # By their types: `isinstance` fails at a weak reference to what is gone, wherever it comes from.
+    found = (t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 

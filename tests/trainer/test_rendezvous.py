@@ -23,7 +23,7 @@ def test_ranks_share_a_store_whoever_comes_first(tmp_path, monkeypatch, host):
     store = open_store(path, 0, 2)
     store.set("rank 0", "there")
     assert store.get("rank 1") == b"here"
-    other.join(30)
+    other.join(60)
     assert found == [b"there"]
     again = open_store(path, 0, 2)  # rank 0's own, for something else
     assert again.get("rank 1") == b"here"
