@@ -3,17 +3,15 @@ process that has imported vLLM a few seconds."""
 
 import json
 import os
-import random
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from forked_server import import_vllm, start
+from ports import free_port
 
 START_S = 600.0
 
@@ -31,7 +29,7 @@ class VllmServer:
         chats: bool = False,
         typed: bool = False,
     ):
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         environment = {
@@ -96,13 +94,3 @@ class VllmServer:
         if self.process.poll() is None:
             self.signal(signal.SIGKILL)
             self.process.wait(60)
-
-
-def _free_port() -> int:
-    """None of those that systems give away by themselves: nobody else gets it before the server listens, nor
-    while a server that was killed starts again."""
-    for port in random.SystemRandom().sample(range(20_000, 29_000), 1000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")

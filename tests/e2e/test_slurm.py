@@ -13,6 +13,7 @@ from pathlib import Path
 import forked_programs
 import pytest
 from launched import LONG_S
+from ports import free_port
 
 from asyncrl.config import dump
 from asyncrl.observe.metrics import read_metrics
@@ -84,12 +85,6 @@ def pretended(programs, tmp_path, monkeypatch):
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     return ["bash"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
