@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from urllib.parse import urlsplit
 
 
@@ -29,12 +30,14 @@ async def hangs():
 
 
 async def vanishes(model):
-    """A client that is gone before its reply."""
+    """A client that is gone before its reply: its request and its end arrive together, however busy the machine
+    is."""
     host, port = urlsplit(model.base_url).netloc.split(":")
     body = json.dumps({"model": "any", "messages": [{"role": "user", "content": "hello"}]})
     head = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {model.api_key}"]
     head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", body]
     _, writer = await asyncio.open_connection(host, int(port))
+    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
     writer.write("\\r\\n".join(head).encode())
     await writer.drain()
     writer.close()
