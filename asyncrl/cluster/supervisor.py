@@ -37,6 +37,8 @@ TICK_S = 0.2
 GIVE_BACK_TIMEOUT_S = 2.0
 STACKS_S = 0.5
 """For a role to write its stacks."""
+CAUSE_S = 0.5
+"""For the end of a rank that was killed to be noticed, where another that fell with it was noticed first."""
 LOG_TAIL_LINES = 30
 MAX_WHY_CHARS = 300
 
@@ -139,7 +141,7 @@ class Supervisor:
             else:
                 await asyncio.sleep(TICK_S)
             for role in sorted((r for r in self._roles.values() if r.handle.ended.done()), key=_precedence):
-                if self._roles.get(role.name) is role and await self._ended(role):
+                if self._roles.get(role.name) is role and await self._ended(await self._cause(role)):
                     return
             await self._look_after_pulses()
             for origin, handle in self.guests.arrived() if self.guests is not None else ():
@@ -151,6 +153,14 @@ class Supervisor:
                     await self._start(unit)
 
     # ---- deaths --------------------------------------------------------------------------------------------
+
+    async def _cause(self, role: _Running) -> _Running:
+        """Who of its unit is to be told of. One that was killed takes the others with it, and may yet be
+        noticed after them."""
+        members = [other for other in self._roles.values() if other.unit is role.unit]
+        if len(members) > 1 and role.status > 0 and not role.is_past_help:
+            await asyncio.wait([member.handle.ended for member in members], timeout=CAUSE_S)
+        return min((member for member in members if member.handle.ended.done()), key=_precedence)
 
     async def _ended(self, role: _Running) -> bool:
         """A role's process is gone. Returns True when that ends the run well."""

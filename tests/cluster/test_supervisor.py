@@ -140,6 +140,22 @@ def test_ranks_are_one_unit_and_others_die_alone(supervised):
     assert supervised(course)[0].endswith("; starting all of the trainer again")
 
 
+def test_a_rank_that_was_killed_is_told_of_though_one_that_fell_with_it_is_noticed_first(
+    supervised, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "CAUSE_S", LONG_S)
+
+    async def course(host, run_dir):
+        host.last("trainer-0").end(1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        host.last("trainer-1").end(-9)
+        await host.count(8)
+        host.last("trainer-0").end(0)
+
+    assert supervised(course) == ["trainer-1 was killed by SIGKILL; starting all of the trainer again"]
+
+
 def test_a_start_is_not_timed_while_it_waits_for_the_others_turn(supervised, monkeypatch):
     clock = SimpleNamespace(now_s=0.0, monotonic=lambda: clock.now_s, time=time.time)
     monkeypatch.setattr(supervisor, "time", clock)

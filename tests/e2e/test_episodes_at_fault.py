@@ -30,8 +30,7 @@ async def hangs():
 
 
 async def vanishes(model):
-    """A client that is gone before its reply: its request and its end arrive together, however busy the machine
-    is."""
+    """A client that is gone before its reply. Request and end arrive together, on a busy machine too."""
     host, port = urlsplit(model.base_url).netloc.split(":")
     body = json.dumps({"model": "any", "messages": [{"role": "user", "content": "hello"}]})
     head = ["POST /v1/chat/completions HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {model.api_key}"]
