@@ -39,7 +39,7 @@ class Hub:
                 yield f"http://127.0.0.1:{server.server_port}"
             finally:
                 server.shutdown()
-                thread.join(10)
+                thread.join(60)
 
 
 class _Handler(BaseHTTPRequestHandler):

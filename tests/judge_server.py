@@ -76,7 +76,7 @@ def serving(rule: Callable[[str], Answer]) -> Iterator[JudgeServer]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(30), "the server is not up"
+    assert ready.wait(60), "the server is not up"
     try:
         yield server
     finally:

@@ -12,6 +12,7 @@ from forked_server import ForkedServer, start
 from launched import Launched
 
 from asyncrl import config as settings
+from asyncrl import waits, work
 from asyncrl.cluster.hosts import fork_server
 from asyncrl.observe.metric_table import unnamed
 from asyncrl.observe.metrics import read_metrics
@@ -120,6 +121,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_waits(monkeypatch):
+    """Of what this process waits for and does, only the test's own is seen: an earlier test may have left a
+    thread, or a task that nobody has cleared away yet."""
+    monkeypatch.setattr(waits, "_open", {})
+    monkeypatch.setattr(work, "_current", None)
+    monkeypatch.setattr(work, "_steps", {})
+    monkeypatch.setattr(work, "_unhurried", [])
 
 
 @pytest.fixture

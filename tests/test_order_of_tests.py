@@ -66,7 +66,7 @@ def run_pytest(folder, *arguments):
         env=environment | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
     )
 
 

@@ -43,7 +43,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list:
         if timeout is None:  # no timer: something from another thread must come
-            ready = super().select(5.0)
+            ready = super().select(60.0)
             assert ready, "nothing can happen any more: a wait without an end"
             return ready
         if timeout > 0:

@@ -58,7 +58,7 @@ def test_engine_and_trainer_never_compute_at_once_and_a_dead_one_gives_up_its_tu
     run.role("rollout-0").kill()
     run.wait_for_steps(12)
     run.role("trainer-0").kill()
-    run.wait_for_steps(20)
+    run.wait_for_steps(16)  # well before the end
     run.role("coordinator").kill()
     assert run.end(300.0) == 0
     lines = read_metrics(run.run_dir / "metrics.jsonl")

@@ -130,5 +130,6 @@ def test_a_guest_carries_out_episodes_until_it_is_gone(launch, join, assert_noth
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(LONG_S) == 130
     assert_nothing_left(run.run_dir)
-    assert 0 < max(shares()) < 1 and shares()[-1] == 0, "some had no place there, and all go on here"
+    assert any(0 < share < 1 for share in shares()), "some had no place there"
+    assert shares()[-1] == 0, "and all go on here"
     assert read_metrics(run.run_dir / "metrics.jsonl")[-1]["ledger/failed_groups"] == 0

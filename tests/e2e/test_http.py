@@ -78,11 +78,11 @@ def run_config(make_config, servers, tmp_path, monkeypatch):
 
 @pytest.fixture
 def start(servers, tiny_folder, tmp_path):
-    """`start(...)`: an engine over both servers, with short deadlines."""
+    """`start(...)`: an engine over both servers."""
     for server in servers:
         server.call("asyncrl_pace", 0.02)
 
-    def start(kv_on_update="recompute", report_every_tokens=16):
+    def start(kv_on_update="recompute", report_every_tokens=16, answer_timeout_s=60.0):
         return HttpEngine(
             [server.url for server in servers],
             WeightsDir(tmp_path / "weights"),
@@ -93,7 +93,7 @@ def start(servers, tiny_folder, tmp_path):
             kv_on_update=kv_on_update,
             report_every_tokens=report_every_tokens,
             api_key=API_KEY,
-            deadlines=Deadlines(answer_timeout_s=8.0, load_timeout_s=60.0, patience_s=8.0),
+            deadlines=Deadlines(answer_timeout_s, load_timeout_s=60.0, patience_s=8.0),
         )
 
     return start
@@ -246,7 +246,7 @@ def test_the_weights_of_a_killed_worker_go(run_config, launch, tmp_path):
 
 
 def test_a_hung_server_is_noticed_and_comes_back_with_the_newest_weights(start, servers, models, version):
-    engine = start()
+    engine = start(answer_timeout_s=8.0)
 
     async def scenario(driving):
         await engine.update_weights(version(0))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import pytest
 from launched import ENDLESS, command, engine_cores
@@ -20,7 +21,11 @@ pytestmark = [
 
 def cores_of(*processes):
     """Those that all of their threads may use."""
-    return set.union(*(os.sched_getaffinity(thread.id) for p in processes for thread in p.threads()))
+    cores = set()
+    for thread in (thread for process in processes for thread in process.threads()):
+        with suppress(ProcessLookupError):  # it has just ended
+            cores |= os.sched_getaffinity(thread.id)
+    return cores
 
 
 def test_engine_and_trainer_keep_to_their_cores_and_nobody_else_has_to(launch):

@@ -57,6 +57,8 @@ def test_the_quickstart_learns_on_ray_whatever_dies(nodes, warmed_up_model, tmp_
     run = Launched(settings.load("quickstart.yaml", overrides), tmp_path, assert_nothing_left, typed=True)
     try:
         run.wait_for_steps(3)
+        pulse = run.run_dir / ".pulse" / "rollout-1"
+        run.wait(pulse.exists, "the second worker")  # the first may have done all of it
         worker = role("rollout-1")
         actor = worker.parent()
         assert "_Agent.carry_out" in actor.cmdline()[0], "an actor runs it"
@@ -64,7 +66,7 @@ def test_the_quickstart_learns_on_ray_whatever_dies(nodes, warmed_up_model, tmp_
         run.wait(lambda: deaths(run) >= 1, "the death of an actor's process")
         run.wait(lambda: (found := role("rollout-1")) and found.pid != worker.pid, "its successor")
         run.wait(lambda: not worker.is_running(), "the end of what it had started")
-        run.wait(lambda: (run.run_dir / ".pulse" / "rollout-1").exists(), "a pulse from there")
+        run.wait(pulse.exists, "a pulse from there")
         cluster.remove_node(second, allow_graceful=False)
         run.wait(lambda: deaths(run) >= 2, "the death of a raylet")
         run.wait(lambda: last_rewards(run) >= 0.8, "it to learn", 3 * LONG_S)

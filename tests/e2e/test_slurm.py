@@ -118,7 +118,7 @@ def real(programs, tmp_path_factory, monkeypatch):
     yield ["sbatch", "--wait", f"--output={folder / 'job'}"]
     for process in reversed(started):
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.mark.parametrize("cluster", ["pretended", "real"])

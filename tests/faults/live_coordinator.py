@@ -191,4 +191,4 @@ async def live_coordinator(folder):
             assert process.poll() is None, log.read_text()
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)

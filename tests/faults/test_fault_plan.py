@@ -20,6 +20,7 @@ from fault_plan import FAULTS, corrupt_weights, write_reward
 from launched import ENDLESS, LONG_S
 
 from asyncrl import config as settings
+from asyncrl.liveness.pulse import read_pulse
 from asyncrl.runfiles.layout import RunDir
 
 pytestmark = pytest.mark.slow
@@ -63,6 +64,8 @@ def test_a_job_survives_a_fault_of_every_kind_at_random_moments(job, moment):
 
 BATCH, VERSION = "the batch of step", "every engine to take"
 """What a trainer waits for."""
+ARRIVED_S = 2.0
+"""What a worker had sent before it was stopped has been taken by then: a batch, or a version that it took."""
 
 
 def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew(job):
@@ -70,17 +73,21 @@ def test_weights_that_are_damaged_before_a_new_worker_takes_them_are_shared_anew
     run = job("run.hang_s=60")  # it is killed here, not by the supervisor
     run.wait_for_steps(3)
     first = run.role("rollout-0")
-    pulse = RunDir(run.run_dir).pulse("trainer-0")
-
-    def waits_for(*what):
-        return any(each in pulse.read_text() for each in what)
+    path = RunDir(run.run_dir).pulse("trainer-0")
 
     def stop():
         """Whether the trainer then waits for what the worker has not sampled. (Where the worker has not taken
         a version, either, the next one follows as soon as it is dead.)"""
         first.send_signal(signal.SIGSTOP)
-        run.wait(lambda: waits_for(BATCH, VERSION), "the trainer to wait for the worker")
-        return waits_for(BATCH)
+        arrived_s, waits = time.time() + ARRIVED_S, []
+
+        def is_waited_for():
+            pulse = read_pulse(path)
+            waits[:] = [wait.what for wait in pulse.waits if wait.what.startswith((BATCH, VERSION))]
+            return waits and pulse.at_s > arrived_s
+
+        run.wait(is_waited_for, "the trainer to wait for the worker")
+        return waits[0].startswith(BATCH)
 
     while not stop():
         first.send_signal(signal.SIGCONT)

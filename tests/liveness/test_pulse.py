@@ -22,6 +22,8 @@ from asyncrl.liveness.pulse import (
 from asyncrl.waits import Wait, open_waits, waiting
 from asyncrl.work import Work, current_work, did_one, longest_step_s, stepping, working
 
+pytestmark = pytest.mark.usefixtures("own_waits")
+
 
 def test_waits_are_told_oldest_first_and_end_with_their_body():
     with waiting("the first"):

@@ -9,6 +9,8 @@ from asyncrl.trainer.backend import make_trainer
 from asyncrl.waits import Wait, waiting
 from asyncrl.work import Work, unhurried, working
 
+pytestmark = pytest.mark.usefixtures("own_waits")
+
 
 def test_roles_that_do_the_same_are_told_together_and_the_trainer_says_what_it_is_at():
     loading = dict.fromkeys(["trainer-0", "trainer-1", "trainer-2"], "loading the model")

@@ -17,6 +17,8 @@ from asyncrl.waits import open_waits
 
 DEADLINE_S = 60.0
 
+pytestmark = pytest.mark.usefixtures("own_waits")
+
 
 class Snapshot:
     def __init__(self, may_write: threading.Event) -> None:

@@ -89,7 +89,7 @@ def test_every_problem_is_told_as_it_would_be_here(write):
     ],
 )
 def test_an_import_that_dies_or_hangs_is_told(write, monkeypatch, text, what):
-    monkeypatch.setattr(user_code, "LIMIT_S", 30.0 if "died" in what else 2.0)
+    monkeypatch.setattr(user_code, "LIMIT_S", 120.0 if "died" in what else 2.0)
     write(text)
     (problem,) = look(Wanted(["mine.py:f"])).problems
     with pytest.raises(ConfigError, match=what):
