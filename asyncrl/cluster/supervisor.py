@@ -120,6 +120,9 @@ class Supervisor:
         """Returns when the trainer has ended well. Raises `RunFailed` when the run cannot go on. However it
         ends, no process is left."""
         self.run_dir.logs.mkdir(parents=True, exist_ok=True)
+        # Where a launcher was killed, what it had started may live a while longer, and would write and unlink
+        # what is this run's now.
+        self.host.clear_away([spec.name for spec in self.specs])
         self._forget_files()
         self.run_dir.make_keys()
         try:

@@ -103,8 +103,9 @@ class Heart:
             replace_file(self._path, msgspec.json.encode(pulse))
         except OSError as error:  # even a full disk accepts a new modification time
             log.warning("cannot write %s: %s", self._path, error)
-            if self._path.exists():
-                self._path.touch()
+            with suppress(OSError):  # one that fails altogether may work again at the next beat
+                if self._path.exists():
+                    self._path.touch()
 
 
 @asynccontextmanager

@@ -350,8 +350,11 @@ class CoordinatorService:
 
     async def _await_applied(self, version: int) -> None:
         """An engine that does not take it in time counts as a stall, whose culprit is replaced."""
+        serial = self._notice_serial
 
         def nobody_is_behind() -> bool | None:
+            if self._notice_serial != serial:  # who asked is gone, and its weights with it: another has begun
+                return True
             engines = {name: worker.engine_version for name, worker in self._workers.items()}
             behind = (name for name, has in engines.items() if has is not None and has < version)
             reads = (lambda name: True) if self._turns is None else self._turns.reads_weights

@@ -54,14 +54,16 @@ class Task:
 
 
 class Tasks:
-    """A `RoleHost`. silent: the role that never comes up."""
+    """A `RoleHost`. silent: the role that never comes up. cleared_first: before anything was started."""
 
     def __init__(self, silent):
         self.silent = silent
-        self.started, self.cleared = [], []
+        self.started, self.cleared, self.cleared_first = [], [], []
         self.news = asyncio.Event()
 
     async def start(self, spec):
+        if not self.started:
+            self.cleared_first, self.cleared = self.cleared, []
         self.started.append(Task(spec.name, spec.name != self.silent))
         self.news.set()
         return self.started[-1]
@@ -116,6 +118,14 @@ def test_the_run_ends_well_with_rank_0_and_not_with_those_who_have_no_more_work(
 
     events = supervised(course)
     assert events == ["rollout-1 was killed by SIGKILL; starting it again"]
+
+
+def test_what_a_killed_launcher_has_left_is_ended_before_the_run_goes_on(supervised):
+    async def course(host, run_dir):
+        assert host.cleared_first == list(NAMES)
+        host.last("trainer-0").end(0)
+
+    supervised(course)
 
 
 def test_ranks_are_one_unit_and_others_die_alone(supervised):

@@ -1,6 +1,7 @@
 """Signs of life, and what others make of them."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -75,6 +76,29 @@ def test_a_pulse_stops_while_a_thread_hangs_in_a_step(tmp_path, monkeypatch):
             await hanging
             assert longest_step_s() == 0.0
             await beats()
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_fails_for_a_while_does_not_end_the_pulse(tmp_path, monkeypatch):
+    monkeypatch.setattr("asyncrl.liveness.pulse.BEAT_S", 0.01)
+    path, has_failed = tmp_path / "rollout-0", asyncio.Event()
+
+    def fail(*_):
+        has_failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def main():
+        async with beating(path), asyncio.timeout(60):
+            while not path.exists():
+                await asyncio.sleep(0.01)
+            with monkeypatch.context() as broken:
+                broken.setattr("asyncrl.liveness.pulse.replace_file", fail)
+                broken.setattr("pathlib.Path.touch", fail)
+                await has_failed.wait()
+            path.unlink()
+            while not path.exists():
+                await asyncio.sleep(0.01)
 
     asyncio.run(main())
 

@@ -347,6 +347,20 @@ def test_what_is_behind_hears_of_new_weights_with_every_report(run_dir):
     asyncio.run(main())
 
 
+def test_no_engine_is_waited_for_on_behalf_of_a_trainer_that_has_died(run_dir):
+    """Nobody can take its weights any more: it would be a stall, and cost the run a worker."""
+
+    async def main():
+        async with begun(run_dir, "weights.ack_timeout_s=600") as (_, trainer, worker):
+            await first_step(trainer, worker, await worker.lease(2))
+            waits = asyncio.create_task(trainer.ask(m.AwaitApplied(1)))
+            await asyncio.sleep(0)  # now it is sent
+            await trainer.ask(m.Begin(0))
+            assert await waits == m.Done()
+
+    asyncio.run(main())
+
+
 def test_another_coordinator_goes_on_where_the_first_one_ended(run_dir):
     """Its port, the leases, the batch that the trainer has, the weights: nobody has to begin anew."""
 
