@@ -73,6 +73,9 @@ async def evaluate_versions(config: Config, path: Path, name: str) -> None:
 
 async def carry_out(evaluator: Evaluator, rounds: Rounds, version: int) -> None:
     """A pending round. One whose weights cannot be read is left out."""
+    if version in rounds.results():  # a crash came between its result and the end of its weights
+        rounds.forget(version)
+        return
     began_s, busy_s = time.monotonic(), evaluator.busy_s()
     try:
         groups, _ = await evaluator.measure(rounds.source(version))

@@ -126,6 +126,8 @@ class TrainingRun:
         try:
             with StepWriter(self._run_dir.path, self._decode(), after_step=done) as self._writer:
                 self._started_s = time.monotonic() - self._writer.last_wall_s
+                if done >= self.steps:  # it ended before it had all that its last line is to tell
+                    await self._conclude()
                 yield done
                 await self._saver.finish()
         finally:

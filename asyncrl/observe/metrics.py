@@ -56,19 +56,20 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
         """
         values = {key: _plain(key, value) for key, value in line.items()}
         step = _check_line(values, self._last_step)
-        self._last_at = self._file.tell()
         self._file.write(msgspec.json.encode(values) + b"\n")
         self._file.flush()
-        self._last_step, self._last = step, values
+        self._last_step = step
 
     def amend(self, more: Mapping[str, Any]) -> None:
-        """Add to the line of the last step what has become known of it."""
+        """Add to the line of the last step, which may be of before the run was resumed, what has become known
+        of it."""
         values = {key: _plain(key, value) for key, value in more.items()}
-        if not values:
+        *before, last = self._path.read_bytes().splitlines(keepends=True) or [b""]
+        if not values or not last:
             return
-        before = self._path.read_bytes()[: self._last_at]
         self._file.close()
-        replace_file(self._path, before + msgspec.json.encode(self._last | values) + b"\n")
+        whole = msgspec.json.encode(msgspec.json.decode(last, type=dict[str, Any]) | values)
+        replace_file(self._path, b"".join([*before, whole, b"\n"]))
         self._file = self._path.open("ab")
 
     def close(self) -> None:

@@ -119,8 +119,13 @@ class Rounds:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
                 file.write(b"\n")  # a crash cut the last line short
             file.write(msgspec.json.encode(result) + b"\n")
+            file.flush()
             os.fsync(file.fileno())
-        self._weights(result.version).unlink()
+        self.forget(result.version)
+
+    def forget(self, version: int) -> None:
+        """The weights of a round that is done."""
+        self._weights(version).unlink()
 
     def forget_after(self, version: int) -> None:
         """What there is of later versions: others will have their numbers."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from asyncrl.errors import ConfigError
 from asyncrl.observe.metrics import FILE_NAME
 from asyncrl.paths import Under
-from asyncrl.runfiles.checkpoints import Checkpoints
+from asyncrl.runfiles.checkpoints import CheckpointError, Checkpoints
 from asyncrl.runfiles.layout import LOCK, RunDir, held
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.record import FINISHED, Record, is_scored, read
@@ -69,7 +69,10 @@ class SweepFolder:
         path = self.run_dir(cell)
         path.mkdir(parents=True, exist_ok=True)
         with held(path, f"{path}: a run of an earlier sweep is still active here; wait until it ends"):
-            newest = Checkpoints(RunDir(path).checkpoints).newest_whole()
+            try:
+                newest = Checkpoints(RunDir(path).checkpoints).newest_whole()
+            except CheckpointError:  # all are damaged, as it has said: there is nothing to score
+                newest = None
             if newest is not None and newest.step >= cell.config.run.steps:
                 return path
             for item in path.iterdir():

@@ -98,9 +98,9 @@ def _run(config: str, options: argparse.Namespace, origin: record.Record) -> int
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    if options.thin:
-        thin(result.run_dir)
     record.write(result.run_dir / record.FINISHED, done)
+    if options.thin:  # what was cut short here is finished, and not half a run to go on with
+        thin(result.run_dir)
     return 0
 
 

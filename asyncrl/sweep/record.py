@@ -1,5 +1,5 @@
 """What is kept of a cell at its end: by what it was computed, what it cost, and what its final weights are
-worth. Written last, it is the sign that the cell is finished."""
+worth. Written once all of that is known, it is the sign that the cell is finished."""
 
 from __future__ import annotations
 

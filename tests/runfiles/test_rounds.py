@@ -1,10 +1,14 @@
 """The rounds of evaluation in a run directory, and the checkpoints that go by them."""
 
+import asyncio
+import os
+
 import msgspec
 import pytest
 import torch
 
 from asyncrl.config import CheckpointConfig
+from asyncrl.evaluation.worker import carry_out
 from asyncrl.runfiles.checkpoints import CheckpointState
 from asyncrl.runfiles.evaluation import Result, Rounds, checkpoints_of
 from asyncrl.runfiles.layout import RunDir
@@ -80,3 +84,26 @@ def test_the_best_checkpoints_are_those_of_the_best_metric_and_unscored_ones_sta
     scored(8, 0.4)
     checkpoints.rotate()
     assert steps() == [8, 4]
+
+
+def test_a_result_is_on_the_disk_before_its_weights_are_gone(rounds, monkeypatch):
+    rounds.keep(2, {"a": torch.ones(1)})
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append((list(rounds.results()), rounds.pending())))
+    rounds.finish(Result(2, {}, 1.0), b"")
+    assert synced == [([2], [2])] and rounds.pending() == []
+
+
+def test_a_round_that_a_crash_left_with_its_weights_is_not_carried_out_again(rounds, monkeypatch):
+    rounds.keep(2, {"a": torch.ones(1)})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Rounds, "forget", lambda *_: _killed())
+        rounds.finish(Result(2, {}, 1.0), b"first")
+    assert rounds.pending() == [2]
+    asyncio.run(carry_out(None, rounds, 2))  # asks no evaluator
+    assert rounds.pending() == []
+    assert rounds.responses(2).read_bytes() == b"first"
+
+
+def _killed():
+    raise KeyboardInterrupt

@@ -8,6 +8,8 @@ import pytest
 
 from asyncrl.config import dump
 from asyncrl.errors import RunFailed
+from asyncrl.runfiles.checkpoints import Checkpoints, CheckpointState
+from asyncrl.runfiles.layout import RunDir
 from asyncrl.sweep import lane_process, record
 from asyncrl.sweep.folder import CONFIG, SweepFolder, thin
 from asyncrl.sweep.grid import make_cells
@@ -86,3 +88,32 @@ def test_thinning_keeps_what_figures_are_read_from(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("metrics.jsonl", "finished", "cell.yaml", "output.log")
     }
+
+
+def test_a_cell_that_is_killed_while_it_is_thinned_is_finished(sweep_config, tmp_path, monkeypatch):
+    folder = SweepFolder(tmp_path / "out")
+    (cell,) = make_cells(sweep_config, [], 1)
+    config = folder.make_room(cell) / CONFIG
+    config.write_text(dump(cell.placed(config.parent)))
+
+    def killed(run_dir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        lane_process, "run", lambda *_, **__: Namespace(run_dir=config.parent, checkpoint=None)
+    )
+    monkeypatch.setattr(lane_process, "thin", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lane_process._run(str(config), Namespace(gpus=None, thin=True), record.Record())
+    assert folder.is_finished(cell)
+
+
+def test_a_cell_all_of_whose_checkpoints_are_damaged_is_run_again(sweep_config, tmp_path):
+    folder = SweepFolder(tmp_path / "out")
+    (cell,) = make_cells(sweep_config, [], 1)
+    checkpoints = Checkpoints(RunDir(folder.make_room(cell)).checkpoints)
+    done = CheckpointState(cell.config.run.steps, 0.0, "")
+    whole = checkpoints.write(done, lambda path: None)
+    assert folder.make_room(cell) and whole.path.exists()
+    (whole.path / "state.json").unlink()
+    assert folder.make_room(cell) and not checkpoints.all()
