@@ -66,17 +66,16 @@ async def train(run: TrainingRun) -> None:
     """Take a batch, train on its advantages, publish the weights; from the newest checkpoint to the last step
     that the config or the budget allows."""
     async with run.begun() as done:
-        for step in range(done, run.steps):
-            batch = await run.take(step)
-            total_steps = run.budget.total_steps(step)
+        while run.goes_on(done):
+            batch = await run.take(done)
+            total_steps = run.budget.total_steps(done)
             with run.phase("train"):
                 metrics = run.scale_rewards(batch)
                 # Advantages, the proximal policy, mini-batches and their updates: `trainer/step.py`.
                 metrics |= await run.compute(run.trainer.step, batch, total_steps)
+            done += 1
             with run.phase("publish"):
-                metrics |= await run.publish(step + 1)
-            await run.save_if_due(step + 1, metrics["reward/mean"])
+                metrics |= await run.publish(done)
+            await run.save_if_due(done, metrics["reward/mean"])
             await run.record(batch, metrics | {"schedule/total_steps": total_steps})
-            if run.ends_because is not None:
-                await run.end_early(step + 1, metrics["reward/mean"])
-                break
+        await run.conclude(done)

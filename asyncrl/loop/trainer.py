@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
@@ -110,6 +111,8 @@ class TrainingRun:
         self._clock = StepClock(config, trainer)
         self.phase = self._clock.phase
         self._frontier = 0
+        self._reward = math.nan
+        """The mean of the last step."""
         self._asked: asyncio.Task[Batch] | None = None
         """For the batch of the next step."""
 
@@ -126,8 +129,6 @@ class TrainingRun:
         try:
             with StepWriter(self._run_dir.path, self._decode(), after_step=done) as self._writer:
                 self._started_s = time.monotonic() - self._writer.last_wall_s
-                if done >= self.steps:  # it ended before it had all that its last line is to tell
-                    await self._conclude()
                 yield done
                 await self._saver.finish()
         finally:
@@ -174,22 +175,23 @@ class TrainingRun:
         self.budget.stepped(line["time/step_s"])
         told = {"warnings": warnings} if (warnings := self._symptoms.of(line)) else {}
         self._writer.write(batch, line | dict(self.budget.metrics(done)) | told)
-        if done == self.steps:
-            await self._conclude()
+        self._reward = metrics["reward/mean"]
+
+    def goes_on(self, done: int) -> bool:
+        """Whether there is a further step to do."""
+        return done < self.steps and self._ends_because is None
 
     @property
-    def ends_because(self) -> str | None:
-        """Why no further step is to be done, if so."""
+    def _ends_because(self) -> str | None:
         return self.budget.why_spent or self._link.ends_because
 
-    async def end_early(self, done: int, mean_reward: float) -> None:
+    async def conclude(self, done: int) -> None:
+        """No further step will be done. Writes what was still to come for the last line: that may take long,
+        and may be for a line of before the run was resumed."""
         if done < self.steps:
-            log.warning("%s: the run ends after %d of %d steps", self.ends_because, done, self.steps)
+            log.warning("%s: the run ends after %d of %d steps", self._ends_because, done, self.steps)
             if self._saver.last_step != done:
-                await self._save(done, mean_reward)
-            await self._conclude()  # which may take long
-
-    async def _conclude(self) -> None:
+                await self._save(done, self._reward)
         self._writer.amend(await self._link.conclude())
 
     def _decode(self) -> Callable[..., str] | None:

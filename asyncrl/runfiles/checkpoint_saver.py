@@ -55,11 +55,13 @@ class CheckpointSaver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: asyncio.Task[None] | None = None
         self.last_step: int | None = None
-        """Step of the last checkpoint that was started."""
+        """Step of the last checkpoint that was started, or gone on from."""
 
     def newest(self) -> Checkpoint | None:
         """The checkpoint to continue from. Raises `CheckpointError` if all are damaged."""
-        return self._checkpoints.newest_whole()
+        checkpoint = self._checkpoints.newest_whole()
+        self.last_step = None if checkpoint is None else checkpoint.step
+        return checkpoint
 
     def start_clock(self) -> None:
         """The training starts now."""

@@ -39,20 +39,26 @@ class Late(TrainerLink):
         return {"eval/version": 4}
 
 
-def test_a_run_that_was_killed_after_its_last_step_still_tells_what_was_to_come(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("steps", "ends_because"), [(4, None), (6, "nothing has risen")])
+def test_a_run_that_was_killed_after_its_last_step_still_tells_what_was_to_come(
+    steps, ends_because, tmp_path, monkeypatch
+):
     run_dir = RunDir(tmp_path)
     run_dir.usage.write_text(json.dumps({"gpus": 0, "started_at": 0.0}))
     lines = [{"step": step, "wall_s": 1.0 * step, "ess": None} for step in (3, 4)]
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paced = ("run.mode=async", "trainer.backend=paced", "rollout.engine=paced", "run.steps=4")
+    paced = ("run.mode=async", "trainer.backend=paced", "rollout.engine=paced", f"run.steps={steps}")
     config, trainer = from_tree(TREE, overrides=paced), SimpleNamespace(close=lambda: None)
+    link = Late()
+    link.ends_because = ends_because
 
     async def restored(run):
+        run._saver.last_step = 4
         return 4
 
     async def go_on():
-        await train(TrainingRun(config, trainer, Late(), run_dir, executor=None, overlap=True))
+        await train(TrainingRun(config, trainer, link, run_dir, executor=None, overlap=True))
 
     monkeypatch.setattr(TrainingRun, "_restore", restored)
     asyncio.run(go_on())

@@ -89,6 +89,22 @@ async def check_one_at_a_time(saver):
     assert not open_waits()
 
 
+def test_the_step_that_is_gone_on_from_needs_no_further_checkpoint(make_saver):
+    async def write():
+        async def take():
+            return Snapshot(written)
+
+        earlier = make_saver()
+        await earlier.save(3, 0.5, take, {})
+        await earlier.finish()
+
+    saver, written = make_saver(), threading.Event()
+    assert saver.newest() is None and saver.last_step is None
+    written.set()
+    asyncio.run(asyncio.wait_for(write(), DEADLINE_S))
+    assert saver.newest().step == saver.last_step == 3
+
+
 def test_what_keeps_a_checkpoint_from_being_written_comes_out_at_the_next_look(saver):
     class Broken(Snapshot):
         def write(self, folder):
