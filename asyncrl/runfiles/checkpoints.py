@@ -103,7 +103,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} lacks {', '.join(missing)}")
         threads = blocks.spare_threads()
         for name, file in manifest.items():
-            if _File.of(self.path / name, threads) != file:
+            try:
+                is_as_written = _File.of(self.path / name, threads) == file
+            except OSError as error:
+                raise CheckpointError(f"{self.path / name} cannot be read: {error}") from None
+            if not is_as_written:
                 raise CheckpointError(f"{self.path / name} is damaged: its size or checksum does not match")
 
     def seal(self) -> None:
@@ -156,6 +160,8 @@ class Checkpoints:
             try:
                 checkpoint.verify(parts)
             except CheckpointError as error:
+                if not checkpoint.path.exists():  # its run goes on, and has removed it for a later one
+                    return self.newest_whole(parts)
                 log.warning("skipping this checkpoint: %s", error)
                 damaged.append(str(error))
             else:

@@ -36,9 +36,11 @@ class LoopThread:
         if not self.is_running:
             last.close()
             return
-        with suppress(TimeoutError):
-            self.start(last).result(_CLOSE_S)
-        self.close()
+        try:
+            with suppress(TimeoutError):
+                self.start(last).result(_CLOSE_S)
+        finally:
+            self.close()
 
     @property
     def is_running(self) -> bool:

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from asyncrl.runfiles.checkpoints import CheckpointError, Checkpoints, CheckpointState
+from asyncrl.weights import blocks
 
 
 def write(checkpoints, step, reward=0.0):
@@ -68,6 +69,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(checkpoints, damage, s
     damage(checkpoints.at(1))
     with pytest.raises(CheckpointError, match=f"(?s)every checkpoint is damaged.*{says}.*{says}"):
         checkpoints.newest_whole()
+
+
+def test_one_that_its_run_removes_while_it_is_read_gives_way_to_the_later_one(tmp_path, monkeypatch, caplog):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
+    write(checkpoints, 1)
+
+    def meanwhile():
+        monkeypatch.undo()
+        write(checkpoints, 2)
+        return 1
+
+    monkeypatch.setattr(blocks, "spare_threads", meanwhile)  # once its files are known
+    assert checkpoints.newest_whole().step == 2
+    assert "skipping" not in caplog.text
 
 
 def test_a_write_that_fails_leaves_the_others_and_is_cleared_away(checkpoints):
