@@ -1,5 +1,7 @@
 """The parts of the HTTP engine that need no server."""
 
+import asyncio
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ from asyncrl.core.records import FinishReason, VersionSpan
 from asyncrl.errors import RunFailed
 from asyncrl.rollout.engines.base import GenerationRequest, SamplingParams
 from asyncrl.rollout.engines.http import wire
+from asyncrl.rollout.engines.http.client import ServerError
 from asyncrl.rollout.engines.http.facts import Info, Needs, room, unfit
+from asyncrl.rollout.engines.http.job import Job
 from asyncrl.rollout.engines.http.router import Router
+from asyncrl.rollout.engines.http.server import Owner, Server, ServerSettings
 from asyncrl.rollout.engines.http.weights_dir import WeightsDir, sweep
 from asyncrl.rollout.engines.vllm.checkpoint import ExpectedWeights
 from asyncrl.weights.source import WeightsError, untied
@@ -181,6 +186,39 @@ def test_a_server_on_the_cpu_takes_no_mixture_of_experts():
 def test_a_server_with_the_right_options_is_fit_and_keeps_a_place_free():
     assert list(unfit("0.32.1+cpu", info(), Needs("float32", 100, experts=False))) == []
     assert room(info()) == 63
+
+
+@pytest.mark.parametrize(
+    ("status", "becomes"), [(400, "refused"), (404, "refused"), (408, "lost"), (429, "lost"), (503, "lost")]
+)
+def test_a_refusal_that_may_pass_costs_a_request_its_server_and_no_more(status, becomes):
+    class Refusing:
+        url = "http://server"
+
+        async def generate(self, body):
+            raise ServerError(f"status {status}", status)
+            yield  # a generator, like the real one
+
+    class Recorder(Owner):
+        heard = ()
+
+        def lost(self, jobs, *, failed):
+            self.heard += (("lost", failed, len(jobs)),)
+
+        def refused(self, error):
+            self.heard += (("refused", error.status),)
+
+    async def ask():
+        settings = ServerSettings(wire.Identity(), Needs("float32", 100, experts=False), "keep", 8, 10.0)
+        server = Server(Refusing(), settings, owner := Recorder())
+        server._version = 0
+        job = Job(GenerationRequest("r", np.arange(3, dtype=np.int32), SamplingParams(7)), [], 0)
+        server.start(job)
+        await job.task
+        return owner.heard
+
+    heard = asyncio.run(asyncio.wait_for(ask(), 10))
+    assert heard == ((("lost", True, 1),) if becomes == "lost" else (("refused", status),))
 
 
 def test_weights_are_written_whole_with_tied_names_and_go_again(tmp_path, make_qwen3):

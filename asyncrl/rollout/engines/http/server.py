@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Literal, Protocol
 
 from asyncrl.core.kept import KeptSets
@@ -26,6 +27,8 @@ from asyncrl.weights.canary import Canary, CanaryError
 log = logging.getLogger(__name__)
 
 _serial = itertools.count()
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+"""Refusals, by a proxy for one, of what may be accepted later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ class Server:
     def _broke_off(self, job: Job, error: ServerError) -> None:
         if error.status is None:
             self.fail(str(error))
-        elif 400 <= error.status < 500:
+        elif 400 <= error.status < 500 and error.status not in _PASSING:
             self._owner.refused(error)
         else:
             log.warning("request %s: %s", job.server_id, error)
