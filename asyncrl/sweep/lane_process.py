@@ -92,13 +92,15 @@ def _run(config: str, options: argparse.Namespace, origin: record.Record) -> int
         folder = RunDir(Path(str(settings.run.dir)))
         again = folder.config.is_file()  # `make_room` leaves no other
         result = resume(folder.path, gpus=options.gpus) if again else run(config, gpus=options.gpus)
-        done = record.completed(origin, settings, result.checkpoint)
+        scored = result.run_dir / record.SCORED
+        done = record.completed(origin, settings, result.checkpoint, lambda n: scored.write_text(str(n)))
     except AsyncRLError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     record.write(result.run_dir / record.FINISHED, done)
+    scored.unlink(missing_ok=True)
     if options.thin:  # what was cut short here is finished, and not half a run to go on with
         thin(result.run_dir)
     return 0

@@ -9,9 +9,11 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,6 +25,8 @@ from asyncrl.trainer.backend import backend_of
 
 FINISHED = "finished"
 """The record's file, in the directory of a run that has succeeded."""
+SCORED = "scored"
+"""Beside it until it is there: how many held-out prompts have been scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,12 @@ def origin() -> Record:
     return Record(_commit(Path(__file__).parents[1]), _machine(), str(torch.__version__))
 
 
-def completed(begun: Record, config: Config, model: Path | None) -> Record:
-    """The record of a run that has ended in this process, with `model` as its final weights."""
-    reward = held_out_reward(config, model)
+def completed(
+    begun: Record, config: Config, model: Path | None, scored: Callable[[int], Any] = lambda prompts: None
+) -> Record:
+    """The record of a run that has ended in this process, with `model` as its final weights. scored: called
+    with the number of held-out prompts so far."""
+    reward = held_out_reward(config, model, scored)
     return replace(begun, machine=begun.machine + _gpus(), held_out_reward=reward, cpu_s=used_cpu_s())
 
 
@@ -74,7 +81,7 @@ def read(path: Path) -> Record | None:
     return Record(**{key: value for key, value in known.items() if value is not None})  # type: ignore[arg-type]
 
 
-def held_out_reward(config: Config, model: Path | None) -> float:
+def held_out_reward(config: Config, model: Path | None, scored: Callable[[int], Any]) -> float:
     """Mean reward of the model on the rows that were held out, sampled and scored as in the run; NaN where
     there is nothing to score (`is_scored`), or no model."""
     if model is None or not is_scored(config):
@@ -86,7 +93,7 @@ def held_out_reward(config: Config, model: Path | None) -> float:
     trained = with_model_paths(config, {"model.path": str(whole_model(model))})
     if trained.evaluation is not None:  # suites are scored by other rules
         trained = with_values(trained, {"evaluation.suites": []})
-    return asyncio.run(evaluate(trained, held_out(trained))).mean
+    return asyncio.run(evaluate(trained, held_out(trained), scored)).mean
 
 
 def is_scored(config: Config) -> bool:

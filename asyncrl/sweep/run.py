@@ -16,6 +16,7 @@ from asyncrl.sweep.folder import CONFIG, SweepFolder
 from asyncrl.sweep.grid import Cell
 from asyncrl.sweep.lane import Lane
 from asyncrl.sweep.progress import SweepProgress
+from asyncrl.sweep.record import SCORED
 
 POLL_S = 1.0
 SHOWN_LINES = 15
@@ -90,21 +91,33 @@ async def _run_cell(cell: Cell, folder: SweepFolder, lane: Lane) -> str | None:
 
 
 async def _watch(run: Coroutine[Any, Any, int | None], config: Config, run_dir: Path) -> int | None:
-    """The run's exit status. Raises `CellStalled` if no step ends for as long as the run may take to start
-    and to make a step. (The run watches itself more closely.)"""
+    """The run's exit status. Raises `CellStalled` if no step ends, and no held-out prompt is scored after the
+    last, for as long as the run may take to start and to make a step. (The run watches itself more
+    closely.)"""
     allowed_s = config.run.start_s + config.run.longest_step_s + config.reward.patience_s
-    metrics, size, changed_s = run_dir / FILE_NAME, 0, time.monotonic()
+    files = [run_dir / FILE_NAME, run_dir / SCORED]
+    seen, changed_s = [*map(_stamp, files)], time.monotonic()
     running = asyncio.create_task(run)
     try:
         while not (await asyncio.wait([running], timeout=POLL_S))[0]:
-            now = metrics.stat().st_size if metrics.exists() else 0
-            if now != size:
-                size, changed_s = now, time.monotonic()
+            now = [*map(_stamp, files)]
+            if now != seen:
+                seen, changed_s = now, time.monotonic()
             elif time.monotonic() - changed_s > allowed_s:
-                raise CellStalled(f"it was stopped: no step has ended for {allowed_s:g} s")
+                what = "no held-out prompt has been scored" if now[1] else "no step has ended"
+                raise CellStalled(f"it was stopped: {what} for {allowed_s:g} s")
     finally:
         running.cancel()
     return running.result()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """By which a change is noticed; None where it is not there."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _last_words(output: Path) -> str:

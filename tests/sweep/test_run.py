@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ from asyncrl.config import load
 from asyncrl.errors import ConfigError
 from asyncrl.sweep import lane, lane_process, run
 from asyncrl.sweep.lane import ONE_THREAD, Lane
+from asyncrl.sweep.record import SCORED
 from asyncrl.sweep.sweep import make_lanes
 
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
@@ -22,6 +24,26 @@ def test_a_cell_without_a_sign_of_life_is_given_up(sweep_config, tmp_path, monke
     config = load(sweep_config, ["run.start_s=0.2", "run.stall_s=0.2", "reward.patience_s=0"])
     with pytest.raises(run.CellStalled, match=r"no step has ended for 1.4 s"):
         asyncio.run(run._watch(asyncio.sleep(3600), config, tmp_path))
+
+
+def test_a_cell_lives_as_long_as_its_held_out_prompts_are_scored(sweep_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "POLL_S", 0.05)
+    now_s = 0.0
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now_s))
+    config = load(sweep_config, ["run.start_s=100", "run.stall_s=0.2", "reward.patience_s=0"])
+    looks = []
+
+    def stamp(path):
+        """Each look is an hour after the one before; nine of the prompts are scored by then."""
+        nonlocal now_s
+        looks.append(path)
+        now_s += 1800
+        return (1, min(len(looks), 18)) if path.name == SCORED else None
+
+    monkeypatch.setattr(run, "_stamp", stamp)
+    with pytest.raises(run.CellStalled, match=r"no held-out prompt has been scored for 101.2 s"):
+        asyncio.run(run._watch(asyncio.sleep(3600), config, tmp_path))
+    assert len(looks) == 20
 
 
 def test_a_cell_is_stopped_even_if_it_is_deaf(monkeypatch):
