@@ -101,6 +101,26 @@ def test_what_a_role_records_comes_back_within_its_bounds(run_dir, tmp_path):
     assert here == there
 
 
+def test_a_supervisor_that_no_agent_can_reach_any_more_starts_no_further_one_and_says_why(run_dir):
+    """Also where no guest may join, of whom it would look for news."""
+
+    async def body():
+        desk = Desk(run_dir, NetworkConfig())
+        desk.call(RoleSpec("rollout-0", {}), "first")
+
+        async def fails():
+            raise OSError("the socket is gone")
+
+        desk._serving.cancel()
+        desk._serving = asyncio.create_task(fails())
+        await asyncio.wait([desk._serving])
+        with pytest.raises(OSError, match="the socket is gone"):
+            desk.call(RoleSpec("rollout-0", {}), "second")
+        await desk.close()
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
 def test_an_agent_writes_nothing_but_what_is_its_roles(run_dir):
     async def body():
         desk = Desk(run_dir, NetworkConfig())

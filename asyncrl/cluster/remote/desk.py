@@ -114,7 +114,9 @@ class Desk:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where it listens, with the keys of this start of the run."""
+        """Where it listens, with the keys of this start of the run. Raises what has ended that."""
+        if self._serving is not None and self._serving.done():
+            self._serving.result()
         if self._endpoint is None:
             self._server = RpcServer(self._handle)
             network = self._network
@@ -132,9 +134,6 @@ class Desk:
     def arrived(self) -> list[tuple[str, RemoteRole]]:
         """The guests that have come since the last call, each after where it comes from."""
         _ = self.endpoint
-        assert self._serving is not None
-        if self._serving.done():
-            self._serving.result()
         arrived, self._arrived = self._arrived, []
         return arrived
 
