@@ -166,7 +166,7 @@ class ZmqWorkerLink(WorkerLink):
             except WeightsError as error:
                 # Usually overtaken by a newer version, whose notice is on its way.
                 log.warning("weight version %d, try %d: %s", source.version, attempt, error)
-                if attempt == UPDATE_TRIES and not self._transport.is_gone(notice):
+                if attempt == UPDATE_TRIES and not await asyncio.to_thread(self._transport.is_gone, notice):
                     raise
                 if self._weights.newest is source:
                     await asyncio.sleep(0.05 * attempt)
